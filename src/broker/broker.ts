@@ -1,0 +1,139 @@
+/**
+ * What the gateway asks of a message broker: lanes to publish on, subscriptions to consume from.
+ * `amqp.ts` does it with RabbitMQ, `embedded.ts` in memory; one test suite holds both to this file.
+ *
+ * Lanes and subscriptions outlive connections: a lane closes when the broker is lost and opens again
+ * when it is back; a subscription goes on delivering by itself.
+ */
+
+export type HeaderValue = string | number | bigint | boolean | null | undefined | Date | object
+
+export interface MessageProperties {
+  contentType?: string
+  contentEncoding?: string
+  headers?: Record<string, HeaderValue>
+  /** 2 is persistent. */
+  deliveryMode?: number
+  priority?: number
+  correlationId?: string
+  replyTo?: string
+  /** Milliseconds, in decimal digits. */
+  expiration?: string
+  messageId?: string
+  /** Whole seconds on the wire. */
+  timestamp?: Date
+  type?: string
+  userId?: string
+  appId?: string
+}
+
+/** Header that identifies a message without a `message_id` of ours when the broker returns it. */
+export const POST_ID_HEADER = "owsla-post"
+
+export interface OutgoingMessage {
+  /** Unique among the unsettled messages of its lane; stands in `message_id` or `owsla-post`. */
+  readonly id: string
+  /** "" is the default exchange: the routing key is a queue's name. */
+  readonly exchange: string
+  readonly routingKey: string
+  readonly body: Uint8Array
+  readonly properties: MessageProperties
+}
+
+/** How one publish ended. */
+export type PublishResult =
+  /** The broker has it: stored, as far as its queue stores. */
+  | "confirmed"
+  /** No queue took it. */
+  | "returned"
+  /** The broker refused it, for example because its queue is full. */
+  | "nacked"
+  /** The connection was lost first: the broker may or may not have it. */
+  | "cut"
+  /** It can't be encoded, so no retry will help. */
+  | "unencodable"
+
+export type LaneState =
+  | "closed"
+  /** The broker takes nothing for now (an alarm); what was published before may still be confirmed. */
+  | "blocked"
+  | "open"
+
+/** An ordered, confirmed, mandatory way of publishing. */
+export interface Lane {
+  readonly state: LaneState
+  /**
+   * Publishes one message; `properties` are read before the call returns.
+   * `settled` is called once, never before the call returns, in any order between messages.
+   * To be called only while `state` is "open".
+   */
+  publish(message: OutgoingMessage, settled: (result: PublishResult) => void): void
+}
+
+export interface LaneListener {
+  /** The lane has just opened or been unblocked. */
+  opened(): void
+}
+
+export interface Delivery {
+  readonly queue: string
+  readonly body: Uint8Array
+  readonly properties: MessageProperties
+  readonly redelivered: boolean
+  /** Does nothing once the connection it came on is lost: the broker then delivers it again. */
+  acknowledge(): void
+}
+
+export interface Subscription {
+  readonly queue: string
+  /** How many deliveries may be unacknowledged. */
+  readonly prefetch: number
+  /** Must not throw. */
+  readonly deliver: (delivery: Delivery) => void
+}
+
+export interface QueueDeclaration {
+  readonly name: string
+  readonly durable: boolean
+  /** Used by this connection alone and gone with it. */
+  readonly exclusive?: boolean
+  readonly arguments: Record<string, string | number>
+}
+
+export type BrokerState =
+  /** Not there: being connected to, for the first time or again. */
+  | { readonly is: "away"; readonly reason: string }
+  | { readonly is: "blocked"; readonly reason: string }
+  | { readonly is: "ready" }
+  | { readonly is: "closed" }
+
+export interface BrokerListener {
+  stateChanged(state: BrokerState): void
+  /** Something to tell the operator that is no loss of the broker. */
+  warning(message: string): void
+}
+
+export interface BrokerSetup {
+  readonly queues: readonly QueueDeclaration[]
+  readonly subscriptions: readonly Subscription[]
+}
+
+export interface Broker {
+  readonly kind: "amqp" | "embedded"
+  readonly state: BrokerState
+  /** Begins to connect, and keeps at it until `close`. Queues are declared on each connection. */
+  start(setup: BrokerSetup, listener: BrokerListener): void
+  /** A lane of its own; to be asked for before `start`. */
+  lane(listener: LaneListener): Lane
+  /** Declares the queues again, after a message was returned because one is gone. */
+  redeclare(): void
+  /** Gives up the present connection, for example because the broker is mute, and connects anew. */
+  reset(reason: string): void
+  /** Reads no more deliveries for now: for when those that are held fill their bound. */
+  pauseConsuming(): void
+  resumeConsuming(): void
+  /** Cancels the subscriptions; what was delivered can still be acknowledged. */
+  stopConsuming(): Promise<void>
+  /** Hands over what was written and disconnects. Resolves when that is done, or after a bound. */
+  close(): Promise<void>
+}

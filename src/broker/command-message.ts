@@ -1,0 +1,124 @@
+/**
+ * What a message on its way to a device means: from its properties to a command, or to the reason
+ * why it is none. Pure.
+ *
+ * Lenient in one thing: `to_device_seq` may be a string of digits, since command-line publishers can
+ * only send strings.
+ */
+
+import { bodyFault, type Outcome } from "../device/command.ts"
+import { CONNECTION_ID, DEVICE_ID } from "../device/ids.ts"
+import type { HeaderValue, MessageProperties } from "./broker.ts"
+
+/** How often this command was forwarded from worker to worker. */
+export const HOPS_HEADER = "owsla-hops"
+/** Milliseconds since 1970; AMQP's `expiration` would start anew in each queue. */
+export const EXPIRES_AT_HEADER = "owsla-expires-at"
+
+/** Which connection a command is for: that very one, or the one the device has now. */
+export interface Target {
+  readonly connectionId: string | null
+  readonly deviceId: string | null
+}
+
+export interface CommandMessage {
+  readonly target: Target
+  readonly seq: number | null
+  readonly messageId: string | null
+  readonly expiresAtMs: number
+  readonly hops: number
+}
+
+export interface Refusal {
+  readonly outcome: Extract<Outcome, "invalid" | "too_large">
+  readonly detail: string
+}
+
+/** @param nowMs the time of arrival, from which an expiration counts when there is no timestamp. */
+export function readCommand(
+  body: Uint8Array,
+  properties: MessageProperties,
+  nowMs: number,
+  maxLineBytes: number,
+): CommandMessage | Refusal {
+  const headers = properties.headers ?? {}
+  const connectionId = headers["connection_id"] ?? null
+  const deviceId = headers["device_id"] ?? null
+  if (connectionId === null && deviceId === null) {
+    return invalid("neither connection_id nor device_id in the headers")
+  }
+  if (connectionId !== null && !isIdIn(CONNECTION_ID, connectionId)) {
+    return invalid(`connection_id does not match ${CONNECTION_ID.source}`)
+  }
+  if (deviceId !== null && !isIdIn(DEVICE_ID, deviceId)) {
+    return invalid(`device_id does not match ${DEVICE_ID.source}`)
+  }
+  const seq = readInteger(headers["to_device_seq"])
+  if (seq === undefined) return invalid("to_device_seq is no integer from 0 to 2^53 - 1")
+  const expiresAtMs = readExpiry(properties, nowMs)
+  if (expiresAtMs === undefined) return invalid("expiration is no whole number of milliseconds")
+  const fault = bodyFault(body, maxLineBytes)
+  if (fault !== null) return fault
+  return {
+    target: { connectionId, deviceId },
+    seq,
+    messageId: properties.messageId ?? null,
+    expiresAtMs,
+    hops: readInteger(headers[HOPS_HEADER]) ?? 0,
+  }
+}
+
+/** Why and where the broker gave a message up, from its `x-death` header; null when it did not. */
+export function readDeath(
+  properties: MessageProperties,
+): { reason: string; queue: string; expiration: string | null } | null {
+  const deaths = properties.headers?.["x-death"]
+  const death: unknown = Array.isArray(deaths) ? deaths[0] : null
+  if (typeof death !== "object" || death === null) return null
+  const { reason, queue, "original-expiration": expiration } = death as Record<string, unknown>
+  return {
+    reason: String(reason),
+    queue: String(queue),
+    expiration: typeof expiration === "string" ? expiration : null,
+  }
+}
+
+/**
+ * Headers fit to be published again. Integers become 64-bit, since the client would write large ones
+ * with the wrong sign; bytes are copied, since they are a view of the client's read buffer.
+ */
+export function headersToKeep(headers: Record<string, HeaderValue>): Record<string, HeaderValue> {
+  const kept: Record<string, HeaderValue> = {}
+  for (const [name, value] of Object.entries(headers)) {
+    if (typeof value === "number" && Number.isSafeInteger(value)) kept[name] = BigInt(value)
+    else if (value instanceof Uint8Array) kept[name] = value.slice()
+    else kept[name] = value
+  }
+  return kept
+}
+
+function invalid(detail: string): Refusal {
+  return { outcome: "invalid", detail }
+}
+
+function isIdIn(alphabet: RegExp, value: HeaderValue): value is string {
+  return typeof value === "string" && alphabet.test(value)
+}
+
+/** Null when absent, undefined when it is no integer from 0 to 2^53 - 1. */
+function readInteger(value: HeaderValue): number | null | undefined {
+  if (value === undefined || value === null) return null
+  const digits = typeof value === "string" && /^[0-9]{1,16}$/.test(value)
+  if (!digits && typeof value !== "number" && typeof value !== "bigint") return undefined
+  const number = Number(value)
+  return Number.isSafeInteger(number) && number >= 0 ? number : undefined
+}
+
+/** Milliseconds since 1970, `Infinity` without expiration, undefined when it is no number. */
+function readExpiry(properties: MessageProperties, nowMs: number): number | undefined {
+  const carried = readInteger(properties.headers?.[EXPIRES_AT_HEADER])
+  if (typeof carried === "number") return carried
+  if (properties.expiration === undefined) return Number.POSITIVE_INFINITY
+  if (!/^[0-9]{1,15}$/.test(properties.expiration)) return undefined
+  return (properties.timestamp?.getTime() ?? nowMs) + Number(properties.expiration)
+}

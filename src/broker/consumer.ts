@@ -1,0 +1,187 @@
+/**
+ * The consumer: deliveries from the queues in, commands to their connections or to other workers out.
+ * The first stage of a command's way.
+ *
+ *   to_device, owsla.worker.<id> ─► read ─► route ─┬─ here ──► connection ──► (later) its outcome
+ *   owsla.dead_letters ─────────────┘              ├─ queue ─► forward; acknowledge once it is stored
+ *                                                  └─ nowhere ► offline
+ *
+ * Never writes to a socket and never waits. Bounds: `PREFETCH` unacknowledged deliveries for each
+ * queue and `maxHeldBytes` of bodies for all, beyond which the broker is read no further.
+ */
+
+import type { Counters } from "../counters.ts"
+import type { Connection } from "../device/connection.ts"
+import type { Broker, Delivery, MessageProperties } from "./broker.ts"
+import {
+  type CommandMessage,
+  EXPIRES_AT_HEADER,
+  HOPS_HEADER,
+  headersToKeep,
+  readCommand,
+  readDeath,
+} from "./command-message.ts"
+import { Outcomes, type QueuedCommand } from "./outcomes.ts"
+import type { Posts } from "./posts.ts"
+import { route } from "./routing.ts"
+import { isWorkerQueue, WORKER_QUEUE_TTL_MS } from "./topology.ts"
+
+export interface ConsumerOptions {
+  readonly workerId: string
+  readonly maxLineBytes: number
+  /** Bytes of bodies of unacknowledged deliveries. */
+  readonly maxHeldBytes: number
+  readonly undeliveredQueue: string
+  readonly nowMs: () => number
+  readonly counters: Counters
+  /** The open connection of this worker with this connection or device id. */
+  readonly find: (id: string) => Connection | undefined
+}
+
+export class Consumer {
+  readonly #options: ConsumerOptions
+  readonly #broker: Broker
+  readonly #posts: Posts
+  readonly outcomes: Outcomes
+  #heldBytes = 0
+  #heldCount = 0
+  #paused = false
+
+  constructor(broker: Broker, posts: Posts, options: ConsumerOptions) {
+    this.#options = options
+    this.#broker = broker
+    this.#posts = posts
+    const { counters, undeliveredQueue, nowMs } = options
+    this.outcomes = new Outcomes(posts, counters, undeliveredQueue, nowMs, (delivery) =>
+      this.#release(delivery),
+    )
+  }
+
+  /** Deliveries that are not acknowledged yet. */
+  get heldCount(): number {
+    return this.#heldCount
+  }
+
+  /** Takes a delivery from `to_device` or from this worker's own queue. */
+  deliver(delivery: Delivery): void {
+    const { counters, nowMs, maxLineBytes } = this.#options
+    counters.commandsReceived += 1
+    this.#hold(delivery)
+    const read = readCommand(delivery.body, delivery.properties, nowMs(), maxLineBytes)
+    if ("outcome" in read) {
+      this.outcomes.settleDelivery(delivery, read.outcome, read.detail, null)
+    } else this.#route(delivery, read)
+  }
+
+  /** Takes a delivery that the broker gave up in another queue. */
+  deliverDeadLetter(delivery: Delivery): void {
+    const { counters, nowMs, maxLineBytes } = this.#options
+    counters.deadLettersReceived += 1
+    this.#hold(delivery)
+    const death = readDeath(delivery.properties)
+    const expiration = death?.expiration ?? null
+    const properties =
+      expiration === null ? delivery.properties : { ...delivery.properties, expiration }
+    const read = readCommand(delivery.body, properties, nowMs(), maxLineBytes)
+    if ("outcome" in read) {
+      this.outcomes.settleDelivery(delivery, read.outcome, read.detail, null)
+      return
+    }
+    const abandoned =
+      death?.reason === "expired" &&
+      isWorkerQueue(death.queue) &&
+      (expiration === null || Number(expiration) > WORKER_QUEUE_TTL_MS) &&
+      read.expiresAtMs > nowMs()
+    if (abandoned) this.#route(delivery, { ...read, hops: read.hops + 1 })
+    else if (death?.reason === "expired") {
+      this.outcomes.settleDelivery(delivery, "expired", `in the queue ${death.queue}`, null)
+    } else {
+      const detail = `given up by the broker: ${death?.reason ?? "no x-death header"}`
+      this.outcomes.settleDelivery(delivery, "closed", detail, null)
+    }
+  }
+
+  #route(delivery: Delivery, message: CommandMessage): void {
+    const { workerId, find } = this.#options
+    const destination = route(message.target, message.hops, workerId, find)
+    switch (destination.to) {
+      case "here":
+        destination.connection.offer(this.#command(delivery, message))
+        break
+      case "queue":
+        this.#forward(delivery, message, destination.queue)
+        break
+      case "nowhere":
+        this.outcomes.settleDelivery(delivery, "offline", destination.detail, null)
+        break
+    }
+  }
+
+  #command(delivery: Delivery, message: CommandMessage): QueuedCommand {
+    return {
+      body: delivery.body,
+      seq: message.seq,
+      messageId: message.messageId,
+      expiresAtMs: message.expiresAtMs,
+      redelivered: delivery.redelivered,
+      source: this.outcomes,
+      delivery,
+    }
+  }
+
+  #forward(delivery: Delivery, message: CommandMessage, queue: string): void {
+    this.#options.counters.commandsForwarded += 1
+    const properties = forwarded(delivery.properties, message, this.#options.nowMs())
+    this.#posts.send(queue, delivery.body, properties, "final", (result) => {
+      switch (result) {
+        case "confirmed":
+          delivery.acknowledge()
+          this.#release(delivery)
+          break
+        case "returned":
+          this.outcomes.settleDelivery(delivery, "offline", `no queue ${queue}`, null)
+          break
+        case "unencodable":
+          this.outcomes.settleDelivery(delivery, "invalid", "its headers are too large", null)
+          break
+      }
+    })
+  }
+
+  #hold(delivery: Delivery): void {
+    this.#heldCount += 1
+    this.#heldBytes += delivery.body.length
+    if (this.#paused || this.#heldBytes <= this.#options.maxHeldBytes) return
+    this.#paused = true
+    this.#broker.pauseConsuming()
+  }
+
+  #release(delivery: Delivery): void {
+    this.#heldCount -= 1
+    this.#heldBytes -= delivery.body.length
+    if (!this.#paused || this.#heldBytes > this.#options.maxHeldBytes / 2) return
+    this.#paused = false
+    this.#broker.resumeConsuming()
+  }
+}
+
+/** The properties of a command on its way to another worker. */
+export function forwarded(
+  properties: MessageProperties,
+  message: Pick<CommandMessage, "expiresAtMs" | "hops">,
+  nowMs: number,
+): MessageProperties {
+  const { expiration: _, ...others } = properties
+  const { "x-death": __, ...headers } = headersToKeep(properties.headers ?? {})
+  const expires = Number.isFinite(message.expiresAtMs)
+  return {
+    ...others,
+    // AMQP counts an expiration anew in each queue, so only what is left of it goes along.
+    ...(expires ? { expiration: String(Math.max(0, message.expiresAtMs - nowMs)) } : {}),
+    headers: {
+      ...headers,
+      [HOPS_HEADER]: BigInt(message.hops + 1),
+      ...(expires ? { [EXPIRES_AT_HEADER]: BigInt(message.expiresAtMs) } : {}),
+    },
+  }
+}

@@ -1,0 +1,248 @@
+/**
+ * The broker in memory: the same interface for a first try and for fast tests, in one process.
+ *
+ * Keeps what it can of RabbitMQ's meaning: default exchange, mandatory, confirms, prefetch,
+ * redelivery, per-message expiration, dead-lettering. Keeps nothing on disk and shares nothing with
+ * another process. Bound: `MAX_QUEUE_MESSAGES` a queue; then the oldest is dropped, as a queue with
+ * `x-max-length` does, and counted in the one warning about it.
+ */
+
+import type {
+  Broker,
+  BrokerListener,
+  BrokerSetup,
+  BrokerState,
+  Delivery,
+  Lane,
+  LaneListener,
+  MessageProperties,
+  OutgoingMessage,
+  PublishResult,
+  Subscription,
+} from "./broker.ts"
+
+const MAX_QUEUE_MESSAGES = 10_000
+
+interface StoredMessage {
+  readonly body: Uint8Array
+  readonly properties: MessageProperties
+  readonly expiresAtMs: number
+  redelivered: boolean
+}
+
+interface Consumer {
+  readonly subscription: Subscription
+  readonly unacknowledged: Set<StoredMessage>
+}
+
+interface Queue {
+  readonly name: string
+  readonly deadLetterTo: string | null
+  readonly messageTtlMs: number
+  messages: StoredMessage[]
+  consumers: Consumer[]
+  nextConsumer: number
+  dropped: number
+}
+
+/** Sees each message that arrives in a queue, without taking it. */
+export type Tap = (body: Uint8Array, properties: MessageProperties) => void
+
+export class EmbeddedBroker implements Broker {
+  readonly kind = "embedded"
+  readonly #nowMs: () => number
+  readonly #queues = new Map<string, Queue>()
+  readonly #taps = new Map<string, Set<Tap>>()
+  readonly #lanes: { lane: EmbeddedLane; listener: LaneListener }[] = []
+  #listener: BrokerListener | null = null
+  #state: BrokerState = { is: "away", reason: "not started" }
+  #sweep: ReturnType<typeof setInterval> | null = null
+
+  constructor(nowMs: () => number = Date.now) {
+    this.#nowMs = nowMs
+  }
+
+  get state(): BrokerState {
+    return this.#state
+  }
+
+  start(setup: BrokerSetup, listener: BrokerListener): void {
+    this.#listener = listener
+    for (const { name, arguments: args } of setup.queues) {
+      const deadLetterTo = args["x-dead-letter-routing-key"]
+      const messageTtlMs = args["x-message-ttl"]
+      this.#queues.set(name, {
+        name,
+        deadLetterTo: typeof deadLetterTo === "string" ? deadLetterTo : null,
+        messageTtlMs: typeof messageTtlMs === "number" ? messageTtlMs : Number.POSITIVE_INFINITY,
+        messages: [],
+        consumers: [],
+        nextConsumer: 0,
+        dropped: 0,
+      })
+    }
+    for (const subscription of setup.subscriptions) {
+      this.#queues
+        .get(subscription.queue)
+        ?.consumers.push({ subscription, unacknowledged: new Set() })
+    }
+    this.#sweep = setInterval(() => this.#expire(), 100)
+    this.#sweep.unref()
+    // Not before the caller has returned, as a real connection would not be.
+    queueMicrotask(() => {
+      this.#state = { is: "ready" }
+      for (const { listener } of this.#lanes) listener.opened()
+      this.#listener?.stateChanged(this.#state)
+    })
+  }
+
+  lane(listener: LaneListener): Lane {
+    const lane = new EmbeddedLane(this)
+    this.#lanes.push({ lane, listener })
+    return lane
+  }
+
+  redeclare(): void {}
+
+  reset(): void {}
+
+  // Prefetch alone bounds what is held: the messages are in this process either way.
+  pauseConsuming(): void {}
+
+  resumeConsuming(): void {}
+
+  /** Follows the messages of one queue from now on. Returns how to stop. */
+  tap(queue: string, tap: Tap): () => void {
+    const taps = this.#taps.get(queue) ?? new Set()
+    this.#taps.set(queue, taps.add(tap))
+    return () => taps.delete(tap)
+  }
+
+  stopConsuming(): Promise<void> {
+    for (const queue of this.#queues.values()) {
+      for (const { unacknowledged } of queue.consumers) {
+        for (const message of unacknowledged) message.redelivered = true
+        queue.messages = [...unacknowledged, ...queue.messages]
+      }
+      queue.consumers = []
+    }
+    return Promise.resolve()
+  }
+
+  async close(): Promise<void> {
+    if (this.#sweep !== null) clearInterval(this.#sweep)
+    await this.stopConsuming()
+    this.#state = { is: "closed" }
+    this.#listener?.stateChanged(this.#state)
+  }
+
+  /** Stores one message for `EmbeddedLane`. */
+  store({ exchange, routingKey, body, properties }: OutgoingMessage): PublishResult {
+    const queue = exchange === "" ? this.#queues.get(routingKey) : undefined
+    if (queue === undefined) return "returned"
+    const own = { ...properties, headers: { ...properties.headers } }
+    for (const tap of this.#taps.get(routingKey) ?? []) tap(body, own)
+    this.#push(queue, body, own)
+    this.#deliver(queue)
+    return "confirmed"
+  }
+
+  #push(queue: Queue, body: Uint8Array, properties: MessageProperties): void {
+    const ttlMs = Math.min(
+      queue.messageTtlMs,
+      properties.expiration === undefined
+        ? Number.POSITIVE_INFINITY
+        : Number(properties.expiration),
+    )
+    queue.messages.push({
+      body,
+      properties,
+      expiresAtMs: this.#nowMs() + ttlMs,
+      redelivered: false,
+    })
+    if (queue.messages.length <= MAX_QUEUE_MESSAGES) return
+    queue.messages.shift()
+    queue.dropped += 1
+    if (queue.dropped === 1) {
+      this.#listener?.warning(
+        `the embedded broker keeps the last ${MAX_QUEUE_MESSAGES} messages of ${queue.name}`,
+      )
+    }
+  }
+
+  #deliver(queue: Queue): void {
+    while (queue.messages.length > 0) {
+      const consumer = this.#nextWithRoom(queue)
+      if (consumer === undefined) return
+      const message = queue.messages.shift()
+      if (message === undefined) return
+      if (message.expiresAtMs <= this.#nowMs()) {
+        this.#deadLetter(queue, message)
+        continue
+      }
+      consumer.unacknowledged.add(message)
+      const delivery: Delivery = {
+        queue: queue.name,
+        body: message.body,
+        properties: message.properties,
+        redelivered: message.redelivered,
+        acknowledge: () => {
+          if (consumer.unacknowledged.delete(message)) this.#deliver(queue)
+        },
+      }
+      queueMicrotask(() => consumer.subscription.deliver(delivery))
+    }
+  }
+
+  #nextWithRoom(queue: Queue): Consumer | undefined {
+    for (let i = 0; i < queue.consumers.length; i += 1) {
+      const at = (queue.nextConsumer + i) % queue.consumers.length
+      const consumer = queue.consumers[at]
+      if (consumer && consumer.unacknowledged.size < consumer.subscription.prefetch) {
+        queue.nextConsumer = at + 1
+        return consumer
+      }
+    }
+    return undefined
+  }
+
+  #expire(): void {
+    const nowMs = this.#nowMs()
+    for (const queue of this.#queues.values()) {
+      if (!queue.messages.some((message) => message.expiresAtMs <= nowMs)) continue
+      const expired = queue.messages.filter((message) => message.expiresAtMs <= nowMs)
+      queue.messages = queue.messages.filter((message) => message.expiresAtMs > nowMs)
+      for (const message of expired) this.#deadLetter(queue, message)
+    }
+  }
+
+  #deadLetter(from: Queue, message: StoredMessage): void {
+    const to = from.deadLetterTo === null ? undefined : this.#queues.get(from.deadLetterTo)
+    if (to === undefined) return
+    const { expiration, ...kept } = message.properties
+    const death = {
+      reason: "expired",
+      queue: from.name,
+      ...(expiration === undefined ? {} : { "original-expiration": expiration }),
+    }
+    this.#push(to, message.body, { ...kept, headers: { ...kept.headers, "x-death": [death] } })
+    this.#deliver(to)
+  }
+}
+
+class EmbeddedLane implements Lane {
+  readonly #broker: EmbeddedBroker
+
+  constructor(broker: EmbeddedBroker) {
+    this.#broker = broker
+  }
+
+  get state(): "open" | "closed" {
+    return this.#broker.state.is === "ready" ? "open" : "closed"
+  }
+
+  publish(message: OutgoingMessage, settled: (result: PublishResult) => void): void {
+    const result = this.#broker.store(message)
+    queueMicrotask(() => settled(result))
+  }
+}

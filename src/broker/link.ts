@@ -1,0 +1,136 @@
+/**
+ * A link: one AMQP connection that is kept alive, with a fresh client for each try.
+ *
+ *   down ──start──► connecting ──set up──► up ──lost──► waiting ──backoff──► connecting
+ *                        └──failed──────────────────────►┘
+ *   any ──close──► closed
+ *
+ * Never publishes or consumes itself: `setUp` opens the channels. Bounds: `CONNECT_TIMEOUT_MS` for
+ * connecting and setting up together; waits between tries from 0.1 to 5 s with full jitter.
+ */
+
+import type { AMQPBaseClient } from "@cloudamqp/amqp-client"
+import { backoffMs } from "../backoff.ts"
+import { BatchingClient } from "./batching-client.ts"
+
+const CONNECT_TIMEOUT_MS = 10_000
+const CLOSE_TIMEOUT_MS = 2_000
+const HEARTBEAT_S = 10
+const BACKOFF = { firstMs: 100, mostMs: 5_000 }
+
+export interface LinkHooks {
+  /** Opens channels on the new connection; a rejection counts as a failed try. */
+  readonly setUp: (client: AMQPBaseClient) => Promise<void>
+  readonly up: () => void
+  /** Told once for each connection that was up, and for each try that failed. */
+  readonly lost: (reason: string) => void
+  readonly blocked: (reason: string) => void
+  readonly unblocked: () => void
+}
+
+export class Link {
+  readonly #url: string
+  readonly #hooks: LinkHooks
+  #state: "down" | "connecting" | "up" | "waiting" | "closed" = "down"
+  #client: BatchingClient | null = null
+  #attempt = 0
+  #timer: ReturnType<typeof setTimeout> | null = null
+
+  /**
+   * @param url `amqp:` or `amqps:`.
+   * @param name how the connection is called in the broker's own tools.
+   * @param frameMax bytes; larger where large header frames may come in.
+   */
+  constructor(url: string, name: string, frameMax: number, hooks: LinkHooks) {
+    const withOptions = new URL(url)
+    withOptions.searchParams.set("name", name)
+    withOptions.searchParams.set("heartbeat", String(HEARTBEAT_S))
+    withOptions.searchParams.set("frameMax", String(frameMax))
+    this.#url = withOptions.href
+    this.#hooks = hooks
+  }
+
+  get up(): boolean {
+    return this.#state === "up"
+  }
+
+  start(): void {
+    if (this.#state === "down" || this.#state === "waiting") void this.#connect()
+  }
+
+  /** Gives up the present connection and connects anew. */
+  reset(reason: string): void {
+    if (this.#state === "up") this.#lose(this.#client, reason)
+  }
+
+  /**
+   * Stops reading from the broker; it then sees no heartbeats of ours and closes the connection after
+   * some 20 s, which a new connection makes good.
+   */
+  pause(): void {
+    this.#client?.socket?.pause()
+  }
+
+  resume(): void {
+    this.#client?.socket?.resume()
+  }
+
+  /** Sends what is queued, says goodbye and closes; within `CLOSE_TIMEOUT_MS`. */
+  async close(): Promise<void> {
+    const client = this.#client
+    const wasUp = this.#state === "up"
+    this.#state = "closed"
+    if (this.#timer !== null) clearTimeout(this.#timer)
+    if (client !== null && wasUp) {
+      await within(client.close(), CLOSE_TIMEOUT_MS, "no answer").catch(() => undefined)
+    }
+    client?.socket?.destroy()
+  }
+
+  async #connect(): Promise<void> {
+    this.#state = "connecting"
+    const client = new BatchingClient(this.#url)
+    this.#client = client
+    let cause = "connection lost"
+    client.onerror = (error) => {
+      cause = error.message
+    }
+    client.ondisconnect = (error) => this.#lose(client, error?.message ?? cause)
+    client.onblocked = (reason) => {
+      if (this.#client === client) this.#hooks.blocked(reason)
+    }
+    client.onunblocked = () => {
+      if (this.#client === client) this.#hooks.unblocked()
+    }
+    try {
+      const setUp = client.connect().then(() => this.#hooks.setUp(client))
+      await within(setUp, CONNECT_TIMEOUT_MS, `no answer within ${CONNECT_TIMEOUT_MS} ms`)
+    } catch (error) {
+      this.#lose(client, error instanceof Error ? error.message : String(error))
+      return
+    }
+    if (this.#client !== client || this.#state !== "connecting") return
+    this.#state = "up"
+    this.#attempt = 0
+    this.#hooks.up()
+  }
+
+  #lose(client: BatchingClient | null, reason: string): void {
+    if (client === null || this.#client !== client || this.#state === "closed") return
+    this.#client = null
+    this.#state = "waiting"
+    client.socket?.destroy()
+    // The client tells its channels only when it learns of the loss by itself.
+    for (const channel of client.channels) channel?.setClosed(new Error(reason))
+    this.#hooks.lost(reason)
+    const delayMs = backoffMs(this.#attempt, BACKOFF, Math.random())
+    this.#attempt += 1
+    this.#timer = setTimeout(() => this.start(), delayMs)
+  }
+}
+
+function within<T>(promise: Promise<T>, timeoutMs: number, message: string): Promise<T> {
+  const { promise: timeout, reject } = Promise.withResolvers<never>()
+  const timer = setTimeout(() => reject(new Error(message)), timeoutMs)
+  return Promise.race([promise, timeout]).finally(() => clearTimeout(timer))
+}

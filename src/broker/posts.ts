@@ -1,0 +1,88 @@
+/**
+ * Posts: what the gateway itself sends for a command. Receipts, copies for the undelivered queue,
+ * commands forwarded to the worker that holds their connection. Kept until the broker has them.
+ *
+ * Never carries lines. Bound: each post belongs to a delivery that is not acknowledged yet or to an
+ * HTTP request, so there are at most two for each of those; `MAX_IN_FLIGHT` are unconfirmed at a time.
+ */
+
+import type { Counters } from "../counters.ts"
+import type { Broker, MessageProperties, OutgoingMessage } from "./broker.ts"
+import { POST_ID_HEADER } from "./broker.ts"
+import type { FinalResult } from "./publish-window.ts"
+import { Publisher } from "./publisher.ts"
+
+/** The AMQP client pins 8 KiB for each. */
+const MAX_IN_FLIGHT = 1_000
+const BACKOFF = { firstMs: 100, mostMs: 5_000 }
+
+interface Post {
+  readonly message: OutgoingMessage
+  readonly whenReturned: "again" | "final"
+  readonly done: (result: FinalResult) => void
+}
+
+export class Posts {
+  readonly #publisher: Publisher<Post>
+  #nextId = 0
+
+  constructor(broker: Broker, counters: Counters, nowMs: () => number) {
+    this.#publisher = new Publisher<Post>({
+      limits: {
+        maxCount: Number.POSITIVE_INFINITY,
+        maxBytes: Number.POSITIVE_INFINITY,
+        maxInFlight: MAX_IN_FLIGHT,
+      },
+      backoff: BACKOFF,
+      nowMs,
+      groupOf: (post) => post.message.routingKey,
+      describe: (post) => post.message,
+      done: (post, result) => post.done(result),
+      whenReturned: (post) => post.whenReturned,
+      relieved: () => undefined,
+      failed: (post, result) => {
+        if (result === "returned" && post.whenReturned === "again") broker.redeclare()
+      },
+      repeating: (count) => {
+        counters.postsRepeated += count
+      },
+    })
+    this.#publisher.use(broker.lane({ opened: () => this.#publisher.opened() }))
+  }
+
+  get count(): number {
+    return this.#publisher.count
+  }
+
+  oldestSentAtMs(): number | null {
+    return this.#publisher.oldestSentAtMs()
+  }
+
+  /**
+   * Publishes to a queue, persistently. `done` is told once: "confirmed", "unencodable" when the
+   * properties are too large for a frame, or, where `whenReturned` is "final", "returned".
+   */
+  send(
+    queue: string,
+    body: Uint8Array,
+    properties: MessageProperties,
+    whenReturned: "again" | "final",
+    done: (result: FinalResult) => void,
+  ): void {
+    const id = String(this.#nextId)
+    this.#nextId += 1
+    const headers = { ...properties.headers, [POST_ID_HEADER]: id }
+    const message = {
+      id,
+      exchange: "",
+      routingKey: queue,
+      body,
+      properties: { ...properties, headers, deliveryMode: 2 },
+    }
+    this.#publisher.publish({ message, whenReturned, done }, body.length)
+  }
+
+  stop(): void {
+    this.#publisher.stop()
+  }
+}

@@ -1,0 +1,171 @@
+/**
+ * The unconfirmed window: messages in the order in which they must reach the broker, from the moment
+ * they are accepted until the broker has confirmed them and all before them.
+ *
+ *   waiting ──sent──► in flight ──confirmed──► done ──all before it too──► released
+ *      ▲                  └──returned, nacked, cut──► failed
+ *      └────────────goBack────────────────────────────┘
+ *
+ * After a failure, `goBack` puts back everything that failed, and everything done that came after a
+ * failure of the same group (a connection): a back-end that follows the sequence numbers then finds
+ * each line after its predecessor. Those are the only repeats.
+ *
+ * Pure: no broker, no clock. Bounds: `maxCount` messages and `maxBytes` of bodies; `full` at either,
+ * `relieved` at half of both. `maxInFlight` of them are sent and unconfirmed. One message is always accepted by an empty window, whatever its size.
+ */
+
+export interface WindowLimits {
+  readonly maxCount: number
+  readonly maxBytes: number
+  /** How many may be with the broker, unconfirmed, at a time. */
+  readonly maxInFlight: number
+}
+
+/** How a message that needs no more sending ended. */
+export type FinalResult = "confirmed" | "returned" | "unencodable"
+
+export type EntryState = "waiting" | "in_flight" | "done" | "failed" | "released"
+
+export interface Entry<T> {
+  readonly item: T
+  readonly bytes: number
+  state: EntryState
+  /** Meaningful once the state is "done". */
+  result: FinalResult
+  sentAtMs: number
+  /** How often it has been sent. */
+  sends: number
+}
+
+export class PublishWindow<T> {
+  readonly #limits: WindowLimits
+  readonly #groupOf: (item: T) => unknown
+  /** Entries from `#first` on; those before are released and cut off now and then. */
+  #entries: (Entry<T> | undefined)[] = []
+  #first = 0
+  /** Index of the first entry that waits; all after it wait too. */
+  #next = 0
+  #inFlight = 0
+  #failed = 0
+  #bytes = 0
+
+  constructor(limits: WindowLimits, groupOf: (item: T) => unknown) {
+    this.#limits = limits
+    this.#groupOf = groupOf
+  }
+
+  get count(): number {
+    return this.#entries.length - this.#first
+  }
+
+  get bytes(): number {
+    return this.#bytes
+  }
+
+  get inFlight(): number {
+    return this.#inFlight
+  }
+
+  /** True when a message has failed since the last `goBack`. */
+  get failed(): boolean {
+    return this.#failed > 0
+  }
+
+  get full(): boolean {
+    return this.count >= this.#limits.maxCount || this.#bytes >= this.#limits.maxBytes
+  }
+
+  get relieved(): boolean {
+    return this.count <= this.#limits.maxCount / 2 && this.#bytes <= this.#limits.maxBytes / 2
+  }
+
+  add(item: T, bytes: number): Entry<T> {
+    const entry: Entry<T> = {
+      item,
+      bytes,
+      state: "waiting",
+      result: "confirmed",
+      sentAtMs: 0,
+      sends: 0,
+    }
+    this.#entries.push(entry)
+    this.#bytes += bytes
+    return entry
+  }
+
+  /** The next message to send, now in flight; null when none waits or enough are in flight. */
+  send(nowMs: number): Entry<T> | null {
+    while (this.#inFlight < this.#limits.maxInFlight) {
+      const entry = this.#entries[this.#next]
+      if (entry === undefined) return null
+      this.#next += 1
+      if (entry.state !== "waiting") continue
+      entry.state = "in_flight"
+      entry.sentAtMs = nowMs
+      entry.sends += 1
+      this.#inFlight += 1
+      return entry
+    }
+    return null
+  }
+
+  /** Since when the message that has been in flight longest is there, or null. */
+  oldestSentAtMs(): number | null {
+    for (let i = this.#first; i < this.#next; i += 1) {
+      const entry = this.#entries[i]
+      if (entry?.state === "in_flight") return entry.sentAtMs
+    }
+    return null
+  }
+
+  /** The message needs no more sending: appends to `released` those at the front that are done. */
+  done(entry: Entry<T>, result: FinalResult, released: Entry<T>[]): void {
+    if (entry.state !== "in_flight") return
+    this.#inFlight -= 1
+    entry.state = "done"
+    entry.result = result
+    for (;;) {
+      const front = this.#entries[this.#first]
+      if (front?.state !== "done") break
+      front.state = "released"
+      this.#entries[this.#first] = undefined
+      this.#bytes -= front.bytes
+      this.#first += 1
+      released.push(front)
+    }
+    this.#cutOff()
+  }
+
+  notConfirmed(entry: Entry<T>): void {
+    if (entry.state !== "in_flight") return
+    this.#inFlight -= 1
+    this.#failed += 1
+    entry.state = "failed"
+  }
+
+  /** To be called when nothing is in flight. Returns how many will be sent again. */
+  goBack(): number {
+    if (this.#inFlight > 0) throw new Error("goBack while messages are in flight")
+    const failedGroups = new Set<unknown>()
+    let again = 0
+    for (let i = this.#first; i < this.#next; i += 1) {
+      const entry = this.#entries[i]
+      if (entry === undefined) continue
+      const group = this.#groupOf(entry.item)
+      if (entry.state === "failed") failedGroups.add(group)
+      else if (!failedGroups.has(group)) continue
+      entry.state = "waiting"
+      again += 1
+    }
+    this.#next = this.#first
+    this.#failed = 0
+    return again
+  }
+
+  #cutOff(): void {
+    if (this.#first < this.#limits.maxCount && this.#first < this.#entries.length) return
+    this.#entries = this.#entries.slice(this.#first)
+    this.#next -= this.#first
+    this.#first = 0
+  }
+}

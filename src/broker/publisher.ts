@@ -1,0 +1,157 @@
+/**
+ * The publisher: carries the messages of one unconfirmed window to the broker over one lane, in order,
+ * again and again until each is confirmed.
+ *
+ *              ┌──────────── lane opened ────────────┐
+ *              ▼                                     │
+ *   flowing ──a message failed──► settling ──nothing in flight, lane closed──► waiting for the lane
+ *      ▲                              │
+ *      │                              └──nothing in flight──► backing off ──timer──┐
+ *      └───────────────────── go back: failed messages first ◄─────────────────────┘
+ *
+ * Never drops a message and never reorders those of one group. Bounds: the window's; whoever offers
+ * messages looks at `hasRoom` first. Waits between tries: `backoff`.
+ */
+
+import { type BackoffLimits, backoffMs } from "../backoff.ts"
+import type { Lane, OutgoingMessage, PublishResult } from "./broker.ts"
+import { type Entry, type FinalResult, PublishWindow, type WindowLimits } from "./publish-window.ts"
+
+export interface PublisherOptions<T> {
+  readonly limits: WindowLimits
+  readonly backoff: BackoffLimits
+  readonly nowMs: () => number
+  /** Messages of one group reach the broker in order even when some of them fail. */
+  readonly groupOf: (item: T) => unknown
+  /** The message to publish; read at once, so one object may serve every call. */
+  readonly describe: (item: T) => OutgoingMessage
+  /** Told in the order of publishing, once for each message. */
+  readonly done: (item: T, result: FinalResult) => void
+  /** Whether a message that no queue took is published again ("again") or is done ("final"). */
+  readonly whenReturned: (item: T) => "again" | "final"
+  /** The window was full and is half empty now. */
+  readonly relieved: () => void
+  /** Told of every publish that failed, for counting. */
+  readonly failed: (item: T, result: "returned" | "nacked" | "cut") => void
+  /** Told how many messages are about to be published again. */
+  readonly repeating: (count: number) => void
+}
+
+export class Publisher<T> {
+  readonly #options: PublisherOptions<T>
+  readonly #window: PublishWindow<T>
+  #lane: Lane | null = null
+  #state: "flowing" | "settling" | "backing_off" | "waiting_for_lane" = "flowing"
+  #timer: ReturnType<typeof setTimeout> | null = null
+  #attempt = 0
+  #wasFull = false
+
+  constructor(options: PublisherOptions<T>) {
+    this.#options = options
+    this.#window = new PublishWindow(options.limits, options.groupOf)
+  }
+
+  /** The lane to publish on; `opened` must be called each time it opens. */
+  use(lane: Lane): void {
+    this.#lane = lane
+  }
+
+  get hasRoom(): boolean {
+    return !this.#window.full
+  }
+
+  get count(): number {
+    return this.#window.count
+  }
+
+  get bytes(): number {
+    return this.#window.bytes
+  }
+
+  /** Since when the oldest unconfirmed message has been with the broker, or null. */
+  oldestSentAtMs(): number | null {
+    return this.#window.oldestSentAtMs()
+  }
+
+  /** Accepts one message; from now on it is kept until it is done. */
+  publish(item: T, bytes: number): void {
+    this.#window.add(item, bytes)
+    if (this.#window.full) this.#wasFull = true
+    this.#send()
+  }
+
+  /** The lane has opened or is no longer blocked. */
+  opened(): void {
+    if (this.#state === "waiting_for_lane" || this.#state === "backing_off") this.#goBack()
+    else this.#send()
+  }
+
+  /** Stops the timer; what is in the window stays there. */
+  stop(): void {
+    if (this.#timer !== null) clearTimeout(this.#timer)
+    this.#timer = null
+  }
+
+  #send(): void {
+    const lane = this.#lane
+    if (lane === null || this.#state !== "flowing") return
+    while (lane.state === "open") {
+      const entry = this.#window.send(this.#options.nowMs())
+      if (entry === null) return
+      lane.publish(this.#options.describe(entry.item), (result) => this.#settled(entry, result))
+    }
+  }
+
+  #settled(entry: Entry<T>, result: PublishResult): void {
+    switch (result) {
+      case "confirmed":
+        this.#attempt = 0
+        this.#done(entry, result)
+        break
+      case "unencodable":
+        this.#done(entry, result)
+        break
+      case "returned":
+        this.#options.failed(entry.item, result)
+        if (this.#options.whenReturned(entry.item) === "final") this.#done(entry, result)
+        else this.#window.notConfirmed(entry)
+        break
+      case "nacked":
+      case "cut":
+        this.#options.failed(entry.item, result)
+        this.#window.notConfirmed(entry)
+        break
+    }
+    if (this.#window.failed) this.#recover()
+  }
+
+  #done(entry: Entry<T>, result: FinalResult): void {
+    const released: Entry<T>[] = []
+    this.#window.done(entry, result, released)
+    for (const { item, result } of released) this.#options.done(item, result)
+    this.#send()
+    if (!this.#wasFull || !this.#window.relieved) return
+    this.#wasFull = false
+    this.#options.relieved()
+  }
+
+  #recover(): void {
+    if (this.#state === "flowing") this.#state = "settling"
+    if (this.#state !== "settling" || this.#window.inFlight > 0) return
+    if (this.#lane?.state === "closed") {
+      this.#state = "waiting_for_lane"
+      return
+    }
+    this.#state = "backing_off"
+    const delayMs = backoffMs(this.#attempt, this.#options.backoff, Math.random())
+    this.#attempt += 1
+    this.#timer = setTimeout(() => this.#goBack(), delayMs)
+  }
+
+  #goBack(): void {
+    this.stop()
+    this.#options.repeating(this.#window.goBack())
+    this.#state = "flowing"
+    this.#send()
+  }
+}

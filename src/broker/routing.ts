@@ -1,0 +1,39 @@
+/**
+ * Where a command goes: to a connection of this worker, to the queue of the worker that holds its
+ * connection, or nowhere. Pure: the connections are asked for, the decision is returned.
+ *
+ * No look-up elsewhere: a connection id carries its worker. Bound: `MAX_HOPS` from worker to worker,
+ * so that no command circles between workers that each believe another has its device.
+ */
+
+import { workerOfConnection } from "../device/ids.ts"
+import type { Target } from "./command-message.ts"
+import { workerQueue } from "./topology.ts"
+
+export const MAX_HOPS = 3
+
+export type Route<C> =
+  | { readonly to: "here"; readonly connection: C }
+  | { readonly to: "queue"; readonly queue: string }
+  | { readonly to: "nowhere"; readonly detail: string }
+
+/**
+ * @param workerId this worker's.
+ * @param find the open connection of this worker with an id, if it holds one.
+ */
+export function route<C>(
+  target: Target,
+  hops: number,
+  workerId: string,
+  find: (id: string) => C | undefined,
+): Route<C> {
+  const id = target.connectionId ?? target.deviceId
+  if (id === null) return { to: "nowhere", detail: "no id" }
+  const connection = find(id)
+  if (connection !== undefined) return { to: "here", connection }
+  const holder = workerOfConnection(id)
+  if (holder === null) return { to: "nowhere", detail: "no worker holds it" }
+  if (holder === workerId) return { to: "nowhere", detail: "the connection has closed" }
+  if (hops >= MAX_HOPS) return { to: "nowhere", detail: `not reached in ${MAX_HOPS} hops` }
+  return { to: "queue", queue: workerQueue(holder) }
+}

@@ -1,0 +1,167 @@
+/**
+ * The sender: commands that come by HTTP. One for a connection of this worker goes straight to it; one
+ * for another worker goes through its queue, and its receipt comes back on this worker's reply queue.
+ *
+ * Resolves exactly once for each command. What was not written is kept in the undelivered queue like
+ * any other command. Bound: `MAX_PENDING` commands that wait for an outcome; time: `timeoutMs`.
+ */
+
+import type { Counters } from "../counters.ts"
+import type { Command, CommandSource, Outcome, Recipient } from "../device/command.ts"
+import type { Connection } from "../device/connection.ts"
+import type { Broker, Delivery, MessageProperties } from "./broker.ts"
+import { forwarded } from "./consumer.ts"
+import type { Outcomes, Receipt } from "./outcomes.ts"
+import { receipt } from "./outcomes.ts"
+import type { Posts } from "./posts.ts"
+import { route } from "./routing.ts"
+
+const MAX_PENDING = 10_000
+
+export interface SendRequest {
+  /** A device or connection id. */
+  readonly id: string
+  /** One line, already checked. */
+  readonly body: Uint8Array
+  /** Not written after this many milliseconds; null to wait as long as the request does. */
+  readonly ttlMs: number | null
+  readonly messageId: string | null
+}
+
+export type SendResult =
+  | Receipt
+  /** The device is with another worker and the broker, which leads there, is away. */
+  | { readonly outcome: "unreachable" }
+  /** No outcome in time; it will still be told by the undelivered queue if it is not written. */
+  | { readonly outcome: "timeout" }
+  /** Too many requests wait already. */
+  | { readonly outcome: "busy" }
+
+export interface SenderOptions {
+  readonly workerId: string
+  readonly replyQueue: string
+  readonly timeoutMs: number
+  readonly nowMs: () => number
+  readonly counters: Counters
+  readonly find: (id: string) => Connection | undefined
+}
+
+export class Sender {
+  readonly #options: SenderOptions
+  readonly #broker: Broker
+  readonly #posts: Posts
+  readonly #outcomes: Outcomes
+  /** Answers to those that wait for an outcome, by correlation id. */
+  readonly #pending = new Map<string, (result: SendResult) => void>()
+  #nextId = 0
+
+  constructor(broker: Broker, posts: Posts, outcomes: Outcomes, options: SenderOptions) {
+    this.#broker = broker
+    this.#posts = posts
+    this.#outcomes = outcomes
+    this.#options = options
+  }
+
+  send(request: SendRequest): Promise<SendResult> {
+    if (this.#pending.size >= MAX_PENDING) return Promise.resolve({ outcome: "busy" })
+    const { workerId, find, timeoutMs, nowMs } = this.#options
+    const target = { connectionId: null, deviceId: request.id }
+    const destination = route(target, 0, workerId, find)
+    if (destination.to === "queue" && this.#broker.state.is !== "ready") {
+      return Promise.resolve({ outcome: "unreachable" })
+    }
+    const correlationId = `${this.#nextId}`
+    this.#nextId += 1
+    const expiresAtMs = nowMs() + Math.min(request.ttlMs ?? timeoutMs, timeoutMs)
+    const { promise, resolve } = Promise.withResolvers<SendResult>()
+    const timer = setTimeout(() => this.#answer(correlationId, { outcome: "timeout" }), timeoutMs)
+    this.#pending.set(correlationId, (result) => {
+      clearTimeout(timer)
+      resolve(result)
+    })
+    this.#options.counters.commandsReceived += 1
+    const command: HttpCommand = {
+      body: request.body,
+      seq: null,
+      messageId: request.messageId,
+      expiresAtMs,
+      redelivered: false,
+      source: this.#source,
+      properties: propertiesOf(request),
+      correlationId,
+    }
+    if (destination.to === "here") destination.connection.offer(command)
+    else if (destination.to === "queue") this.#forward(command, destination.queue)
+    else this.#source.settled(command, "offline", destination.detail, null)
+    return promise
+  }
+
+  /** Takes a delivery from this worker's reply queue. */
+  deliverReceipt(delivery: Delivery): void {
+    delivery.acknowledge()
+    const { correlationId } = delivery.properties
+    if (correlationId === undefined) return
+    try {
+      const told: Receipt = JSON.parse(Buffer.from(delivery.body).toString())
+      this.#answer(correlationId, told)
+    } catch {
+      // Not a receipt of ours; whoever waits for one gets its time-out.
+    }
+  }
+
+  readonly #source: CommandSource = {
+    settled: (command, outcome, detail, recipient) =>
+      this.#settled(command as HttpCommand, outcome, detail, recipient),
+    acknowledge: () => undefined,
+  }
+
+  #settled(
+    command: HttpCommand,
+    outcome: Outcome,
+    detail: string,
+    recipient: Recipient | null,
+  ): void {
+    const { counters, nowMs } = this.#options
+    counters.commandsSettled[outcome] += 1
+    if (outcome !== "written" && outcome !== "duplicate") {
+      const { body, properties } = command
+      this.#outcomes.keep(body, properties, outcome, detail, () => undefined)
+    }
+    this.#answer(command.correlationId, receipt(outcome, detail, recipient, null, nowMs()))
+  }
+
+  #forward(command: HttpCommand, queue: string): void {
+    const { counters, nowMs, replyQueue } = this.#options
+    counters.commandsForwarded += 1
+    const message = { expiresAtMs: command.expiresAtMs, hops: 0 }
+    const properties = {
+      ...forwarded(command.properties, message, nowMs()),
+      replyTo: replyQueue,
+      correlationId: command.correlationId,
+    }
+    this.#posts.send(queue, command.body, properties, "final", (result) => {
+      if (result === "confirmed") return
+      const detail = result === "returned" ? `no queue ${queue}` : "it cannot be encoded"
+      this.#settled(command, result === "returned" ? "offline" : "invalid", detail, null)
+    })
+  }
+
+  #answer(correlationId: string, result: SendResult): void {
+    const answer = this.#pending.get(correlationId)
+    this.#pending.delete(correlationId)
+    answer?.(result)
+  }
+}
+
+interface HttpCommand extends Command {
+  readonly properties: MessageProperties
+  readonly correlationId: string
+}
+
+function propertiesOf({ id, messageId }: SendRequest): MessageProperties {
+  return {
+    headers: { device_id: id },
+    ...(messageId === null ? {} : { messageId }),
+    appId: "owsla",
+  }
+}

@@ -1,0 +1,41 @@
+/**
+ * What supervisor and workers tell each other over the channel between them: JSON messages, one closed
+ * list for each direction. Types only.
+ */
+
+import type { MetricsSnapshot } from "./ops/metrics.ts"
+
+/** What one worker says of itself. */
+export interface WorkerReport {
+  readonly worker: string
+  readonly pid: number
+  readonly state: "serving" | "draining"
+  /** The broker's state and, unless it is ready, the reason. */
+  readonly broker: {
+    readonly is: "away" | "blocked" | "ready" | "closed"
+    readonly reason?: string
+  }
+  readonly connections: number
+}
+
+export interface Snapshot {
+  /** Null: the supervisor's own. */
+  readonly report: WorkerReport | null
+  readonly metrics: MetricsSnapshot
+}
+
+export type ToSupervisor =
+  | { readonly type: "listening"; readonly devicePort: number; readonly httpPort: number }
+  /** It cannot serve, and trying again will not help. */
+  | { readonly type: "unable"; readonly message: string }
+  /** Asks for the snapshots of all. */
+  | { readonly type: "gather"; readonly id: number }
+  | { readonly type: "snapshot"; readonly id: number; readonly snapshot: Snapshot }
+
+export type ToWorker =
+  | { readonly type: "drain" }
+  | { readonly type: "snapshot_wanted"; readonly id: number }
+  | { readonly type: "gathered"; readonly id: number; readonly snapshots: readonly Snapshot[] }
+
+/** How long the supervisor waits for the workers' snapshots before it answers without the rest. */
+export const GATHER_TIMEOUT_MS = 500

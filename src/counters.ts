@@ -1,0 +1,48 @@
+/**
+ * What one worker counts since its start. Hot paths add to these numbers directly; metrics and health
+ * read them. Only ever grow. Pure data: no I/O, no labels beyond the closed lists.
+ */
+
+import { CLOSE_REASONS, type CloseReason } from "./device/close-reason.ts"
+import { OUTCOMES, type Outcome } from "./device/command.ts"
+
+export class Counters {
+  connectionsAccepted = 0
+  connectionsAdmitted = 0
+  readonly connectionsClosed = zeroes<CloseReason>(CLOSE_REASONS)
+
+  linesIn = 0
+  lineBytesIn = 0
+  emptyLines = 0
+  /** Bytes after the last LF when a connection ended. */
+  unterminatedBytes = 0
+  /** Bytes that came after we had begun to close the connection. */
+  bytesAfterClose = 0
+  readingPaused = 0
+
+  linesConfirmed = 0
+  linesRepublished = 0
+  linesReturned = 0
+  linesNacked = 0
+
+  commandsReceived = 0
+  readonly commandsSettled = zeroes<Outcome>(OUTCOMES)
+  commandsForwarded = 0
+  deadLettersReceived = 0
+  commandsRedelivered = 0
+  gapsSkipped = 0
+  commandBytesOut = 0
+  receiptsSent = 0
+  postsRepeated = 0
+  receiptsUnroutable = 0
+
+  brokerConnects = 0
+  brokerLosses = 0
+  httpErrors = new Map<string, number>()
+  logLinesDropped = 0
+  faults = 0
+}
+
+function zeroes<K extends string>(keys: readonly K[]): Record<K, number> {
+  return Object.fromEntries(keys.map((key) => [key, 0])) as Record<K, number>
+}

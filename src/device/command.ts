@@ -1,0 +1,66 @@
+/**
+ * A command, one line on its way to a device, and the closed list of ways it can end.
+ * A command lives from its arrival until its source was told its one outcome.
+ */
+
+export const OUTCOMES = [
+  /** The kernel took all its bytes. Whether the device read them is not known. */
+  "written",
+  "offline",
+  "expired",
+  "invalid",
+  "too_large",
+  "duplicate",
+  "late",
+  "slow_device",
+  /** The connection closed while the command waited on it. */
+  "closed",
+] as const
+
+export type Outcome = (typeof OUTCOMES)[number]
+
+/** The connection a command ended on, as receipts name it. */
+export interface Recipient {
+  readonly deviceId: string
+  readonly connectionId: string
+  /** Milliseconds since 1970 when the connection was admitted. */
+  readonly epoch: number
+}
+
+/** Who sent a command and is told how it ended: a queue's consumer or an HTTP request. */
+export interface CommandSource {
+  /** Called exactly once for each command, possibly before `offer` returns. */
+  settled(command: Command, outcome: Outcome, detail: string, recipient: Recipient | null): void
+  /** Called instead for a repeated delivery of a command whose outcome another delivery tells. */
+  acknowledge(command: Command): void
+}
+
+export interface Command {
+  /** The line without terminator: holds no LF and no CR, and at most `MAX_LINE_BYTES` bytes. */
+  readonly body: Uint8Array
+  /** `to_device_seq`: a safe integer from 0, or null when the command is not numbered. */
+  readonly seq: number | null
+  readonly messageId: string | null
+  /** Never written at or after this time; `Infinity` when it does not expire. */
+  readonly expiresAtMs: number
+  /** True when the broker says that it handed this command out before. */
+  readonly redelivered: boolean
+  readonly source: CommandSource
+}
+
+const LF = 10
+const CR = 13
+
+/** What makes `body` unfit to be one line, or null. */
+export function bodyFault(
+  body: Uint8Array,
+  maxLineBytes: number,
+): { outcome: "invalid" | "too_large"; detail: string } | null {
+  if (body.length > maxLineBytes) {
+    return { outcome: "too_large", detail: `${body.length} bytes, at most ${maxLineBytes}` }
+  }
+  if (body.includes(LF) || body.includes(CR)) {
+    return { outcome: "invalid", detail: "the line holds LF or CR" }
+  }
+  return null
+}

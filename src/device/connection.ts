@@ -1,0 +1,370 @@
+/**
+ * One TLS connection: performs on its socket what framer, endpoint and outgoing queue decide.
+ *
+ *   handshaking ──admit──► open ──close──► closing ──socket gone──► closed
+ *        └──────────────────close, peer gone─────────────────────────►┘
+ *
+ * From the device: socket ─► framer ─► endpoint (number) ─► line sink (the publish window).
+ * To the device:   endpoint (decision) ─► outgoing ─► socket, one write a turn.
+ *
+ * Never talks to the broker, never throws into the socket's callbacks, settles every command it was
+ * given exactly once. Lines that were read are still published after the connection has closed.
+ * Bounds: those of framer, endpoint and outgoing; a closing socket is terminated by the sweep after
+ * `CLOSING_MS`.
+ */
+
+import type { Counters } from "../counters.ts"
+import type { Backpressure } from "./backpressure.ts"
+import type { CloseReason } from "./close-reason.ts"
+import type { Command, Outcome } from "./command.ts"
+import { type Decision, Endpoint } from "./endpoint.ts"
+import { Framer, LineTooLong } from "./framing.ts"
+import { Outgoing } from "./outgoing.ts"
+import type { ReorderLimits } from "./reorder.ts"
+
+/** How long a peer may take to answer our close. */
+const CLOSING_MS = 2_000
+
+/** Why a connection is not being read. */
+export const PAUSED_BY = { window: 1, memory: 2, drain: 4 } as const
+export type PauseSource = keyof typeof PAUSED_BY
+
+/** What a connection needs of its socket. */
+export interface DeviceSocket {
+  /** Bytes taken, fewer than offered when the kernel is full; negative when the socket is closed. */
+  write(bytes: Uint8Array): number
+  /** Sends what was accepted, then closes. */
+  end(): void
+  /** Closes at once; may call the close handler before it returns. */
+  terminate(): void
+  pause(): void
+  resume(): void
+}
+
+export interface ConnectionLimits extends ReorderLimits {
+  readonly maxLineBytes: number
+  readonly maxOutgoingBytes: number
+  readonly slowDeviceTimeoutMs: number
+}
+
+/** What all connections of a worker share. */
+export interface ConnectionContext {
+  readonly limits: ConnectionLimits
+  readonly counters: Counters
+  readonly backpressure: Backpressure
+  /** `BATCH_BYTES` long; used within one call of `flush`. */
+  readonly scratch: Uint8Array
+  readonly nowMs: () => number
+  /** Takes a line for publishing; called only while `backpressure.hasRoom`. */
+  readonly takeLine: (connection: Connection, seq: number, line: Uint8Array) => void
+  /** Asks for `flush` to be called once at the end of this turn. */
+  readonly flushSoon: (connection: Connection) => void
+  /** Told when commands begin to wait in the reorder buffer: `sweepCommands` is due by then. */
+  readonly commandsWait: (connection: Connection) => void
+  /** Told once, when the connection has begun to close: it takes part in nothing any more. */
+  readonly closed: (connection: Connection, reason: CloseReason) => void
+}
+
+export interface PeerInfo {
+  readonly remoteAddress: string
+  readonly tlsVersion: string
+}
+
+export class Connection {
+  readonly id: string
+  readonly socket: DeviceSocket
+  readonly acceptedAtMs: number
+  #state: "handshaking" | "open" | "closing" | "closed" = "handshaking"
+  #endpoint: Endpoint | null = null
+  #peer: PeerInfo = { remoteAddress: "", tlsVersion: "" }
+  readonly #context: ConnectionContext
+  #framer: Framer | null = null
+  #outgoing: Outgoing | null = null
+  #pausedBy = 0
+  #heldBytes = 0
+  #lastActivityMs: number
+  /** Since when the socket has taken nothing of what it was offered; 0 while it takes all. */
+  #stalledSinceMs = 0
+  #closeAtMs = 0
+  #reason: CloseReason | null = null
+
+  constructor(id: string, socket: DeviceSocket, context: ConnectionContext) {
+    this.id = id
+    this.socket = socket
+    this.#context = context
+    this.acceptedAtMs = context.nowMs()
+    this.#lastActivityMs = this.acceptedAtMs
+  }
+
+  get state(): "handshaking" | "open" | "closing" | "closed" {
+    return this.#state
+  }
+
+  /** Null until the connection was admitted. */
+  get endpoint(): Endpoint | null {
+    return this.#endpoint
+  }
+
+  get peer(): PeerInfo {
+    return this.#peer
+  }
+
+  get lastActivityMs(): number {
+    return this.#lastActivityMs
+  }
+
+  get outgoingBytes(): number {
+    return this.#outgoing?.bytes ?? 0
+  }
+
+  /** True when every line that was read has been taken for publishing. */
+  get drained(): boolean {
+    return this.#framer === null || this.#framer.drained
+  }
+
+  /** The handshake is complete and the device may speak. */
+  admit(deviceId: string, epoch: number, peer: PeerInfo): void {
+    if (this.#state !== "handshaking") return
+    this.#state = "open"
+    this.#peer = peer
+    this.#lastActivityMs = epoch
+    this.#endpoint = new Endpoint({ deviceId, connectionId: this.id, epoch }, this.#context.limits)
+    if (this.#context.backpressure.suspended) this.pause("memory")
+  }
+
+  /** Bytes from the device. */
+  received(chunk: Uint8Array): void {
+    if (this.#state !== "open") {
+      this.#context.counters.bytesAfterClose += chunk.length
+      return
+    }
+    this.#lastActivityMs = this.#context.nowMs()
+    this.#framer ??= new Framer(this.#context.limits.maxLineBytes)
+    this.#framer.push(chunk)
+    if (this.#pausedBy & PAUSED_BY.window) {
+      this.#accountHeld()
+      return
+    }
+    if (!this.pump()) {
+      this.#context.counters.readingPaused += 1
+      this.pause("window")
+      this.#context.backpressure.wait(this)
+    }
+  }
+
+  /** Takes the lines that were read while the window has room; false when some must wait. */
+  pump(): boolean {
+    const { backpressure, counters } = this.#context
+    const framer = this.#framer
+    if (framer === null) return true
+    for (;;) {
+      if (framer.drained) break
+      if (!backpressure.hasRoom) {
+        this.#accountHeld()
+        return false
+      }
+      let line: Uint8Array | null
+      try {
+        line = framer.next()
+      } catch (error) {
+        if (!(error instanceof LineTooLong)) throw error
+        counters.unterminatedBytes += error.discardedBytes
+        this.#framer = null
+        this.close("line_too_long")
+        break
+      }
+      if (line === null) break
+      if (line.length === 0) counters.emptyLines += 1
+      else this.#takeLine(line)
+    }
+    this.#accountHeld()
+    if (this.#reason === null) this.resume("window")
+    else this.#countUnterminated()
+    return true
+  }
+
+  /** Performs what becomes of one command. */
+  offer(command: Command): void {
+    if (this.#endpoint === null) {
+      command.source.settled(command, "offline", "not admitted yet", null)
+      return
+    }
+    const gaps = this.#endpoint.gaps
+    this.#perform(this.#endpoint, this.#endpoint.offer(command, this.#context.nowMs()))
+    this.#context.counters.gapsSkipped += this.#endpoint.gaps - gaps
+    if (this.#endpoint.deadlineMs !== null) this.#context.commandsWait(this)
+  }
+
+  /** Hands the outgoing bytes to the socket, as many as it takes. */
+  flush(): void {
+    const { scratch, counters } = this.#context
+    const outgoing = this.#outgoing
+    const endpoint = this.#endpoint
+    if (outgoing === null || endpoint === null || this.#state !== "open") return
+    const nowMs = this.#context.nowMs()
+    while (!outgoing.empty) {
+      const expired: Command[] = []
+      const bytes = outgoing.nextBytes(nowMs, scratch, expired)
+      for (const command of expired) this.#settle(endpoint, command, "expired", "before its turn")
+      if (bytes.length === 0) break
+      const accepted = Math.max(0, this.socket.write(bytes))
+      const written: Command[] = []
+      outgoing.accepted(accepted, written)
+      counters.commandBytesOut += accepted
+      for (const command of written) {
+        endpoint.written(command)
+        command.source.settled(command, "written", "", endpoint.recipient)
+      }
+      if (accepted > 0) this.#stalledSinceMs = 0
+      if (accepted < bytes.length) {
+        if (this.#stalledSinceMs === 0) this.#stalledSinceMs = nowMs
+        return
+      }
+    }
+    this.#stalledSinceMs = 0
+  }
+
+  /** Gives up gaps that were waited out. Returns when to call again, in ms since 1970, or null. */
+  sweepCommands(nowMs: number): number | null {
+    if (this.#endpoint === null) return null
+    const gaps = this.#endpoint.gaps
+    this.#perform(this.#endpoint, this.#endpoint.expire(nowMs))
+    this.#context.counters.gapsSkipped += this.#endpoint.gaps - gaps
+    return this.#endpoint.deadlineMs
+  }
+
+  /** Enforces the deadlines of this connection. */
+  sweep(nowMs: number, handshakeTimeoutMs: number, idleTimeoutMs: number): void {
+    switch (this.#state) {
+      case "handshaking":
+        if (nowMs - this.acceptedAtMs >= handshakeTimeoutMs) this.close("handshake_timeout")
+        break
+      case "open": {
+        const { slowDeviceTimeoutMs } = this.#context.limits
+        const stalledMs = this.#stalledSinceMs === 0 ? 0 : nowMs - this.#stalledSinceMs
+        if (stalledMs >= slowDeviceTimeoutMs) this.close("slow_device")
+        // A device that we do not read cannot show a sign of life.
+        else if (this.#pausedBy === 0 && nowMs - this.#lastActivityMs >= idleTimeoutMs) {
+          this.close("idle")
+        }
+        break
+      }
+      case "closing":
+        if (nowMs >= this.#closeAtMs) this.socket.terminate()
+        break
+      case "closed":
+        break
+    }
+  }
+
+  pause(by: PauseSource): void {
+    const before = this.#pausedBy
+    this.#pausedBy |= PAUSED_BY[by]
+    if (before === 0 && this.#reason === null) this.socket.pause()
+  }
+
+  resume(by: PauseSource): void {
+    const before = this.#pausedBy
+    this.#pausedBy &= ~PAUSED_BY[by]
+    if (before !== 0 && this.#pausedBy === 0 && this.#reason === null) {
+      // The time it was not read is not held against the device.
+      this.#lastActivityMs = this.#context.nowMs()
+      this.socket.resume()
+    }
+  }
+
+  /** Ends the connection for `reason`. The first reason stands; later calls do nothing. */
+  close(reason: CloseReason): void {
+    if (this.#reason !== null) return
+    if (this.#state === "open") this.flush()
+    const handshaking = this.#state === "handshaking"
+    this.#state = "closing"
+    this.#closeAtMs = this.#context.nowMs() + CLOSING_MS
+    this.#end(reason)
+    if (handshaking) this.socket.terminate()
+    else {
+      // A paused socket would not notice that the peer has closed too.
+      if (this.#pausedBy !== 0) this.socket.resume()
+      this.socket.end()
+    }
+  }
+
+  /** The socket is gone, by our doing or the peer's. */
+  socketClosed(): void {
+    const wasHandshaking = this.#state === "handshaking"
+    this.#state = "closed"
+    if (this.#reason === null) this.#end(wasHandshaking ? "handshake_failed" : "peer_closed")
+  }
+
+  #end(reason: CloseReason): void {
+    this.#reason = reason
+    const endpoint = this.#endpoint
+    if (endpoint !== null) {
+      const held = endpoint.close()
+      const outcome = reason === "slow_device" ? "slow_device" : "closed"
+      for (const command of this.#outgoing?.clear() ?? []) {
+        this.#settle(endpoint, command, outcome, `the connection ended: ${reason}`)
+      }
+      this.#perform(endpoint, held)
+    }
+    if (this.drained) this.#countUnterminated()
+    this.#context.closed(this, reason)
+  }
+
+  #takeLine(line: Uint8Array): void {
+    if (this.#endpoint === null) return
+    const { counters } = this.#context
+    counters.linesIn += 1
+    counters.lineBytesIn += line.length
+    this.#context.takeLine(this, this.#endpoint.numberLine(), line)
+  }
+
+  #perform(endpoint: Endpoint, decisions: readonly Decision[]): void {
+    for (const decision of decisions) {
+      switch (decision.do) {
+        case "write":
+          this.#enqueue(endpoint, decision.command)
+          break
+        case "settle":
+          this.#settle(endpoint, decision.command, decision.outcome, decision.detail)
+          break
+        case "replace":
+          this.#outgoing?.replace(decision.waiting, decision.by)
+          // Its delivery was lost with the connection it came on: nothing more is owed for it.
+          decision.waiting.source.acknowledge(decision.waiting)
+          break
+        case "acknowledge":
+          decision.command.source.acknowledge(decision.command)
+          break
+      }
+    }
+  }
+
+  #enqueue(endpoint: Endpoint, command: Command): void {
+    this.#outgoing ??= new Outgoing(this.#context.limits.maxOutgoingBytes)
+    if (this.#outgoing.push(command)) this.#context.flushSoon(this)
+    else {
+      const detail = `${this.#outgoing.bytes} bytes wait for this device already`
+      this.#settle(endpoint, command, "slow_device", detail)
+    }
+  }
+
+  #settle(endpoint: Endpoint, command: Command, outcome: Outcome, detail: string): void {
+    endpoint.unwritten(command)
+    command.source.settled(command, outcome, detail, endpoint.recipient)
+  }
+
+  #accountHeld(): void {
+    const held = this.#framer?.drained === false ? this.#framer.heldBytes : 0
+    if (held === this.#heldBytes) return
+    const change = held - this.#heldBytes
+    this.#heldBytes = held
+    this.#context.backpressure.hold(change)
+  }
+
+  #countUnterminated(): void {
+    if (this.#framer === null) return
+    this.#context.counters.unterminatedBytes += this.#framer.heldBytes
+    this.#framer = null
+  }
+}

@@ -1,0 +1,49 @@
+/**
+ * The ids of devices, workers and connections: their alphabets, and how a connection id carries the
+ * id of the worker that holds it, so that any worker can send a command there without a look-up.
+ *
+ *   instance    gw1                       one machine, at most 32 characters
+ *   worker      gw1.0                     instance and slot; the same again after a restart
+ *   connection  gw1.0.mb2k3f9zq7.1a       worker, incarnation of its process, counter
+ *
+ * Pure. The incarnation holds the start time and two random characters, so no connection id is ever
+ * minted twice, not even by a worker restarted in the same millisecond or after a clock was set back.
+ */
+
+export const DEVICE_ID = /^[A-Za-z0-9._:-]{1,128}$/
+export const CONNECTION_ID = /^[A-Za-z0-9._-]{1,64}$/
+/** 32 leaves room for slot, incarnation and counter in the 64 characters of a connection id. */
+export const INSTANCE_ID = /^[A-Za-z0-9._-]{1,32}$/
+
+const MINTED_CONNECTION_ID = /^([A-Za-z0-9._-]{1,32}\.[0-9]{1,4})\.[a-z0-9]{10,12}\.[a-z0-9]{1,11}$/
+
+export function workerId(instanceId: string, slot: number): string {
+  return `${instanceId}.${slot}`
+}
+
+/** The worker that minted this connection id, or null when no worker can have done so. */
+export function workerOfConnection(connectionId: string): string | null {
+  return MINTED_CONNECTION_ID.exec(connectionId)?.[1] ?? null
+}
+
+/** @param random in [0, 1), drawn once for a process. */
+export function incarnation(startedAtMs: number, random: number): string {
+  const suffix = Math.floor(random * 36 * 36)
+  return startedAtMs.toString(36).padStart(8, "0") + suffix.toString(36).padStart(2, "0")
+}
+
+/** Mints the connection ids of one incarnation of one worker. */
+export class ConnectionIds {
+  readonly #prefix: string
+  #next = 0
+
+  constructor(worker: string, ofIncarnation: string) {
+    this.#prefix = `${worker}.${ofIncarnation}.`
+  }
+
+  mint(): string {
+    const id = this.#prefix + this.#next.toString(36)
+    this.#next += 1
+    return id
+  }
+}

@@ -1,0 +1,163 @@
+/**
+ * The TLS listener: where a device's bytes enter. It turns the callbacks of `Bun.listen` into calls on
+ * one `Connection` for each socket, and knows no lines, commands or brokers.
+ *
+ * No exception leaves a callback: a defect that meets one connection closes that one (`fault`).
+ * Bounds: admission decides on each connection before its handshake.
+ */
+
+import type { Socket, TCPSocketListener } from "bun"
+import type { Counters } from "../counters.ts"
+import { refusal } from "./admission.ts"
+import type { CloseReason } from "./close-reason.ts"
+import { Connection, type ConnectionContext } from "./connection.ts"
+import type { Connections } from "./connections.ts"
+import type { ConnectionIds } from "./ids.ts"
+
+const TLS_1_2 = 0x0303
+
+export interface ListenerOptions {
+  readonly host: string
+  /** 0 takes a free port. */
+  readonly port: number
+  readonly certificatePem: string
+  readonly keyPem: string
+  readonly maxConnections: number
+}
+
+export interface ListenerHooks {
+  /** The handshake is complete; returns the device id under which the connection is admitted. */
+  readonly identify: (connection: Connection) => string
+  readonly admitted: (connection: Connection) => void
+  /** A connection was refused before its handshake. */
+  readonly refused: (reason: CloseReason) => void
+  /** A defect of ours, caught. */
+  readonly fault: (error: Error) => void
+}
+
+type DeviceTlsSocket = Socket<Connection | undefined>
+
+export class Listener {
+  readonly #options: ListenerOptions
+  readonly #hooks: ListenerHooks
+  readonly #connections: Connections
+  readonly #context: ConnectionContext
+  readonly #counters: Counters
+  readonly #ids: ConnectionIds
+  #listening: TCPSocketListener<Connection | undefined> | null = null
+  #draining = false
+
+  constructor(
+    options: ListenerOptions,
+    connections: Connections,
+    context: ConnectionContext,
+    ids: ConnectionIds,
+    hooks: ListenerHooks,
+  ) {
+    this.#options = options
+    this.#connections = connections
+    this.#context = context
+    this.#counters = context.counters
+    this.#ids = ids
+    this.#hooks = hooks
+  }
+
+  /** The port that was bound; 0 before `listen`. */
+  get port(): number {
+    return this.#listening?.port ?? 0
+  }
+
+  /** @throws when the address is in use or the certificate and key are no pair. */
+  listen(): void {
+    const options = {
+      hostname: this.#options.host,
+      port: this.#options.port,
+      reusePort: true,
+      tls: {
+        cert: this.#options.certificatePem,
+        key: this.#options.keyPem,
+        minVersion: TLS_1_2,
+        rejectUnauthorized: true,
+        requestCert: false,
+      },
+      socket: {
+        binaryType: "uint8array" as const,
+        open: (socket: DeviceTlsSocket) => this.#opened(socket),
+        handshake: (socket: DeviceTlsSocket, success: boolean) => this.#handshook(socket, success),
+        data: (socket: DeviceTlsSocket, chunk: Uint8Array) => this.#received(socket, chunk),
+        drain: (socket: DeviceTlsSocket) => socket.data?.flush(),
+        close: (socket: DeviceTlsSocket) => this.#closed(socket),
+        // Bun calls this when a callback of ours threw, and when an established session broke.
+        error: (socket: DeviceTlsSocket, error: Error) => this.#failed(socket, error),
+      },
+    }
+    // `reusePort` and a numeric `minVersion` work but are not in the types.
+    this.#listening = Bun.listen(options as never) as TCPSocketListener<Connection | undefined>
+  }
+
+  /** Stops accepting; live connections stay. */
+  stop(): void {
+    this.#draining = true
+    this.#listening?.stop(false)
+  }
+
+  #opened(socket: DeviceTlsSocket): void {
+    this.#counters.connectionsAccepted += 1
+    const reason = refusal(
+      {
+        connections: this.#connections.count,
+        suspended: this.#context.backpressure.suspended,
+        draining: this.#draining,
+      },
+      this.#options.maxConnections,
+    )
+    if (reason !== null) {
+      socket.terminate()
+      this.#hooks.refused(reason)
+      return
+    }
+    const connection = new Connection(this.#ids.mint(), socket, this.#context)
+    socket.data = connection
+    this.#connections.add(connection)
+  }
+
+  #handshook(socket: DeviceTlsSocket, success: boolean): void {
+    const connection = socket.data
+    if (connection === undefined || connection.state !== "handshaking") return
+    if (!success) {
+      connection.close("handshake_failed")
+      return
+    }
+    connection.admit(this.#hooks.identify(connection), this.#context.nowMs(), {
+      remoteAddress: socket.remoteAddress,
+      tlsVersion: socket.getTLSVersion(),
+    })
+    this.#counters.connectionsAdmitted += 1
+    this.#hooks.admitted(connection)
+  }
+
+  #received(socket: DeviceTlsSocket, chunk: Uint8Array): void {
+    const connection = socket.data
+    if (connection === undefined) this.#counters.bytesAfterClose += chunk.length
+    else connection.received(chunk)
+  }
+
+  #closed(socket: DeviceTlsSocket): void {
+    const connection = socket.data
+    if (connection === undefined) return
+    connection.socketClosed()
+    this.#connections.remove(connection)
+  }
+
+  #failed(socket: DeviceTlsSocket, error: Error): void {
+    const connection = socket.data
+    // A broken TLS record is the peer's doing and carries OpenSSL's code; the rest is ours.
+    const ofTls = "code" in error && String(error.code).startsWith("ERR_SSL")
+    if (!ofTls && !("syscall" in error)) {
+      this.#hooks.fault(error)
+      connection?.close("fault")
+      return
+    }
+    connection?.close("peer_closed")
+  }
+}

@@ -1,0 +1,137 @@
+/**
+ * The commands of one connection that wait for its socket, and the bytes that were offered to it.
+ *
+ *   push ─► waiting ─► batch (offered to the socket) ─► accepted(n) ─► written commands
+ *
+ * A socket that takes part of a batch must be offered exactly the rest of it next, since TLS may have
+ * sealed those bytes in a record. So only commands that are still waiting can expire.
+ *
+ * Pure: no socket, no clock. Bounds: `maxBytes` of waiting and offered bytes, at which `push` refuses;
+ * a batch joins at most `BATCH_BYTES`, or is one longer command.
+ */
+
+import type { Command } from "./command.ts"
+
+/** The plaintext of one full TLS record. */
+export const BATCH_BYTES = 16_384
+
+/** Taken commands are cut off the front of the queue this many at a time, or when all are taken. */
+const COMPACT_AFTER = 1024
+const LF = 10
+const EMPTY = new Uint8Array(0)
+
+export class Outgoing {
+  readonly #maxBytes: number
+  #waiting: Command[] = []
+  #waitingFrom = 0
+  #batch: Command[] = []
+  /** What of the batch the socket has not accepted yet. */
+  #offered: Uint8Array = EMPTY
+  /** Bytes of the first command of the batch that were accepted. */
+  #acceptedOfFirst = 0
+  #bytes = 0
+
+  constructor(maxBytes: number) {
+    this.#maxBytes = maxBytes
+  }
+
+  get empty(): boolean {
+    return this.#bytes === 0
+  }
+
+  get bytes(): number {
+    return this.#bytes
+  }
+
+  /** False when the command does not fit: it was not taken. One command always fits an empty queue. */
+  push(command: Command): boolean {
+    const bytes = command.body.length + 1
+    if (this.#bytes > 0 && this.#bytes + bytes > this.#maxBytes) return false
+    this.#waiting.push(command)
+    this.#bytes += bytes
+    return true
+  }
+
+  /** Puts `by` in the place of a command that waits or was offered; both have the same body length. */
+  replace(waiting: Command, by: Command): void {
+    for (const list of [this.#waiting, this.#batch]) {
+      const at = list.indexOf(waiting)
+      if (at !== -1) list[at] = by
+    }
+  }
+
+  /**
+   * The bytes to offer to the socket next; empty when nothing waits. They are valid until the next
+   * call. Commands whose time is over are left out and appended to `expired`.
+   *
+   * @param scratch at least `BATCH_BYTES` long, may be shared by all connections.
+   */
+  nextBytes(nowMs: number, scratch: Uint8Array, expired: Command[]): Uint8Array {
+    if (this.#offered.length > 0) return this.#offered
+    let length = 0
+    for (;;) {
+      const command = this.#waiting[this.#waitingFrom]
+      if (command === undefined) break
+      const bytes = command.body.length + 1
+      if (command.expiresAtMs <= nowMs) {
+        this.#takeWaiting()
+        this.#bytes -= bytes
+        expired.push(command)
+        continue
+      }
+      if (length + bytes > BATCH_BYTES) {
+        if (length > 0) break
+        this.#takeWaiting()
+        this.#batch.push(command)
+        this.#offered = new Uint8Array(bytes)
+        this.#offered.set(command.body)
+        this.#offered[bytes - 1] = LF
+        return this.#offered
+      }
+      this.#takeWaiting()
+      this.#batch.push(command)
+      scratch.set(command.body, length)
+      scratch[length + bytes - 1] = LF
+      length += bytes
+    }
+    this.#offered = scratch.subarray(0, length)
+    return this.#offered
+  }
+
+  /** Tells how many of the bytes last offered the socket took; appends the commands now written. */
+  accepted(bytes: number, written: Command[]): void {
+    this.#bytes -= bytes
+    // The scratch buffer belongs to others from now on; what is left is kept in a copy.
+    this.#offered = bytes === this.#offered.length ? EMPTY : this.#offered.slice(bytes)
+    let accepted = this.#acceptedOfFirst + bytes
+    let done = 0
+    for (const command of this.#batch) {
+      if (accepted < command.body.length + 1) break
+      accepted -= command.body.length + 1
+      written.push(command)
+      done += 1
+    }
+    this.#acceptedOfFirst = accepted
+    if (done > 0) this.#batch = done === this.#batch.length ? [] : this.#batch.slice(done)
+  }
+
+  /** Takes out every command that was not written, in order. */
+  clear(): Command[] {
+    const left = [...this.#batch, ...this.#waiting.slice(this.#waitingFrom)]
+    this.#batch = []
+    this.#waiting = []
+    this.#waitingFrom = 0
+    this.#offered = EMPTY
+    this.#acceptedOfFirst = 0
+    this.#bytes = 0
+    return left
+  }
+
+  #takeWaiting(): void {
+    this.#waitingFrom += 1
+    const taken = this.#waitingFrom
+    if (taken < this.#waiting.length && taken < COMPACT_AFTER) return
+    this.#waiting = this.#waiting.slice(taken)
+    this.#waitingFrom = 0
+  }
+}

@@ -1,0 +1,61 @@
+/**
+ * Drain: how a worker stops without losing what it accepted.
+ *
+ *   accepting_none ─► confirming ─► closing ─► settling ─► done
+ *         │               └──────────deadline──────┴────────► cut_short
+ *         └ listener stopped, reading paused, no more commands taken
+ *
+ * confirming: lines that were read wait for the broker. closing: devices are closed, some at a time,
+ * so that they do not all come back to another instance at once. settling: what commands are owed.
+ *
+ * Decides the order and the waiting; what each step does is passed in. Bound: `timeoutMs` in all.
+ */
+
+export type DrainPhase =
+  | "accepting_none"
+  | "confirming"
+  | "closing"
+  | "settling"
+  | "done"
+  | "cut_short"
+
+export interface DrainSteps {
+  /** Stops the listener, reading and consuming. */
+  readonly acceptNone: () => Promise<void>
+  /** True when every line that was read is confirmed. */
+  readonly confirmed: () => boolean
+  /** Begins to close up to `most` connections; returns how many are left open. */
+  readonly closeSome: (most: number) => number
+  /** True when every command's outcome is stored and every socket is gone. */
+  readonly settled: () => boolean
+  readonly enter: (phase: DrainPhase) => void
+  readonly nowMs: () => number
+  readonly sleep: (ms: number) => Promise<void>
+}
+
+const POLL_MS = 10
+/** With a poll every 10 ms, 20,000 connections are closed within two seconds. */
+const CLOSE_AT_ONCE = 100
+
+/** Resolves with the last phase: "done", or "cut_short" when the time was over first. */
+export async function drain(steps: DrainSteps, timeoutMs: number): Promise<"done" | "cut_short"> {
+  const deadlineMs = steps.nowMs() + timeoutMs
+  const until = async (condition: () => boolean): Promise<boolean> => {
+    while (!condition()) {
+      if (steps.nowMs() >= deadlineMs) return false
+      await steps.sleep(POLL_MS)
+    }
+    return true
+  }
+  steps.enter("accepting_none")
+  await steps.acceptNone()
+  steps.enter("confirming")
+  const confirmed = await until(steps.confirmed)
+  steps.enter("closing")
+  while (steps.closeSome(CLOSE_AT_ONCE) > 0) await steps.sleep(POLL_MS)
+  steps.enter("settling")
+  const settled = await until(() => steps.settled() && steps.confirmed())
+  const last = confirmed && settled ? "done" : "cut_short"
+  steps.enter(last)
+  return last
+}

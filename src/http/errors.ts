@@ -1,0 +1,44 @@
+/**
+ * The errors of the HTTP API: one closed list of codes, each with its status; the body is always
+ * `{error: {code, message}}`.
+ */
+
+import type { Context } from "hono"
+import type { ContentfulStatusCode } from "hono/utils/http-status"
+
+const STATUS = {
+  invalid: 400,
+  unauthorized: 401,
+  not_found: 404,
+  offline: 404,
+  closed: 404,
+  duplicate: 409,
+  late: 409,
+  too_large: 413,
+  internal: 500,
+  broker_away: 503,
+  slow_device: 503,
+  busy: 503,
+  expired: 504,
+  timeout: 504,
+} as const satisfies Record<string, ContentfulStatusCode>
+
+export type ErrorCode = keyof typeof STATUS
+
+export const ERROR_CODES = Object.keys(STATUS) as ErrorCode[]
+
+/** Seconds after which a 503 may be tried again. */
+const RETRY_AFTER_S = "1"
+
+/** What `app.ts` puts into the context of each request. */
+export interface HttpEnvironment {
+  Variables: { refused: (code: ErrorCode) => void }
+}
+
+/** The answer to a request that is refused, counted. */
+export function refuse(c: Context<HttpEnvironment>, code: ErrorCode, message: string): Response {
+  const status = STATUS[code]
+  if (status === 503) c.header("Retry-After", RETRY_AFTER_S)
+  c.get("refused")(code)
+  return c.json({ error: { code, message } }, status)
+}

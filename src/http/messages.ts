@@ -1,0 +1,85 @@
+/**
+ * `GET /messages`: the devices' lines as server-sent events, so that someone trying the gateway sees
+ * their own line come out. Only with the embedded broker.
+ *
+ * Takes nothing from the queue. Bounds: `MAX_FOLLOWERS` at a time; `MAX_BEHIND` events for a follower
+ * that does not keep up, then it misses some and is told how many.
+ */
+
+import { Hono } from "hono"
+import { type SSEStreamingApi, streamSSE } from "hono/streaming"
+import type { MessageProperties } from "../broker/broker.ts"
+import type { Tap } from "../broker/embedded.ts"
+import { type HttpEnvironment, refuse } from "./errors.ts"
+
+const MAX_FOLLOWERS = 16
+const MAX_BEHIND = 1_000
+/** Shorter than the idle time-out of the server and of most proxies. */
+const KEEP_ALIVE_MS = 5_000
+
+export interface MessagesDependencies {
+  /** Follows the lines from now on; returns how to stop. */
+  readonly tap: (tap: Tap) => () => void
+}
+
+export function messages({ tap }: MessagesDependencies): Hono<HttpEnvironment> {
+  const routes = new Hono<HttpEnvironment>()
+  let followers = 0
+
+  routes.get("/messages", (c) => {
+    if (followers >= MAX_FOLLOWERS) return refuse(c, "busy", `${MAX_FOLLOWERS} follow already`)
+    return streamSSE(c, async (stream) => {
+      followers += 1
+      try {
+        await follow(stream, tap)
+      } finally {
+        followers -= 1
+      }
+    })
+  })
+
+  return routes
+}
+
+async function follow(stream: SSEStreamingApi, tap: MessagesDependencies["tap"]): Promise<void> {
+  let behind: string[] = []
+  let missed = 0
+  let wake = () => {}
+  const stop = tap((body, properties) => {
+    if (behind.length < MAX_BEHIND) behind.push(JSON.stringify(describe(body, properties)))
+    else missed += 1
+    wake()
+  })
+  stream.onAbort(() => wake())
+  try {
+    await stream.write(": the devices' lines, as they come\n\n")
+    while (!stream.aborted && !stream.closed) {
+      if (behind.length === 0) {
+        const { promise, resolve } = Promise.withResolvers<"woken" | "quiet">()
+        wake = () => resolve("woken")
+        const timer = setTimeout(() => resolve("quiet"), KEEP_ALIVE_MS)
+        if ((await promise) === "quiet") await stream.write(": keep-alive\n\n")
+        clearTimeout(timer)
+        continue
+      }
+      const events = behind
+      behind = []
+      for (const data of events) await stream.writeSSE({ event: "line", data })
+      if (missed > 0) await stream.writeSSE({ event: "missed", data: String(missed) })
+      missed = 0
+    }
+  } finally {
+    stop()
+  }
+}
+
+/** A line that is not UTF-8 is shown in base64, so that no byte is lost. */
+function describe(body: Uint8Array, properties: MessageProperties): Record<string, unknown> {
+  const { connection_id, device_id, from_device_seq } = properties.headers ?? {}
+  const about = { device_id, connection_id, from_device_seq: Number(from_device_seq) }
+  try {
+    return { ...about, line: new TextDecoder("utf-8", { fatal: true }).decode(body) }
+  } catch {
+    return { ...about, line_base64: Buffer.from(body).toString("base64") }
+  }
+}

@@ -1,0 +1,111 @@
+/**
+ * The program: `bun run start`. Reads the configuration, makes development certificates where they are
+ * wanted, and becomes the supervisor, a worker under it (`--worker`), or, with the embedded broker, a
+ * worker alone.
+ *
+ * Exit status: 0 drained, 1 failed, 2 faults in the configuration.
+ */
+
+import { readFileSync } from "node:fs"
+import { dirname } from "node:path"
+import { parseArgs } from "node:util"
+import { type Config, ConfigurationError, loadConfig } from "./config.ts"
+import { workerId } from "./device/ids.ts"
+import { EventBus } from "./events.ts"
+import { CertificateError, ensureDevelopmentCertificates } from "./ops/certificates.ts"
+import { createLog, logEvents } from "./ops/log.ts"
+import { Supervisor } from "./supervisor.ts"
+import { runWorker } from "./worker-process.ts"
+
+interface WorkerRole {
+  readonly slot: number
+  readonly devicePort: number
+  readonly httpPort: number
+}
+
+async function main(): Promise<void> {
+  const role = readRole(process.argv.slice(2))
+  const config = readConfig()
+  const alone = config.amqpUrl === null
+  const events = new EventBus()
+  const slot = role?.slot ?? (alone ? 0 : null)
+  const name = slot === null ? config.instanceId : workerId(config.instanceId, slot)
+  logEvents(events, createLog(config.log, { name, pid: process.pid }))
+
+  if (role === null && config.tls.development) await developmentCertificates(config, events)
+  // The supervisor needs neither, but files that cannot be read are a fault of the configuration.
+  const certificatePem = readPem(config.tls.certFile, "TLS_CERT_FILE")
+  const keyPem = readPem(config.tls.keyFile, "TLS_KEY_FILE")
+  if (role === null && !alone) {
+    new Supervisor(config, events, import.meta.path).start()
+    return
+  }
+  runWorker({
+    config,
+    slot: slot ?? 0,
+    devicePort: role?.devicePort ?? config.device.port,
+    httpPort: role?.httpPort ?? config.http.port,
+    certificatePem,
+    keyPem,
+    events,
+    supervised: role !== null,
+  })
+}
+
+function readRole(args: string[]): WorkerRole | null {
+  const option = { type: "string" } as const
+  const { values } = parseArgs({
+    args,
+    options: { worker: option, "device-port": option, "http-port": option },
+  })
+  if (values.worker === undefined) return null
+  return {
+    slot: Number(values.worker),
+    devicePort: Number(values["device-port"]),
+    httpPort: Number(values["http-port"]),
+  }
+}
+
+function readConfig(): Config {
+  try {
+    return loadConfig()
+  } catch (error) {
+    if (!(error instanceof ConfigurationError)) throw error
+    exit(2, ["The configuration has faults:", ...error.faults.map((fault) => `  ${fault}`)])
+  }
+}
+
+async function developmentCertificates(config: Config, events: EventBus): Promise<void> {
+  const { certFile, keyFile } = config.tls
+  try {
+    const directory = dirname(certFile)
+    const made = await ensureDevelopmentCertificates({ directory, certFile, keyFile })
+    if (made.state === "made") {
+      const message = `development certificates made in ${directory}/`
+      events.emit("notice", { message })
+    } else if (made.expired) {
+      const message = `${certFile} expired at ${made.notAfter.toISOString()}; see bun run certs`
+      events.emit("notice", { message })
+    }
+  } catch (error) {
+    if (!(error instanceof CertificateError)) throw error
+    exit(1, [error.message])
+  }
+}
+
+function readPem(file: string, setting: string): string {
+  try {
+    return readFileSync(file, "utf8")
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : String(error)
+    exit(2, ["The configuration has faults:", `  ${setting}: ${reason}`])
+  }
+}
+
+/** For faults that stop the start, before or instead of the log. */
+function exit(status: number, lines: readonly string[]): never {
+  process.stderr.write(`${lines.join("\n")}\n`)
+  process.exit(status)
+}
+
+await main()

@@ -1,0 +1,80 @@
+/**
+ * The log: turns events into lines on standard output. The only file that writes there.
+ *
+ * Never logs a secret or a line's contents. A line that cannot be written (a full disk, a closed
+ * pipe) is dropped and counted; logging never stops the process.
+ */
+
+import pino, { type Logger } from "pino"
+import pretty from "pino-pretty"
+import type { Counters } from "../counters.ts"
+import type { EventBus } from "../events.ts"
+
+export interface LogOptions {
+  readonly level: "debug" | "info" | "warn" | "error"
+  readonly format: "json" | "text"
+}
+
+/** @param about fields that every line carries, such as the worker's id. */
+export function createLog(
+  options: LogOptions,
+  about: Record<string, unknown>,
+  counters?: Pick<Counters, "logLinesDropped">,
+): Logger {
+  const destination = pino.destination({ fd: 1, sync: true })
+  destination.on("error", () => {
+    if (counters) counters.logLinesDropped += 1
+  })
+  const stream =
+    options.format === "text"
+      ? pretty({ colorize: process.stdout.isTTY === true, ignore: "pid,hostname", destination })
+      : destination
+  return pino(
+    { level: options.level, base: about, timestamp: pino.stdTimeFunctions.isoTime },
+    stream,
+  )
+}
+
+/** Subscribes the log to every event that an operator may want to read. */
+export function logEvents(events: EventBus, log: Logger): void {
+  events.on("listening", ({ devicePort, httpPort, maxConnections }) => {
+    log.info({ devicePort, httpPort, maxConnections }, "listening")
+  })
+  events.on("connection_admitted", ({ connection }) => {
+    const { remoteAddress, tlsVersion } = connection.peer
+    log.debug({ connection: connection.id, remoteAddress, tlsVersion }, "connection admitted")
+  })
+  events.on("connection_closed", ({ connection, reason }) => {
+    const { linesIn = 0, linesOut = 0 } = connection.endpoint ?? {}
+    log.debug({ connection: connection.id, reason, linesIn, linesOut }, "connection closed")
+  })
+  events.on("connection_refused", ({ reason }) => log.debug({ reason }, "connection refused"))
+  events.on("reading_suspended", ({ heldBytes }) => {
+    log.warn({ heldBytes }, "no device is read: lines wait for the broker")
+  })
+  events.on("reading_resumed", ({ heldBytes }) => log.info({ heldBytes }, "devices are read again"))
+  events.on("broker_state", ({ state }) => {
+    if (state.is === "ready" || state.is === "closed") log.info({ broker: state.is }, "broker")
+    else log.warn({ broker: state.is, reason: state.reason }, "broker")
+  })
+  events.on("broker_warning", ({ message }) => log.warn(message))
+  events.on("broker_mute", ({ unconfirmedMs }) => {
+    log.warn({ unconfirmedMs }, "the broker confirms nothing: connecting anew")
+  })
+  events.on("drain", (progress) => {
+    const level = progress.phase === "cut_short" ? "error" : "info"
+    log[level](progress, "drain")
+  })
+  events.on("fault", ({ error, where }) => log.error({ err: error, where }, "fault"))
+  events.on("notice", ({ message }) => log.warn(message))
+  events.on("worker_started", ({ slot, pid }) =>
+    log.info({ slot, workerPid: pid }, "worker started"),
+  )
+  events.on("worker_ended", ({ slot, pid, status, action }) => {
+    log.warn({ slot, workerPid: pid, status, action }, "worker ended")
+  })
+  events.on("instance_ended", ({ status, reason }) => {
+    const level = status === 0 ? "info" : "error"
+    log[level]({ status, reason }, "instance ended")
+  })
+}

@@ -1,0 +1,29 @@
+/**
+ * Restart intensity: whether a worker that died is replaced or the instance ends. Pure: the time is
+ * passed in. Only deaths of processes feed it; no number of devices can.
+ *
+ * Bound: remembers `most` + 1 times.
+ */
+
+export interface RestartLimits {
+  /** More deaths than this within `windowMs` end the instance. */
+  readonly most: number
+  readonly windowMs: number
+}
+
+export class RestartIntensity {
+  readonly #limits: RestartLimits
+  #deathsAtMs: number[] = []
+
+  constructor(limits: RestartLimits) {
+    this.#limits = limits
+  }
+
+  /** What to do about a worker that has just died. */
+  died(nowMs: number): "restart" | "give_up" {
+    const since = nowMs - this.#limits.windowMs
+    this.#deathsAtMs = this.#deathsAtMs.filter((atMs) => atMs > since)
+    this.#deathsAtMs.push(nowMs)
+    return this.#deathsAtMs.length > this.#limits.most ? "give_up" : "restart"
+  }
+}

@@ -1,0 +1,207 @@
+/**
+ * The supervisor: starts one worker a slot, replaces those that die, drains them, and gathers what they
+ * count so that any of them can speak for the instance.
+ *
+ *   starting ──first worker listens──► running ──SIGTERM, SIGINT──► draining ──all ended──► exit 0
+ *      │                                  └──restart intensity──► draining ──all ended──► exit 1
+ *      └──first worker is unable──► exit 1
+ *
+ * The first worker starts alone: it finds the ports when they are 0 and meets a bad certificate or a
+ * port in use once, not once for each core. Opens no port and talks to no broker. Bounds: `workers`
+ * processes; a drain ends after `drainTimeoutMs` and a grace, then what is left is killed.
+ */
+
+import type { Subprocess } from "bun"
+import type { Config } from "./config.ts"
+import { GATHER_TIMEOUT_MS, type Snapshot, type ToSupervisor, type ToWorker } from "./control.ts"
+import type { EventBus } from "./events.ts"
+import { supervisorMetrics } from "./ops/metrics.ts"
+import { RestartIntensity } from "./restart.ts"
+
+/** What a worker may take beyond its drain, to close its broker connections. */
+const DRAIN_GRACE_MS = 5_000
+
+interface Slot {
+  readonly slot: number
+  readonly process: Subprocess
+}
+
+export class Supervisor {
+  readonly #config: Config
+  readonly #events: EventBus
+  readonly #mainFile: string
+  readonly #intensity: RestartIntensity
+  readonly #slots = new Map<number, Slot>()
+  readonly #gatherings = new Map<number, Gathering>()
+  #state: "starting" | "running" | "draining" = "starting"
+  #ports: { devicePort: number; httpPort: number }
+  #restarts = 0
+  #nextGathering = 0
+  #status = 0
+  #reason = "drained"
+  #killTimer: ReturnType<typeof setTimeout> | null = null
+
+  /** @param mainFile the program to run a worker with. */
+  constructor(config: Config, events: EventBus, mainFile: string) {
+    this.#config = config
+    this.#events = events
+    this.#mainFile = mainFile
+    this.#intensity = new RestartIntensity(config.restarts)
+    this.#ports = { devicePort: config.device.port, httpPort: config.http.port }
+  }
+
+  start(): void {
+    const stop = () => {
+      if (this.#state !== "draining") this.#drain(0, "drained")
+      else this.#killAll("a second signal")
+    }
+    process.on("SIGTERM", stop)
+    process.on("SIGINT", stop)
+    this.#spawn(0)
+  }
+
+  #spawn(slot: number): void {
+    const { devicePort, httpPort } = this.#ports
+    const child = Bun.spawn(
+      [
+        process.execPath,
+        this.#mainFile,
+        ...["--worker", String(slot)],
+        ...["--device-port", String(devicePort), "--http-port", String(httpPort)],
+      ],
+      {
+        stdio: ["ignore", "inherit", "inherit"],
+        serialization: "json",
+        ipc: (message: ToSupervisor) => this.#received(slot, message),
+        onExit: (child, status, signal) => this.#ended(slot, child, status, signal),
+      },
+    )
+    this.#slots.set(slot, { slot, process: child })
+    this.#events.emit("worker_started", { slot, pid: child.pid })
+  }
+
+  #received(slot: number, message: ToSupervisor): void {
+    switch (message.type) {
+      case "listening":
+        if (this.#state !== "starting") break
+        this.#state = "running"
+        this.#ports = { devicePort: message.devicePort, httpPort: message.httpPort }
+        for (let other = 1; other < this.#config.workers; other += 1) this.#spawn(other)
+        break
+      case "unable":
+        this.#drain(1, message.message)
+        break
+      case "gather":
+        this.#gather(slot, message.id)
+        break
+      case "snapshot":
+        this.#gatherings.get(message.id)?.add(message.snapshot)
+        break
+    }
+  }
+
+  #ended(
+    slot: number,
+    child: Subprocess,
+    code: number | null,
+    signal: number | string | null,
+  ): void {
+    this.#slots.delete(slot)
+    const status = signal === null ? `status ${code}` : `signal ${signal}`
+    const ended = (action: string) =>
+      this.#events.emit("worker_ended", { slot, pid: child.pid, status, action })
+    if (this.#state === "draining") {
+      ended("none")
+      // Lines were left when a worker's drain was cut short, and that is no clean end.
+      if (code !== 0 && this.#status === 0) this.#end(1, `worker ${slot} ended with ${status}`)
+      this.#exitWhenEmpty()
+    } else if (this.#state === "starting" || this.#intensity.died(Date.now()) === "give_up") {
+      ended("give up")
+      const { most, windowMs } = this.#config.restarts
+      const reason =
+        this.#state === "starting"
+          ? `the first worker ended with ${status} before it could serve`
+          : `restart intensity: more than ${most} workers ended within ${windowMs} ms`
+      this.#drain(1, reason)
+    } else {
+      ended("restart")
+      this.#restarts += 1
+      this.#spawn(slot)
+    }
+  }
+
+  #drain(status: number, reason: string): void {
+    if (this.#state === "draining") return
+    this.#state = "draining"
+    this.#end(status, reason)
+    for (const { process: child } of this.#slots.values()) send(child, { type: "drain" })
+    const killAfterMs = this.#config.drainTimeoutMs + DRAIN_GRACE_MS
+    this.#killTimer = setTimeout(() => this.#killAll("the drain took too long"), killAfterMs)
+    this.#exitWhenEmpty()
+  }
+
+  #killAll(reason: string): void {
+    this.#end(1, reason)
+    for (const { process: child } of this.#slots.values()) child.kill("SIGKILL")
+  }
+
+  #end(status: number, reason: string): void {
+    this.#status = status
+    this.#reason = reason
+  }
+
+  #exitWhenEmpty(): void {
+    if (this.#slots.size > 0) return
+    if (this.#killTimer !== null) clearTimeout(this.#killTimer)
+    this.#events.emit("instance_ended", { status: this.#status, reason: this.#reason })
+    process.exit(this.#status)
+  }
+
+  /** Asks every worker for its snapshot and tells the one that wanted them all. */
+  #gather(slot: number, askedId: number): void {
+    const id = this.#nextGathering
+    this.#nextGathering += 1
+    const asked = [...this.#slots.values()]
+    const gathering = new Gathering(asked.length, (snapshots) => {
+      this.#gatherings.delete(id)
+      void this.#answer(slot, askedId, snapshots)
+    })
+    this.#gatherings.set(id, gathering)
+    for (const { process: child } of asked) send(child, { type: "snapshot_wanted", id })
+  }
+
+  async #answer(slot: number, id: number, snapshots: readonly Snapshot[]): Promise<void> {
+    const own: Snapshot = { report: null, metrics: await supervisorMetrics(this.#restarts) }
+    const child = this.#slots.get(slot)?.process
+    if (child) send(child, { type: "gathered", id, snapshots: [...snapshots, own] })
+  }
+}
+
+/** Snapshots as they come in; done when all are there or the time is over. */
+class Gathering {
+  readonly #snapshots: Snapshot[] = []
+  readonly #expected: number
+  readonly #timer: ReturnType<typeof setTimeout>
+  readonly #done: (snapshots: readonly Snapshot[]) => void
+
+  constructor(expected: number, done: (snapshots: readonly Snapshot[]) => void) {
+    this.#expected = expected
+    this.#done = done
+    this.#timer = setTimeout(() => done(this.#snapshots), GATHER_TIMEOUT_MS)
+  }
+
+  add(snapshot: Snapshot): void {
+    this.#snapshots.push(snapshot)
+    if (this.#snapshots.length < this.#expected) return
+    clearTimeout(this.#timer)
+    this.#done(this.#snapshots)
+  }
+}
+
+function send(child: Subprocess, message: ToWorker): void {
+  try {
+    child.send(message)
+  } catch {
+    // It has just ended; its exit is on the way here.
+  }
+}

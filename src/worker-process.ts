@@ -1,0 +1,108 @@
+/**
+ * A worker as a process: signals, uncaught errors and, where there is a supervisor, the channel to it.
+ *
+ *   serving ──"drain", SIGTERM, supervisor gone──► draining ──► exit 0, or 1 when it was cut short
+ *      └──uncaught error──► exit 1
+ *
+ * Alone (the embedded broker) it also takes SIGINT, and a second signal ends it at once. Under a
+ * supervisor SIGINT is left to that: a terminal sends it to both.
+ */
+
+import { GATHER_TIMEOUT_MS, type Snapshot, type ToSupervisor, type ToWorker } from "./control.ts"
+import type { EventBus } from "./events.ts"
+import { Worker, type WorkerOptions } from "./worker.ts"
+
+type ProcessOptions = Omit<WorkerOptions, "gather"> & { readonly supervised: boolean }
+
+export function runWorker(options: ProcessOptions): void {
+  const { events, supervised } = options
+  const channel = supervised ? new SupervisorChannel() : null
+  const worker = new Worker({
+    ...options,
+    gather: async (own) => (channel === null ? [await own()] : channel.gather(own)),
+  })
+  exitOnUncaught(events)
+
+  let draining = false
+  const drain = () => {
+    if (draining) return
+    draining = true
+    worker.drain().then(
+      (status) => process.exit(status),
+      (error: unknown) => {
+        events.emit("fault", { error: asError(error), where: "drain" })
+        process.exit(1)
+      },
+    )
+  }
+  const drainOrEnd = () => (draining ? process.exit(1) : drain())
+  process.on("SIGTERM", supervised ? drain : drainOrEnd)
+  process.on("SIGINT", supervised ? () => undefined : drainOrEnd)
+  channel?.listen({ drain, snapshot: () => worker.snapshot() })
+
+  try {
+    const ports = worker.start()
+    channel?.send({ type: "listening", ...ports })
+  } catch (error) {
+    const message = `cannot serve: ${asError(error).message}`
+    if (channel === null) events.emit("instance_ended", { status: 1, reason: message })
+    else channel.send({ type: "unable", message })
+    process.exit(1)
+  }
+}
+
+/** The worker's end of the channel. When the other end is gone, so is the supervisor. */
+class SupervisorChannel {
+  readonly #gathering = new Map<number, (snapshots: readonly Snapshot[]) => void>()
+  #nextId = 0
+
+  send(message: ToSupervisor): void {
+    if (process.connected) process.send?.(message)
+  }
+
+  listen(on: { drain: () => void; snapshot: () => Promise<Snapshot> }): void {
+    process.on("disconnect", on.drain)
+    process.on("message", (message: ToWorker) => {
+      switch (message.type) {
+        case "drain":
+          on.drain()
+          break
+        case "snapshot_wanted":
+          void on
+            .snapshot()
+            .then((snapshot) => this.send({ type: "snapshot", id: message.id, snapshot }))
+          break
+        case "gathered":
+          this.#gathering.get(message.id)?.(message.snapshots)
+          break
+      }
+    })
+  }
+
+  /** The snapshots of all; this worker's own alone when the supervisor does not answer. */
+  async gather(own: () => Promise<Snapshot>): Promise<readonly Snapshot[]> {
+    const id = this.#nextId
+    this.#nextId += 1
+    const { promise, resolve } = Promise.withResolvers<readonly Snapshot[] | null>()
+    const timer = setTimeout(() => resolve(null), GATHER_TIMEOUT_MS * 2)
+    this.#gathering.set(id, resolve)
+    this.send({ type: "gather", id })
+    const snapshots = await promise
+    clearTimeout(timer)
+    this.#gathering.delete(id)
+    return snapshots ?? [await own()]
+  }
+}
+
+function exitOnUncaught(events: EventBus): void {
+  const end = (where: string) => (error: unknown) => {
+    events.emit("fault", { error: asError(error), where })
+    process.exit(1)
+  }
+  process.on("uncaughtException", end("uncaught exception"))
+  process.on("unhandledRejection", end("unhandled rejection"))
+}
+
+function asError(error: unknown): Error {
+  return error instanceof Error ? error : new Error(String(error))
+}
