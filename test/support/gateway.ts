@@ -1,0 +1,194 @@
+/**
+ * A gateway for the tests: the real program, `src/main.ts`, as its own process on free ports.
+ *
+ * Never shares a process with the test, so that signals, exit statuses and supervision are the real
+ * ones. What it logs is kept (a test's worth, unbounded) and shown when it does not start.
+ */
+
+import { mkdtempSync, readFileSync, rmSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import { until, within } from "./wait.ts"
+
+const MAIN_FILE = join(import.meta.dir, "../../src/main.ts")
+
+export type LogLine = Record<string, unknown> & { readonly msg: string }
+
+export interface TestGateway {
+  readonly devicePort: number
+  readonly httpPort: number
+  /** The process that was started: the supervisor, or the worker where there is none. */
+  readonly pid: number
+  readonly log: readonly LogLine[]
+  /** What was written that is no log line. */
+  readonly output: () => string
+  /** Process ids of the workers that are up, by slot. */
+  readonly workers: () => ReadonlyMap<number, number>
+  readonly fetch: (path: string, init?: RequestInit) => Promise<Response>
+  /** The value of one metric, summed over its labels, or of one label value. */
+  readonly metric: (name: string, label?: string) => Promise<number>
+  readonly signal: (signal: NodeJS.Signals) => void
+  /** Resolves with the exit status, or the signal's name. */
+  readonly exited: Promise<number | string>
+  /** SIGTERM, then waits; SIGKILL when that takes longer than 20 s. */
+  readonly stop: () => Promise<number | string>
+}
+
+/** A certificate directory for all gateways of a test process: making one takes a while. */
+let certificates: string | undefined
+
+function certificateFiles(): { TLS_CERT_FILE: string; TLS_KEY_FILE: string } {
+  if (certificates === undefined) {
+    const directory = mkdtempSync(join(tmpdir(), "owsla-certs-"))
+    certificates = directory
+    process.on("exit", () => rmSync(directory, { recursive: true, force: true }))
+    const made = Bun.spawnSync([
+      process.execPath,
+      join(import.meta.dir, "../../src/ops/certs-command.ts"),
+      ...["--dir", directory],
+    ])
+    if (made.exitCode !== 0) throw new Error(`no certificates: ${made.stderr}`)
+  }
+  return {
+    TLS_CERT_FILE: join(certificates, "server.crt"),
+    TLS_KEY_FILE: join(certificates, "server.key"),
+  }
+}
+
+/** The CA that signed the certificate of every gateway started here. */
+export function testCaFile(): string {
+  return join(certificateFiles().TLS_CERT_FILE, "../ca.crt")
+}
+
+/**
+ * Starts a gateway and waits until all its workers listen. Without `AMQP_URL` in `environment` it has
+ * the embedded broker. Rejects with what it logged when it ends before that.
+ */
+export async function startGateway(environment: Record<string, string> = {}): Promise<TestGateway> {
+  const child = Bun.spawn([process.execPath, MAIN_FILE], {
+    env: {
+      PATH: process.env["PATH"] ?? "",
+      HOME: process.env["HOME"] ?? "",
+      DEVICE_HOST: "127.0.0.1",
+      DEVICE_PORT: "0",
+      HTTP_PORT: "0",
+      INSTANCE_ID: `t${crypto.randomUUID().slice(0, 8)}`,
+      LOG_LEVEL: "info",
+      ...certificateFiles(),
+      ...environment,
+    },
+    stdio: ["ignore", "pipe", "pipe"],
+  })
+  const log: LogLine[] = []
+  const other: string[] = []
+  void readLines(child.stdout, (line) => {
+    try {
+      log.push(JSON.parse(line))
+    } catch {
+      other.push(line)
+    }
+  })
+  void readLines(child.stderr, (line) => other.push(line))
+  const exited = child.exited.then((status) => child.signalCode ?? status)
+  const expected = environment["AMQP_URL"] === undefined ? 1 : Number(environment["WORKERS"] ?? "2")
+  const listening = () => log.filter((line) => line.msg === "listening")
+  const output = () => other.join("\n")
+  try {
+    await Promise.race([
+      until(() => listening().length >= expected, { what: "the gateway to listen" }),
+      exited.then((status) => {
+        throw new Error(`the gateway ended with ${status}`)
+      }),
+    ])
+  } catch (error) {
+    child.kill("SIGKILL")
+    const told = log.map((line) => JSON.stringify(line)).join("\n")
+    throw new Error(`${error instanceof Error ? error.message : error}\n${told}\n${output()}`)
+  }
+  const first = listening()[0]
+  const devicePort = Number(first?.["devicePort"])
+  const httpPort = Number(first?.["httpPort"])
+  const fetchPath = (path: string, init?: RequestInit) =>
+    // A kept connection would go to the same worker every time.
+    fetch(`http://127.0.0.1:${httpPort}${path}`, { keepalive: false, ...init })
+  return {
+    devicePort,
+    httpPort,
+    pid: child.pid,
+    log,
+    output,
+    exited,
+    workers: () => workersOf(log, child.pid),
+    fetch: fetchPath,
+    metric: async (name, label) => {
+      const text = await (await fetchPath("/metrics")).text()
+      return metricValue(text, name, label)
+    },
+    signal: (signal) => child.kill(signal),
+    stop: async () => {
+      child.kill("SIGTERM")
+      try {
+        return await within(exited, { what: "the gateway to drain", timeoutMs: 20_000 })
+      } catch {
+        for (const pid of workersOf(log, child.pid).values()) killQuietly(pid)
+        child.kill("SIGKILL")
+        return exited
+      }
+    },
+  }
+}
+
+export function metricValue(text: string, name: string, label?: string): number {
+  let sum = 0
+  for (const line of text.split("\n")) {
+    const match = /^(\w+)(\{.*\})? (\S+)$/.exec(line)
+    if (match?.[1] !== name) continue
+    if (label === undefined || match[2]?.includes(`"${label}"`)) sum += Number(match[3])
+  }
+  return sum
+}
+
+/** CPU seconds, user and system, that a process has used. */
+export function cpuSeconds(pid: number): number {
+  const fields = readFileSync(`/proc/${pid}/stat`, "utf8").split(") ")[1]?.split(" ") ?? []
+  const clockTicksPerSecond = 100
+  return (Number(fields[11]) + Number(fields[12])) / clockTicksPerSecond
+}
+
+export function residentBytes(pid: number): number {
+  const kib = /^VmRSS:\s+(\d+) kB/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1]
+  return Number(kib) * 1024
+}
+
+function workersOf(log: readonly LogLine[], pid: number): Map<number, number> {
+  const workers = new Map<number, number>()
+  for (const line of log) {
+    if (line.msg === "worker started") workers.set(Number(line["slot"]), Number(line["workerPid"]))
+    if (line.msg !== "worker ended") continue
+    const slot = Number(line["slot"])
+    if (workers.get(slot) === line["workerPid"]) workers.delete(slot)
+  }
+  return log.some((line) => line.msg === "worker started") ? workers : new Map([[0, pid]])
+}
+
+function killQuietly(pid: number): void {
+  try {
+    process.kill(pid, "SIGKILL")
+  } catch {
+    // Gone already.
+  }
+}
+
+async function readLines(
+  stream: ReadableStream<Uint8Array>,
+  each: (line: string) => void,
+): Promise<void> {
+  const decoder = new TextDecoder()
+  let rest = ""
+  for await (const chunk of stream) {
+    const lines = (rest + decoder.decode(chunk, { stream: true })).split("\n")
+    rest = lines.pop() ?? ""
+    for (const line of lines) each(line)
+  }
+  if (rest !== "") each(rest)
+}

@@ -1,0 +1,461 @@
+/**
+ * A private RabbitMQ node for the tests: own directory, name, ports and epmd, made from Debian's
+ * `rabbitmq-server` package.
+ *
+ *     startRabbitMq ──► running ──pause──► paused
+ *                        │  ▲ ◄──resume──    │
+ *               stop/kill│  │start           │stop/kill
+ *                        ▼  │                ▼
+ *                       stopped ◄────────────┘        any ──dispose──► disposed
+ *
+ * The node is no child of the test process. Bun ends every child it knows when one test times out,
+ * which would take the shared node from all tests after it; and a killed test process ends none. A
+ * shell, the guard, waits at a FIFO that the test process holds open: when that closes, by
+ * `dispose` or by any death, it ends whatever has our directory as its HOME and removes it.
+ *
+ * Never touches a system RabbitMQ, its files or its epmd; never skips a test when the package is
+ * missing; never reads the host's RABBITMQ_ settings.
+ */
+import {
+  closeSync,
+  constants,
+  existsSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+} from "node:fs"
+import { mkdir, readFile, writeFile } from "node:fs/promises"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import { AMQPClient } from "@cloudamqp/amqp-client"
+import { until, within } from "./wait.ts"
+
+/** A broker that tests share or own. The memory alarm is `ctl("set_vm_memory_high_watermark", "0")`. */
+export interface TestBroker {
+  /** AMQP URL of the default virtual host, with credentials. */
+  readonly url: string
+  readonly port: number
+  /** Runs `rabbitmqctl --silent …` and resolves with its output; rejects with what it complained. */
+  ctl(...args: string[]): Promise<string>
+  /** SIGSTOP: connections stay open and nothing answers. */
+  pause(): void
+  /** SIGCONT. */
+  resume(): void
+  /** Ends the node in order, as an operator would; what is durable stays. */
+  stop(): Promise<void>
+  /** Starts a stopped or killed node with the same directory and ports, and waits for AMQP. */
+  start(): Promise<void>
+  /** SIGKILL, and waits until the process is gone. */
+  kill(): Promise<void>
+  closeAllConnections(reason: string): Promise<void>
+  /** Messages ready for delivery; rejects when the queue does not exist. */
+  queueDepth(name: string): Promise<number>
+}
+
+/** A node that its caller owns, and has to dispose of. */
+export interface PrivateBroker extends TestBroker {
+  /** Ends every process of the node and removes its directory; may be called again. */
+  dispose(): Promise<void>
+  /** The ids of the processes that run for this node, epmd and helpers included. */
+  processIds(): number[]
+  readonly directory: string
+}
+
+type NodeState = "running" | "paused" | "stopped" | "disposed"
+
+const SERVER = "/usr/lib/rabbitmq/bin/rabbitmq-server"
+const CTL = "/usr/lib/rabbitmq/bin/rabbitmqctl"
+const DEBIAN_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+
+const START_TIMEOUT_MS = 60_000
+const STOP_TIMEOUT_MS = 30_000
+const DISPOSE_TIMEOUT_MS = 20_000
+const CTL_TIMEOUT_MS = 30_000
+const QUERY_TIMEOUT_MS = 10_000
+const ATTEMPT_TIMEOUT_MS = 5_000
+
+/**
+ * Erlang's own configuration format, because rabbitmq.conf is translated to it at each start. The
+ * free-disk limit is 1 MB: the default would block publishers on a full development machine.
+ */
+const ADVANCED_CONFIG = `[
+  {rabbit, [
+    {loopback_users, []},
+    {disk_free_limit, 1000000},
+    {reverse_dns_lookups, false},
+    {collect_statistics, none},
+    {log, [{console, [{enabled, false}]}, {file, [{file, "node.log"}, {level, warning}]}]}
+  ]},
+  {kernel, [{inet_dist_use_interface, {127, 0, 0, 1}}]}
+].
+`
+
+/** Ids are found by HOME, which all processes of the node inherit and nobody else has. */
+const GUARD = `
+exec 3<"$1/alive"
+read -r _ <&3
+while ids=$(grep -lzxF "HOME=$1" /proc/[0-9]*/environ 2>/dev/null | cut -d/ -f3) && [ -n "$ids" ]
+do
+  kill -KILL $ids 2>/dev/null
+  sleep 0.05
+done
+rm -rf "$1"
+`
+
+/** The shell ends at once, so that the program is the child of init and Bun does not know it. */
+const APART = `output=$1; shift; setsid "$@" </dev/null >>"$output" 2>&1 & echo $!`
+
+/**
+ * Starts a node and resolves when it answers AMQP (about 5 s; 60 s at most, then it rejects with the
+ * tail of the node's log). Rejects with what to install when the package is missing.
+ */
+export async function startRabbitMq(): Promise<PrivateBroker> {
+  if (!existsSync(SERVER)) {
+    throw new Error("These tests need RabbitMQ: apt-get install rabbitmq-server")
+  }
+  const directory = mkdtempSync(join(tmpdir(), "owsla-rabbitmq-"))
+  const node = new RabbitMqNode(directory, freePorts())
+  try {
+    await node.prepare()
+    await node.start()
+  } catch (error) {
+    await node.dispose()
+    throw error
+  }
+  return node
+}
+
+let shared: Promise<TestBroker> | undefined
+let sharedNode: Promise<PrivateBroker> | undefined
+
+/**
+ * The node that all test files of one `bun test` share, started by the first call; `TEST_AMQP_URL`
+ * names a broker to use in its place. Call it in `beforeAll` with a limit of 60 s: the default one
+ * of Bun is as short as a start. A test that stops or pauses the node puts it back.
+ */
+export function sharedRabbitMq(): Promise<TestBroker> {
+  if (shared === undefined) {
+    const url = process.env["TEST_AMQP_URL"]
+    if (url === undefined || url === "") {
+      sharedNode = startRabbitMq()
+      shared = sharedNode
+    } else {
+      shared = Promise.resolve(foreignBroker(url))
+    }
+  }
+  return shared
+}
+
+/** For the preload: ends the shared node when there is one. */
+export async function disposeSharedRabbitMq(): Promise<void> {
+  // A node that failed to start has disposed of itself and told its tests why.
+  const node = await sharedNode?.catch(() => undefined)
+  await node?.dispose()
+}
+
+/** Names no other test, file or run has: `uniqueNames("publisher")("from_device")`. */
+export function uniqueNames(prefix: string): (noun: string) => string {
+  const run = crypto.randomUUID().slice(0, 8)
+  return (noun) => `${prefix}.${run}.${noun}`
+}
+
+class RabbitMqNode implements PrivateBroker {
+  readonly directory: string
+  readonly url: string
+  readonly port: number
+  readonly #environment: Record<string, string>
+  readonly #aliveFd: number
+  #state: NodeState = "stopped"
+  #nodeId = 0
+
+  constructor(directory: string, ports: NodePorts) {
+    this.directory = directory
+    this.port = ports.amqp
+    this.url = `amqp://guest:guest@127.0.0.1:${ports.amqp}`
+    this.#environment = nodeEnvironment(directory, ports)
+    mustRun(["mkfifo", join(directory, "alive")])
+    // Read and write, because opening for writing alone waits for a reader.
+    this.#aliveFd = openSync(join(directory, "alive"), constants.O_RDWR | constants.O_NONBLOCK)
+  }
+
+  /** The directory, the guard and epmd, in this order: nothing runs unguarded. */
+  async prepare(): Promise<void> {
+    const { directory } = this
+    const guard = ["sh", "-c", GUARD, "owsla-rabbitmq-guard", directory]
+    await startApart(guard, "/dev/null", { PATH: DEBIAN_PATH })
+    await mkdir(join(directory, "log"))
+    await writeFile(join(directory, "enabled_plugins"), "[].\n")
+    await writeFile(join(directory, "advanced.config"), ADVANCED_CONFIG)
+    const epmdPort = this.#environment["ERL_EPMD_PORT"] ?? ""
+    // Ours in the foreground, because the one that a node starts by itself outlives it unseen.
+    const epmd = ["epmd", "-address", "127.0.0.1", "-port", epmdPort]
+    await startApart(epmd, join(directory, "log", "epmd.out"), this.#environment)
+    await until(() => listens(Number(epmdPort)), { what: "epmd to listen" })
+  }
+
+  async start(): Promise<void> {
+    this.#mustBe("start", "stopped")
+    const output = join(this.directory, "log", "node.out")
+    this.#nodeId = await startApart([SERVER], output, this.#environment)
+    this.#state = "running"
+    try {
+      await until(async () => hasEnded(this.#nodeId) || (await this.#answers()), {
+        what: "RabbitMQ to answer AMQP",
+        timeoutMs: START_TIMEOUT_MS,
+      })
+      if (hasEnded(this.#nodeId)) throw new Error("RabbitMQ ended while it started")
+    } catch (cause) {
+      await this.kill()
+      throw new Error(`${describe(cause)}\n${await this.#logTail()}`, { cause })
+    }
+  }
+
+  pause(): void {
+    this.#mustBe("pause", "running")
+    process.kill(this.#nodeId, "SIGSTOP")
+    this.#state = "paused"
+  }
+
+  resume(): void {
+    this.#mustBe("resume", "paused")
+    process.kill(this.#nodeId, "SIGCONT")
+    this.#state = "running"
+  }
+
+  async stop(): Promise<void> {
+    this.#mustBe("stop", "running", "paused")
+    if (this.#state === "paused") this.resume()
+    try {
+      await this.#end("SIGTERM", STOP_TIMEOUT_MS)
+    } catch (cause) {
+      throw new Error(`${describe(cause)}\n${await this.#logTail()}`, { cause })
+    }
+  }
+
+  async kill(): Promise<void> {
+    this.#mustBe("kill", "running", "paused")
+    await this.#end("SIGKILL", STOP_TIMEOUT_MS)
+  }
+
+  async dispose(): Promise<void> {
+    if (this.#state === "disposed") return
+    this.#state = "disposed"
+    closeSync(this.#aliveFd)
+    const gone = () => this.processIds().length === 0 && !existsSync(this.directory)
+    await until(gone, {
+      what: `the processes of ${this.directory} to end and the directory to go`,
+      timeoutMs: DISPOSE_TIMEOUT_MS,
+    })
+  }
+
+  processIds(): number[] {
+    return processesWithHome(this.directory)
+  }
+
+  async ctl(...args: string[]): Promise<string> {
+    this.#mustBe("ctl", "running", "paused", "stopped")
+    const ctl = Bun.spawn([CTL, "--silent", ...args], {
+      cwd: this.directory,
+      env: this.#environment,
+      stdin: "ignore",
+      stdout: "pipe",
+      stderr: "pipe",
+      timeout: CTL_TIMEOUT_MS,
+      killSignal: "SIGKILL",
+    })
+    const [output, complaint] = await Promise.all([ctl.stdout.text(), ctl.stderr.text()])
+    if ((await ctl.exited) === 0) return output
+    const what = ctl.signalCode === null ? `status ${ctl.exitCode}` : `${ctl.signalCode}`
+    throw new Error(`rabbitmqctl ${args.join(" ")}: ${what}\n${complaint}${output}`)
+  }
+
+  async closeAllConnections(reason: string): Promise<void> {
+    await this.ctl("close_all_connections", reason)
+  }
+
+  queueDepth(name: string): Promise<number> {
+    return queueDepth(this.url, name)
+  }
+
+  async #answers(): Promise<boolean> {
+    if (!(await listens(this.port))) return false
+    await withClient(this.url, ATTEMPT_TIMEOUT_MS, () => Promise.resolve())
+    return true
+  }
+
+  async #end(signal: "SIGTERM" | "SIGKILL", timeoutMs: number): Promise<void> {
+    if (!hasEnded(this.#nodeId)) process.kill(this.#nodeId, signal)
+    const what = `RabbitMQ to end after ${signal}`
+    await until(() => hasEnded(this.#nodeId), { what, timeoutMs })
+    this.#state = "stopped"
+  }
+
+  #mustBe(operation: string, ...allowed: NodeState[]): void {
+    if (!allowed.includes(this.#state)) {
+      throw new Error(`${operation}: the node is ${this.#state}, not ${allowed.join(" or ")}`)
+    }
+  }
+
+  async #logTail(): Promise<string> {
+    const tails: string[] = []
+    for (const name of ["node.out", "node.log"]) {
+      const text = await readFile(join(this.directory, "log", name), "utf8").catch(() => "")
+      tails.push(`--- ${name}`, ...text.trimEnd().split("\n").slice(-30))
+    }
+    return tails.join("\n")
+  }
+}
+
+/** Somebody's broker: it can be asked, and not stopped. */
+function foreignBroker(url: string): TestBroker {
+  const { port, protocol } = new URL(url)
+  const refusal = () => new Error("This needs the private node: unset TEST_AMQP_URL")
+  const refuse = () => Promise.reject(refusal())
+  const refuseNow = () => {
+    throw refusal()
+  }
+  return {
+    url,
+    port: port === "" ? (protocol === "amqps:" ? 5671 : 5672) : Number(port),
+    ctl: refuse,
+    pause: refuseNow,
+    resume: refuseNow,
+    stop: refuse,
+    start: refuse,
+    kill: refuse,
+    closeAllConnections: refuse,
+    queueDepth: (name) => queueDepth(url, name),
+  }
+}
+
+/** Over AMQP, because `rabbitmqctl` takes half a second and a wait asks many times. */
+async function queueDepth(url: string, name: string): Promise<number> {
+  return await withClient(url, QUERY_TIMEOUT_MS, async (client) => {
+    const channel = await client.channel()
+    const { messageCount } = await channel.queueDeclare(name, { passive: true })
+    return messageCount
+  })
+}
+
+/** One connection for one question; it is cut when the answer takes too long. */
+async function withClient<T>(
+  url: string,
+  timeoutMs: number,
+  ask: (client: AMQPClient) => Promise<T>,
+): Promise<T> {
+  const client = new AMQPClient(url)
+  client.onerror = () => {}
+  const conversation = async () => {
+    await client.connect()
+    const answer = await ask(client)
+    await client.close()
+    return answer
+  }
+  try {
+    return await within(conversation(), { what: "the broker's answer", timeoutMs })
+  } finally {
+    client.socket?.destroy()
+  }
+}
+
+interface NodePorts {
+  amqp: number
+  distribution: number
+  epmd: number
+}
+
+function nodeEnvironment(directory: string, ports: NodePorts): Record<string, string> {
+  return {
+    PATH: DEBIAN_PATH,
+    HOME: directory,
+    LC_ALL: "C.UTF-8",
+    ERL_EPMD_ADDRESS: "127.0.0.1",
+    ERL_EPMD_PORT: String(ports.epmd),
+    RABBITMQ_NODENAME: `owsla${crypto.randomUUID().slice(0, 8)}@localhost`,
+    RABBITMQ_NODE_IP_ADDRESS: "127.0.0.1",
+    RABBITMQ_NODE_PORT: String(ports.amqp),
+    RABBITMQ_DIST_PORT: String(ports.distribution),
+    RABBITMQ_MNESIA_BASE: join(directory, "mnesia"),
+    RABBITMQ_LOG_BASE: join(directory, "log"),
+    RABBITMQ_ENABLED_PLUGINS_FILE: join(directory, "enabled_plugins"),
+    RABBITMQ_ADVANCED_CONFIG_FILE: join(directory, "advanced.config"),
+    // Named though they do not exist: without them the system's files in /etc/rabbitmq are read.
+    RABBITMQ_CONFIG_FILE: join(directory, "none"),
+    RABBITMQ_CONF_ENV_FILE: join(directory, "none"),
+    // Makes the start script become the node, so that the id of the one is the id of the other.
+    RUNNING_UNDER_SYSTEMD: "true",
+  }
+}
+
+/** Held open together until all are known, so that they differ. */
+function freePorts(): NodePorts {
+  const socket = { data() {} }
+  const listen = () => Bun.listen({ hostname: "127.0.0.1", port: 0, socket })
+  const held = [listen(), listen(), listen()] as const
+  for (const listener of held) listener.stop(true)
+  return { amqp: held[0].port, distribution: held[1].port, epmd: held[2].port }
+}
+
+async function listens(port: number): Promise<boolean> {
+  try {
+    const socket = await Bun.connect({ hostname: "127.0.0.1", port, socket: { data() {} } })
+    socket.terminate()
+    return true
+  } catch {
+    return false
+  }
+}
+
+/** Resolves with the id of a program that is not our child. */
+async function startApart(
+  command: string[],
+  output: string,
+  env: Record<string, string>,
+): Promise<number> {
+  const shell = Bun.spawn(["sh", "-c", APART, "sh", output, ...command], {
+    cwd: tmpdir(),
+    env,
+    stdin: "ignore",
+    stdout: "pipe",
+    stderr: "inherit",
+  })
+  const id = Number(await shell.stdout.text())
+  if (!Number.isInteger(id) || id <= 1) throw new Error(`could not start ${command[0]}`)
+  return id
+}
+
+function mustRun(command: string[]): void {
+  const ended = Bun.spawnSync(command, { env: { PATH: DEBIAN_PATH } })
+  if (!ended.success) throw new Error(`${command.join(" ")}: ${ended.stderr.toString()}`)
+}
+
+/**
+ * Whether a process that we cannot wait for is gone. A zombie counts: nobody may ever collect it.
+ * Its threads must be gone too, since until then they hold the ports.
+ */
+function hasEnded(id: number): boolean {
+  try {
+    const stat = readFileSync(`/proc/${id}/stat`, "utf8")
+    const processState = stat.charAt(stat.lastIndexOf(")") + 2)
+    return /[ZX]/.test(processState) && readdirSync(`/proc/${id}/task`).length <= 1
+  } catch {
+    return true
+  }
+}
+
+function processesWithHome(directory: string): number[] {
+  const entry = `HOME=${directory}`
+  const ids = readdirSync("/proc").filter((name) => /^\d+$/.test(name))
+  return ids.map(Number).filter((id) => {
+    try {
+      return readFileSync(`/proc/${id}/environ`, "utf8").split("\0").includes(entry)
+    } catch {
+      return false
+    }
+  })
+}
+
+function describe(error: unknown): string {
+  return error instanceof Error ? error.message : String(error)
+}
