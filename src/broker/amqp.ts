@@ -55,7 +55,7 @@ export class AmqpBroker implements Broker {
   constructor(url: string, name: string) {
     this.#publishing = new Link(url, `${name} publish`, PUBLISH_FRAME_MAX, {
       setUp: (client) => this.#setUpPublishing(client),
-      up: () => this.#changed(),
+      up: () => this.#up(),
       lost: (reason) => {
         this.#lastLoss = reason
         this.#blockedReason = null
@@ -76,7 +76,7 @@ export class AmqpBroker implements Broker {
     })
     this.#consuming = new Link(url, `${name} consume`, CONSUME_FRAME_MAX, {
       setUp: (client) => this.#setUpConsuming(client),
-      up: () => this.#changed(),
+      up: () => this.#up(),
       lost: (reason) => {
         this.#lastLoss = reason
         this.#consumers = []
@@ -143,6 +143,11 @@ export class AmqpBroker implements Broker {
     this.#closed = true
     await Promise.all([this.#publishing.close(), this.#consuming.close()])
     this.#changed()
+  }
+
+  #up(): void {
+    // One of the two alone changes nothing for anybody.
+    if (this.#publishing.up && this.#consuming.up) this.#changed()
   }
 
   #changed(): void {

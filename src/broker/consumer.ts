@@ -92,7 +92,7 @@ export class Consumer {
       isWorkerQueue(death.queue) &&
       (expiration === null || Number(expiration) > WORKER_QUEUE_TTL_MS) &&
       read.expiresAtMs > nowMs()
-    if (abandoned) this.#route(delivery, { ...read, hops: read.hops + 1 })
+    if (abandoned) this.#route(delivery, read, death.queue)
     else if (death?.reason === "expired") {
       this.outcomes.settleDelivery(delivery, "expired", `in the queue ${death.queue}`, null)
     } else {
@@ -101,7 +101,8 @@ export class Consumer {
     }
   }
 
-  #route(delivery: Delivery, message: CommandMessage): void {
+  /** @param leftIn the queue of a worker that did not take the command in time. */
+  #route(delivery: Delivery, message: CommandMessage, leftIn: string | null = null): void {
     const { workerId, find } = this.#options
     const destination = route(message.target, message.hops, workerId, find)
     switch (destination.to) {
@@ -109,7 +110,10 @@ export class Consumer {
         destination.connection.offer(this.#command(delivery, message))
         break
       case "queue":
-        this.#forward(delivery, message, destination.queue)
+        if (destination.queue === leftIn) {
+          const detail = `left in ${leftIn} for ${WORKER_QUEUE_TTL_MS} ms`
+          this.outcomes.settleDelivery(delivery, "offline", detail, null)
+        } else this.#forward(delivery, message, destination.queue)
         break
       case "nowhere":
         this.outcomes.settleDelivery(delivery, "offline", destination.detail, null)

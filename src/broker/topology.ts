@@ -14,7 +14,7 @@
 
 import type { QueueDeclaration } from "./broker.ts"
 
-/** Longer than a worker's restart takes, and short enough to be routed three times within a minute. */
+/** Longer than a worker's restart takes; whoever waits for an outcome waits this long for a dead one. */
 export const WORKER_QUEUE_TTL_MS = 15_000
 const WORKER_QUEUE_EXPIRES_MS = 300_000
 

@@ -65,7 +65,11 @@ export function logEvents(events: EventBus, log: Logger): void {
     const level = progress.phase === "cut_short" ? "error" : "info"
     log[level](progress, "drain")
   })
-  events.on("fault", ({ error, where }) => log.error({ err: error, where }, "fault"))
+  events.on("fault", ({ error, where }) => {
+    // Not the error itself: errors of the AMQP client carry the client, and with it the password.
+    const { name, message, stack } = error
+    log.error({ where, error: { name, message, stack } }, "fault")
+  })
   events.on("notice", ({ message }) => log.warn(message))
   events.on("worker_started", ({ slot, pid }) =>
     log.info({ slot, workerPid: pid }, "worker started"),

@@ -1,0 +1,98 @@
+/**
+ * Commands that wait: in the reorder buffer of a connection that closes, in a queue until they expire,
+ * in the queue of a worker that is no more. Each still ends in its one outcome.
+ *
+ * The gateway holds one command at a time and waits a minute for a missing number, so that each of
+ * these is certain and none is a race.
+ */
+
+import { afterAll, beforeAll, expect, test } from "bun:test"
+import { startGateway, type TestGateway } from "../support/gateway.ts"
+import { sharedRabbitMq, type TestBroker, uniqueNames } from "../support/rabbitmq.ts"
+import { connectDevice } from "../support/tls-device.ts"
+import { pikaConsume, pikaPublish } from "../support/tools.ts"
+import { until } from "../support/wait.ts"
+
+const START_LIMIT_MS = 60_000
+const name = uniqueNames("given-up")
+const queues = {
+  FROM_DEVICE_QUEUE: name("from_device"),
+  TO_DEVICE_QUEUE: name("to_device"),
+  UNDELIVERED_QUEUE: name("undelivered"),
+}
+let broker: TestBroker
+let gateway: TestGateway
+
+beforeAll(async () => {
+  broker = await sharedRabbitMq()
+  gateway = await startGateway({
+    AMQP_URL: broker.url,
+    WORKERS: "1",
+    ...queues,
+    PREFETCH: "1",
+    SEQ_GAP_TIMEOUT_MS: "60000",
+  })
+}, START_LIMIT_MS)
+
+afterAll(() => gateway?.stop(), START_LIMIT_MS)
+
+async function connected() {
+  const device = await connectDevice({ port: gateway.devicePort })
+  await device.send("hello")
+  const [line] = await pikaConsume({ url: broker.url, queue: queues.FROM_DEVICE_QUEUE, count: 1 })
+  return {
+    device,
+    connectionId: String(line?.headers["connection_id"]),
+    replyTo: String(line?.properties["reply_to"]),
+  }
+}
+
+/** A command that waits for the numbers before it. */
+async function publishHeld(connectionId: string): Promise<void> {
+  const headers = { connection_id: connectionId, to_device_seq: 5 }
+  const messages = [{ routingKey: queues.TO_DEVICE_QUEUE, body: "held", headers }]
+  await pikaPublish({ url: broker.url, messages })
+  await until(async () => (await gateway.metric("owsla_commands_held")) === 1, {
+    what: "the command to wait for a number",
+  })
+}
+
+async function outcomeOfNextUndelivered(timeoutMs = 10_000) {
+  const queue = queues.UNDELIVERED_QUEUE
+  const [kept] = await pikaConsume({ url: broker.url, queue, count: 1, timeoutMs })
+  return { outcome: kept?.headers["owsla-outcome"], body: kept?.body.toString() }
+}
+
+test("a command that waits for a number ends as closed with its connection", async () => {
+  const { device, connectionId } = await connected()
+  await publishHeld(connectionId)
+  device.terminate()
+  expect(await outcomeOfNextUndelivered()).toEqual({ outcome: "closed", body: "held" })
+})
+
+test("a command that expires in the queue ends as expired", async () => {
+  const { device, connectionId } = await connected()
+  await publishHeld(connectionId)
+  const headers = { connection_id: connectionId }
+  const properties = { expiration: "50" }
+  const messages = [{ routingKey: queues.TO_DEVICE_QUEUE, body: "expires", headers, properties }]
+  await pikaPublish({ url: broker.url, messages })
+  expect(await outcomeOfNextUndelivered()).toEqual({ outcome: "expired", body: "expires" })
+  device.terminate()
+  expect(await outcomeOfNextUndelivered()).toEqual({ outcome: "closed", body: "held" })
+})
+
+test(
+  "a command left in the queue of a dead worker ends as offline",
+  async () => {
+    const dead = await startGateway({ AMQP_URL: broker.url, WORKERS: "1", INSTANCE_ID: name("i") })
+    await until(async () => (await dead.fetch("/ready")).ok, { what: "its queue to be declared" })
+    await dead.stop()
+    const instance = String(dead.log.find((line) => line.msg === "listening")?.["name"])
+    const headers = { connection_id: `${instance}.aaaaaaaaaa.0` }
+    const messages = [{ routingKey: queues.TO_DEVICE_QUEUE, body: "left", headers }]
+    await pikaPublish({ url: broker.url, messages })
+    expect(await outcomeOfNextUndelivered(30_000)).toEqual({ outcome: "offline", body: "left" })
+  },
+  START_LIMIT_MS,
+)
