@@ -4,7 +4,7 @@
  */
 
 export const CLOSE_REASONS = [
-  /** The device closed, or the network cut the connection. */
+  /** The device closed, its TLS session broke, or the network cut the connection. */
   "peer_closed",
   /** What came was no TLS handshake, or TLS refused it. */
   "handshake_failed",

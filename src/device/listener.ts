@@ -151,9 +151,8 @@ export class Listener {
 
   #failed(socket: DeviceTlsSocket, error: Error): void {
     const connection = socket.data
-    // A broken TLS record is the peer's doing and carries OpenSSL's code; the rest is ours.
-    const ofTls = "code" in error && String(error.code).startsWith("ERR_SSL")
-    if (!ofTls && !("syscall" in error)) {
+    // What the system or OpenSSL says of a connection has a number; what our callbacks threw has not.
+    if (!("errno" in error)) {
       this.#hooks.fault(error)
       connection?.close("fault")
       return
