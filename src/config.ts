@@ -19,8 +19,8 @@ const QUEUE_NAME = /^(?!amq\.)[^\s]{1,200}$/
 const settings = v.object({
   AMQP_URL: text({
     default: "",
-    match: /^(amqps?:\/\/\S+)?$/,
-    range: "amqp: or amqps:",
+    match: (value) => value === "" || isAmqpUrl(value),
+    range: "an amqp: or amqps: URL",
     text: "The broker. CLOUDAMQP_URL is read when this is not set. Unset: an embedded in-memory broker.",
     secret: true,
   }),
@@ -399,6 +399,17 @@ function shape(settings: Settings, values: Environment) {
     restarts: { most: settings.MAX_RESTARTS, windowMs: settings.MAX_RESTARTS_WINDOW_MS },
     log: { level: settings.LOG_LEVEL, format: settings.LOG_FORMAT },
   } as const
+}
+
+/** What the AMQP client can take apart: a virtual host with a stray % would make it throw. */
+function isAmqpUrl(value: string): boolean {
+  try {
+    const { protocol, hostname, pathname, username, password } = new URL(value)
+    for (const part of [pathname, username, password]) decodeURIComponent(part)
+    return (protocol === "amqp:" || protocol === "amqps:") && hostname !== ""
+  } catch {
+    return false
+  }
 }
 
 export function isLoopback(host: string): boolean {

@@ -36,6 +36,7 @@ async function main(): Promise<void> {
   // The supervisor needs neither, but files that cannot be read are a fault of the configuration.
   const certificatePem = readPem(config.tls.certFile, "TLS_CERT_FILE")
   const keyPem = readPem(config.tls.keyFile, "TLS_KEY_FILE")
+  if (role === null) refuseTakenPorts(config)
   if (role === null && !alone) {
     new Supervisor(config, events, import.meta.path).start()
     return
@@ -99,6 +100,24 @@ function readPem(file: string, setting: string): string {
   } catch (error) {
     const reason = error instanceof Error ? error.message : String(error)
     exit(2, ["The configuration has faults:", `  ${setting}: ${reason}`])
+  }
+}
+
+/**
+ * Workers share their ports, and so would a second instance started by mistake: devices would land on
+ * either. Only a bind that does not share finds out.
+ */
+function refuseTakenPorts({ device, http }: Config): void {
+  for (const { host, port } of [device, http]) {
+    if (port === 0) continue
+    try {
+      const options = { hostname: host, port, exclusive: true, socket: { data: () => undefined } }
+      Bun.listen(options).stop(true)
+    } catch (error) {
+      const inUse = error instanceof Error && "code" in error && error.code === "EADDRINUSE"
+      const reason = inUse ? "the port is in use" : String(error)
+      exit(1, [`cannot listen on ${host}:${port}: ${reason}`])
+    }
   }
 }
 

@@ -20,11 +20,17 @@ interface Declared {
 }
 
 export function text(
-  declared: Declared & { readonly default: string; readonly match: RegExp; readonly range: string },
+  declared: Declared & {
+    readonly default: string
+    readonly match: RegExp | ((value: string) => boolean)
+    readonly range: string
+  },
 ) {
+  const { match } = declared
+  const matches = match instanceof RegExp ? (value: string) => match.test(value) : match
   return v.pipe(
     v.optional(v.string(), declared.default),
-    v.regex(declared.match, `must be ${declared.range}`),
+    v.check(matches, `must be ${declared.range}`),
     metadata(declared, declared.default, declared.range),
   )
 }

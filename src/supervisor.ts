@@ -89,7 +89,8 @@ export class Supervisor {
         for (let other = 1; other < this.#config.workers; other += 1) this.#spawn(other)
         break
       case "unable":
-        this.#drain(1, message.message)
+        // Later on it is a death like any other: the workers that serve go on serving.
+        if (this.#state === "starting") this.#drain(1, message.message)
         break
       case "gather":
         this.#gather(slot, message.id)

@@ -247,7 +247,8 @@ export class Worker {
       queues: queueDeclarations(broker, this.id, this.#incarnation),
       subscriptions: [
         subscribe(broker.toDeviceQueue, deliver),
-        subscribe(workerQueue(this.id), deliver),
+        // Exclusive, so that two instances with one INSTANCE_ID do not take each other's commands.
+        { ...subscribe(workerQueue(this.id), deliver), exclusive: true },
         subscribe(DEAD_LETTERS, (delivery) => this.#consumer.deliverDeadLetter(delivery)),
         subscribe(replyQueue(this.id, this.#incarnation), (delivery) =>
           this.#sender.deliverReceipt(delivery),

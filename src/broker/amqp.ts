@@ -175,8 +175,10 @@ export class AmqpBroker implements Broker {
       const channel = await client.channel()
       channel.onerror = (reason) => this.#consuming.reset(reason)
       await channel.basicQos(subscription.prefetch)
-      const consumer = await channel.basicConsume(subscription.queue, { noAck: false }, (message) =>
-        subscription.deliver(new AmqpDelivery(subscription, message)),
+      const consumer = await channel.basicConsume(
+        subscription.queue,
+        { noAck: false, exclusive: subscription.exclusive ?? false },
+        (message) => subscription.deliver(new AmqpDelivery(subscription, message)),
       )
       this.#consumers.push(consumer)
       // Rejects when the broker cancels the consumer, for example because its queue was deleted.

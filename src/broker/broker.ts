@@ -86,6 +86,8 @@ export interface Delivery {
 
 export interface Subscription {
   readonly queue: string
+  /** Refused, and tried again, while anybody else consumes the queue. */
+  readonly exclusive?: boolean
   /** How many deliveries may be unacknowledged. */
   readonly prefetch: number
   /** Must not throw. */

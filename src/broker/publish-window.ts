@@ -14,6 +14,9 @@
  * `relieved` at half of both. `maxInFlight` of them are sent and unconfirmed. One message is always accepted by an empty window, whatever its size.
  */
 
+/** Released entries are cut off the front this many at a time, or when nothing else is left. */
+const CUT_OFF_AFTER = 1_024
+
 export interface WindowLimits {
   readonly maxCount: number
   readonly maxBytes: number
@@ -163,7 +166,7 @@ export class PublishWindow<T> {
   }
 
   #cutOff(): void {
-    if (this.#first < this.#limits.maxCount && this.#first < this.#entries.length) return
+    if (this.#first < CUT_OFF_AFTER && this.#first < this.#entries.length) return
     this.#entries = this.#entries.slice(this.#first)
     this.#next -= this.#first
     this.#first = 0

@@ -37,7 +37,8 @@ describe("a line", () => {
     const device = await connectDevice({ port: gateway.devicePort })
     await device.send("temperature 21.5")
     const [message] = await take(1)
-    const { headers, properties } = message ?? { headers: {}, properties: {} }
+    const headers = message?.headers ?? {}
+    const properties = message?.properties ?? {}
     const connectionId = String(headers["connection_id"])
 
     expect(message?.body.toString()).toBe("temperature 21.5")
