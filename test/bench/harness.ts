@@ -1,0 +1,243 @@
+/**
+ * What the benches share: a gateway with its broker, a herd of devices in a process of its own, and the
+ * figures of the gateway's processes.
+ *
+ * CPU is user and system time of all processes of the gateway, the supervisor included, over a unit of
+ * work: the figure that holds on a machine that does other things too. Counts are checked; a bench
+ * whose counts are wrong has no figures.
+ */
+
+import { cpus } from "node:os"
+import { join } from "node:path"
+import { AMQPClient, type AMQPMessage } from "@cloudamqp/amqp-client"
+import { cpuSeconds, residentBytes, startGateway, type TestGateway } from "../support/gateway.ts"
+import { type PrivateBroker, startRabbitMq, uniqueNames } from "../support/rabbitmq.ts"
+
+export interface BenchResult {
+  readonly bench: string
+  readonly parameters: Readonly<Record<string, number>>
+  /** Measured; the unit is the last word of the name. */
+  readonly figures: Readonly<Record<string, number>>
+}
+
+export interface Bed {
+  readonly broker: PrivateBroker
+  readonly gateway: TestGateway
+  readonly queues: { readonly fromDevice: string; readonly toDevice: string }
+  readonly stop: () => Promise<void>
+}
+
+export async function makeBed(environment: Record<string, string> = {}): Promise<Bed> {
+  const name = uniqueNames("bench")
+  const queues = { fromDevice: name("from_device"), toDevice: name("to_device") }
+  const broker = await startRabbitMq()
+  const gateway = await startGateway({
+    AMQP_URL: broker.url,
+    FROM_DEVICE_QUEUE: queues.fromDevice,
+    TO_DEVICE_QUEUE: queues.toDevice,
+    ...environment,
+  })
+  return {
+    broker,
+    gateway,
+    queues,
+    stop: async () => {
+      await gateway.stop()
+      await broker.dispose()
+    },
+  }
+}
+
+export interface Herd {
+  readonly go: () => void
+  /** What it has received: the number of lines, and of those that were not the next. */
+  readonly status: () => Promise<{ received: number; disorder: number; failed: number }>
+  readonly stop: () => void
+}
+
+/** Starts a herd and resolves when all its devices are connected. */
+export async function startHerd(options: {
+  readonly port: number
+  readonly connections: number
+  readonly linesEach: number
+  readonly lineBytes: number
+}): Promise<Herd> {
+  const child = Bun.spawn(
+    [
+      process.execPath,
+      join(import.meta.dir, "herd.ts"),
+      ...["--port", String(options.port), "--connections", String(options.connections)],
+      ...["--lines", String(options.linesEach), "--bytes", String(options.lineBytes)],
+    ],
+    { stdin: "pipe", stdout: "pipe", stderr: "inherit" },
+  )
+  const told = reports(child.stdout)
+  const { connected } = await told("connected")
+  if (connected !== options.connections) throw new Error(`${connected} devices connected`)
+  const say = (word: string) => {
+    child.stdin.write(`${word}\n`)
+    void child.stdin.flush()
+  }
+  return {
+    go: () => say("go"),
+    status: async () => {
+      say("status")
+      const { received = 0, disorder = 0, failed = 0 } = await told("received")
+      return { received, disorder, failed }
+    },
+    stop: () => child.kill(),
+  }
+}
+
+/** The next report that has a field, skipping others. */
+function reports(stdout: ReadableStream<Uint8Array>) {
+  const reader = stdout.getReader()
+  const decoder = new TextDecoder()
+  let rest = ""
+  return async (field: string): Promise<Record<string, number>> => {
+    for (;;) {
+      const end = rest.indexOf("\n")
+      if (end === -1) {
+        const { value, done } = await reader.read()
+        if (done) throw new Error(`the herd ended before it told ${field}`)
+        rest += decoder.decode(value, { stream: true })
+        continue
+      }
+      const report = JSON.parse(rest.slice(0, end))
+      rest = rest.slice(end + 1)
+      if (field in report) return report
+    }
+  }
+}
+
+/** A back-end of one connection; acknowledges every 500. */
+export class BackEnd {
+  readonly #client: AMQPClient
+  #unacknowledged = 0
+
+  private constructor(client: AMQPClient) {
+    this.#client = client
+  }
+
+  static async connect(url: string): Promise<BackEnd> {
+    // Frames as large as RabbitMQ's, so that the back-end is not what is measured.
+    const client = new AMQPClient(`${url}?frameMax=131072`)
+    await client.connect()
+    return new BackEnd(client)
+  }
+
+  async consume(queue: string, each: (message: AMQPMessage) => void): Promise<void> {
+    const channel = await this.#client.channel()
+    await channel.basicQos(2_000)
+    await channel.basicConsume(queue, { noAck: false }, (message) => {
+      each(message)
+      this.#unacknowledged += 1
+      if (this.#unacknowledged < 500) return
+      this.#unacknowledged = 0
+      void message.ack(true)
+    })
+  }
+
+  async publishAll(
+    queue: string,
+    messages: readonly { body: string; headers: Record<string, string | bigint> }[],
+  ): Promise<void> {
+    const channel = await this.#client.channel()
+    await channel.confirmSelect()
+    const window = 500
+    for (let from = 0; from < messages.length; from += window) {
+      await Promise.all(
+        messages
+          .slice(from, from + window)
+          .map(({ body, headers }) => channel.basicPublish("", queue, body, { headers }, true)),
+      )
+    }
+  }
+
+  close(): void {
+    this.#client.socket?.destroy()
+  }
+}
+
+/** Samples CPU and memory of the gateway's processes from its making on. */
+export class Meter {
+  readonly #pids: readonly number[]
+  readonly #cpuBefore: number
+  readonly #startedAtMs = performance.now()
+  readonly before: number
+  #peakOfOne = 0
+  #peak = 0
+  readonly #timer: ReturnType<typeof setInterval>
+
+  constructor(gateway: TestGateway) {
+    const workers = [...gateway.workers().values()]
+    this.#pids = workers.includes(gateway.pid) ? workers : [gateway.pid, ...workers]
+    this.before = this.#resident()
+    this.#cpuBefore = this.#cpu()
+    this.#timer = setInterval(() => this.#resident(), 50)
+  }
+
+  /** Figures over `units` of work. */
+  stop(units: number): Record<string, number> {
+    clearInterval(this.#timer)
+    const seconds = (performance.now() - this.#startedAtMs) / 1000
+    const cpu = this.#cpu() - this.#cpuBefore
+    const after = this.#resident()
+    return {
+      "CPU for each, us": round((cpu / units) * 1e6),
+      "rate, 1/s": Math.round(units / seconds),
+      "resident before, all processes, MB": round(this.before / 1e6),
+      "resident peak, all processes, MB": round(this.#peak / 1e6),
+      "resident peak, largest process, MB": round(this.#peakOfOne / 1e6),
+      "resident after, all processes, MB": round(after / 1e6),
+    }
+  }
+
+  #resident(): number {
+    const each = this.#pids.map(residentBytes)
+    const sum = each.reduce((a, b) => a + b, 0)
+    this.#peakOfOne = Math.max(this.#peakOfOne, ...each)
+    this.#peak = Math.max(this.#peak, sum)
+    return sum
+  }
+
+  #cpu(): number {
+    return this.#pids.map(cpuSeconds).reduce((a, b) => a + b, 0)
+  }
+}
+
+/** Checks lines as they come: each connection's numbers, once each and in order. */
+export class LineLedger {
+  readonly #next = new Map<string, number>()
+  count = 0
+  disorder = 0
+
+  take(message: AMQPMessage): void {
+    const connectionId = String(message.properties.headers?.["connection_id"])
+    const seq = Number(message.properties.headers?.["from_device_seq"])
+    const next = this.#next.get(connectionId) ?? 0
+    if (seq !== next) this.disorder += 1
+    this.#next.set(connectionId, seq + 1)
+    this.count += 1
+  }
+
+  get connectionIds(): string[] {
+    return [...this.#next.keys()]
+  }
+}
+
+export function machine(): string {
+  const model = cpus()[0]?.model ?? "unknown"
+  return `${cpus().length} × ${model}, Bun ${Bun.version}, ${process.platform}`
+}
+
+export function commit(): string {
+  const { stdout } = Bun.spawnSync(["git", "describe", "--always", "--dirty"], {
+    cwd: import.meta.dir,
+  })
+  return stdout.toString().trim()
+}
+
+function round(value: number): number {
+  return Math.round(value * 100) / 100
+}
