@@ -7,7 +7,7 @@
  * never the value of a secret.
  */
 
-import { readFileSync } from "node:fs"
+import { accessSync, constants, readFileSync } from "node:fs"
 import { availableParallelism, hostname } from "node:os"
 import * as v from "valibot"
 import { INSTANCE_ID } from "./device/ids.ts"
@@ -277,22 +277,35 @@ export class ConfigurationError extends Error {
   }
 }
 
-/** @throws ConfigurationError with every fault found. */
-export function loadConfig(environment: Environment = process.env): Config {
+/**
+ * @param unreadable why a file cannot be read, or null.
+ * @throws ConfigurationError with every fault found.
+ */
+export function loadConfig(
+  environment: Environment = process.env,
+  unreadable: (path: string) => string | null = unreadableFile,
+): Config {
   const faults: string[] = []
   const values = withFiles(environment, faults)
   const parsed = v.safeParse(settings, values)
   for (const issue of parsed.issues ?? []) {
     const name = String(issue.path?.[0]?.key)
     const secret = SETTINGS.find((setting) => setting.name === name)?.secret === true
-    faults.push(`${name}: ${issue.message}${secret ? "" : `, not ${JSON.stringify(values[name])}`}`)
+    const hosted = name === "AMQP_URL" && values["AMQP_URL"] === values["CLOUDAMQP_URL"]
+    const told = secret ? "" : `, not ${JSON.stringify(values[name])}`
+    faults.push(`${hosted ? "CLOUDAMQP_URL" : name}: ${issue.message}${told}`)
   }
   faults.push(...relations(parsed.output as Partial<Settings>, values))
+  for (const name of ["TLS_CERT_FILE", "TLS_KEY_FILE"]) {
+    // Only files that were named: those of the defaults may yet be made.
+    const reason = values[name] === undefined ? null : unreadable(values[name])
+    if (reason !== null) faults.push(`${name}: ${reason}`)
+  }
   if (environment["NODE_TLS_REJECT_UNAUTHORIZED"] === "0") {
     faults.push("NODE_TLS_REJECT_UNAUTHORIZED: 0 would switch off the checks of certificates")
   }
   if (faults.length > 0 || !parsed.success) throw new ConfigurationError(faults)
-  return Object.freeze(shape(parsed.output, values))
+  return deepFreeze(shape(parsed.output, values))
 }
 
 /** Rules between settings. A setting that is at fault itself may be missing or of any type. */
@@ -310,7 +323,8 @@ function relations(settings: Partial<Settings>, values: Environment): string[] {
   if (AMQP_URL === "" && NODE_ENV === "production") {
     faults.push("AMQP_URL: needed with NODE_ENV=production; the embedded broker keeps nothing")
   }
-  if (AMQP_URL === "" && values["WORKERS"] !== undefined && values["WORKERS"] !== "1") {
+  const workersSet = values["WORKERS"] !== undefined && settings.WORKERS !== 1
+  if (AMQP_URL === "" && workersSet) {
     faults.push("WORKERS: the embedded broker serves one process; set AMQP_URL or WORKERS=1")
   }
   if ((values["TLS_CERT_FILE"] === undefined) !== (values["TLS_KEY_FILE"] === undefined)) {
@@ -326,6 +340,15 @@ function relations(settings: Partial<Settings>, values: Environment): string[] {
   return faults
 }
 
+function unreadableFile(path: string): string | null {
+  try {
+    accessSync(path, constants.R_OK)
+    return null
+  } catch (error) {
+    return error instanceof Error ? error.message : String(error)
+  }
+}
+
 /** The environment with empty variables left out and each secret's `NAME_FILE` read. */
 function withFiles(environment: Environment, faults: string[]): Record<string, string> {
   const values: Record<string, string> = {}
@@ -337,11 +360,13 @@ function withFiles(environment: Environment, faults: string[]): Record<string, s
     const file = values[`${name}_FILE`]
     if (file === undefined) continue
     if (values[name] !== undefined) faults.push(`${name}: set it or ${name}_FILE, not both`)
+    // Without the path: whoever puts the secret itself there by mistake should not find it in the log.
     try {
       values[name] = readFileSync(file, "utf8").trim()
+      if (values[name] === "") faults.push(`${name}_FILE: the file is empty`)
     } catch (error) {
       const code = error instanceof Error && "code" in error ? String(error.code) : "unreadable"
-      faults.push(`${name}_FILE: ${JSON.stringify(file)} cannot be read (${code})`)
+      faults.push(`${name}_FILE: the file cannot be read (${code})`)
     }
   }
   const hosted = values["CLOUDAMQP_URL"]
@@ -423,6 +448,13 @@ export function defaultInstanceId(host: string): string {
   if (fitting.length <= 32) return fitting
   // Long names of machines often differ at their end only.
   return `${fitting.slice(0, 23)}-${Bun.hash.crc32(host).toString(16).padStart(8, "0")}`
+}
+
+function deepFreeze<T extends object>(value: T): T {
+  for (const part of Object.values(value)) {
+    if (typeof part === "object" && part !== null) deepFreeze(part)
+  }
+  return Object.freeze(value)
 }
 
 function isNumber(value: unknown): value is number {

@@ -6,14 +6,19 @@
  * Exit status: 0 drained, 1 failed, 2 faults in the configuration.
  */
 
-import { readFileSync } from "node:fs"
 import { dirname } from "node:path"
 import { parseArgs } from "node:util"
 import { type Config, ConfigurationError, loadConfig } from "./config.ts"
+import { Counters } from "./counters.ts"
 import { workerId } from "./device/ids.ts"
 import { EventBus } from "./events.ts"
-import { CertificateError, ensureDevelopmentCertificates } from "./ops/certificates.ts"
+import {
+  CertificateError,
+  ensureDevelopmentCertificates,
+  type PemPair,
+} from "./ops/certificates.ts"
 import { createLog, logEvents } from "./ops/log.ts"
+import { readServerCertificate } from "./ops/server-certificate.ts"
 import { Supervisor } from "./supervisor.ts"
 import { runWorker } from "./worker-process.ts"
 
@@ -30,12 +35,12 @@ async function main(): Promise<void> {
   const events = new EventBus()
   const slot = role?.slot ?? (alone ? 0 : null)
   const name = slot === null ? config.instanceId : workerId(config.instanceId, slot)
-  logEvents(events, createLog(config.log, { name, pid: process.pid }))
+  const counters = new Counters()
+  logEvents(events, createLog(config.log, { name, pid: process.pid }, counters))
 
   if (role === null && config.tls.development) await developmentCertificates(config, events)
-  // The supervisor needs neither, but files that cannot be read are a fault of the configuration.
-  const certificatePem = readPem(config.tls.certFile, "TLS_CERT_FILE")
-  const keyPem = readPem(config.tls.keyFile, "TLS_KEY_FILE")
+  // The supervisor has no use for it, but one that cannot be used is a fault of the configuration.
+  const certificate = readCertificate(config)
   if (role === null) refuseTakenPorts(config)
   if (role === null && !alone) {
     new Supervisor(config, events, import.meta.path).start()
@@ -46,9 +51,9 @@ async function main(): Promise<void> {
     slot: slot ?? 0,
     devicePort: role?.devicePort ?? config.device.port,
     httpPort: role?.httpPort ?? config.http.port,
-    certificatePem,
-    keyPem,
+    certificate,
     events,
+    counters,
     supervised: role !== null,
   })
 }
@@ -94,12 +99,12 @@ async function developmentCertificates(config: Config, events: EventBus): Promis
   }
 }
 
-function readPem(file: string, setting: string): string {
+function readCertificate({ tls }: Config): PemPair {
   try {
-    return readFileSync(file, "utf8")
+    return readServerCertificate(tls)
   } catch (error) {
-    const reason = error instanceof Error ? error.message : String(error)
-    exit(2, ["The configuration has faults:", `  ${setting}: ${reason}`])
+    if (!(error instanceof CertificateError)) throw error
+    exit(2, ["The configuration has faults:", `  ${error.message}`])
   }
 }
 

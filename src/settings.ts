@@ -68,11 +68,17 @@ export function choice<const Of extends readonly string[]>(
 export function list(declared: Declared & { readonly match: RegExp; readonly range: string }) {
   return v.pipe(
     v.optional(v.string(), ""),
-    v.transform((value) => value.split(",").map((item) => item.trim())),
-    v.filterItems((item) => item !== ""),
+    // A list of nothing but commas is a mistake, and for tokens an open door.
+    v.check((value) => value === "" || items(value).length > 0, "must not be set to nothing"),
+    v.transform(items),
     v.checkItems((item) => declared.match.test(item), `each must be ${declared.range}`),
     metadata(declared, "", declared.range),
   )
+}
+
+function items(value: string): string[] {
+  const trimmed = value.split(",").map((item) => item.trim())
+  return trimmed.filter((item) => item !== "")
 }
 
 function metadata<T>(declared: Declared, byDefault: string, range: string) {

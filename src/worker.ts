@@ -21,7 +21,7 @@ import { DEAD_LETTERS, queueDeclarations, replyQueue, workerQueue } from "./brok
 import type { Config } from "./config.ts"
 import { isLoopback } from "./config.ts"
 import type { Snapshot, WorkerReport } from "./control.ts"
-import { Counters } from "./counters.ts"
+import type { Counters } from "./counters.ts"
 import { acknowledgement } from "./device/acknowledgement.ts"
 import { Backpressure } from "./device/backpressure.ts"
 import type { Connection, ConnectionContext } from "./device/connection.ts"
@@ -31,7 +31,8 @@ import { Listener } from "./device/listener.ts"
 import { BATCH_BYTES } from "./device/outgoing.ts"
 import { drain } from "./drain.ts"
 import type { EventBus } from "./events.ts"
-import { app, maxBodyBytes } from "./http/app.ts"
+import { app } from "./http/app.ts"
+import type { PemPair } from "./ops/certificates.ts"
 import { type Gauges, summed, WorkerMetrics } from "./ops/metrics.ts"
 import { connectionsUnder, openFilesLimit } from "./ops/open-files.ts"
 import { VERSION } from "./version.ts"
@@ -42,16 +43,16 @@ export interface WorkerOptions {
   /** The ports to share with the other workers; 0 takes a free one. */
   readonly devicePort: number
   readonly httpPort: number
-  readonly certificatePem: string
-  readonly keyPem: string
+  readonly certificate: PemPair
   readonly events: EventBus
+  readonly counters: Counters
   /** The snapshots of all processes of the instance, this worker's included. */
   readonly gather: (own: () => Promise<Snapshot>) => Promise<readonly Snapshot[]>
 }
 
 export class Worker {
   readonly id: string
-  readonly counters = new Counters()
+  readonly counters: Counters
   readonly #options: WorkerOptions
   readonly #events: EventBus
   readonly #broker: Broker
@@ -76,6 +77,7 @@ export class Worker {
     const nowMs = Date.now
     this.#options = options
     this.#events = events
+    this.counters = options.counters
     this.id = workerId(config.instanceId, options.slot)
     this.#maxConnections = config.device.maxConnections ?? connectionsUnder(openFilesLimit())
     this.#broker =
@@ -83,7 +85,7 @@ export class Worker {
         ? new EmbeddedBroker()
         : new AmqpBroker(config.amqpUrl, `owsla ${this.id}`)
 
-    const counters = this.counters
+    const { counters } = options
     this.#connections = new Connections(config.device)
     const find = (id: string) => this.#connections.find(id)
     this.#lines = new Lines(this.#broker, {
@@ -139,8 +141,8 @@ export class Worker {
       {
         host: config.device.host,
         port: options.devicePort,
-        certificatePem: options.certificatePem,
-        keyPem: options.keyPem,
+        certificatePem: options.certificate.certPem,
+        keyPem: options.certificate.keyPem,
         maxConnections: this.#maxConnections,
       },
       this.#connections,
@@ -295,8 +297,8 @@ export class Worker {
       reusePort: true,
       // Longer than a send may take and than the keep-alives of event streams are apart.
       idleTimeout: Math.ceil(config.http.sendTimeoutMs / 1000) + 10,
-      // Hono answers requests above its own, lower bound with an error that says so.
-      maxRequestBodySize: maxBodyBytes(config.device.maxLineBytes) * 2,
+      // The routes have their own, lower bound and answer with an error that says so.
+      maxRequestBodySize: Number.MAX_SAFE_INTEGER,
       fetch: routes.fetch,
     })
   }

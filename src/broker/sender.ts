@@ -7,7 +7,13 @@
  */
 
 import type { Counters } from "../counters.ts"
-import type { Command, CommandSource, Outcome, Recipient } from "../device/command.ts"
+import {
+  type Command,
+  type CommandSource,
+  OUTCOMES,
+  type Outcome,
+  type Recipient,
+} from "../device/command.ts"
 import type { Connection } from "../device/connection.ts"
 import type { Broker, Delivery, MessageProperties } from "./broker.ts"
 import { forwarded } from "./consumer.ts"
@@ -72,7 +78,7 @@ export class Sender {
     }
     const correlationId = `${this.#nextId}`
     this.#nextId += 1
-    const expiresAtMs = nowMs() + Math.min(request.ttlMs ?? timeoutMs, timeoutMs)
+    const expiresAtMs = nowMs() + (request.ttlMs ?? timeoutMs)
     const { promise, resolve } = Promise.withResolvers<SendResult>()
     const timer = setTimeout(() => this.#answer(correlationId, { outcome: "timeout" }), timeoutMs)
     this.#pending.set(correlationId, (result) => {
@@ -102,8 +108,8 @@ export class Sender {
     const { correlationId } = delivery.properties
     if (correlationId === undefined) return
     try {
-      const told: Receipt = JSON.parse(Buffer.from(delivery.body).toString())
-      this.#answer(correlationId, told)
+      const told: Receipt | null = JSON.parse(Buffer.from(delivery.body).toString())
+      if (told !== null && OUTCOMES.includes(told.outcome)) this.#answer(correlationId, told)
     } catch {
       // Not a receipt of ours; whoever waits for one gets its time-out.
     }

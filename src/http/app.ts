@@ -10,7 +10,12 @@ import { bearerAuth } from "hono/bearer-auth"
 import { bodyLimit } from "hono/body-limit"
 import { HTTPException } from "hono/http-exception"
 import type { Counters } from "../counters.ts"
-import { type DevicesDependencies, devices } from "./devices.ts"
+import {
+  type DevicesDependencies,
+  devices,
+  INCOMPLETE_BODY,
+  MAX_MESSAGE_ID_BYTES,
+} from "./devices.ts"
 import { type ErrorCode, type HttpEnvironment, refuse } from "./errors.ts"
 import { type HealthDependencies, health } from "./health.ts"
 import { type MessagesDependencies, messages } from "./messages.ts"
@@ -29,9 +34,9 @@ export interface AppDependencies
   readonly fault: (error: Error) => void
 }
 
-/** JSON may write one byte as six characters, and has fields beside the line. */
+/** JSON may write one byte as six characters, and has a message id and names beside the line. */
 export function maxBodyBytes(maxLineBytes: number): number {
-  return maxLineBytes * 6 + 1_024
+  return (maxLineBytes + MAX_MESSAGE_ID_BYTES) * 6 + 1_024
 }
 
 export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
@@ -46,23 +51,19 @@ export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
     await next()
   })
   routes.route("/", health(dependencies))
-  if (tokens.length > 0) {
-    const denied = (message: string) => ({ error: { code: "unauthorized" as ErrorCode, message } })
-    routes.use(
-      bearerAuth({
-        token: [...tokens],
-        noAuthenticationHeader: { message: denied("send Authorization: Bearer <token>") },
-        invalidAuthenticationHeader: { message: denied("send Authorization: Bearer <token>") },
-        invalidToken: { message: denied("the token is not one of HTTP_TOKENS") },
-      }),
-    )
-  }
-  routes.use(
-    bodyLimit({
-      maxSize: maxBodyBytes(dependencies.maxLineBytes),
-      onError: (c) => refuse(c, "too_large", "the request's body is too large"),
-    }),
-  )
+  if (tokens.length > 0) routes.use(bearerAuth({ token: [...tokens] }))
+  const limit = bodyLimit({
+    maxSize: maxBodyBytes(dependencies.maxLineBytes),
+    onError: (c) => refuse(c, "too_large", "the request's body is too large"),
+  })
+  routes.use(async (c, next) => {
+    try {
+      return await limit(c, next)
+    } catch {
+      // It read the body, and whoever sent it hung up; errors of the routes do not come this way.
+      return refuse(c, "invalid", INCOMPLETE_BODY)
+    }
+  })
   routes.route("/", metrics(dependencies))
   routes.route("/", devices(dependencies))
   if (dependencies.messages !== null) routes.route("/", messages(dependencies.messages))
@@ -70,9 +71,9 @@ export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
   routes.notFound((c) => refuse(c, "not_found", `no route ${c.req.method} ${c.req.path}`))
   routes.onError((error, c) => {
     if (error instanceof HTTPException) {
-      // Only `bearerAuth` throws these.
-      count("unauthorized")
-      return error.getResponse()
+      // Only `bearerAuth` throws these; its statuses differ with what is wrong, ours do not.
+      c.header("WWW-Authenticate", "Bearer")
+      return refuse(c, "unauthorized", "send Authorization: Bearer <one of HTTP_TOKENS>")
     }
     fault(error)
     return refuse(c, "internal", "a defect; the log has more")

@@ -12,8 +12,10 @@ import { bodyFault } from "../device/command.ts"
 import { DEVICE_ID } from "../device/ids.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
 
-/** RabbitMQ's bound for a `message_id`. */
-const MAX_MESSAGE_ID_BYTES = 255
+/** AMQP's bound for a `message_id`. */
+export const MAX_MESSAGE_ID_BYTES = 255
+/** Nobody may read this answer; what it answers is no defect of ours. */
+export const INCOMPLETE_BODY = "the body did not come whole"
 const MAX_TTL_MS = 86_400_000
 
 export interface DevicesDependencies {
@@ -21,8 +23,9 @@ export interface DevicesDependencies {
   readonly send: (request: SendRequest) => Promise<SendResult>
 }
 
-const jsonRequest = v.strictObject({
-  line: v.string("must be a string"),
+/** No message repeats what was sent: it may be long, and it may be secret. */
+const entries = {
+  line: v.pipe(v.string("must be a string"), wellFormed()),
   ttl_ms: v.optional(
     v.pipe(
       v.number("must be a number"),
@@ -34,11 +37,16 @@ const jsonRequest = v.strictObject({
   message_id: v.optional(
     v.pipe(
       v.string("must be a string"),
+      wellFormed(),
       v.nonEmpty("must not be empty"),
       v.maxBytes(MAX_MESSAGE_ID_BYTES, `must be at most ${MAX_MESSAGE_ID_BYTES} bytes`),
     ),
   ),
-})
+}
+const jsonRequest = v.strictObject(
+  entries,
+  `the body must be an object with ${Object.keys(entries).join(", ")} and nothing else`,
+)
 
 export function devices({ maxLineBytes, send }: DevicesDependencies): Hono<HttpEnvironment> {
   const routes = new Hono<HttpEnvironment>()
@@ -58,28 +66,40 @@ export function devices({ maxLineBytes, send }: DevicesDependencies): Hono<HttpE
 
 /** The request, or what is wrong with it. */
 async function readRequest(c: Context<HttpEnvironment>, id: string): Promise<SendRequest | string> {
+  let bytes: ArrayBuffer
+  try {
+    bytes = await c.req.arrayBuffer()
+  } catch {
+    return INCOMPLETE_BODY
+  }
   const contentType = c.req.header("content-type")?.split(";")[0]?.trim().toLowerCase()
   if (contentType === "text/plain") {
-    const body = new Uint8Array(await c.req.arrayBuffer())
-    return { id, body, ttlMs: null, messageId: null }
+    return { id, body: new Uint8Array(bytes), ttlMs: null, messageId: null }
   }
   if (contentType !== "application/json") {
     return "the content type must be text/plain or application/json"
   }
   let parsed: unknown
   try {
-    parsed = await c.req.json()
+    parsed = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes))
   } catch {
-    return "the body is not JSON"
+    return "the body is not JSON in UTF-8"
   }
   const checked = v.safeParse(jsonRequest, parsed)
-  if (!checked.success) {
-    return checked.issues
-      .map((issue) => `${v.getDotPath(issue) ?? "the body"}: ${issue.message}`)
-      .join("; ")
-  }
+  if (!checked.success) return checked.issues.map(explain).join("; ")
   const { line, ttl_ms: ttlMs = null, message_id: messageId = null } = checked.output
   return { id, body: new TextEncoder().encode(line), ttlMs, messageId }
+}
+
+/** A lone surrogate has no UTF-8: it would be replaced, and something else sent. */
+function wellFormed() {
+  return v.check((value: string) => value.isWellFormed(), "must be well-formed Unicode")
+}
+
+function explain(issue: v.BaseIssue<unknown>): string {
+  const field = v.getDotPath(issue)
+  const known = field !== null && field in entries
+  return known ? `${field}: ${issue.message}` : issue.message
 }
 
 function answer(c: Context<HttpEnvironment>, result: SendResult): Response {

@@ -2,8 +2,9 @@
  * `GET /messages`: the devices' lines as server-sent events, so that someone trying the gateway sees
  * their own line come out. Only with the embedded broker.
  *
- * Takes nothing from the queue. Bounds: `MAX_FOLLOWERS` at a time; `MAX_BEHIND` events for a follower
- * that does not keep up, then it misses some and is told how many.
+ * Takes nothing from the queue. Bounds: `MAX_FOLLOWERS` at a time; `MAX_BEHIND` events or
+ * `MAX_BEHIND_CHARACTERS` for a follower that does not keep up, then it misses some and is told how
+ * many.
  */
 
 import { Hono } from "hono"
@@ -14,6 +15,7 @@ import { type HttpEnvironment, refuse } from "./errors.ts"
 
 const MAX_FOLLOWERS = 16
 const MAX_BEHIND = 1_000
+const MAX_BEHIND_CHARACTERS = 4_194_304
 /** Shorter than the idle time-out of the server and of most proxies. */
 const KEEP_ALIVE_MS = 5_000
 
@@ -27,6 +29,8 @@ export function messages({ tap }: MessagesDependencies): Hono<HttpEnvironment> {
   let followers = 0
 
   routes.get("/messages", (c) => {
+    // Hono answers HEAD by GET and drops the stream, which would then never end.
+    if (c.req.method === "HEAD") return c.body(null, 200, { "content-type": "text/event-stream" })
     if (followers >= MAX_FOLLOWERS) return refuse(c, "busy", `${MAX_FOLLOWERS} follow already`)
     return streamSSE(c, async (stream) => {
       followers += 1
@@ -43,11 +47,15 @@ export function messages({ tap }: MessagesDependencies): Hono<HttpEnvironment> {
 
 async function follow(stream: SSEStreamingApi, tap: MessagesDependencies["tap"]): Promise<void> {
   let behind: string[] = []
+  let charactersBehind = 0
   let missed = 0
   let wake = () => {}
   const stop = tap((body, properties) => {
-    if (behind.length < MAX_BEHIND) behind.push(JSON.stringify(describe(body, properties)))
-    else missed += 1
+    if (behind.length < MAX_BEHIND && charactersBehind < MAX_BEHIND_CHARACTERS) {
+      const event = JSON.stringify(describe(body, properties))
+      behind.push(event)
+      charactersBehind += event.length
+    } else missed += 1
     wake()
   })
   stream.onAbort(() => wake())
@@ -64,6 +72,7 @@ async function follow(stream: SSEStreamingApi, tap: MessagesDependencies["tap"])
       }
       const events = behind
       behind = []
+      charactersBehind = 0
       for (const data of events) await stream.writeSSE({ event: "line", data })
       if (missed > 0) await stream.writeSSE({ event: "missed", data: String(missed) })
       missed = 0
@@ -78,7 +87,10 @@ function describe(body: Uint8Array, properties: MessageProperties): Record<strin
   const { connection_id, device_id, from_device_seq } = properties.headers ?? {}
   const about = { device_id, connection_id, from_device_seq: Number(from_device_seq) }
   try {
-    return { ...about, line: new TextDecoder("utf-8", { fatal: true }).decode(body) }
+    return {
+      ...about,
+      line: new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(body),
+    }
   } catch {
     return { ...about, line_base64: Buffer.from(body).toString("base64") }
   }

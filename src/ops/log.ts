@@ -5,6 +5,7 @@
  * pipe) is dropped and counted; logging never stops the process.
  */
 
+import { writeSync } from "node:fs"
 import pino, { type Logger } from "pino"
 import pretty from "pino-pretty"
 import type { Counters } from "../counters.ts"
@@ -15,24 +16,41 @@ export interface LogOptions {
   readonly format: "json" | "text"
 }
 
-/** @param about fields that every line carries, such as the worker's id. */
+/**
+ * @param about fields that every line carries, such as the worker's id.
+ * @param write puts text on standard output; throws when it cannot.
+ */
 export function createLog(
   options: LogOptions,
   about: Record<string, unknown>,
-  counters?: Pick<Counters, "logLinesDropped">,
+  counters: Pick<Counters, "logLinesDropped">,
+  write: (text: string) => void = writeToStandardOutput,
 ): Logger {
-  const destination = pino.destination({ fd: 1, sync: true })
-  destination.on("error", () => {
-    if (counters) counters.logLinesDropped += 1
-  })
-  const stream =
+  const format =
     options.format === "text"
-      ? pretty({ colorize: process.stdout.isTTY === true, ignore: "pid,hostname", destination })
-      : destination
-  return pino(
-    { level: options.level, base: about, timestamp: pino.stdTimeFunctions.isoTime },
-    stream,
-  )
+      ? pretty.prettyFactory({ colorize: process.stdout.isTTY === true, ignore: "pid,hostname" })
+      : (line: string) => line
+  // Not pino's own destination: it keeps what it could not write, and on a full disk that grows.
+  const destination = {
+    write: (line: string) => {
+      try {
+        write(format(line))
+      } catch {
+        counters.logLinesDropped += 1
+      }
+    },
+  }
+  const timestamp = pino.stdTimeFunctions.isoTime
+  return pino({ level: options.level, base: about, timestamp }, destination)
+}
+
+const STANDARD_OUTPUT = 1
+
+function writeToStandardOutput(text: string): void {
+  const bytes = Buffer.from(text)
+  for (let written = 0; written < bytes.length; ) {
+    written += writeSync(STANDARD_OUTPUT, bytes, written)
+  }
 }
 
 /** Subscribes the log to every event that an operator may want to read. */

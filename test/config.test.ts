@@ -1,0 +1,624 @@
+/**
+ * The configuration: each setting at and beyond its bounds, the rules between settings, secrets in
+ * files, and that every fault is told and no secret ever is. The last part runs the program itself,
+ * since exit status and standard error are its promise and not `loadConfig`'s.
+ */
+
+import { afterAll, describe, expect, test } from "bun:test"
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs"
+import { availableParallelism, hostname, tmpdir } from "node:os"
+import { join } from "node:path"
+import {
+  type Config,
+  ConfigurationError,
+  defaultInstanceId,
+  type Environment,
+  isLoopback,
+  loadConfig,
+  SETTINGS,
+} from "../src/config.ts"
+import { INSTANCE_ID } from "../src/device/ids.ts"
+
+/** As if every file that is named could be read. */
+const load = (environment: Environment) => loadConfig(environment, () => null)
+
+const MAIN_FILE = join(import.meta.dir, "../src/main.ts")
+const TOKEN = "token-0123456789abcdef"
+const OTHER_TOKEN = "other.token~ABC+/-_==="
+const AMQP_URL = "amqp://user:s3cret-pass@broker.test:5672/vhost"
+
+const directory = mkdtempSync(join(tmpdir(), "owsla-config-"))
+afterAll(() => rmSync(directory, { recursive: true }))
+
+function file(name: string, text: string): string {
+  const path = join(directory, name)
+  writeFileSync(path, text)
+  return path
+}
+
+/** Every fault of an environment; none when it loads. */
+function faultsOf(environment: Environment): readonly string[] {
+  try {
+    load(environment)
+    return []
+  } catch (error) {
+    if (error instanceof ConfigurationError) return error.faults
+    throw error
+  }
+}
+
+/** The faults of one setting's own rule. */
+const faultsNaming = (name: string, environment: Environment) =>
+  faultsOf(environment).filter((fault) => fault.startsWith(`${name}:`))
+
+describe("defaults", () => {
+  test("are those of the contract, with nothing in the environment", () => {
+    expect(load({})).toEqual({
+      instanceId: defaultInstanceId(hostname()),
+      amqpUrl: null,
+      workers: 1,
+      drainTimeoutMs: 60_000,
+      tls: { certFile: "certs/server.crt", keyFile: "certs/server.key", development: true },
+      device: {
+        host: "0.0.0.0",
+        port: 8443,
+        auth: "none",
+        ack: "off",
+        maxLineBytes: 65_536,
+        maxConnections: null,
+        maxOutgoingBytes: 1_048_576,
+        maxHeldBytes: 33_554_432,
+        handshakeTimeoutMs: 10_000,
+        idleTimeoutMs: 600_000,
+        slowDeviceTimeoutMs: 30_000,
+        gapTimeoutMs: 2_000,
+        windowCommands: 1_024,
+      },
+      broker: {
+        fromDeviceQueue: "from_device",
+        toDeviceQueue: "to_device",
+        undeliveredQueue: "to_device.undelivered",
+        queueType: "quorum",
+        windowLines: 2_000,
+        windowBytes: 8_388_608,
+        confirmTimeoutMs: 15_000,
+        prefetch: 8_192,
+        maxCommandBytes: 67_108_864,
+      },
+      http: { host: "127.0.0.1", port: 8080, tokens: [], sendTimeoutMs: 5_000 },
+      restarts: { most: 5, windowMs: 10_000 },
+      log: { level: "info", format: "json" },
+    })
+  })
+
+  test("with a broker there is a worker for each core", () => {
+    expect(load({ AMQP_URL }).workers).toBe(availableParallelism())
+  })
+
+  test("every empty variable counts as unset", () => {
+    const empty = Object.fromEntries(
+      [...SETTINGS.map(({ name }) => name), "CLOUDAMQP_URL", "AMQP_URL_FILE"].map((n) => [n, ""]),
+    )
+    expect(load(empty)).toEqual(load({}))
+  })
+
+  test("unknown variables, with names of any kind, change nothing", () => {
+    const odd = { PATH: "/bin", OTHER: "x", __proto__: "x", constructor: "x", toString: "x" }
+    expect(load(odd)).toEqual(load({}))
+  })
+
+  test("each is within its own range, spelled out", () => {
+    for (const { name, default: value } of SETTINGS.filter(({ default: d }) => !d.includes(" "))) {
+      expect({ name, faults: faultsNaming(name, { AMQP_URL, [name]: value }) }).toEqual({
+        name,
+        faults: [],
+      })
+    }
+  })
+})
+
+describe("whole numbers", () => {
+  const numbers = SETTINGS.flatMap(({ name, range }) => {
+    const bounds = /^(\d+) to (\d+)( [a-z]+)?$/.exec(range)
+    return bounds === null ? [] : [{ name, range, min: Number(bounds[1]), max: Number(bounds[2]) }]
+  })
+
+  /** The others such that no rule between settings stands in the way. */
+  const around = (name: string, value: string): Environment => ({
+    AMQP_URL,
+    MAX_LINE_BYTES: "1",
+    MAX_OUTGOING_BYTES: "67108864",
+    PUBLISH_WINDOW_BYTES: "1073741824",
+    [name]: value,
+  })
+
+  test("are as many as the declarations say", () => {
+    expect(numbers.map(({ name }) => name)).toEqual(
+      SETTINGS.filter(({ range }) => /^\d/.test(range)).map(({ name }) => name),
+    )
+    expect(numbers.length).toBeGreaterThan(20)
+  })
+
+  for (const { name, range, min, max } of numbers) {
+    test(`${name}: ${range}, and nothing else`, () => {
+      for (const value of [min, max, min + 1, max - 1]) {
+        expect(faultsNaming(name, around(name, String(value)))).toEqual([])
+      }
+      const outside = [min - 1, max + 1, max * 10].map(String)
+      const odd = [" 5", "5 ", "5.0", "5e3", "0x10", "+5", "-5", "1_000", "5,000", "5ms", "abc"]
+      const odder = ["٥", "５", "Infinity", "NaN", "null", "9".repeat(400), "5\n", "\0", "-0"]
+      for (const value of [...outside, ...odd, ...odder]) {
+        expect(faultsNaming(name, around(name, value))).toEqual([
+          `${name}: must be a whole number from ${range}, not ${JSON.stringify(value)}`,
+        ])
+      }
+    })
+  }
+
+  test("arrive as numbers where they are used", () => {
+    const { device, http, broker } = load({
+      DEVICE_PORT: "0",
+      HTTP_PORT: "65535",
+      MAX_CONNECTIONS: "12",
+      PREFETCH: "7",
+    })
+    expect([device.port, http.port, device.maxConnections, broker.prefetch]).toEqual([
+      0, 65_535, 12, 7,
+    ])
+  })
+})
+
+describe("words", () => {
+  test.each<[string, readonly string[]]>([
+    ["DEVICE_AUTH", ["none"]],
+    ["DEVICE_ACK", ["off", "seq"]],
+    ["QUEUE_TYPE", ["quorum", "classic"]],
+    ["LOG_LEVEL", ["debug", "info", "warn", "error"]],
+    ["LOG_FORMAT", ["json", "text"]],
+  ])("%s is one of %j", (name, words) => {
+    for (const word of words) expect(faultsOf({ [name]: word })).toEqual([])
+    for (const word of ["x", words[0]?.toUpperCase(), ` ${words[0]}`, "toString", "0"]) {
+      expect(faultsOf({ [name]: word })).toEqual([
+        `${name}: must be one of ${words.join(", ")}, not ${JSON.stringify(word)}`,
+      ])
+    }
+  })
+
+  test.each([
+    ["INSTANCE_ID", "a b"],
+    ["INSTANCE_ID", "a/b"],
+    ["INSTANCE_ID", "a:b"],
+    ["INSTANCE_ID", "é"],
+    ["INSTANCE_ID", "a\n"],
+    ["INSTANCE_ID", "x".repeat(33)],
+    ["DEVICE_HOST", " "],
+    ["HTTP_HOST", "local host"],
+    ["FROM_DEVICE_QUEUE", "amq.direct"],
+    ["TO_DEVICE_QUEUE", "two words"],
+    ["UNDELIVERED_QUEUE", "q".repeat(201)],
+    ["NODE_ENV", "two\nlines"],
+  ])("%s is not %j", (name, value) => {
+    const [fault, ...others] = faultsOf({ [name]: value, HTTP_TOKENS: TOKEN })
+    expect(fault).toStartWith(`${name}: must be `)
+    expect(fault).toEndWith(`, not ${JSON.stringify(value)}`)
+    expect(others).toEqual([])
+  })
+
+  test.each([
+    ["INSTANCE_ID", "x".repeat(32)],
+    ["INSTANCE_ID", "A-z_0.9"],
+    ["DEVICE_HOST", "::"],
+    ["FROM_DEVICE_QUEUE", "q".repeat(200)],
+    ["FROM_DEVICE_QUEUE", "amqx/é#*"],
+    ["TLS_CERT_FILE", "a path/with spaces.pem"],
+    ["NODE_ENV", "test"],
+  ])("%s may be %j", (name, value) => {
+    expect(faultsNaming(name, { [name]: value })).toEqual([])
+  })
+})
+
+describe("tokens", () => {
+  test("several, separated by commas with or without blanks", () => {
+    const { tokens } = load({ HTTP_TOKENS: ` ${TOKEN},${OTHER_TOKEN} , ` }).http
+    expect(tokens).toEqual([TOKEN, OTHER_TOKEN])
+  })
+
+  test.each(["short", "x".repeat(15), "with blank 0123456789", "umlaut-ä-0123456789", '"quoted"'])(
+    "not %j, alone or beside a good one",
+    (token) => {
+      for (const value of [token, `${TOKEN},${token}`, `${token},${TOKEN}`]) {
+        const faults = faultsOf({ HTTP_TOKENS: value })
+        expect(faults).toHaveLength(1)
+        expect(faults[0]).toStartWith("HTTP_TOKENS: each must be at least 16 of ")
+        expect(faults[0]).not.toContain(token)
+      }
+    },
+  )
+
+  // Whoever sets the variable wants the API guarded; taking it for "no tokens" opens it instead.
+  test.each([",", " ", " , ,"])("set to %j, which holds none, is a fault", (value) => {
+    expect(faultsNaming("HTTP_TOKENS", { HTTP_TOKENS: value })).toHaveLength(1)
+  })
+})
+
+describe("the broker's URL", () => {
+  test.each([
+    "amqp://localhost",
+    "amqps://user:pass@host.example:5671/%2f",
+    "amqp://[::1]:5672",
+    "amqp://user:p%40ss%2Fword@host/vhost?heartbeat=5",
+  ])("may be %j", (url) => {
+    expect(load({ AMQP_URL: url }).amqpUrl).toBe(url)
+  })
+
+  // The last ones are what a password with an unescaped / or % makes of a URL.
+  test.each([
+    "http://user:s3cret-pass@host",
+    "user:s3cret-pass@host",
+    "amqp:user:s3cret-pass@host",
+    "AMQP//user:s3cret-pass@host",
+    "amqp://user:s3cret-pass@host two",
+    "amqp://user:s3cret-pass@host:99999",
+    "amqp://user:s3cret-pass@[bad",
+    "amqp://user:s3cret-pass/word@host:5672",
+    "amqp://user:s3cret-pass%zz@host",
+  ])("is a fault, told without the password: %j", (url) => {
+    const faults = faultsOf({ AMQP_URL: url })
+    expect(faults.filter((fault) => fault.startsWith("AMQP_URL:"))).toHaveLength(1)
+    expect(faults.join("\n")).not.toContain("s3cret-pass")
+  })
+
+  test("is CLOUDAMQP_URL when AMQP_URL is not set or empty", () => {
+    const other = "amqps://other.test"
+    expect(load({ CLOUDAMQP_URL: AMQP_URL }).amqpUrl).toBe(AMQP_URL)
+    expect(load({ CLOUDAMQP_URL: AMQP_URL, AMQP_URL: "" }).amqpUrl).toBe(AMQP_URL)
+    expect(load({ CLOUDAMQP_URL: AMQP_URL, AMQP_URL: other }).amqpUrl).toBe(other)
+    const production = { CLOUDAMQP_URL: AMQP_URL, NODE_ENV: "production" }
+    expect(load(production).amqpUrl).toBe(AMQP_URL)
+  })
+
+  test("a fault of CLOUDAMQP_URL names CLOUDAMQP_URL, the variable that was set", () => {
+    const faults = faultsOf({ CLOUDAMQP_URL: "http://user:s3cret-pass@host" })
+    expect(faults).toHaveLength(1)
+    expect(faults[0]).toContain("CLOUDAMQP_URL")
+    expect(faults[0]).not.toContain("s3cret-pass")
+  })
+})
+
+describe("secrets in files", () => {
+  const secrets = SETTINGS.filter(({ secret }) => secret).map(({ name }) => name)
+
+  test("are these", () => {
+    expect(secrets).toEqual(["AMQP_URL", "HTTP_TOKENS"])
+  })
+
+  test.each(["", "\n", "\r\n", "\n\n", " \n"])(
+    "the end of the file, %j, is not part of it",
+    (end) => {
+      const { amqpUrl, http } = load({
+        AMQP_URL_FILE: file("amqp", `${AMQP_URL}${end}`),
+        HTTP_TOKENS_FILE: file("tokens", `${TOKEN},${OTHER_TOKEN}${end}`),
+      })
+      expect(amqpUrl).toBe(AMQP_URL)
+      expect(http.tokens).toEqual([TOKEN, OTHER_TOKEN])
+    },
+  )
+
+  test("CLOUDAMQP_URL too, behind AMQP_URL", () => {
+    const path = file("cloud", AMQP_URL)
+    expect(load({ CLOUDAMQP_URL_FILE: path }).amqpUrl).toBe(AMQP_URL)
+    const url = "amqp://other.test"
+    expect(load({ CLOUDAMQP_URL_FILE: path, AMQP_URL: url }).amqpUrl).toBe(url)
+  })
+
+  test.each([...secrets, "CLOUDAMQP_URL"])("%s and its file at once are a fault", (name) => {
+    const value = name === "HTTP_TOKENS" ? TOKEN : AMQP_URL
+    const faults = faultsOf({ [name]: value, [`${name}_FILE`]: file("both", value) })
+    expect(faults).toEqual([`${name}: set it or ${name}_FILE, not both`])
+  })
+
+  test.each([...secrets, "CLOUDAMQP_URL"])("a file of %s that is not there is a fault", (name) => {
+    const path = join(directory, "not-there")
+    expect(faultsOf({ [`${name}_FILE`]: path })).toEqual([
+      `${name}_FILE: the file cannot be read (ENOENT)`,
+    ])
+  })
+
+  test("a directory is no file", () => {
+    const path = join(directory, "a-directory")
+    mkdirSync(path)
+    expect(faultsOf({ AMQP_URL_FILE: path })).toEqual([
+      `AMQP_URL_FILE: the file cannot be read (EISDIR)`,
+    ])
+  })
+
+  test("an empty NAME_FILE counts as unset", () => {
+    expect(faultsOf({ AMQP_URL_FILE: "", HTTP_TOKENS_FILE: "" })).toEqual([])
+  })
+
+  test("what is wrong in a file is a fault that does not tell it", () => {
+    const faults = faultsOf({
+      AMQP_URL_FILE: file("wrong-url", "http://user:s3cret-pass@host\n"),
+      HTTP_TOKENS_FILE: file("wrong-tokens", `${TOKEN}\n${OTHER_TOKEN}\n`),
+    })
+    expect(faults).toHaveLength(2)
+    for (const part of ["s3cret-pass", TOKEN, OTHER_TOKEN]) {
+      expect(faults.join("\n")).not.toContain(part)
+    }
+  })
+
+  // A secret that was not mounted: without it the API is open, and lines go to a broker in memory.
+  test.each([...secrets, "CLOUDAMQP_URL"])("an empty file of %s is a fault", (name) => {
+    expect(faultsOf({ [`${name}_FILE`]: file("empty", "\n") }).join("\n")).toContain(name)
+  })
+
+  test("settings that are no secrets have no file", () => {
+    const path = file("port", "1234")
+    expect(load({ HTTP_PORT_FILE: path }).http.port).toBe(8080)
+  })
+})
+
+describe("rules between settings", () => {
+  test.each([
+    "0.0.0.0",
+    "::",
+    "10.0.0.1",
+    "example.test",
+    "127.0.0.1.example.test",
+    "localhost.test",
+  ])("HTTP_HOST=%s needs HTTP_TOKENS", (host) => {
+    const fault = `HTTP_HOST: ${JSON.stringify(host)} is not loopback and needs HTTP_TOKENS`
+    expect(faultsOf({ HTTP_HOST: host })).toEqual([fault])
+    expect(faultsOf({ HTTP_HOST: host, HTTP_TOKENS: TOKEN })).toEqual([])
+  })
+
+  test.each(["127.0.0.1", "127.9.8.7", "::1", "localhost"])("HTTP_HOST=%s needs none", (host) => {
+    expect(isLoopback(host)).toBe(true)
+    expect(load({ HTTP_HOST: host }).http.host).toBe(host)
+  })
+
+  test("production needs a broker", () => {
+    const fault = "AMQP_URL: needed with NODE_ENV=production; the embedded broker keeps nothing"
+    expect(faultsOf({ NODE_ENV: "production" })).toEqual([fault])
+    expect(faultsOf({ NODE_ENV: "production", AMQP_URL: "" })).toEqual([fault])
+    expect(faultsOf({ NODE_ENV: "production", AMQP_URL })).toEqual([])
+    expect(faultsOf({ NODE_ENV: "development" })).toEqual([])
+  })
+
+  test("the embedded broker serves one process", () => {
+    const [fault, ...others] = faultsOf({ WORKERS: "2" })
+    expect(fault).toStartWith("WORKERS: the embedded broker serves one process")
+    expect(others).toEqual([])
+    for (const one of ["1", "01"]) expect(load({ WORKERS: one }).workers).toBe(1)
+    expect(load({ WORKERS: "2", AMQP_URL }).workers).toBe(2)
+    expect(load({ WORKERS: "2", CLOUDAMQP_URL: AMQP_URL }).workers).toBe(2)
+  })
+
+  test("TLS_CERT_FILE and TLS_KEY_FILE go together, and then nothing is made", () => {
+    const fault = "TLS_CERT_FILE and TLS_KEY_FILE: set both or neither"
+    expect(faultsOf({ TLS_CERT_FILE: "a" })).toEqual([fault])
+    expect(faultsOf({ TLS_KEY_FILE: "b" })).toEqual([fault])
+    expect(faultsOf({ TLS_CERT_FILE: "a", TLS_KEY_FILE: "" })).toEqual([fault])
+    const { tls } = load({ TLS_CERT_FILE: "a", TLS_KEY_FILE: "b" })
+    expect(tls).toEqual({ certFile: "a", keyFile: "b", development: false })
+  })
+
+  test("the window holds a line", () => {
+    const window = { PUBLISH_WINDOW_BYTES: "100000", MAX_LINE_BYTES: "100000" }
+    expect(faultsOf(window)).toEqual([])
+    expect(faultsOf({ ...window, MAX_LINE_BYTES: "100001" })).toEqual([
+      "PUBLISH_WINDOW_BYTES: must be at least MAX_LINE_BYTES",
+    ])
+  })
+
+  test("what waits for a device holds a line and its terminator", () => {
+    const out = { MAX_OUTGOING_BYTES: "2000", MAX_LINE_BYTES: "1999" }
+    expect(faultsOf(out)).toEqual([])
+    expect(faultsOf({ ...out, MAX_LINE_BYTES: "2000" })).toEqual([
+      "MAX_OUTGOING_BYTES: must be more than MAX_LINE_BYTES",
+    ])
+  })
+
+  test("certificates are checked", () => {
+    const [fault, ...others] = faultsOf({ NODE_TLS_REJECT_UNAUTHORIZED: "0" })
+    expect(fault).toStartWith("NODE_TLS_REJECT_UNAUTHORIZED: ")
+    expect(others).toEqual([])
+    expect(faultsOf({ NODE_TLS_REJECT_UNAUTHORIZED: "1" })).toEqual([])
+  })
+})
+
+const ALL_WRONG: Record<string, string> = {
+  AMQP_URL: "http://user:s3cret-pass@host",
+  HTTP_TOKENS: "s3cret-token",
+  INSTANCE_ID: "a b",
+  DEVICE_PORT: "65536",
+  HTTP_PORT: "abc",
+  WORKERS: "0",
+  LOG_LEVEL: "loud",
+  QUEUE_TYPE: "stream",
+  IDLE_TIMEOUT_MS: "5.0",
+  TLS_CERT_FILE: "only-one.crt",
+  NODE_TLS_REJECT_UNAUTHORIZED: "0",
+}
+
+describe("all faults together", () => {
+  test("one for each setting that is wrong, by name and rule", () => {
+    const faults = faultsOf(ALL_WRONG)
+    expect(faults.map((fault) => fault.split(/[: ]/)[0]).sort()).toEqual(
+      Object.keys(ALL_WRONG).sort(),
+    )
+    for (const fault of faults) expect(fault).toMatch(/must be|set both|would switch off/)
+  })
+
+  test("rules between settings beside those of single settings", () => {
+    const faults = faultsOf({
+      HTTP_HOST: "0.0.0.0",
+      NODE_ENV: "production",
+      MAX_LINE_BYTES: "1048576",
+      LOG_FORMAT: "xml",
+    })
+    for (const name of ["HTTP_HOST", "AMQP_URL", "MAX_OUTGOING_BYTES", "LOG_FORMAT"]) {
+      expect(faults.filter((fault) => fault.startsWith(`${name}:`))).toHaveLength(1)
+    }
+    expect(faults).toHaveLength(4)
+  })
+
+  test("nothing that is made of the error tells a secret", () => {
+    try {
+      load(ALL_WRONG)
+      expect.unreachable()
+    } catch (error) {
+      const { message, stack, faults } = error as ConfigurationError
+      const told = [message, stack, ...faults, Bun.inspect(error), JSON.stringify(error)].join("\n")
+      expect(told).not.toContain("s3cret")
+    }
+  })
+})
+
+describe("what is loaded", () => {
+  const paths = (value: object, path = "config"): [string, object][] => [
+    [path, value],
+    ...Object.entries(value).flatMap(([key, inner]) =>
+      typeof inner === "object" && inner !== null ? paths(inner, `${path}.${key}`) : [],
+    ),
+  ]
+
+  test("is frozen, every part of it", () => {
+    const open = paths(load({ HTTP_TOKENS: TOKEN })).filter(([, part]) => !Object.isFrozen(part))
+    expect(open.map(([path]) => path)).toEqual([])
+  })
+
+  test("does not follow the environment", () => {
+    const environment: Record<string, string> = { HTTP_TOKENS: TOKEN }
+    const config: Config = load(environment)
+    environment["HTTP_TOKENS"] = OTHER_TOKEN
+    expect(config.http.tokens).toEqual([TOKEN])
+  })
+})
+
+describe("the instance id from the host name", () => {
+  test.each([
+    ["gw1", "gw1"],
+    ["", "owsla"],
+    ["host.example.test", "host.example.test"],
+    ["x".repeat(32), "x".repeat(32)],
+    ["with blank", "with-blank"],
+    ["hôte", "h-te"],
+    ["a/b:c\n\0", "a-b-c--"],
+  ])("%j gives %j", (host, id) => {
+    expect(defaultInstanceId(host)).toBe(id)
+  })
+
+  test("is one whatever the host name", () => {
+    const odd = [
+      "",
+      "-",
+      "...",
+      "日本語",
+      "😀".repeat(100),
+      "\0",
+      "x".repeat(10_000),
+      "é".repeat(33),
+    ]
+    for (const host of odd) expect(defaultInstanceId(host)).toMatch(INSTANCE_ID)
+  })
+
+  test("of long names that differ at their end only is not the same", () => {
+    const long = `ip-10-0-0-1.${"x".repeat(60)}`
+    const ids = new Set(Array.from({ length: 200 }, (_, i) => defaultInstanceId(`${long}${i}`)))
+    expect(ids.size).toBe(200)
+    expect(defaultInstanceId(long)).toBe(defaultInstanceId(long))
+  })
+})
+
+describe("the program", () => {
+  async function run(environment: Record<string, string>) {
+    const child = Bun.spawn([process.execPath, MAIN_FILE], {
+      // Away from the checkout: Bun would read its `.env`, and certificates would be made there.
+      cwd: directory,
+      env: { PATH: process.env["PATH"] ?? "", HOME: directory, ...environment },
+      stdio: ["ignore", "pipe", "pipe"],
+      timeout: 4_000,
+      killSignal: "SIGKILL",
+    })
+    const [stdout, stderr, status] = await Promise.all([
+      child.stdout.text(),
+      child.stderr.text(),
+      child.exited,
+    ])
+    return { stdout, stderr, status, output: stdout + stderr }
+  }
+
+  const ports = { DEVICE_HOST: "127.0.0.1", DEVICE_PORT: "0", HTTP_PORT: "0" }
+
+  test("ends with status 2 and every fault on standard error", async () => {
+    const { stdout, stderr, status, output } = await run(ALL_WRONG)
+    expect({ status, stdout }).toEqual({ status: 2, stdout: "" })
+    for (const fault of faultsOf(ALL_WRONG)) expect(stderr).toContain(`${fault}\n`)
+    expect(output).not.toContain("s3cret")
+  })
+
+  test("writes even a long list of faults whole", async () => {
+    const long = Object.fromEntries(
+      SETTINGS.filter(({ range }) => /^\d/.test(range)).map(({ name }) => [
+        name,
+        "9".repeat(9_000),
+      ]),
+    )
+    const { stderr, status } = await run(long)
+    expect(status).toBe(2)
+    for (const fault of faultsOf(long)) expect(stderr.includes(fault)).toBe(true)
+  })
+
+  test("ends with status 2 when TLS_CERT_FILE cannot be read", async () => {
+    const missing = join(directory, "missing.crt")
+    for (const broker of [{}, { AMQP_URL: "amqp://user:s3cret-pass@127.0.0.1:1", WORKERS: "1" }]) {
+      const key = file("server.key", "")
+      const environment = { ...ports, ...broker, TLS_CERT_FILE: missing, TLS_KEY_FILE: key }
+      const { stderr, status, output } = await run(environment)
+      expect(status).toBe(2)
+      expect(stderr).toContain("TLS_CERT_FILE")
+      expect(stderr).toContain(missing)
+      expect(output).not.toContain("s3cret")
+    }
+  })
+
+  test("tells of both files when neither can be read", async () => {
+    const { stderr, status } = await run({
+      ...ports,
+      TLS_CERT_FILE: join(directory, "missing.crt"),
+      TLS_KEY_FILE: join(directory, "missing.key"),
+    })
+    expect(status).toBe(2)
+    expect(stderr).toContain("missing.crt")
+    expect(stderr).toContain("missing.key")
+  })
+
+  test("tells of a file that cannot be read together with the other faults", async () => {
+    const { stderr, status } = await run({
+      HTTP_PORT: "abc",
+      TLS_CERT_FILE: join(directory, "missing.crt"),
+      TLS_KEY_FILE: file("server.key", ""),
+    })
+    expect(status).toBe(2)
+    expect(stderr).toContain("HTTP_PORT")
+    expect(stderr).toContain("missing.crt")
+  })
+
+  // As an operator makes them: a password with a character that a URL does not take.
+  test.each(["s3cret-pass/word@127.0.0.1:1", "s3cret-pass%zz@127.0.0.1:1", "s3cret-pass@[bad"])(
+    "ends with status 2 on a broker's URL that cannot be parsed, and does not print it: %s",
+    async (rest) => {
+      const pem = file("any.pem", "")
+      const { stderr, status, output } = await run({
+        ...ports,
+        AMQP_URL: `amqp://user:${rest}`,
+        WORKERS: "1",
+        TLS_CERT_FILE: pem,
+        TLS_KEY_FILE: pem,
+      })
+      expect(output).not.toContain("s3cret-pass")
+      expect({ status, named: stderr.includes("AMQP_URL") }).toEqual({ status: 2, named: true })
+    },
+  )
+})

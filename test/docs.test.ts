@@ -1,0 +1,174 @@
+/**
+ * The documents against the project: what is made from the settings is what the files hold, links
+ * lead somewhere, names of variables exist. Never judges what a document says.
+ *
+ * Documents that are not there yet are not missed; what they hold once they are is.
+ */
+
+import { describe, expect, test } from "bun:test"
+import { existsSync, readFileSync } from "node:fs"
+import { dirname, join, normalize } from "node:path"
+import { loadConfig, SETTINGS } from "../src/config.ts"
+import {
+  ENVIRONMENT_FILE,
+  environmentExample,
+  README_FILE,
+  ROOT,
+  withSettings,
+} from "./support/generate-docs.ts"
+
+const TABLE_BEGINS = "<!-- settings: made by bun run docs -->"
+const TABLE_ENDS = "<!-- end of settings -->"
+
+const markdown = [...new Bun.Glob("**/*.md").scanSync({ cwd: ROOT })]
+  .filter((path) => !/^(node_modules|tmp)\//.test(path))
+  .sort()
+
+const read = (path: string) => readFileSync(join(ROOT, path), "utf8")
+const present = (path: string) => existsSync(join(ROOT, path))
+
+describe("what bun run docs makes", () => {
+  // In one word each, since a difference of long texts says less than what to do about it.
+  test.each<[string, string, (text: string) => string]>([
+    ["README.md", README_FILE, withSettings],
+    [".env.example", ENVIRONMENT_FILE, environmentExample],
+  ])("is what %s holds", (_, path, made) => {
+    const text = existsSync(path) ? readFileSync(path, "utf8") : ""
+    const state = text === made(text) ? "as made" : "differs: run bun run docs"
+    expect(state).toBe("as made")
+  })
+
+  test("leaves what stands around the table, and is the same when made again", () => {
+    const around = `# A | b\n\n${TABLE_BEGINS}\nold\n${TABLE_ENDS}\nafter\n`
+    const made = withSettings(around)
+    expect(made).toStartWith(
+      `# A | b\n\n${TABLE_BEGINS}\n\n| Variable | Default | Range | Meaning |\n`,
+    )
+    expect(made).toEndWith(`\n\n${TABLE_ENDS}\nafter\n`)
+    expect(made).not.toContain("\nold\n")
+    expect(withSettings(made)).toBe(made)
+  })
+
+  test.each<[string, string]>([
+    ["nothing", ""],
+    ["one marker", `a ${TABLE_BEGINS} b`],
+    ["the other", `a ${TABLE_ENDS} b`],
+    ["the wrong order", `${TABLE_ENDS} ${TABLE_BEGINS}`],
+    ["two beginnings", `${TABLE_BEGINS} ${TABLE_BEGINS} ${TABLE_ENDS}`],
+    ["two ends", `${TABLE_BEGINS} ${TABLE_ENDS} ${TABLE_ENDS}`],
+  ])("refuses a README with %s", (_, readme) => {
+    expect(() => withSettings(readme)).toThrow("README.md must hold once each")
+  })
+
+  test("has a row of four cells for each setting, in order", () => {
+    const made = withSettings(`${TABLE_BEGINS}${TABLE_ENDS}`)
+    const rows = made.split("\n").filter((line) => line.startsWith("| `"))
+    const cells = rows.map((row) => row.slice(2, -2).split(/(?<!\\) \| /))
+    expect(cells.map((row) => row.length)).toEqual(SETTINGS.map(() => 4))
+    expect(cells.map((row) => row[0])).toEqual(SETTINGS.map(({ name }) => `\`${name}\``))
+    expect(cells.map((row) => row[0])).toContain("`NODE_ENV`")
+  })
+
+  test("says nothing that only this machine would say", () => {
+    for (const name of ["INSTANCE_ID", "WORKERS", "MAX_CONNECTIONS"]) {
+      expect(environmentExample()).toContain(`\n# ${name}=\n`)
+    }
+  })
+
+  test("sets nothing as it is", () => {
+    for (const line of environmentExample().split("\n")) expect(line).toMatch(/^(#.*)?$/)
+  })
+
+  test("sets nothing but the defaults once every line is taken in", () => {
+    const lines = environmentExample().matchAll(/^# ([A-Z][A-Z0-9_]*)=(.*)$/gm)
+    const environment = Object.fromEntries([...lines].map(([, name, value]) => [name, value]))
+    expect(Object.keys(environment)).toEqual(SETTINGS.map(({ name }) => name))
+    const { tls, ...others } = loadConfig(environment)
+    const { tls: tlsByDefault, ...othersByDefault } = loadConfig({})
+    expect(others).toEqual(othersByDefault)
+    // Named, the files are the operator's, and none are made for him.
+    expect(tls).toEqual({ ...tlsByDefault, development: false })
+  })
+})
+
+describe.each(markdown)("%s", (path) => {
+  test("knows no path outside the project", () => {
+    for (const outside of [/\.\.\/shared/, /\/work\b/]) expect(read(path)).not.toMatch(outside)
+  })
+
+  test("has links that lead to a file, and to a heading of it", () => {
+    const dead = [...linksOf(read(path))].filter((link) => !leadsSomewhere(path, link))
+    expect(dead).toEqual([])
+  })
+})
+
+describe("names of environment variables", () => {
+  /** Read by the tests, by Bun, or by the platform; never by the configuration. */
+  const others = ["TEST_AMQP_URL", "CLOUDAMQP_URL", "NODE_TLS_REJECT_UNAUTHORIZED"]
+  const secrets = [...SETTINGS.filter(({ secret }) => secret).map((s) => s.name), "CLOUDAMQP_URL"]
+  const known = new Set([
+    ...SETTINGS.map(({ name }) => name),
+    ...secrets.map((name) => `${name}_FILE`),
+    ...others,
+  ])
+  const sources: Record<string, (text: string) => Iterable<string | undefined>> = {
+    "README.md": namesIn,
+    "fly.toml": (text) => {
+      const { env = {}, files = [] } = Bun.TOML.parse(text) as FlyConfig
+      // Fly.io writes these secrets into files; no process reads them as variables.
+      const written = new Set(files.map((file) => file.secret_name))
+      return [...Object.keys(env), ...namesIn(text)].filter((name) => !written.has(name))
+    },
+    Dockerfile: (text) => [...text.matchAll(/^\s*ENV\s+(\w+)/gim)].map((match) => match[1]),
+  }
+
+  test.each(Object.keys(sources).filter(present))("in %s exist", (path) => {
+    const names = [...new Set(sources[path]?.(read(path)))]
+    expect(names.filter((name) => !known.has(name ?? ""))).toEqual([])
+  })
+
+  test("are found by these rules", () => {
+    const text = "`A_B` C_D $E_F G=1 FLY_APP_NAME HMAC-SHA256 a_b TO_D1 _X_"
+    expect([...namesIn(text)]).toEqual(["A_B", "C_D", "E_F", "TO_D1", "G"])
+  })
+})
+
+interface FlyConfig {
+  readonly env?: Record<string, string>
+  readonly files?: { readonly secret_name?: string }[]
+}
+
+/** Words that can only be variables: capitals with an underscore, or set to something. Not Fly's own. */
+function namesIn(text: string): string[] {
+  const withUnderscore = text.match(/\b(?!FLY_)[A-Z][A-Z0-9]*(_[A-Z0-9]+)+\b/g) ?? []
+  const set = [...text.matchAll(/(?<![\w&?-])([A-Z][A-Z0-9]+|[A-Z])=(?!=)/g)].map((m) => m[1] ?? "")
+  return [...withUnderscore, ...set]
+}
+
+/** The targets of links and images, those in code left out. */
+function* linksOf(text: string): Iterable<string> {
+  const prose = text.replace(/^```[\s\S]*?^```/gm, "").replace(/`[^`\n]*`/g, "")
+  for (const [, target = ""] of prose.matchAll(/\]\(\s*<?([^)\s>]+)>?[^)]*\)/g)) yield target
+  for (const [, target = ""] of prose.matchAll(/^\[[^\]]+\]:\s*(\S+)/gm)) yield target
+}
+
+function leadsSomewhere(from: string, link: string): boolean {
+  if (/^[a-z][a-z0-9+.-]*:/i.test(link)) return true
+  const [path = "", anchor] = decodeURIComponent(link).split("#")
+  const target = path === "" ? from : normalize(join(dirname(from), path))
+  if (target.startsWith("..") || !present(target)) return false
+  return anchor === undefined || !target.endsWith(".md") || anchorsOf(read(target)).has(anchor)
+}
+
+/** What GitHub makes of headings. */
+function anchorsOf(text: string): Set<string> {
+  const headings = [...text.replace(/^```[\s\S]*?^```/gm, "").matchAll(/^#{1,6}\s+(.+?)\s*$/gm)]
+  return new Set(
+    headings.map(([, heading = ""]) =>
+      heading
+        .toLowerCase()
+        .replace(/[^\p{L}\p{N}\s_-]/gu, "")
+        .replace(/\s/g, "-"),
+    ),
+  )
+}

@@ -1,0 +1,240 @@
+/**
+ * The sidecar behind a real `Bun.serve`, for what `app.request()` cannot show: bodies and event
+ * streams on a socket, requests written by hand, clients that hang up. The port is 0, the options are
+ * those that `worker.ts` passes.
+ */
+
+import { afterAll, beforeAll, beforeEach, describe, expect, test } from "bun:test"
+import { connect, type Socket } from "node:net"
+import type { Server } from "bun"
+import type { Tap } from "../../src/broker/embedded.ts"
+import type { SendRequest } from "../../src/broker/sender.ts"
+import { Counters } from "../../src/counters.ts"
+import { app, maxBodyBytes } from "../../src/http/app.ts"
+import { until } from "../support/wait.ts"
+
+const MAX_LINE_BYTES = 1_024
+const LIMIT = maxBodyBytes(MAX_LINE_BYTES)
+
+let server: Server<undefined>
+let counters: Counters
+const taps = new Set<Tap>()
+const sent: SendRequest[] = []
+const faults: Error[] = []
+
+beforeAll(() => {
+  counters = new Counters()
+  const routes = app({
+    tokens: [],
+    maxLineBytes: MAX_LINE_BYTES,
+    version: "1",
+    startedAtMs: 0,
+    nowMs: () => 0,
+    counters,
+    report: () => ({
+      worker: "w.0",
+      pid: 1,
+      state: "serving",
+      broker: { is: "ready" },
+      connections: 0,
+    }),
+    reports: async () => [],
+    metricsText: async () => "",
+    messages: {
+      tap: (tap) => {
+        taps.add(tap)
+        return () => taps.delete(tap)
+      },
+    },
+    send: async (request) => {
+      sent.push(request)
+      return { outcome: "written", device_id: "d", connection_id: "c", epoch: 1, at: 1, detail: "" }
+    },
+    fault: (error) => faults.push(error),
+  })
+  server = Bun.serve({
+    hostname: "127.0.0.1",
+    port: 0,
+    idleTimeout: 15,
+    maxRequestBodySize: Number.MAX_SAFE_INTEGER,
+    fetch: routes.fetch,
+  })
+})
+
+afterAll(() => server.stop(true))
+
+beforeEach(() => {
+  sent.length = 0
+  faults.length = 0
+  counters.httpErrors.clear()
+})
+
+/** A client that writes what it is told to, byte for byte. */
+class RawClient {
+  readonly socket: Socket
+  received = ""
+  closed = false
+
+  constructor() {
+    this.socket = connect(server.port ?? 0, "127.0.0.1")
+    this.socket.setEncoding("utf8")
+    this.socket.on("data", (text: string) => {
+      this.received += text
+    })
+    this.socket.on("close", () => {
+      this.closed = true
+    })
+    this.socket.on("error", () => {})
+  }
+
+  write(data: string | Uint8Array): void {
+    this.socket.write(data)
+  }
+
+  /** The head and the body of the first answer. */
+  async answer(): Promise<{ status: number; contentType: string | undefined; body: string }> {
+    return until(
+      () => {
+        const [head = "", body] = this.received.split("\r\n\r\n")
+        const length = Number(/^content-length: (\d+)/im.exec(head)?.[1])
+        if (body === undefined || Buffer.byteLength(body) < length) return undefined
+        const status = Number(/^HTTP\/1\.1 (\d+)/.exec(head)?.[1])
+        return { status, contentType: /^content-type: (.+)\r?$/im.exec(head)?.[1], body }
+      },
+      { what: "an answer" },
+    )
+  }
+}
+
+async function withClient(use: (client: RawClient) => Promise<void>): Promise<void> {
+  const client = new RawClient()
+  try {
+    await use(client)
+  } finally {
+    client.socket.destroy()
+  }
+}
+
+const head = (lines: string[], path = "/devices/d/send") =>
+  `${[`POST ${path} HTTP/1.1`, "Host: x", "Content-Type: text/plain", ...lines].join("\r\n")}\r\n\r\n`
+
+const asChunk = (data: string) => `${Buffer.byteLength(data).toString(16)}\r\n${data}\r\n`
+
+describe("a body", () => {
+  test("as long as a line may be, its length told", () =>
+    withClient(async (client) => {
+      client.write(head([`Content-Length: ${MAX_LINE_BYTES}`]) + "x".repeat(MAX_LINE_BYTES))
+      expect((await client.answer()).status).toBe(200)
+      expect(sent[0]?.body.length).toBe(MAX_LINE_BYTES)
+    }))
+
+  test("the same in chunks", () =>
+    withClient(async (client) => {
+      const quarter = asChunk("x".repeat(MAX_LINE_BYTES / 4))
+      client.write(`${head(["Transfer-Encoding: chunked"])}${quarter.repeat(4)}0\r\n\r\n`)
+      expect((await client.answer()).status).toBe(200)
+      expect(sent[0]?.body.length).toBe(MAX_LINE_BYTES)
+    }))
+
+  test.each([
+    ["a byte more than a line", MAX_LINE_BYTES + 1],
+    ["a byte more than the limit", LIMIT + 1],
+    ["the most that the server lets through", LIMIT * 2],
+    ["a byte more than that", LIMIT * 2 + 1],
+    ["ten times as much", LIMIT * 10],
+  ])("413 as JSON: %s, its length told", (_, length) =>
+    withClient(async (client) => {
+      client.write(head([`Content-Length: ${length}`]) + "x".repeat(length))
+      await expectTooLarge(client)
+    }),
+  )
+
+  test.each([
+    ["a byte more than a line", MAX_LINE_BYTES + 1],
+    ["a byte more than the limit", LIMIT + 1],
+    ["ten times as much", LIMIT * 10],
+  ])("413 as JSON: %s, in chunks", (_, length) =>
+    withClient(async (client) => {
+      const chunks = asChunk("x".repeat(1_000)).repeat(Math.floor(length / 1_000))
+      const rest = length % 1_000 === 0 ? "" : asChunk("x".repeat(length % 1_000))
+      client.write(`${head(["Transfer-Encoding: chunked"])}${chunks}${rest}0\r\n\r\n`)
+      await expectTooLarge(client)
+    }),
+  )
+
+  test("that is cut off is neither a command nor a fault of the gateway", async () => {
+    for (const lines of [["Content-Length: 100"], ["Transfer-Encoding: chunked"]]) {
+      const client = new RawClient()
+      const part = lines[0]?.startsWith("Transfer") ? asChunk("half a li") : "half a li"
+      client.write(head(lines) + part)
+      await until(() => server.pendingRequests === 1, { what: "the request to have begun" })
+      client.socket.destroy()
+      await until(() => client.closed, { what: "the socket to close" })
+    }
+    await until(() => server.pendingRequests === 0, { what: "no request to be pending" })
+    expect(sent).toEqual([])
+    expect(faults).toEqual([])
+  })
+})
+
+async function expectTooLarge(client: RawClient): Promise<void> {
+  const { status, contentType, body } = await client.answer()
+  expect({ status, contentType, body }).toEqual({
+    status: 413,
+    contentType: expect.stringMatching(/^application\/json/),
+    body: expect.stringMatching(/^\{"error":\{"code":"too_large","message":".+"\}\}$/),
+  })
+  expect(Object.fromEntries(counters.httpErrors)).toEqual({ too_large: 1 })
+  expect(sent).toEqual([])
+}
+
+describe("a path", () => {
+  test.each(["%00", "%0a", "%0D%0A", "%2F", "a%2Fb", "%23", "a%20b", "%ff", "%", "%zz"])(
+    "400 invalid: the id %s",
+    (id) =>
+      withClient(async (client) => {
+        client.write(`${head(["Content-Length: 1"], `/devices/${id}/send`)}x`)
+        const { status, body } = await client.answer()
+        expect({ status, code: JSON.parse(body).error.code }).toEqual({
+          status: 400,
+          code: "invalid",
+        })
+        expect(sent).toEqual([])
+      }),
+  )
+})
+
+describe("an event stream", () => {
+  test("brings lines, and its follower is removed when the socket is gone", async () => {
+    const client = new RawClient()
+    client.write("GET /messages HTTP/1.1\r\nHost: x\r\n\r\n")
+    await until(() => client.received.includes("\n\n"), { what: "the stream to begin" })
+    expect(client.received).toMatch(/^HTTP\/1\.1 200/)
+    expect(client.received).toMatch(/content-type: text\/event-stream/i)
+    expect(taps.size).toBe(1)
+    for (const tap of taps) tap(Buffer.from("hello"), { headers: { device_id: "d" } })
+    await until(() => client.received.includes('"line":"hello"'), { what: "the event" })
+    client.socket.destroy()
+    await until(() => taps.size === 0, { what: "the follower to be removed" })
+  })
+
+  test("whose reader has stopped reading is removed too", async () => {
+    const client = new RawClient()
+    client.write("GET /messages HTTP/1.1\r\nHost: x\r\n\r\n")
+    await until(() => taps.size === 1, { what: "the follower" })
+    client.socket.pause()
+    const line = Buffer.alloc(65_536, "x")
+    for (let i = 0; i < 200; i += 1) for (const tap of taps) tap(line, {})
+    client.socket.destroy()
+    await until(() => taps.size === 0, { what: "the follower to be removed" })
+  })
+
+  test("is refused to the 17th; hung up, all 16 make room", async () => {
+    const clients = Array.from({ length: 16 }, () => new RawClient())
+    for (const client of clients) client.write("GET /messages HTTP/1.1\r\nHost: x\r\n\r\n")
+    await until(() => taps.size === 16, { what: "16 followers" })
+    expect((await fetch(new URL("/messages", server.url))).status).toBe(503)
+    for (const client of clients) client.socket.destroy()
+    await until(() => taps.size === 0, { what: "all followers to be removed" })
+  })
+})

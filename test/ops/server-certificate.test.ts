@@ -1,0 +1,40 @@
+/** The server's certificate and key are a pair, or the one sentence that says what is wrong. */
+
+import { afterAll, beforeAll, expect, test } from "bun:test"
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import { createCertificateAuthority, createServerCertificate } from "../../src/ops/certificates.ts"
+import { readServerCertificate } from "../../src/ops/server-certificate.ts"
+
+const directory = mkdtempSync(join(tmpdir(), "owsla-server-certificate-"))
+const path = (name: string) => join(directory, name)
+
+beforeAll(async () => {
+  const ca = await createCertificateAuthority()
+  for (const name of ["one", "two"]) {
+    const { certPem, keyPem } = await createServerCertificate(ca, [])
+    writeFileSync(path(`${name}.crt`), certPem)
+    writeFileSync(path(`${name}.key`), keyPem)
+  }
+  writeFileSync(path("garbage"), "no PEM")
+})
+
+afterAll(() => rmSync(directory, { recursive: true }))
+
+test("a pair is read as it is", () => {
+  const pair = readServerCertificate({ certFile: path("one.crt"), keyFile: path("one.key") })
+  expect(pair.certPem).toStartWith("-----BEGIN CERTIFICATE-----")
+  expect(pair.keyPem).toStartWith("-----BEGIN PRIVATE KEY-----")
+})
+
+test.each([
+  ["missing", "one.key", "TLS_CERT_FILE: ENOENT"],
+  ["one.crt", "missing", "TLS_KEY_FILE: ENOENT"],
+  ["garbage", "one.key", "TLS_CERT_FILE: "],
+  ["one.crt", "garbage", "TLS_KEY_FILE: "],
+  ["one.crt", "two.key", "TLS_KEY_FILE: is not the key of TLS_CERT_FILE"],
+])("%s with %s is told: %p", (certificate, key, told) => {
+  const files = { certFile: path(certificate), keyFile: path(key) }
+  expect(() => readServerCertificate(files)).toThrow(told)
+})
