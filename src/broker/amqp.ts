@@ -10,6 +10,7 @@
  */
 
 import type { AMQPBaseClient, AMQPChannel, AMQPMessage } from "@cloudamqp/amqp-client"
+import { AMQPView } from "@cloudamqp/amqp-client/amqp-view"
 import {
   type Broker,
   type BrokerListener,
@@ -26,12 +27,21 @@ import {
   type QueueDeclaration,
   type Subscription,
 } from "./broker.ts"
+import { ownProperties } from "./fields.ts"
 import { Link } from "./link.ts"
 
 /** Each unconfirmed publish of the client pins a buffer of this size, so it is the least allowed. */
 const PUBLISH_FRAME_MAX = 8_192
-/** A header frame comes whole: one larger than this would break the connection again and again. */
-const CONSUME_FRAME_MAX = 131_072
+/**
+ * A header frame comes whole, and with what a dead letter adds to its headers it may be larger than
+ * the 131,072 that RabbitMQ agrees to: one that does not fit breaks the connection again and again.
+ */
+const CONSUME_FRAME_MAX = 262_144
+/** What is left in a publish buffer for properties, beside the longest names and the frames' own. */
+const MAX_PROPERTY_BYTES = PUBLISH_FRAME_MAX - 600
+
+/** Enough for hundreds at once; were it too short, commands would come again and none be lost. */
+const ACKNOWLEDGEMENTS_MS = 200
 
 /** What a command's headers mean is decided by whoever reads them; here they are just carried. */
 type ClientProperties = Parameters<AMQPChannel["basicPublish"]>[3]
@@ -45,16 +55,22 @@ export class AmqpBroker implements Broker {
   #listener: BrokerListener | null = null
   #declareAgain: (() => Promise<void>) | null = null
   #consumers: { cancel(): Promise<unknown> }[] = []
+  #consumingChannels: AMQPChannel[] = []
   #stopped = false
   #lastLoss = "not connected yet"
   #blockedReason: string | null = null
   #closed = false
+  /** Queues that were warned of. */
   readonly #warned = new Set<string>()
+  #paused = false
+  #subscribed = false
+  #closing: Promise<void> | null = null
 
   /** @param name how the two connections are called in the broker's own tools. */
   constructor(url: string, name: string) {
     this.#publishing = new Link(url, `${name} publish`, PUBLISH_FRAME_MAX, {
       setUp: (client) => this.#setUpPublishing(client),
+      tearDown: () => Promise.resolve(),
       up: () => this.#up(),
       lost: (reason) => {
         this.#lastLoss = reason
@@ -76,10 +92,13 @@ export class AmqpBroker implements Broker {
     })
     this.#consuming = new Link(url, `${name} consume`, CONSUME_FRAME_MAX, {
       setUp: (client) => this.#setUpConsuming(client),
+      tearDown: () => this.#handOverAcknowledgements(),
       up: () => this.#up(),
       lost: (reason) => {
         this.#lastLoss = reason
         this.#consumers = []
+        this.#consumingChannels = []
+        this.#subscribed = false
         this.#changed()
       },
       blocked: () => undefined,
@@ -125,24 +144,44 @@ export class AmqpBroker implements Broker {
   }
 
   pauseConsuming(): void {
+    this.#paused = true
     this.#consuming.pause()
   }
 
   resumeConsuming(): void {
+    this.#paused = false
     this.#consuming.resume()
+    // A connection made in the meantime has no subscriptions: a new one begins with them.
+    if (this.#consuming.up && !this.#subscribed) this.#consuming.reset("reading again")
   }
 
   async stopConsuming(): Promise<void> {
     this.#stopped = true
+    this.#consuming.resume()
     const consumers = this.#consumers
     this.#consumers = []
     await Promise.allSettled(consumers.map((consumer) => consumer.cancel()))
   }
 
-  async close(): Promise<void> {
+  close(): Promise<void> {
+    this.#closing ??= this.#close()
+    return this.#closing
+  }
+
+  async #close(): Promise<void> {
     this.#closed = true
     await Promise.all([this.#publishing.close(), this.#consuming.close()])
+    for (const lane of this.#lanes) lane.detach()
     this.#changed()
+  }
+
+  /**
+   * RabbitMQ may close a connection before it has read the acknowledgements on its channels, and a
+   * channel of a quorum queue takes in many at once before it passes them on.
+   */
+  async #handOverAcknowledgements(): Promise<void> {
+    await Bun.sleep(ACKNOWLEDGEMENTS_MS)
+    await Promise.all(this.#consumingChannels.map((channel) => channel.close()))
   }
 
   #up(): void {
@@ -165,25 +204,29 @@ export class AmqpBroker implements Broker {
       channel.onerror = (reason) => this.#publishing.reset(reason)
       opened.push([lane, channel])
     }
-    for (const [lane, channel] of opened) lane.attach(channel)
+    for (const [lane, channel] of opened) lane.attach(channel, this.#blockedReason !== null)
   }
 
   async #setUpConsuming(client: AMQPBaseClient): Promise<void> {
     await this.#declare(client, this.#setup.queues)
-    if (this.#stopped) return
+    if (this.#paused) return
     for (const subscription of this.#setup.subscriptions) {
+      if (this.#stopped) return
       const channel = await client.channel()
       channel.onerror = (reason) => this.#consuming.reset(reason)
+      this.#consumingChannels.push(channel)
       await channel.basicQos(subscription.prefetch)
       const consumer = await channel.basicConsume(
         subscription.queue,
         { noAck: false, exclusive: subscription.exclusive ?? false },
         (message) => subscription.deliver(new AmqpDelivery(subscription, message)),
       )
-      this.#consumers.push(consumer)
+      if (this.#stopped) await consumer.cancel()
+      else this.#consumers.push(consumer)
       // Rejects when the broker cancels the consumer, for example because its queue was deleted.
       consumer.wait().catch((error: unknown) => this.#consuming.reset(String(error)))
     }
+    this.#subscribed = true
   }
 
   /** One channel for each try, since a refused declaration closes its channel. */
@@ -202,16 +245,13 @@ export class AmqpBroker implements Broker {
         channel = null
         const reason = error instanceof Error ? error.message : String(error)
         if (!reason.includes("PRECONDITION_FAILED")) throw error
-        this.#warnOnce(`queue ${queue.name} exists with other arguments, used as it is: ${reason}`)
+        if (this.#warned.has(queue.name)) continue
+        this.#warned.add(queue.name)
+        const message = `queue ${queue.name} exists with other arguments, used as it is: ${reason}`
+        this.#listener?.warning(message)
       }
     }
     await channel?.close()
-  }
-
-  #warnOnce(message: string): void {
-    if (this.#warned.has(message)) return
-    this.#warned.add(message)
-    this.#listener?.warning(message)
   }
 }
 
@@ -231,12 +271,12 @@ class AmqpLane implements Lane {
     return this.#blocked ? "blocked" : "open"
   }
 
-  attach(channel: AMQPChannel): void {
+  attach(channel: AMQPChannel, blocked: boolean): void {
     this.#channel = channel
-    this.#blocked = false
+    this.#blocked = blocked
     this.#returned.clear()
     channel.onReturn = (message) => this.#returned.add(idOf(message.properties))
-    this.#listener.opened()
+    if (!blocked) this.#listener.opened()
   }
 
   detach(): void {
@@ -260,19 +300,36 @@ class AmqpLane implements Lane {
     }
     const { id, exchange, routingKey, body } = message
     const properties = message.properties as ClientProperties
+    if (message.checked !== true && !fitsFrame(properties)) {
+      queueMicrotask(() => settled("unencodable"))
+      return
+    }
     channel.basicPublish(exchange, routingKey, body, properties, true).then(
       () =>
         settled(this.#returned.size > 0 && this.#returned.delete(id) ? "returned" : "confirmed"),
-      (error: unknown) => settled(failure(error, channel)),
+      (error: unknown) => settled(failure(error)),
     )
   }
 }
 
-/** The client rejects with plain messages; only these tell the cases apart. */
-function failure(error: unknown, channel: AMQPChannel): PublishResult {
-  if (error instanceof Error && error.message === "Message rejected") return "nacked"
-  if (channel.closed || channel.connection.closed || channel.connection.blocked) return "cut"
-  return "unencodable"
+/** The client rejects with plain messages; only this one tells a nack apart. */
+function failure(error: unknown): PublishResult {
+  return error instanceof Error && error.message === "Message rejected" ? "nacked" : "cut"
+}
+
+const propertyBuffer = new AMQPView(new ArrayBuffer(MAX_PROPERTY_BYTES))
+
+/**
+ * Whether the properties can be encoded in one frame. Asked beforehand: the client's own buffers grow
+ * with the bodies they carried, and the broker closes the connection at a header frame too large.
+ */
+function fitsFrame(properties: ClientProperties): boolean {
+  try {
+    propertyBuffer.setProperties(0, properties ?? {})
+    return true
+  } catch {
+    return false
+  }
 }
 
 function idOf(properties: MessageProperties): string {
@@ -281,19 +338,17 @@ function idOf(properties: MessageProperties): string {
 
 class AmqpDelivery implements Delivery {
   readonly queue: string
+  readonly properties: MessageProperties
   readonly #message: AMQPMessage
 
   constructor(subscription: Subscription, message: AMQPMessage) {
     this.queue = subscription.queue
+    this.properties = ownProperties(message.properties)
     this.#message = message
   }
 
   get body(): Uint8Array {
     return this.#message.body ?? EMPTY
-  }
-
-  get properties(): MessageProperties {
-    return this.#message.properties
   }
 
   get redelivered(): boolean {

@@ -36,6 +36,8 @@ export interface OutgoingMessage {
   /** "" is the default exchange: the routing key is a queue's name. */
   readonly exchange: string
   readonly routingKey: string
+  /** Its properties are known to fit a frame; others are encoded once more to find out. */
+  readonly checked?: true
   readonly body: Uint8Array
   readonly properties: MessageProperties
 }

@@ -83,20 +83,6 @@ export function readDeath(
   }
 }
 
-/**
- * Headers fit to be published again. Integers become 64-bit, since the client would write large ones
- * with the wrong sign; bytes are copied, since they are a view of the client's read buffer.
- */
-export function headersToKeep(headers: Record<string, HeaderValue>): Record<string, HeaderValue> {
-  const kept: Record<string, HeaderValue> = {}
-  for (const [name, value] of Object.entries(headers)) {
-    if (typeof value === "number" && Number.isSafeInteger(value)) kept[name] = BigInt(value)
-    else if (value instanceof Uint8Array) kept[name] = value.slice()
-    else kept[name] = value
-  }
-  return kept
-}
-
 function invalid(detail: string): Refusal {
   return { outcome: "invalid", detail }
 }
@@ -120,5 +106,7 @@ function readExpiry(properties: MessageProperties, nowMs: number): number | unde
   if (typeof carried === "number") return carried
   if (properties.expiration === undefined) return Number.POSITIVE_INFINITY
   if (!/^[0-9]{1,15}$/.test(properties.expiration)) return undefined
-  return (properties.timestamp?.getTime() ?? nowMs) + Number(properties.expiration)
+  // A timestamp in other units than seconds may be one that no Date can hold.
+  const sentAtMs = properties.timestamp?.getTime() ?? nowMs
+  return (Number.isNaN(sentAtMs) ? nowMs : sentAtMs) + Number(properties.expiration)
 }

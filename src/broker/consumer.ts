@@ -17,10 +17,10 @@ import {
   type CommandMessage,
   EXPIRES_AT_HEADER,
   HOPS_HEADER,
-  headersToKeep,
   readCommand,
   readDeath,
 } from "./command-message.ts"
+import { republishable } from "./fields.ts"
 import { Outcomes, type QueuedCommand } from "./outcomes.ts"
 import type { Posts } from "./posts.ts"
 import { route } from "./routing.ts"
@@ -175,8 +175,7 @@ export function forwarded(
   message: Pick<CommandMessage, "expiresAtMs" | "hops">,
   nowMs: number,
 ): MessageProperties {
-  const { expiration: _, ...others } = properties
-  const { "x-death": __, ...headers } = headersToKeep(properties.headers ?? {})
+  const { expiration: _, headers, ...others } = republishable(properties)
   const expires = Number.isFinite(message.expiresAtMs)
   return {
     ...others,

@@ -130,9 +130,10 @@ export class EmbeddedBroker implements Broker {
   }
 
   async close(): Promise<void> {
+    if (this.#state.is === "closed") return
+    this.#state = { is: "closed" }
     if (this.#sweep !== null) clearInterval(this.#sweep)
     await this.stopConsuming()
-    this.#state = { is: "closed" }
     this.#listener?.stateChanged(this.#state)
   }
 
@@ -140,7 +141,8 @@ export class EmbeddedBroker implements Broker {
   store({ exchange, routingKey, body, properties }: OutgoingMessage): PublishResult {
     const queue = exchange === "" ? this.#queues.get(routingKey) : undefined
     if (queue === undefined) return "returned"
-    const own = { ...properties, headers: { ...properties.headers } }
+    // The caller may fill the same objects anew for its next message.
+    const own = structuredClone(properties)
     for (const tap of this.#taps.get(routingKey) ?? []) tap(body, own)
     this.#push(queue, body, own)
     this.#deliver(queue)

@@ -38,6 +38,8 @@ export interface LinesOptions {
 /** What every line's message has in common; one object, filled anew for each publish. */
 class LineMessage implements OutgoingMessage {
   id = ""
+  /** Its ids and queue names are bounded by the configuration. */
+  readonly checked = true
   readonly exchange = ""
   readonly routingKey: string
   body: Uint8Array = new Uint8Array(0)

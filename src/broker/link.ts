@@ -21,6 +21,8 @@ const BACKOFF = { firstMs: 100, mostMs: 5_000 }
 export interface LinkHooks {
   /** Opens channels on the new connection; a rejection counts as a failed try. */
   readonly setUp: (client: AMQPBaseClient) => Promise<void>
+  /** Hands over what must reach the broker before the connection closes. */
+  readonly tearDown: () => Promise<unknown>
   readonly up: () => void
   /** Told once for each connection that was up, and for each try that failed. */
   readonly lost: (reason: string) => void
@@ -79,29 +81,28 @@ export class Link {
   async close(): Promise<void> {
     const client = this.#client
     const wasUp = this.#state === "up"
+    this.#client = null
     this.#state = "closed"
     if (this.#timer !== null) clearTimeout(this.#timer)
-    if (client !== null && wasUp) {
-      await within(client.close(), CLOSE_TIMEOUT_MS, "no answer").catch(() => undefined)
-    }
-    client?.socket?.destroy()
+    if (client === null) return
+    client.socket?.resume()
+    const goodbye = () => this.#hooks.tearDown().then(() => client.close())
+    if (wasUp) await within(goodbye(), CLOSE_TIMEOUT_MS, "no answer").catch(() => undefined)
+    abandon(client, "closed by us")
   }
 
   async #connect(): Promise<void> {
     this.#state = "connecting"
-    const client = new BatchingClient(this.#url)
+    let client: BatchingClient
+    try {
+      client = this.#newClient()
+    } catch (error) {
+      // A URL that the client cannot take apart; the configuration refuses those it knows of.
+      this.#state = "waiting"
+      this.#hooks.lost(error instanceof Error ? error.message : String(error))
+      return
+    }
     this.#client = client
-    let cause = "connection lost"
-    client.onerror = (error) => {
-      cause = error.message
-    }
-    client.ondisconnect = (error) => this.#lose(client, error?.message ?? cause)
-    client.onblocked = (reason) => {
-      if (this.#client === client) this.#hooks.blocked(reason)
-    }
-    client.onunblocked = () => {
-      if (this.#client === client) this.#hooks.unblocked()
-    }
     try {
       const setUp = client.connect().then(() => this.#hooks.setUp(client))
       await within(setUp, CONNECT_TIMEOUT_MS, `no answer within ${CONNECT_TIMEOUT_MS} ms`)
@@ -115,18 +116,38 @@ export class Link {
     this.#hooks.up()
   }
 
+  #newClient(): BatchingClient {
+    const client = new BatchingClient(this.#url)
+    let cause = "connection lost"
+    client.onerror = (error) => {
+      cause = error.message
+    }
+    client.ondisconnect = (error) => this.#lose(client, error?.message ?? cause)
+    client.onblocked = (reason) => {
+      if (this.#client === client) this.#hooks.blocked(reason)
+    }
+    client.onunblocked = () => {
+      if (this.#client === client) this.#hooks.unblocked()
+    }
+    return client
+  }
+
   #lose(client: BatchingClient | null, reason: string): void {
     if (client === null || this.#client !== client || this.#state === "closed") return
     this.#client = null
     this.#state = "waiting"
-    client.socket?.destroy()
-    // The client tells its channels only when it learns of the loss by itself.
-    for (const channel of client.channels) channel?.setClosed(new Error(reason))
+    abandon(client, reason)
     this.#hooks.lost(reason)
     const delayMs = backoffMs(this.#attempt, BACKOFF, Math.random())
     this.#attempt += 1
     this.#timer = setTimeout(() => this.start(), delayMs)
   }
+}
+
+/** The client tells its channels only when it learns of the loss by itself. */
+function abandon(client: BatchingClient, reason: string): void {
+  client.socket?.destroy()
+  for (const channel of client.channels) channel?.setClosed(new Error(reason))
 }
 
 function within<T>(promise: Promise<T>, timeoutMs: number, message: string): Promise<T> {

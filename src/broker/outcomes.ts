@@ -10,14 +10,16 @@
 
 import type { Counters } from "../counters.ts"
 import type { Command, CommandSource, Outcome, Recipient } from "../device/command.ts"
-import type { Delivery, MessageProperties } from "./broker.ts"
-import { headersToKeep, type Target } from "./command-message.ts"
+import type { Delivery, HeaderValue, MessageProperties } from "./broker.ts"
+import type { Target } from "./command-message.ts"
+import { republishable } from "./fields.ts"
 import type { Posts } from "./posts.ts"
 
 const OUTCOME_HEADER = "owsla-outcome"
 const DETAIL_HEADER = "owsla-detail"
-/** Headers that stay when all of them together are too large for a frame. */
+/** Headers that stay, as far as they are short, when all of them together are too large for a frame. */
 const ESSENTIAL_HEADERS = ["connection_id", "device_id", "to_device_seq"]
+const SHORT_CHARACTERS = 256
 
 /** A command that came by a queue. */
 export interface QueuedCommand extends Command {
@@ -112,16 +114,23 @@ export class Outcomes implements CommandSource {
   ): void {
     const added = { [OUTCOME_HEADER]: outcome, [DETAIL_HEADER]: detail }
     // An expiration would let the broker drop the copy.
-    const { expiration: _, ...others } = properties
-    const headers = headersToKeep(properties.headers ?? {})
-    const whole = { ...others, headers: { ...headers, ...added } }
-    this.#posts.send(this.#undeliveredQueue, body, whole, "again", (result) => {
-      if (result !== "unencodable") return stored()
-      const essential = Object.fromEntries(
-        ESSENTIAL_HEADERS.filter((name) => name in headers).map((name) => [name, headers[name]]),
-      )
-      const smaller = { ...others, headers: { ...essential, ...added } }
-      this.#posts.send(this.#undeliveredQueue, body, smaller, "again", stored)
+    const { expiration: _, headers = {}, ...others } = republishable(properties)
+    this.#store(
+      body,
+      [
+        { ...others, headers: { ...headers, ...added } },
+        { ...others, headers: { ...essential(headers), ...added } },
+        { headers: added },
+      ],
+      stored,
+    )
+  }
+
+  /** Stores the body with the first of these properties that fit a frame; the last always do. */
+  #store(body: Uint8Array, [first, ...others]: MessageProperties[], stored: () => void): void {
+    this.#posts.send(this.#undeliveredQueue, body, first ?? {}, "again", (result) => {
+      if (result === "unencodable" && others.length > 0) this.#store(body, others, stored)
+      else stored()
     })
   }
 
@@ -155,6 +164,13 @@ export class Outcomes implements CommandSource {
     delivery.acknowledge()
     this.#acknowledged(delivery)
   }
+}
+
+function essential(headers: Record<string, HeaderValue>): Record<string, HeaderValue> {
+  const short = (value: HeaderValue) =>
+    typeof value === "bigint" || (typeof value === "string" && value.length <= SHORT_CHARACTERS)
+  const kept = ESSENTIAL_HEADERS.filter((name) => short(headers[name]))
+  return Object.fromEntries(kept.map((name) => [name, headers[name]]))
 }
 
 function stringOrNull(value: unknown): string | null {

@@ -136,6 +136,8 @@ export class PublishWindow<T> {
       this.#first += 1
       released.push(front)
     }
+    // After going back, `maxInFlight` may have stopped the sending before what was done already.
+    this.#next = Math.max(this.#next, this.#first)
     this.#cutOff()
   }
 

@@ -59,7 +59,7 @@ export interface ConnectionContext {
   readonly takeLine: (connection: Connection, seq: number, line: Uint8Array) => void
   /** Asks for `flush` to be called once at the end of this turn. */
   readonly flushSoon: (connection: Connection) => void
-  /** Told when commands begin to wait in the reorder buffer: `sweepCommands` is due by then. */
+  /** Told when commands wait in the reorder buffer: `sweepCommands` is to be called now and then. */
   readonly commandsWait: (connection: Connection) => void
   /** Told once, when the connection has begun to close: it takes part in nothing any more. */
   readonly closed: (connection: Connection, reason: CloseReason) => void
@@ -87,6 +87,7 @@ export class Connection {
   #stalledSinceMs = 0
   #closeAtMs = 0
   #reason: CloseReason | null = null
+  #ended = false
 
   constructor(id: string, socket: DeviceSocket, context: ConnectionContext) {
     this.id = id
@@ -129,12 +130,13 @@ export class Connection {
     this.#peer = peer
     this.#lastActivityMs = epoch
     this.#endpoint = new Endpoint({ deviceId, connectionId: this.id, epoch }, this.#context.limits)
-    if (this.#context.backpressure.suspended) this.pause("memory")
+    if (this.#context.backpressure.suspended) this.#pausedBy |= PAUSED_BY.memory
+    if (this.#pausedBy !== 0) this.socket.pause()
   }
 
   /** Bytes from the device. */
   received(chunk: Uint8Array): void {
-    if (this.#state !== "open") {
+    if (this.#state !== "open" || this.#reason !== null) {
       this.#context.counters.bytesAfterClose += chunk.length
       return
     }
@@ -192,45 +194,22 @@ export class Connection {
     const gaps = this.#endpoint.gaps
     this.#perform(this.#endpoint, this.#endpoint.offer(command, this.#context.nowMs()))
     this.#context.counters.gapsSkipped += this.#endpoint.gaps - gaps
-    if (this.#endpoint.deadlineMs !== null) this.#context.commandsWait(this)
+    if (this.#endpoint.heldCommands > 0) this.#context.commandsWait(this)
   }
 
   /** Hands the outgoing bytes to the socket, as many as it takes. */
   flush(): void {
-    const { scratch, counters } = this.#context
-    const outgoing = this.#outgoing
-    const endpoint = this.#endpoint
-    if (outgoing === null || endpoint === null || this.#state !== "open") return
-    const nowMs = this.#context.nowMs()
-    while (!outgoing.empty) {
-      const expired: Command[] = []
-      const bytes = outgoing.nextBytes(nowMs, scratch, expired)
-      for (const command of expired) this.#settle(endpoint, command, "expired", "before its turn")
-      if (bytes.length === 0) break
-      const accepted = Math.max(0, this.socket.write(bytes))
-      const written: Command[] = []
-      outgoing.accepted(accepted, written)
-      counters.commandBytesOut += accepted
-      for (const command of written) {
-        endpoint.written(command)
-        command.source.settled(command, "written", "", endpoint.recipient)
-      }
-      if (accepted > 0) this.#stalledSinceMs = 0
-      if (accepted < bytes.length) {
-        if (this.#stalledSinceMs === 0) this.#stalledSinceMs = nowMs
-        return
-      }
-    }
-    this.#stalledSinceMs = 0
+    if (this.#reason === null) this.#write()
   }
 
-  /** Gives up gaps that were waited out. Returns when to call again, in ms since 1970, or null. */
-  sweepCommands(nowMs: number): number | null {
-    if (this.#endpoint === null) return null
-    const gaps = this.#endpoint.gaps
-    this.#perform(this.#endpoint, this.#endpoint.expire(nowMs))
-    this.#context.counters.gapsSkipped += this.#endpoint.gaps - gaps
-    return this.#endpoint.deadlineMs
+  /** Gives up gaps that were waited out. True while commands wait for a number. */
+  sweepCommands(nowMs: number): boolean {
+    const endpoint = this.#endpoint
+    if (endpoint === null) return false
+    const gaps = endpoint.gaps
+    this.#perform(endpoint, endpoint.expire(nowMs))
+    this.#context.counters.gapsSkipped += endpoint.gaps - gaps
+    return endpoint.heldCommands > 0
   }
 
   /** Enforces the deadlines of this connection. */
@@ -260,13 +239,14 @@ export class Connection {
   pause(by: PauseSource): void {
     const before = this.#pausedBy
     this.#pausedBy |= PAUSED_BY[by]
-    if (before === 0 && this.#reason === null) this.socket.pause()
+    // A handshake goes on; the socket is paused when it is complete.
+    if (before === 0 && this.#state === "open") this.socket.pause()
   }
 
   resume(by: PauseSource): void {
     const before = this.#pausedBy
     this.#pausedBy &= ~PAUSED_BY[by]
-    if (before !== 0 && this.#pausedBy === 0 && this.#reason === null) {
+    if (before !== 0 && this.#pausedBy === 0 && this.#state === "open") {
       // The time it was not read is not held against the device.
       this.#lastActivityMs = this.#context.nowMs()
       this.socket.resume()
@@ -276,11 +256,13 @@ export class Connection {
   /** Ends the connection for `reason`. The first reason stands; later calls do nothing. */
   close(reason: CloseReason): void {
     if (this.#reason !== null) return
-    if (this.#state === "open") this.flush()
+    this.#reason = reason
     const handshaking = this.#state === "handshaking"
+    if (!handshaking) this.#write()
+    this.#end()
+    if (this.#state === "closed") return
     this.#state = "closing"
     this.#closeAtMs = this.#context.nowMs() + CLOSING_MS
-    this.#end(reason)
     if (handshaking) this.socket.terminate()
     else {
       // A paused socket would not notice that the peer has closed too.
@@ -291,13 +273,16 @@ export class Connection {
 
   /** The socket is gone, by our doing or the peer's. */
   socketClosed(): void {
-    const wasHandshaking = this.#state === "handshaking"
+    this.#reason ??= this.#state === "handshaking" ? "handshake_failed" : "peer_closed"
     this.#state = "closed"
-    if (this.#reason === null) this.#end(wasHandshaking ? "handshake_failed" : "peer_closed")
+    this.#end()
   }
 
-  #end(reason: CloseReason): void {
-    this.#reason = reason
+  /** Settles what waits and tells the others; once. */
+  #end(): void {
+    if (this.#ended || this.#reason === null) return
+    this.#ended = true
+    const reason = this.#reason
     const endpoint = this.#endpoint
     if (endpoint !== null) {
       const held = endpoint.close()
@@ -309,6 +294,38 @@ export class Connection {
     }
     if (this.drained) this.#countUnterminated()
     this.#context.closed(this, reason)
+  }
+
+  /**
+   * Offers bytes to the socket until it takes no more. Sources are told after the write, since what
+   * they do may close this connection, or write to another that shares the scratch buffer.
+   */
+  #write(): void {
+    const { scratch, counters } = this.#context
+    const outgoing = this.#outgoing
+    const endpoint = this.#endpoint
+    if (outgoing === null || endpoint === null || this.#state !== "open") return
+    const nowMs = this.#context.nowMs()
+    while (!this.#ended && !outgoing.empty) {
+      const expired: Command[] = []
+      const written: Command[] = []
+      const bytes = outgoing.nextBytes(nowMs, scratch, expired)
+      const offered = bytes.length
+      const accepted = offered === 0 ? 0 : Math.max(0, this.socket.write(bytes))
+      // The write may have told us that the socket is gone, and what was offered was settled then.
+      if (!this.#ended) {
+        outgoing.accepted(accepted, written)
+        if (accepted > 0) this.#stalledSinceMs = 0
+        if (accepted < offered && this.#stalledSinceMs === 0) this.#stalledSinceMs = nowMs
+      }
+      counters.commandBytesOut += accepted
+      for (const command of expired) this.#settle(endpoint, command, "expired", "before its turn")
+      for (const command of written) {
+        endpoint.written(command)
+        command.source.settled(command, "written", "", endpoint.recipient)
+      }
+      if (accepted < offered) return
+    }
   }
 
   #takeLine(line: Uint8Array): void {
@@ -341,6 +358,10 @@ export class Connection {
   }
 
   #enqueue(endpoint: Endpoint, command: Command): void {
+    if (this.#ended) {
+      this.#settle(endpoint, command, "closed", "the connection has closed")
+      return
+    }
     this.#outgoing ??= new Outgoing(this.#context.limits.maxOutgoingBytes)
     if (this.#outgoing.push(command)) this.#context.flushSoon(this)
     else {

@@ -64,7 +64,7 @@ export class Connections {
   /** To be called every `SWEEP_EVERY_MS`. */
   sweep(nowMs: number): void {
     for (const connection of this.#waiting) {
-      if (connection.sweepCommands(nowMs) === null) this.#waiting.delete(connection)
+      if (!connection.sweepCommands(nowMs)) this.#waiting.delete(connection)
     }
     if (nowMs < this.#nextSweepOfAllMs) return
     this.#nextSweepOfAllMs = nowMs + SWEEP_ALL_EVERY_MS

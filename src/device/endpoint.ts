@@ -39,6 +39,8 @@ export class Endpoint {
   #linesIn = 0
   #linesOut = 0
   #reorder: ReorderBuffer | null = null
+  /** Released commands by their number, until it is told whether they were written. */
+  #released: Map<number, NumberedCommand> | null = null
   #remembered: RememberedIds | null = null
 
   constructor(recipient: Recipient, limits: ReorderLimits) {
@@ -62,11 +64,6 @@ export class Endpoint {
     return this.#reorder?.gaps ?? 0
   }
 
-  /** When `expire` has something to decide, in milliseconds since 1970, or null. */
-  get deadlineMs(): number | null {
-    return this.#reorder?.deadlineMs ?? null
-  }
-
   /** Takes one line from the device and returns its `from_device_seq`. */
   numberLine(): number {
     const seq = this.#linesIn
@@ -78,44 +75,46 @@ export class Endpoint {
     if (this.#state === "closed") return [settle(command, "closed", "the connection has closed")]
     const repeated = this.#repeated(command)
     if (repeated) return [repeated]
+    const decisions: Decision[] = []
+    if (isNumbered(command)) {
+      this.#reorder ??= new ReorderBuffer(this.#limits)
+      const released: NumberedCommand[] = []
+      const verdict = this.#reorder.offer(command, nowMs, released)
+      this.#release(released, decisions)
+      if (verdict === "late" || verdict === "duplicate") {
+        decisions.push(this.#used(command, verdict))
+        return decisions
+      }
+    } else decisions.push({ do: "write", command })
     if (command.messageId !== null) {
       this.#remembered ??= new RememberedIds()
       this.#remembered.waiting(command.messageId, command)
-    }
-    if (!isNumbered(command)) return [{ do: "write", command }]
-
-    this.#reorder ??= new ReorderBuffer(this.#limits)
-    const released: NumberedCommand[] = []
-    const verdict = this.#reorder.offer(command, nowMs, released)
-    const decisions: Decision[] = released.map(write)
-    if (verdict === "late" || verdict === "duplicate") {
-      this.#forget(command)
-      decisions.push(
-        verdict === "duplicate" && command.redelivered
-          ? { do: "acknowledge", command }
-          : settle(command, verdict, `to_device_seq ${command.seq}`),
-      )
     }
     return decisions
   }
 
   /** Gives up the gaps that were waited out. */
   expire(nowMs: number): readonly Decision[] {
-    if (this.#reorder === null) return []
+    const decisions: Decision[] = []
     const released: NumberedCommand[] = []
-    this.#reorder.expire(nowMs, released)
-    return released.map(write)
+    this.#reorder?.expire(nowMs, released)
+    this.#release(released, decisions)
+    return decisions
   }
 
   /** To be told when the socket has taken all bytes of a command. */
   written(command: Command): void {
     this.#linesOut += 1
-    if (command.messageId !== null) this.#remembered?.written(command.messageId)
+    if (command.seq !== null) this.#released?.delete(command.seq)
+    if (command.messageId !== null) this.#remembered?.written(command.messageId, command)
   }
 
   /** To be told when a command ended after the decision "write" without being written. */
   unwritten(command: Command): void {
-    this.#forget(command)
+    if (command.messageId !== null) this.#remembered?.forget(command.messageId, command)
+    if (command.seq === null || this.#released?.get(command.seq) !== command) return
+    this.#released.delete(command.seq)
+    this.#reorder?.unwritten(command.seq)
   }
 
   close(): readonly Decision[] {
@@ -124,38 +123,51 @@ export class Endpoint {
     return held.map((command) => settle(command, "closed", "the connection closed at a gap"))
   }
 
+  #release(released: readonly NumberedCommand[], decisions: Decision[]): void {
+    for (const command of released) {
+      this.#released ??= new Map()
+      this.#released.set(command.seq, command)
+      decisions.push({ do: "write", command })
+    }
+  }
+
+  /** What becomes of a command whose message id, or whose place, another one has. */
   #repeated(command: Command): Decision | null {
-    const byId = command.messageId === null ? undefined : this.#remembered?.find(command.messageId)
-    if (byId === "written") {
-      return command.redelivered
-        ? { do: "acknowledge", command }
-        : settle(command, "duplicate", `message_id ${command.messageId}`)
+    const { messageId, seq, redelivered } = command
+    const byId = messageId === null ? undefined : this.#remembered?.find(messageId)
+    const bySeq = seq === null ? undefined : this.#waitingUnder(seq)
+    if (byId === undefined && (bySeq === undefined || bySeq.messageId !== messageId)) return null
+    const duplicate = settle(command, "duplicate", `message_id ${messageId}`)
+    if (byId === "written") return redelivered ? { do: "acknowledge", command } : duplicate
+    const waiting = byId ?? bySeq
+    // Two commands are the same when both their id and their number are.
+    if (waiting === undefined || !redelivered || waiting.seq !== seq) {
+      return byId === undefined ? null : duplicate
     }
-    if (byId !== undefined && !command.redelivered) {
-      return settle(command, "duplicate", `message_id ${command.messageId}`)
+    if (messageId !== null) this.#remembered?.waiting(messageId, command)
+    if (isNumbered(command)) {
+      if (this.#released?.get(command.seq) === waiting) this.#released.set(command.seq, command)
+      else this.#reorder?.replace(command)
     }
-    const waiting = byId ?? this.#heldUnder(command)
-    if (waiting === undefined || !command.redelivered) return null
-    if (command.messageId !== null) this.#remembered?.waiting(command.messageId, command)
-    if (isNumbered(command) && this.#heldUnder(command) === waiting) this.#reorder?.replace(command)
     return { do: "replace", waiting, by: command }
   }
 
-  #heldUnder(command: Command): Command | undefined {
-    return command.seq === null ? undefined : this.#reorder?.heldAt(command.seq)
+  #waitingUnder(seq: number): Command | undefined {
+    return this.#released?.get(seq) ?? this.#reorder?.heldAt(seq)
   }
 
-  #forget(command: Command): void {
-    if (command.messageId !== null) this.#remembered?.forget(command.messageId)
+  /** What becomes of a command whose number was used or given up. */
+  #used(command: NumberedCommand, verdict: "late" | "duplicate"): Decision {
+    // Without an id, one that the broker hands out again is the one that was written.
+    const again = verdict === "duplicate" && command.redelivered && command.messageId === null
+    return again && this.#waitingUnder(command.seq) === undefined
+      ? { do: "acknowledge", command }
+      : settle(command, verdict, `to_device_seq ${command.seq}`)
   }
 }
 
 function isNumbered(command: Command): command is NumberedCommand {
   return command.seq !== null
-}
-
-function write(command: Command): Decision {
-  return { do: "write", command }
 }
 
 function settle(command: Command, outcome: Outcome, detail: string): Decision {

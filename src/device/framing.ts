@@ -65,6 +65,7 @@ export class Framer {
    * @throws LineTooLong when the line, finished or not, holds more than `maxLineBytes`.
    */
   next(): Uint8Array | null {
+    const heldBytes = this.heldBytes
     const chunk = this.#chunk
     const start = this.#position
     if (start === chunk.length) return null
@@ -80,7 +81,7 @@ export class Framer {
         : this.#finishPartial(chunk, start, end)
     if (this.#position === chunk.length) this.#release()
     if (line.length > this.#maxLineBytes) {
-      throw new LineTooLong(line.length, this.#maxLineBytes, line.length + this.heldBytes)
+      throw new LineTooLong(line.length, this.#maxLineBytes, heldBytes)
     }
     return line
   }

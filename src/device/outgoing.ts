@@ -22,7 +22,7 @@ const EMPTY = new Uint8Array(0)
 
 export class Outgoing {
   readonly #maxBytes: number
-  #waiting: Command[] = []
+  #waiting: (Command | undefined)[] = []
   #waitingFrom = 0
   #batch: Command[] = []
   /** What of the batch the socket has not accepted yet. */
@@ -117,7 +117,10 @@ export class Outgoing {
 
   /** Takes out every command that was not written, in order. */
   clear(): Command[] {
-    const left = [...this.#batch, ...this.#waiting.slice(this.#waitingFrom)]
+    const waiting = this.#waiting
+      .slice(this.#waitingFrom)
+      .filter((command) => command !== undefined)
+    const left = [...this.#batch, ...waiting]
     this.#batch = []
     this.#waiting = []
     this.#waitingFrom = 0
@@ -128,6 +131,7 @@ export class Outgoing {
   }
 
   #takeWaiting(): void {
+    this.#waiting[this.#waitingFrom] = undefined
     this.#waitingFrom += 1
     const taken = this.#waitingFrom
     if (taken < this.#waiting.length && taken < COMPACT_AFTER) return

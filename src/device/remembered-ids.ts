@@ -26,12 +26,13 @@ export class RememberedIds {
     }
   }
 
-  written(messageId: string): void {
-    if (this.#commands.has(messageId)) this.#commands.set(messageId, null)
+  /** The command was written; says nothing of another that has its id by now. */
+  written(messageId: string, command: Command): void {
+    if (this.#commands.get(messageId) === command) this.#commands.set(messageId, null)
   }
 
   /** The command ended unwritten: a later one with its id may be written. */
-  forget(messageId: string): void {
-    this.#commands.delete(messageId)
+  forget(messageId: string, command: Command): void {
+    if (this.#commands.get(messageId) === command) this.#commands.delete(messageId)
   }
 }

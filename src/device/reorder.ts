@@ -4,12 +4,13 @@
  *
  *              ┌─ the next number ──────────► released, with all that follow it without a gap
  *   offer ─────┼─ beyond the next number ───► held, until the gap is filled or given up
- *              ├─ passed over at a gap ─────► late
+ *              ├─ passed over, or unwritten ► late
  *              └─ released before, or held ─► duplicate
  *
  * Pure: the time is passed in. Bounds: `windowCommands` held; a command is held `gapTimeoutMs` at
  * most, then every gap below it is given up; when the buffer is full the lowest gap is given up at
- * once. `SKIPPED_RANGES` gaps are remembered: a number from a gap older than those is a duplicate.
+ * once. `SKIPPED_RANGES` gaps are remembered; a number below the oldest of them is called late, since
+ * a late command is kept and a duplicate is not.
  */
 
 import type { Command } from "./command.ts"
@@ -33,10 +34,11 @@ interface Held {
 
 export class ReorderBuffer {
   readonly #limits: ReorderLimits
-  /** In order of arrival, so the first entry is the one that has waited longest. */
   readonly #held = new Map<number, Held>()
-  /** Half-open ranges of numbers that were given up, ascending. */
+  /** Half-open ranges of numbers that were given up or never written, the latest last. */
   readonly #skipped: { from: number; to: number }[] = []
+  /** Which of the numbers below this were skipped is forgotten. */
+  #forgottenBelow = 0
   #next = 0
   #gaps = 0
 
@@ -51,12 +53,6 @@ export class ReorderBuffer {
   /** How many gaps were given up since the connection was admitted. */
   get gaps(): number {
     return this.#gaps
-  }
-
-  /** When the command that has waited longest must wait no more, or null when none waits. */
-  get deadlineMs(): number | null {
-    for (const held of this.#held.values()) return held.arrivedAtMs + this.#limits.gapTimeoutMs
-    return null
   }
 
   /** The command waiting under this number, if any. */
@@ -89,8 +85,8 @@ export class ReorderBuffer {
   expire(nowMs: number, released: NumberedCommand[]): void {
     let highest = -1
     for (const [seq, held] of this.#held) {
-      if (held.arrivedAtMs + this.#limits.gapTimeoutMs > nowMs) break
-      if (seq > highest) highest = seq
+      // All are looked at: when the clock was set back, arrivals are not in the order of time.
+      if (held.arrivedAtMs + this.#limits.gapTimeoutMs <= nowMs && seq > highest) highest = seq
     }
     if (highest === -1) return
     const due = [...this.#held.keys()].filter((seq) => seq <= highest).sort((a, b) => a - b)
@@ -125,15 +121,29 @@ export class ReorderBuffer {
     }
   }
 
+  /** A released number was not written after all: whoever uses it again is late. */
+  unwritten(seq: number): void {
+    this.#remember(seq, seq + 1)
+  }
+
   #skipTo(seq: number): void {
     if (seq === this.#next) return
     this.#gaps += 1
-    this.#skipped.push({ from: this.#next, to: seq })
-    if (this.#skipped.length > SKIPPED_RANGES) this.#skipped.shift()
+    this.#remember(this.#next, seq)
     this.#next = seq
   }
 
+  #remember(from: number, to: number): void {
+    const last = this.#skipped.at(-1)
+    if (last?.to === from) last.to = to
+    else this.#skipped.push({ from, to })
+    if (this.#skipped.length <= SKIPPED_RANGES) return
+    const forgotten = this.#skipped.shift()
+    if (forgotten) this.#forgottenBelow = Math.max(this.#forgottenBelow, forgotten.to)
+  }
+
   #wasSkipped(seq: number): boolean {
+    if (seq < this.#forgottenBelow) return true
     return this.#skipped.some((range) => seq >= range.from && seq < range.to)
   }
 }

