@@ -1,14 +1,15 @@
 /**
  * Drain: how a worker stops without losing what it accepted.
  *
- *   accepting_none ─► confirming ─► closing ─► settling ─► done
- *         │               └──────────deadline──────┴────────► cut_short
+ *   accepting_none ─► confirming ─► closing ─► settling ─┬─ all in time ─────► done
+ *         │                                              └─ deadline before ─► cut_short
  *         └ listener stopped, reading paused, no more commands taken
  *
  * confirming: lines that were read wait for the broker. closing: devices are closed, some at a time,
  * so that they do not all come back to another instance at once. settling: what commands are owed.
  *
- * Decides the order and the waiting; what each step does is passed in. Bound: `timeoutMs` in all.
+ * Decides the order and the waiting; what each step does is passed in. Bound: `timeoutMs` in all; once
+ * it is over each phase that is left is gone through at once.
  */
 
 export type DrainPhase =
@@ -48,14 +49,26 @@ export async function drain(steps: DrainSteps, timeoutMs: number): Promise<"done
     return true
   }
   steps.enter("accepting_none")
-  await steps.acceptNone()
+  let accepted: "waiting" | "none" | { failure: unknown } = "waiting"
+  void steps.acceptNone().then(
+    () => {
+      accepted = "none"
+    },
+    (failure: unknown) => {
+      accepted = { failure }
+    },
+  )
+  const acceptedNone = await until(() => accepted !== "waiting")
+  if (typeof accepted === "object") throw (accepted as { failure: unknown }).failure
   steps.enter("confirming")
   const confirmed = await until(steps.confirmed)
   steps.enter("closing")
-  while (steps.closeSome(CLOSE_AT_ONCE) > 0) await steps.sleep(POLL_MS)
+  const closed = await until(() => steps.closeSome(CLOSE_AT_ONCE) === 0)
+  // With the time over, all at once is better than not at all.
+  if (!closed) steps.closeSome(Number.POSITIVE_INFINITY)
   steps.enter("settling")
   const settled = await until(() => steps.settled() && steps.confirmed())
-  const last = confirmed && settled ? "done" : "cut_short"
+  const last = acceptedNone && confirmed && closed && settled ? "done" : "cut_short"
   steps.enter(last)
   return last
 }

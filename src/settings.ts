@@ -1,96 +1,281 @@
 /**
- * The kinds of setting that `config.ts` is built from: each a valibot schema from the variable's text
- * to its value, carrying what the documentation says of it. Pure: reads no environment.
+ * Every setting, declared once: name, unit, default, range and a sentence. `config.ts` parses them; the
+ * table in README.md and `.env.example` are made from them.
+ *
+ * Reads no environment. A setting's text is for operators: what it does and what happens at the bound.
  */
 
+import { availableParallelism, hostname } from "node:os"
 import * as v from "valibot"
+import { INSTANCE_ID } from "./device/ids.ts"
+import { choice, integer, list, type SettingInfo, settingInfo, text } from "./setting-kinds.ts"
 
-export interface SettingInfo {
-  readonly default: string
-  readonly range: string
-  readonly text: string
-  readonly secret: boolean
+/** Durable queues have names of 255 bytes at most; "amq." is the broker's own. */
+const QUEUE_NAME = /^(?!amq\.)[^\s]{1,200}$/
+
+export const settings = v.object({
+  AMQP_URL: text({
+    default: "",
+    match: (value) => value === "" || isAmqpUrl(value),
+    range: "an amqp: or amqps: URL",
+    text: "The broker. CLOUDAMQP_URL is read when this is not set. Unset: an embedded in-memory broker.",
+    secret: true,
+  }),
+  INSTANCE_ID: text({
+    default: defaultInstanceId(hostname()),
+    defaultText: "the host name",
+    match: INSTANCE_ID,
+    range: INSTANCE_ID.source,
+    text: "Names this machine in connection ids and queue names; unique among the instances on one broker.",
+  }),
+  WORKERS: integer({
+    default: availableParallelism(),
+    defaultText: "the number of cores",
+    min: 1,
+    max: 256,
+    text: "Worker processes. The embedded broker serves one.",
+  }),
+  DEVICE_HOST: text({
+    default: "0.0.0.0",
+    match: /^\S+$/,
+    range: "an address",
+    text: "Where devices connect.",
+  }),
+  DEVICE_PORT: integer({
+    default: 8443,
+    min: 0,
+    max: 65_535,
+    text: "Where devices connect. 0 takes a free port, which the log names.",
+  }),
+  TLS_CERT_FILE: text({
+    default: "certs/server.crt",
+    match: /^.+$/,
+    range: "a path",
+    text: "The certificate that devices see, PEM, with its chain. Made for development when neither this nor TLS_KEY_FILE is set and the files are missing.",
+  }),
+  TLS_KEY_FILE: text({
+    default: "certs/server.key",
+    match: /^.+$/,
+    range: "a path",
+    text: "Its private key, PEM.",
+  }),
+  DEVICE_AUTH: choice({
+    default: "none",
+    of: ["none"],
+    text: "How a device says who it is. none: its device id is its connection id.",
+  }),
+  DEVICE_ACK: choice({
+    default: "off",
+    of: ["off", "seq"],
+    text: "seq: once the broker has confirmed line n, the device is sent the line ACK n.",
+  }),
+  MAX_LINE_BYTES: integer({
+    default: 65_536,
+    min: 1,
+    max: 1_048_576,
+    unit: "bytes",
+    text: "The longest line in either direction, without its terminator.",
+  }),
+  MAX_CONNECTIONS: integer({
+    default: 0,
+    defaultText: "the open-files limit less a reserve",
+    min: 0,
+    max: 1_000_000,
+    text: "Connections of one worker; one more is refused (overloaded). 0 derives it from the open-files limit.",
+  }),
+  HANDSHAKE_TIMEOUT_MS: integer({
+    default: 10_000,
+    min: 100,
+    max: 600_000,
+    unit: "ms",
+    text: "How long a TLS handshake may take.",
+  }),
+  IDLE_TIMEOUT_MS: integer({
+    default: 600_000,
+    min: 1_000,
+    max: 86_400_000,
+    unit: "ms",
+    text: "A device that sends nothing for this long, not even an empty line, is closed (idle).",
+  }),
+  SLOW_DEVICE_TIMEOUT_MS: integer({
+    default: 30_000,
+    min: 1_000,
+    max: 600_000,
+    unit: "ms",
+    text: "A device that takes none of the bytes offered to it for this long is closed (slow_device).",
+  }),
+  MAX_OUTGOING_BYTES: integer({
+    default: 1_048_576,
+    min: 1_024,
+    max: 67_108_864,
+    unit: "bytes",
+    text: "Commands that wait for one device's socket; one more ends as slow_device.",
+  }),
+  SEQ_GAP_TIMEOUT_MS: integer({
+    default: 2_000,
+    min: 1,
+    max: 600_000,
+    unit: "ms",
+    text: "How long a numbered command waits for a missing number.",
+  }),
+  SEQ_WINDOW: integer({
+    default: 1_024,
+    min: 1,
+    max: 16_384,
+    unit: "commands",
+    text: "Numbered commands of one connection that may wait for a missing number.",
+  }),
+  FROM_DEVICE_QUEUE: text({
+    default: "from_device",
+    match: QUEUE_NAME,
+    range: "a queue's name",
+    text: "Lines from devices to back-ends.",
+  }),
+  TO_DEVICE_QUEUE: text({
+    default: "to_device",
+    match: QUEUE_NAME,
+    range: "a queue's name",
+    text: "Commands from back-ends to devices.",
+  }),
+  UNDELIVERED_QUEUE: text({
+    default: "to_device.undelivered",
+    match: QUEUE_NAME,
+    range: "a queue's name",
+    text: "Commands that were not written. Consume it or bound it by a policy: it has no bound of its own.",
+  }),
+  QUEUE_TYPE: choice({
+    default: "quorum",
+    of: ["quorum", "classic"],
+    text: "The type of the queues declared at start; a queue that exists with another is used as it is.",
+  }),
+  PUBLISH_WINDOW_LINES: integer({
+    default: 2_000,
+    min: 1,
+    max: 65_536,
+    unit: "lines",
+    text: "Lines of one worker that may be unconfirmed; then devices are read no further until half are confirmed.",
+  }),
+  PUBLISH_WINDOW_BYTES: integer({
+    default: 8_388_608,
+    min: 65_536,
+    max: 1_073_741_824,
+    unit: "bytes",
+    text: "The same in bytes.",
+  }),
+  MAX_HELD_BYTES: integer({
+    default: 33_554_432,
+    min: 65_536,
+    max: 4_294_967_296,
+    unit: "bytes",
+    text: "Bytes read from devices that wait for room in the window; beyond it no device of the worker is read and new ones are refused.",
+  }),
+  CONFIRM_TIMEOUT_MS: integer({
+    default: 15_000,
+    min: 1_000,
+    max: 600_000,
+    unit: "ms",
+    text: "A broker that leaves a message unconfirmed for this long is taken for mute: its connection is made anew.",
+  }),
+  PREFETCH: integer({
+    default: 8_192,
+    min: 1,
+    max: 65_535,
+    unit: "commands",
+    text: "Commands of each queue that a worker may hold unacknowledged, those that wait for a number included.",
+  }),
+  MAX_COMMAND_BYTES: integer({
+    default: 67_108_864,
+    min: 65_536,
+    max: 4_294_967_296,
+    unit: "bytes",
+    text: "Bytes of commands that a worker holds unacknowledged; beyond it the queues are read no further.",
+  }),
+  HTTP_HOST: text({
+    default: "127.0.0.1",
+    match: /^\S+$/,
+    range: "an address",
+    text: "Where health, metrics and the API are served. Anything but loopback needs HTTP_TOKENS.",
+  }),
+  HTTP_PORT: integer({
+    default: 8080,
+    min: 0,
+    max: 65_535,
+    text: "Its port. 0 takes a free port, which the log names.",
+  }),
+  HTTP_TOKENS: list({
+    match: /^[A-Za-z0-9._~+/-]{16,}=*$/,
+    range: "at least 16 of A-Z a-z 0-9 . _ ~ + / -",
+    text: "Bearer tokens, separated by commas, any of which opens the API; several, for rotation.",
+    secret: true,
+  }),
+  SEND_TIMEOUT_MS: integer({
+    default: 5_000,
+    min: 100,
+    max: 60_000,
+    unit: "ms",
+    text: "How long POST /devices/:id/send waits for the outcome.",
+  }),
+  DRAIN_TIMEOUT_MS: integer({
+    default: 60_000,
+    min: 100,
+    max: 280_000,
+    unit: "ms",
+    text: "How long SIGTERM waits for confirms before the process ends all the same.",
+  }),
+  MAX_RESTARTS: integer({
+    default: 5,
+    min: 0,
+    max: 1_000,
+    text: "Restart intensity: more worker deaths than this within MAX_RESTARTS_WINDOW_MS end the instance with status 1.",
+  }),
+  MAX_RESTARTS_WINDOW_MS: integer({
+    default: 10_000,
+    min: 100,
+    max: 3_600_000,
+    unit: "ms",
+    text: "The time over which deaths are counted.",
+  }),
+  LOG_LEVEL: choice({
+    default: "info",
+    of: ["debug", "info", "warn", "error"],
+    text: "The least severe that is logged. Single connections are logged at debug.",
+  }),
+  LOG_FORMAT: choice({
+    default: "json",
+    of: ["json", "text"],
+    text: "json: one object a line. text: for reading on a terminal.",
+  }),
+  NODE_ENV: text({
+    default: "",
+    match: /^.*$/,
+    range: "production or another word",
+    text: "production: the embedded broker is a configuration error.",
+  }),
+})
+
+export type Settings = v.InferOutput<typeof settings>
+
+/** Every setting in order, as the documentation shows it. */
+export const SETTINGS: readonly (SettingInfo & { readonly name: string })[] = Object.entries(
+  settings.entries,
+).map(([name, schema]) => ({ name, ...settingInfo(schema) }))
+
+/** A host name may hold characters or a length that an instance id may not. */
+export function defaultInstanceId(host: string): string {
+  const fitting = host.replace(/[^A-Za-z0-9._-]/g, "-")
+  if (fitting === "") return "owsla"
+  if (fitting.length <= 32) return fitting
+  // Long names of machines often differ at their end only.
+  return `${fitting.slice(0, 23)}-${Bun.hash.crc32(host).toString(16).padStart(8, "0")}`
 }
 
-interface Declared {
-  readonly text: string
-  readonly secret?: boolean
-  /** What the documentation says where the default differs from machine to machine. */
-  readonly defaultText?: string
-}
-
-export function text(
-  declared: Declared & {
-    readonly default: string
-    readonly match: RegExp | ((value: string) => boolean)
-    readonly range: string
-  },
-) {
-  const { match } = declared
-  const matches = match instanceof RegExp ? (value: string) => match.test(value) : match
-  return v.pipe(
-    v.optional(v.string(), declared.default),
-    v.check(matches, `must be ${declared.range}`),
-    metadata(declared, declared.default, declared.range),
-  )
-}
-
-export function integer(
-  declared: Declared & {
-    readonly default: number
-    readonly min: number
-    readonly max: number
-    readonly unit?: string
-  },
-) {
-  const { min, max } = declared
-  const range = `${min} to ${max}${declared.unit ? ` ${declared.unit}` : ""}`
-  const rule = `must be a whole number from ${range}`
-  return v.pipe(
-    v.optional(v.string(), String(declared.default)),
-    v.check((value) => /^[0-9]{1,15}$/.test(value) && +value >= min && +value <= max, rule),
-    v.transform(Number),
-    metadata(declared, String(declared.default), range),
-  )
-}
-
-export function choice<const Of extends readonly string[]>(
-  declared: Declared & { readonly default: Of[number]; readonly of: Of },
-) {
-  const range = declared.of.join(", ")
-  return v.pipe(
-    v.optional(v.picklist(declared.of, `must be one of ${range}`), () => declared.default),
-    metadata(declared, declared.default, range),
-  )
-}
-
-/** Separated by commas; none by default. */
-export function list(declared: Declared & { readonly match: RegExp; readonly range: string }) {
-  return v.pipe(
-    v.optional(v.string(), ""),
-    // A list of nothing but commas is a mistake, and for tokens an open door.
-    v.check((value) => value === "" || items(value).length > 0, "must not be set to nothing"),
-    v.transform(items),
-    v.checkItems((item) => declared.match.test(item), `each must be ${declared.range}`),
-    metadata(declared, "", declared.range),
-  )
-}
-
-function items(value: string): string[] {
-  const trimmed = value.split(",").map((item) => item.trim())
-  return trimmed.filter((item) => item !== "")
-}
-
-function metadata<T>(declared: Declared, byDefault: string, range: string) {
-  const info: SettingInfo = {
-    default: declared.defaultText ?? byDefault,
-    range,
-    text: declared.text,
-    secret: declared.secret ?? false,
+/** What the AMQP client can take apart: a virtual host with a stray % would make it throw. */
+function isAmqpUrl(value: string): boolean {
+  try {
+    const { protocol, hostname, pathname, username, password } = new URL(value)
+    for (const part of [pathname, username, password]) decodeURIComponent(part)
+    return (protocol === "amqp:" || protocol === "amqps:") && hostname !== ""
+  } catch {
+    return false
   }
-  return v.metadata<T, { info: SettingInfo }>({ info })
-}
-
-export function settingInfo(schema: v.GenericSchema): SettingInfo {
-  return v.getMetadata(schema as never)["info"] as SettingInfo
 }

@@ -11,13 +11,12 @@ import { join } from "node:path"
 import {
   type Config,
   ConfigurationError,
-  defaultInstanceId,
   type Environment,
   isLoopback,
   loadConfig,
-  SETTINGS,
 } from "../src/config.ts"
 import { INSTANCE_ID } from "../src/device/ids.ts"
+import { defaultInstanceId, SETTINGS } from "../src/settings.ts"
 
 /** As if every file that is named could be read. */
 const load = (environment: Environment) => loadConfig(environment, () => null)

@@ -8,7 +8,8 @@
 import { describe, expect, test } from "bun:test"
 import { existsSync, readFileSync } from "node:fs"
 import { dirname, join, normalize } from "node:path"
-import { loadConfig, SETTINGS } from "../src/config.ts"
+import { loadConfig } from "../src/config.ts"
+import { SETTINGS } from "../src/settings.ts"
 import {
   ENVIRONMENT_FILE,
   environmentExample,

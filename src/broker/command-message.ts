@@ -62,7 +62,8 @@ export function readCommand(
   return {
     target: { connectionId, deviceId },
     seq,
-    messageId: properties.messageId ?? null,
+    // An empty one names nothing.
+    messageId: properties.messageId || null,
     expiresAtMs,
     hops: readInteger(headers[HOPS_HEADER]) ?? 0,
   }

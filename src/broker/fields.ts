@@ -38,7 +38,8 @@ export function republishable(properties: MessageProperties): MessageProperties 
 }
 
 function own(value: HeaderValue): HeaderValue {
-  if (value instanceof Uint8Array) return value.slice()
+  // Not slice(), which of a Buffer is a view.
+  if (value instanceof Uint8Array) return new Uint8Array(value)
   return nested(value, own)
 }
 

@@ -46,7 +46,7 @@ export class PublishWindow<T> {
   /** Entries from `#first` on; those before are released and cut off now and then. */
   #entries: (Entry<T> | undefined)[] = []
   #first = 0
-  /** Index of the first entry that waits; all after it wait too. */
+  /** Where sending goes on; none before it waits. */
   #next = 0
   #inFlight = 0
   #failed = 0

@@ -8,9 +8,9 @@
  *      └──────half held────────── suspended: no connection of this worker is read
  *
  * Lines that were read stay in their connection's framer until there is room, even after the
- * connection has closed. Never drops anything. Bound: `maxHeldBytes` of read and unpublished bytes,
- * beyond which only what the kernel had handed over in the same turn is added, and the listener
- * refuses new connections.
+ * connection has closed. Never drops anything. Bound: `maxHeldBytes` of whole lines that were read and
+ * wait, beyond which only what the kernel had handed over in the same turn is added, and the listener
+ * refuses new connections. Unfinished lines have a bound of their own in the framer.
  */
 
 export interface WaitingReader {

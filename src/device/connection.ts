@@ -324,7 +324,7 @@ export class Connection {
         endpoint.written(command)
         command.source.settled(command, "written", "", endpoint.recipient)
       }
-      if (accepted < offered) return
+      if (accepted < offered || (offered === 0 && expired.length === 0)) return
     }
   }
 

@@ -12,7 +12,7 @@
  *
  * Pure: takes data and the time, returns decisions; `connection.ts` performs them. Never touches a
  * socket and holds no timer. Bounds: those of its reorder buffer and of its remembered ids, both made
- * only when the first command needs them.
+ * only when the first command needs them; released commands are as many as wait for the socket.
  */
 
 import type { Command, Outcome, Recipient } from "./command.ts"
@@ -140,8 +140,7 @@ export class Endpoint {
     const duplicate = settle(command, "duplicate", `message_id ${messageId}`)
     if (byId === "written") return redelivered ? { do: "acknowledge", command } : duplicate
     const waiting = byId ?? bySeq
-    // Two commands are the same when both their id and their number are.
-    if (waiting === undefined || !redelivered || waiting.seq !== seq) {
+    if (waiting === undefined || !redelivered || !isSame(waiting, command)) {
       return byId === undefined ? null : duplicate
     }
     if (messageId !== null) this.#remembered?.waiting(messageId, command)
@@ -164,6 +163,16 @@ export class Endpoint {
       ? { do: "acknowledge", command }
       : settle(command, verdict, `to_device_seq ${command.seq}`)
   }
+}
+
+/** Back-ends may use an id or a number twice; a delivery that came twice is alike in all. */
+function isSame(a: Command, b: Command): boolean {
+  return (
+    a.seq === b.seq &&
+    a.messageId === b.messageId &&
+    a.body.length === b.body.length &&
+    a.body.every((byte, at) => byte === b.body[at])
+  )
 }
 
 function isNumbered(command: Command): command is NumberedCommand {

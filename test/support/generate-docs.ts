@@ -8,7 +8,8 @@
 
 import { readFileSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
-import { ConfigurationError, loadConfig, SETTINGS } from "../../src/config.ts"
+import { ConfigurationError, loadConfig } from "../../src/config.ts"
+import { SETTINGS } from "../../src/settings.ts"
 
 export const ROOT = join(import.meta.dir, "../..")
 export const README_FILE = join(ROOT, "README.md")

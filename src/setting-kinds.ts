@@ -1,0 +1,96 @@
+/**
+ * The kinds of setting that `config.ts` is built from: each a valibot schema from the variable's text
+ * to its value, carrying what the documentation says of it. Pure: reads no environment.
+ */
+
+import * as v from "valibot"
+
+export interface SettingInfo {
+  readonly default: string
+  readonly range: string
+  readonly text: string
+  readonly secret: boolean
+}
+
+interface Declared {
+  readonly text: string
+  readonly secret?: boolean
+  /** What the documentation says where the default differs from machine to machine. */
+  readonly defaultText?: string
+}
+
+export function text(
+  declared: Declared & {
+    readonly default: string
+    readonly match: RegExp | ((value: string) => boolean)
+    readonly range: string
+  },
+) {
+  const { match } = declared
+  const matches = match instanceof RegExp ? (value: string) => match.test(value) : match
+  return v.pipe(
+    v.optional(v.string(), declared.default),
+    v.check(matches, `must be ${declared.range}`),
+    metadata(declared, declared.default, declared.range),
+  )
+}
+
+export function integer(
+  declared: Declared & {
+    readonly default: number
+    readonly min: number
+    readonly max: number
+    readonly unit?: string
+  },
+) {
+  const { min, max } = declared
+  const range = `${min} to ${max}${declared.unit ? ` ${declared.unit}` : ""}`
+  const rule = `must be a whole number from ${range}`
+  return v.pipe(
+    v.optional(v.string(), String(declared.default)),
+    v.check((value) => /^[0-9]{1,15}$/.test(value) && +value >= min && +value <= max, rule),
+    v.transform(Number),
+    metadata(declared, String(declared.default), range),
+  )
+}
+
+export function choice<const Of extends readonly string[]>(
+  declared: Declared & { readonly default: Of[number]; readonly of: Of },
+) {
+  const range = declared.of.join(", ")
+  return v.pipe(
+    v.optional(v.picklist(declared.of, `must be one of ${range}`), () => declared.default),
+    metadata(declared, declared.default, range),
+  )
+}
+
+/** Separated by commas; none by default. */
+export function list(declared: Declared & { readonly match: RegExp; readonly range: string }) {
+  return v.pipe(
+    v.optional(v.string(), ""),
+    // A list of nothing but commas is a mistake, and for tokens an open door.
+    v.check((value) => value === "" || items(value).length > 0, "must not be set to nothing"),
+    v.transform(items),
+    v.checkItems((item) => declared.match.test(item), `each must be ${declared.range}`),
+    metadata(declared, "", declared.range),
+  )
+}
+
+function items(value: string): string[] {
+  const trimmed = value.split(",").map((item) => item.trim())
+  return trimmed.filter((item) => item !== "")
+}
+
+function metadata<T>(declared: Declared, byDefault: string, range: string) {
+  const info: SettingInfo = {
+    default: declared.defaultText ?? byDefault,
+    range,
+    text: declared.text,
+    secret: declared.secret ?? false,
+  }
+  return v.metadata<T, { info: SettingInfo }>({ info })
+}
+
+export function settingInfo(schema: v.GenericSchema): SettingInfo {
+  return v.getMetadata(schema as never)["info"] as SettingInfo
+}

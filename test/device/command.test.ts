@@ -1,0 +1,54 @@
+/** What makes a body unfit to be a line, at the bound and byte for byte; and the list of outcomes. */
+
+import { describe, expect, test } from "bun:test"
+import fc from "fast-check"
+import { CLOSE_REASONS } from "../../src/device/close-reason.ts"
+import { bodyFault, OUTCOMES } from "../../src/device/command.ts"
+import { CHEAP_RUNS, check } from "../support/property.ts"
+
+test("the outcomes are the contract's, in its order", () => {
+  const contract = "written offline expired invalid too_large duplicate late slow_device closed"
+  expect([...OUTCOMES]).toEqual(contract.split(" ") as (typeof OUTCOMES)[number][])
+})
+
+test("the close reasons are the contract's, in its order", () => {
+  const contract =
+    "peer_closed handshake_failed handshake_timeout not_identified refused denied taken_over idle " +
+    "line_too_long slow_device overloaded kicked drained fault"
+  expect([...CLOSE_REASONS]).toEqual(contract.split(" ") as (typeof CLOSE_REASONS)[number][])
+})
+
+describe("bodyFault", () => {
+  test.each(["", "a", "\0", "\xff\xfe", "\t\v\f\x85\u2028", " x "])("%j is fit", (text) => {
+    expect(bodyFault(Buffer.from(text, "latin1"), 100)).toBeNull()
+  })
+
+  test.each(["\n", "\r", "\r\n", "a\nb", "a\rb", "a\n", "\ra"])("%j is invalid", (text) => {
+    expect(bodyFault(Buffer.from(text), 100)?.outcome).toBe("invalid")
+  })
+
+  test("the bound itself is fit, one byte more is too large", () => {
+    expect(bodyFault(new Uint8Array(100).fill(0x78), 100)).toBeNull()
+    const fault = bodyFault(new Uint8Array(101).fill(0x78), 100)
+    expect(fault?.outcome).toBe("too_large")
+    expect(fault?.detail).toContain("101")
+    expect(fault?.detail).toContain("100")
+  })
+
+  test("an empty body fits a bound of 0", () => {
+    expect(bodyFault(new Uint8Array(), 0)).toBeNull()
+  })
+
+  test("any bytes: fit exactly when short enough and without LF and CR", () => {
+    const byte = fc.oneof(fc.constantFrom(10, 13), fc.integer({ min: 0, max: 255 }))
+    check(
+      fc.property(fc.array(byte, { maxLength: 12, size: "max" }), (bytes) => {
+        const fault = bodyFault(Uint8Array.from(bytes), 8)
+        const holdsEnd = bytes.includes(10) || bytes.includes(13)
+        const expected = bytes.length > 8 ? "too_large" : holdsEnd ? "invalid" : undefined
+        expect(fault?.outcome).toBe(expected)
+      }),
+      CHEAP_RUNS,
+    )
+  })
+})

@@ -1,0 +1,491 @@
+/**
+ * The endpoint against whoever performs its decisions, in every order of offers, redeliveries, sweeps,
+ * writes and closes: each command comes to exactly one end, and no message id is written twice.
+ */
+
+import { describe, expect, test } from "bun:test"
+import fc from "fast-check"
+import type { Command } from "../../src/device/command.ts"
+import { type Decision, Endpoint } from "../../src/device/endpoint.ts"
+import { CHEAP_RUNS, check, RUNS } from "../support/property.ts"
+
+const RECIPIENT = { deviceId: "d", connectionId: "c", epoch: 1 }
+const GAP_TIMEOUT_MS = 10
+
+interface About {
+  readonly seq?: number | null
+  readonly messageId?: string | null
+  readonly redelivered?: boolean
+}
+
+function command({ seq = null, messageId = null, redelivered = false }: About = {}): Command {
+  return {
+    body: Buffer.from("x"),
+    seq,
+    messageId,
+    expiresAtMs: Number.POSITIVE_INFINITY,
+    redelivered,
+    source: { settled: () => undefined, acknowledge: () => undefined },
+  }
+}
+
+function endpointOf(windowCommands = 100): Endpoint {
+  return new Endpoint(RECIPIENT, { windowCommands, gapTimeoutMs: GAP_TIMEOUT_MS })
+}
+
+/** The decisions in short: what is done to whom, as `expect` shows them best. */
+function brief(decisions: readonly Decision[]): unknown[] {
+  return decisions.map((decision) => {
+    if (decision.do === "settle") return [decision.outcome, decision.command]
+    if (decision.do === "replace") return ["replace", decision.waiting, decision.by]
+    return [decision.do, decision.command]
+  })
+}
+
+/** How a command ended. "replaced": the delivery that replaced it tells the outcome instead. */
+type End = "written" | "acknowledged" | "replaced" | string
+
+/** Performs decisions as a connection does, with a socket that takes commands when it is told to. */
+class Performer {
+  readonly endpoint: Endpoint
+  readonly ends = new Map<Command, End[]>()
+  /** Decided "write" and not yet taken by the socket, in order. */
+  waiting: Command[] = []
+  /** Every message id in the order in which it was decided "write"; null once it ended unwritten. */
+  readonly writes: { readonly id: string; unwritten: boolean }[] = []
+  readonly #writeOf = new Map<Command, { readonly id: string; unwritten: boolean }>()
+
+  constructor(windowCommands: number) {
+    this.endpoint = endpointOf(windowCommands)
+  }
+
+  offer(offered: Command, nowMs: number): void {
+    this.ends.set(offered, [])
+    this.#perform(this.endpoint.offer(offered, nowMs))
+  }
+
+  expire(nowMs: number): void {
+    this.#perform(this.endpoint.expire(nowMs))
+  }
+
+  /** The socket takes the first that waits. */
+  write(): void {
+    const first = this.waiting.shift()
+    if (first === undefined) return
+    this.endpoint.written(first)
+    this.#end(first, "written")
+  }
+
+  /** One that waits ends otherwise. */
+  drop(which: number, outcome: string): void {
+    const [dropped] = this.waiting.splice(which, 1)
+    if (dropped === undefined) return
+    this.endpoint.unwritten(dropped)
+    const write = this.#writeOf.get(dropped)
+    if (write) write.unwritten = true
+    this.#end(dropped, outcome)
+  }
+
+  close(): void {
+    const decisions = this.endpoint.close()
+    for (const decision of decisions) expect(decision).toMatchObject({ outcome: "closed" })
+    while (this.waiting.length > 0) this.drop(0, "closed")
+    this.#perform(decisions)
+    expect(this.endpoint.heldCommands).toBe(0)
+  }
+
+  #perform(decisions: readonly Decision[]): void {
+    for (const decision of decisions) {
+      switch (decision.do) {
+        case "write":
+          this.waiting.push(decision.command)
+          this.#noteWrite(decision.command)
+          break
+        case "settle":
+          this.#end(decision.command, decision.outcome)
+          break
+        case "acknowledge":
+          this.#end(decision.command, "acknowledged")
+          break
+        case "replace": {
+          const at = this.waiting.indexOf(decision.waiting)
+          if (at !== -1) {
+            this.waiting[at] = decision.by
+            const write = this.#writeOf.get(decision.waiting)
+            if (write) this.#writeOf.set(decision.by, write)
+          }
+          this.#end(decision.waiting, "replaced")
+        }
+      }
+    }
+  }
+
+  #noteWrite({ messageId: id }: Command): void {
+    if (id === null) return
+    const twice = this.writes.slice(-1_024).find((write) => write.id === id && !write.unwritten)
+    expect(twice).toBeUndefined()
+    const write = { id, unwritten: false }
+    this.writes.push(write)
+    this.#writeOf.set(this.waiting.at(-1) as Command, write)
+  }
+
+  #end(ended: Command, how: End): void {
+    this.ends.get(ended)?.push(how)
+  }
+}
+
+type Step =
+  | { readonly do: "offer"; readonly about: About }
+  | { readonly do: "redeliver"; readonly which: number }
+  | { readonly do: "write" }
+  | { readonly do: "drop"; readonly which: number }
+  | { readonly do: "wait"; readonly ms: number }
+  | { readonly do: "close" }
+
+function stepsWith(about: fc.Arbitrary<About>): fc.Arbitrary<Step[]> {
+  const which = fc.nat(12)
+  const step: fc.Arbitrary<Step> = fc.oneof(
+    { weight: 8, arbitrary: fc.record({ do: fc.constant("offer" as const), about }) },
+    { weight: 4, arbitrary: fc.record({ do: fc.constant("redeliver" as const), which }) },
+    { weight: 4, arbitrary: fc.record({ do: fc.constant("write" as const) }) },
+    { weight: 2, arbitrary: fc.record({ do: fc.constant("drop" as const), which }) },
+    { weight: 2, arbitrary: fc.record({ do: fc.constant("wait" as const), ms: fc.nat(12) }) },
+  )
+  const withClose = fc.tuple(
+    fc.array(step, { maxLength: 60, size: "max" }),
+    fc.array(step, { maxLength: 5, size: "max" }),
+  )
+  return withClose.map(([before, after]): Step[] => [...before, { do: "close" }, ...after])
+}
+
+/** Runs the steps and expects one end for each command. */
+function expectOneEnd(steps: readonly Step[], windowCommands: number): void {
+  const performer = new Performer(windowCommands)
+  const offered: Command[] = []
+  let nowMs = 1_000
+  let isClosed = false
+  const offer = (each: Command) => {
+    offered.push(each)
+    performer.offer(each, nowMs)
+    if (isClosed) expect(performer.ends.get(each)).toEqual(["closed"])
+  }
+  for (const step of steps) {
+    switch (step.do) {
+      case "offer":
+        offer(command(step.about))
+        break
+      case "redeliver": {
+        const before = offered[step.which]
+        if (before) offer({ ...before, redelivered: true })
+        break
+      }
+      case "write":
+        performer.write()
+        break
+      case "drop":
+        performer.drop(step.which, "expired")
+        break
+      case "wait":
+        nowMs += step.ms
+        performer.expire(nowMs)
+        break
+      case "close":
+        performer.close()
+        isClosed = true
+    }
+    expect(performer.endpoint.heldCommands).toBeLessThanOrEqual(windowCommands)
+    // Each command so far has ended or is somewhere where it will.
+    const ended = [...performer.ends.values()].filter((ends) => ends.length > 0).length
+    const left = performer.waiting.length + performer.endpoint.heldCommands
+    expect(ended + left).toBe(offered.length)
+  }
+  expect(performer.waiting).toEqual([])
+  for (const each of offered) expect(performer.ends.get(each)).toHaveLength(1)
+}
+
+const window = fc.integer({ min: 1, max: 5 })
+
+test("commands of back-ends that number and name each once, redelivered at any time: one end each", () => {
+  // What belongs to n is always the same: a number and an id, one of them, or neither.
+  const about = fc.nat(9).map((n): About => {
+    const kind = n % 4
+    return { seq: kind < 2 ? n : null, messageId: kind % 2 === 0 ? `id-${n}` : null }
+  })
+  check(
+    fc.property(stepsWith(about), window, (steps, window) => expectOneEnd(steps, window)),
+    CHEAP_RUNS,
+  )
+})
+
+test("numbers and ids used twice for different commands: one end each all the same", () => {
+  const about = fc.record({
+    seq: fc.option(fc.nat(6)),
+    messageId: fc.option(fc.constantFrom("a", "b", "c")),
+  })
+  check(
+    fc.property(stepsWith(about), window, (steps, window) => expectOneEnd(steps, window)),
+    CHEAP_RUNS,
+  )
+})
+
+test("the same with any of them marked redelivered, as after a crash of another worker", () => {
+  const about = fc.record({
+    seq: fc.option(fc.nat(6)),
+    messageId: fc.option(fc.constantFrom("a", "b", "c")),
+    redelivered: fc.boolean(),
+  })
+  check(
+    fc.property(stepsWith(about), window, (steps, window) => expectOneEnd(steps, window)),
+    CHEAP_RUNS,
+  )
+})
+
+describe("lines in", () => {
+  test("are numbered from 0", () => {
+    const endpoint = endpointOf()
+    expect([endpoint.linesIn, endpoint.numberLine(), endpoint.numberLine()]).toEqual([0, 0, 1])
+    expect([endpoint.linesIn, endpoint.linesOut]).toEqual([2, 0])
+  })
+
+  test("are numbered after the close too, since lines that were read are still published", () => {
+    const endpoint = endpointOf()
+    endpoint.numberLine()
+    endpoint.close()
+    expect(endpoint.numberLine()).toBe(1)
+  })
+})
+
+describe("commands without a number", () => {
+  test("are written as they come, the same ones again too", () => {
+    const endpoint = endpointOf()
+    for (let i = 0; i < 3; i += 1) {
+      const each = command({ redelivered: i === 2 })
+      expect(brief(endpoint.offer(each, 0))).toEqual([["write", each]])
+    }
+    expect(endpoint.linesOut).toBe(0)
+  })
+
+  test("do not wait behind a gap", () => {
+    const endpoint = endpointOf()
+    expect(endpoint.offer(command({ seq: 3 }), 0)).toEqual([])
+    const each = command()
+    expect(brief(endpoint.offer(each, 0))).toEqual([["write", each]])
+    expect(endpoint.heldCommands).toBe(1)
+  })
+})
+
+describe("a message id", () => {
+  test("that waits or was written makes a second command a duplicate", () => {
+    const endpoint = endpointOf()
+    const first = command({ messageId: "m" })
+    endpoint.offer(first, 0)
+    const second = command({ messageId: "m" })
+    expect(brief(endpoint.offer(second, 0))).toEqual([["duplicate", second]])
+    endpoint.written(first)
+    const third = command({ messageId: "m" })
+    expect(brief(endpoint.offer(third, 0))).toEqual([["duplicate", third]])
+  })
+
+  test("that waits behind a gap does so too, whatever the second one's number", () => {
+    const endpoint = endpointOf()
+    endpoint.offer(command({ messageId: "m", seq: 3 }), 0)
+    for (const seq of [null, 0, 3, 4]) {
+      const second = command({ messageId: "m", seq })
+      expect(brief(endpoint.offer(second, 0))).toEqual([["duplicate", second]])
+    }
+    expect([endpoint.heldCommands, endpoint.gaps]).toEqual([1, 0])
+  })
+
+  test("whose command ended unwritten may be written later", () => {
+    const endpoint = endpointOf()
+    const first = command({ messageId: "m" })
+    endpoint.offer(first, 0)
+    endpoint.unwritten(first)
+    const second = command({ messageId: "m" })
+    expect(brief(endpoint.offer(second, 0))).toEqual([["write", second]])
+  })
+
+  test("of a command that was late may be written later under another number", () => {
+    const endpoint = endpointOf()
+    endpoint.offer(command({ seq: 2 }), 0)
+    endpoint.expire(GAP_TIMEOUT_MS)
+    const late = command({ messageId: "m", seq: 0 })
+    expect(brief(endpoint.offer(late, 0))).toEqual([["late", late]])
+    const next = command({ messageId: "m", seq: 3 })
+    expect(brief(endpoint.offer(next, 0))).toEqual([["write", next]])
+  })
+
+  test("is remembered for 1,024 commands, however many were lost, late or duplicates", () => {
+    const endpoint = endpointOf()
+    const writeOther = (id: string) => {
+      const other = command({ messageId: id })
+      endpoint.offer(other, 0)
+      endpoint.written(other)
+    }
+    writeOther("m")
+    for (let i = 0; i < 1_023; i += 1) {
+      writeOther(`other-${i}`)
+      endpoint.offer(command({ messageId: "other-0" }), 0)
+    }
+    const repeat = command({ messageId: "m" })
+    expect(brief(endpoint.offer(repeat, 0))).toEqual([["duplicate", repeat]])
+    writeOther("one more")
+    const forgotten = command({ messageId: "m" })
+    expect(brief(endpoint.offer(forgotten, 0))).toEqual([["write", forgotten]])
+  })
+
+  test("in any order of 1,100 ids is never decided twice within 1,024 commands", () => {
+    const ids = fc.array(fc.nat(1_100), { minLength: 2_000, maxLength: 2_000, size: "max" })
+    check(
+      fc.property(ids, (numbers) => {
+        const endpoint = endpointOf()
+        const lastWrite = new Map<number, number>()
+        for (const [at, number] of numbers.entries()) {
+          const each = command({ messageId: String(number) })
+          if (endpoint.offer(each, 0)[0]?.do !== "write") continue
+          endpoint.written(each)
+          expect(at - (lastWrite.get(number) ?? -Infinity)).toBeGreaterThan(1_024)
+          lastWrite.set(number, at)
+        }
+      }),
+      RUNS / 10,
+    )
+  })
+
+  test("that was written stays so when an older command with it, long forgotten, ends unwritten", () => {
+    const endpoint = endpointOf()
+    const old = command({ messageId: "m", seq: 1 })
+    endpoint.offer(old, 0)
+    for (let i = 0; i < 1_024; i += 1) {
+      const other = command({ messageId: `other-${i}` })
+      endpoint.offer(other, 0)
+      endpoint.written(other)
+    }
+    const newer = command({ messageId: "m" })
+    expect(brief(endpoint.offer(newer, 0))).toEqual([["write", newer]])
+    endpoint.written(newer)
+    expect(brief(endpoint.expire(GAP_TIMEOUT_MS))).toEqual([["write", old]])
+    endpoint.unwritten(old)
+    const third = command({ messageId: "m" })
+    expect(brief(endpoint.offer(third, 20))).toEqual([["duplicate", third]])
+  })
+})
+
+describe("a number", () => {
+  test("that was written makes a second command a duplicate", () => {
+    const endpoint = endpointOf()
+    const first = command({ seq: 0 })
+    endpoint.offer(first, 0)
+    endpoint.written(first)
+    const second = command({ seq: 0 })
+    expect(brief(endpoint.offer(second, 0))).toEqual([["duplicate", second]])
+  })
+
+  test("whose command ended unwritten makes no second command a duplicate, for it would be kept nowhere", () => {
+    const endpoint = endpointOf()
+    const first = command({ seq: 0 })
+    endpoint.offer(first, 0)
+    endpoint.unwritten(first)
+    const second = command({ seq: 0 })
+    const [decision] = endpoint.offer(second, 0)
+    expect(decision).not.toMatchObject({ outcome: "duplicate" })
+  })
+
+  test("decides the order, and every decision of one offer comes with it", () => {
+    const endpoint = endpointOf()
+    const [zero, one, two] = [0, 1, 2].map((seq) => command({ seq }))
+    if (!zero || !one || !two) throw new Error("three commands")
+    expect(endpoint.offer(two, 0)).toEqual([])
+    expect(endpoint.offer(one, 0)).toEqual([])
+    expect(brief(endpoint.offer(zero, 5))).toEqual([
+      ["write", zero],
+      ["write", one],
+      ["write", two],
+    ])
+    expect([endpoint.heldCommands, endpoint.gaps]).toEqual([0, 0])
+  })
+})
+
+describe("a redelivered command", () => {
+  test("takes the place of the one that waits for the socket", () => {
+    const endpoint = endpointOf()
+    const first = command({ messageId: "m" })
+    endpoint.offer(first, 0)
+    const again = command({ messageId: "m", redelivered: true })
+    expect(brief(endpoint.offer(again, 0))).toEqual([["replace", first, again]])
+    const thrice = command({ messageId: "m", redelivered: true })
+    expect(brief(endpoint.offer(thrice, 0))).toEqual([["replace", again, thrice]])
+  })
+
+  test.each(["m", null])(
+    "takes the place of the one that waits behind a gap (id %p)",
+    (messageId) => {
+      const endpoint = endpointOf()
+      const first = command({ messageId, seq: 1 })
+      endpoint.offer(first, 0)
+      const again = command({ messageId, seq: 1, redelivered: true })
+      expect(brief(endpoint.offer(again, 5))).toEqual([["replace", first, again]])
+      const zero = command({ seq: 0 })
+      expect(brief(endpoint.offer(zero, 6))).toEqual([
+        ["write", zero],
+        ["write", again],
+      ])
+    },
+  )
+
+  test.each([
+    ["by its id", { messageId: "m" }],
+    ["by its number", { seq: 0 }],
+    ["by both", { messageId: "m", seq: 0 }],
+  ])("that was written is acknowledged without a second outcome, known %s", (_name, about) => {
+    const endpoint = endpointOf()
+    const first = command(about)
+    endpoint.offer(first, 0)
+    endpoint.written(first)
+    const again = command({ ...about, redelivered: true })
+    expect(brief(endpoint.offer(again, 0))).toEqual([["acknowledge", again]])
+  })
+
+  test("known by its number is not acknowledged before the first was written", () => {
+    // Acknowledged now, it would be lost with this process.
+    const endpoint = endpointOf()
+    const first = command({ seq: 0 })
+    expect(brief(endpoint.offer(first, 0))).toEqual([["write", first]])
+    const again = command({ seq: 0, redelivered: true })
+    const [decision] = endpoint.offer(again, 0)
+    expect(decision?.do).not.toBe("acknowledge")
+  })
+
+  test("does not take the place of another command that has the same number by mistake", () => {
+    const endpoint = endpointOf()
+    const first = command({ messageId: "a", seq: 1 })
+    endpoint.offer(first, 0)
+    const other = command({ messageId: "b", seq: 1, redelivered: true })
+    expect(brief(endpoint.offer(other, 0))).toEqual([["duplicate", other]])
+  })
+
+  test("that this connection never saw is a command like any other", () => {
+    const endpoint = endpointOf()
+    const unseen = command({ messageId: "m", seq: 0, redelivered: true })
+    expect(brief(endpoint.offer(unseen, 0))).toEqual([["write", unseen]])
+  })
+})
+
+describe("a closed endpoint", () => {
+  test("settles what it held, in order, and everything that comes after", () => {
+    const endpoint = endpointOf()
+    const [three, one] = [command({ seq: 3 }), command({ seq: 1 })]
+    endpoint.offer(three, 0)
+    endpoint.offer(one, 0)
+    expect(brief(endpoint.close())).toEqual([
+      ["closed", one],
+      ["closed", three],
+    ])
+    for (const about of [{}, { seq: 0 }, { seq: 1, redelivered: true }, { messageId: "m" }]) {
+      const after = command(about)
+      expect(brief(endpoint.offer(after, 0))).toEqual([["closed", after]])
+    }
+    expect(endpoint.expire(1_000)).toEqual([])
+    expect(endpoint.close()).toEqual([])
+  })
+})

@@ -1,0 +1,189 @@
+/**
+ * The rules of the sources that no compiler keeps: which file may import which, who may touch the
+ * environment and the console, and how a file begins and how long it may be.
+ */
+
+import { describe, expect, test } from "bun:test"
+import { readdirSync, readFileSync } from "node:fs"
+import { dirname, join, relative } from "node:path"
+
+const ROOT = join(import.meta.dir, "..")
+const SOURCES = join(ROOT, "src")
+const MAX_LINES = 400
+
+/** Plain functions and objects: data and the time in, decisions out. */
+const PURE = [
+  "src/backoff.ts",
+  "src/counters.ts",
+  "src/drain.ts",
+  "src/restart.ts",
+  "src/broker/command-message.ts",
+  "src/broker/fields.ts",
+  "src/broker/publish-window.ts",
+  "src/broker/routing.ts",
+  "src/broker/topology.ts",
+  "src/device/admission.ts",
+  "src/device/backpressure.ts",
+  "src/device/close-reason.ts",
+  "src/device/command.ts",
+  "src/device/endpoint.ts",
+  "src/device/framing.ts",
+  "src/device/ids.ts",
+  "src/device/outgoing.ts",
+  "src/device/remembered-ids.ts",
+  "src/device/reorder.ts",
+]
+/** `main.ts` only for faults before there is a log; `certs-command.ts` is a command-line tool. */
+const MAY_WRITE = ["src/main.ts", "src/ops/certs-command.ts", "src/ops/log.ts"]
+
+interface Import {
+  readonly from: string
+  /** Erased when compiled. */
+  readonly isType: boolean
+}
+
+interface Source {
+  readonly path: string
+  readonly text: string
+  /** Without comments. */
+  readonly code: string
+  readonly imports: readonly Import[]
+}
+
+function withoutComments(text: string): string {
+  return text.replace(/\/\*[\s\S]*?\*\//g, "").replace(/(^|\s)\/\/.*$/gm, "$1")
+}
+
+function importsOf(path: string, code: string): Import[] {
+  const statement =
+    /^(?:import|export)\s+(type\s)?(?:[^"';]*?\sfrom\s+)?["']([^"']+)["']|(\btypeof\s+)?\b(?:import|require)\(\s*["']([^"']+)["']/gm
+  return [...code.matchAll(statement)].map(([, type, target, typeOf, dynamic]) => {
+    const from = target ?? dynamic ?? ""
+    const isType = (type ?? typeOf) !== undefined
+    if (!from.startsWith(".")) return { from, isType }
+    return { from: relative(ROOT, join(ROOT, dirname(path), from)), isType }
+  })
+}
+
+const sources: readonly Source[] = readdirSync(SOURCES, { recursive: true, encoding: "utf8" })
+  .filter((name) => name.endsWith(".ts"))
+  .sort()
+  .map((name) => {
+    const path = join("src", name)
+    const text = readFileSync(join(ROOT, path), "utf8")
+    const code = withoutComments(text)
+    return { path, text, code, imports: importsOf(path, code) }
+  })
+
+/** The paths whose code matches, for an assertion that names them. */
+function matching(pattern: RegExp, among: readonly Source[] = sources): string[] {
+  return among.filter(({ code }) => pattern.test(code)).map(({ path }) => path)
+}
+
+describe("the reader of imports", () => {
+  test("finds every kind", () => {
+    const code = [
+      'import { a, type B } from "./a.ts"',
+      'import type { C } from "../c.ts"',
+      'import * as d from "node:fs"',
+      'import {\n  e,\n} from "./e.ts"',
+      'import "./f.ts"',
+      'export { g } from "./g.ts"',
+      'const h = await import("./h.ts")',
+      'type I = typeof import("i")',
+      'const text = "import nothing from here"',
+    ].join("\n")
+    expect(importsOf("src/device/x.ts", code)).toEqual([
+      { from: "src/device/a.ts", isType: false },
+      { from: "src/c.ts", isType: true },
+      { from: "node:fs", isType: false },
+      { from: "src/device/e.ts", isType: false },
+      { from: "src/device/f.ts", isType: false },
+      { from: "src/device/g.ts", isType: false },
+      { from: "src/device/h.ts", isType: false },
+      { from: "i", isType: true },
+    ])
+  })
+
+  test("finds as many as Bun does in each source", () => {
+    const transpiler = new Bun.Transpiler({ loader: "ts" })
+    for (const { path, text, imports } of sources) {
+      const found = imports.filter(({ isType }) => !isType).length
+      const used = transpiler.scanImports(text).length
+      expect([path, found]).toEqual([path, used])
+    }
+  })
+})
+
+describe("imports", () => {
+  test("the devices' side never imports the broker's or HTTP, not even types", () => {
+    const wrong = sources
+      .filter(({ path }) => path.startsWith("src/device/"))
+      .flatMap(({ path, imports }) => imports.map(({ from }) => `${path} imports ${from}`))
+      .filter((sentence) => /imports src\/(broker|http)\//.test(sentence))
+    expect(wrong).toEqual([])
+  })
+
+  test("the list of pure files names files that exist", () => {
+    const paths = sources.map(({ path }) => path)
+    expect(PURE.filter((path) => !paths.includes(path))).toEqual([])
+  })
+
+  test("pure files import pure files only; types may come from anywhere", () => {
+    const wrong = sources
+      .filter(({ path }) => PURE.includes(path))
+      .flatMap(({ path, imports }) =>
+        imports
+          .filter(({ from, isType }) => !isType && !PURE.includes(from))
+          .map(({ from }) => `${path} imports ${from}`),
+      )
+    expect(wrong).toEqual([])
+  })
+
+  test("pure files import no types of Bun or Node either", () => {
+    const wrong = sources
+      .filter(({ path }) => PURE.includes(path))
+      .filter(({ imports }) => imports.some(({ from }) => !from.startsWith("src/")))
+    expect(wrong.map(({ path }) => path)).toEqual([])
+  })
+})
+
+describe("pure files", () => {
+  const pure = sources.filter(({ path }) => PURE.includes(path))
+
+  test.each([
+    ["timers", /\b(setTimeout|setInterval|setImmediate|queueMicrotask|requestIdleCallback)\b/],
+    ["a clock", /\bDate\.now\b|\bnew Date\(\)|\bperformance\b|\bhrtime\b/],
+    ["chance", /\bMath\.random\b|\bcrypto\b/],
+    ["Bun or the process", /\bBun\b|\bprocess\b|\bglobalThis\b|\bBuffer\b/],
+    ["the network or files", /\bfetch\b|\bWebSocket\b|\breadFile/],
+  ])("use no %s", (_name, pattern) => {
+    expect(matching(pattern, pure)).toEqual([])
+  })
+})
+
+describe("everywhere", () => {
+  test("only the configuration reads the environment", () => {
+    expect(matching(/\bprocess\.env\b|\bBun\.env\b|\bimport\.meta\.env\b/)).toEqual([
+      "src/config.ts",
+    ])
+  })
+
+  test("only the log writes to the console, and what must speak without one", () => {
+    const writes =
+      /\bconsole\b|\bprocess\.std(out|err)\b|\bBun\.std(out|err)\b|\bwriteSync\(\s*[12]\b|\bfd: [12]\b/
+    const writing = matching(writes)
+    expect(writing.filter((path) => !MAY_WRITE.includes(path))).toEqual([])
+    const main = sources.find(({ path }) => path === "src/main.ts")?.code ?? ""
+    expect(main).not.toMatch(/\bconsole\b|\bprocess\.stdout\b|\bBun\.stdout\b/)
+  })
+
+  test.each(sources.map(({ path, text }) => ({ path, text })))(
+    "$path says first what it is, and is not too long",
+    ({ text }) => {
+      expect(text).toMatch(/^\/\*\*\s+(\* )?\S/)
+      const lines = text.trimEnd().split("\n").length
+      expect(lines).toBeLessThanOrEqual(MAX_LINES)
+    },
+  )
+})
