@@ -9,42 +9,25 @@
  * publisher decides. Bounds: prefetch for each subscription; lanes are bounded by their publishers.
  */
 
-import type { AMQPBaseClient, AMQPChannel, AMQPMessage } from "@cloudamqp/amqp-client"
-import { AMQPView } from "@cloudamqp/amqp-client/amqp-view"
-import {
-  type Broker,
-  type BrokerListener,
-  type BrokerSetup,
-  type BrokerState,
-  type Delivery,
-  type Lane,
-  type LaneListener,
-  type LaneState,
-  type MessageProperties,
-  type OutgoingMessage,
-  POST_ID_HEADER,
-  type PublishResult,
-  type QueueDeclaration,
-  type Subscription,
+import type { AMQPBaseClient, AMQPChannel } from "@cloudamqp/amqp-client"
+import { AmqpLane, PUBLISH_FRAME_MAX } from "./amqp-lane.ts"
+import { Subscriptions } from "./amqp-subscriptions.ts"
+import type {
+  Broker,
+  BrokerListener,
+  BrokerSetup,
+  BrokerState,
+  Lane,
+  LaneListener,
+  QueueDeclaration,
 } from "./broker.ts"
-import { ownProperties } from "./fields.ts"
 import { Link } from "./link.ts"
 
-/** Each unconfirmed publish of the client pins a buffer of this size, so it is the least allowed. */
-const PUBLISH_FRAME_MAX = 8_192
 /**
  * A header frame comes whole, and with what a dead letter adds to its headers it may be larger than
  * the 131,072 that RabbitMQ agrees to: one that does not fit breaks the connection again and again.
  */
 const CONSUME_FRAME_MAX = 262_144
-/** What is left in a publish buffer for properties, beside the longest names and the frames' own. */
-const MAX_PROPERTY_BYTES = PUBLISH_FRAME_MAX - 600
-
-/** Enough for hundreds at once; were it too short, commands would come again and none be lost. */
-const ACKNOWLEDGEMENTS_MS = 200
-
-/** What a command's headers mean is decided by whoever reads them; here they are just carried. */
-type ClientProperties = Parameters<AMQPChannel["basicPublish"]>[3]
 
 export class AmqpBroker implements Broker {
   readonly kind = "amqp"
@@ -54,16 +37,19 @@ export class AmqpBroker implements Broker {
   #setup: BrokerSetup = { queues: [], subscriptions: [] }
   #listener: BrokerListener | null = null
   #declareAgain: (() => Promise<void>) | null = null
-  #consumers: { cancel(): Promise<unknown> }[] = []
-  #consumingChannels: AMQPChannel[] = []
-  #stopped = false
+  readonly #subscriptions = new Subscriptions({
+    failed: (reason) => this.#consuming.reset(reason),
+    lockedChanged: () => {
+      const queue = this.#subscriptions.lockedQueue
+      if (queue !== null) this.#warnOnce(`${queue} locked`, lockedMessage(queue))
+      this.#up()
+    },
+  })
   #lastLoss = "not connected yet"
   #blockedReason: string | null = null
   #closed = false
-  /** Queues that were warned of. */
+  /** What was warned of. */
   readonly #warned = new Set<string>()
-  #paused = false
-  #subscribed = false
   #closing: Promise<void> | null = null
 
   /** @param name how the two connections are called in the broker's own tools. */
@@ -92,13 +78,11 @@ export class AmqpBroker implements Broker {
     })
     this.#consuming = new Link(url, `${name} consume`, CONSUME_FRAME_MAX, {
       setUp: (client) => this.#setUpConsuming(client),
-      tearDown: () => this.#handOverAcknowledgements(),
+      tearDown: () => this.#subscriptions.handOverAcknowledgements(),
       up: () => this.#up(),
       lost: (reason) => {
         this.#lastLoss = reason
-        this.#consumers = []
-        this.#consumingChannels = []
-        this.#subscribed = false
+        this.#subscriptions.lost()
         this.#changed()
       },
       blocked: () => undefined,
@@ -109,12 +93,15 @@ export class AmqpBroker implements Broker {
   get state(): BrokerState {
     if (this.#closed) return { is: "closed" }
     if (!this.#publishing.up || !this.#consuming.up) return { is: "away", reason: this.#lastLoss }
+    const locked = this.#subscriptions.lockedQueue
+    if (locked !== null) return { is: "away", reason: lockedMessage(locked) }
     if (this.#blockedReason !== null) return { is: "blocked", reason: this.#blockedReason }
     return { is: "ready" }
   }
 
   start(setup: BrokerSetup, listener: BrokerListener): void {
     this.#setup = setup
+    this.#subscriptions.want(setup.subscriptions)
     this.#listener = listener
     this.#publishing.start()
     this.#consuming.start()
@@ -144,23 +131,20 @@ export class AmqpBroker implements Broker {
   }
 
   pauseConsuming(): void {
-    this.#paused = true
+    this.#subscriptions.paused = true
     this.#consuming.pause()
   }
 
   resumeConsuming(): void {
-    this.#paused = false
+    this.#subscriptions.paused = false
     this.#consuming.resume()
     // A connection made in the meantime has no subscriptions: a new one begins with them.
-    if (this.#consuming.up && !this.#subscribed) this.#consuming.reset("reading again")
+    if (this.#consuming.up && this.#subscriptions.missing) this.#consuming.reset("reading again")
   }
 
-  async stopConsuming(): Promise<void> {
-    this.#stopped = true
+  stopConsuming(): Promise<void> {
     this.#consuming.resume()
-    const consumers = this.#consumers
-    this.#consumers = []
-    await Promise.allSettled(consumers.map((consumer) => consumer.cancel()))
+    return this.#subscriptions.stop()
   }
 
   close(): Promise<void> {
@@ -173,15 +157,6 @@ export class AmqpBroker implements Broker {
     await Promise.all([this.#publishing.close(), this.#consuming.close()])
     for (const lane of this.#lanes) lane.detach()
     this.#changed()
-  }
-
-  /**
-   * RabbitMQ may close a connection before it has read the acknowledgements on its channels, and a
-   * channel of a quorum queue takes in many at once before it passes them on.
-   */
-  async #handOverAcknowledgements(): Promise<void> {
-    await Bun.sleep(ACKNOWLEDGEMENTS_MS)
-    await Promise.all(this.#consumingChannels.map((channel) => channel.close()))
   }
 
   #up(): void {
@@ -209,24 +184,7 @@ export class AmqpBroker implements Broker {
 
   async #setUpConsuming(client: AMQPBaseClient): Promise<void> {
     await this.#declare(client, this.#setup.queues)
-    if (this.#paused) return
-    for (const subscription of this.#setup.subscriptions) {
-      if (this.#stopped) return
-      const channel = await client.channel()
-      channel.onerror = (reason) => this.#consuming.reset(reason)
-      this.#consumingChannels.push(channel)
-      await channel.basicQos(subscription.prefetch)
-      const consumer = await channel.basicConsume(
-        subscription.queue,
-        { noAck: false, exclusive: subscription.exclusive ?? false },
-        (message) => subscription.deliver(new AmqpDelivery(subscription, message)),
-      )
-      if (this.#stopped) await consumer.cancel()
-      else this.#consumers.push(consumer)
-      // Rejects when the broker cancels the consumer, for example because its queue was deleted.
-      consumer.wait().catch((error: unknown) => this.#consuming.reset(String(error)))
-    }
-    this.#subscribed = true
+    await this.#subscriptions.subscribe(client)
   }
 
   /** One channel for each try, since a refused declaration closes its channel. */
@@ -244,121 +202,23 @@ export class AmqpBroker implements Broker {
       } catch (error) {
         channel = null
         const reason = error instanceof Error ? error.message : String(error)
+        // Consuming from a queue that is another's alone will find that out, and try again.
+        if (reason.includes("RESOURCE_LOCKED")) continue
         if (!reason.includes("PRECONDITION_FAILED")) throw error
-        if (this.#warned.has(queue.name)) continue
-        this.#warned.add(queue.name)
         const message = `queue ${queue.name} exists with other arguments, used as it is: ${reason}`
-        this.#listener?.warning(message)
+        this.#warnOnce(queue.name, message)
       }
     }
     await channel?.close()
   }
-}
 
-class AmqpLane implements Lane {
-  readonly #listener: LaneListener
-  #channel: AMQPChannel | null = null
-  #blocked = false
-  /** Ids of returned messages whose confirm, which follows the return, has not come yet. */
-  readonly #returned = new Set<string>()
-
-  constructor(listener: LaneListener) {
-    this.#listener = listener
-  }
-
-  get state(): LaneState {
-    if (this.#channel === null || this.#channel.closed) return "closed"
-    return this.#blocked ? "blocked" : "open"
-  }
-
-  attach(channel: AMQPChannel, blocked: boolean): void {
-    this.#channel = channel
-    this.#blocked = blocked
-    this.#returned.clear()
-    channel.onReturn = (message) => this.#returned.add(idOf(message.properties))
-    if (!blocked) this.#listener.opened()
-  }
-
-  detach(): void {
-    this.#channel = null
-  }
-
-  block(): void {
-    this.#blocked = true
-  }
-
-  unblock(): void {
-    this.#blocked = false
-    if (this.#channel !== null) this.#listener.opened()
-  }
-
-  publish(message: OutgoingMessage, settled: (result: PublishResult) => void): void {
-    const channel = this.#channel
-    if (channel === null) {
-      queueMicrotask(() => settled("cut"))
-      return
-    }
-    const { id, exchange, routingKey, body } = message
-    const properties = message.properties as ClientProperties
-    if (message.checked !== true && !fitsFrame(properties)) {
-      queueMicrotask(() => settled("unencodable"))
-      return
-    }
-    channel.basicPublish(exchange, routingKey, body, properties, true).then(
-      () =>
-        settled(this.#returned.size > 0 && this.#returned.delete(id) ? "returned" : "confirmed"),
-      (error: unknown) => settled(failure(error)),
-    )
+  #warnOnce(about: string, message: string): void {
+    if (this.#warned.has(about)) return
+    this.#warned.add(about)
+    this.#listener?.warning(message)
   }
 }
 
-/** The client rejects with plain messages; only this one tells a nack apart. */
-function failure(error: unknown): PublishResult {
-  return error instanceof Error && error.message === "Message rejected" ? "nacked" : "cut"
+function lockedMessage(queue: string): string {
+  return `another connection has ${queue} for itself: is INSTANCE_ID unique?`
 }
-
-const propertyBuffer = new AMQPView(new ArrayBuffer(MAX_PROPERTY_BYTES))
-
-/**
- * Whether the properties can be encoded in one frame. Asked beforehand: the client's own buffers grow
- * with the bodies they carried, and the broker closes the connection at a header frame too large.
- */
-function fitsFrame(properties: ClientProperties): boolean {
-  try {
-    propertyBuffer.setProperties(0, properties ?? {})
-    return true
-  } catch {
-    return false
-  }
-}
-
-function idOf(properties: MessageProperties): string {
-  return String(properties.headers?.[POST_ID_HEADER] ?? properties.messageId)
-}
-
-class AmqpDelivery implements Delivery {
-  readonly queue: string
-  readonly properties: MessageProperties
-  readonly #message: AMQPMessage
-
-  constructor(subscription: Subscription, message: AMQPMessage) {
-    this.queue = subscription.queue
-    this.properties = ownProperties(message.properties)
-    this.#message = message
-  }
-
-  get body(): Uint8Array {
-    return this.#message.body ?? EMPTY
-  }
-
-  get redelivered(): boolean {
-    return this.#message.redelivered
-  }
-
-  acknowledge(): void {
-    if (this.#message.channel.closed) return
-    this.#message.ack().catch(() => undefined)
-  }
-}
-
-const EMPTY = new Uint8Array(0)

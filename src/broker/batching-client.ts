@@ -1,7 +1,7 @@
 /**
- * The AMQP client with four differences: the frames of one turn of the event loop go out in one write,
- * an exception while reading ends the connection instead of the process, one more type of header field
- * is understood, and so is a nack of many publishes at once.
+ * The AMQP client with a few differences: the frames of one turn of the event loop go out in one write;
+ * an exception while reading ends the connection instead of the process; and frames that it misreads
+ * are put right, each where it says why.
  *
  * Why: one `socket.write` a frame costs more than all else of publishing. Nothing else is changed.
  * Bound: `BATCH_BYTES` are joined, then written at once; what the socket has not taken yet is bounded
@@ -18,6 +18,7 @@ const SPARE_BUFFERS = 8
 const SENT = Promise.resolve()
 
 /** Where a frame has its type, its method's class and number, and, in a nack, its bits. */
+const LEAST_FRAME_BYTES = 8
 const METHOD_FRAME = 1
 const METHOD_AT = 7
 const BASIC_NACK = (60 << 16) | 120
@@ -26,23 +27,28 @@ const MULTIPLE = 1
 
 /**
  * The client knows no header field "L", an unsigned 64-bit integer, and throws. RabbitMQ passes them
- * on, so one such command would break the connection, come again and break it again for ever.
+ * on, so one such command would break the connection, come again and break it again for ever. Of bytes
+ * it hands out a view of its read buffer, which the next frame may overwrite.
  */
 const UNSIGNED_64 = 0x4c
 const getField = AMQPView.prototype.getField
+const getByteArray = AMQPView.prototype.getByteArray
 AMQPView.prototype.getField = function (offset, littleEndian) {
   if (this.getUint8(offset) !== UNSIGNED_64) return getField.call(this, offset, littleEndian)
   return [Number(this.getBigUint64(offset + 1, littleEndian)), 9]
 }
+AMQPView.prototype.getByteArray = function (offset, littleEndian) {
+  const [bytes, length] = getByteArray.call(this, offset, littleEndian)
+  return [bytes.slice(), length]
+}
 
 /**
  * A broker begins with a method frame on channel 0. Whatever else is at that port is told apart here:
- * the client would wait for the rest of a frame, or not come back from one of negative size.
+ * the client would wait for the rest of a frame.
  */
 function refuseOtherProtocols(chunk: Buffer): void {
   const header = [1, 0, 0]
-  const size = chunk.length < 7 ? 0 : chunk.readInt32BE(3)
-  if (header.some((byte, at) => at < chunk.length && chunk[at] !== byte) || size < 0) {
+  if (header.some((byte, at) => at < chunk.length && chunk[at] !== byte)) {
     throw new Error("whatever listens there does not speak AMQP 0-9-1")
   }
 }
@@ -78,6 +84,8 @@ export class BatchingClient extends AMQPClient {
    * "requeue", too: all publishes but the last of such a nack would never be settled.
    */
   protected override parseFrames(frame: AMQPView): void {
+    // The client would not come back from a frame that announces a size of less than nothing.
+    if (frame.byteLength < LEAST_FRAME_BYTES) throw new Error("a frame of negative size")
     const isNack = frame.byteLength > NACK_BITS && frame.getUint8(0) === METHOD_FRAME
     if (isNack && frame.getUint32(METHOD_AT) === BASIC_NACK) {
       frame.setUint8(NACK_BITS, frame.getUint8(NACK_BITS) & MULTIPLE)

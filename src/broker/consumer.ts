@@ -80,8 +80,13 @@ export class Consumer {
     this.#hold(delivery)
     const death = readDeath(delivery.properties)
     const expiration = death?.expiration ?? null
-    const properties =
-      expiration === null ? delivery.properties : { ...delivery.properties, expiration }
+    const properties = { ...delivery.properties }
+    if (death !== null && expiration !== null) {
+      const undated = properties.timestamp === undefined && isWorkerQueue(death.queue)
+      // Without a timestamp it counts from its arrival, and it has waited in that queue since.
+      const waitedMs = undated ? WORKER_QUEUE_TTL_MS : 0
+      properties.expiration = String(Math.max(0, Number(expiration) - waitedMs))
+    }
     const read = readCommand(delivery.body, properties, nowMs(), maxLineBytes)
     if ("outcome" in read) {
       this.outcomes.settleDelivery(delivery, read.outcome, read.detail, null)

@@ -90,6 +90,7 @@ export class EmbeddedBroker implements Broker {
     this.#sweep.unref()
     // Not before the caller has returned, as a real connection would not be.
     queueMicrotask(() => {
+      if (this.#state.is === "closed") return
       this.#state = { is: "ready" }
       for (const { listener } of this.#lanes) listener.opened()
       this.#listener?.stateChanged(this.#state)

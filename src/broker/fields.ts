@@ -1,6 +1,5 @@
 /**
- * Properties and headers of messages as they come from and go to the AMQP client: made our own when
- * they are kept, and made fit when they are published again. Pure.
+ * Properties and headers of messages that came from the broker, made fit to be published again. Pure.
  */
 
 import type { HeaderValue, MessageProperties } from "./broker.ts"
@@ -10,13 +9,6 @@ const ROUTED_BY = ["CC", "BCC"]
 const KEPT_AS = { CC: "owsla-cc", BCC: "owsla-bcc", userId: "owsla-user-id" } as const
 /** What the broker itself adds; a copy begins anew. */
 const BROKERS_OWN = ["x-death", "x-delivery-count", "x-first-death-exchange"]
-
-/** The same properties with bytes copied: the client hands out views of its read buffer. */
-export function ownProperties(properties: MessageProperties): MessageProperties {
-  const { headers } = properties
-  if (headers === undefined || !Object.values(headers).some(isObject)) return properties
-  return { ...properties, headers: mapValues(headers, own) }
-}
 
 /**
  * The same properties, fit to be published again. Integers become 64-bit, since the client writes large
@@ -37,31 +29,10 @@ export function republishable(properties: MessageProperties): MessageProperties 
   return { ...others, ...(dated ? { timestamp } : {}), headers: kept }
 }
 
-function own(value: HeaderValue): HeaderValue {
-  // Not slice(), which of a Buffer is a view.
-  if (value instanceof Uint8Array) return new Uint8Array(value)
-  return nested(value, own)
-}
-
 function encodable(value: HeaderValue): HeaderValue {
   if (typeof value === "number" && Number.isSafeInteger(value)) return BigInt(value)
-  return nested(value, encodable)
-}
-
-/** The same array or table with each of its values mapped; any other value as it is. */
-function nested(value: HeaderValue, map: (value: HeaderValue) => HeaderValue): HeaderValue {
-  if (Array.isArray(value)) return value.map(map)
-  if (!isObject(value) || value instanceof Date || value instanceof Uint8Array) return value
-  return mapValues(value as Record<string, HeaderValue>, map)
-}
-
-function mapValues(
-  values: Record<string, HeaderValue>,
-  map: (value: HeaderValue) => HeaderValue,
-): Record<string, HeaderValue> {
-  return Object.fromEntries(Object.entries(values).map(([name, value]) => [name, map(value)]))
-}
-
-function isObject(value: HeaderValue): value is object {
-  return typeof value === "object" && value !== null
+  if (Array.isArray(value)) return value.map(encodable)
+  if (typeof value !== "object" || value === null) return value
+  if (value instanceof Date || value instanceof Uint8Array) return value
+  return Object.fromEntries(Object.entries(value).map(([name, each]) => [name, encodable(each)]))
 }

@@ -3,7 +3,8 @@
  * for another worker goes through its queue, and its receipt comes back on this worker's reply queue.
  *
  * Resolves exactly once for each command. What was not written is kept in the undelivered queue like
- * any other command. Bound: `MAX_PENDING` commands that wait for an outcome; time: `timeoutMs`.
+ * any other command. Bounds: `MAX_PENDING` commands that wait for an outcome, and as many messages of
+ * ours that wait for the broker; time: `timeoutMs`.
  */
 
 import type { Counters } from "../counters.ts"
@@ -69,7 +70,9 @@ export class Sender {
   }
 
   send(request: SendRequest): Promise<SendResult> {
-    if (this.#pending.size >= MAX_PENDING) return Promise.resolve({ outcome: "busy" })
+    if (this.#pending.size >= MAX_PENDING || this.#posts.count >= MAX_PENDING) {
+      return Promise.resolve({ outcome: "busy" })
+    }
     const { workerId, find, timeoutMs, nowMs } = this.#options
     const target = { connectionId: null, deviceId: request.id }
     const destination = route(target, 0, workerId, find)

@@ -1,0 +1,170 @@
+/**
+ * The subscriptions of one broker over AMQP: a channel each on the consuming connection, made anew on
+ * each new connection.
+ *
+ *   none ──subscribe──► subscribed ──connection lost──► none
+ *            │  └──queue in use elsewhere──► locked ──every `LOCKED_RETRY_MS`──► subscribed
+ *            └──paused──► none, until it is resumed
+ *
+ * A queue that another connection has for itself holds up no other subscription: it may be our own
+ * connection of before, which the broker has not missed yet, or another instance of the same name.
+ * Bound: the prefetch of each subscription.
+ */
+
+import type { AMQPBaseClient, AMQPChannel, AMQPMessage } from "@cloudamqp/amqp-client"
+import type { Delivery, MessageProperties, Subscription } from "./broker.ts"
+
+const LOCKED_RETRY_MS = 1_000
+/** Enough for hundreds at once; were it too short, commands would come again and none be lost. */
+const ACKNOWLEDGEMENTS_MS = 200
+const EMPTY = new Uint8Array(0)
+
+export interface SubscriptionsHooks {
+  /** A consumer or its channel has ended: the connection is to be made anew. */
+  readonly failed: (reason: string) => void
+  /** A queue has become locked, or no longer is. */
+  readonly lockedChanged: () => void
+}
+
+export class Subscriptions {
+  readonly #hooks: SubscriptionsHooks
+  #wanted: readonly Subscription[] = []
+  #client: AMQPBaseClient | null = null
+  #channels: AMQPChannel[] = []
+  #consumers: { cancel(): Promise<unknown> }[] = []
+  readonly #locked = new Set<Subscription>()
+  #retry: ReturnType<typeof setTimeout> | null = null
+  #complete = false
+  #paused = false
+  #stopped = false
+
+  constructor(hooks: SubscriptionsHooks) {
+    this.#hooks = hooks
+  }
+
+  /** A queue that another connection has for itself, or null. */
+  get lockedQueue(): string | null {
+    for (const { queue } of this.#locked) return queue
+    return null
+  }
+
+  /** True when a resumed connection has no subscriptions, since it was made while paused. */
+  get missing(): boolean {
+    return !this.#complete
+  }
+
+  set paused(paused: boolean) {
+    this.#paused = paused
+  }
+
+  want(subscriptions: readonly Subscription[]): void {
+    this.#wanted = subscriptions
+  }
+
+  /** Subscribes on a new connection. Rejects when that fails for another reason than a lock. */
+  async subscribe(client: AMQPBaseClient): Promise<void> {
+    this.#client = client
+    if (this.#paused) return
+    for (const subscription of this.#wanted) await this.#subscribe(client, subscription)
+    this.#complete = true
+  }
+
+  /** The connection is lost, and with it all that was on it. */
+  lost(): void {
+    if (this.#retry !== null) clearTimeout(this.#retry)
+    this.#retry = null
+    this.#client = null
+    this.#channels = []
+    this.#consumers = []
+    this.#complete = false
+    this.#locked.clear()
+  }
+
+  /** Cancels all; what was delivered can still be acknowledged. */
+  async stop(): Promise<void> {
+    this.#stopped = true
+    const consumers = this.#consumers
+    this.#consumers = []
+    await Promise.allSettled(consumers.map((consumer) => consumer.cancel()))
+  }
+
+  /**
+   * RabbitMQ may close a connection before it has read the acknowledgements on its channels, and a
+   * channel of a quorum queue takes in many at once before it passes them on.
+   */
+  async handOverAcknowledgements(): Promise<void> {
+    await Bun.sleep(ACKNOWLEDGEMENTS_MS)
+    await Promise.all(this.#channels.map((channel) => channel.close()))
+  }
+
+  async #subscribe(client: AMQPBaseClient, subscription: Subscription): Promise<void> {
+    if (this.#stopped) return
+    const channel = await client.channel()
+    let ended = (_reason: string): void => undefined
+    channel.onerror = (reason) => ended(reason)
+    await channel.basicQos(subscription.prefetch)
+    const options = { noAck: false, exclusive: subscription.exclusive ?? false }
+    try {
+      const consumer = await channel.basicConsume(subscription.queue, options, (message) =>
+        subscription.deliver(new AmqpDelivery(subscription, message)),
+      )
+      ended = this.#hooks.failed
+      this.#channels.push(channel)
+      if (this.#stopped) await consumer.cancel()
+      else this.#consumers.push(consumer)
+      // Rejects when the broker cancels the consumer, for example because its queue was deleted.
+      consumer.wait().catch((error: unknown) => this.#hooks.failed(String(error)))
+    } catch (error) {
+      if (!isLocked(error)) throw error
+      if (!this.#locked.has(subscription)) {
+        this.#locked.add(subscription)
+        this.#hooks.lockedChanged()
+      }
+      this.#retry ??= setTimeout(() => this.#retryLocked(), LOCKED_RETRY_MS)
+      return
+    }
+    if (this.#locked.delete(subscription)) this.#hooks.lockedChanged()
+  }
+
+  #retryLocked(): void {
+    const client = this.#client
+    this.#retry = null
+    if (client === null) return
+    for (const subscription of this.#locked) {
+      this.#subscribe(client, subscription).catch((error: unknown) =>
+        this.#hooks.failed(String(error)),
+      )
+    }
+  }
+}
+
+function isLocked(error: unknown): boolean {
+  return error instanceof Error && /ACCESS_REFUSED.*exclusive|RESOURCE_LOCKED/.test(error.message)
+}
+
+class AmqpDelivery implements Delivery {
+  readonly queue: string
+  readonly #message: AMQPMessage
+
+  constructor(subscription: Subscription, message: AMQPMessage) {
+    this.queue = subscription.queue
+    this.#message = message
+  }
+
+  get body(): Uint8Array {
+    return this.#message.body ?? EMPTY
+  }
+
+  get properties(): MessageProperties {
+    return this.#message.properties
+  }
+
+  get redelivered(): boolean {
+    return this.#message.redelivered
+  }
+
+  acknowledge(): void {
+    if (this.#message.channel.closed) return
+    this.#message.ack().catch(() => undefined)
+  }
+}

@@ -1,0 +1,577 @@
+/**
+ * What becomes of a delivery (CONTRACT 4.2, 4.3): read, routed to a connection, to another worker or
+ * nowhere, and what the broker gave up itself. On the embedded broker, which answers as it is told, with
+ * a scripted connection and the clock held.
+ */
+
+import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test"
+import type {
+  Delivery,
+  HeaderValue,
+  MessageProperties,
+  OutgoingMessage,
+  PublishResult,
+} from "../../src/broker/broker.ts"
+import { Consumer } from "../../src/broker/consumer.ts"
+import { EmbeddedBroker } from "../../src/broker/embedded.ts"
+import { Posts } from "../../src/broker/posts.ts"
+import { MAX_HOPS } from "../../src/broker/routing.ts"
+import { WORKER_QUEUE_TTL_MS, workerQueue } from "../../src/broker/topology.ts"
+import { Counters } from "../../src/counters.ts"
+import type { Command } from "../../src/device/command.ts"
+import type { Connection } from "../../src/device/connection.ts"
+
+const LONGEST_WAIT_MS = 5_000
+const NOW_MS = 1_750_000_000_123
+const UNDELIVERED = "to_device.undelivered"
+const REPLIES = "replies"
+const MAX_LINE_BYTES = 100
+const MAX_HELD_BYTES = 100
+const HERE = "gw.0"
+/** Minted by this worker, by another, and by one that has no queue. */
+const [OWN, OTHER, GONE] = ["gw.0.mb2k3f9zq7.1", "gw.1.mb2k3f9zq7.1", "gw.9.mb2k3f9zq7.1"]
+const OTHER_QUEUE = workerQueue("gw.1")
+const RECIPIENT = { connectionId: OWN, deviceId: "thermostat:7", epoch: 1_750_000_000_000 }
+
+beforeEach(() => {
+  jest.useFakeTimers()
+})
+
+afterEach(() => {
+  jest.useRealTimers()
+})
+
+/** The embedded broker with the results of the next publishes as the test wants them. */
+class ScriptedBroker extends EmbeddedBroker {
+  readonly results: PublishResult[] = []
+  readonly published: OutgoingMessage[] = []
+  /** "pause" and "resume" in the order in which they were asked for. */
+  readonly reading: string[] = []
+
+  override store(message: OutgoingMessage): PublishResult {
+    this.published.push(message)
+    return this.results.shift() ?? super.store(message)
+  }
+
+  override pauseConsuming(): void {
+    this.reading.push("pause")
+  }
+
+  override resumeConsuming(): void {
+    this.reading.push("resume")
+  }
+}
+
+/** A connection that keeps what it is offered. */
+class ScriptedConnection {
+  readonly offered: Command[] = []
+
+  offer(command: Command): void {
+    this.offered.push(command)
+  }
+
+  /** Ends the oldest command that it was offered. */
+  settle(outcome: "written" | "closed"): void {
+    const command = this.offered.shift()
+    command?.source.settled(command, outcome, "", RECIPIENT)
+  }
+}
+
+class TestDelivery implements Delivery {
+  readonly queue: string
+  readonly body: Buffer
+  readonly properties: MessageProperties
+  readonly redelivered: boolean
+  acknowledged = 0
+
+  constructor(properties: MessageProperties, body: string | Buffer = "on", redelivered = false) {
+    this.queue = "to_device"
+    this.properties = properties
+    this.body = Buffer.from(body)
+    this.redelivered = redelivered
+  }
+
+  acknowledge(): void {
+    this.acknowledged += 1
+  }
+}
+
+class Subject {
+  readonly broker = new ScriptedBroker()
+  readonly counters = new Counters()
+  readonly connection = new ScriptedConnection()
+  readonly consumer: Consumer
+  readonly received = new Map<string, Delivery[]>()
+  readonly #ids = new Map([
+    [OWN, this.connection],
+    ["thermostat:7", this.connection],
+  ])
+
+  constructor() {
+    const posts = new Posts(this.broker, this.counters, () => NOW_MS)
+    this.consumer = new Consumer(this.broker, posts, {
+      workerId: HERE,
+      maxLineBytes: MAX_LINE_BYTES,
+      maxHeldBytes: MAX_HELD_BYTES,
+      undeliveredQueue: UNDELIVERED,
+      nowMs: () => NOW_MS,
+      counters: this.counters,
+      find: (id) => this.#ids.get(id) as Connection | undefined,
+    })
+  }
+
+  async start(): Promise<this> {
+    const names = [UNDELIVERED, REPLIES, OTHER_QUEUE]
+    this.broker.start(
+      {
+        queues: names.map((name) => ({ name, durable: true, arguments: {} })),
+        subscriptions: names.map((queue) => {
+          const into: Delivery[] = []
+          this.received.set(queue, into)
+          return { queue, prefetch: 100, deliver: (delivery: Delivery) => void into.push(delivery) }
+        }),
+      },
+      { stateChanged: () => undefined, warning: () => undefined },
+    )
+    await settled()
+    return this
+  }
+
+  async deliver(properties: MessageProperties, body?: string | Buffer): Promise<TestDelivery> {
+    const delivery = new TestDelivery(properties, body)
+    this.consumer.deliver(delivery)
+    await settled()
+    return delivery
+  }
+
+  async deliverDead(properties: MessageProperties): Promise<TestDelivery> {
+    const delivery = new TestDelivery(properties)
+    this.consumer.deliverDeadLetter(delivery)
+    await settled()
+    return delivery
+  }
+
+  /** Lets the longest wait between tries pass. */
+  async waitOut(): Promise<void> {
+    jest.advanceTimersByTime(LONGEST_WAIT_MS)
+    await settled()
+  }
+
+  /** Outcome and detail of each copy in the undelivered queue. */
+  kept(): (readonly [HeaderValue, HeaderValue])[] {
+    const copies = this.received.get(UNDELIVERED) ?? []
+    return copies.map(({ properties: { headers } }) => [
+      headers?.["owsla-outcome"],
+      headers?.["owsla-detail"],
+    ])
+  }
+
+  /** What went to the queue of the other worker, whether it stayed there or not. */
+  forwarded(): OutgoingMessage[] {
+    return this.broker.published.filter(({ routingKey }) => routingKey === OTHER_QUEUE)
+  }
+
+  receipts(): { outcome: string }[] {
+    const replies = this.received.get(REPLIES) ?? []
+    return replies.map(({ body }) => JSON.parse(Buffer.from(body).toString()))
+  }
+}
+
+/** Lets everything happen that needs no time: the embedded broker answers at the end of the turn. */
+async function settled(): Promise<void> {
+  for (let n = 0; n < 20; n += 1) await Promise.resolve()
+}
+
+describe("a command for a connection of this worker", () => {
+  test("is offered to it with all that it says", async () => {
+    const subject = await new Subject().start()
+    const headers = { connection_id: OWN, to_device_seq: 7 }
+    const timestamp = new Date(NOW_MS - 1_000)
+    const properties = { headers, messageId: "m", expiration: "5000", timestamp }
+    const delivery = new TestDelivery(properties, "switch on", true)
+    subject.consumer.deliver(delivery)
+    const { source, ...command } = subject.connection.offered[0] ?? {}
+    expect(command).toEqual({
+      body: Buffer.from("switch on"),
+      seq: 7,
+      messageId: "m",
+      expiresAtMs: NOW_MS + 4_000,
+      redelivered: true,
+      delivery,
+    } as never)
+    expect(source).toBe(subject.consumer.outcomes)
+    expect(delivery.acknowledged).toBe(0)
+    expect(subject.counters.commandsReceived).toBe(1)
+  })
+
+  test("is found by the device's id as well", async () => {
+    const subject = await new Subject().start()
+    await subject.deliver({ headers: { device_id: "thermostat:7" } })
+    expect(subject.connection.offered).toMatchObject([
+      { seq: null, messageId: null, expiresAtMs: Number.POSITIVE_INFINITY },
+    ])
+  })
+
+  test("is for that very connection when both ids are given", async () => {
+    const subject = await new Subject().start()
+    await subject.deliver({ headers: { connection_id: GONE, device_id: "thermostat:7" } })
+    expect(subject.connection.offered).toEqual([])
+    expect(subject.kept().length).toBe(1)
+  })
+
+  test("is acknowledged when the connection has settled it", async () => {
+    const subject = await new Subject().start()
+    const delivery = await subject.deliver({ headers: { connection_id: OWN }, replyTo: REPLIES })
+    expect(subject.consumer.heldCount).toBe(1)
+    subject.connection.settle("written")
+    await settled()
+    expect([delivery.acknowledged, subject.consumer.heldCount]).toEqual([1, 0])
+    expect(subject.receipts()).toMatchObject([{ outcome: "written", connection_id: OWN }])
+    expect(subject.kept()).toEqual([])
+  })
+
+  test("is kept when the connection closed on it", async () => {
+    const subject = await new Subject().start()
+    const delivery = await subject.deliver({ headers: { connection_id: OWN } })
+    subject.connection.settle("closed")
+    await settled()
+    expect(delivery.acknowledged).toBe(1)
+    expect(subject.kept()).toEqual([["closed", ""]])
+  })
+})
+
+describe("a command that is none", () => {
+  const id = { connection_id: OWN }
+  const WRONG: [string, "invalid" | "too_large", MessageProperties, string][] = [
+    ["has no properties at all", "invalid", {}, "on"],
+    ["names no id", "invalid", { headers: { other: "x" } }, "on"],
+    ["names an empty id", "invalid", { headers: { device_id: "" } }, "on"],
+    ["names an id that is no string", "invalid", { headers: { connection_id: 7 } }, "on"],
+    ["names an id outside the alphabet", "invalid", { headers: { device_id: "a b" } }, "on"],
+    [
+      "names an id that is too long",
+      "invalid",
+      { headers: { connection_id: "x".repeat(65) } },
+      "on",
+    ],
+    ["names one good and one bad id", "invalid", { headers: { ...id, device_id: "#" } }, "on"],
+    ["has a negative number", "invalid", { headers: { ...id, to_device_seq: -1 } }, "on"],
+    ["has half a number", "invalid", { headers: { ...id, to_device_seq: 0.5 } }, "on"],
+    ["has a number that is a word", "invalid", { headers: { ...id, to_device_seq: "one" } }, "on"],
+    ["has a number that is true", "invalid", { headers: { ...id, to_device_seq: true } }, "on"],
+    ["has an expiration that is none", "invalid", { headers: id, expiration: "soon" }, "on"],
+    ["holds LF", "invalid", { headers: id }, "a\nb"],
+    ["holds CR", "invalid", { headers: id }, "a\r"],
+    ["is too long", "too_large", { headers: id }, "x".repeat(MAX_LINE_BYTES + 1)],
+  ]
+
+  test.each(WRONG)("as it %s, ends as %s and is kept", async (_, outcome, properties, body) => {
+    const subject = await new Subject().start()
+    const delivery = await subject.deliver({ ...properties, replyTo: REPLIES }, body)
+    expect(subject.connection.offered).toEqual([])
+    expect(subject.kept().map(([kept]) => kept)).toEqual([outcome])
+    expect(subject.kept()[0]?.[1]).not.toBe("")
+    expect(subject.receipts()).toMatchObject([{ outcome }])
+    expect([delivery.acknowledged, subject.consumer.heldCount]).toEqual([1, 0])
+    expect(subject.counters.commandsSettled[outcome]).toBe(1)
+  })
+
+  test("but only looks odd is one", async () => {
+    const subject = await new Subject().start()
+    await subject.deliver({ headers: { ...id, to_device_seq: "12" }, expiration: "0" }, "")
+    await subject.deliver({ headers: { ...id, to_device_seq: 2n ** 53n - 1n } })
+    await subject.deliver({ headers: id }, "x".repeat(MAX_LINE_BYTES))
+    expect(subject.connection.offered.map(({ seq }) => seq)).toEqual([12, 2 ** 53 - 1, null])
+  })
+})
+
+describe("a command for nobody", () => {
+  const NOBODY: [string, MessageProperties["headers"]][] = [
+    ["a device that no worker holds", { device_id: "nobody" }],
+    ["a connection of this worker that has closed", { connection_id: "gw.0.mb2k3f9zq7.zz" }],
+    ["a connection that no worker can have made", { connection_id: "made-up" }],
+  ]
+
+  test.each(NOBODY)("as it is for %s, ends as offline and is kept", async (_, headers = {}) => {
+    const subject = await new Subject().start()
+    const delivery = await subject.deliver({ headers })
+    expect(subject.kept().map(([outcome]) => outcome)).toEqual(["offline"])
+    expect([delivery.acknowledged, subject.consumer.heldCount]).toEqual([1, 0])
+  })
+})
+
+describe("a command for another worker's connection", () => {
+  test("goes to that worker's queue as it came, and is acknowledged once it is there", async () => {
+    const subject = await new Subject().start()
+    subject.broker.results.push("nacked")
+    const properties: MessageProperties = {
+      contentType: "text/plain",
+      headers: { connection_id: OTHER, to_device_seq: 3, own: "x" },
+      messageId: "m",
+      correlationId: "c",
+      replyTo: REPLIES,
+      timestamp: new Date(1_750_000_000_000),
+      priority: 2,
+    }
+    const delivery = await subject.deliver(properties, "switch on")
+    expect([delivery.acknowledged, subject.consumer.heldCount]).toEqual([0, 1])
+    await subject.waitOut()
+    expect([delivery.acknowledged, subject.consumer.heldCount]).toEqual([1, 0])
+
+    expect(subject.received.get(OTHER_QUEUE)?.length).toBe(1)
+    const [refused, forwarded, ...others] = subject.forwarded()
+    expect([refused, others]).toEqual([forwarded, []])
+    expect(Buffer.from(forwarded?.body ?? []).toString()).toBe("switch on")
+    const { headers = {}, ...rest } = forwarded?.properties ?? {}
+    const { headers: _, ...sent } = properties
+    expect(rest).toEqual({ ...sent, deliveryMode: 2 })
+    expect({ ...headers, to_device_seq: Number(headers["to_device_seq"]) }).toMatchObject({
+      connection_id: OTHER,
+      to_device_seq: 3,
+      own: "x",
+      "owsla-hops": 1n,
+    })
+    expect(subject.counters.commandsForwarded).toBe(1)
+    // Its outcome and its receipt are the other worker's to tell.
+    expect(Object.values(subject.counters.commandsSettled)).not.toContain(1)
+    expect(subject.receipts()).toEqual([])
+  })
+
+  test("takes along when it expires, and how much of its expiration is left", async () => {
+    const subject = await new Subject().start()
+    const timestamp = new Date(NOW_MS - 2_000)
+    const headers = { connection_id: OTHER }
+    await subject.deliver({ headers, expiration: "10000", timestamp })
+    await subject.deliver({ headers, expiration: "10000" })
+    const carried = { "owsla-expires-at": BigInt(NOW_MS + 3_000), "owsla-hops": 1 }
+    await subject.deliver({ headers: { ...headers, ...carried }, expiration: "3000", timestamp })
+    await subject.deliver({ headers, expiration: "1000", timestamp })
+    const told = subject.forwarded().map(({ properties: { expiration, headers } }) => ({
+      expiration,
+      leftMs: Number(headers?.["owsla-expires-at"]) - NOW_MS,
+      hops: Number(headers?.["owsla-hops"]),
+    }))
+    expect(told).toEqual([
+      { expiration: "8000", leftMs: 8_000, hops: 1 },
+      { expiration: "10000", leftMs: 10_000, hops: 1 },
+      { expiration: "3000", leftMs: 3_000, hops: 2 },
+      { expiration: "0", leftMs: -1_000, hops: 1 },
+    ])
+  })
+
+  test("without an expiration has none afterwards", async () => {
+    const subject = await new Subject().start()
+    await subject.deliver({ headers: { connection_id: OTHER } })
+    const { expiration, headers } = subject.forwarded()[0]?.properties ?? {}
+    expect([expiration, headers?.["owsla-expires-at"]]).toEqual([undefined, undefined])
+  })
+
+  test("ends as offline when that worker has no queue, and its receipt says so", async () => {
+    const subject = await new Subject().start()
+    const headers = { connection_id: GONE }
+    const delivery = await subject.deliver({ headers, replyTo: REPLIES, expiration: "5000" })
+    expect(subject.kept()).toEqual([["offline", expect.stringContaining(workerQueue("gw.9"))]])
+    expect(subject.receipts()).toMatchObject([{ outcome: "offline", connection_id: GONE }])
+    expect([delivery.acknowledged, subject.consumer.heldCount]).toEqual([1, 0])
+    const copy = subject.received.get(UNDELIVERED)?.[0]
+    expect(copy?.properties.headers?.["owsla-hops"]).toBeUndefined()
+  })
+
+  test("ends as invalid and is kept when its headers are too large to be forwarded", async () => {
+    const subject = await new Subject().start()
+    subject.broker.results.push("unencodable", "unencodable")
+    const headers = { connection_id: OTHER, huge: "x".repeat(100_000) }
+    const delivery = await subject.deliver({ headers, replyTo: REPLIES })
+    expect(subject.kept().map(([outcome]) => outcome)).toEqual(["invalid"])
+    expect(subject.receipts()).toMatchObject([{ outcome: "invalid" }])
+    expect([delivery.acknowledged, subject.consumer.heldCount]).toEqual([1, 0])
+  })
+
+  test("is forwarded a bounded number of times", async () => {
+    const subject = await new Subject().start()
+    const hops = (count: number) => ({ headers: { connection_id: OTHER, "owsla-hops": count } })
+    await subject.deliver(hops(MAX_HOPS - 1))
+    expect(subject.forwarded().length).toBe(1)
+    await subject.deliver(hops(MAX_HOPS))
+    expect(subject.forwarded().length).toBe(1)
+    expect(subject.kept().map(([outcome]) => outcome)).toEqual(["offline"])
+  })
+
+  test("does not take along what would route it elsewhere, or who sent it", async () => {
+    const subject = await new Subject().start()
+    const headers = { connection_id: OTHER, CC: ["to_device"], BCC: ["to_device"] }
+    await subject.deliver({ headers, userId: "back-end" })
+    const forwarded = subject.forwarded()[0]?.properties
+    // RabbitMQ routes by the first two, and closes the channel of whoever publishes as another.
+    expect(forwarded?.headers?.["CC"]).toBeUndefined()
+    expect(forwarded?.headers?.["BCC"]).toBeUndefined()
+    expect(forwarded?.userId).toBeUndefined()
+  })
+})
+
+describe("what is held", () => {
+  const held = { headers: { connection_id: OWN } }
+
+  test("beyond its bound stops the reading, once, until half of it is left", async () => {
+    const subject = await new Subject().start()
+    const body = "x".repeat(MAX_HELD_BYTES / 4)
+    for (let n = 0; n < 4; n += 1) await subject.deliver(held, body)
+    expect(subject.broker.reading).toEqual([])
+    await subject.deliver(held, body)
+    await subject.deliver(held, body)
+    expect(subject.broker.reading).toEqual(["pause"])
+    expect(subject.consumer.heldCount).toBe(6)
+    for (let n = 0; n < 3; n += 1) subject.connection.settle("written")
+    await settled()
+    expect(subject.broker.reading).toEqual(["pause"])
+    subject.connection.settle("written")
+    await settled()
+    expect(subject.broker.reading).toEqual(["pause", "resume"])
+    subject.connection.settle("written")
+    subject.connection.settle("written")
+    await settled()
+    expect(subject.broker.reading).toEqual(["pause", "resume"])
+    expect(subject.consumer.heldCount).toBe(0)
+  })
+
+  test("is released by a forward, a refusal and a repeated delivery too", async () => {
+    const subject = await new Subject().start()
+    const body = "x".repeat(60)
+    await subject.deliver({ headers: { connection_id: OTHER } }, body)
+    await subject.deliver({ headers: { connection_id: GONE } }, body)
+    await subject.deliver({}, body)
+    await subject.deliver(held, body)
+    const repeated = subject.connection.offered.shift()
+    repeated?.source.acknowledge(repeated)
+    expect(subject.consumer.heldCount).toBe(0)
+    await subject.deliver(held, "x".repeat(MAX_HELD_BYTES))
+    expect(subject.broker.reading).toEqual([])
+  })
+
+  test("counts a dead letter as well", async () => {
+    const subject = await new Subject().start()
+    subject.broker.results.push("nacked")
+    await subject.deliverDead({})
+    expect(subject.consumer.heldCount).toBe(1)
+    await subject.waitOut()
+    expect(subject.consumer.heldCount).toBe(0)
+  })
+})
+
+describe("a dead letter", () => {
+  const death = (queue: string, reason = "expired", expiration?: string) => {
+    const original = expiration === undefined ? {} : { "original-expiration": expiration }
+    return { "x-death": [{ reason, queue, count: 1, ...original }] }
+  }
+  const OWN_QUEUE = workerQueue(HERE)
+  const LONG = String(WORKER_QUEUE_TTL_MS * 4)
+
+  test("that expired before anybody took it ends as expired and is kept", async () => {
+    const subject = await new Subject().start()
+    const headers = { connection_id: OWN, ...death("to_device", "expired", "50") }
+    const delivery = await subject.deliverDead({ headers, replyTo: REPLIES })
+    expect(subject.kept()).toEqual([["expired", expect.stringContaining("to_device")]])
+    expect(subject.receipts()).toMatchObject([{ outcome: "expired", connection_id: OWN }])
+    expect([delivery.acknowledged, subject.consumer.heldCount]).toEqual([1, 0])
+    const { deadLettersReceived, commandsReceived } = subject.counters
+    expect([deadLettersReceived, commandsReceived]).toEqual([1, 0])
+  })
+
+  test("that was left in a worker's queue is routed again", async () => {
+    const subject = await new Subject().start()
+    await subject.deliverDead({ headers: { device_id: "thermostat:7", ...death(OWN_QUEUE) } })
+    expect(subject.connection.offered.length).toBe(1)
+    const elsewhere = death(workerQueue("gw.5"))
+    const delivery = await subject.deliverDead({ headers: { connection_id: OTHER, ...elsewhere } })
+    const [forwarded] = subject.forwarded()
+    expect(forwarded?.properties.headers?.["x-death"]).toBeUndefined()
+    expect(Number(forwarded?.properties.headers?.["owsla-hops"])).toBe(1)
+    expect([delivery.acknowledged, subject.kept()]).toEqual([1, []])
+  })
+
+  test("that was left in the queue of the only worker that could take it ends as offline", async () => {
+    const subject = await new Subject().start()
+    const headers = { connection_id: OTHER, ...death(OTHER_QUEUE) }
+    await subject.deliverDead({ headers, replyTo: REPLIES })
+    expect(subject.forwarded()).toEqual([])
+    expect(subject.kept()).toEqual([["offline", expect.stringContaining(OTHER_QUEUE)]])
+    expect(subject.receipts()).toMatchObject([{ outcome: "offline", connection_id: OTHER }])
+  })
+
+  test("that has been to too many workers ends as offline", async () => {
+    const subject = await new Subject().start()
+    const elsewhere = death(workerQueue("gw.5"))
+    const headers = { connection_id: OTHER, "owsla-hops": MAX_HOPS, ...elsewhere }
+    await subject.deliverDead({ headers })
+    expect(subject.forwarded()).toEqual([])
+    expect(subject.kept().map(([outcome]) => outcome)).toEqual(["offline"])
+  })
+
+  test("whose own time was over in a worker's queue ends as expired", async () => {
+    const subject = await new Subject().start()
+    const own = { device_id: "thermostat:7" }
+    const at = (atMs: number) => ({ "owsla-expires-at": BigInt(atMs) })
+    // Its expiration was shorter than a worker's queue waits.
+    await subject.deliverDead({ headers: { ...own, ...death(OWN_QUEUE, "expired", "5000") } })
+    // It was longer, but the time has come since.
+    const late = { ...own, ...at(NOW_MS), ...death(OWN_QUEUE, "expired", LONG) }
+    await subject.deliverDead({ headers: late })
+    const timestamp = new Date(NOW_MS - Number(LONG))
+    await subject.deliverDead({
+      headers: { ...own, ...death(OWN_QUEUE, "expired", LONG) },
+      timestamp,
+    })
+    expect(subject.connection.offered).toEqual([])
+    expect(subject.kept().map(([outcome]) => outcome)).toEqual(["expired", "expired", "expired"])
+  })
+
+  test("with time left is routed with what is left of it", async () => {
+    const subject = await new Subject().start()
+    const own = { device_id: "thermostat:7", ...death(OWN_QUEUE, "expired", LONG) }
+    const timestamp = new Date(NOW_MS - WORKER_QUEUE_TTL_MS)
+    await subject.deliverDead({ headers: own, timestamp })
+    await subject.deliverDead({ headers: { ...own, "owsla-expires-at": BigInt(NOW_MS + 7) } })
+    expect(subject.connection.offered.map(({ expiresAtMs }) => expiresAtMs)).toEqual([
+      NOW_MS + Number(LONG) - WORKER_QUEUE_TTL_MS,
+      NOW_MS + 7,
+    ])
+  })
+
+  test("with an expiration and no timestamp has waited as long as the worker's queue lets it", async () => {
+    const subject = await new Subject().start()
+    // A back-end published it to that queue itself (reply_to), so nobody has noted when it expires.
+    await subject.deliverDead({
+      headers: { device_id: "thermostat:7", ...death(OWN_QUEUE, "expired", LONG) },
+    })
+    const left = Number(LONG) - WORKER_QUEUE_TTL_MS
+    expect(subject.connection.offered[0]?.expiresAtMs).toBeLessThanOrEqual(NOW_MS + left)
+  })
+
+  test("that the broker gave up for another reason ends as closed, with that reason", async () => {
+    const subject = await new Subject().start()
+    const headers = { connection_id: OWN, ...death(OWN_QUEUE, "delivery_limit") }
+    await subject.deliverDead({ headers })
+    await subject.deliverDead({ headers: { connection_id: OWN, ...death("q", "maxlen") } })
+    expect(subject.connection.offered).toEqual([])
+    expect(subject.kept()).toEqual([
+      ["closed", expect.stringContaining("delivery_limit")],
+      ["closed", expect.stringContaining("maxlen")],
+    ])
+  })
+
+  test("that does not say why is kept", async () => {
+    const subject = await new Subject().start()
+    for (const xDeath of [undefined, null, "x", [], ["x"], [null], {}, [[{}]]]) {
+      const headers = { connection_id: OWN, "x-death": xDeath as HeaderValue }
+      const delivery = await subject.deliverDead({ headers })
+      expect(delivery.acknowledged).toBe(1)
+    }
+    expect(subject.kept().map(([outcome]) => outcome)).toEqual(Array(8).fill("closed"))
+  })
+
+  test("that is no command ends as invalid", async () => {
+    const subject = await new Subject().start()
+    await subject.deliverDead({ headers: death("to_device") })
+    expect(subject.kept().map(([outcome]) => outcome)).toEqual(["invalid"])
+  })
+})

@@ -1,0 +1,638 @@
+/**
+ * The publisher on a scripted lane, without a broker and with the clock held: what it sends, in which
+ * order, what it sends again, and whom it tells. Then the same over every order of events that
+ * fast-check can think of.
+ */
+
+import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test"
+import fc from "fast-check"
+import type { Lane, LaneState, OutgoingMessage, PublishResult } from "../../src/broker/broker.ts"
+import type { FinalResult } from "../../src/broker/publish-window.ts"
+import { Publisher } from "../../src/broker/publisher.ts"
+
+const BACKOFF = { firstMs: 100, mostMs: 400 }
+/** No wait between tries is shorter: half of `firstMs`. */
+const LEAST_WAIT_MS = 50
+const EMPTY = new Uint8Array(0)
+
+beforeEach(() => {
+  jest.useFakeTimers()
+})
+
+afterEach(() => {
+  jest.useRealTimers()
+})
+
+interface Item {
+  readonly id: string
+  readonly group: string
+}
+
+/** One publish: what was sent, and how to end it. */
+interface Send {
+  readonly id: string
+  settle(result: PublishResult): void
+}
+
+/** A lane whose every answer the test gives. Fails when it is used while it is not open. */
+class ScriptedLane implements Lane {
+  state: LaneState = "open"
+  readonly sends: Send[] = []
+  readonly inFlight: Send[] = []
+
+  publish({ id }: OutgoingMessage, settled: (result: PublishResult) => void): void {
+    if (this.state !== "open")
+      throw new Error(`${id} was published on a lane that is ${this.state}`)
+    const send = {
+      id,
+      settle: (result: PublishResult) => {
+        this.inFlight.splice(this.inFlight.indexOf(send), 1)
+        settled(result)
+      },
+    }
+    this.sends.push(send)
+    this.inFlight.push(send)
+  }
+
+  /** The ids that have been sent since the last call. */
+  sent(): string[] {
+    return this.sends.splice(0).map(({ id }) => id)
+  }
+
+  /** Ends what is in flight under this id. */
+  settle(id: string, result: PublishResult): void {
+    const send = this.inFlight.find((candidate) => candidate.id === id)
+    if (send === undefined) throw new Error(`${id} is not in flight`)
+    send.settle(result)
+  }
+
+  settleAll(result: PublishResult): void {
+    for (const send of [...this.inFlight]) send.settle(result)
+  }
+
+  /** The connection is lost: everything in flight is cut. */
+  lose(): void {
+    this.state = "closed"
+    this.settleAll("cut")
+  }
+}
+
+interface Options {
+  maxCount?: number
+  maxBytes?: number
+  maxInFlight?: number
+  whenReturned?: "again" | "final"
+}
+
+/** A publisher with all it tells. Items are named by group and number: "a0", "a1", "b0". */
+class Subject {
+  readonly lane = new ScriptedLane()
+  readonly done: string[] = []
+  readonly failed: string[] = []
+  readonly repeating: number[] = []
+  relieved = 0
+  nowMs = 1_000
+  onDone: (item: Item, result: FinalResult) => void = () => undefined
+  onRelieved: () => void = () => undefined
+  readonly publisher: Publisher<Item>
+
+  constructor({ maxCount = 100, maxBytes = 1e6, maxInFlight = 100, whenReturned }: Options = {}) {
+    this.publisher = new Publisher<Item>({
+      limits: { maxCount, maxBytes, maxInFlight },
+      backoff: BACKOFF,
+      nowMs: () => this.nowMs,
+      groupOf: ({ group }) => group,
+      describe: ({ id }) => ({ id, exchange: "", routingKey: "q", body: EMPTY, properties: {} }),
+      done: (item, result) => {
+        this.done.push(result === "confirmed" ? item.id : `${item.id} ${result}`)
+        this.onDone(item, result)
+      },
+      whenReturned: () => whenReturned ?? "again",
+      relieved: () => {
+        this.relieved += 1
+        this.onRelieved()
+      },
+      failed: ({ id }, result) => this.failed.push(`${id} ${result}`),
+      repeating: (count) => this.repeating.push(count),
+    })
+    this.publisher.use(this.lane)
+  }
+
+  publish(...ids: string[]): void {
+    for (const id of ids) this.publisher.publish({ id, group: id.charAt(0) }, 10)
+  }
+
+  reopen(): void {
+    this.lane.state = "open"
+    this.publisher.opened()
+  }
+
+  /** Lets the longest wait between tries pass. */
+  waitOut(): void {
+    jest.advanceTimersByTime(BACKOFF.mostMs)
+  }
+}
+
+describe("while the lane is open", () => {
+  test("messages are sent at once and in order", () => {
+    const subject = new Subject()
+    subject.publish("a0", "b0", "a1")
+    expect(subject.lane.sent()).toEqual(["a0", "b0", "a1"])
+  })
+
+  test("no more are in flight than allowed, and each that ends lets one follow", () => {
+    const subject = new Subject({ maxInFlight: 2 })
+    subject.publish("a0", "a1", "a2", "a3")
+    expect(subject.lane.sent()).toEqual(["a0", "a1"])
+    subject.lane.settle("a1", "confirmed")
+    expect(subject.lane.sent()).toEqual(["a2"])
+    subject.lane.settle("a2", "confirmed")
+    subject.lane.settle("a0", "confirmed")
+    expect(subject.lane.sent()).toEqual(["a3"])
+  })
+
+  test("each is done once, in the order of publishing, however the confirms come", () => {
+    const subject = new Subject()
+    subject.publish("a0", "b0", "a1", "b1")
+    subject.lane.settle("b1", "confirmed")
+    subject.lane.settle("b0", "confirmed")
+    expect(subject.done).toEqual([])
+    subject.lane.settle("a0", "confirmed")
+    expect(subject.done).toEqual(["a0", "b0"])
+    subject.lane.settle("a1", "confirmed")
+    expect(subject.done).toEqual(["a0", "b0", "a1", "b1"])
+    expect([subject.publisher.count, subject.publisher.bytes]).toEqual([0, 0])
+  })
+
+  test("what is published from within done goes to the end", () => {
+    const subject = new Subject()
+    subject.onDone = ({ id }) => {
+      if (id === "a0") subject.publish("a2")
+    }
+    subject.publish("a0", "a1")
+    subject.lane.settle("a1", "confirmed")
+    subject.lane.settle("a0", "confirmed")
+    subject.lane.settle("a2", "confirmed")
+    expect(subject.lane.sent()).toEqual(["a0", "a1", "a2"])
+    expect(subject.done).toEqual(["a0", "a1", "a2"])
+  })
+
+  test("the age of the oldest that is in flight is known", () => {
+    const subject = new Subject({ maxInFlight: 1 })
+    expect(subject.publisher.oldestSentAtMs()).toBeNull()
+    subject.publish("a0", "a1")
+    subject.nowMs = 2_000
+    expect(subject.publisher.oldestSentAtMs()).toBe(1_000)
+    subject.lane.settle("a0", "confirmed")
+    expect(subject.publisher.oldestSentAtMs()).toBe(2_000)
+    subject.lane.settle("a1", "confirmed")
+    expect(subject.publisher.oldestSentAtMs()).toBeNull()
+  })
+})
+
+describe("while the lane is not open", () => {
+  test("messages are kept, and sent in order when it opens", () => {
+    const subject = new Subject()
+    subject.lane.state = "closed"
+    subject.publish("a0", "a1")
+    expect(subject.lane.sent()).toEqual([])
+    expect(subject.publisher.count).toBe(2)
+    subject.reopen()
+    expect(subject.lane.sent()).toEqual(["a0", "a1"])
+    expect(subject.repeating).toEqual([])
+  })
+
+  test("messages are kept before there is a lane at all", () => {
+    const subject = new Subject()
+    const lane = new ScriptedLane()
+    subject.publisher.use(null as never)
+    subject.publish("a0")
+    subject.publisher.use(lane)
+    subject.publisher.opened()
+    expect(lane.sent()).toEqual(["a0"])
+  })
+
+  test("blocked: nothing is sent, what was sent is still confirmed, the rest follows", () => {
+    const subject = new Subject()
+    subject.publish("a0")
+    subject.lane.state = "blocked"
+    subject.publish("a1")
+    subject.lane.settle("a0", "confirmed")
+    subject.waitOut()
+    expect(subject.lane.sent()).toEqual(["a0"])
+    expect(subject.done).toEqual(["a0"])
+    subject.reopen()
+    expect(subject.lane.sent()).toEqual(["a1"])
+  })
+
+  test("blocked after a failure: it is repeated when the lane is unblocked, and once", () => {
+    const subject = new Subject()
+    subject.publish("a0", "a1")
+    subject.lane.sent()
+    subject.lane.settle("a0", "nacked")
+    subject.lane.state = "blocked"
+    subject.lane.settle("a1", "confirmed")
+    subject.waitOut()
+    expect(subject.lane.sent()).toEqual([])
+    subject.reopen()
+    subject.waitOut()
+    expect(subject.lane.sent()).toEqual(["a0", "a1"])
+  })
+
+  test("that it blocks in the middle of sending stops the sending there", () => {
+    const subject = new Subject({ maxInFlight: 2 })
+    subject.publish("a0", "a1", "a2", "a3")
+    subject.lane.sent()
+    subject.lane.state = "blocked"
+    subject.lane.settle("a0", "confirmed")
+    subject.lane.settle("a1", "confirmed")
+    subject.reopen()
+    expect(subject.lane.sent()).toEqual(["a2", "a3"])
+  })
+
+  test("that it blocks while messages are repeated does not stop those that follow", () => {
+    const subject = new Subject({ maxInFlight: 2 })
+    subject.publish("a0", "b0", "a1", "c0")
+    for (const id of ["b0", "a1", "c0"]) subject.lane.settle(id, "confirmed")
+    subject.lane.settle("a0", "nacked")
+    subject.waitOut()
+    expect(subject.lane.sent()).toEqual(["a0", "b0", "a1", "c0", "a0", "a1"])
+    // Both confirms come together with the alarm, and c0 behind them was done before.
+    subject.lane.state = "blocked"
+    subject.lane.settle("a1", "confirmed")
+    subject.lane.settle("a0", "confirmed")
+    subject.reopen()
+    subject.publish("a2")
+    expect(subject.lane.sent()).toEqual(["a2"])
+    subject.lane.settleAll("confirmed")
+    expect(subject.done).toEqual(["a0", "b0", "a1", "c0", "a2"])
+  })
+})
+
+describe.each(["nacked", "returned", "cut"] as const)("after a message was %s", (result) => {
+  test("nothing is sent until all that is in flight is settled and a wait is over", () => {
+    const subject = new Subject()
+    subject.publish("a0", "a1", "a2")
+    subject.lane.sent()
+    subject.lane.settle("a1", result)
+    expect(subject.failed).toEqual([`a1 ${result}`])
+    subject.publish("a3")
+    subject.lane.settle("a0", "confirmed")
+    subject.waitOut()
+    expect(subject.lane.sent()).toEqual([])
+    subject.lane.settle("a2", "confirmed")
+    jest.advanceTimersByTime(LEAST_WAIT_MS - 1)
+    expect(subject.lane.sent()).toEqual([])
+    subject.waitOut()
+    expect(subject.lane.sent()).toEqual(["a1", "a2", "a3"])
+    expect(subject.repeating).toEqual([2])
+  })
+
+  test("the others of its group follow it again, and those of other groups do not", () => {
+    const subject = new Subject()
+    subject.publish("a0", "b0", "a1", "b1", "a2", "b2")
+    subject.lane.sent()
+    subject.lane.settle("a1", result)
+    subject.lane.settle("b2", result)
+    for (const id of ["a0", "b0", "b1", "a2"]) subject.lane.settle(id, "confirmed")
+    subject.waitOut()
+    expect(subject.lane.sent()).toEqual(["a1", "a2", "b2"])
+    subject.lane.settleAll("confirmed")
+    expect(subject.done).toEqual(["a0", "b0", "a1", "b1", "a2", "b2"])
+  })
+
+  test("it is tried again and again, and each message is done once", () => {
+    const subject = new Subject()
+    subject.publish("a0", "a1")
+    for (let n = 0; n < 10; n += 1) {
+      subject.lane.settleAll(result)
+      subject.waitOut()
+    }
+    expect(subject.lane.sent()).toEqual(Array(11).fill(["a0", "a1"]).flat())
+    expect(subject.failed.length).toBe(20)
+    expect(subject.done).toEqual([])
+    subject.lane.settleAll("confirmed")
+    expect(subject.done).toEqual(["a0", "a1"])
+    subject.waitOut()
+    expect(subject.lane.sent()).toEqual([])
+  })
+
+  test("a lane that opens meanwhile ends the wait, and the timer repeats nothing", () => {
+    const subject = new Subject()
+    subject.publish("a0")
+    subject.lane.settleAll(result)
+    subject.publisher.opened()
+    expect(subject.lane.sent()).toEqual(["a0", "a0"])
+    subject.waitOut()
+    expect(subject.lane.sent()).toEqual([])
+    expect(subject.repeating).toEqual([1])
+  })
+
+  test("and stop, nothing is sent by itself, and nothing is forgotten", () => {
+    const subject = new Subject()
+    subject.publish("a0")
+    subject.lane.settleAll(result)
+    subject.publisher.stop()
+    subject.lane.sent()
+    subject.waitOut()
+    expect(subject.lane.sent()).toEqual([])
+    expect(subject.publisher.count).toBe(1)
+  })
+})
+
+describe("a message that is final", () => {
+  test("when it is returned is done, and not sent again", () => {
+    const subject = new Subject({ whenReturned: "final" })
+    subject.publish("a0", "a1")
+    subject.lane.settle("a0", "returned")
+    subject.lane.settle("a1", "confirmed")
+    subject.waitOut()
+    expect(subject.done).toEqual(["a0 returned", "a1"])
+    expect(subject.failed).toEqual(["a0 returned"])
+    expect(subject.lane.sent()).toEqual(["a0", "a1"])
+  })
+
+  test("because it cannot be encoded is done, and holds up no other", () => {
+    const subject = new Subject()
+    subject.publish("a0", "a1")
+    subject.lane.settle("a0", "unencodable")
+    subject.publish("a2")
+    expect(subject.done).toEqual(["a0 unencodable"])
+    expect(subject.failed).toEqual([])
+    subject.lane.settle("a1", "confirmed")
+    subject.lane.settle("a2", "confirmed")
+    expect(subject.lane.sent()).toEqual(["a0", "a1", "a2"])
+    expect(subject.done).toEqual(["a0 unencodable", "a1", "a2"])
+  })
+
+  test("is done with its own result when it is repeated after a failure before it", () => {
+    const subject = new Subject({ whenReturned: "final" })
+    subject.publish("a0", "a1")
+    subject.lane.settle("a0", "nacked")
+    subject.lane.settle("a1", "returned")
+    subject.waitOut()
+    subject.lane.settle("a0", "confirmed")
+    subject.lane.settle("a1", "confirmed")
+    expect(subject.done).toEqual(["a0", "a1"])
+  })
+})
+
+describe("when the lane is lost", () => {
+  test("what was cut is sent when it opens again, and no timer sends it before", () => {
+    const subject = new Subject()
+    subject.publish("a0", "a1", "b0")
+    subject.lane.settle("a0", "confirmed")
+    subject.lane.settle("b0", "confirmed")
+    subject.lane.sent()
+    subject.lane.lose()
+    subject.publish("a2")
+    subject.waitOut()
+    expect(subject.lane.sent()).toEqual([])
+    subject.reopen()
+    expect(subject.lane.sent()).toEqual(["a1", "a2"])
+    subject.lane.settleAll("confirmed")
+    expect(subject.done).toEqual(["a0", "a1", "b0", "a2"])
+  })
+
+  test("during the wait after another failure, all goes on when it opens again", () => {
+    const subject = new Subject()
+    subject.publish("a0")
+    subject.lane.settleAll("nacked")
+    subject.lane.lose()
+    subject.waitOut()
+    subject.lane.sent()
+    subject.reopen()
+    expect(subject.lane.sent()).toEqual(["a0"])
+  })
+
+  test("and opens again before all cuts were told, they are still repeated", () => {
+    const subject = new Subject()
+    subject.publish("a0", "a1")
+    subject.lane.state = "closed"
+    subject.lane.settle("a1", "cut")
+    subject.reopen()
+    expect(subject.lane.sent()).toEqual(["a0", "a1"])
+    subject.lane.settle("a0", "cut")
+    subject.waitOut()
+    expect(subject.lane.sent()).toEqual(["a0", "a1"])
+  })
+
+  test("with nothing in flight, nothing is repeated", () => {
+    const subject = new Subject()
+    subject.publish("a0")
+    subject.lane.settleAll("confirmed")
+    subject.lane.lose()
+    subject.reopen()
+    subject.publish("a1")
+    expect(subject.lane.sent()).toEqual(["a0", "a1"])
+    expect(subject.repeating).toEqual([])
+  })
+})
+
+describe("the window", () => {
+  test("has room until it is full, and is relieved once when it is half empty", () => {
+    const subject = new Subject({ maxCount: 4 })
+    subject.publish("a0", "a1", "a2")
+    expect(subject.publisher.hasRoom).toBe(true)
+    subject.publish("a3")
+    expect(subject.publisher.hasRoom).toBe(false)
+    subject.lane.settle("a0", "confirmed")
+    expect([subject.publisher.hasRoom, subject.relieved]).toEqual([true, 0])
+    subject.lane.settle("a1", "confirmed")
+    expect(subject.relieved).toBe(1)
+    subject.lane.settle("a2", "confirmed")
+    subject.lane.settle("a3", "confirmed")
+    expect(subject.relieved).toBe(1)
+  })
+
+  test("is full and relieved by bytes too", () => {
+    const subject = new Subject({ maxBytes: 40 })
+    subject.publish("a0", "a1", "a2", "a3")
+    expect(subject.publisher.hasRoom).toBe(false)
+    subject.lane.settleAll("confirmed")
+    expect(subject.relieved).toBe(1)
+    expect(subject.publisher.bytes).toBe(0)
+  })
+
+  test("that was never full is never relieved", () => {
+    const subject = new Subject({ maxCount: 4 })
+    subject.publish("a0", "a1", "a2")
+    subject.lane.settleAll("confirmed")
+    expect(subject.relieved).toBe(0)
+  })
+
+  test("is relieved once for each time it was full", () => {
+    const subject = new Subject({ maxCount: 2 })
+    for (const ids of [
+      ["a0", "a1"],
+      ["a2", "a3"],
+    ]) {
+      subject.publish(...ids)
+      subject.lane.settleAll("confirmed")
+    }
+    expect(subject.relieved).toBe(2)
+  })
+
+  test("may be filled again from within relieved", () => {
+    const subject = new Subject({ maxCount: 2 })
+    let next = 2
+    subject.onRelieved = () => {
+      while (next < 10 && subject.publisher.hasRoom) {
+        subject.publish(`a${next}`)
+        next += 1
+      }
+    }
+    subject.publish("a0", "a1")
+    while (subject.lane.inFlight.length > 0) subject.lane.inFlight[0]?.settle("confirmed")
+    expect(subject.done).toEqual(Array.from({ length: 10 }, (_, n) => `a${n}`))
+  })
+
+  test("does not get smaller by what is confirmed behind one that is not", () => {
+    const subject = new Subject({ maxCount: 3 })
+    subject.publish("a0", "a1", "a2")
+    subject.lane.settle("a1", "confirmed")
+    subject.lane.settle("a2", "confirmed")
+    expect([subject.publisher.hasRoom, subject.publisher.count]).toEqual([false, 3])
+  })
+})
+
+describe("in every order of events", () => {
+  const GROUPS = ["a", "b", "c"]
+  const MOST_IN_FLIGHT = 4
+
+  type Event =
+    | { do: "publish"; group: string }
+    /** Ends one of those in flight; `stored` tells what the broker made of one that was cut. */
+    | { do: "settle"; at: number; result: PublishResult; stored: boolean }
+    | { do: "lose"; stored: number }
+    | { do: "reopen" | "block" }
+    | { do: "wait"; ms: number }
+
+  const event: fc.Arbitrary<Event> = fc.oneof(
+    {
+      weight: 5,
+      arbitrary: fc.record({ do: fc.constant("publish"), group: fc.constantFrom(...GROUPS) }),
+    },
+    {
+      weight: 5,
+      arbitrary: fc.record({
+        do: fc.constant("settle"),
+        at: fc.nat(MOST_IN_FLIGHT - 1),
+        result: fc.oneof(
+          { weight: 6, arbitrary: fc.constant("confirmed") },
+          { weight: 3, arbitrary: fc.constantFrom("nacked", "returned", "cut") },
+        ),
+        stored: fc.boolean(),
+      }),
+    },
+    { weight: 1, arbitrary: fc.record({ do: fc.constant("lose"), stored: fc.nat(15) }) },
+    { weight: 3, arbitrary: fc.record({ do: fc.constantFrom("reopen", "block") }) },
+    { weight: 2, arbitrary: fc.record({ do: fc.constant("wait"), ms: fc.nat(BACKOFF.mostMs) }) },
+  ) as fc.Arbitrary<Event>
+
+  const limits = fc.record({
+    maxCount: fc.integer({ min: 1, max: 10 }),
+    maxInFlight: fc.integer({ min: 1, max: MOST_IN_FLIGHT }),
+  })
+  const events = fc.array(event, { maxLength: 80, size: "max" })
+
+  function run(
+    { maxCount, maxInFlight }: Required<Pick<Options, "maxCount" | "maxInFlight">>,
+    events: readonly Event[],
+  ) {
+    const subject = new Subject({ maxCount, maxInFlight })
+    const { lane, publisher } = subject
+    const published: string[] = []
+    const counts = new Map<string, number>()
+    let owesRelief = false
+    let failures = 0
+    subject.onRelieved = () => {
+      expect(owesRelief).toBe(true)
+      expect(publisher.count).toBeLessThanOrEqual(maxCount / 2)
+      owesRelief = false
+    }
+    const stored = new Set<Send>()
+    const settle = (send: Send | undefined, result: PublishResult, isStored: boolean) => {
+      if (send === undefined) return
+      if (result !== "confirmed") failures += 1
+      if (isStored) stored.add(send)
+      send.settle(result)
+    }
+    const perform = (event: Event) => {
+      switch (event.do) {
+        case "publish": {
+          if (!publisher.hasRoom) break
+          const number = counts.get(event.group) ?? 0
+          counts.set(event.group, number + 1)
+          published.push(`${event.group}${number}`)
+          subject.publish(`${event.group}${number}`)
+          if (!publisher.hasRoom) owesRelief = true
+          break
+        }
+        case "settle": {
+          // A broker that confirmed has stored; one that refused has not; of a cut nobody knows.
+          const { result } = event
+          const isStored = result === "confirmed" || (result === "cut" && event.stored)
+          settle(lane.inFlight[event.at], result, isStored)
+          break
+        }
+        case "lose": {
+          lane.state = "closed"
+          const cut = [...lane.inFlight].entries()
+          for (const [n, send] of cut) settle(send, "cut", ((event.stored >> n) & 1) === 1)
+          break
+        }
+        case "reopen":
+          subject.reopen()
+          break
+        case "block":
+          if (lane.state === "open") lane.state = "blocked"
+          break
+        case "wait":
+          jest.advanceTimersByTime(event.ms)
+          break
+      }
+      expect(lane.inFlight.length).toBeLessThanOrEqual(maxInFlight)
+    }
+    for (const event of events) perform(event)
+
+    // From here on the broker is well.
+    subject.reopen()
+    for (let n = 0; n < 100 && publisher.count > 0; n += 1) {
+      for (const send of [...lane.inFlight]) settle(send, "confirmed", true)
+      jest.advanceTimersByTime(BACKOFF.mostMs)
+    }
+    return { subject, published, stored, failures, owesRelief: () => owesRelief }
+  }
+
+  test("each message is done exactly once and in order, and nothing is lost", () => {
+    fc.assert(
+      fc.property(limits, events, (limits, events) => {
+        const { subject, published, failures, owesRelief } = run(limits, events)
+        expect(subject.done).toEqual(published)
+        expect([subject.publisher.count, subject.publisher.bytes]).toEqual([0, 0])
+        expect(owesRelief()).toBe(false)
+        expect(subject.failed.length).toBe(failures)
+        if (failures === 0) expect(subject.lane.sent()).toEqual(published)
+      }),
+      { numRuns: 5_000 },
+    )
+  })
+
+  test("what the broker stored of each group holds all of it in order", () => {
+    fc.assert(
+      fc.property(limits, events, (limits, events) => {
+        const { subject, published, stored } = run(limits, events)
+        for (const group of GROUPS) {
+          // As a back-end reads it: each number once its predecessor was there, repeats skipped.
+          let next = 0
+          for (const send of subject.lane.sends) {
+            if (stored.has(send) && send.id === `${group}${next}`) next += 1
+          }
+          expect(next).toBe(published.filter((id) => id.startsWith(group)).length)
+        }
+      }),
+      { numRuns: 5_000 },
+    )
+  })
+})
