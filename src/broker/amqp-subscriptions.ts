@@ -103,11 +103,19 @@ export class Subscriptions {
     let ended = (_reason: string): void => undefined
     channel.onerror = (reason) => ended(reason)
     await channel.basicQos(subscription.prefetch)
-    const options = { noAck: false, exclusive: subscription.exclusive ?? false }
+    const { exclusive = false } = subscription
+    const options = { noAck: false, exclusive }
     try {
+      if (exclusive) await refuseCompany(channel, subscription.queue, 0)
       const consumer = await channel.basicConsume(subscription.queue, options, (message) =>
         subscription.deliver(new AmqpDelivery(subscription, message)),
       )
+      if (exclusive) {
+        // Another may have come between; then both leave, and who comes back first stays.
+        await refuseCompany(channel, subscription.queue, 1).catch((error: unknown) =>
+          consumer.cancel().then(() => Promise.reject(error)),
+        )
+      }
       ended = this.#hooks.failed
       this.#channels.push(channel)
       if (this.#stopped) await consumer.cancel()
@@ -116,11 +124,14 @@ export class Subscriptions {
       consumer.wait().catch((error: unknown) => this.#hooks.failed(String(error)))
     } catch (error) {
       if (!isLocked(error)) throw error
+      // Some locks close the channel, some do not.
+      if (!channel.closed) await channel.close()
       if (!this.#locked.has(subscription)) {
         this.#locked.add(subscription)
         this.#hooks.lockedChanged()
       }
-      this.#retry ??= setTimeout(() => this.#retryLocked(), LOCKED_RETRY_MS)
+      const retryMs = LOCKED_RETRY_MS * (0.5 + Math.random())
+      this.#retry ??= setTimeout(() => this.#retryLocked(), retryMs)
       return
     }
     if (this.#locked.delete(subscription)) this.#hooks.lockedChanged()
@@ -140,6 +151,12 @@ export class Subscriptions {
 
 function isLocked(error: unknown): boolean {
   return error instanceof Error && /ACCESS_REFUSED.*exclusive|RESOURCE_LOCKED/.test(error.message)
+}
+
+/** Quorum queues let anybody consume beside an exclusive consumer, so consumers are counted. */
+async function refuseCompany(channel: AMQPChannel, queue: string, most: number): Promise<void> {
+  const { consumerCount } = await channel.queueDeclare(queue, { passive: true })
+  if (consumerCount > most) throw new Error(`RESOURCE_LOCKED: ${queue} has other consumers`)
 }
 
 class AmqpDelivery implements Delivery {

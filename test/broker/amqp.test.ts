@@ -33,7 +33,9 @@ let rabbit: PrivateBroker
 let backEnd: BackEnd
 let mute: MuteServer
 let name: (noun: string) => string
+/** What a test has opened and is to be closed after it. */
 const closers: (() => unknown)[] = []
+const closing: unknown[] = []
 
 beforeAll(async () => {
   mute = new MuteServer()
@@ -46,11 +48,14 @@ beforeEach(() => {
   name = uniqueNames("amqp")
 })
 
-afterEach(async () => {
-  for (const close of closers.splice(0).reverse()) await close()
-}, LIMIT_MS)
+// Begun after each test and waited for at the end, since RabbitMQ is given time for the last
+// acknowledgements.
+afterEach(() => {
+  for (const close of closers.splice(0)) closing.push(close())
+})
 
 afterAll(async () => {
+  await Promise.all(closing)
   await mute.stop()
   await rabbit?.dispose()
 }, START_LIMIT_MS)
@@ -373,6 +378,7 @@ describe("a connection that only the gateway knows to be lost", () => {
       // The broker notices by its heartbeats alone, which takes it half a minute.
       proxy.cut({ halfOpen: true })
       await until(() => user.states.some(({ is }) => is === "away"), { what: "the loss" })
+      await until(() => user.warnings.length > 0, { what: "the queue to be found locked" })
       // One of them goes to the connection that the broker still believes in.
       await backEnd.publish(shared.name, "after")
       await backEnd.publish(shared.name, "after")
@@ -623,7 +629,7 @@ function startProxy(addition: Uint8Array = new Uint8Array(0)) {
       },
     },
   })
-  closers.unshift(() => listener.stop(true))
+  closers.push(() => listener.stop(true))
   return {
     url: `amqp://guest:guest@${LOCALHOST}:${listener.port}`,
     /** How many have been accepted so far. */
@@ -855,7 +861,7 @@ describe("a server that is no broker", () => {
           data() {},
         },
       })
-      closers.unshift(() => server.stop(true))
+      closers.push(() => server.stop(true))
       const apart = startApart(`amqp://guest:s3cret@${LOCALHOST}:${server.port}`)
       await apart.told(4)
       await until(() => acceptedAtMs.length >= 6, { what: "six tries" })

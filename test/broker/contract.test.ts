@@ -6,7 +6,7 @@
  * see what is left in them, and the embedded broker's queues live and die with their one object.
  */
 
-import { afterEach, beforeAll, describe, expect, test } from "bun:test"
+import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test"
 import { AmqpBroker } from "../../src/broker/amqp.ts"
 import {
   type Broker,
@@ -31,15 +31,19 @@ const QUEUE_EXPIRES_MS = 60_000
 let rabbit: TestBroker
 let name: (noun: string) => string
 const users: User[] = []
+const closing: Promise<void>[] = []
 
 beforeAll(async () => {
   rabbit = await sharedRabbitMq()
 }, START_LIMIT_MS)
 
-afterEach(async () => {
-  const brokers = new Set(users.splice(0).map(({ broker }) => broker))
-  await Promise.all([...brokers].map((broker) => broker.close()))
+// Begun after each test and waited for at the end, since RabbitMQ is given time for the last
+// acknowledgements.
+afterEach(() => {
+  for (const { broker } of users.splice(0)) closing.push(broker.close())
 })
+
+afterAll(() => Promise.all(closing), START_LIMIT_MS)
 
 /** A gateway's view of its broker, with everything it was told. */
 class User {

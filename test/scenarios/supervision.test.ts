@@ -231,3 +231,52 @@ async function connectedTo(gateway: TestGateway, slot: number) {
     device.end()
   }
 }
+
+describe("a second instance started by mistake", () => {
+  test(
+    "on the same ports ends at once and says so",
+    async () => {
+      const gateway = await start()
+      const second = Bun.spawn([process.execPath, join(import.meta.dir, "../../src/main.ts")], {
+        env: {
+          ...process.env,
+          AMQP_URL: broker.url,
+          DEVICE_HOST: "127.0.0.1",
+          DEVICE_PORT: String(gateway.devicePort),
+          HTTP_PORT: String(gateway.httpPort),
+        },
+        stdio: ["ignore", "ignore", "pipe"],
+      })
+      expect(await second.exited).toBe(1)
+      expect(await new Response(second.stderr).text()).toContain("the port is in use")
+    },
+    LIMIT_MS,
+  )
+
+  test(
+    "with the same INSTANCE_ID is not ready and says why",
+    async () => {
+      const gateway = await start({ WORKERS: "1", INSTANCE_ID: name("same") })
+      await until(async () => (await gateway.fetch("/ready")).ok, { what: "the first" })
+      const environment = { AMQP_URL: broker.url, ...queues, WORKERS: "1" }
+      const second = await startGateway({ ...environment, INSTANCE_ID: name("same") })
+      try {
+        const reason = await until(
+          async () => {
+            const { reason } = (await (await second.fetch("/ready")).json()) as { reason?: string }
+            return reason?.includes("INSTANCE_ID") ? reason : null
+          },
+          { what: "the second to notice" },
+        )
+        expect(reason).toContain("another connection has owsla.worker.")
+        expect((await gateway.fetch("/ready")).ok).toBe(true)
+        // When the first is gone, the second takes its place.
+        await gateway.stop()
+        await until(async () => (await second.fetch("/ready")).ok, { what: "the second" })
+      } finally {
+        await second.stop()
+      }
+    },
+    LIMIT_MS,
+  )
+})
