@@ -98,8 +98,8 @@ class User {
   #published = 0
   #wasReady = false
 
-  constructor(url: string) {
-    this.broker = new AmqpBroker(url, "amqp test")
+  constructor(url: string, clientName = "amqp test") {
+    this.broker = new AmqpBroker(url, clientName)
     this.lane = this.broker.lane({
       opened: () => {
         this.openings += 1
@@ -391,6 +391,40 @@ describe("a connection that only the gateway knows to be lost", () => {
   )
 })
 
+describe("a queue that somebody else consumes exclusively", () => {
+  test(
+    "is tried again until it is free, and no try leaves a channel behind",
+    async () => {
+      const own = { ...queue("own"), exclusive: true }
+      await backEnd.declare(own)
+      const [first, second] = [
+        new User(rabbit.url, name("first")),
+        new User(rabbit.url, name("second")),
+      ]
+      first.start([], [own])
+      await first.ready()
+      second.start([], [own])
+      await until(() => second.warnings.length > 0, { what: "the second to be told" })
+      expect(second.broker.state.is).toBe("away")
+      expect(second.warnings).toEqual([expect.stringContaining(own.name)])
+      await first.broker.close()
+      await second.ready()
+      await backEnd.publish(own.name, "free")
+      await second.delivered(1)
+      // One for the lane, one for the subscription.
+      expect(await channelsOf(name("second"))).toBe(2)
+    },
+    LIMIT_MS,
+  )
+})
+
+/** How many channels RabbitMQ counts on the connections of one client. */
+async function channelsOf(clientName: string): Promise<number> {
+  const listed = await rabbit.ctl("list_connections", "channels", "client_properties")
+  const ours = listed.split("\n").filter((line) => line.includes(clientName))
+  return ours.reduce((sum, line) => sum + Number.parseInt(line, 10), 0)
+}
+
 describe("reset", () => {
   test(
     "cuts what is in flight, opens the lane again, and disturbs no subscription",
@@ -504,7 +538,10 @@ describe("a queue that is deleted", () => {
         },
         { what: "the queue to be back" },
       )
-      await until(() => user.bodies().includes("again"), { what: "its consumer" })
+      await until(() => user.bodies().includes("again"), {
+        what: "its consumer",
+        timeoutMs: 3_000,
+      })
     },
     LIMIT_MS,
   )

@@ -5,7 +5,7 @@
  */
 
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "bun:test"
-import { startGateway, type TestGateway } from "../support/gateway.ts"
+import { ownQueues, startGateway, type TestGateway } from "../support/gateway.ts"
 import { sharedRabbitMq, type TestBroker, uniqueNames } from "../support/rabbitmq.ts"
 import { connectDevice, type TestDevice } from "../support/tls-device.ts"
 import { type PikaPublication, pikaConsume, pikaPublish } from "../support/tools.ts"
@@ -14,11 +14,7 @@ import { until } from "../support/wait.ts"
 const START_LIMIT_MS = 60_000
 const GAP_TIMEOUT_MS = 300
 const name = uniqueNames("commands")
-const queues = {
-  FROM_DEVICE_QUEUE: name("from_device"),
-  TO_DEVICE_QUEUE: name("to_device"),
-  UNDELIVERED_QUEUE: name("undelivered"),
-}
+const queues = ownQueues(name)
 /** A queue of the gateway's that is made for it here, so that receipts have somewhere to go. */
 const RECEIPTS = name("receipts")
 let broker: TestBroker

@@ -7,7 +7,7 @@
  */
 
 import { afterAll, beforeAll, expect, test } from "bun:test"
-import { startGateway, type TestGateway } from "../support/gateway.ts"
+import { ownQueues, startGateway, type TestGateway } from "../support/gateway.ts"
 import { sharedRabbitMq, type TestBroker, uniqueNames } from "../support/rabbitmq.ts"
 import { connectDevice } from "../support/tls-device.ts"
 import { pikaConsume, pikaPublish } from "../support/tools.ts"
@@ -15,11 +15,7 @@ import { until } from "../support/wait.ts"
 
 const START_LIMIT_MS = 60_000
 const name = uniqueNames("given-up")
-const queues = {
-  FROM_DEVICE_QUEUE: name("from_device"),
-  TO_DEVICE_QUEUE: name("to_device"),
-  UNDELIVERED_QUEUE: name("undelivered"),
-}
+const queues = ownQueues(name)
 let broker: TestBroker
 let gateway: TestGateway
 

@@ -4,7 +4,7 @@
  */
 
 import { afterAll, beforeAll, describe, expect, test } from "bun:test"
-import { startGateway, type TestGateway, testCaFile } from "../support/gateway.ts"
+import { ownQueues, startGateway, type TestGateway, testCaFile } from "../support/gateway.ts"
 import { sharedRabbitMq, type TestBroker, uniqueNames } from "../support/rabbitmq.ts"
 import {
   amqpConsume,
@@ -18,11 +18,7 @@ import {
 
 const LIMIT_MS = 60_000
 const name = uniqueNames("strangers")
-const queues = {
-  FROM_DEVICE_QUEUE: name("from_device"),
-  TO_DEVICE_QUEUE: name("to_device"),
-  UNDELIVERED_QUEUE: name("undelivered"),
-}
+const queues = ownQueues(name)
 let broker: TestBroker
 let gateway: TestGateway
 

@@ -5,7 +5,7 @@
 
 import { afterEach, beforeAll, describe, expect, test } from "bun:test"
 import { join } from "node:path"
-import { startGateway, type TestGateway } from "../support/gateway.ts"
+import { ownQueues, startGateway, type TestGateway } from "../support/gateway.ts"
 import { sharedRabbitMq, type TestBroker, uniqueNames } from "../support/rabbitmq.ts"
 import { connectDevice } from "../support/tls-device.ts"
 import { pikaConsume } from "../support/tools.ts"
@@ -13,11 +13,7 @@ import { until } from "../support/wait.ts"
 
 const LIMIT_MS = 60_000
 const name = uniqueNames("supervision")
-const queues = {
-  FROM_DEVICE_QUEUE: name("from_device"),
-  TO_DEVICE_QUEUE: name("to_device"),
-  UNDELIVERED_QUEUE: name("undelivered"),
-}
+const queues = ownQueues(name)
 let broker: TestBroker
 let gateway: TestGateway | undefined
 

@@ -138,6 +138,15 @@ export async function startGateway(environment: Record<string, string> = {}): Pr
   }
 }
 
+/** Settings that give a gateway queues of its own on a shared broker. */
+export function ownQueues(name: (noun: string) => string) {
+  return {
+    FROM_DEVICE_QUEUE: name("from_device"),
+    TO_DEVICE_QUEUE: name("to_device"),
+    UNDELIVERED_QUEUE: name("undelivered"),
+  }
+}
+
 export function metricValue(text: string, name: string, label?: string): number {
   let sum = 0
   for (const line of text.split("\n")) {
