@@ -94,7 +94,7 @@ export class Subscriptions {
    */
   async handOverAcknowledgements(): Promise<void> {
     await Bun.sleep(ACKNOWLEDGEMENTS_MS)
-    await Promise.all(this.#channels.map((channel) => channel.close()))
+    await Promise.allSettled(this.#channels.map((channel) => channel.close()))
   }
 
   async #subscribe(client: AMQPBaseClient, subscription: Subscription): Promise<void> {

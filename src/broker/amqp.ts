@@ -57,7 +57,10 @@ export class AmqpBroker implements Broker {
     this.#publishing = new Link(url, `${name} publish`, PUBLISH_FRAME_MAX, {
       setUp: (client) => this.#setUpPublishing(client),
       tearDown: () => Promise.resolve(),
-      up: () => this.#up(),
+      up: () => {
+        this.#consuming.start()
+        this.#up()
+      },
       lost: (reason) => {
         this.#lastLoss = reason
         this.#blockedReason = null
@@ -103,8 +106,9 @@ export class AmqpBroker implements Broker {
     this.#setup = setup
     this.#subscriptions.want(setup.subscriptions)
     this.#listener = listener
+    // The other follows when the queues are declared: RabbitMQ may stumble over a consumer of a quorum
+    // queue that is just being made.
     this.#publishing.start()
-    this.#consuming.start()
   }
 
   lane(listener: LaneListener): Lane {
@@ -220,5 +224,6 @@ export class AmqpBroker implements Broker {
 }
 
 function lockedMessage(queue: string): string {
-  return `another connection has ${queue} for itself: is INSTANCE_ID unique?`
+  const whose = "one of ours that the broker has not missed yet, or another with this INSTANCE_ID"
+  return `another connection has ${queue} for itself: ${whose}`
 }

@@ -62,7 +62,7 @@ export class Link {
 
   /** Gives up the present connection and connects anew. */
   reset(reason: string): void {
-    if (this.#state === "up") this.#lose(this.#client, reason)
+    if (this.#state === "up" || this.#state === "connecting") this.#lose(this.#client, reason)
   }
 
   /**
