@@ -113,15 +113,16 @@ function readCertificate({ tls }: Config): PemPair {
  * either. Only a bind that does not share finds out.
  */
 function refuseTakenPorts({ device, http }: Config): void {
-  for (const { host, port } of [device, http]) {
+  const listeners = { DEVICE: device, HTTP: http }
+  for (const [name, { host, port }] of Object.entries(listeners)) {
     if (port === 0) continue
     try {
       const options = { hostname: host, port, exclusive: true, socket: { data: () => undefined } }
       Bun.listen(options).stop(true)
     } catch (error) {
       const inUse = error instanceof Error && "code" in error && error.code === "EADDRINUSE"
-      const reason = inUse ? "the port is in use" : String(error)
-      exit(1, [`cannot listen on ${host}:${port}: ${reason}`])
+      const reason = inUse ? "the port is in use, perhaps by another gateway" : String(error)
+      exit(1, [`${name}_HOST, ${name}_PORT: cannot listen on ${host}:${port}: ${reason}`])
     }
   }
 }

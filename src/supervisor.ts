@@ -17,6 +17,7 @@ import { GATHER_TIMEOUT_MS, type Snapshot, type ToSupervisor, type ToWorker } fr
 import type { EventBus } from "./events.ts"
 import { supervisorMetrics } from "./ops/metrics.ts"
 import { RestartIntensity } from "./restart.ts"
+import { onStopSignals } from "./signals.ts"
 
 /** What a worker may take beyond its drain, to close its broker connections. */
 const DRAIN_GRACE_MS = 5_000
@@ -51,12 +52,10 @@ export class Supervisor {
   }
 
   start(): void {
-    const stop = () => {
-      if (this.#state !== "draining") this.#drain(0, "drained")
-      else this.#killAll("a second signal")
-    }
-    process.on("SIGTERM", stop)
-    process.on("SIGINT", stop)
+    onStopSignals(
+      () => this.#drain(0, "drained"),
+      () => this.#killAll("a second signal"),
+    )
     this.#spawn(0)
   }
 

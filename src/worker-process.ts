@@ -10,6 +10,7 @@
 
 import { GATHER_TIMEOUT_MS, type Snapshot, type ToSupervisor, type ToWorker } from "./control.ts"
 import type { EventBus } from "./events.ts"
+import { onStopSignals } from "./signals.ts"
 import { Worker, type WorkerOptions } from "./worker.ts"
 
 type ProcessOptions = Omit<WorkerOptions, "gather"> & { readonly supervised: boolean }
@@ -35,9 +36,10 @@ export function runWorker(options: ProcessOptions): void {
       },
     )
   }
-  const drainOrEnd = () => (draining ? process.exit(1) : drain())
-  process.on("SIGTERM", supervised ? drain : drainOrEnd)
-  process.on("SIGINT", supervised ? () => undefined : drainOrEnd)
+  if (supervised) {
+    process.on("SIGTERM", drain)
+    process.on("SIGINT", () => undefined)
+  } else onStopSignals(drain, () => process.exit(1))
   channel?.listen({ drain, snapshot: () => worker.snapshot() })
 
   try {

@@ -257,13 +257,14 @@ export class Worker {
         ),
       ],
     }
-    let before: BrokerState["is"] = "away"
+    let before: BrokerState = { is: "away", reason: "" }
     this.#broker.start(setup, {
       stateChanged: (state) => {
-        if (state.is === "ready" && before === "away") this.counters.brokerConnects += 1
-        if (state.is === "away" && before !== "away") this.counters.brokerLosses += 1
-        if (state.is !== before || state.is === "away") this.#events.emit("broker_state", { state })
-        before = state.is
+        if (state.is === "ready" && before.is === "away") this.counters.brokerConnects += 1
+        if (state.is === "away" && before.is !== "away") this.counters.brokerLosses += 1
+        // Each try that fails for the same reason is no news.
+        if (!Bun.deepEquals(state, before)) this.#events.emit("broker_state", { state })
+        before = state
       },
       warning: (message) => this.#events.emit("broker_warning", { message }),
     })

@@ -31,9 +31,10 @@ test("a pair is read as it is", () => {
 test.each([
   ["missing", "one.key", "TLS_CERT_FILE: ENOENT"],
   ["one.crt", "missing", "TLS_KEY_FILE: ENOENT"],
-  ["garbage", "one.key", "TLS_CERT_FILE: "],
-  ["one.crt", "garbage", "TLS_KEY_FILE: "],
-  ["one.crt", "two.key", "TLS_KEY_FILE: is not the key of TLS_CERT_FILE"],
+  ["garbage", "one.key", "garbage is no PEM certificate"],
+  ["one.crt", "garbage", "garbage is no PEM private key"],
+  ["garbage", "garbage", "garbage is no PEM private key"],
+  ["one.crt", "two.key", "two.key is not the key of "],
 ])("%s with %s is told: %p", (certificate, key, told) => {
   const files = { certFile: path(certificate), keyFile: path(key) }
   expect(() => readServerCertificate(files)).toThrow(told)
