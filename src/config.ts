@@ -78,6 +78,16 @@ function relations(settings: Partial<Settings>, values: Environment): string[] {
   if ((values["TLS_CERT_FILE"] === undefined) !== (values["TLS_KEY_FILE"] === undefined)) {
     faults.push("TLS_CERT_FILE and TLS_KEY_FILE: set both or neither")
   }
+  const queues = [settings.FROM_DEVICE_QUEUE, settings.TO_DEVICE_QUEUE, settings.UNDELIVERED_QUEUE]
+  if (new Set(queues).size < queues.length) {
+    faults.push(
+      "FROM_DEVICE_QUEUE, TO_DEVICE_QUEUE and UNDELIVERED_QUEUE: must be different queues",
+    )
+  }
+  const { DEVICE_PORT, HTTP_PORT } = settings
+  if (isNumber(DEVICE_PORT) && DEVICE_PORT !== 0 && DEVICE_PORT === HTTP_PORT) {
+    faults.push("DEVICE_PORT and HTTP_PORT: must be different ports")
+  }
   const { PUBLISH_WINDOW_BYTES: window, MAX_LINE_BYTES: line, MAX_OUTGOING_BYTES: out } = settings
   if (isNumber(window) && isNumber(line) && window < line) {
     faults.push("PUBLISH_WINDOW_BYTES: must be at least MAX_LINE_BYTES")

@@ -3,6 +3,7 @@
  * list for each direction. Types only.
  */
 
+import type { CloseReason } from "./device/close-reason.ts"
 import type { MetricsSnapshot } from "./ops/metrics.ts"
 
 /** What one worker says of itself. */
@@ -16,6 +17,8 @@ export interface WorkerReport {
     readonly reason?: string
   }
   readonly connections: number
+  /** Why a device that came now would be refused. */
+  readonly refusing?: CloseReason | null
 }
 
 export interface Snapshot {

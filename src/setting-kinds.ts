@@ -1,5 +1,5 @@
 /**
- * The kinds of setting that `config.ts` is built from: each a valibot schema from the variable's text
+ * The kinds of setting that `settings.ts` is built from: each a valibot schema from the variable's text
  * to its value, carrying what the documentation says of it. Pure: reads no environment.
  */
 

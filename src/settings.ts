@@ -10,8 +10,9 @@ import * as v from "valibot"
 import { INSTANCE_ID } from "./device/ids.ts"
 import { choice, integer, list, type SettingInfo, settingInfo, text } from "./setting-kinds.ts"
 
-/** Durable queues have names of 255 bytes at most; "amq." is the broker's own. */
-const QUEUE_NAME = /^(?!amq\.)[^\s]{1,200}$/
+/** Names of queues have 255 bytes at most; "amq." is the broker's own and "owsla." the gateway's. */
+const QUEUE_NAME = (name: string) =>
+  /^(?!amq\.|owsla\.)\S+$/.test(name) && Buffer.byteLength(name) <= 200
 
 export const settings = v.object({
   AMQP_URL: text({

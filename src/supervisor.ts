@@ -22,6 +22,9 @@ import { onStopSignals } from "./signals.ts"
 /** What a worker may take beyond its drain, to close its broker connections. */
 const DRAIN_GRACE_MS = 5_000
 
+/** Memory or processes that were missing may be there again. */
+const SPAWN_RETRY_MS = 1_000
+
 interface Slot {
   readonly slot: number
   readonly process: Subprocess
@@ -59,7 +62,21 @@ export class Supervisor {
     this.#spawn(0)
   }
 
+  /** A process that cannot even be started counts as one that died. */
   #spawn(slot: number): void {
+    try {
+      this.#start(slot)
+    } catch (error) {
+      const action = this.#intensity.died(Date.now())
+      const status = `not started: ${error instanceof Error ? error.message : error}`
+      this.#events.emit("worker_ended", { slot, pid: 0, status, action })
+      if (this.#state === "starting" || action === "give_up") this.#drain(1, status)
+      else setTimeout(() => this.#spawn(slot), SPAWN_RETRY_MS)
+    }
+  }
+
+  #start(slot: number): void {
+    if (this.#state === "draining") return
     const { devicePort, httpPort } = this.#ports
     const child = Bun.spawn(
       [

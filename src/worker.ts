@@ -71,6 +71,8 @@ export class Worker {
   #http: Server<undefined> | null = null
   #sweeping: ReturnType<typeof setInterval> | null = null
   #state: "serving" | "draining" = "serving"
+  /** Since when the broker takes messages: what waited through an alarm is not overdue at once. */
+  #readySinceMs = 0
 
   constructor(options: WorkerOptions) {
     const { config, events } = options
@@ -185,6 +187,7 @@ export class Worker {
       state: this.#state,
       broker: this.#broker.state,
       connections: this.#connections.count,
+      refusing: this.#listener.refusing,
     }
   }
 
@@ -200,6 +203,7 @@ export class Worker {
       {
         acceptNone: async () => {
           this.#listener.stop()
+          this.#sender.stop()
           this.#connections.forEach((connection) => {
             if (connection.state === "handshaking") connection.close("drained")
             else connection.pause("drain")
@@ -211,6 +215,7 @@ export class Worker {
         settled: () =>
           this.#connections.count === 0 &&
           this.#consumer.heldCount === 0 &&
+          this.#sender.pendingCount === 0 &&
           this.#posts.count === 0,
         enter: (phase) => {
           const unconfirmedLines = this.#lines.count
@@ -252,9 +257,12 @@ export class Worker {
         // Exclusive, so that two instances with one INSTANCE_ID do not take each other's commands.
         { ...subscribe(workerQueue(this.id), deliver), exclusive: true },
         subscribe(DEAD_LETTERS, (delivery) => this.#consumer.deliverDeadLetter(delivery)),
-        subscribe(replyQueue(this.id, this.#incarnation), (delivery) =>
-          this.#sender.deliverReceipt(delivery),
-        ),
+        {
+          ...subscribe(replyQueue(this.id, this.#incarnation), (delivery) =>
+            this.#sender.deliverReceipt(delivery),
+          ),
+          untilClose: true,
+        },
       ],
     }
     let before: BrokerState = { is: "away", reason: "" }
@@ -264,6 +272,7 @@ export class Worker {
         if (state.is === "away" && before.is !== "away") this.counters.brokerLosses += 1
         // Each try that fails for the same reason is no news.
         if (!Bun.deepEquals(state, before)) this.#events.emit("broker_state", { state })
+        if (state.is === "ready" && before.is !== "ready") this.#readySinceMs = Date.now()
         before = state
       },
       warning: (message) => this.#events.emit("broker_warning", { message }),
@@ -310,7 +319,7 @@ export class Worker {
     if (this.#broker.state.is !== "ready") return
     const oldest = [this.#lines.oldestSentAtMs(), this.#posts.oldestSentAtMs()]
     const sentAtMs = Math.min(...oldest.filter((atMs) => atMs !== null))
-    const unconfirmedMs = nowMs - sentAtMs
+    const unconfirmedMs = nowMs - Math.max(sentAtMs, this.#readySinceMs)
     if (unconfirmedMs < this.#options.config.broker.confirmTimeoutMs) return
     this.#events.emit("broker_mute", { unconfirmedMs })
     this.#broker.reset(`nothing confirmed for ${unconfirmedMs} ms`)

@@ -72,7 +72,7 @@ export class AmqpLane implements Lane {
     }
     const { id, exchange, routingKey, body } = message
     const properties = message.properties as ClientProperties
-    if (message.checked !== true && !fitsFrame(properties)) {
+    if (message.checked !== true && !(fitsFrame(properties) && fitsName(routingKey))) {
       queueMicrotask(() => settled("unencodable"))
       return
     }
@@ -102,6 +102,11 @@ function fitsFrame(properties: ClientProperties): boolean {
   } catch {
     return false
   }
+}
+
+/** A name that was no UTF-8 when it came in, such as a `reply_to`, has grown since. */
+function fitsName(name: string): boolean {
+  return Buffer.byteLength(name) <= 255
 }
 
 function idOf(properties: MessageProperties): string {

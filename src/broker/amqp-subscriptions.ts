@@ -119,7 +119,7 @@ export class Subscriptions {
       ended = this.#hooks.failed
       this.#channels.push(channel)
       if (this.#stopped) await consumer.cancel()
-      else this.#consumers.push(consumer)
+      else if (subscription.untilClose !== true) this.#consumers.push(consumer)
       // Rejects when the broker cancels the consumer, for example because its queue was deleted.
       consumer.wait().catch((error: unknown) => this.#hooks.failed(String(error)))
     } catch (error) {

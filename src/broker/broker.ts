@@ -88,6 +88,8 @@ export interface Delivery {
 
 export interface Subscription {
   readonly queue: string
+  /** Goes on when the others are stopped, until the broker is closed. */
+  readonly untilClose?: boolean
   /** Refused, and tried again, while anybody else consumes the queue. */
   readonly exclusive?: boolean
   /** How many deliveries may be unacknowledged. */

@@ -12,6 +12,8 @@ import type { HeaderValue, MessageProperties } from "./broker.ts"
 
 /** How often this command was forwarded from worker to worker. */
 export const HOPS_HEADER = "owsla-hops"
+/** The broker had handed it out before it was forwarded, which makes a new message of it. */
+export const REDELIVERED_HEADER = "owsla-redelivered"
 /** Milliseconds since 1970; AMQP's `expiration` would start anew in each queue. */
 export const EXPIRES_AT_HEADER = "owsla-expires-at"
 
@@ -27,6 +29,8 @@ export interface CommandMessage {
   readonly messageId: string | null
   readonly expiresAtMs: number
   readonly hops: number
+  /** The broker handed it out before, to a worker that forwarded it. */
+  readonly redelivered: boolean
 }
 
 export interface Refusal {
@@ -66,6 +70,7 @@ export function readCommand(
     messageId: properties.messageId || null,
     expiresAtMs,
     hops: readInteger(headers[HOPS_HEADER]) ?? 0,
+    redelivered: headers[REDELIVERED_HEADER] === true,
   }
 }
 

@@ -17,6 +17,7 @@ import {
   type CommandMessage,
   EXPIRES_AT_HEADER,
   HOPS_HEADER,
+  REDELIVERED_HEADER,
   readCommand,
   readDeath,
 } from "./command-message.ts"
@@ -132,7 +133,7 @@ export class Consumer {
       seq: message.seq,
       messageId: message.messageId,
       expiresAtMs: message.expiresAtMs,
-      redelivered: delivery.redelivered,
+      redelivered: delivery.redelivered || message.redelivered,
       source: this.outcomes,
       delivery,
     }
@@ -140,7 +141,9 @@ export class Consumer {
 
   #forward(delivery: Delivery, message: CommandMessage, queue: string): void {
     this.#options.counters.commandsForwarded += 1
-    const properties = forwarded(delivery.properties, message, this.#options.nowMs())
+    const redelivered = delivery.redelivered || message.redelivered
+    const nowMs = this.#options.nowMs()
+    const properties = forwarded(delivery.properties, { ...message, redelivered }, nowMs)
     this.#posts.send(queue, delivery.body, properties, "final", (result) => {
       switch (result) {
         case "confirmed":
@@ -174,10 +177,17 @@ export class Consumer {
   }
 }
 
+/** The most that RabbitMQ takes; it closes the channel at more. */
+const MAX_EXPIRATION_MS = 2 ** 32 - 1
+
+function expirationLeft(ms: number): string {
+  return String(Math.min(MAX_EXPIRATION_MS, Math.max(0, Math.floor(ms))))
+}
+
 /** The properties of a command on its way to another worker. */
 export function forwarded(
   properties: MessageProperties,
-  message: Pick<CommandMessage, "expiresAtMs" | "hops">,
+  message: Pick<CommandMessage, "expiresAtMs" | "hops" | "redelivered">,
   nowMs: number,
 ): MessageProperties {
   const { expiration: _, headers, ...others } = republishable(properties)
@@ -185,10 +195,11 @@ export function forwarded(
   return {
     ...others,
     // AMQP counts an expiration anew in each queue, so only what is left of it goes along.
-    ...(expires ? { expiration: String(Math.max(0, message.expiresAtMs - nowMs)) } : {}),
+    ...(expires ? { expiration: expirationLeft(message.expiresAtMs - nowMs) } : {}),
     headers: {
       ...headers,
       [HOPS_HEADER]: BigInt(message.hops + 1),
+      ...(message.redelivered ? { [REDELIVERED_HEADER]: true } : {}),
       ...(expires ? { [EXPIRES_AT_HEADER]: BigInt(message.expiresAtMs) } : {}),
     },
   }

@@ -14,6 +14,7 @@ import type { Delivery, HeaderValue, MessageProperties } from "./broker.ts"
 import type { Target } from "./command-message.ts"
 import { republishable } from "./fields.ts"
 import type { Posts } from "./posts.ts"
+import type { FinalResult } from "./publish-window.ts"
 
 const OUTCOME_HEADER = "owsla-outcome"
 const DETAIL_HEADER = "owsla-detail"
@@ -153,11 +154,13 @@ export class Outcomes implements CommandSource {
       appId: "owsla",
       ...(correlationId === undefined ? {} : { correlationId }),
     }
-    this.#posts.send(replyTo, Buffer.from(body), properties, "final", (result) => {
+    const told = (result: FinalResult) => {
       if (result === "confirmed") this.#counters.receiptsSent += 1
       else this.#counters.receiptsUnroutable += 1
       this.#acknowledge(delivery)
-    })
+    }
+    // A reply queue that is full must not hold up what others are owed.
+    this.#posts.send(replyTo, Buffer.from(body), properties, "final", told, "final")
   }
 
   #acknowledge(delivery: Delivery): void {

@@ -19,6 +19,7 @@ const BACKOFF = { firstMs: 100, mostMs: 5_000 }
 interface Post {
   readonly message: OutgoingMessage
   readonly whenReturned: "again" | "final"
+  readonly whenNacked: "again" | "final"
   readonly done: (result: FinalResult) => void
 }
 
@@ -39,6 +40,7 @@ export class Posts {
       describe: (post) => post.message,
       done: (post, result) => post.done(result),
       whenReturned: (post) => post.whenReturned,
+      whenNacked: (post) => post.whenNacked,
       relieved: () => undefined,
       failed: (post, result) => {
         if (result === "returned" && post.whenReturned === "again") broker.redeclare()
@@ -60,7 +62,7 @@ export class Posts {
 
   /**
    * Publishes to a queue, persistently. `done` is told once: "confirmed", "unencodable" when the
-   * properties are too large for a frame, or, where `whenReturned` is "final", "returned".
+   * properties are too large for a frame, or, where that is said to be final, "returned" or "nacked".
    */
   send(
     queue: string,
@@ -68,6 +70,7 @@ export class Posts {
     properties: MessageProperties,
     whenReturned: "again" | "final",
     done: (result: FinalResult) => void,
+    whenNacked: "again" | "final" = "again",
   ): void {
     const id = String(this.#nextId)
     this.#nextId += 1
@@ -79,7 +82,7 @@ export class Posts {
       body,
       properties: { ...properties, headers, deliveryMode: 2 },
     }
-    this.#publisher.publish({ message, whenReturned, done }, body.length)
+    this.#publisher.publish({ message, whenReturned, whenNacked, done }, body.length)
   }
 
   stop(): void {

@@ -25,7 +25,7 @@ export interface WindowLimits {
 }
 
 /** How a message that needs no more sending ended. */
-export type FinalResult = "confirmed" | "returned" | "unencodable"
+export type FinalResult = "confirmed" | "returned" | "nacked" | "unencodable"
 
 export type EntryState = "waiting" | "in_flight" | "done" | "failed" | "released"
 
@@ -36,8 +36,6 @@ export interface Entry<T> {
   /** Meaningful once the state is "done". */
   result: FinalResult
   sentAtMs: number
-  /** How often it has been sent. */
-  sends: number
 }
 
 export class PublishWindow<T> {
@@ -89,7 +87,6 @@ export class PublishWindow<T> {
       state: "waiting",
       result: "confirmed",
       sentAtMs: 0,
-      sends: 0,
     }
     this.#entries.push(entry)
     this.#bytes += bytes
@@ -105,7 +102,6 @@ export class PublishWindow<T> {
       if (entry.state !== "waiting") continue
       entry.state = "in_flight"
       entry.sentAtMs = nowMs
-      entry.sends += 1
       this.#inFlight += 1
       return entry
     }

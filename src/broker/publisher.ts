@@ -29,6 +29,8 @@ export interface PublisherOptions<T> {
   readonly done: (item: T, result: FinalResult) => void
   /** Whether a message that no queue took is published again ("again") or is done ("final"). */
   readonly whenReturned: (item: T) => "again" | "final"
+  /** The same for one that the broker refused; "again" unless said otherwise. */
+  readonly whenNacked?: (item: T) => "again" | "final"
   /** The window was full and is half empty now. */
   readonly relieved: () => void
   /** Told of every publish that failed, for counting. */
@@ -117,6 +119,10 @@ export class Publisher<T> {
         else this.#window.notConfirmed(entry)
         break
       case "nacked":
+        this.#options.failed(entry.item, result)
+        if (this.#options.whenNacked?.(entry.item) === "final") this.#done(entry, result)
+        else this.#window.notConfirmed(entry)
+        break
       case "cut":
         this.#options.failed(entry.item, result)
         this.#window.notConfirmed(entry)

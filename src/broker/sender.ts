@@ -3,8 +3,8 @@
  * for another worker goes through its queue, and its receipt comes back on this worker's reply queue.
  *
  * Resolves exactly once for each command. What was not written is kept in the undelivered queue like
- * any other command. Bounds: `MAX_PENDING` commands that wait for an outcome, and as many messages of
- * ours that wait for the broker; time: `timeoutMs`.
+ * any other command. Bounds: `MAX_PENDING` requests that wait, as many commands without an outcome and
+ * messages of ours that wait for the broker; time: `timeoutMs`.
  */
 
 import type { Counters } from "../counters.ts"
@@ -41,7 +41,7 @@ export type SendResult =
   | { readonly outcome: "unreachable" }
   /** No outcome in time; it will still be told by the undelivered queue if it is not written. */
   | { readonly outcome: "timeout" }
-  /** Too many requests wait already. */
+  /** Too many requests wait already, or this worker drains. */
   | { readonly outcome: "busy" }
 
 export interface SenderOptions {
@@ -61,6 +61,9 @@ export class Sender {
   /** Answers to those that wait for an outcome, by correlation id. */
   readonly #pending = new Map<string, (result: SendResult) => void>()
   #nextId = 0
+  /** Commands for connections of this worker that have no outcome yet, asked for still or not. */
+  #unsettled = 0
+  #stopped = false
 
   constructor(broker: Broker, posts: Posts, outcomes: Outcomes, options: SenderOptions) {
     this.#broker = broker
@@ -69,10 +72,19 @@ export class Sender {
     this.#options = options
   }
 
+  /** Requests that wait for their outcome. */
+  get pendingCount(): number {
+    return this.#pending.size
+  }
+
+  /** From now on every request is told to try elsewhere; those that wait still get their answer. */
+  stop(): void {
+    this.#stopped = true
+  }
+
   send(request: SendRequest): Promise<SendResult> {
-    if (this.#pending.size >= MAX_PENDING || this.#posts.count >= MAX_PENDING) {
-      return Promise.resolve({ outcome: "busy" })
-    }
+    const most = Math.max(this.#pending.size, this.#unsettled, this.#posts.count)
+    if (this.#stopped || most >= MAX_PENDING) return Promise.resolve({ outcome: "busy" })
     const { workerId, find, timeoutMs, nowMs } = this.#options
     const target = { connectionId: null, deviceId: request.id }
     const destination = route(target, 0, workerId, find)
@@ -99,9 +111,11 @@ export class Sender {
       properties: propertiesOf(request),
       correlationId,
     }
-    if (destination.to === "here") destination.connection.offer(command)
-    else if (destination.to === "queue") this.#forward(command, destination.queue)
-    else this.#source.settled(command, "offline", destination.detail, null)
+    if (destination.to === "here") {
+      this.#unsettled += 1
+      destination.connection.offer(command)
+    } else if (destination.to === "queue") this.#forward(command, destination.queue)
+    else this.#settled(command, "offline", destination.detail, null)
     return promise
   }
 
@@ -119,8 +133,10 @@ export class Sender {
   }
 
   readonly #source: CommandSource = {
-    settled: (command, outcome, detail, recipient) =>
-      this.#settled(command as HttpCommand, outcome, detail, recipient),
+    settled: (command, outcome, detail, recipient) => {
+      this.#unsettled -= 1
+      this.#settled(command as HttpCommand, outcome, detail, recipient)
+    },
     acknowledge: () => undefined,
   }
 
@@ -142,7 +158,7 @@ export class Sender {
   #forward(command: HttpCommand, queue: string): void {
     const { counters, nowMs, replyQueue } = this.#options
     counters.commandsForwarded += 1
-    const message = { expiresAtMs: command.expiresAtMs, hops: 0 }
+    const message = { expiresAtMs: command.expiresAtMs, hops: 0, redelivered: false }
     const properties = {
       ...forwarded(command.properties, message, nowMs()),
       replyTo: replyQueue,
@@ -150,8 +166,9 @@ export class Sender {
     }
     this.#posts.send(queue, command.body, properties, "final", (result) => {
       if (result === "confirmed") return
-      const detail = result === "returned" ? `no queue ${queue}` : "it cannot be encoded"
-      this.#settled(command, result === "returned" ? "offline" : "invalid", detail, null)
+      if (result === "unencodable") {
+        this.#settled(command, "invalid", "it cannot be encoded", null)
+      } else this.#settled(command, "offline", `${queue}: ${result}`, null)
     })
   }
 

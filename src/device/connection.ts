@@ -110,10 +110,6 @@ export class Connection {
     return this.#peer
   }
 
-  get lastActivityMs(): number {
-    return this.#lastActivityMs
-  }
-
   get outgoingBytes(): number {
     return this.#outgoing?.bytes ?? 0
   }

@@ -66,7 +66,9 @@ export class Connections {
     for (const connection of this.#waiting) {
       if (!connection.sweepCommands(nowMs)) this.#waiting.delete(connection)
     }
-    if (nowMs < this.#nextSweepOfAllMs) return
+    // Further away than one period, the clock was set back.
+    const leftMs = this.#nextSweepOfAllMs - nowMs
+    if (leftMs > 0 && leftMs <= SWEEP_ALL_EVERY_MS) return
     this.#nextSweepOfAllMs = nowMs + SWEEP_ALL_EVERY_MS
     const { handshakeTimeoutMs, idleTimeoutMs } = this.#deadlines
     for (const connection of this.#all.values()) {

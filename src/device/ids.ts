@@ -4,10 +4,11 @@
  *
  *   instance    gw1                       one machine, at most 32 characters
  *   worker      gw1.0                     instance and slot; the same again after a restart
- *   connection  gw1.0.mb2k3f9zq7.1a       worker, incarnation of its process, counter
+ *   connection  gw1.0.mb2k3f9zq7x2.1a     worker, incarnation of its process, counter
  *
- * Pure. The incarnation holds the start time and two random characters, so no connection id is ever
- * minted twice, not even by a worker restarted in the same millisecond or after a clock was set back.
+ * Pure. The incarnation holds the start time and four random characters: for a connection id to be
+ * minted twice, a worker would have to start twice in one millisecond, by a clock that was set back, and
+ * draw the same of 1.7 million.
  */
 
 export const DEVICE_ID = /^[A-Za-z0-9._:-]{1,128}$/
@@ -15,7 +16,7 @@ export const CONNECTION_ID = /^[A-Za-z0-9._-]{1,64}$/
 /** 32 leaves room for slot, incarnation and counter in the 64 characters of a connection id. */
 export const INSTANCE_ID = /^[A-Za-z0-9._-]{1,32}$/
 
-const MINTED_CONNECTION_ID = /^([A-Za-z0-9._-]{1,32}\.[0-9]{1,4})\.[a-z0-9]{10,12}\.[a-z0-9]{1,11}$/
+const MINTED_CONNECTION_ID = /^([A-Za-z0-9._-]{1,32}\.[0-9]{1,4})\.[a-z0-9]{10,13}\.[a-z0-9]{1,11}$/
 
 export function workerId(instanceId: string, slot: number): string {
   return `${instanceId}.${slot}`
@@ -28,8 +29,8 @@ export function workerOfConnection(connectionId: string): string | null {
 
 /** @param random in [0, 1), drawn once for a process. */
 export function incarnation(startedAtMs: number, random: number): string {
-  const suffix = Math.floor(random * 36 * 36)
-  return startedAtMs.toString(36).padStart(8, "0") + suffix.toString(36).padStart(2, "0")
+  const suffix = Math.floor(random * 36 ** 4)
+  return startedAtMs.toString(36).padStart(8, "0") + suffix.toString(36).padStart(4, "0")
 }
 
 /** Mints the connection ids of one incarnation of one worker. */

@@ -67,6 +67,16 @@ export class Listener {
     return this.#listening?.port ?? 0
   }
 
+  /** Why a connection that came now would be refused, or null. */
+  get refusing(): CloseReason | null {
+    const state = {
+      connections: this.#connections.count,
+      suspended: this.#context.backpressure.suspended,
+      draining: this.#draining,
+    }
+    return refusal(state, this.#options.maxConnections)
+  }
+
   /** @throws when the address is in use or the certificate and key are no pair. */
   listen(): void {
     const options = {
@@ -103,14 +113,7 @@ export class Listener {
 
   #opened(socket: DeviceTlsSocket): void {
     this.#counters.connectionsAccepted += 1
-    const reason = refusal(
-      {
-        connections: this.#connections.count,
-        suspended: this.#context.backpressure.suspended,
-        draining: this.#draining,
-      },
-      this.#options.maxConnections,
-    )
+    const reason = this.refusing
     if (reason !== null) {
       socket.terminate()
       this.#hooks.refused(reason)

@@ -113,7 +113,7 @@ function answer(c: Context<HttpEnvironment>, result: SendResult): Response {
     case "timeout":
       return refuse(c, "timeout", "no outcome in time")
     case "busy":
-      return refuse(c, "busy", "too many requests wait for an outcome")
+      return refuse(c, "busy", "too many requests wait for an outcome, or this worker stops")
     default:
       return refuse(c, result.outcome, result.detail)
   }

@@ -33,11 +33,14 @@ export function health({ version, startedAtMs, nowMs, report, reports }: HealthD
   })
 
   routes.get("/ready", (c) => {
-    const { state, broker } = report()
+    const { state, broker, refusing = null } = report()
     if (state !== "serving") return c.json({ ready: false, reason: state }, 503)
     if (broker.is !== "ready") {
       const reason = `broker ${broker.is}${broker.reason === undefined ? "" : `: ${broker.reason}`}`
       return c.json({ ready: false, reason }, 503)
+    }
+    if (refusing !== null) {
+      return c.json({ ready: false, reason: `devices are refused: ${refusing}` }, 503)
     }
     return c.json({ ready: true })
   })

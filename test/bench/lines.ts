@@ -32,8 +32,7 @@ export async function lines(parameters: LinesParameters, paused: boolean): Promi
     const pausing = paused ? pauseNowAndThen(bed.broker) : null
     await until(() => ledger.count >= total, { what: `${total} lines`, timeoutMs: LIMIT_MS })
     const figures = meter.stop(total)
-    if (pausing !== null) clearInterval(pausing)
-    bed.broker.resume()
+    pausing?.()
     herd.stop()
     if (ledger.count !== total || ledger.disorder > 0) {
       throw new Error(`${ledger.count} of ${total} lines, ${ledger.disorder} out of order`)
@@ -45,11 +44,17 @@ export async function lines(parameters: LinesParameters, paused: boolean): Promi
   }
 }
 
-function pauseNowAndThen(broker: { pause(): void; resume(): void }) {
-  let stopped = false
-  return setInterval(() => {
-    if (stopped) broker.resume()
+/** Returns how to end it, with the broker running. */
+function pauseNowAndThen(broker: { pause(): void; resume(): void }): () => void {
+  let paused = false
+  const turn = () => {
+    if (paused) broker.resume()
     else broker.pause()
-    stopped = !stopped
-  }, PAUSE_MS)
+    paused = !paused
+  }
+  const timer = setInterval(turn, PAUSE_MS)
+  return () => {
+    clearInterval(timer)
+    if (paused) turn()
+  }
 }

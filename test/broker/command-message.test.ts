@@ -44,6 +44,7 @@ test("the least that makes a command", () => {
     messageId: null,
     expiresAtMs: Number.POSITIVE_INFINITY,
     hops: 0,
+    redelivered: false,
   })
 })
 
@@ -60,6 +61,7 @@ test("everything a command can have", () => {
     messageId: "m",
     expiresAtMs: NOW_MS - 500,
     hops: 2,
+    redelivered: false,
   })
 })
 

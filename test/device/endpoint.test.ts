@@ -9,6 +9,9 @@ import type { Command } from "../../src/device/command.ts"
 import { type Decision, Endpoint } from "../../src/device/endpoint.ts"
 import { CHEAP_RUNS, check, RUNS } from "../support/property.ts"
 
+/** One for all, as a queue's consumer is. */
+const SOURCE = { settled: () => undefined, acknowledge: () => undefined }
+
 const RECIPIENT = { deviceId: "d", connectionId: "c", epoch: 1 }
 const GAP_TIMEOUT_MS = 10
 
@@ -25,7 +28,7 @@ function command({ seq = null, messageId = null, redelivered = false }: About = 
     messageId,
     expiresAtMs: Number.POSITIVE_INFINITY,
     redelivered,
-    source: { settled: () => undefined, acknowledge: () => undefined },
+    source: SOURCE,
   }
 }
 

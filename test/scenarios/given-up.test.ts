@@ -53,9 +53,9 @@ async function publishHeld(connectionId: string): Promise<void> {
   })
 }
 
-async function outcomeOfNextUndelivered(timeoutMs = 10_000) {
+async function outcomeOfNextUndelivered() {
   const queue = queues.UNDELIVERED_QUEUE
-  const [kept] = await pikaConsume({ url: broker.url, queue, count: 1, timeoutMs })
+  const [kept] = await pikaConsume({ url: broker.url, queue, count: 1 })
   return { outcome: kept?.headers["owsla-outcome"], body: kept?.body.toString() }
 }
 
@@ -85,10 +85,16 @@ test(
     await until(async () => (await dead.fetch("/ready")).ok, { what: "its queue to be declared" })
     await dead.stop()
     const instance = String(dead.log.find((line) => line.msg === "listening")?.["name"])
-    const headers = { connection_id: `${instance}.aaaaaaaaaa.0` }
+    const headers = { connection_id: `${instance}.aaaaaaaaaaaa.0` }
     const messages = [{ routingKey: queues.TO_DEVICE_QUEUE, body: "left", headers }]
     await pikaPublish({ url: broker.url, messages })
-    expect(await outcomeOfNextUndelivered(30_000)).toEqual({ outcome: "offline", body: "left" })
+    const queue = queues.UNDELIVERED_QUEUE
+    const [kept] = await pikaConsume({ url: broker.url, queue, count: 1, timeoutMs: 30_000 })
+    expect(kept?.body.toString()).toBe("left")
+    expect(kept?.headers).toMatchObject({
+      "owsla-outcome": "offline",
+      "owsla-detail": expect.stringContaining("left in owsla.worker."),
+    })
   },
   START_LIMIT_MS,
 )

@@ -1,6 +1,6 @@
 /**
  * `bun run docs`: writes what the documentation says of the settings, `.env.example` and the table in
- * README.md, from the declarations in `src/config.ts`, so that neither can say anything else.
+ * README.md, from the declarations in `src/settings.ts`, so that neither can say anything else.
  *
  * The same on every machine: what a default depends on is told in words. Touches nothing of README.md
  * but what stands between its two markers. `test/docs.test.ts` compares the files with this.
@@ -30,7 +30,7 @@ if (import.meta.main) {
 /** `.env.example`: nothing set, and what each variable would be if it were. */
 export function environmentExample(): string {
   const heading =
-    "Every setting with its default. Copy this file to .env, which Bun reads by itself, and take the # away from what is to differ. Made by bun run docs from src/config.ts."
+    "Every setting with its default. Copy this file to .env, which Bun reads by itself, and take the # away from what is to differ. Made by bun run docs from src/settings.ts."
   return `${[comment(heading), ...SETTINGS.map(example)].join("\n\n")}\n`
 }
 
