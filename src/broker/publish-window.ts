@@ -67,6 +67,11 @@ export class PublishWindow<T> {
     return this.#inFlight
   }
 
+  /** True when a message may wait to be sent. */
+  get waiting(): boolean {
+    return this.#next < this.#entries.length
+  }
+
   /** True when a message has failed since the last `goBack`. */
   get failed(): boolean {
     return this.#failed > 0

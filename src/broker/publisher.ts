@@ -47,6 +47,8 @@ export class Publisher<T> {
   #timer: ReturnType<typeof setTimeout> | null = null
   #attempt = 0
   #wasFull = false
+  /** Empty between calls of `#done`, which are never nested: a lane settles after `publish`. */
+  readonly #released: Entry<T>[] = []
 
   constructor(options: PublisherOptions<T>) {
     this.#options = options
@@ -132,10 +134,11 @@ export class Publisher<T> {
   }
 
   #done(entry: Entry<T>, result: FinalResult): void {
-    const released: Entry<T>[] = []
+    const released = this.#released
     this.#window.done(entry, result, released)
     for (const { item, result } of released) this.#options.done(item, result)
-    this.#send()
+    released.length = 0
+    if (this.#window.waiting) this.#send()
     if (!this.#wasFull || !this.#window.relieved) return
     this.#wasFull = false
     this.#options.relieved()

@@ -128,6 +128,33 @@ describe("a command reaches its device", () => {
     expect(await gateway.metric("owsla_commands_forwarded_total")).toBeGreaterThan(0)
   })
 
+  test("forwarded to another worker, however far away its expiration is", async () => {
+    const devices = await Promise.all(
+      Array.from({ length: 6 }, () => connectDevice({ port: gateway.devicePort })),
+    )
+    await Promise.all(devices.map((device, index) => device.send(String(index))))
+    const messages = await pikaConsume({
+      url: broker.url,
+      queue: queues.FROM_DEVICE_QUEUE,
+      count: devices.length,
+    })
+    const losses = await gateway.metric("owsla_broker_losses_total")
+    // A timestamp in milliseconds, as some back-ends write it, is 50,000 years ahead.
+    const properties = { timestamp: Date.now(), expiration: "60000" }
+    const each = 8
+    const commands = messages.flatMap(({ headers }) =>
+      Array.from({ length: each }, () =>
+        command("far", { connection_id: headers["connection_id"] }, properties),
+      ),
+    )
+    await publish(...commands)
+    for (const device of devices) {
+      await device.waitLines(each)
+      device.end()
+    }
+    expect(await gateway.metric("owsla_broker_losses_total")).toBe(losses)
+  })
+
   test("as its bytes and one LF, nothing else", async () => {
     const { device, connectionId } = await knownDevice()
     const bytes = Buffer.from([0, 255, 9, 32, 0])

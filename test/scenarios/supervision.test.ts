@@ -126,7 +126,7 @@ describe("SIGTERM", () => {
   test(
     "drains: every line that was read is with the broker, devices are closed, status 0",
     async () => {
-      const gateway = await start()
+      const gateway = await start({ LOG_LEVEL: "debug" })
       const before = await broker.queueDepth(queues.FROM_DEVICE_QUEUE)
       const devices = await Promise.all(
         Array.from({ length: 20 }, () => connectDevice({ port: gateway.devicePort })),
@@ -143,6 +143,11 @@ describe("SIGTERM", () => {
       expect(drained.map((line) => line["unconfirmedLines"])).toEqual([0, 0])
       // What was still in a socket's buffer was never read; what was read came out in order.
       const depth = await broker.queueDepth(queues.FROM_DEVICE_QUEUE)
+      const read = gateway.log
+        .filter(({ msg }) => msg === "connection closed")
+        .reduce((sum, line) => sum + Number(line["linesIn"]), 0)
+      expect(read).toBeGreaterThan(0)
+      expect(depth - before).toBe(read)
       const messages = await pikaConsume({
         url: broker.url,
         queue: queues.FROM_DEVICE_QUEUE,
