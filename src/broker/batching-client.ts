@@ -1,7 +1,7 @@
 /**
  * The AMQP client with a few differences: the frames of one turn of the event loop go out in one write;
- * an exception while reading ends the connection instead of the process; and frames that it misreads
- * are put right, each where it says why.
+ * an exception while reading ends the connection instead of the process; what it misreads is put right;
+ * and short strings are written in place. Each says why.
  *
  * Why: one `socket.write` a frame costs more than all else of publishing. Nothing else is changed.
  * Bound: `BATCH_BYTES` are joined, then written at once; what the socket has not taken yet is bounded
@@ -40,6 +40,36 @@ AMQPView.prototype.getField = function (offset, littleEndian) {
 AMQPView.prototype.getByteArray = function (offset, littleEndian) {
   const [bytes, length] = getByteArray.call(this, offset, littleEndian)
   return [bytes.slice(), length]
+}
+
+/**
+ * The client makes a `Buffer` for each string it writes, 14 for a line: more than a quarter of what a line
+ * costs. Names and ids are ASCII, which can be written in place; other strings go the client's way.
+ */
+const setShortString = AMQPView.prototype.setShortString
+const setLongString = AMQPView.prototype.setLongString
+AMQPView.prototype.setShortString = function (offset, string) {
+  if (string.length > 255 || !writeAscii(this, offset + 1, string)) {
+    return setShortString.call(this, offset, string)
+  }
+  this.setUint8(offset, string.length)
+  return string.length + 1
+}
+AMQPView.prototype.setLongString = function (offset, string, littleEndian) {
+  if (string.length > 255 || !writeAscii(this, offset + 4, string)) {
+    return setLongString.call(this, offset, string, littleEndian)
+  }
+  this.setUint32(offset, string.length, littleEndian)
+  return string.length + 4
+}
+
+function writeAscii(view: AMQPView, offset: number, string: string): boolean {
+  for (let i = 0; i < string.length; i += 1) {
+    const code = string.charCodeAt(i)
+    if (code > 127) return false
+    view.setUint8(offset + i, code)
+  }
+  return true
 }
 
 /**
