@@ -84,7 +84,7 @@ describe("what bun run docs makes", () => {
     const lines = environmentExample().matchAll(/^# ([A-Z][A-Z0-9_]*)=(.*)$/gm)
     const environment = Object.fromEntries([...lines].map(([, name, value]) => [name, value]))
     expect(Object.keys(environment)).toEqual(SETTINGS.map(({ name }) => name))
-    const { tls, ...others } = loadConfig(environment)
+    const { tls, ...others } = loadConfig(environment, () => null)
     const { tls: tlsByDefault, ...othersByDefault } = loadConfig({})
     expect(others).toEqual(othersByDefault)
     // Named, the files are the operator's, and none are made for him.

@@ -74,7 +74,7 @@ function isValue({ name, default: value }: Setting): boolean {
   if (value === "") return false
   try {
     // With a broker, since only then is the number of workers free.
-    loadConfig({ AMQP_URL: "amqp://localhost", [name]: value })
+    loadConfig({ AMQP_URL: "amqp://localhost", [name]: value }, () => null)
     return true
   } catch (error) {
     if (!(error instanceof ConfigurationError)) throw error
