@@ -27,7 +27,8 @@ def emit(value):
 
 
 def consume(channel, queue, count):
-    channel.basic_qos(prefetch_count=count)
+    # Never more than asked for, so that nothing else is delivered; 65535 is the most AMQP can say.
+    channel.basic_qos(prefetch_count=min(count, 65535))
     for method, properties, body in channel.consume(queue):
         channel.basic_ack(method.delivery_tag)
         present = {name: getattr(properties, name) for name in PROPERTIES}
