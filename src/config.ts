@@ -44,7 +44,7 @@ export function loadConfig(
     faults.push(`${hosted ? "CLOUDAMQP_URL" : name}: ${issue.message}${told}`)
   }
   faults.push(...relations(parsed.output as Partial<Settings>, values))
-  for (const name of ["TLS_CERT_FILE", "TLS_KEY_FILE"]) {
+  for (const name of ["TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_CLIENT_CA_FILE", "DENYLIST_FILE"]) {
     // Only files that were named: those of the defaults may yet be made.
     const reason = values[name] === undefined ? null : unreadable(values[name])
     if (reason !== null) faults.push(`${name}: ${reason}`)
@@ -54,6 +54,20 @@ export function loadConfig(
   }
   if (faults.length > 0 || !parsed.success) throw new ConfigurationError(faults)
   return deepFreeze(shape(parsed.output, values))
+}
+
+/**
+ * The secrets of `DEVICE_AUTH=hello` alone, for the tool that makes devices' first lines.
+ * @throws ConfigurationError when there are none, or they break their rule.
+ */
+export function loadHelloSecrets(environment: Environment = process.env): readonly string[] {
+  const faults: string[] = []
+  const { HELLO_SECRETS } = withFiles(environment, faults)
+  const parsed = v.safeParse(settings.entries.HELLO_SECRETS, HELLO_SECRETS)
+  for (const { message } of parsed.issues ?? []) faults.push(`HELLO_SECRETS: ${message}`)
+  if (HELLO_SECRETS === undefined) faults.push("HELLO_SECRETS: set it, or HELLO_SECRETS_FILE")
+  if (faults.length > 0 || !parsed.success) throw new ConfigurationError(faults)
+  return parsed.output
 }
 
 /** Rules between settings. A setting that is at fault itself may be missing or of any type. */
@@ -77,6 +91,13 @@ function relations(settings: Partial<Settings>, values: Environment): string[] {
   }
   if ((values["TLS_CERT_FILE"] === undefined) !== (values["TLS_KEY_FILE"] === undefined)) {
     faults.push("TLS_CERT_FILE and TLS_KEY_FILE: set both or neither")
+  }
+  const { DEVICE_AUTH, TLS_CLIENT_CA_FILE, HELLO_SECRETS } = settings
+  if (DEVICE_AUTH === "mtls" && TLS_CLIENT_CA_FILE === "") {
+    faults.push("TLS_CLIENT_CA_FILE: needed with DEVICE_AUTH=mtls")
+  }
+  if (DEVICE_AUTH === "hello" && Array.isArray(HELLO_SECRETS) && HELLO_SECRETS.length === 0) {
+    faults.push("HELLO_SECRETS: needed with DEVICE_AUTH=hello")
   }
   const queues = [settings.FROM_DEVICE_QUEUE, settings.TO_DEVICE_QUEUE, settings.UNDELIVERED_QUEUE]
   if (new Set(queues).size < queues.length) {
@@ -150,6 +171,11 @@ function shape(settings: Settings, values: Environment) {
       host: settings.DEVICE_HOST,
       port: settings.DEVICE_PORT,
       auth: settings.DEVICE_AUTH,
+      /** Null unless devices are asked for a certificate. */
+      clientCaFile: settings.DEVICE_AUTH === "mtls" ? settings.TLS_CLIENT_CA_FILE : null,
+      helloSecrets: settings.HELLO_SECRETS,
+      identifyTimeoutMs: settings.IDENTIFY_TIMEOUT_MS,
+      denylistFile: settings.DENYLIST_FILE === "" ? null : settings.DENYLIST_FILE,
       ack: settings.DEVICE_ACK,
       maxLineBytes: settings.MAX_LINE_BYTES,
       /** Null: derived from the open-files limit. */

@@ -36,6 +36,13 @@ export class Counters {
   postsRepeated = 0
   receiptsUnroutable = 0
 
+  locationsAsked = 0
+  fleetMessagesSent = 0
+  fleetMessagesDropped = 0
+  fleetMessagesUnknown = 0
+  presenceSent = 0
+  presenceDropped = 0
+
   brokerConnects = 0
   brokerLosses = 0
   httpErrors = new Map<string, number>()

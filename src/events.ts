@@ -15,6 +15,8 @@ export interface Events {
   listening: { devicePort: number; httpPort: number; maxConnections: number }
   connection_admitted: { connection: Connection }
   connection_closed: { connection: Connection; reason: CloseReason }
+  /** `detail` says what was wrong, and never holds a secret. */
+  connection_unidentified: { connection: Connection; detail: string }
   connection_refused: { reason: CloseReason }
   reading_suspended: { heldBytes: number }
   reading_resumed: { heldBytes: number }

@@ -18,7 +18,7 @@ import {
   type PemPair,
 } from "./ops/certificates.ts"
 import { createLog, logEvents } from "./ops/log.ts"
-import { readServerCertificate } from "./ops/server-certificate.ts"
+import { readClientAuthorities, readServerCertificate } from "./ops/server-certificate.ts"
 import { Supervisor } from "./supervisor.ts"
 import { runWorker } from "./worker-process.ts"
 
@@ -40,7 +40,7 @@ async function main(): Promise<void> {
 
   if (role === null && config.tls.development) await developmentCertificates(config, events)
   // The supervisor has no use for it, but one that cannot be used is a fault of the configuration.
-  const certificate = readCertificate(config)
+  const { certificate, clientCaPem } = readCertificates(config)
   if (role === null) refuseTakenPorts(config)
   if (role === null && !alone) {
     new Supervisor(config, events, import.meta.path).start()
@@ -52,6 +52,7 @@ async function main(): Promise<void> {
     devicePort: role?.devicePort ?? config.device.port,
     httpPort: role?.httpPort ?? config.http.port,
     certificate,
+    clientCaPem,
     events,
     counters,
     supervised: role !== null,
@@ -99,9 +100,15 @@ async function developmentCertificates(config: Config, events: EventBus): Promis
   }
 }
 
-function readCertificate({ tls }: Config): PemPair {
+function readCertificates({ tls, device }: Config): {
+  certificate: PemPair
+  clientCaPem: string | null
+} {
   try {
-    return readServerCertificate(tls)
+    const certificate = readServerCertificate(tls)
+    const { clientCaFile } = device
+    const clientCaPem = clientCaFile === null ? null : readClientAuthorities(clientCaFile)
+    return { certificate, clientCaPem }
   } catch (error) {
     if (!(error instanceof CertificateError)) throw error
     exit(2, ["The configuration has faults:", `  ${error.message}`])

@@ -62,8 +62,33 @@ export const settings = v.object({
   }),
   DEVICE_AUTH: choice({
     default: "none",
-    of: ["none"],
-    text: "How a device says who it is. none: its device id is its connection id.",
+    of: ["none", "mtls", "hello"],
+    text: "How a device says who it is. none: its device id is its connection id. mtls: by its certificate. hello: by its first line.",
+  }),
+  TLS_CLIENT_CA_FILE: text({
+    default: "",
+    match: /^.*$/,
+    range: "a path",
+    text: "With DEVICE_AUTH=mtls: the CAs, PEM, one of which must have signed a device's certificate.",
+  }),
+  HELLO_SECRETS: list({
+    match: /^[A-Za-z0-9._~+/-]{16,}=*$/,
+    range: "at least 16 of A-Z a-z 0-9 . _ ~ + / -",
+    text: "With DEVICE_AUTH=hello: the secrets, separated by commas, with any of which a device may prove its id; several, for rotation.",
+    secret: true,
+  }),
+  IDENTIFY_TIMEOUT_MS: integer({
+    default: 5_000,
+    min: 100,
+    max: 600_000,
+    unit: "ms",
+    text: "With DEVICE_AUTH=hello: how long the first line may take after the handshake (not_identified).",
+  }),
+  DENYLIST_FILE: text({
+    default: "",
+    match: /^.*$/,
+    range: "a path",
+    text: "Device ids and SHA-256 fingerprints of certificates that are kept out, one a line. A change takes effect within 2 s.",
   }),
   DEVICE_ACK: choice({
     default: "off",

@@ -4,6 +4,7 @@
  *
  *   devices ─► listener ─► connection ─► lines ─► broker
  *   broker ─► consumer ─► connection ─► devices        HTTP ─► sender ─► connection or broker
+ *                  └─► fleet ◄─► the other workers ◄──────────────┘
  *
  * Decides nothing about lines or commands. Starts in the order broker, listener, HTTP, and stops in
  * the reverse of it.
@@ -11,28 +12,36 @@
 
 import type { Server } from "bun"
 import { AmqpBroker } from "./broker/amqp.ts"
-import type { Broker, BrokerState, Delivery, Subscription } from "./broker/broker.ts"
-import { Consumer } from "./broker/consumer.ts"
+import type { Broker, BrokerState } from "./broker/broker.ts"
+import { Consumer, type Locate } from "./broker/consumer.ts"
 import { EmbeddedBroker } from "./broker/embedded.ts"
+import { CommandIds } from "./broker/forwarding.ts"
 import { Lines } from "./broker/lines.ts"
 import { Posts } from "./broker/posts.ts"
 import { Sender } from "./broker/sender.ts"
-import { DEAD_LETTERS, queueDeclarations, replyQueue, workerQueue } from "./broker/topology.ts"
+import { brokerSetup } from "./broker/setup.ts"
+import { fleetQueue, workerQueue } from "./broker/topology.ts"
 import type { Config } from "./config.ts"
 import { isLoopback } from "./config.ts"
 import type { Snapshot, WorkerReport } from "./control.ts"
 import type { Counters } from "./counters.ts"
 import { acknowledgement } from "./device/acknowledgement.ts"
 import { Backpressure } from "./device/backpressure.ts"
-import type { Connection, ConnectionContext } from "./device/connection.ts"
+import type { ConnectionContext } from "./device/connection.ts"
 import { Connections, SWEEP_EVERY_MS } from "./device/connections.ts"
-import { ConnectionIds, incarnation, workerId } from "./device/ids.ts"
+import type { Denylist } from "./device/denylist.ts"
+import { Flushes } from "./device/flushes.ts"
+import { Identity } from "./device/identity.ts"
+import { ConnectionIds, incarnation, type WorkerProcess, workerId } from "./device/ids.ts"
 import { Listener } from "./device/listener.ts"
 import { BATCH_BYTES } from "./device/outgoing.ts"
 import { drain } from "./drain.ts"
 import type { EventBus } from "./events.ts"
+import { Fleet } from "./fleet/fleet.ts"
 import { app } from "./http/app.ts"
+import { serve } from "./http/server.ts"
 import type { PemPair } from "./ops/certificates.ts"
+import { DenylistFile } from "./ops/denylist-file.ts"
 import { type Gauges, summed, WorkerMetrics } from "./ops/metrics.ts"
 import { connectionsUnder, openFilesLimit } from "./ops/open-files.ts"
 import { VERSION } from "./version.ts"
@@ -44,6 +53,8 @@ export interface WorkerOptions {
   readonly devicePort: number
   readonly httpPort: number
   readonly certificate: PemPair
+  /** The CAs of the devices' certificates; null asks for none. */
+  readonly clientCaPem: string | null
   readonly events: EventBus
   readonly counters: Counters
   /** The snapshots of all processes of the instance, this worker's included. */
@@ -52,6 +63,7 @@ export interface WorkerOptions {
 
 export class Worker {
   readonly id: string
+  readonly #self: WorkerProcess
   readonly counters: Counters
   readonly #options: WorkerOptions
   readonly #events: EventBus
@@ -60,13 +72,14 @@ export class Worker {
   readonly #posts: Posts
   readonly #consumer: Consumer
   readonly #sender: Sender
+  readonly #fleet: Fleet
   readonly #backpressure: Backpressure
   readonly #connections: Connections
+  readonly #identity: Identity
+  readonly #denylistFile: DenylistFile | null
   readonly #listener: Listener
   readonly #metrics: WorkerMetrics
   readonly #maxConnections: number
-  readonly #incarnation = incarnation(Date.now(), Math.random())
-  readonly #flushing = new Set<Connection>()
   readonly #startedAtMs = Date.now()
   #http: Server<undefined> | null = null
   #sweeping: ReturnType<typeof setInterval> | null = null
@@ -89,7 +102,16 @@ export class Worker {
 
     const { counters } = options
     this.#connections = new Connections(config.device)
-    const find = (id: string) => this.#connections.find(id)
+    this.#self = { worker: this.id, incarnation: incarnation(nowMs(), Math.random()) }
+    const routing = {
+      workerId: this.id,
+      nowMs,
+      counters,
+      find: (id: string) => this.#connections.find(id),
+      locate: ((deviceId, trusting, found) =>
+        this.#fleet.locator.locate(deviceId, trusting, found)) satisfies Locate,
+      commandIds: new CommandIds(this.#self),
+    }
     this.#lines = new Lines(this.#broker, {
       queue: config.broker.fromDeviceQueue,
       replyTo: workerQueue(this.id),
@@ -104,21 +126,20 @@ export class Worker {
     })
     this.#posts = new Posts(this.#broker, counters, nowMs)
     this.#consumer = new Consumer(this.#broker, this.#posts, {
-      workerId: this.id,
+      ...routing,
       maxLineBytes: config.device.maxLineBytes,
       maxHeldBytes: config.broker.maxCommandBytes,
       undeliveredQueue: config.broker.undeliveredQueue,
-      nowMs,
-      counters,
-      find,
     })
     this.#sender = new Sender(this.#broker, this.#posts, this.#consumer.outcomes, {
-      workerId: this.id,
-      replyQueue: replyQueue(this.id, this.#incarnation),
+      ...routing,
+      replyQueue: fleetQueue(this.#self),
       timeoutMs: config.http.sendTimeoutMs,
+    })
+    this.#fleet = new Fleet(this.#broker, this.#connections, {
+      self: this.#self,
       nowMs,
       counters,
-      find,
     })
     this.#backpressure = new Backpressure(
       config.device.maxHeldBytes,
@@ -132,27 +153,45 @@ export class Worker {
       scratch: new Uint8Array(BATCH_BYTES),
       nowMs,
       takeLine: (connection, seq, line) => this.#lines.take(connection, seq, line),
-      flushSoon: (connection) => this.#flushSoon(connection),
+      flushSoon: new Flushes().soon,
       commandsWait: (connection) => this.#connections.commandsWait(connection),
       closed: (connection, reason) => {
+        this.#connections.leave(connection)
+        this.#fleet.closed(connection, reason)
         counters.connectionsClosed[reason] += 1
         events.emit("connection_closed", { connection, reason })
       },
     }
+    this.#identity = new Identity({ ...config.device, nowMs })
+    const { denylistFile } = config.device
+    this.#denylistFile =
+      denylistFile === null
+        ? null
+        : new DenylistFile(
+            denylistFile,
+            (denylist) => this.#deny(denylist),
+            (message) => events.emit("notice", { message }),
+          )
     this.#listener = new Listener(
       {
         host: config.device.host,
         port: options.devicePort,
         certificatePem: options.certificate.certPem,
         keyPem: options.certificate.keyPem,
+        clientCaPem: options.clientCaPem,
         maxConnections: this.#maxConnections,
       },
       this.#connections,
       context,
-      new ConnectionIds(this.id, this.#incarnation),
+      new ConnectionIds(this.#self),
+      this.#identity,
       {
-        identify: (connection) => connection.id,
-        admitted: (connection) => events.emit("connection_admitted", { connection }),
+        unidentified: (connection, detail) =>
+          events.emit("connection_unidentified", { connection, detail }),
+        admitted: (connection) => {
+          this.#fleet.admitted(connection)
+          events.emit("connection_admitted", { connection })
+        },
         refused: (reason) => {
           counters.connectionsClosed[reason] += 1
           events.emit("connection_refused", { reason })
@@ -165,18 +204,14 @@ export class Worker {
 
   /** @throws when a port can't be had or the certificate can't be used. */
   start(): { devicePort: number; httpPort: number } {
-    const { config } = this.#options
-    this.#warn()
     this.#startBroker()
+    this.#denylistFile?.follow()
     this.#listener.listen()
     this.#http = this.#serveHttp()
     this.#sweeping = setInterval(() => this.#sweep(), SWEEP_EVERY_MS)
     const ports = { devicePort: this.#listener.port, httpPort: this.#http.port ?? 0 }
     this.#events.emit("listening", { ...ports, maxConnections: this.#maxConnections })
-    if (config.amqpUrl === null) {
-      const message = "embedded broker: nothing is kept, for a first try only; set AMQP_URL"
-      this.#events.emit("notice", { message })
-    }
+    this.#warn()
     return ports
   }
 
@@ -204,19 +239,21 @@ export class Worker {
         acceptNone: async () => {
           this.#listener.stop()
           this.#sender.stop()
+          this.#fleet.leave()
           this.#connections.forEach((connection) => {
-            if (connection.state === "handshaking") connection.close("drained")
-            else connection.pause("drain")
+            if (connection.state === "open") connection.pause("drain")
+            else connection.close("drained")
           })
           await this.#broker.stopConsuming()
         },
         confirmed: () => this.#lines.count === 0 && this.#backpressure.waitingCount === 0,
-        closeSome: (most) => this.#closeSome(most),
+        closeSome: (most) => this.#connections.closeSome(most, "drained"),
         settled: () =>
           this.#connections.count === 0 &&
           this.#consumer.heldCount === 0 &&
           this.#sender.pendingCount === 0 &&
-          this.#posts.count === 0,
+          this.#posts.count === 0 &&
+          this.#fleet.told,
         enter: (phase) => {
           const unconfirmedLines = this.#lines.count
           const connections = this.#connections.count
@@ -229,43 +266,23 @@ export class Worker {
     )
     await this.#http?.stop(true)
     if (this.#sweeping !== null) clearInterval(this.#sweeping)
+    this.#denylistFile?.stop()
     this.#lines.stop()
     this.#posts.stop()
+    this.#fleet.stop()
     await this.#broker.close()
     return result === "done" ? 0 : 1
   }
 
   #startBroker(): void {
-    const { broker } = this.#options.config
-    const { prefetch } = broker
-    const subscribe = (queue: string, take: (delivery: Delivery) => void): Subscription => ({
-      queue,
-      prefetch,
-      deliver: (delivery) => {
-        try {
-          take(delivery)
-        } catch (error) {
-          this.#fault(error instanceof Error ? error : new Error(String(error)), queue)
-        }
-      },
-    })
-    const deliver = (delivery: Delivery) => this.#consumer.deliver(delivery)
-    const setup = {
-      queues: queueDeclarations(broker, this.id, this.#incarnation),
-      subscriptions: [
-        subscribe(broker.toDeviceQueue, deliver),
-        // Exclusive, so that two instances with one INSTANCE_ID do not take each other's commands.
-        { ...subscribe(workerQueue(this.id), deliver), exclusive: true },
-        subscribe(DEAD_LETTERS, (delivery) => this.#consumer.deliverDeadLetter(delivery)),
-        {
-          ...subscribe(replyQueue(this.id, this.#incarnation), (delivery) =>
-            this.#sender.deliverReceipt(delivery),
-          ),
-          untilClose: true,
-        },
-      ],
-    }
     let before: BrokerState = { is: "away", reason: "" }
+    const setup = brokerSetup(this.#options.config.broker, this.#self, {
+      command: (delivery) => this.#consumer.deliver(delivery),
+      deadLetter: (delivery) => this.#consumer.deliverDeadLetter(delivery),
+      fleetMessage: (delivery) => this.#fleet.deliver(delivery),
+      receipt: (delivery) => this.#sender.deliverReceipt(delivery),
+      fault: (error, queue) => this.#fault(error, queue),
+    })
     this.#broker.start(setup, {
       stateChanged: (state) => {
         if (state.is === "ready" && before.is === "away") this.counters.brokerConnects += 1
@@ -295,29 +312,23 @@ export class Worker {
         (await gather(own)).flatMap(({ report }) => (report === null ? [] : [report])),
       metricsText: async () => summed((await gather(own)).map(({ metrics }) => metrics)),
       send: (request) => this.#sender.send(request),
+      census: this.#fleet.census,
       messages:
         broker instanceof EmbeddedBroker
           ? { tap: (tap) => broker.tap(config.broker.fromDeviceQueue, tap) }
           : null,
       fault: (error) => this.#fault(error, "http"),
     })
-    return Bun.serve({
-      hostname: config.http.host,
-      port: httpPort,
-      reusePort: true,
-      // Longer than a send may take and than the keep-alives of event streams are apart.
-      idleTimeout: Math.ceil(config.http.sendTimeoutMs / 1000) + 10,
-      // The routes have their own, lower bound and answer with an error that says so.
-      maxRequestBodySize: Number.MAX_SAFE_INTEGER,
-      fetch: routes.fetch,
-    })
+    return serve(routes, config.http, httpPort)
   }
 
   #sweep(): void {
     const nowMs = Date.now()
     this.#connections.sweep(nowMs)
+    this.#fleet.sweep(nowMs)
     if (this.#broker.state.is !== "ready") return
-    const oldest = [this.#lines.oldestSentAtMs(), this.#posts.oldestSentAtMs()]
+    const publishers = [this.#lines, this.#posts, this.#fleet.presence]
+    const oldest = publishers.map((publisher) => publisher.oldestSentAtMs())
     const sentAtMs = Math.min(...oldest.filter((atMs) => atMs !== null))
     const unconfirmedMs = nowMs - Math.max(sentAtMs, this.#readySinceMs)
     if (unconfirmedMs < this.#options.config.broker.confirmTimeoutMs) return
@@ -325,16 +336,14 @@ export class Worker {
     this.#broker.reset(`nothing confirmed for ${unconfirmedMs} ms`)
   }
 
-  /** One write a turn for each connection, whatever the number of commands. */
-  #flushSoon(connection: Connection): void {
-    if (this.#flushing.size === 0) setImmediate(() => this.#flush())
-    this.#flushing.add(connection)
-  }
-
-  #flush(): void {
-    const due = [...this.#flushing]
-    this.#flushing.clear()
-    for (const connection of due) connection.flush()
+  #deny(denylist: Denylist): void {
+    this.#identity.denylist = denylist
+    this.#connections.forEach((connection) => {
+      const recipient = connection.endpoint?.recipient
+      if (recipient === undefined) return
+      const { fingerprint } = connection.peer
+      if (denylist.denies(recipient.deviceId, fingerprint)) connection.close("denied")
+    })
   }
 
   #suspend(suspended: boolean): void {
@@ -344,20 +353,6 @@ export class Worker {
       if (suspended) connection.pause("memory")
       else connection.resume("memory")
     })
-  }
-
-  #closeSome(most: number): number {
-    let closed = 0
-    let left = 0
-    this.#connections.forEach((connection) => {
-      if (connection.state !== "open") return
-      if (closed === most) left += 1
-      else {
-        connection.close("drained")
-        closed += 1
-      }
-    })
-    return left
   }
 
   #gauges(): Gauges {
@@ -371,11 +366,17 @@ export class Worker {
       heldCommands: this.#connections.heldCommands(),
       posts: this.#posts.count,
       brokerReady: this.#broker.state.is === "ready",
+      ...this.#fleet.gauges(),
     }
   }
 
   #warn(): void {
-    const { auth, host } = this.#options.config.device
+    const { config } = this.#options
+    const { auth, host } = config.device
+    if (config.amqpUrl === null) {
+      const message = "embedded broker: nothing is kept, for a first try only; set AMQP_URL"
+      this.#events.emit("notice", { message })
+    }
     if (auth === "none" && !isLoopback(host)) {
       const message = `DEVICE_AUTH=none on ${host}: whoever reaches the port is admitted`
       this.#events.emit("notice", { message })

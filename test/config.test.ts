@@ -62,6 +62,10 @@ describe("defaults", () => {
         host: "0.0.0.0",
         port: 8443,
         auth: "none",
+        clientCaFile: null,
+        helloSecrets: [],
+        identifyTimeoutMs: 5_000,
+        denylistFile: null,
         ack: "off",
         maxLineBytes: 65_536,
         maxConnections: null,
@@ -169,13 +173,13 @@ describe("whole numbers", () => {
 
 describe("words", () => {
   test.each<[string, readonly string[]]>([
-    ["DEVICE_AUTH", ["none"]],
+    ["DEVICE_AUTH", ["none", "mtls", "hello"]],
     ["DEVICE_ACK", ["off", "seq"]],
     ["QUEUE_TYPE", ["quorum", "classic"]],
     ["LOG_LEVEL", ["debug", "info", "warn", "error"]],
     ["LOG_FORMAT", ["json", "text"]],
   ])("%s is one of %j", (name, words) => {
-    for (const word of words) expect(faultsOf({ [name]: word })).toEqual([])
+    for (const word of words) expect(faultsNaming(name, { [name]: word })).toEqual([])
     for (const word of ["x", words[0]?.toUpperCase(), ` ${words[0]}`, "toString", "0"]) {
       expect(faultsOf({ [name]: word })).toEqual([
         `${name}: must be one of ${words.join(", ")}, not ${JSON.stringify(word)}`,
@@ -288,7 +292,7 @@ describe("secrets in files", () => {
   const secrets = SETTINGS.filter(({ secret }) => secret).map(({ name }) => name)
 
   test("are these", () => {
-    expect(secrets).toEqual(["AMQP_URL", "HTTP_TOKENS"])
+    expect(secrets).toEqual(["AMQP_URL", "HELLO_SECRETS", "HTTP_TOKENS"])
   })
 
   test.each(["", "\n", "\r\n", "\n\n", " \n"])(
@@ -311,7 +315,7 @@ describe("secrets in files", () => {
   })
 
   test.each([...secrets, "CLOUDAMQP_URL"])("%s and its file at once are a fault", (name) => {
-    const value = name === "HTTP_TOKENS" ? TOKEN : AMQP_URL
+    const value = name === "AMQP_URL" ? AMQP_URL : TOKEN
     const faults = faultsOf({ [name]: value, [`${name}_FILE`]: file("both", value) })
     expect(faults).toEqual([`${name}: set it or ${name}_FILE, not both`])
   })
@@ -358,6 +362,21 @@ describe("secrets in files", () => {
 })
 
 describe("rules between settings", () => {
+  test("DEVICE_AUTH=mtls needs TLS_CLIENT_CA_FILE, and one that can be read", () => {
+    const fault = "TLS_CLIENT_CA_FILE: needed with DEVICE_AUTH=mtls"
+    expect(faultsOf({ DEVICE_AUTH: "mtls" })).toEqual([fault])
+    const unreadable = { DEVICE_AUTH: "mtls", TLS_CLIENT_CA_FILE: "/nowhere/ca.crt" }
+    expect(() => loadConfig(unreadable)).toThrow("1 fault")
+  })
+
+  test("DEVICE_AUTH=hello needs HELLO_SECRETS", () => {
+    expect(faultsOf({ DEVICE_AUTH: "hello" })).toEqual([
+      "HELLO_SECRETS: needed with DEVICE_AUTH=hello",
+    ])
+    const { device } = load({ DEVICE_AUTH: "hello", HELLO_SECRETS: `${TOKEN},${OTHER_TOKEN}` })
+    expect(device.helloSecrets).toEqual([TOKEN, OTHER_TOKEN])
+  })
+
   test.each([
     "0.0.0.0",
     "::",

@@ -76,7 +76,8 @@ export class AmqpLane implements Lane {
       queueMicrotask(() => settled("unencodable"))
       return
     }
-    channel.basicPublish(exchange, routingKey, body, properties, true).then(
+    const { mandatory = true } = message
+    channel.basicPublish(exchange, routingKey, body, properties, mandatory).then(
       () =>
         settled(this.#returned.size > 0 && this.#returned.delete(id) ? "returned" : "confirmed"),
       (error: unknown) => settled(failure(error)),

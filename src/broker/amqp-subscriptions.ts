@@ -180,6 +180,10 @@ class AmqpDelivery implements Delivery {
     return this.#message.redelivered
   }
 
+  get lost(): boolean {
+    return this.#message.channel.closed
+  }
+
   acknowledge(): void {
     if (this.#message.channel.closed) return
     this.#message.ack().catch(() => undefined)

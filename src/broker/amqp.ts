@@ -34,7 +34,7 @@ export class AmqpBroker implements Broker {
   readonly #publishing: Link
   readonly #consuming: Link
   readonly #lanes: AmqpLane[] = []
-  #setup: BrokerSetup = { queues: [], subscriptions: [] }
+  #setup: BrokerSetup = { exchanges: [], queues: [], subscriptions: [] }
   #listener: BrokerListener | null = null
   #declareAgain: (() => Promise<void>) | null = null
   readonly #subscriptions = new Subscriptions({
@@ -194,26 +194,34 @@ export class AmqpBroker implements Broker {
   /** One channel for each try, since a refused declaration closes its channel. */
   async #declare(client: AMQPBaseClient, queues: readonly QueueDeclaration[]): Promise<void> {
     let channel: AMQPChannel | null = null
-    for (const queue of queues) {
+    const declare = async (what: string, act: (on: AMQPChannel) => Promise<unknown>) => {
       if (channel === null) {
         channel = await client.channel()
         channel.onerror = () => undefined
       }
-      const { durable, exclusive = false } = queue
       try {
-        const params = { durable, exclusive, autoDelete: false, passive: false }
-        await channel.queueDeclare(queue.name, params, queue.arguments)
+        await act(channel)
       } catch (error) {
         channel = null
         const reason = error instanceof Error ? error.message : String(error)
         // Consuming from a queue that is another's alone will find that out, and try again.
-        if (reason.includes("RESOURCE_LOCKED")) continue
+        if (reason.includes("RESOURCE_LOCKED")) return
         if (!reason.includes("PRECONDITION_FAILED")) throw error
-        const message = `queue ${queue.name} exists with other arguments, used as it is: ${reason}`
-        this.#warnOnce(queue.name, message)
+        const message = `${what} exists with other arguments, used as it is: ${reason}`
+        this.#warnOnce(what, message)
       }
     }
-    await channel?.close()
+    for (const { name, type } of this.#setup.exchanges) {
+      await declare(`exchange ${name}`, (on) => on.exchangeDeclare(name, type, { durable: true }))
+    }
+    for (const { name, durable, exclusive = false, arguments: args, boundTo = [] } of queues) {
+      const params = { durable, exclusive, autoDelete: false, passive: false }
+      await declare(`queue ${name}`, (on) => on.queueDeclare(name, params, args))
+      for (const exchange of boundTo) {
+        await declare(`binding of ${name}`, (on) => on.queueBind(name, exchange, ""))
+      }
+    }
+    await (channel as AMQPChannel | null)?.close()
   }
 
   #warnOnce(about: string, message: string): void {

@@ -36,6 +36,8 @@ export interface OutgoingMessage {
   /** "" is the default exchange: the routing key is a queue's name. */
   readonly exchange: string
   readonly routingKey: string
+  /** False: nobody needs to take it, and the broker does not say whether anybody did. */
+  readonly mandatory?: false
   /** Its properties are known to fit a frame; others are encoded once more to find out. */
   readonly checked?: true
   readonly body: Uint8Array
@@ -61,7 +63,7 @@ export type LaneState =
   | "blocked"
   | "open"
 
-/** An ordered, confirmed, mandatory way of publishing. */
+/** An ordered, confirmed and, unless a message says otherwise, mandatory way of publishing. */
 export interface Lane {
   readonly state: LaneState
   /**
@@ -82,6 +84,8 @@ export interface Delivery {
   readonly body: Uint8Array
   readonly properties: MessageProperties
   readonly redelivered: boolean
+  /** True once the connection it came on is lost: it can't be acknowledged any more. */
+  readonly lost: boolean
   /** Does nothing once the connection it came on is lost: the broker then delivers it again. */
   acknowledge(): void
 }
@@ -98,8 +102,15 @@ export interface Subscription {
   readonly deliver: (delivery: Delivery) => void
 }
 
+export interface ExchangeDeclaration {
+  readonly name: string
+  readonly type: "fanout" | "topic"
+}
+
 export interface QueueDeclaration {
   readonly name: string
+  /** Fanout exchanges that it takes every message of. */
+  readonly boundTo?: readonly string[]
   readonly durable: boolean
   /** Used by this connection alone and gone with it. */
   readonly exclusive?: boolean
@@ -120,6 +131,8 @@ export interface BrokerListener {
 }
 
 export interface BrokerSetup {
+  /** Durable. */
+  readonly exchanges: readonly ExchangeDeclaration[]
   readonly queues: readonly QueueDeclaration[]
   readonly subscriptions: readonly Subscription[]
 }
@@ -127,7 +140,10 @@ export interface BrokerSetup {
 export interface Broker {
   readonly kind: "amqp" | "embedded"
   readonly state: BrokerState
-  /** Begins to connect, and keeps at it until `close`. Queues are declared on each connection. */
+  /**
+   * Begins to connect, and keeps at it until `close`. Exchanges and queues are declared on each
+   * connection.
+   */
   start(setup: BrokerSetup, listener: BrokerListener): void
   /** A lane of its own; to be asked for before `start`. */
   lane(listener: LaneListener): Lane

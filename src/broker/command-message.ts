@@ -12,6 +12,8 @@ import type { HeaderValue, MessageProperties } from "./broker.ts"
 
 /** How often this command was forwarded from worker to worker. */
 export const HOPS_HEADER = "owsla-hops"
+/** The same on every copy of one command that was forwarded; `<worker>.<incarnation>.<counter>`. */
+export const COMMAND_ID_HEADER = "owsla-command"
 /** The broker had handed it out before it was forwarded, which makes a new message of it. */
 export const REDELIVERED_HEADER = "owsla-redelivered"
 /** Milliseconds since 1970; AMQP's `expiration` would start anew in each queue. */
@@ -29,6 +31,8 @@ export interface CommandMessage {
   readonly messageId: string | null
   readonly expiresAtMs: number
   readonly hops: number
+  /** Null on a command that was not forwarded yet. */
+  readonly commandId: string | null
   /** The broker handed it out before, to a worker that forwarded it. */
   readonly redelivered: boolean
 }
@@ -70,6 +74,7 @@ export function readCommand(
     messageId: properties.messageId || null,
     expiresAtMs,
     hops: readInteger(headers[HOPS_HEADER]) ?? 0,
+    commandId: readText(headers[COMMAND_ID_HEADER]),
     redelivered: headers[REDELIVERED_HEADER] === true,
   }
 }
@@ -95,6 +100,10 @@ function invalid(detail: string): Refusal {
 
 function isIdIn(alphabet: RegExp, value: HeaderValue): value is string {
   return typeof value === "string" && alphabet.test(value)
+}
+
+function readText(value: HeaderValue): string | null {
+  return typeof value === "string" && value !== "" ? value : null
 }
 
 /** Null when absent, undefined when it is no integer from 0 to 2^53 - 1. */

@@ -4,6 +4,7 @@
  *
  *   to_device, owsla.worker.<id> ─► read ─► route ─┬─ here ──► connection ──► (later) its outcome
  *   owsla.dead_letters ─────────────┘              ├─ queue ─► forward; acknowledge once it is stored
+ *                                                  ├─ device ► locate ──► here, queue or nowhere
  *                                                  └─ nowhere ► offline
  *
  * Never writes to a socket and never waits. Bounds: `PREFETCH` unacknowledged deliveries for each
@@ -12,20 +13,14 @@
 
 import type { Counters } from "../counters.ts"
 import type { Connection } from "../device/connection.ts"
-import type { Broker, Delivery, MessageProperties } from "./broker.ts"
-import {
-  type CommandMessage,
-  EXPIRES_AT_HEADER,
-  HOPS_HEADER,
-  REDELIVERED_HEADER,
-  readCommand,
-  readDeath,
-} from "./command-message.ts"
-import { republishable } from "./fields.ts"
+import type { Broker, Delivery } from "./broker.ts"
+import { type CommandMessage, readCommand, readDeath } from "./command-message.ts"
+import { Copies } from "./copies.ts"
+import { type CommandIds, forwarded } from "./forwarding.ts"
 import { Outcomes, type QueuedCommand } from "./outcomes.ts"
 import type { Posts } from "./posts.ts"
 import { route } from "./routing.ts"
-import { isWorkerQueue, WORKER_QUEUE_TTL_MS } from "./topology.ts"
+import { isWorkerQueue, WORKER_QUEUE_TTL_MS, workerQueue } from "./topology.ts"
 
 export interface ConsumerOptions {
   readonly workerId: string
@@ -37,13 +32,27 @@ export interface ConsumerOptions {
   readonly counters: Counters
   /** The open connection of this worker with this connection or device id. */
   readonly find: (id: string) => Connection | undefined
+  readonly locate: Locate
+  readonly commandIds: CommandIds
 }
+
+/** Where another worker holds a device. */
+export type Place =
+  | { readonly is: "with"; readonly worker: string }
+  | { readonly is: "nowhere"; readonly detail: string }
+
+/**
+ * @param trusting whether what was announced will do; false for who was led astray by it.
+ * @param found told once, possibly before the call returns.
+ */
+export type Locate = (deviceId: string, trusting: boolean, found: (place: Place) => void) => void
 
 export class Consumer {
   readonly #options: ConsumerOptions
   readonly #broker: Broker
   readonly #posts: Posts
   readonly outcomes: Outcomes
+  readonly #copies = new Copies()
   #heldBytes = 0
   #heldCount = 0
   #paused = false
@@ -67,11 +76,18 @@ export class Consumer {
   deliver(delivery: Delivery): void {
     const { counters, nowMs, maxLineBytes } = this.#options
     counters.commandsReceived += 1
-    this.#hold(delivery)
     const read = readCommand(delivery.body, delivery.properties, nowMs(), maxLineBytes)
-    if ("outcome" in read) {
-      this.outcomes.settleDelivery(delivery, read.outcome, read.detail, null)
-    } else this.#route(delivery, read)
+    const taken =
+      "outcome" in read || read.commandId === null
+        ? delivery
+        : this.#copies.take(read.commandId, read.hops, delivery)
+    if (taken === null) {
+      counters.commandsRedelivered += 1
+      return
+    }
+    this.#hold(taken)
+    if ("outcome" in read) this.outcomes.settleDelivery(taken, read.outcome, read.detail, null)
+    else this.#route(taken, read)
   }
 
   /** Takes a delivery that the broker gave up in another queue. */
@@ -121,10 +137,25 @@ export class Consumer {
           this.outcomes.settleDelivery(delivery, "offline", detail, null)
         } else this.#forward(delivery, message, destination.queue)
         break
+      case "device":
+        this.#locate(delivery, message, destination.deviceId, leftIn === null)
+        break
       case "nowhere":
         this.outcomes.settleDelivery(delivery, "offline", destination.detail, null)
         break
     }
+  }
+
+  #locate(delivery: Delivery, message: CommandMessage, deviceId: string, fresh: boolean): void {
+    const { find, locate } = this.#options
+    // What came here by an announcement, or was left where one led, is not sent after another.
+    locate(deviceId, fresh && message.hops === 0, (place) => {
+      // It may have come to this worker in the meantime.
+      const connection = find(deviceId)
+      if (connection !== undefined) connection.offer(this.#command(delivery, message))
+      else if (place.is === "with") this.#forward(delivery, message, workerQueue(place.worker))
+      else this.outcomes.settleDelivery(delivery, "offline", place.detail, null)
+    })
   }
 
   #command(delivery: Delivery, message: CommandMessage): QueuedCommand {
@@ -143,7 +174,9 @@ export class Consumer {
     this.#options.counters.commandsForwarded += 1
     const redelivered = delivery.redelivered || message.redelivered
     const nowMs = this.#options.nowMs()
-    const properties = forwarded(delivery.properties, { ...message, redelivered }, nowMs)
+    const commandId = message.commandId ?? this.#options.commandIds.mint()
+    const carried = { ...message, redelivered, commandId }
+    const properties = forwarded(delivery.properties, carried, nowMs)
     this.#posts.send(queue, delivery.body, properties, "final", (result) => {
       switch (result) {
         case "confirmed":
@@ -174,33 +207,5 @@ export class Consumer {
     if (!this.#paused || this.#heldBytes > this.#options.maxHeldBytes / 2) return
     this.#paused = false
     this.#broker.resumeConsuming()
-  }
-}
-
-/** The most that RabbitMQ takes; it closes the channel at more. */
-const MAX_EXPIRATION_MS = 2 ** 32 - 1
-
-function expirationLeft(ms: number): string {
-  return String(Math.min(MAX_EXPIRATION_MS, Math.max(0, Math.floor(ms))))
-}
-
-/** The properties of a command on its way to another worker. */
-export function forwarded(
-  properties: MessageProperties,
-  message: Pick<CommandMessage, "expiresAtMs" | "hops" | "redelivered">,
-  nowMs: number,
-): MessageProperties {
-  const { expiration: _, headers, ...others } = republishable(properties)
-  const expires = Number.isFinite(message.expiresAtMs)
-  return {
-    ...others,
-    // AMQP counts an expiration anew in each queue, so only what is left of it goes along.
-    ...(expires ? { expiration: expirationLeft(message.expiresAtMs - nowMs) } : {}),
-    headers: {
-      ...headers,
-      [HOPS_HEADER]: BigInt(message.hops + 1),
-      ...(message.redelivered ? { [REDELIVERED_HEADER]: true } : {}),
-      ...(expires ? { [EXPIRES_AT_HEADER]: BigInt(message.expiresAtMs) } : {}),
-    },
   }
 }

@@ -1,8 +1,8 @@
 /**
  * The broker in memory: the same interface for a first try and for fast tests, in one process.
  *
- * Keeps what it can of RabbitMQ's meaning: default exchange, mandatory, confirms, prefetch,
- * redelivery, per-message expiration, dead-lettering. Keeps nothing on disk and shares nothing with
+ * Keeps what it can of RabbitMQ's meaning: default exchange, fanout exchanges, mandatory, confirms,
+ * prefetch, redelivery, per-message expiration, dead-lettering. Keeps nothing on disk and shares nothing with
  * another process. Bound: `MAX_QUEUE_MESSAGES` a queue; then the oldest is dropped, as a queue with
  * `x-max-length` does, and counted in the one warning about it.
  */
@@ -52,6 +52,8 @@ export class EmbeddedBroker implements Broker {
   readonly kind = "embedded"
   readonly #nowMs: () => number
   readonly #queues = new Map<string, Queue>()
+  /** The queues of each exchange; none for a topic, which nobody in this process listens to. */
+  readonly #exchanges = new Map<string, Queue[]>()
   readonly #taps = new Map<string, Set<Tap>>()
   readonly #lanes: { lane: EmbeddedLane; listener: LaneListener }[] = []
   #listener: BrokerListener | null = null
@@ -68,10 +70,11 @@ export class EmbeddedBroker implements Broker {
 
   start(setup: BrokerSetup, listener: BrokerListener): void {
     this.#listener = listener
-    for (const { name, arguments: args } of setup.queues) {
+    for (const { name } of setup.exchanges) this.#exchanges.set(name, [])
+    for (const { name, arguments: args, boundTo = [] } of setup.queues) {
       const deadLetterTo = args["x-dead-letter-routing-key"]
       const messageTtlMs = args["x-message-ttl"]
-      this.#queues.set(name, {
+      const queue: Queue = {
         name,
         deadLetterTo: typeof deadLetterTo === "string" ? deadLetterTo : null,
         messageTtlMs: typeof messageTtlMs === "number" ? messageTtlMs : Number.POSITIVE_INFINITY,
@@ -79,7 +82,9 @@ export class EmbeddedBroker implements Broker {
         consumers: [],
         nextConsumer: 0,
         dropped: 0,
-      })
+      }
+      this.#queues.set(name, queue)
+      for (const exchange of boundTo) this.#exchanges.get(exchange)?.push(queue)
     }
     for (const subscription of setup.subscriptions) {
       this.#queues
@@ -139,15 +144,24 @@ export class EmbeddedBroker implements Broker {
   }
 
   /** Stores one message for `EmbeddedLane`. */
-  store({ exchange, routingKey, body, properties }: OutgoingMessage): PublishResult {
-    const queue = exchange === "" ? this.#queues.get(routingKey) : undefined
-    if (queue === undefined) return "returned"
+  store({ exchange, routingKey, body, properties, mandatory }: OutgoingMessage): PublishResult {
+    const queues = exchange === "" ? this.#byName(routingKey) : this.#exchanges.get(exchange)
+    if (queues === undefined || queues.length === 0) {
+      return mandatory === false ? "confirmed" : "returned"
+    }
     // The caller may fill the same objects anew for its next message.
     const own = structuredClone(properties)
-    for (const tap of this.#taps.get(routingKey) ?? []) tap(body, own)
-    this.#push(queue, body, own)
-    this.#deliver(queue)
+    for (const queue of queues) {
+      for (const tap of this.#taps.get(queue.name) ?? []) tap(body, own)
+      this.#push(queue, body, own)
+      this.#deliver(queue)
+    }
     return "confirmed"
+  }
+
+  #byName(name: string): Queue[] | undefined {
+    const queue = this.#queues.get(name)
+    return queue === undefined ? undefined : [queue]
   }
 
   #push(queue: Queue, body: Uint8Array, properties: MessageProperties): void {
@@ -189,6 +203,7 @@ export class EmbeddedBroker implements Broker {
         body: message.body,
         properties: message.properties,
         redelivered: message.redelivered,
+        lost: false,
         acknowledge: () => {
           if (consumer.unacknowledged.delete(message)) this.#deliver(queue)
         },

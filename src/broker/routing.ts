@@ -1,9 +1,10 @@
 /**
  * Where a command goes: to a connection of this worker, to the queue of the worker that holds its
- * connection, or nowhere. Pure: the connections are asked for, the decision is returned.
+ * connection, to wherever the fleet finds its device, or nowhere. Pure: the connections are asked for,
+ * the decision is returned.
  *
- * No look-up elsewhere: a connection id carries its worker. Bound: `MAX_HOPS` from worker to worker,
- * so that no command circles between workers that each believe another has its device.
+ * A connection id carries its worker and needs no look-up; a device id does. Bound: `MAX_HOPS` from
+ * worker to worker, so that no command follows a device for ever that keeps moving.
  */
 
 import { workerOfConnection } from "../device/ids.ts"
@@ -15,6 +16,7 @@ export const MAX_HOPS = 3
 export type Route<C> =
   | { readonly to: "here"; readonly connection: C }
   | { readonly to: "queue"; readonly queue: string }
+  | { readonly to: "device"; readonly deviceId: string }
   | { readonly to: "nowhere"; readonly detail: string }
 
 /**
@@ -29,11 +31,14 @@ export function route<C>(
 ): Route<C> {
   const id = target.connectionId ?? target.deviceId
   if (id === null) return { to: "nowhere", detail: "no id" }
+  const holder = workerOfConnection(id)
+  // No device is called as connections are, so neither can be taken for the other.
+  const isConnection = target.connectionId !== null
+  if (isConnection && holder === null) return { to: "nowhere", detail: "no worker has minted it" }
   const connection = find(id)
   if (connection !== undefined) return { to: "here", connection }
-  const holder = workerOfConnection(id)
-  if (holder === null) return { to: "nowhere", detail: "no worker holds it" }
   if (holder === workerId) return { to: "nowhere", detail: "the connection has closed" }
   if (hops >= MAX_HOPS) return { to: "nowhere", detail: `not reached in ${MAX_HOPS} hops` }
-  return { to: "queue", queue: workerQueue(holder) }
+  if (holder !== null) return { to: "queue", queue: workerQueue(holder) }
+  return { to: "device", deviceId: id }
 }

@@ -1,6 +1,7 @@
 /**
  * The sender: commands that come by HTTP. One for a connection of this worker goes straight to it; one
- * for another worker goes through its queue, and its receipt comes back on this worker's reply queue.
+ * for another worker, found by the fleet when it is for a device's name, goes through that worker's queue,
+ * and its receipt comes back on this worker's reply queue.
  *
  * Resolves exactly once for each command. What was not written is kept in the undelivered queue like
  * any other command. Bounds: `MAX_PENDING` requests that wait, as many commands without an outcome and
@@ -17,11 +18,13 @@ import {
 } from "../device/command.ts"
 import type { Connection } from "../device/connection.ts"
 import type { Broker, Delivery, MessageProperties } from "./broker.ts"
-import { forwarded } from "./consumer.ts"
+import type { Locate } from "./consumer.ts"
+import { type CommandIds, forwarded } from "./forwarding.ts"
 import type { Outcomes, Receipt } from "./outcomes.ts"
 import { receipt } from "./outcomes.ts"
 import type { Posts } from "./posts.ts"
 import { route } from "./routing.ts"
+import { workerQueue } from "./topology.ts"
 
 const MAX_PENDING = 10_000
 
@@ -51,6 +54,8 @@ export interface SenderOptions {
   readonly nowMs: () => number
   readonly counters: Counters
   readonly find: (id: string) => Connection | undefined
+  readonly locate: Locate
+  readonly commandIds: CommandIds
 }
 
 export class Sender {
@@ -88,7 +93,8 @@ export class Sender {
     const { workerId, find, timeoutMs, nowMs } = this.#options
     const target = { connectionId: null, deviceId: request.id }
     const destination = route(target, 0, workerId, find)
-    if (destination.to === "queue" && this.#broker.state.is !== "ready") {
+    const elsewhere = destination.to === "queue" || destination.to === "device"
+    if (elsewhere && this.#broker.state.is !== "ready") {
       return Promise.resolve({ outcome: "unreachable" })
     }
     const correlationId = `${this.#nextId}`
@@ -111,17 +117,25 @@ export class Sender {
       properties: propertiesOf(request),
       correlationId,
     }
-    if (destination.to === "here") {
-      this.#unsettled += 1
-      destination.connection.offer(command)
-    } else if (destination.to === "queue") this.#forward(command, destination.queue)
-    else this.#settled(command, "offline", destination.detail, null)
+    switch (destination.to) {
+      case "here":
+        this.#offer(command, destination.connection)
+        break
+      case "queue":
+        this.#forward(command, destination.queue)
+        break
+      case "device":
+        this.#locate(command, destination.deviceId)
+        break
+      case "nowhere":
+        this.#settled(command, "offline", destination.detail, null)
+        break
+    }
     return promise
   }
 
   /** Takes a delivery from this worker's reply queue. */
   deliverReceipt(delivery: Delivery): void {
-    delivery.acknowledge()
     const { correlationId } = delivery.properties
     if (correlationId === undefined) return
     try {
@@ -140,6 +154,24 @@ export class Sender {
     acknowledge: () => undefined,
   }
 
+  #offer(command: HttpCommand, connection: Connection): void {
+    this.#unsettled += 1
+    connection.offer(command)
+  }
+
+  #locate(command: HttpCommand, deviceId: string): void {
+    const { find, locate } = this.#options
+    // Counted, since whoever waits may give up before the device is found.
+    this.#unsettled += 1
+    locate(deviceId, true, (place) => {
+      this.#unsettled -= 1
+      const connection = find(deviceId)
+      if (connection !== undefined) this.#offer(command, connection)
+      else if (place.is === "with") this.#forward(command, workerQueue(place.worker))
+      else this.#settled(command, "offline", place.detail, null)
+    })
+  }
+
   #settled(
     command: HttpCommand,
     outcome: Outcome,
@@ -156,9 +188,10 @@ export class Sender {
   }
 
   #forward(command: HttpCommand, queue: string): void {
-    const { counters, nowMs, replyQueue } = this.#options
+    const { counters, nowMs, replyQueue, commandIds } = this.#options
     counters.commandsForwarded += 1
-    const message = { expiresAtMs: command.expiresAtMs, hops: 0, redelivered: false }
+    const commandId = commandIds.mint()
+    const message = { expiresAtMs: command.expiresAtMs, hops: 0, redelivered: false, commandId }
     const properties = {
       ...forwarded(command.properties, message, nowMs()),
       replyTo: replyQueue,

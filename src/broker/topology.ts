@@ -6,13 +6,21 @@
  *   to_device.undelivered  commands that were not written, for the operator
  *   owsla.worker.<id>      commands for the connections of one worker
  *   owsla.dead_letters     commands that the broker gave up: expired, or left with a dead worker
- *   owsla.replies.<id>     receipts for commands that came by HTTP; gone with its connection
+ *   owsla.fleet.<id>       what workers tell each other, and receipts for commands that came by HTTP
+ *
+ * and the exchanges:
+ *
+ *   owsla.fleet            to the fleet queues of all workers (fanout)
+ *   owsla.presence         devices that connect and disconnect, for whoever wants to know (topic)
  *
  * Bound in time: a command waits `WORKER_QUEUE_TTL_MS` at most in the queue of a worker that does not
- * take it, then it is a dead letter; an unused worker queue goes after `WORKER_QUEUE_EXPIRES_MS`.
+ * take it, then it is a dead letter; an unused worker queue goes after `WORKER_QUEUE_EXPIRES_MS`. What
+ * workers tell each other is stale after `FLEET_TTL_MS`, and the oldest of more than `FLEET_MAX_BYTES`
+ * makes room; the queue goes `FLEET_EXPIRES_MS` after its worker.
  */
 
-import type { QueueDeclaration } from "./broker.ts"
+import type { WorkerProcess } from "../device/ids.ts"
+import type { ExchangeDeclaration, QueueDeclaration } from "./broker.ts"
 
 /** Longer than a worker's restart takes; whoever waits for an outcome waits this long for a dead one. */
 export const WORKER_QUEUE_TTL_MS = 15_000
@@ -21,6 +29,19 @@ const WORKER_QUEUE_EXPIRES_MS = 300_000
 if (WORKER_QUEUE_EXPIRES_MS <= WORKER_QUEUE_TTL_MS) {
   throw new Error("a worker queue must outlive its messages, or they would vanish with it")
 }
+
+/** Longer than anybody waits for an answer or a receipt. */
+const FLEET_TTL_MS = 60_000
+const FLEET_EXPIRES_MS = 60_000
+const FLEET_MAX_BYTES = 67_108_864
+
+export const FLEET_EXCHANGE = "owsla.fleet"
+export const PRESENCE_EXCHANGE = "owsla.presence"
+
+export const EXCHANGES: readonly ExchangeDeclaration[] = [
+  { name: FLEET_EXCHANGE, type: "fanout" },
+  { name: PRESENCE_EXCHANGE, type: "topic" },
+]
 
 export const DEAD_LETTERS = "owsla.dead_letters"
 
@@ -34,9 +55,9 @@ export function isWorkerQueue(queue: string): boolean {
   return queue.startsWith(WORKER_QUEUE_PREFIX)
 }
 
-/** @param incarnation of the worker's process, since the queue of the one before may linger. */
-export function replyQueue(workerId: string, incarnation: string): string {
-  return `owsla.replies.${workerId}.${incarnation}`
+/** Each process has its own: nothing that was told to the one before is for it. */
+export function fleetQueue({ worker, incarnation }: WorkerProcess): string {
+  return `owsla.fleet.${worker}.${incarnation}`
 }
 
 export interface QueueNames {
@@ -46,11 +67,7 @@ export interface QueueNames {
   readonly queueType: "quorum" | "classic"
 }
 
-export function queueDeclarations(
-  names: QueueNames,
-  workerId: string,
-  incarnation: string,
-): QueueDeclaration[] {
+export function queueDeclarations(names: QueueNames, self: WorkerProcess): QueueDeclaration[] {
   const type = { "x-queue-type": names.queueType }
   const deadLettering = {
     "x-dead-letter-exchange": "",
@@ -70,11 +87,22 @@ export function queueDeclarations(
     durable(names.undeliveredQueue, {}),
     durable(names.fromDeviceQueue, {}),
     durable(names.toDeviceQueue, deadLettering),
-    durable(workerQueue(workerId), {
+    durable(workerQueue(self.worker), {
       ...deadLettering,
       "x-message-ttl": WORKER_QUEUE_TTL_MS,
       "x-expires": WORKER_QUEUE_EXPIRES_MS,
     }),
-    { name: replyQueue(workerId, incarnation), durable: false, exclusive: true, arguments: {} },
+    {
+      name: fleetQueue(self),
+      boundTo: [FLEET_EXCHANGE],
+      durable: true,
+      arguments: {
+        // Its messages are neither stored nor copied to other nodes of the broker.
+        "x-queue-type": "classic",
+        "x-message-ttl": FLEET_TTL_MS,
+        "x-expires": FLEET_EXPIRES_MS,
+        "x-max-length-bytes": FLEET_MAX_BYTES,
+      },
+    },
   ]
 }

@@ -1,8 +1,9 @@
 /**
  * One TLS connection: performs on its socket what framer, endpoint and outgoing queue decide.
  *
- *   handshaking ──admit──► open ──close──► closing ──socket gone──► closed
- *        └──────────────────close, peer gone─────────────────────────►┘
+ *   handshaking ─┬─────admit──────► open ──close──► closing ──socket gone──► closed
+ *                └► identifying ──►┘                                           ▲
+ *   handshaking, identifying ─────────────────── close, peer gone ─────────────┘
  *
  * From the device: socket ─► framer ─► endpoint (number) ─► line sink (the publish window).
  * To the device:   endpoint (decision) ─► outgoing ─► socket, one write a turn.
@@ -17,9 +18,11 @@ import type { Counters } from "../counters.ts"
 import type { Backpressure } from "./backpressure.ts"
 import type { CloseReason } from "./close-reason.ts"
 import type { Command, Outcome } from "./command.ts"
+import type { Deadlines } from "./connections.ts"
 import { type Decision, Endpoint } from "./endpoint.ts"
 import { Framer, LineTooLong } from "./framing.ts"
 import { Outgoing } from "./outgoing.ts"
+import { type DeviceSocket, type PeerInfo, UNKNOWN_PEER } from "./peer.ts"
 import type { ReorderLimits } from "./reorder.ts"
 
 /** How long a peer may take to answer our close. */
@@ -29,23 +32,13 @@ const CLOSING_MS = 2_000
 export const PAUSED_BY = { window: 1, memory: 2, drain: 4 } as const
 export type PauseSource = keyof typeof PAUSED_BY
 
-/** What a connection needs of its socket. */
-export interface DeviceSocket {
-  /** Bytes taken, fewer than offered when the kernel is full; negative when the socket is closed. */
-  write(bytes: Uint8Array): number
-  /** Sends what was accepted, then closes. */
-  end(): void
-  /** Closes at once; may call the close handler before it returns. */
-  terminate(): void
-  pause(): void
-  resume(): void
-}
-
 export interface ConnectionLimits extends ReorderLimits {
   readonly maxLineBytes: number
   readonly maxOutgoingBytes: number
   readonly slowDeviceTimeoutMs: number
 }
+
+export type ConnectionState = "handshaking" | "identifying" | "open" | "closing" | "closed"
 
 /** What all connections of a worker share. */
 export interface ConnectionContext {
@@ -65,18 +58,13 @@ export interface ConnectionContext {
   readonly closed: (connection: Connection, reason: CloseReason) => void
 }
 
-export interface PeerInfo {
-  readonly remoteAddress: string
-  readonly tlsVersion: string
-}
-
 export class Connection {
   readonly id: string
   readonly socket: DeviceSocket
   readonly acceptedAtMs: number
-  #state: "handshaking" | "open" | "closing" | "closed" = "handshaking"
+  #state: ConnectionState = "handshaking"
   #endpoint: Endpoint | null = null
-  #peer: PeerInfo = { remoteAddress: "", tlsVersion: "" }
+  #peer: PeerInfo = UNKNOWN_PEER
   readonly #context: ConnectionContext
   #framer: Framer | null = null
   #outgoing: Outgoing | null = null
@@ -97,7 +85,7 @@ export class Connection {
     this.#lastActivityMs = this.acceptedAtMs
   }
 
-  get state(): "handshaking" | "open" | "closing" | "closed" {
+  get state(): ConnectionState {
     return this.#state
   }
 
@@ -110,6 +98,15 @@ export class Connection {
     return this.#peer
   }
 
+  /** When bytes last came, or reading began again. */
+  get lastActivityMs(): number {
+    return this.#lastActivityMs
+  }
+
+  isPausedBy(source: PauseSource): boolean {
+    return (this.#pausedBy & PAUSED_BY[source]) !== 0
+  }
+
   get outgoingBytes(): number {
     return this.#outgoing?.bytes ?? 0
   }
@@ -119,9 +116,16 @@ export class Connection {
     return this.#framer === null || this.#framer.drained
   }
 
-  /** The handshake is complete and the device may speak. */
-  admit(deviceId: string, epoch: number, peer: PeerInfo): void {
+  /** The handshake is complete, and the device has yet to say who it is. */
+  identify(): void {
     if (this.#state !== "handshaking") return
+    this.#state = "identifying"
+    this.#lastActivityMs = this.#context.nowMs()
+  }
+
+  /** We know who the device is and it may speak. */
+  admit(deviceId: string, epoch: number, peer: PeerInfo): void {
+    if (this.#state !== "handshaking" && this.#state !== "identifying") return
     this.#state = "open"
     this.#peer = peer
     this.#lastActivityMs = epoch
@@ -209,17 +213,24 @@ export class Connection {
   }
 
   /** Enforces the deadlines of this connection. */
-  sweep(nowMs: number, handshakeTimeoutMs: number, idleTimeoutMs: number): void {
+  sweep(nowMs: number, deadlines: Deadlines): void {
     switch (this.#state) {
       case "handshaking":
-        if (nowMs - this.acceptedAtMs >= handshakeTimeoutMs) this.close("handshake_timeout")
+        if (nowMs - this.acceptedAtMs >= deadlines.handshakeTimeoutMs) {
+          this.close("handshake_timeout")
+        }
+        break
+      case "identifying":
+        if (nowMs - this.#lastActivityMs >= deadlines.identifyTimeoutMs) {
+          this.close("not_identified")
+        }
         break
       case "open": {
         const { slowDeviceTimeoutMs } = this.#context.limits
         const stalledMs = this.#stalledSinceMs === 0 ? 0 : nowMs - this.#stalledSinceMs
         if (stalledMs >= slowDeviceTimeoutMs) this.close("slow_device")
         // A device that we do not read cannot show a sign of life.
-        else if (this.#pausedBy === 0 && nowMs - this.#lastActivityMs >= idleTimeoutMs) {
+        else if (this.#pausedBy === 0 && nowMs - this.#lastActivityMs >= deadlines.idleTimeoutMs) {
           this.close("idle")
         }
         break

@@ -1,11 +1,12 @@
 /**
- * The connections that one worker holds, by connection id, and the sweep that enforces their
- * deadlines: one timer for all, none per connection.
+ * The connections that one worker holds, by connection id and by device id, and the sweep that enforces
+ * their deadlines: one timer for all, none per connection.
  *
  * Never decides anything itself. Bound: `MAX_CONNECTIONS`, kept by admission; a connection leaves when
  * its socket is gone, so those that are closing still count.
  */
 
+import type { CloseReason } from "./close-reason.ts"
 import type { Connection } from "./connection.ts"
 
 export const SWEEP_EVERY_MS = 250
@@ -14,12 +15,15 @@ const SWEEP_ALL_EVERY_MS = 1_000
 
 export interface Deadlines {
   readonly handshakeTimeoutMs: number
+  readonly identifyTimeoutMs: number
   readonly idleTimeoutMs: number
 }
 
 export class Connections {
   readonly #deadlines: Deadlines
   readonly #all = new Map<string, Connection>()
+  /** The newest open connection of each device that has a name of its own. */
+  readonly #named = new Map<string, Connection>()
   /** Commands wait in their reorder buffers. */
   readonly #waiting = new Set<Connection>()
   #nextSweepOfAllMs = 0
@@ -39,12 +43,40 @@ export class Connections {
   remove(connection: Connection): void {
     this.#all.delete(connection.id)
     this.#waiting.delete(connection)
+    this.leave(connection)
   }
 
-  /** The open connection with this id. */
-  find(connectionId: string): Connection | undefined {
-    const connection = this.#all.get(connectionId)
+  /** Enters an admitted connection under its device's name; returns the one that had it, if any. */
+  enter(connection: Connection): Connection | undefined {
+    const deviceId = nameOf(connection)
+    if (deviceId === null) return undefined
+    const before = this.#named.get(deviceId)
+    this.#named.set(deviceId, connection)
+    return before === connection ? undefined : before
+  }
+
+  /** The connection has begun to close: its device's name no longer leads to it. */
+  leave(connection: Connection): void {
+    const deviceId = nameOf(connection)
+    if (deviceId === null || this.#named.get(deviceId) !== connection) return
+    this.#named.delete(deviceId)
+  }
+
+  /** The open connection with this connection or device id. */
+  find(id: string): Connection | undefined {
+    const connection = this.#all.get(id) ?? this.#named.get(id)
     return connection?.state === "open" ? connection : undefined
+  }
+
+  /** An epoch for a new connection of a device: larger than that of the one it has. */
+  nextEpoch(deviceId: string, nowMs: number): number {
+    const epoch = this.#named.get(deviceId)?.endpoint?.recipient.epoch
+    return epoch === undefined ? nowMs : Math.max(nowMs, epoch + 1)
+  }
+
+  /** The open connections of devices that have a name. */
+  named(): ReadonlyMap<string, Connection> {
+    return this.#named
   }
 
   commandsWait(connection: Connection): void {
@@ -53,6 +85,21 @@ export class Connections {
 
   forEach(visit: (connection: Connection) => void): void {
     for (const connection of this.#all.values()) visit(connection)
+  }
+
+  /** Begins to close up to `most` open connections; returns how many are left. */
+  closeSome(most: number, reason: CloseReason): number {
+    let closed = 0
+    let left = 0
+    for (const connection of this.#all.values()) {
+      if (connection.state !== "open") continue
+      if (closed === most) left += 1
+      else {
+        connection.close(reason)
+        closed += 1
+      }
+    }
+    return left
   }
 
   heldCommands(): number {
@@ -70,9 +117,12 @@ export class Connections {
     const leftMs = this.#nextSweepOfAllMs - nowMs
     if (leftMs > 0 && leftMs <= SWEEP_ALL_EVERY_MS) return
     this.#nextSweepOfAllMs = nowMs + SWEEP_ALL_EVERY_MS
-    const { handshakeTimeoutMs, idleTimeoutMs } = this.#deadlines
-    for (const connection of this.#all.values()) {
-      connection.sweep(nowMs, handshakeTimeoutMs, idleTimeoutMs)
-    }
+    for (const connection of this.#all.values()) connection.sweep(nowMs, this.#deadlines)
   }
+}
+
+/** The device id of an admitted connection, or null when that is just its connection id. */
+function nameOf(connection: Connection): string | null {
+  const recipient = connection.endpoint?.recipient
+  return recipient === undefined || recipient.deviceId === connection.id ? null : recipient.deviceId
 }

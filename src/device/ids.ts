@@ -16,7 +16,8 @@ export const CONNECTION_ID = /^[A-Za-z0-9._-]{1,64}$/
 /** 32 leaves room for slot, incarnation and counter in the 64 characters of a connection id. */
 export const INSTANCE_ID = /^[A-Za-z0-9._-]{1,32}$/
 
-const MINTED_CONNECTION_ID = /^([A-Za-z0-9._-]{1,32}\.[0-9]{1,4})\.[a-z0-9]{10,13}\.[a-z0-9]{1,11}$/
+const MINTED_CONNECTION_ID =
+  /^([A-Za-z0-9._-]{1,32}\.[0-9]{1,4})\.([a-z0-9]{10,13})\.[a-z0-9]{1,11}$/
 
 export function workerId(instanceId: string, slot: number): string {
   return `${instanceId}.${slot}`
@@ -25,6 +26,23 @@ export function workerId(instanceId: string, slot: number): string {
 /** The worker that minted this connection id, or null when no worker can have done so. */
 export function workerOfConnection(connectionId: string): string | null {
   return MINTED_CONNECTION_ID.exec(connectionId)?.[1] ?? null
+}
+
+/** The process that minted this connection id: a worker and its incarnation. */
+export interface WorkerProcess {
+  readonly worker: string
+  readonly incarnation: string
+}
+
+/** The same with the incarnation of the worker's process, which alone can still hold it. */
+export function processOfConnection(connectionId: string): WorkerProcess | null {
+  const [, worker, incarnation] = MINTED_CONNECTION_ID.exec(connectionId) ?? []
+  return worker === undefined || incarnation === undefined ? null : { worker, incarnation }
+}
+
+/** Whether a device may be called so: an id of the form that is minted here leads to a connection. */
+export function isDeviceName(id: string): boolean {
+  return DEVICE_ID.test(id) && !MINTED_CONNECTION_ID.test(id)
 }
 
 /** @param random in [0, 1), drawn once for a process. */
@@ -38,8 +56,8 @@ export class ConnectionIds {
   readonly #prefix: string
   #next = 0
 
-  constructor(worker: string, ofIncarnation: string) {
-    this.#prefix = `${worker}.${ofIncarnation}.`
+  constructor({ worker, incarnation }: WorkerProcess) {
+    this.#prefix = `${worker}.${incarnation}.`
   }
 
   mint(): string {

@@ -6,13 +6,16 @@
  * Bounds: admission decides on each connection before its handshake.
  */
 
+import type { X509Certificate } from "node:crypto"
 import type { Socket, TCPSocketListener } from "bun"
 import type { Counters } from "../counters.ts"
 import { refusal } from "./admission.ts"
 import type { CloseReason } from "./close-reason.ts"
 import { Connection, type ConnectionContext } from "./connection.ts"
 import type { Connections } from "./connections.ts"
+import type { Identity, Verdict } from "./identity.ts"
 import type { ConnectionIds } from "./ids.ts"
+import { issuersValidUntilMs } from "./issuers.ts"
 
 const TLS_1_2 = 0x0303
 
@@ -22,13 +25,15 @@ export interface ListenerOptions {
   readonly port: number
   readonly certificatePem: string
   readonly keyPem: string
+  /** The CAs of the devices' certificates; null asks for none. */
+  readonly clientCaPem: string | null
   readonly maxConnections: number
 }
 
 export interface ListenerHooks {
-  /** The handshake is complete; returns the device id under which the connection is admitted. */
-  readonly identify: (connection: Connection) => string
   readonly admitted: (connection: Connection) => void
+  /** A device did not say who it is, or was not believed. */
+  readonly unidentified: (connection: Connection, detail: string) => void
   /** A connection was refused before its handshake. */
   readonly refused: (reason: CloseReason) => void
   /** A defect of ours, caught. */
@@ -37,6 +42,14 @@ export interface ListenerHooks {
 
 type DeviceTlsSocket = Socket<Connection | undefined>
 
+/** As Bun passes it to the handshake's callback; null after a good one. */
+interface HandshakeError {
+  readonly message: string
+}
+
+/** Of a handshake that TLS ended because it had asked for a certificate. */
+const NO_CERTIFICATE = "PEER_DID_NOT_RETURN_A_CERTIFICATE"
+
 export class Listener {
   readonly #options: ListenerOptions
   readonly #hooks: ListenerHooks
@@ -44,6 +57,7 @@ export class Listener {
   readonly #context: ConnectionContext
   readonly #counters: Counters
   readonly #ids: ConnectionIds
+  readonly #identity: Identity
   #listening: TCPSocketListener<Connection | undefined> | null = null
   #draining = false
 
@@ -52,6 +66,7 @@ export class Listener {
     connections: Connections,
     context: ConnectionContext,
     ids: ConnectionIds,
+    identity: Identity,
     hooks: ListenerHooks,
   ) {
     this.#options = options
@@ -59,6 +74,7 @@ export class Listener {
     this.#context = context
     this.#counters = context.counters
     this.#ids = ids
+    this.#identity = identity
     this.#hooks = hooks
   }
 
@@ -79,6 +95,7 @@ export class Listener {
 
   /** @throws when the address is in use or the certificate and key are no pair. */
   listen(): void {
+    const { clientCaPem } = this.#options
     const options = {
       hostname: this.#options.host,
       port: this.#options.port,
@@ -88,12 +105,13 @@ export class Listener {
         key: this.#options.keyPem,
         minVersion: TLS_1_2,
         rejectUnauthorized: true,
-        requestCert: false,
+        ...(clientCaPem === null ? { requestCert: false } : { requestCert: true, ca: clientCaPem }),
       },
       socket: {
         binaryType: "uint8array" as const,
         open: (socket: DeviceTlsSocket) => this.#opened(socket),
-        handshake: (socket: DeviceTlsSocket, success: boolean) => this.#handshook(socket, success),
+        handshake: (socket: DeviceTlsSocket, success: boolean, error: HandshakeError | null) =>
+          this.#handshook(socket, success, error),
         data: (socket: DeviceTlsSocket, chunk: Uint8Array) => this.#received(socket, chunk),
         drain: (socket: DeviceTlsSocket) => socket.data?.flush(),
         close: (socket: DeviceTlsSocket) => this.#closed(socket),
@@ -124,30 +142,59 @@ export class Listener {
     this.#connections.add(connection)
   }
 
-  #handshook(socket: DeviceTlsSocket, success: boolean): void {
+  #handshook(socket: DeviceTlsSocket, success: boolean, error: HandshakeError | null): void {
     const connection = socket.data
     if (connection === undefined || connection.state !== "handshaking") return
     if (!success) {
-      connection.close("handshake_failed")
+      const unshown = error?.message.includes(NO_CERTIFICATE) === true
+      connection.close(unshown ? "not_identified" : "handshake_failed")
       return
     }
-    connection.admit(this.#hooks.identify(connection), this.#context.nowMs(), {
-      remoteAddress: socket.remoteAddress,
-      tlsVersion: socket.getTLSVersion(),
+    connection.identify()
+    const verdict = this.#identity.handshaken(connection, {
+      // Bun reports success for a certificate that it does not trust too.
+      authorized: error === null && socket.authorized,
+      fault: error?.message ?? null,
+      certificate: () => socket.getPeerX509Certificate() as X509Certificate | undefined,
+      issuersValidUntilMs: () => issuersValidUntilMs(socket),
     })
-    this.#counters.connectionsAdmitted += 1
-    this.#hooks.admitted(connection)
+    this.#perform(socket, connection, verdict)
   }
 
   #received(socket: DeviceTlsSocket, chunk: Uint8Array): void {
     const connection = socket.data
     if (connection === undefined) this.#counters.bytesAfterClose += chunk.length
-    else connection.received(chunk)
+    else if (connection.state !== "identifying") connection.received(chunk)
+    else this.#perform(socket, connection, this.#identity.received(connection, chunk))
+  }
+
+  #perform(socket: DeviceTlsSocket, connection: Connection, verdict: Verdict): void {
+    switch (verdict.is) {
+      case "waiting":
+        break
+      case "unknown":
+        this.#hooks.unidentified(connection, verdict.detail)
+        connection.close(verdict.reason)
+        break
+      case "known": {
+        const { deviceId, fingerprint, rest } = verdict
+        const epoch = this.#connections.nextEpoch(deviceId, this.#context.nowMs())
+        const { remoteAddress } = socket
+        const tlsVersion = socket.getTLSVersion()
+        connection.admit(deviceId, epoch, { remoteAddress, tlsVersion, fingerprint })
+        this.#counters.connectionsAdmitted += 1
+        this.#connections.enter(connection)?.close("taken_over")
+        this.#hooks.admitted(connection)
+        if (rest.length > 0) connection.received(rest)
+        break
+      }
+    }
   }
 
   #closed(socket: DeviceTlsSocket): void {
     const connection = socket.data
     if (connection === undefined) return
+    this.#identity.forget(connection)
     connection.socketClosed()
     this.#connections.remove(connection)
   }

@@ -1,5 +1,5 @@
 /**
- * The HTTP sidecar: health, metrics and commands for an operator. Puts the groups of routes together
+ * The HTTP sidecar: health, metrics, the fleet's devices and commands for an operator. Puts the groups of routes together
  * with what holds for all of them: bearer tokens, a bound on bodies, errors as JSON.
  *
  * Never holds state of its own and never repeats a secret or a stack. Bound: `maxBodyBytes` a request.
@@ -17,12 +17,14 @@ import {
   MAX_MESSAGE_ID_BYTES,
 } from "./devices.ts"
 import { type ErrorCode, type HttpEnvironment, refuse } from "./errors.ts"
+import { type FleetDependencies, fleet } from "./fleet.ts"
 import { type HealthDependencies, health } from "./health.ts"
 import { type MessagesDependencies, messages } from "./messages.ts"
 import { type MetricsDependencies, metrics } from "./metrics.ts"
 
 export interface AppDependencies
   extends DevicesDependencies,
+    FleetDependencies,
     HealthDependencies,
     MetricsDependencies {
   /** Any of them opens all routes but `/health` and `/ready`; none: all are open. */
@@ -66,6 +68,7 @@ export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
   })
   routes.route("/", metrics(dependencies))
   routes.route("/", devices(dependencies))
+  routes.route("/", fleet(dependencies))
   if (dependencies.messages !== null) routes.route("/", messages(dependencies.messages))
 
   routes.notFound((c) => refuse(c, "not_found", `no route ${c.req.method} ${c.req.path}`))

@@ -1,10 +1,11 @@
 /**
- * `bun run certs`: makes development certificates and says what is there. For a person at a terminal,
- * before devices connect; the gateway itself never runs this.
+ * `bun run certs`: makes development certificates and says what is there, and makes the first lines of
+ * devices that say who they are by HELLO. For a person at a terminal, before devices connect; the gateway
+ * itself never runs this.
  *
  * Makes what is missing. What is there is replaced by `device --force`, and by `server` when this
  * directory's CA signed it; any other server certificate is its operator's and takes `--force` too.
- * Never prints a key, never reads the environment. Exit status: 0 done, 1 could not, 2 asked wrongly.
+ * Never prints a key or a secret; reads of the environment only `HELLO_SECRETS`. Exit status: 0 done, 1 could not, 2 asked wrongly.
  */
 
 import { X509Certificate } from "node:crypto"
@@ -12,6 +13,9 @@ import { existsSync } from "node:fs"
 import { readdir, rm } from "node:fs/promises"
 import { join } from "node:path"
 import { parseArgs } from "node:util"
+import { ConfigurationError, loadHelloSecrets } from "../config.ts"
+import { helloLine } from "../device/hello.ts"
+import { isDeviceName } from "../device/ids.ts"
 import {
   CertificateError,
   createDeviceCertificate,
@@ -31,12 +35,16 @@ const USAGE = `usage: bun run certs [--dir <path>]
        bun run certs server [--name <dns-or-ip>]... [--force] [--dir <path>]
            replaces the server certificate by one for localhost and the names;
            --force replaces one that the development CA did not sign
+       bun run certs hello <id>...
+           prints the first line of each device for DEVICE_AUTH=hello, made with the first of
+           HELLO_SECRETS (or HELLO_SECRETS_FILE)
 <path> is "certs" unless given. Put -- before ids that begin with a dash.`
 
 type Request =
   | { kind: "help" }
   | { kind: "show"; directory: string }
   | { kind: "device"; directory: string; deviceIds: ReadonlySet<string>; force: boolean }
+  | { kind: "hello"; deviceIds: readonly string[] }
   | { kind: "server"; directory: string; names: string[]; force: boolean }
 
 class UsageError extends Error {
@@ -68,6 +76,11 @@ function parseRequest(args: string[]): Request {
   if (kind === "device") {
     if (rest.length === 0) throw new UsageError("device needs at least one device id")
     return { kind, directory, deviceIds: new Set(rest), force }
+  }
+  if (kind === "hello") {
+    if (rest.length === 0) throw new UsageError("hello needs at least one device id")
+    if (force) throw new UsageError("--force goes with device and server")
+    return { kind, deviceIds: rest }
   }
   if (kind !== "server") throw new UsageError(`unknown argument ${JSON.stringify(kind)}`)
   if (rest.length > 0) throw new UsageError("each of the server's names needs its own --name")
@@ -101,6 +114,9 @@ async function perform(request: Request): Promise<0 | 1> {
       return 0
     case "device":
       return makeDevices(request.directory, request.deviceIds, request.force)
+    case "hello":
+      printHellos(request.deviceIds)
+      return 0
     case "server":
       await replaceServer(request.directory, request.names, request.force)
       return 0
@@ -110,6 +126,10 @@ async function perform(request: Request): Promise<0 | 1> {
 function report(error: unknown): 1 | 2 {
   if (error instanceof UsageError) {
     console.error(`${error.message}\n${USAGE}`)
+    return 2
+  }
+  if (error instanceof ConfigurationError) {
+    console.error(error.faults.join("\n"))
     return 2
   }
   // What has no code is a mistake in this program, and its stack is wanted.
@@ -166,6 +186,13 @@ async function replaceServer(directory: string, names: string[], force: boolean)
   await remove(files)
   if ((await ensurePair(files, async () => pair)) === "present") throw alreadyThere(files, " again")
   await describe(files)
+}
+
+function printHellos(deviceIds: readonly string[]): void {
+  const [secret = ""] = loadHelloSecrets()
+  const faulty = deviceIds.find((id) => !isDeviceName(id))
+  if (faulty !== undefined) throw new UsageError(`${JSON.stringify(faulty)} is no device id`)
+  for (const id of deviceIds) console.log(helloLine(id, secret))
 }
 
 function pairFiles(directory: string, name: string): PairFiles {

@@ -60,11 +60,18 @@ export function logEvents(events: EventBus, log: Logger): void {
   })
   events.on("connection_admitted", ({ connection }) => {
     const { remoteAddress, tlsVersion } = connection.peer
-    log.debug({ connection: connection.id, remoteAddress, tlsVersion }, "connection admitted")
+    const { deviceId } = connection.endpoint?.recipient ?? {}
+    log.debug(
+      { connection: connection.id, deviceId, remoteAddress, tlsVersion },
+      "connection admitted",
+    )
   })
   events.on("connection_closed", ({ connection, reason }) => {
     const { linesIn = 0, linesOut = 0 } = connection.endpoint ?? {}
     log.debug({ connection: connection.id, reason, linesIn, linesOut }, "connection closed")
+  })
+  events.on("connection_unidentified", ({ connection, detail }) => {
+    log.debug({ connection: connection.id, detail }, "connection not identified")
   })
   events.on("connection_refused", ({ reason }) => log.debug({ reason }, "connection refused"))
   events.on("reading_suspended", ({ heldBytes }) => {

@@ -28,6 +28,9 @@ export interface Gauges {
   readonly heldCommands: number
   readonly posts: number
   readonly brokerReady: boolean
+  readonly whereabouts: number
+  readonly members: number
+  readonly presence: number
 }
 
 export class WorkerMetrics {
@@ -121,6 +124,15 @@ export class WorkerMetrics {
     )
     gauge("owsla_commands_held", "Waiting for a number", () => gauges().heldCommands)
     gauge("owsla_posts", "Own messages unconfirmed", () => gauges().posts)
+    gauge("owsla_devices_located", "Other workers' devices known", () => gauges().whereabouts)
+    gauge("owsla_fleet_members", "Other workers heard of", () => gauges().members)
+    gauge("owsla_presence_waiting", "Presence events unconfirmed", () => gauges().presence)
+    counter("owsla_locations_asked_total", "Devices asked for", () => c.locationsAsked)
+    counter("owsla_fleet_messages_total", "To other workers", () => c.fleetMessagesSent)
+    counter("owsla_fleet_messages_dropped_total", "Not sent", () => c.fleetMessagesDropped)
+    counter("owsla_fleet_messages_unknown_total", "Not read", () => c.fleetMessagesUnknown)
+    counter("owsla_presence_total", "Presence events stored", () => c.presenceSent)
+    counter("owsla_presence_dropped_total", "Presence events lost", () => c.presenceDropped)
     gauge("owsla_broker_ready_workers", "Workers whose broker takes messages", () =>
       gauges().brokerReady ? 1 : 0,
     )

@@ -1,6 +1,6 @@
 /**
- * The certificate that devices see and its key, read from their files and checked to be a pair before
- * a listener is given them: OpenSSL's own message about it names neither file.
+ * The certificate that devices see, its key, and the CAs of the devices' own certificates, read from
+ * their files and checked before a listener is given them: OpenSSL's own message names no file.
  */
 
 import { createPrivateKey, X509Certificate } from "node:crypto"
@@ -40,4 +40,34 @@ export function readServerCertificate({ certFile, keyFile }: PairFiles): PemPair
     throw new CertificateError("unusable", faults.join("\n  "))
   }
   return { certPem, keyPem }
+}
+
+const PEM_CERTIFICATE = /-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----/g
+
+/**
+ * The CAs that may sign devices' certificates, as PEM.
+ * @throws CertificateError `unusable` when the file cannot be read, or holds anything but CAs.
+ */
+export function readClientAuthorities(path: string): string {
+  const fault = (reason: string) =>
+    new CertificateError("unusable", `TLS_CLIENT_CA_FILE: ${path} ${reason}`)
+  let pem: string
+  try {
+    pem = readFileSync(path, "utf8")
+  } catch (error) {
+    throw fault(`cannot be read: ${error instanceof Error ? error.message : error}`)
+  }
+  const certificates = pem.match(PEM_CERTIFICATE) ?? []
+  if (certificates.length === 0) throw fault("holds no PEM certificate")
+  for (const [at, certificate] of certificates.entries()) {
+    let isAuthority: boolean
+    try {
+      isAuthority = new X509Certificate(certificate).ca
+    } catch {
+      throw fault(`holds something that is no certificate, number ${at + 1}`)
+    }
+    // OpenSSL would refuse every device that it signed, with nothing said at start.
+    if (!isAuthority) throw fault(`holds a certificate that is no CA's, number ${at + 1}`)
+  }
+  return pem
 }

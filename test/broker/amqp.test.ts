@@ -20,6 +20,7 @@ import type {
   QueueDeclaration,
 } from "../../src/broker/broker.ts"
 import { Consumer } from "../../src/broker/consumer.ts"
+import { CommandIds } from "../../src/broker/forwarding.ts"
 import { Posts } from "../../src/broker/posts.ts"
 import { Counters } from "../../src/counters.ts"
 import { type PrivateBroker, startRabbitMq, uniqueNames } from "../support/rabbitmq.ts"
@@ -74,7 +75,7 @@ class MuteServer {
     this.#server = Bun.listen({ hostname: LOCALHOST, port: 0, socket: { open, data() {} } })
     this.broker = new AmqpBroker(`amqp://${LOCALHOST}:${this.#server.port}`, "mute test")
     this.broker.start(
-      { queues: [], subscriptions: [] },
+      { exchanges: [], queues: [], subscriptions: [] },
       { stateChanged: (state) => this.states.push(state), warning: () => undefined },
     )
   }
@@ -118,7 +119,7 @@ class User {
       return { queue, prefetch, deliver, exclusive }
     })
     this.broker.start(
-      { queues, subscriptions },
+      { exchanges: [], queues, subscriptions },
       {
         stateChanged: (state) => this.states.push(state),
         warning: (message) => this.warnings.push(message),
@@ -796,7 +797,7 @@ function startApart(url: string) {
     const tell = (state) => console.log(JSON.stringify(state))
     const broker = new AmqpBroker(process.env.URL, "test")
     broker.lane({ opened: () => tell({ is: "open" }) })
-    const setup = { queues: [], subscriptions: [] }
+    const setup = { exchanges: [], queues: [], subscriptions: [] }
     broker.start(setup, { stateChanged: tell, warning: () => undefined })
   `
   const child = Bun.spawn([process.execPath, "-e", program], {
@@ -1137,6 +1138,8 @@ describe("a command that cannot be written, whatever its properties,", () => {
       nowMs: Date.now,
       counters,
       find: () => undefined,
+      locate: (_id, _trusting, found) => found({ is: "nowhere", detail: "nobody holds it" }),
+      commandIds: new CommandIds({ worker: "gw.0", incarnation: "mb2k3f9zq7" }),
     })
     user.onDelivery = (delivery) => consumer.deliver(delivery)
     user.start([toDevice, undelivered], [toDevice])

@@ -7,6 +7,7 @@ import { describe, expect, test } from "bun:test"
 import fc from "fast-check"
 import type { HeaderValue, MessageProperties } from "../../src/broker/broker.ts"
 import {
+  COMMAND_ID_HEADER,
   type CommandMessage,
   EXPIRES_AT_HEADER,
   HOPS_HEADER,
@@ -44,13 +45,20 @@ test("the least that makes a command", () => {
     messageId: null,
     expiresAtMs: Number.POSITIVE_INFINITY,
     hops: 0,
+    commandId: null,
     redelivered: false,
   })
 })
 
 test("everything a command can have", () => {
   const properties = {
-    headers: { connection_id: "c", device_id: "d", to_device_seq: 7n, [HOPS_HEADER]: 2n },
+    headers: {
+      connection_id: "c",
+      device_id: "d",
+      to_device_seq: 7n,
+      [HOPS_HEADER]: 2n,
+      [COMMAND_ID_HEADER]: "gw1.0.x.7",
+    },
     messageId: "m",
     expiration: "500",
     timestamp: new Date(NOW_MS - 1_000),
@@ -61,6 +69,7 @@ test("everything a command can have", () => {
     messageId: "m",
     expiresAtMs: NOW_MS - 500,
     hops: 2,
+    commandId: "gw1.0.x.7",
     redelivered: false,
   })
 })

@@ -12,8 +12,9 @@ import type {
   OutgoingMessage,
   PublishResult,
 } from "../../src/broker/broker.ts"
-import { Consumer } from "../../src/broker/consumer.ts"
+import { Consumer, type Place } from "../../src/broker/consumer.ts"
 import { EmbeddedBroker } from "../../src/broker/embedded.ts"
+import { CommandIds } from "../../src/broker/forwarding.ts"
 import { Posts } from "../../src/broker/posts.ts"
 import { MAX_HOPS } from "../../src/broker/routing.ts"
 import { WORKER_QUEUE_TTL_MS, workerQueue } from "../../src/broker/topology.ts"
@@ -82,6 +83,7 @@ class TestDelivery implements Delivery {
   readonly body: Buffer
   readonly properties: MessageProperties
   readonly redelivered: boolean
+  readonly lost = false
   acknowledged = 0
 
   constructor(properties: MessageProperties, body: string | Buffer = "on", redelivered = false) {
@@ -102,6 +104,9 @@ class Subject {
   readonly connection = new ScriptedConnection()
   readonly consumer: Consumer
   readonly received = new Map<string, Delivery[]>()
+  readonly located: { id: string; trusting: boolean }[] = []
+  /** Where the fleet says that a device is. */
+  place: Place = { is: "nowhere", detail: "nobody holds it" }
   readonly #ids = new Map([
     [OWN, this.connection],
     ["thermostat:7", this.connection],
@@ -117,6 +122,11 @@ class Subject {
       nowMs: () => NOW_MS,
       counters: this.counters,
       find: (id) => this.#ids.get(id) as Connection | undefined,
+      locate: (id, trusting, found) => {
+        this.located.push({ id, trusting })
+        found(this.place)
+      },
+      commandIds: new CommandIds({ worker: HERE, incarnation: "mb2k3f9zq7" }),
     })
   }
 
@@ -124,6 +134,7 @@ class Subject {
     const names = [UNDELIVERED, REPLIES, OTHER_QUEUE]
     this.broker.start(
       {
+        exchanges: [],
         queues: names.map((name) => ({ name, durable: true, arguments: {} })),
         subscriptions: names.map((queue) => {
           const into: Delivery[] = []

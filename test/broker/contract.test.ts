@@ -72,7 +72,7 @@ class User {
       },
     }))
     this.broker.start(
-      { queues, subscriptions },
+      { exchanges: [], queues, subscriptions },
       { stateChanged: (state) => this.states.push(state.is), warning: () => undefined },
     )
   }

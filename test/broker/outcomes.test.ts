@@ -73,7 +73,7 @@ class Subject {
       subscribe(REPLIES, this.replies),
     ]
     const listener = { stateChanged: () => undefined, warning: () => undefined }
-    this.broker.start({ queues, subscriptions }, listener)
+    this.broker.start({ exchanges: [], queues, subscriptions }, listener)
     await settled()
     return this
   }
@@ -110,6 +110,7 @@ class TestDelivery implements Delivery {
   readonly body = Buffer.from("switch on")
   readonly properties: MessageProperties
   readonly redelivered = false
+  readonly lost = false
   acknowledged = 0
 
   constructor(properties: MessageProperties = {}) {

@@ -55,7 +55,7 @@ class Subject {
   async start(): Promise<this> {
     const queues = ["q", "r"].map((name) => ({ name, durable: true, arguments: {} }))
     const listener = { stateChanged: () => undefined, warning: () => undefined }
-    this.broker.start({ queues, subscriptions: [] }, listener)
+    this.broker.start({ exchanges: [], queues, subscriptions: [] }, listener)
     await settled()
     return this
   }

@@ -10,8 +10,8 @@ import { CHEAP_RUNS, check } from "../support/property.ts"
 const HERE = workerId("gw1", 0)
 const ELSEWHERE = workerId("gw2", 3)
 const INCARNATION = incarnation(1_770_000_000_000, 0.5)
-const ownId = new ConnectionIds(HERE, INCARNATION).mint()
-const foreignId = new ConnectionIds(ELSEWHERE, INCARNATION).mint()
+const ownId = new ConnectionIds({ worker: HERE, incarnation: INCARNATION }).mint()
+const foreignId = new ConnectionIds({ worker: ELSEWHERE, incarnation: INCARNATION }).mint()
 
 function routed(
   target: { connectionId?: string; deviceId?: string },
@@ -46,10 +46,14 @@ test("with both ids given it is for that very connection", () => {
   })
 })
 
+test("a device that is not here is looked for, unless it took too many hops", () => {
+  expect(routed({ deviceId: "named" })).toEqual({ to: "device", deviceId: "named" })
+  expect(routed({ deviceId: "named" }, MAX_HOPS).to).toBe("nowhere")
+})
+
 describe("nowhere", () => {
   test.each([
     ["an own connection that is gone", { connectionId: ownId }],
-    ["a name that nobody holds", { deviceId: "named" }],
     ["a connection id that no worker can have minted", { connectionId: "gw2.3" }],
     ["no id at all", {}],
   ])("%s", (_name, target) => {

@@ -6,7 +6,9 @@
 
 import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test"
 import type { Delivery, OutgoingMessage, PublishResult } from "../../src/broker/broker.ts"
+import type { Place } from "../../src/broker/consumer.ts"
 import { EmbeddedBroker } from "../../src/broker/embedded.ts"
+import { CommandIds } from "../../src/broker/forwarding.ts"
 import { Outcomes, type Receipt } from "../../src/broker/outcomes.ts"
 import { Posts } from "../../src/broker/posts.ts"
 import { Sender, type SendRequest, type SendResult } from "../../src/broker/sender.ts"
@@ -22,6 +24,8 @@ const UNDELIVERED = "to_device.undelivered"
 const REPLIES = "owsla.replies.gw.0.x"
 /** Minted by this worker, by another, and by one that has no queue. */
 const [OWN, OTHER, GONE] = ["gw.0.mb2k3f9zq7.1", "gw.1.mb2k3f9zq7.1", "gw.9.mb2k3f9zq7.1"]
+/** Minted by this worker and gone. */
+const CLOSED = "gw.0.mb2k3f9zq7.2"
 const OTHER_QUEUE = workerQueue("gw.1")
 const RECIPIENT = { connectionId: OWN, deviceId: "thermostat:7", epoch: 1_750_000_000_000 }
 const RECEIPT: Receipt = {
@@ -73,6 +77,9 @@ class Subject {
   readonly connection = new ScriptedConnection()
   readonly posts = new Posts(this.broker, this.counters, () => NOW_MS)
   readonly sender: Sender
+  readonly located: { id: string; trusting: boolean }[] = []
+  /** Where the fleet says that a device is. */
+  place: Place = { is: "nowhere", detail: "nobody holds it" }
   readonly undelivered: Delivery[] = []
   #nextSend = 0
 
@@ -94,6 +101,11 @@ class Subject {
         id === OWN || id === "thermostat:7"
           ? (this.connection as unknown as Connection)
           : undefined,
+      locate: (id, trusting, found) => {
+        this.located.push({ id, trusting })
+        found(this.place)
+      },
+      commandIds: new CommandIds({ worker: "gw.0", incarnation: "mb2k3f9zq7" }),
     })
   }
 
@@ -102,6 +114,7 @@ class Subject {
     const deliver = (delivery: Delivery) => void this.undelivered.push(delivery)
     this.broker.start(
       {
+        exchanges: [],
         queues: names.map((name) => ({ name, durable: true, arguments: {} })),
         subscriptions: [{ queue: UNDELIVERED, prefetch: 100, deliver }],
       },
@@ -123,20 +136,17 @@ class Subject {
     return { answers, message }
   }
 
-  /** A receipt from the reply queue. Returns how often it was acknowledged. */
-  async reply(correlationId: string | undefined, body: unknown): Promise<number> {
-    let acknowledged = 0
+  /** A receipt from the reply queue. */
+  async reply(correlationId: string | undefined, body: unknown): Promise<void> {
     this.sender.deliverReceipt({
       queue: REPLIES,
       body: typeof body === "string" ? Buffer.from(body) : Buffer.from(JSON.stringify(body)),
       properties: correlationId === undefined ? {} : { correlationId },
       redelivered: false,
-      acknowledge: () => {
-        acknowledged += 1
-      },
+      lost: false,
+      acknowledge: () => undefined,
     })
     await settled()
-    return acknowledged
   }
 
   async timeOut(): Promise<void> {
@@ -236,12 +246,20 @@ describe("a command for nobody", () => {
     })
   })
 
-  test("answers offline at once when the broker is away, and is kept when it is back", async () => {
+  test("to a connection of ours that has closed: offline at once though the broker is away, kept later", async () => {
     const subject = new Subject()
-    const { answers } = await subject.send("nobody")
+    const { answers } = await subject.send(CLOSED)
     expect(answers).toMatchObject([{ outcome: "offline" }])
     await subject.start()
     expect(subject.kept()).toEqual(["offline"])
+  })
+
+  test("to a name that is not here is unreachable while the broker, which leads elsewhere, is away", async () => {
+    const subject = new Subject()
+    const { answers } = await subject.send("nobody")
+    expect(answers).toEqual([{ outcome: "unreachable" }])
+    await subject.start()
+    expect(subject.undelivered).toEqual([])
   })
 
   test("does not fill the memory while the broker is away", async () => {
@@ -249,11 +267,23 @@ describe("a command for nobody", () => {
     const outcomes = new Set<string>()
     for (let n = 0; n < MAX_PENDING + 1_000; n += 1) {
       const body = Buffer.from("x")
-      const request = { id: "nobody", body, ttlMs: null, messageId: null }
+      const request = { id: CLOSED, body, ttlMs: null, messageId: null }
       outcomes.add((await subject.sender.send(request)).outcome)
     }
     // Posts are said to be bounded by the requests that wait, and none of these waits any more.
     expect(subject.posts.count).toBeLessThanOrEqual(MAX_PENDING)
+  })
+})
+
+describe("a command for a device by its name", () => {
+  test("goes where the fleet finds it, by what was announced", async () => {
+    const subject = await new Subject().start()
+    subject.place = { is: "with", worker: "gw.1" }
+    const { answers, message } = await subject.send("lock:1")
+    expect(subject.located).toEqual([{ id: "lock:1", trusting: true }])
+    expect(message).toMatchObject({ exchange: "", routingKey: OTHER_QUEUE })
+    await subject.reply(message?.properties.correlationId, RECEIPT)
+    expect(answers).toEqual([RECEIPT])
   })
 })
 
@@ -276,7 +306,7 @@ describe("a command for another worker's connection", () => {
       },
     })
     expect(answers).toEqual([])
-    expect(await subject.reply(correlationId, RECEIPT)).toBe(1)
+    await subject.reply(correlationId, RECEIPT)
     expect(answers).toEqual([RECEIPT])
     expect(subject.counters.commandsForwarded).toBe(1)
     // Its outcome is counted where it ended.
@@ -311,7 +341,7 @@ describe("a command for another worker's connection", () => {
     jest.advanceTimersByTime(1)
     await settled()
     expect(answers).toEqual([{ outcome: "timeout" }])
-    expect(await subject.reply(message?.properties.correlationId, RECEIPT)).toBe(1)
+    await subject.reply(message?.properties.correlationId, RECEIPT)
     expect(answers.length).toBe(1)
     // The next one has another number, so the late receipt cannot answer it either.
     const next = await subject.send(OTHER)
@@ -346,17 +376,17 @@ describe("a command for another worker's connection", () => {
   test.each(GARBAGE)("is not answered by a receipt that is %s", async (_, body) => {
     const subject = await new Subject().start()
     const { answers, message } = await subject.send(OTHER)
-    expect(await subject.reply(message?.properties.correlationId, body)).toBe(1)
+    await subject.reply(message?.properties.correlationId, body)
     expect(answers).toEqual([])
     await subject.timeOut()
     expect(answers).toEqual([{ outcome: "timeout" }])
   })
 
-  test("is not answered by a receipt for nobody, which is acknowledged all the same", async () => {
+  test("is not answered by a receipt for nobody", async () => {
     const subject = await new Subject().start()
     const { answers } = await subject.send(OTHER)
     for (const id of [undefined, "", "none", "__proto__"]) {
-      expect(await subject.reply(id, RECEIPT)).toBe(1)
+      await subject.reply(id, RECEIPT)
     }
     expect(answers).toEqual([])
   })

@@ -6,9 +6,12 @@
 import { describe, expect, test } from "bun:test"
 import {
   DEAD_LETTERS,
+  EXCHANGES,
+  FLEET_EXCHANGE,
+  fleetQueue,
   isWorkerQueue,
+  PRESENCE_EXCHANGE,
   queueDeclarations,
-  replyQueue,
   WORKER_QUEUE_TTL_MS,
   workerQueue,
 } from "../../src/broker/topology.ts"
@@ -20,41 +23,37 @@ const NAMES = {
   undeliveredQueue: "to_device.undelivered",
 }
 const WORKER = workerId("gw1", 0)
-const INCARNATION = incarnation(1_770_000_000_000, 0.5)
+const SELF = { worker: WORKER, incarnation: incarnation(1_770_000_000_000, 0.5) }
+const FLEET_QUEUE = fleetQueue(SELF)
 
 function declared(queueType: "quorum" | "classic") {
-  const all = queueDeclarations({ ...NAMES, queueType }, WORKER, INCARNATION)
+  const all = queueDeclarations({ ...NAMES, queueType }, SELF)
   return new Map(all.map((queue) => [queue.name, queue]))
 }
 
 describe.each(["quorum", "classic"] as const)("%s queues", (queueType) => {
   const queues = declared(queueType)
-  const shared = [...queues.values()].filter(({ exclusive }) => exclusive !== true)
+  const commands = [...queues.values()].filter(({ name }) => name !== FLEET_QUEUE)
 
-  test("each name once: the contract's three, the worker's own, dead letters and replies", () => {
+  test("each name once: the contract's three, the worker's own, dead letters, the fleet's", () => {
     expect([...queues.keys()].sort()).toEqual(
-      [
-        ...Object.values(NAMES),
-        DEAD_LETTERS,
-        workerQueue(WORKER),
-        replyQueue(WORKER, INCARNATION),
-      ].sort(),
+      [...Object.values(NAMES), DEAD_LETTERS, workerQueue(WORKER), FLEET_QUEUE].sort(),
     )
   })
 
-  test("all but the replies' are durable and of that type", () => {
-    for (const { durable, arguments: args } of shared) {
+  test("all but the fleet's are durable and of that type", () => {
+    for (const { durable, arguments: args } of commands) {
       expect([durable, args["x-queue-type"]]).toEqual([true, queueType])
     }
   })
 
-  test("replies: gone with the connection, in no type that could outlive it", () => {
-    expect(queues.get(replyQueue(WORKER, INCARNATION))).toEqual({
-      name: replyQueue(WORKER, INCARNATION),
-      durable: false,
-      exclusive: true,
-      arguments: {},
-    })
+  test("the fleet's: classic, bounded in bytes and time, gone some time after its worker", () => {
+    const { boundTo, arguments: args } = queues.get(FLEET_QUEUE) ?? {}
+    expect(boundTo).toEqual([FLEET_EXCHANGE])
+    expect(args?.["x-queue-type"]).toBe("classic")
+    expect(Number(args?.["x-message-ttl"])).toBeLessThanOrEqual(60_000)
+    expect(Number(args?.["x-expires"])).toBeLessThanOrEqual(60_000)
+    expect(Number(args?.["x-max-length-bytes"])).toBeGreaterThan(0)
   })
 
   test("commands that the broker gives up go to the dead letters, from both queues they wait in", () => {
@@ -92,13 +91,20 @@ test("a worker's queue is known by its name, with the longest ids too, in 255 by
   const longest = workerId("x".repeat(32), 255)
   expect(isWorkerQueue(workerQueue(longest))).toBe(true)
   expect(workerQueue(longest).length).toBeLessThanOrEqual(255)
-  expect(replyQueue(longest, INCARNATION).length).toBeLessThanOrEqual(255)
-  for (const name of [...Object.values(NAMES), DEAD_LETTERS, replyQueue(WORKER, INCARNATION)]) {
+  expect(fleetQueue({ ...SELF, worker: longest }).length).toBeLessThanOrEqual(255)
+  for (const name of [...Object.values(NAMES), DEAD_LETTERS, FLEET_QUEUE]) {
     expect(isWorkerQueue(name)).toBe(false)
   }
 })
 
-test("replies of two incarnations of a worker have two queues", () => {
-  const later = incarnation(1_770_000_000_001, 0.5)
-  expect(replyQueue(WORKER, INCARNATION)).not.toBe(replyQueue(WORKER, later))
+test("two incarnations of a worker have two fleet queues", () => {
+  const later = { worker: WORKER, incarnation: incarnation(1_770_000_000_001, 0.5) }
+  expect(fleetQueue(later)).not.toBe(FLEET_QUEUE)
+})
+
+test("the fleet's exchange goes to all, presence is by topic", () => {
+  expect(EXCHANGES).toEqual([
+    { name: FLEET_EXCHANGE, type: "fanout" },
+    { name: PRESENCE_EXCHANGE, type: "topic" },
+  ])
 })

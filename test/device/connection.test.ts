@@ -11,13 +11,9 @@ import { acknowledgement } from "../../src/device/acknowledgement.ts"
 import { Backpressure } from "../../src/device/backpressure.ts"
 import { CLOSE_REASONS, type CloseReason } from "../../src/device/close-reason.ts"
 import type { Command, CommandSource, Outcome, Recipient } from "../../src/device/command.ts"
-import {
-  Connection,
-  type ConnectionLimits,
-  type DeviceSocket,
-  type PauseSource,
-} from "../../src/device/connection.ts"
+import { Connection, type ConnectionLimits, type PauseSource } from "../../src/device/connection.ts"
 import { BATCH_BYTES } from "../../src/device/outgoing.ts"
+import type { DeviceSocket } from "../../src/device/peer.ts"
 import { CHEAP_RUNS, check } from "../support/property.ts"
 
 const LIMITS: ConnectionLimits = {
@@ -29,9 +25,15 @@ const LIMITS: ConnectionLimits = {
 }
 const HANDSHAKE_TIMEOUT_MS = 300
 const IDLE_TIMEOUT_MS = 5_000
+const IDENTIFY_TIMEOUT_MS = 400
+const DEADLINES = {
+  handshakeTimeoutMs: HANDSHAKE_TIMEOUT_MS,
+  identifyTimeoutMs: IDENTIFY_TIMEOUT_MS,
+  idleTimeoutMs: IDLE_TIMEOUT_MS,
+}
 const CLOSING_MS = 2_000
 const START_MS = 1_000_000
-const PEER = { remoteAddress: "192.0.2.1", tlsVersion: "TLSv1.3" }
+const PEER = { remoteAddress: "192.0.2.1", tlsVersion: "TLSv1.3", fingerprint: null }
 
 /** Takes `room` bytes in all, then none; tells what was done to it. */
 class ScriptedSocket implements DeviceSocket {
@@ -231,7 +233,7 @@ class Harness {
       if (!connection.sweepCommands(this.nowMs)) this.waiting.delete(connection)
     }
     for (const connection of this.connections) {
-      connection.sweep(this.nowMs, HANDSHAKE_TIMEOUT_MS, IDLE_TIMEOUT_MS)
+      connection.sweep(this.nowMs, DEADLINES)
     }
   }
 
@@ -703,6 +705,17 @@ describe("deadlines", () => {
     harness.after(1)
     expect([connection.state, harness.reasons()]).toEqual(["closed", ["handshake_timeout"]])
     expect(socket.calls).toEqual(["terminate"])
+  })
+
+  test("not_identified, counted from the handshake's end, whatever came since", () => {
+    const harness = new Harness()
+    const { connection } = harness.accept()
+    harness.after(HANDSHAKE_TIMEOUT_MS - 1)
+    connection.identify()
+    harness.after(IDENTIFY_TIMEOUT_MS - 1)
+    expect(connection.state).toBe("identifying")
+    harness.after(1)
+    expect(harness.reasons()).toEqual(["not_identified"])
   })
 
   test("idle, counted from the last bytes, an empty line included", () => {

@@ -80,7 +80,7 @@ describe("connection ids", () => {
     check(
       fc.property(instanceId, slot, startedAtMs, random, counter, (instance, slot, atMs, r, n) => {
         const worker = workerId(instance, slot)
-        const ids = new ConnectionIds(worker, incarnation(atMs, r))
+        const ids = new ConnectionIds({ worker, incarnation: incarnation(atMs, r) })
         let id = ids.mint()
         for (let i = 0; i < n; i += 1) id = ids.mint()
         expect(id).toMatch(CONNECTION_ID)
@@ -104,14 +104,20 @@ describe("connection ids", () => {
   ])("an instance called %j is found again", (instance) => {
     for (const slot of [0, 9, 255]) {
       const worker = workerId(instance, slot)
-      const id = new ConnectionIds(worker, incarnation(1_770_000_000_000, 0.5)).mint()
+      const id = new ConnectionIds({
+        worker,
+        incarnation: incarnation(1_770_000_000_000, 0.5),
+      }).mint()
       expect(workerOfConnection(id)).toBe(worker)
     }
   })
 
   test("the longest of each part fits", () => {
     const worker = workerId("x".repeat(32), 255)
-    const ids = new ConnectionIds(worker, incarnation(YEAR_3000_MS, 1 - Number.EPSILON))
+    const ids = new ConnectionIds({
+      worker,
+      incarnation: incarnation(YEAR_3000_MS, 1 - Number.EPSILON),
+    })
     expect(ids.mint()).toMatch(CONNECTION_ID)
     const largestCounter = Number.MAX_SAFE_INTEGER.toString(36)
     const id = `${worker}.${incarnation(YEAR_3000_MS, 0)}.${largestCounter}`
@@ -122,10 +128,10 @@ describe("connection ids", () => {
   test("no two of one incarnation are the same, and none of two incarnations or workers", () => {
     const minted = new Set<string>()
     const sources = [
-      new ConnectionIds("gw.0", incarnation(1_770_000_000_000, 0.1)),
-      new ConnectionIds("gw.0", incarnation(1_770_000_000_000, 0.2)),
-      new ConnectionIds("gw.0", incarnation(1_770_000_000_001, 0.1)),
-      new ConnectionIds("gw.1", incarnation(1_770_000_000_000, 0.1)),
+      new ConnectionIds({ worker: "gw.0", incarnation: incarnation(1_770_000_000_000, 0.1) }),
+      new ConnectionIds({ worker: "gw.0", incarnation: incarnation(1_770_000_000_000, 0.2) }),
+      new ConnectionIds({ worker: "gw.0", incarnation: incarnation(1_770_000_000_001, 0.1) }),
+      new ConnectionIds({ worker: "gw.1", incarnation: incarnation(1_770_000_000_000, 0.1) }),
     ]
     for (const ids of sources) for (let i = 0; i < 3_000; i += 1) minted.add(ids.mint())
     expect(minted.size).toBe(12_000)

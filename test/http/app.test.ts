@@ -46,6 +46,11 @@ function sidecar(changes: Partial<AppDependencies> = {}) {
     report: () => SERVING,
     reports: async () => [SERVING],
     metricsText: async () => "owsla_connections 3\n",
+    census: {
+      list: async () => "unreachable",
+      describe: async () => "unreachable",
+      kick: async () => "unreachable",
+    },
     messages: null,
     fault: (error) => faults.push(error),
     send: async (request) => {

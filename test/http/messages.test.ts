@@ -37,6 +37,11 @@ function sidecar(tokens: readonly string[] = []) {
       throw new Error("not asked for")
     },
     reports: async () => [],
+    census: {
+      list: async () => "unreachable",
+      describe: async () => "unreachable",
+      kick: async () => "unreachable",
+    },
     metricsText: async () => "",
     send: async () => ({ outcome: "busy" }),
     messages: {

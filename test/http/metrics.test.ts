@@ -26,6 +26,9 @@ const GAUGES: Gauges = {
   heldCommands: 6,
   posts: 7,
   brokerReady: true,
+  whereabouts: 8,
+  members: 9,
+  presence: 10,
 }
 
 /** As it comes over the channel between worker and supervisor: through JSON. */

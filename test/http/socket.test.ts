@@ -39,6 +39,11 @@ beforeAll(() => {
       connections: 0,
     }),
     reports: async () => [],
+    census: {
+      list: async () => "unreachable",
+      describe: async () => "unreachable",
+      kick: async () => "unreachable",
+    },
     metricsText: async () => "",
     messages: {
       tap: (tap) => {

@@ -37,6 +37,7 @@ const EVENTS: { [K in keyof Events]: { payload: Events[K]; level: LogOptions["le
   listening: { payload: { devicePort: 1, httpPort: 2, maxConnections: 3 }, level: "info" },
   connection_admitted: { payload: { connection }, level: "debug" },
   connection_closed: { payload: { connection, reason: "idle" }, level: "debug" },
+  connection_unidentified: { payload: { connection, detail: "no HELLO" }, level: "debug" },
   connection_refused: { payload: { reason: "overloaded" }, level: "debug" },
   reading_suspended: { payload: { heldBytes: 9 }, level: "warn" },
   reading_resumed: { payload: { heldBytes: 8 }, level: "info" },

@@ -1,0 +1,80 @@
+/**
+ * The copies of forwarded commands: a worker that loses the broker while it forwards publishes again, and
+ * the broker hands out again what was not acknowledged. Either way the command has one outcome.
+ *
+ *   new ──► in hand ──acknowledged──► ended
+ *              └──its delivery lost, came again──► in hand, by the new delivery
+ *
+ * A copy of what is in hand or has ended is acknowledged and otherwise ignored. Pure. Bounds: the
+ * deliveries in hand; the last `REMEMBERED_ENDS` ends.
+ */
+
+import type { Delivery, MessageProperties } from "./broker.ts"
+
+/** More than all workers together have on their way to one when a connection is lost. */
+const REMEMBERED_ENDS = 65_536
+
+export class Copies {
+  readonly #inHand = new Map<string, HeldDelivery>()
+  readonly #ended = new Set<string>()
+
+  /**
+   * The delivery to go on with; null when it was a copy, which is taken care of.
+   *
+   * @param hops a command that follows its device may come by here twice, and is then no copy.
+   */
+  take(commandId: string, hops: number, delivery: Delivery): Delivery | null {
+    const key = `${commandId} ${hops}`
+    const held = this.#inHand.get(key)
+    if (held?.lost === true) held.replaceBy(delivery)
+    else if (held !== undefined || this.#ended.has(key)) delivery.acknowledge()
+    else return this.#hold(key, delivery)
+    return null
+  }
+
+  #hold(key: string, delivery: Delivery): Delivery {
+    const held = new HeldDelivery(delivery, () => {
+      this.#inHand.delete(key)
+      this.#ended.add(key)
+      if (this.#ended.size <= REMEMBERED_ENDS) return
+      for (const oldest of this.#ended) {
+        this.#ended.delete(oldest)
+        return
+      }
+    })
+    this.#inHand.set(key, held)
+    return held
+  }
+}
+
+class HeldDelivery implements Delivery {
+  readonly queue: string
+  readonly body: Uint8Array
+  readonly properties: MessageProperties
+  readonly redelivered: boolean
+  readonly #ended: () => void
+  #current: Delivery
+
+  constructor(delivery: Delivery, ended: () => void) {
+    const { queue, body, properties, redelivered } = delivery
+    this.queue = queue
+    this.body = body
+    this.properties = properties
+    this.redelivered = redelivered
+    this.#current = delivery
+    this.#ended = ended
+  }
+
+  get lost(): boolean {
+    return this.#current.lost
+  }
+
+  replaceBy(delivery: Delivery): void {
+    this.#current = delivery
+  }
+
+  acknowledge(): void {
+    this.#current.acknowledge()
+    this.#ended()
+  }
+}

@@ -1,0 +1,64 @@
+/**
+ * Forwarding: what a command's message carries from worker to worker, so that its meaning stays the same
+ * on the way and copies of it can be told. Pure.
+ *
+ * AMQP would count an expiration anew in each queue and know nothing of hops, and a publish that is
+ * repeated after a lost connection is a second message. So each goes along as a header.
+ */
+
+import type { WorkerProcess } from "../device/ids.ts"
+import type { MessageProperties } from "./broker.ts"
+import {
+  COMMAND_ID_HEADER,
+  type CommandMessage,
+  EXPIRES_AT_HEADER,
+  HOPS_HEADER,
+  REDELIVERED_HEADER,
+} from "./command-message.ts"
+import { republishable } from "./fields.ts"
+
+/** The most that RabbitMQ takes; it closes the channel at more. */
+const MAX_EXPIRATION_MS = 2 ** 32 - 1
+
+/** Mints the ids of the commands that one process is the first to forward. */
+export class CommandIds {
+  readonly #prefix: string
+  #next = 0
+
+  constructor({ worker, incarnation }: WorkerProcess) {
+    this.#prefix = `${worker}.${incarnation}.`
+  }
+
+  mint(): string {
+    const id = this.#prefix + this.#next.toString(36)
+    this.#next += 1
+    return id
+  }
+}
+
+/** The properties of a command on its way to another worker. */
+export function forwarded(
+  properties: MessageProperties,
+  message: Pick<CommandMessage, "expiresAtMs" | "hops" | "redelivered"> & {
+    readonly commandId: string
+  },
+  nowMs: number,
+): MessageProperties {
+  const { expiration: _, headers, ...others } = republishable(properties)
+  const expires = Number.isFinite(message.expiresAtMs)
+  return {
+    ...others,
+    ...(expires ? { expiration: expirationLeft(message.expiresAtMs - nowMs) } : {}),
+    headers: {
+      ...headers,
+      [HOPS_HEADER]: BigInt(message.hops + 1),
+      [COMMAND_ID_HEADER]: message.commandId,
+      ...(message.redelivered ? { [REDELIVERED_HEADER]: true } : {}),
+      ...(expires ? { [EXPIRES_AT_HEADER]: BigInt(message.expiresAtMs) } : {}),
+    },
+  }
+}
+
+function expirationLeft(ms: number): string {
+  return String(Math.min(MAX_EXPIRATION_MS, Math.max(0, Math.floor(ms))))
+}

@@ -1,0 +1,64 @@
+/**
+ * What a worker sets up at the broker: its exchanges and queues, and who takes what comes from each.
+ * The names and arguments are those of `topology.ts`.
+ *
+ * Whatever a taker throws is a defect that is reported; the delivery stays unacknowledged, and the
+ * broker hands it out again on the next connection. Bound: `PREFETCH` for each queue.
+ */
+
+import type { WorkerProcess } from "../device/ids.ts"
+import type { BrokerSetup, Delivery, Subscription } from "./broker.ts"
+import {
+  DEAD_LETTERS,
+  EXCHANGES,
+  fleetQueue,
+  type QueueNames,
+  queueDeclarations,
+  workerQueue,
+} from "./topology.ts"
+
+/** Tells what workers tell each other from receipts, which come on the same queue. */
+export const FLEET_MESSAGE_TYPE = "owsla.fleet"
+
+export interface Takers {
+  readonly command: (delivery: Delivery) => void
+  readonly deadLetter: (delivery: Delivery) => void
+  readonly fleetMessage: (delivery: Delivery) => void
+  readonly receipt: (delivery: Delivery) => void
+  readonly fault: (error: Error, queue: string) => void
+}
+
+export function brokerSetup(
+  names: QueueNames & { readonly prefetch: number },
+  self: WorkerProcess,
+  takers: Takers,
+): BrokerSetup {
+  const subscribe = (queue: string, take: (delivery: Delivery) => void): Subscription => ({
+    queue,
+    prefetch: names.prefetch,
+    deliver: (delivery) => {
+      try {
+        take(delivery)
+      } catch (error) {
+        takers.fault(error instanceof Error ? error : new Error(String(error)), queue)
+      }
+    },
+  })
+  const told = (delivery: Delivery) => {
+    // Nothing on this queue is worth a second try, not even what we trip over.
+    delivery.acknowledge()
+    if (delivery.properties.type === FLEET_MESSAGE_TYPE) takers.fleetMessage(delivery)
+    else takers.receipt(delivery)
+  }
+  return {
+    exchanges: EXCHANGES,
+    queues: queueDeclarations(names, self),
+    subscriptions: [
+      subscribe(names.toDeviceQueue, takers.command),
+      // Exclusive, so that two instances with one INSTANCE_ID do not take each other's commands.
+      { ...subscribe(workerQueue(self.worker), takers.command), exclusive: true },
+      subscribe(DEAD_LETTERS, takers.deadLetter),
+      { ...subscribe(fleetQueue(self), told), untilClose: true },
+    ],
+  }
+}

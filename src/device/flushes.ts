@@ -1,0 +1,21 @@
+/**
+ * The flushes that are due: one write a turn for each connection, whatever the number of commands that
+ * were offered to it. Bound: the connections of the worker.
+ */
+
+import type { Connection } from "./connection.ts"
+
+export class Flushes {
+  readonly #due = new Set<Connection>()
+
+  readonly soon = (connection: Connection): void => {
+    if (this.#due.size === 0) setImmediate(() => this.#flush())
+    this.#due.add(connection)
+  }
+
+  #flush(): void {
+    const due = [...this.#due]
+    this.#due.clear()
+    for (const connection of due) connection.flush()
+  }
+}

@@ -1,0 +1,125 @@
+/**
+ * The announcer: tells the fleet which named devices have come to this worker and which have gone, and
+ * hears the same of others. Of two connections of one device the newer stays: whoever hears of a newer
+ * one closes its own (`taken_over`), whoever hears of an older one answers with its own.
+ *
+ *   come, gone ─► changes, the latest of each device ─► one message at a time ─► owsla.fleet
+ *
+ * While a message is on its way the next one fills, so that a storm of reconnections costs few of them.
+ * Lost messages are made good: every device is announced again when the broker is back, and every
+ * `REANNOUNCE_MS`. Bound: one change for each device, `MAX_ROWS` a message.
+ */
+
+import type { Connection } from "../device/connection.ts"
+import type { Connections } from "../device/connections.ts"
+import type { Channel } from "./channel.ts"
+import { type FleetMessage, isNewer, MAX_ROWS, type Parting, type Sighting } from "./messages.ts"
+import type { Whereabouts } from "./whereabouts.ts"
+
+const REANNOUNCE_MS = 300_000
+
+type Devices = Extract<FleetMessage, { type: "devices" }>
+
+export class Announcer {
+  readonly #channel: Channel
+  readonly #connections: Connections
+  readonly #whereabouts: Whereabouts
+  /** By device id: the connection it has now, or null with the one that has closed. */
+  readonly #changes = new Map<string, Sighting | Parting>()
+  #sending: "nothing" | "soon" | "message" = "nothing"
+  #announcedAllAtMs = 0
+
+  constructor(channel: Channel, connections: Connections, whereabouts: Whereabouts) {
+    this.#channel = channel
+    this.#connections = connections
+    this.#whereabouts = whereabouts
+  }
+
+  /** Changes that the fleet has not been told of. */
+  get pendingCount(): number {
+    return this.#changes.size
+  }
+
+  /** A named device has been admitted. */
+  come(connection: Connection): void {
+    const sighting = sightingOf(connection)
+    if (sighting === null) return
+    this.#changes.set(sighting[0], sighting)
+    this.#sendSoon()
+  }
+
+  /** A connection of a named device has closed; not for one that a newer one here has replaced. */
+  gone(deviceId: string, connectionId: string): void {
+    this.#changes.set(deviceId, [deviceId, connectionId])
+    this.#sendSoon()
+  }
+
+  /** Announces every device: others may have missed, or lost, what was said before. */
+  announceAll(nowMs: number): void {
+    this.#announcedAllAtMs = nowMs
+    for (const [deviceId, connection] of this.#connections.named()) {
+      const sighting = sightingOf(connection)
+      if (sighting !== null) this.#changes.set(deviceId, sighting)
+    }
+    this.#sendSoon()
+  }
+
+  sweep(nowMs: number): void {
+    if (Math.abs(nowMs - this.#announcedAllAtMs) >= REANNOUNCE_MS) this.announceAll(nowMs)
+  }
+
+  /** Takes what another worker announces. */
+  heard({ from, incarnation, here, gone }: Devices): void {
+    for (const parting of gone) this.#whereabouts.gone(parting)
+    const newer: Sighting[] = []
+    for (const sighting of here) {
+      const [deviceId, connectionId, epoch] = sighting
+      const own = this.#connections.named().get(deviceId)
+      const recipient = own?.endpoint?.recipient
+      if (own === undefined || recipient === undefined) {
+        this.#whereabouts.here(sighting)
+      } else if (isNewer(epoch, connectionId, recipient.epoch, recipient.connectionId)) {
+        this.#whereabouts.here(sighting)
+        own.close("taken_over")
+      } else newer.push([deviceId, recipient.connectionId, recipient.epoch])
+    }
+    if (newer.length === 0) return
+    this.#channel.tell({ worker: from, incarnation }, { type: "devices", here: newer, gone: [] })
+  }
+
+  #sendSoon(): void {
+    if (this.#sending !== "nothing" || this.#changes.size === 0) return
+    this.#sending = "soon"
+    setImmediate(() => this.#send())
+  }
+
+  #send(): void {
+    this.#sending = "nothing"
+    if (!this.#channel.open) {
+      // When it opens again all that are here then are announced.
+      this.#changes.clear()
+      return
+    }
+    const here: Sighting[] = []
+    const gone: Parting[] = []
+    for (const [deviceId, change] of this.#changes) {
+      if (here.length + gone.length === MAX_ROWS) break
+      this.#changes.delete(deviceId)
+      if (change.length === 3) here.push(change)
+      else gone.push(change)
+    }
+    if (here.length + gone.length === 0) return
+    this.#sending = "message"
+    this.#channel.broadcast({ type: "devices", here, gone }, () => {
+      this.#sending = "nothing"
+      this.#sendSoon()
+    })
+  }
+}
+
+/** Null for a device without a name, whose connection id leads to its worker by itself. */
+function sightingOf(connection: Connection): Sighting | null {
+  const recipient = connection.endpoint?.recipient
+  if (recipient === undefined || recipient.deviceId === recipient.connectionId) return null
+  return [recipient.deviceId, recipient.connectionId, recipient.epoch]
+}

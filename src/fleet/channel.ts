@@ -1,0 +1,99 @@
+/**
+ * The channel between workers: messages to all (`owsla.fleet`) or to one (its fleet queue), and from
+ * them. Nothing on it is stored: what is said while the broker is away is not said, and whoever asked
+ * finds out.
+ *
+ * Never waits and never repeats. Bound: `MAX_IN_FLIGHT` messages that the broker has not confirmed;
+ * one more is dropped and counted.
+ */
+
+import type { Broker, Delivery, Lane, LaneListener, PublishResult } from "../broker/broker.ts"
+import { FLEET_MESSAGE_TYPE } from "../broker/setup.ts"
+import { FLEET_EXCHANGE, fleetQueue } from "../broker/topology.ts"
+import type { Counters } from "../counters.ts"
+import type { WorkerProcess } from "../device/ids.ts"
+import { type FleetContent, type FleetMessage, parseFleetMessage } from "./messages.ts"
+
+/** The AMQP client pins 8 KiB for each. */
+const MAX_IN_FLIGHT = 1_000
+
+export interface ChannelOptions {
+  readonly self: WorkerProcess
+  readonly counters: Counters
+}
+
+export class Channel {
+  readonly #options: ChannelOptions
+  readonly #lane: Lane
+  readonly #ownQueue: string
+  #inFlight = 0
+  #nextId = 0
+
+  constructor(broker: Broker, listener: LaneListener, options: ChannelOptions) {
+    this.#options = options
+    this.#ownQueue = fleetQueue(options.self)
+    this.#lane = broker.lane(listener)
+  }
+
+  get open(): boolean {
+    return this.#lane.state === "open"
+  }
+
+  broadcast(content: FleetContent, settled?: (result: PublishResult) => void): void {
+    this.#publish(FLEET_EXCHANGE, "", content, settled)
+  }
+
+  /** "returned" when that process is gone. */
+  tell(to: WorkerProcess, content: FleetContent, settled?: (result: PublishResult) => void): void {
+    this.#publish("", fleetQueue(to), content, settled)
+  }
+
+  /** The message of a delivery; null when it is our own or none that we know. */
+  read(delivery: Delivery): FleetMessage | null {
+    const { replyTo } = delivery.properties
+    // What we broadcast comes to us too.
+    if (replyTo === this.#ownQueue) return null
+    const message = parseFleetMessage(Buffer.from(delivery.body).toString())
+    if (message === null) this.#options.counters.fleetMessagesUnknown += 1
+    return message
+  }
+
+  #publish(
+    exchange: string,
+    routingKey: string,
+    content: FleetContent,
+    settled: (result: PublishResult) => void = () => undefined,
+  ): void {
+    const { self, counters } = this.#options
+    if (!this.open || this.#inFlight >= MAX_IN_FLIGHT) {
+      counters.fleetMessagesDropped += 1
+      queueMicrotask(() => settled("cut"))
+      return
+    }
+    const message = { from: self.worker, incarnation: self.incarnation, ...content }
+    const id = String(this.#nextId)
+    this.#nextId += 1
+    this.#inFlight += 1
+    counters.fleetMessagesSent += 1
+    this.#lane.publish(
+      {
+        id,
+        exchange,
+        routingKey,
+        checked: true,
+        body: Buffer.from(JSON.stringify(message)),
+        properties: {
+          contentType: "application/json",
+          type: FLEET_MESSAGE_TYPE,
+          messageId: id,
+          replyTo: this.#ownQueue,
+          appId: "owsla",
+        },
+      },
+      (result) => {
+        this.#inFlight -= 1
+        settled(result)
+      },
+    )
+  }
+}

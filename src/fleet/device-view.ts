@@ -1,0 +1,56 @@
+/** What the fleet tells an operator of one connection: plain data, for JSON. */
+
+import { type Connection, PAUSED_BY, type PauseSource } from "../device/connection.ts"
+import type { WorkerProcess } from "../device/ids.ts"
+
+export interface DeviceView {
+  readonly device_id: string
+  readonly connection_id: string
+  readonly epoch: number
+  readonly instance: string
+  readonly worker: string
+  readonly state: string
+  /** Milliseconds since 1970, as are all times here. */
+  readonly since: number
+  readonly remote_address: string
+  readonly tls_version: string
+  readonly lines_in: number
+  readonly lines_out: number
+  /** When bytes last came from the device. */
+  readonly last_activity: number
+  /** Why the device is not read: `window`, `memory`, `drain`; empty when it is. */
+  readonly reading_paused_by: readonly PauseSource[]
+  /** Bytes of commands that wait for its socket. */
+  readonly outgoing_bytes: number
+  readonly reorder: { readonly held: number; readonly gaps: number }
+}
+
+/** Null for a connection that was not admitted. */
+export function deviceView(connection: Connection, { worker }: WorkerProcess): DeviceView | null {
+  const { endpoint, peer } = connection
+  if (endpoint === null) return null
+  const { deviceId, connectionId, epoch } = endpoint.recipient
+  const sources = Object.keys(PAUSED_BY) as PauseSource[]
+  return {
+    device_id: deviceId,
+    connection_id: connectionId,
+    epoch,
+    instance: instanceOf(worker),
+    worker,
+    state: connection.state,
+    since: epoch,
+    remote_address: peer.remoteAddress,
+    tls_version: peer.tlsVersion,
+    lines_in: endpoint.linesIn,
+    lines_out: endpoint.linesOut,
+    last_activity: connection.lastActivityMs,
+    reading_paused_by: sources.filter((source) => connection.isPausedBy(source)),
+    outgoing_bytes: connection.outgoingBytes,
+    reorder: { held: endpoint.heldCommands, gaps: endpoint.gaps },
+  }
+}
+
+/** A worker id is its instance's and a slot. */
+export function instanceOf(worker: string): string {
+  return worker.slice(0, worker.lastIndexOf("."))
+}

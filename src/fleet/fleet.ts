@@ -1,0 +1,171 @@
+/**
+ * A worker's part in the fleet: all workers of all instances on one broker. Puts together who is in it,
+ * where devices are, what an operator asks of it, and the telling of presence.
+ *
+ *   admitted, closed ─► announcer, presence ─► broker
+ *   fleet queue ─► channel ─► members, announcer, locator, census
+ *
+ * No worker keeps the whole: each knows its own devices, hears of the others', and asks when that does
+ * not answer. Bounds: those of its parts.
+ */
+
+import type { Broker, Delivery } from "../broker/broker.ts"
+import type { Counters } from "../counters.ts"
+import type { CloseReason } from "../device/close-reason.ts"
+import type { Connection } from "../device/connection.ts"
+import type { Connections } from "../device/connections.ts"
+import type { WorkerProcess } from "../device/ids.ts"
+import { Announcer } from "./announcer.ts"
+import { Census } from "./census.ts"
+import { Channel } from "./channel.ts"
+import { Locator } from "./locator.ts"
+import { ALIVE_EVERY_MS, Members } from "./members.ts"
+import type { FleetMessage } from "./messages.ts"
+import { Presence } from "./presence.ts"
+import { Whereabouts } from "./whereabouts.ts"
+
+export interface FleetOptions {
+  readonly self: WorkerProcess
+  readonly nowMs: () => number
+  readonly counters: Counters
+}
+
+export class Fleet {
+  readonly locator: Locator
+  readonly census: Census
+  readonly presence: Presence
+  readonly #members = new Members()
+  readonly #whereabouts = new Whereabouts()
+  readonly #channel: Channel
+  readonly #announcer: Announcer
+  readonly #connections: Connections
+  readonly #options: FleetOptions
+  #toldAliveAtMs = 0
+  #leaving = false
+
+  constructor(broker: Broker, connections: Connections, options: FleetOptions) {
+    const { self, nowMs, counters } = options
+    this.#options = options
+    this.#connections = connections
+    const listener = { opened: () => this.#opened() }
+    this.#channel = new Channel(broker, listener, { self, counters })
+    this.#announcer = new Announcer(this.#channel, connections, this.#whereabouts)
+    this.locator = new Locator(this.#channel, this.#members, this.#whereabouts, { nowMs, counters })
+    this.census = new Census(self, this.#channel, this.#members, connections, this.locator, nowMs)
+    this.presence = new Presence(broker, { workerId: self.worker, nowMs, counters })
+  }
+
+  gauges(): { whereabouts: number; members: number; presence: number } {
+    return {
+      whereabouts: this.#whereabouts.count,
+      members: this.#members.count,
+      presence: this.presence.count,
+    }
+  }
+
+  /** True when the fleet and whoever follows presence have been told of all that happened here. */
+  get told(): boolean {
+    if (!this.#channel.open) return true
+    return this.#announcer.pendingCount === 0 && this.presence.count === 0
+  }
+
+  admitted(connection: Connection): void {
+    this.#announcer.come(connection)
+    this.presence.connected(connection)
+  }
+
+  /** To be told after the connection has left `connections`. */
+  closed(connection: Connection, reason: CloseReason): void {
+    const recipient = connection.endpoint?.recipient
+    if (recipient === undefined) return
+    const { deviceId, connectionId } = recipient
+    const named = deviceId !== connectionId
+    if (named && !this.#connections.named().has(deviceId)) {
+      this.#announcer.gone(deviceId, connectionId)
+    }
+    this.presence.disconnected(connection, reason)
+  }
+
+  /** Takes a delivery from this worker's fleet queue. */
+  deliver(delivery: Delivery): void {
+    const message = this.#channel.read(delivery)
+    if (message !== null) this.#heard(message)
+  }
+
+  sweep(nowMs: number): void {
+    this.#members.sweep(nowMs)
+    this.locator.sweep(nowMs)
+    this.census.sweep(nowMs)
+    if (!this.#channel.open || this.#leaving) return
+    this.#announcer.sweep(nowMs)
+    if (Math.abs(nowMs - this.#toldAliveAtMs) >= ALIVE_EVERY_MS) this.#tellAlive(nowMs, false)
+  }
+
+  /** The worker drains: nobody is to wait for its answers. */
+  leave(): void {
+    this.#leaving = true
+    this.#channel.broadcast({ type: "leaving" })
+  }
+
+  stop(): void {
+    this.presence.stop()
+  }
+
+  #opened(): void {
+    const nowMs = this.#options.nowMs()
+    this.#tellAlive(nowMs, true)
+    this.#announcer.announceAll(nowMs)
+    this.locator.opened()
+  }
+
+  #tellAlive(nowMs: number, asks: boolean): void {
+    this.#toldAliveAtMs = nowMs
+    this.#channel.broadcast({ type: "alive", asks })
+  }
+
+  #heard(message: FleetMessage): void {
+    const { from, incarnation } = message
+    if (message.type === "leaving") {
+      this.#members.left(from, incarnation)
+      return
+    }
+    this.#members.heard(from, incarnation, this.#options.nowMs())
+    switch (message.type) {
+      case "alive":
+        if (message.asks && !this.#leaving) {
+          this.#channel.tell({ worker: from, incarnation }, { type: "alive", asks: false })
+        }
+        break
+      case "devices":
+        this.#announcer.heard(message)
+        break
+      case "where":
+        this.#where(message)
+        break
+      case "there":
+        this.locator.answered(message)
+        break
+      case "list":
+      case "describe":
+      case "kick":
+        this.census.asked(message)
+        break
+      case "listed":
+      case "described":
+      case "kicked":
+        this.census.answered(message)
+        break
+    }
+  }
+
+  /** Says which of the devices that another worker looks for are here. */
+  #where({ from, incarnation, ask, devices }: Extract<FleetMessage, { type: "where" }>): void {
+    const named = this.#connections.named()
+    const here = devices.flatMap((deviceId) => {
+      const recipient = named.get(deviceId)?.endpoint?.recipient
+      if (recipient === undefined) return []
+      return [[deviceId, recipient.connectionId, recipient.epoch] as const]
+    })
+    this.#channel.tell({ worker: from, incarnation }, { type: "there", ask, devices: here })
+  }
+}

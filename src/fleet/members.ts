@@ -1,0 +1,74 @@
+/**
+ * The members of the fleet: the other workers, of this instance and of others, as far as they have been
+ * heard of.
+ *
+ *   unknown ──heard──► heard of ◄──heard── silent       any ──left, silent for long──► unknown
+ *                          └──owed an answer,──►┘
+ *                             not heard for a while
+ *
+ * Nothing is sent after a device to a silent member, which may have died, but its "no" is still waited
+ * for: it may also be slow, or we may. Pure: the time is passed in. Bound: those that were heard within
+ * `FORGET_AFTER_MS`.
+ */
+
+import type { WorkerProcess } from "../device/ids.ts"
+
+/** How often a member tells that it is alive. */
+export const ALIVE_EVERY_MS = 2_000
+const SILENT_AFTER_MS = 6_000
+export const FORGET_AFTER_MS = 20_000
+
+interface Member {
+  readonly incarnation: string
+  heardAtMs: number
+  silent: boolean
+}
+
+export class Members {
+  readonly #members = new Map<string, Member>()
+
+  get count(): number {
+    return this.#members.size
+  }
+
+  heard(worker: string, incarnation: string, nowMs: number): void {
+    const member = this.#members.get(worker)
+    if (member?.incarnation === incarnation) {
+      member.heardAtMs = nowMs
+      member.silent = false
+    } else if (member === undefined || incarnation > member.incarnation) {
+      // Incarnations sort by their start; what one says that was replaced comes late.
+      this.#members.set(worker, { incarnation, heardAtMs: nowMs, silent: false })
+    }
+  }
+
+  left(worker: string, incarnation: string): void {
+    if (this.#members.get(worker)?.incarnation === incarnation) this.#members.delete(worker)
+  }
+
+  /** The member did not answer in time. */
+  missed(worker: string): void {
+    const member = this.#members.get(worker)
+    if (member !== undefined) member.silent = true
+  }
+
+  sweep(nowMs: number): void {
+    for (const [worker, member] of this.#members) {
+      // As far away in the future, the clock was set back.
+      const quietMs = Math.abs(nowMs - member.heardAtMs)
+      if (quietMs > SILENT_AFTER_MS) member.silent = true
+      if (quietMs > FORGET_AFTER_MS) this.#members.delete(worker)
+    }
+  }
+
+  /** Whether this very process of the worker was heard lately. */
+  answers({ worker, incarnation }: WorkerProcess): boolean {
+    const member = this.#members.get(worker)
+    return member?.incarnation === incarnation && !member.silent
+  }
+
+  /** The workers whose answers are to be waited for. */
+  known(): string[] {
+    return [...this.#members.keys()]
+  }
+}

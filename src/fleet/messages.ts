@@ -1,0 +1,105 @@
+/**
+ * What workers tell each other: one closed list of messages, JSON on `owsla.fleet` and on the fleet
+ * queue of one worker. Pure: formats and their check.
+ *
+ *   alive, leaving        who is in the fleet
+ *   devices               which devices have come and gone
+ *   where ──► there       which of these devices do you hold
+ *   list ──► listed       what devices do you hold
+ *   describe ──► described, kick ──► kicked      one connection
+ *
+ * Bound: `MAX_ROWS` devices a message.
+ */
+
+import * as v from "valibot"
+
+export const MAX_ROWS = 1_000
+
+/** A device's connection, and since when (milliseconds since 1970). */
+export type Sighting = readonly [deviceId: string, connectionId: string, epoch: number]
+/** A device's connection that has closed. */
+export type Parting = readonly [deviceId: string, connectionId: string]
+
+const id = v.pipe(v.string(), v.maxLength(128))
+const ask = v.pipe(v.number(), v.safeInteger())
+const sender = { from: id, incarnation: id }
+const sightings = v.array(v.custom<Sighting>(isSighting))
+const view = v.record(v.string(), v.unknown())
+
+const message = v.variant("type", [
+  /** `asks`: whoever gets this tells the sender the same of itself. */
+  v.object({ type: v.literal("alive"), ...sender, asks: v.boolean() }),
+  v.object({ type: v.literal("leaving"), ...sender }),
+  v.object({
+    type: v.literal("devices"),
+    ...sender,
+    here: sightings,
+    gone: v.array(v.custom<Parting>(isParting)),
+  }),
+  v.object({ type: v.literal("where"), ...sender, ask, devices: v.array(id) }),
+  v.object({ type: v.literal("there"), ...sender, ask, devices: sightings }),
+  v.object({
+    type: v.literal("list"),
+    ...sender,
+    ask,
+    prefix: v.string(),
+    after: v.string(),
+    limit: v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(MAX_ROWS)),
+  }),
+  v.object({
+    type: v.literal("listed"),
+    ...sender,
+    ask,
+    devices: v.array(view),
+    total: v.number(),
+  }),
+  v.object({ type: v.literal("describe"), ...sender, ask, connection: id }),
+  v.object({ type: v.literal("described"), ...sender, ask, device: v.nullable(view) }),
+  v.object({ type: v.literal("kick"), ...sender, ask, connection: id }),
+  v.object({ type: v.literal("kicked"), ...sender, ask, device: v.nullable(view) }),
+])
+
+export type FleetMessage = v.InferOutput<typeof message>
+
+/** A message without its sender, which the channel adds. */
+export type FleetContent = FleetMessage extends infer M
+  ? M extends FleetMessage
+    ? Omit<M, "from" | "incarnation">
+    : never
+  : never
+
+export type Answer = Extract<FleetMessage, { type: "there" | "listed" | "described" | "kicked" }>
+
+/** The message, or null when the text is none, for example of a later version. */
+export function parseFleetMessage(text: string): FleetMessage | null {
+  let parsed: unknown
+  try {
+    parsed = JSON.parse(text)
+  } catch {
+    return null
+  }
+  const checked = v.safeParse(message, parsed)
+  return checked.success ? checked.output : null
+}
+
+function isSighting(value: unknown): boolean {
+  if (!Array.isArray(value) || value.length !== 3) return false
+  const [deviceId, connectionId, epoch] = value
+  return (
+    typeof deviceId === "string" && typeof connectionId === "string" && Number.isSafeInteger(epoch)
+  )
+}
+
+function isParting(value: unknown): boolean {
+  return Array.isArray(value) && value.length === 2 && value.every((id) => typeof id === "string")
+}
+
+/** Of two connections of one device, whether the first is the newer: every worker decides alike. */
+export function isNewer(
+  epoch: number,
+  connectionId: string,
+  thanEpoch: number,
+  thanConnectionId: string,
+): boolean {
+  return epoch === thanEpoch ? connectionId > thanConnectionId : epoch > thanEpoch
+}

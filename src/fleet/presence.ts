@@ -1,0 +1,175 @@
+/**
+ * Presence: tells whoever wants to know, on the topic exchange `owsla.presence`, that a device has
+ * connected or disconnected. Each event carries the connection's epoch: whoever keeps the largest of each
+ * device is not misled by events that come late.
+ *
+ *   event ─► waiting ─► publisher (`MAX_IN_FLIGHT`) ─► owsla.presence
+ *
+ * Out of the lines' way: a lane of its own with few messages in flight, so a storm of events waits here
+ * while lines pass. Nobody has to listen, so no event is mandatory. Bound: `MAX_WAITING` events; one more
+ * makes the oldest be dropped, and counted.
+ */
+
+import type { Broker, OutgoingMessage } from "../broker/broker.ts"
+import { Publisher } from "../broker/publisher.ts"
+import { PRESENCE_EXCHANGE } from "../broker/topology.ts"
+import type { Counters } from "../counters.ts"
+import type { CloseReason } from "../device/close-reason.ts"
+import type { Connection } from "../device/connection.ts"
+import { instanceOf } from "./device-view.ts"
+
+const MAX_WAITING = 100_000
+/** The AMQP client pins 8 KiB for each. */
+const MAX_IN_FLIGHT = 200
+const BACKOFF = { firstMs: 100, mostMs: 5_000 }
+/** Waiting events are cut off the front this many at a time. */
+const COMPACT_AFTER = 1_024
+
+/** The body of an event; times are milliseconds since 1970. */
+export interface PresenceEvent {
+  readonly device_id: string
+  readonly connection_id: string
+  readonly epoch: number
+  readonly instance: string
+  readonly worker: string
+  readonly remote_address: string
+  readonly tls_version: string
+  readonly at: number
+  readonly reason?: CloseReason
+  readonly lines_in?: number
+  readonly lines_out?: number
+}
+
+interface Entry {
+  readonly id: string
+  readonly event: PresenceEvent
+}
+
+export interface PresenceOptions {
+  readonly workerId: string
+  readonly nowMs: () => number
+  readonly counters: Counters
+}
+
+export class Presence {
+  readonly #options: PresenceOptions
+  readonly #publisher: Publisher<Entry>
+  readonly #instance: string
+  #waiting: (Entry | undefined)[] = []
+  #waitingFrom = 0
+  #nextId = 0
+
+  constructor(broker: Broker, options: PresenceOptions) {
+    const { counters, nowMs, workerId } = options
+    this.#options = options
+    this.#instance = instanceOf(workerId)
+    this.#publisher = new Publisher<Entry>({
+      limits: {
+        maxCount: MAX_IN_FLIGHT,
+        maxBytes: Number.MAX_SAFE_INTEGER,
+        maxInFlight: MAX_IN_FLIGHT,
+      },
+      backoff: BACKOFF,
+      nowMs,
+      groupOf: ({ event }) => event.device_id,
+      describe: messageOf,
+      done: () => {
+        counters.presenceSent += 1
+        this.#send()
+      },
+      whenReturned: () => "final",
+      relieved: () => undefined,
+      failed: () => undefined,
+      repeating: () => undefined,
+    })
+    this.#publisher.use(broker.lane({ opened: () => this.#publisher.opened() }))
+  }
+
+  /** Events that the broker does not have yet. */
+  get count(): number {
+    return this.#waiting.length - this.#waitingFrom + this.#publisher.count
+  }
+
+  oldestSentAtMs(): number | null {
+    return this.#publisher.oldestSentAtMs()
+  }
+
+  connected(connection: Connection): void {
+    this.#tell(connection, null)
+  }
+
+  disconnected(connection: Connection, reason: CloseReason): void {
+    this.#tell(connection, reason)
+  }
+
+  stop(): void {
+    this.#publisher.stop()
+  }
+
+  #tell(connection: Connection, reason: CloseReason | null): void {
+    const { endpoint, peer } = connection
+    // A connection that was never admitted is nobody's.
+    if (endpoint === null) return
+    const { workerId, nowMs, counters } = this.#options
+    const { deviceId, connectionId, epoch } = endpoint.recipient
+    const event: PresenceEvent = {
+      device_id: deviceId,
+      connection_id: connectionId,
+      epoch,
+      instance: this.#instance,
+      worker: workerId,
+      remote_address: peer.remoteAddress,
+      tls_version: peer.tlsVersion,
+      at: nowMs(),
+      ...(reason === null
+        ? {}
+        : { reason, lines_in: endpoint.linesIn, lines_out: endpoint.linesOut }),
+    }
+    this.#waiting.push({ id: `${connectionId}:${this.#nextId}`, event })
+    this.#nextId += 1
+    if (this.#waiting.length - this.#waitingFrom > MAX_WAITING) {
+      this.#take()
+      counters.presenceDropped += 1
+    }
+    this.#send()
+  }
+
+  #send(): void {
+    while (this.#publisher.hasRoom) {
+      const entry = this.#take()
+      if (entry === undefined) return
+      this.#publisher.publish(entry, 0)
+    }
+  }
+
+  #take(): Entry | undefined {
+    const entry = this.#waiting[this.#waitingFrom]
+    if (entry === undefined) return undefined
+    this.#waiting[this.#waitingFrom] = undefined
+    this.#waitingFrom += 1
+    if (this.#waitingFrom === this.#waiting.length || this.#waitingFrom >= COMPACT_AFTER) {
+      this.#waiting = this.#waiting.slice(this.#waitingFrom)
+      this.#waitingFrom = 0
+    }
+    return entry
+  }
+}
+
+function messageOf({ id, event }: Entry): OutgoingMessage {
+  return {
+    id,
+    exchange: PRESENCE_EXCHANGE,
+    routingKey: event.reason === undefined ? "device.connected" : "device.disconnected",
+    mandatory: false,
+    // Its ids and words are bounded.
+    checked: true,
+    body: Buffer.from(JSON.stringify(event)),
+    properties: {
+      contentType: "application/json",
+      deliveryMode: 2,
+      messageId: id,
+      timestamp: new Date(event.at),
+      appId: "owsla",
+    },
+  }
+}

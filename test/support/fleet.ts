@@ -1,0 +1,182 @@
+/**
+ * A fleet for the tests: several instances of the real program on one RabbitMQ of their own, devices with
+ * names, and a back-end. Instances share no port, as if each were a machine.
+ */
+
+import { helloLine } from "../../src/device/hello.ts"
+import type { DeviceView } from "../../src/fleet/device-view.ts"
+import { BackEnd, type ReceivedReceipt } from "./back-end.ts"
+import { ownQueues, startGateway, type TestGateway } from "./gateway.ts"
+import { type PrivateBroker, startRabbitMq, uniqueNames } from "./rabbitmq.ts"
+import { connectDevice, type TestDevice } from "./tls-device.ts"
+import { until } from "./wait.ts"
+
+const SECRET = "a-secret-of-the-tests"
+const WORKERS = 2
+
+export interface FleetList {
+  readonly devices: readonly DeviceView[]
+  readonly total: number
+  readonly answered: number
+  readonly workers: number
+}
+
+export class TestFleet {
+  readonly broker: PrivateBroker
+  readonly queues = ownQueues(uniqueNames("fleet"))
+  readonly #environment: Record<string, string>
+  readonly #gateways = new Map<number, TestGateway>()
+  #devices: TestDevice[] = []
+  #backEnd: BackEnd | null = null
+  #names = 0
+
+  private constructor(broker: PrivateBroker, environment: Record<string, string>) {
+    this.broker = broker
+    this.#environment = environment
+  }
+
+  /** Starts `instances` of two workers each, and waits until all workers know each other. */
+  static async start(
+    instances: number,
+    environment: Record<string, string> = {},
+  ): Promise<TestFleet> {
+    const fleet = new TestFleet(await startRabbitMq(), environment)
+    await Promise.all(Array.from({ length: instances }, (_, at) => fleet.startInstance(at)))
+    await fleet.acquainted()
+    await fleet.connectBackEnd()
+    return fleet
+  }
+
+  get workers(): number {
+    return this.#gateways.size * WORKERS
+  }
+
+  get gateways(): TestGateway[] {
+    return [...this.#gateways.values()]
+  }
+
+  get backEnd(): BackEnd {
+    if (this.#backEnd === null) throw new Error("the fleet has not started")
+    return this.#backEnd
+  }
+
+  async startInstance(at: number): Promise<TestGateway> {
+    const gateway = await startGateway({
+      AMQP_URL: this.broker.url,
+      ...this.queues,
+      INSTANCE_ID: `gw${at}`,
+      WORKERS: String(WORKERS),
+      DEVICE_AUTH: "hello",
+      HELLO_SECRETS: SECRET,
+      ...this.#environment,
+    })
+    this.#gateways.set(at, gateway)
+    return gateway
+  }
+
+  instance(at: number): TestGateway {
+    const gateway = this.#gateways.get(at)
+    if (gateway === undefined) throw new Error(`no instance ${at}`)
+    return gateway
+  }
+
+  /** Waits until every worker hears from all the others. */
+  async acquainted(): Promise<void> {
+    await until(
+      async () => {
+        const lists = await Promise.all(this.gateways.map((gateway) => this.list(gateway)))
+        return lists.every(({ answered }) => answered === this.workers)
+      },
+      { what: "all workers to know each other", timeoutMs: 30_000 },
+    )
+  }
+
+  /** SIGKILL for the supervisor and its workers, all at once: the machine is gone. */
+  async kill(at: number): Promise<void> {
+    const gateway = this.instance(at)
+    const pids = [gateway.pid, ...gateway.workers().values()]
+    for (const pid of pids) process.kill(pid, "SIGKILL")
+    await gateway.exited
+    this.#gateways.delete(at)
+  }
+
+  newName(): string {
+    this.#names += 1
+    return `lock:${this.#names}`
+  }
+
+  /** A device that has said who it is; which of the instance's workers has it is up to the kernel. */
+  async connect(at: number, name: string): Promise<TestDevice> {
+    const device = await connectDevice({ port: this.instance(at).devicePort })
+    this.#devices.push(device)
+    await device.send(helloLine(name, SECRET))
+    return device
+  }
+
+  /** One that the instance has admitted. */
+  async admit(at: number, name: string): Promise<{ device: TestDevice; view: DeviceView }> {
+    const device = await this.connect(at, name)
+    let view: DeviceView | undefined
+    await until(
+      async () => {
+        const response = await this.instance(at).fetch(`/devices/${name}`)
+        if (response.ok) view = (await response.json()) as DeviceView
+        return view?.instance === `gw${at}`
+      },
+      { what: `${name} to be admitted by instance ${at}` },
+    )
+    if (view === undefined) throw new Error(`${name} was not admitted`)
+    return { device, view }
+  }
+
+  async list(gateway: TestGateway, query = ""): Promise<FleetList> {
+    return (await (await gateway.fetch(`/devices${query}`)).json()) as FleetList
+  }
+
+  send(at: number, id: string, line: string): Promise<Response> {
+    const headers = { "content-type": "text/plain" }
+    return this.instance(at).fetch(`/devices/${id}/send`, { method: "POST", headers, body: line })
+  }
+
+  /** The receipt of a command by its number, once it has come. */
+  async receiptOf(command: number, timeoutMs = 10_000): Promise<ReceivedReceipt> {
+    await until(() => this.backEnd.receiptOf(command) !== undefined, {
+      what: `the receipt of command ${command}`,
+      timeoutMs,
+    })
+    return this.backEnd.receiptOf(command) as ReceivedReceipt
+  }
+
+  /** The sum of a metric over all instances. */
+  async counted(name: string, label?: string): Promise<number> {
+    const counts = await Promise.all(this.gateways.map((gateway) => gateway.metric(name, label)))
+    return counts.reduce((sum, count) => sum + count, 0)
+  }
+
+  /** Has the broker close the gateways' connections, one after the other. */
+  async cutConnections(): Promise<void> {
+    const listed = await this.broker.ctl("list_connections", "pid", "client_properties")
+    const ours = listed.split("\n").filter((line) => line.includes('"owsla gw'))
+    if (ours.length !== this.workers * 2) throw new Error(`two a worker expected: ${listed}`)
+    for (const line of ours) {
+      await this.broker.ctl("close_connection", line.split("\t")[0] ?? "", "a test")
+    }
+  }
+
+  /** Anew, after the broker was away. */
+  async connectBackEnd(): Promise<void> {
+    this.#backEnd = await BackEnd.connect(this.broker.url, this.queues)
+  }
+
+  releaseDevices(): void {
+    for (const device of this.#devices) device.terminate()
+    this.#devices = []
+  }
+
+  async stop(): Promise<void> {
+    this.releaseDevices()
+    await this.#backEnd?.close().catch(() => undefined)
+    await Promise.all(this.gateways.map((gateway) => gateway.stop()))
+    await this.broker.dispose()
+  }
+}
