@@ -1,16 +1,16 @@
 /**
- * A crowd: devices that connect, say who they are and then only hold their connection; a process of its
- * own, so that the load generator's work is not counted as the gateway's. A process may open 20,000 files:
- * larger crowds are several of these.
+ * A crowd: devices that connect, say who they are and then only hold their connection. A process may open
+ * 20,000 files: larger crowds are several of these.
  *
  *   stdout {"ready": n} ─► stdin "connect" ─► stdout {"connected": n}
- *                       ─► stdin "close" ─► stdout {"closed": n} ─► … ─► stdin closes ─► ends
+ *                       ─► stdin "close" ─► stdout {"closed": n} ─► again
  */
 
 import { readFileSync } from "node:fs"
 import { parseArgs } from "node:util"
 import { helloLine } from "../../src/device/hello.ts"
 import { createDeviceCertificate } from "../../src/ops/certificates.ts"
+import { report } from "./child.ts"
 
 const { values } = parseArgs({
   options: {
@@ -33,47 +33,51 @@ const first = Number(values.first)
 const rate = Number(values.rate)
 /** Handshakes that are begun and not complete. */
 const MOST_AT_ONCE = 64
+const CLIENT = { rejectUnauthorized: false }
 
-function report(what: Record<string, number>): void {
-  process.stdout.write(`${JSON.stringify(what)}\n`)
+interface DeviceIdentity {
+  readonly line: string
+  readonly tls: Bun.TLSOptions
 }
 
-const identities: { line: string; tls: Bun.TLSOptions }[] = []
-for (let at = first; at < first + connections; at += 1) {
-  const name = `device-${at}`
-  const line = values.auth === "hello" ? `${helloLine(name, values.secret)}\n` : ""
-  if (values.auth !== "mtls") identities.push({ line, tls: {} })
-  else {
-    const [certPem, keyPem] = [values["ca-cert"], values["ca-key"]].map((file) => {
-      return readFileSync(file, "utf8")
-    })
-    const pair = await createDeviceCertificate(
-      { certPem: certPem ?? "", keyPem: keyPem ?? "" },
-      name,
-    )
-    identities.push({ line, tls: { cert: pair.certPem, key: pair.keyPem } })
+async function identityOf(name: string): Promise<DeviceIdentity> {
+  switch (values.auth) {
+    case "hello":
+      return { line: `${helloLine(name, values.secret)}\n`, tls: CLIENT }
+    case "mtls": {
+      const certPem = readFileSync(values["ca-cert"], "utf8")
+      const keyPem = readFileSync(values["ca-key"], "utf8")
+      const pair = await createDeviceCertificate({ certPem, keyPem }, name)
+      return { line: "", tls: { ...CLIENT, cert: pair.certPem, key: pair.keyPem } }
+    }
+    default:
+      return { line: "", tls: CLIENT }
   }
 }
 
-const sockets: Bun.Socket[] = []
-let lost = 0
+const identities: DeviceIdentity[] = []
+for (let at = first; at < first + connections; at += 1) {
+  identities.push(await identityOf(`device-${at}`))
+}
+
+const sockets = new Set<Bun.Socket>()
 
 function connect(at: number): Promise<void> {
-  const { line = "", tls = {} } = identities[at] ?? {}
+  const { line = "", tls = CLIENT } = identities[at] ?? {}
   const { promise, resolve } = Promise.withResolvers<void>()
   Bun.connect({
     hostname: "127.0.0.1",
     port,
-    tls: { rejectUnauthorized: false, ...tls },
+    tls,
     socket: {
       handshake: (socket) => {
         if (line !== "") socket.write(line)
-        sockets.push(socket)
+        sockets.add(socket)
         resolve()
       },
       data: () => undefined,
-      close: () => {
-        lost += 1
+      close: (socket) => {
+        sockets.delete(socket)
         resolve()
       },
       error: () => undefined,
@@ -86,7 +90,7 @@ function connect(at: number): Promise<void> {
 async function paced(count: number, act: (at: number) => Promise<void>): Promise<void> {
   const startedAtMs = performance.now()
   let next = 0
-  const worker = async () => {
+  const lane = async () => {
     for (let at = next++; at < count; at = next++) {
       const dueMs = rate === 0 ? 0 : startedAtMs + (at / rate) * 1000
       const waitMs = dueMs - performance.now()
@@ -94,17 +98,17 @@ async function paced(count: number, act: (at: number) => Promise<void>): Promise
       await act(at)
     }
   }
-  await Promise.all(Array.from({ length: Math.min(count, MOST_AT_ONCE) }, worker))
+  await Promise.all(Array.from({ length: Math.min(count, MOST_AT_ONCE) }, lane))
 }
 
 report({ ready: connections })
 for await (const line of console) {
   if (line === "connect") {
     await paced(connections, connect)
-    report({ connected: sockets.length - lost })
+    report({ connected: sockets.size })
   }
   if (line === "close") {
-    const open = sockets.splice(0)
+    const open = [...sockets]
     await paced(open.length, async (at) => {
       open[at]?.end()
     })

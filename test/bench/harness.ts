@@ -8,10 +8,10 @@
  */
 
 import { cpus } from "node:os"
-import { join } from "node:path"
 import { AMQPClient, type AMQPMessage } from "@cloudamqp/amqp-client"
 import { cpuSeconds, residentBytes, startGateway, type TestGateway } from "../support/gateway.ts"
 import { type PrivateBroker, startRabbitMq, uniqueNames } from "../support/rabbitmq.ts"
+import { startChild } from "./child.ts"
 
 export interface BenchResult {
   readonly bench: string
@@ -62,51 +62,18 @@ export async function startHerd(options: {
   readonly linesEach: number
   readonly lineBytes: number
 }): Promise<Herd> {
-  const child = Bun.spawn(
-    [
-      process.execPath,
-      join(import.meta.dir, "herd.ts"),
-      ...["--port", String(options.port), "--connections", String(options.connections)],
-      ...["--lines", String(options.linesEach), "--bytes", String(options.lineBytes)],
-    ],
-    { stdin: "pipe", stdout: "pipe", stderr: "inherit" },
-  )
-  const told = reports(child.stdout)
-  const { connected } = await told("connected")
-  if (connected !== options.connections) throw new Error(`${connected} devices connected`)
-  const say = (word: string) => {
-    child.stdin.write(`${word}\n`)
-    void child.stdin.flush()
-  }
+  const { port, connections, linesEach: lines, lineBytes: bytes } = options
+  const child = startChild("herd.ts", { port, connections, lines, bytes })
+  const { connected } = await child.told("connected")
+  if (connected !== connections) throw new Error(`${connected} devices connected`)
   return {
-    go: () => say("go"),
+    go: () => child.say("go"),
     status: async () => {
-      say("status")
-      const { received = 0, disorder = 0, failed = 0 } = await told("received")
+      child.say("status")
+      const { received = 0, disorder = 0, failed = 0 } = await child.told("received")
       return { received, disorder, failed }
     },
-    stop: () => child.kill(),
-  }
-}
-
-/** The next report that has a field, skipping others. */
-function reports(stdout: ReadableStream<Uint8Array>) {
-  const reader = stdout.getReader()
-  const decoder = new TextDecoder()
-  let rest = ""
-  return async (field: string): Promise<Record<string, number>> => {
-    for (;;) {
-      const end = rest.indexOf("\n")
-      if (end === -1) {
-        const { value, done } = await reader.read()
-        if (done) throw new Error(`the herd ended before it told ${field}`)
-        rest += decoder.decode(value, { stream: true })
-        continue
-      }
-      const report = JSON.parse(rest.slice(0, end))
-      rest = rest.slice(end + 1)
-      if (field in report) return report
-    }
+    stop: () => void child.stop(),
   }
 }
 
@@ -238,6 +205,11 @@ export function commit(): string {
   return stdout.toString().trim()
 }
 
-function round(value: number): number {
+/** The middle one of an odd number, the lower of the two in the middle of an even one. */
+export function median(values: readonly number[]): number {
+  return values.toSorted((a, b) => a - b)[Math.floor((values.length - 1) / 2)] ?? Number.NaN
+}
+
+export function round(value: number): number {
   return Math.round(value * 100) / 100
 }

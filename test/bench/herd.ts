@@ -9,6 +9,7 @@
  */
 
 import { parseArgs } from "node:util"
+import { report } from "./child.ts"
 
 const { values } = parseArgs({
   options: {
@@ -41,10 +42,6 @@ let received = 0
 let disorder = 0
 let failed = 0
 const sockets: Bun.Socket<HerdDevice>[] = []
-
-function report(what: Record<string, number>): void {
-  process.stdout.write(`${JSON.stringify(what)}\n`)
-}
 
 function chunkOf(device: HerdDevice): Uint8Array {
   const last = Math.min(linesEach, device.next + CHUNK_LINES)

@@ -4,9 +4,14 @@
  */
 
 import { parseArgs } from "node:util"
+import { type AdmissionAuth, admission } from "./admission.ts"
 import { commands } from "./commands.ts"
 import { type BenchResult, commit, machine } from "./harness.ts"
 import { lines } from "./lines.ts"
+import { registry } from "./registry.ts"
+
+const admissionBy = (auth: AdmissionAuth) => (smoke: boolean) =>
+  admission(auth, { connections: smoke ? 300 : 5_000, rounds: smoke ? 1 : 5 })
 
 /** Smoke parameters run with the tests, so that no bench rots. */
 export const BENCHES: Record<string, (smoke: boolean) => Promise<BenchResult>> = {
@@ -16,6 +21,15 @@ export const BENCHES: Record<string, (smoke: boolean) => Promise<BenchResult>> =
     lines({ connections: smoke ? 10 : 100, linesEach: smoke ? 200 : 2_000, lineBytes: 100 }, true),
   commands: (smoke) =>
     commands({ connections: smoke ? 5 : 100, commandsEach: smoke ? 50 : 200, seed: 1 }),
+  "admission-none": admissionBy("none"),
+  "admission-hello": admissionBy("hello"),
+  "admission-mtls": admissionBy("mtls"),
+  registry: (smoke) =>
+    registry({
+      devices: smoke ? 200 : 20_000,
+      perSecond: smoke ? 0 : 1_000,
+      rounds: smoke ? 1 : 2,
+    }),
 }
 
 async function main(): Promise<number> {

@@ -34,10 +34,10 @@ export interface TestGateway {
   readonly stop: () => Promise<number | string>
 }
 
-/** A certificate directory for all gateways of a test process: making one takes a while. */
+/** One directory for all gateways of a test process: making one takes a while. */
 let certificates: string | undefined
 
-function certificateFiles(): { TLS_CERT_FILE: string; TLS_KEY_FILE: string } {
+export function certificateFiles(): { TLS_CERT_FILE: string; TLS_KEY_FILE: string } {
   if (certificates === undefined) {
     const directory = mkdtempSync(join(tmpdir(), "owsla-certs-"))
     certificates = directory
