@@ -4,6 +4,7 @@
  */
 
 import type { CloseReason } from "./device/close-reason.ts"
+import type { ListenerTls } from "./device/listener.ts"
 import type { MetricsSnapshot } from "./ops/metrics.ts"
 
 /** What one worker says of itself. */
@@ -36,6 +37,8 @@ export type ToSupervisor =
   | { readonly type: "snapshot"; readonly id: number; readonly snapshot: Snapshot }
 
 export type ToWorker =
+  /** The first begins to serve; a later one brings a new certificate. */
+  | { readonly type: "serve"; readonly tls: ListenerTls }
   | { readonly type: "drain" }
   | { readonly type: "snapshot_wanted"; readonly id: number }
   | { readonly type: "gathered"; readonly id: number; readonly snapshots: readonly Snapshot[] }

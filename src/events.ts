@@ -18,6 +18,7 @@ export interface Events {
   /** `detail` says what was wrong, and never holds a secret. */
   connection_unidentified: { connection: Connection; detail: string }
   connection_refused: { reason: CloseReason }
+  certificate_renewed: Record<never, never>
   reading_suspended: { heldBytes: number }
   reading_resumed: { heldBytes: number }
   broker_state: { state: BrokerState }
@@ -26,7 +27,7 @@ export interface Events {
   drain: { phase: DrainPhase; unconfirmedLines: number; connections: number }
   /** A defect of ours that was caught; the process goes on. */
   fault: { error: Error; where: string }
-  /** Something an operator should know of at start. */
+  /** Something an operator should know of. */
   notice: { message: string }
 
   worker_started: { slot: number; pid: number }

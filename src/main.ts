@@ -11,14 +11,11 @@ import { parseArgs } from "node:util"
 import { type Config, ConfigurationError, loadConfig } from "./config.ts"
 import { Counters } from "./counters.ts"
 import { workerId } from "./device/ids.ts"
+import type { ListenerTls } from "./device/listener.ts"
 import { EventBus } from "./events.ts"
-import {
-  CertificateError,
-  ensureDevelopmentCertificates,
-  type PemPair,
-} from "./ops/certificates.ts"
+import { CertificateError, ensureDevelopmentCertificates } from "./ops/certificates.ts"
 import { createLog, logEvents } from "./ops/log.ts"
-import { readClientAuthorities, readServerCertificate } from "./ops/server-certificate.ts"
+import { readListenerTls } from "./ops/server-certificate.ts"
 import { Supervisor } from "./supervisor.ts"
 import { runWorker } from "./worker-process.ts"
 
@@ -39,11 +36,11 @@ async function main(): Promise<void> {
   logEvents(events, createLog(config.log, { name, pid: process.pid }, counters))
 
   if (role === null && config.tls.development) await developmentCertificates(config, events)
-  // The supervisor has no use for it, but one that cannot be used is a fault of the configuration.
-  const { certificate, clientCaPem } = readCertificates(config)
+  const readTls = () => readListenerTls(config.tls, config.device.clientCaFile)
+  const tls = role === null ? firstTls(readTls) : null
   if (role === null) refuseTakenPorts(config)
-  if (role === null && !alone) {
-    new Supervisor(config, events, import.meta.path).start()
+  if (tls !== null && !alone) {
+    new Supervisor(config, events, import.meta.path, readTls).start(tls)
     return
   }
   runWorker({
@@ -51,11 +48,9 @@ async function main(): Promise<void> {
     slot: slot ?? 0,
     devicePort: role?.devicePort ?? config.device.port,
     httpPort: role?.httpPort ?? config.http.port,
-    certificate,
-    clientCaPem,
     events,
     counters,
-    supervised: role !== null,
+    alone: tls === null ? null : { tls, readTls },
   })
 }
 
@@ -100,15 +95,10 @@ async function developmentCertificates(config: Config, events: EventBus): Promis
   }
 }
 
-function readCertificates({ tls, device }: Config): {
-  certificate: PemPair
-  clientCaPem: string | null
-} {
+/** A certificate that cannot be used at the start is a fault of the configuration. */
+function firstTls(read: () => ListenerTls): ListenerTls {
   try {
-    const certificate = readServerCertificate(tls)
-    const { clientCaFile } = device
-    const clientCaPem = clientCaFile === null ? null : readClientAuthorities(clientCaFile)
-    return { certificate, clientCaPem }
+    return read()
   } catch (error) {
     if (!(error instanceof CertificateError)) throw error
     exit(2, ["The configuration has faults:", `  ${error.message}`])

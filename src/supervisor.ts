@@ -14,8 +14,10 @@
 import type { Subprocess } from "bun"
 import type { Config } from "./config.ts"
 import { GATHER_TIMEOUT_MS, type Snapshot, type ToSupervisor, type ToWorker } from "./control.ts"
+import type { ListenerTls } from "./device/listener.ts"
 import type { EventBus } from "./events.ts"
 import { supervisorMetrics } from "./ops/metrics.ts"
+import { reloadOnHangup } from "./reload.ts"
 import { RestartIntensity } from "./restart.ts"
 import { onStopSignals } from "./signals.ts"
 
@@ -38,6 +40,9 @@ export class Supervisor {
   readonly #slots = new Map<number, Slot>()
   readonly #gatherings = new Map<number, Gathering>()
   #state: "starting" | "running" | "draining" = "starting"
+  readonly #readTls: () => ListenerTls
+  /** The last that was good. */
+  #tls: ListenerTls | null = null
   #ports: { devicePort: number; httpPort: number }
   #restarts = 0
   #nextGathering = 0
@@ -45,19 +50,30 @@ export class Supervisor {
   #reason = "drained"
   #killTimer: ReturnType<typeof setTimeout> | null = null
 
-  /** @param mainFile the program to run a worker with. */
-  constructor(config: Config, events: EventBus, mainFile: string) {
+  /**
+   * @param mainFile the program to run a worker with.
+   * @param readTls the files of the certificate, checked; throws what is wrong with them.
+   */
+  constructor(config: Config, events: EventBus, mainFile: string, readTls: () => ListenerTls) {
     this.#config = config
     this.#events = events
     this.#mainFile = mainFile
+    this.#readTls = readTls
     this.#intensity = new RestartIntensity(config.restarts)
     this.#ports = { devicePort: config.device.port, httpPort: config.http.port }
   }
 
-  start(): void {
+  /** @param tls what workers serve with until SIGHUP. */
+  start(tls: ListenerTls): void {
+    this.#tls = tls
     onStopSignals(
       () => this.#drain(0, "drained"),
       () => this.#killAll("a second signal"),
+    )
+    reloadOnHangup(
+      this.#readTls,
+      (renewed) => this.#renew(renewed),
+      (message) => this.#events.emit("notice", { message }),
     )
     this.#spawn(0)
   }
@@ -93,7 +109,13 @@ export class Supervisor {
       },
     )
     this.#slots.set(slot, { slot, process: child })
+    if (this.#tls !== null) send(child, { type: "serve", tls: this.#tls })
     this.#events.emit("worker_started", { slot, pid: child.pid })
+  }
+
+  #renew(tls: ListenerTls): void {
+    this.#tls = tls
+    for (const { process: child } of this.#slots.values()) send(child, { type: "serve", tls })
   }
 
   #received(slot: number, message: ToSupervisor): void {

@@ -1,23 +1,28 @@
 /**
  * A worker as a process: signals, uncaught errors and, where there is a supervisor, the channel to it.
  *
- *   serving ──"drain", SIGTERM, supervisor gone──► draining ──► exit 0, or 1 when it was cut short
- *      └──uncaught error──► exit 1
+ *   waiting ──"serve"──► serving ──"drain", SIGTERM, supervisor gone──► draining ──► exit 0, or 1 when it
+ *                          └──uncaught error──► exit 1                              was cut short
  *
- * Alone (the embedded broker) it also takes SIGINT, and a second signal ends it at once. Under a
- * supervisor SIGINT is left to that: a terminal sends it to both.
+ * Alone (the embedded broker) it serves at once and takes SIGINT and SIGHUP too; a second stop signal ends
+ * it. Under a supervisor those are left to that: a terminal sends them to both.
  */
 
 import { GATHER_TIMEOUT_MS, type Snapshot, type ToSupervisor, type ToWorker } from "./control.ts"
+import type { ListenerTls } from "./device/listener.ts"
 import type { EventBus } from "./events.ts"
+import { reloadOnHangup } from "./reload.ts"
 import { onStopSignals } from "./signals.ts"
 import { Worker, type WorkerOptions } from "./worker.ts"
 
-type ProcessOptions = Omit<WorkerOptions, "gather"> & { readonly supervised: boolean }
+type ProcessOptions = Omit<WorkerOptions, "gather"> & {
+  /** What it serves with, and how it is read anew on SIGHUP. Null: the supervisor hands it over. */
+  readonly alone: { readonly tls: ListenerTls; readonly readTls: () => ListenerTls } | null
+}
 
 export function runWorker(options: ProcessOptions): void {
-  const { events, supervised } = options
-  const channel = supervised ? new SupervisorChannel() : null
+  const { events, alone } = options
+  const channel = alone === null ? new SupervisorChannel() : null
   const worker = new Worker({
     ...options,
     gather: async (own) => (channel === null ? [await own()] : channel.gather(own)),
@@ -36,20 +41,34 @@ export function runWorker(options: ProcessOptions): void {
       },
     )
   }
-  if (supervised) {
+
+  let serving = false
+  const serve = (tls: ListenerTls) => {
+    if (serving) {
+      worker.renew(tls)
+      return
+    }
+    serving = true
+    try {
+      const ports = worker.start(tls)
+      channel?.send({ type: "listening", ...ports })
+    } catch (error) {
+      const message = `cannot serve: ${asError(error).message}`
+      if (channel === null) events.emit("instance_ended", { status: 1, reason: message })
+      else channel.send({ type: "unable", message })
+      process.exit(1)
+    }
+  }
+
+  if (alone !== null) {
+    onStopSignals(drain, () => process.exit(1))
+    reloadOnHangup(alone.readTls, serve, (message) => events.emit("notice", { message }))
+    serve(alone.tls)
+  } else {
     process.on("SIGTERM", drain)
     process.on("SIGINT", () => undefined)
-  } else onStopSignals(drain, () => process.exit(1))
-  channel?.listen({ drain, snapshot: () => worker.snapshot() })
-
-  try {
-    const ports = worker.start()
-    channel?.send({ type: "listening", ...ports })
-  } catch (error) {
-    const message = `cannot serve: ${asError(error).message}`
-    if (channel === null) events.emit("instance_ended", { status: 1, reason: message })
-    else channel.send({ type: "unable", message })
-    process.exit(1)
+    process.on("SIGHUP", () => undefined)
+    channel?.listen({ drain, serve, snapshot: () => worker.snapshot() })
   }
 }
 
@@ -62,10 +81,17 @@ class SupervisorChannel {
     if (process.connected) process.send?.(message)
   }
 
-  listen(on: { drain: () => void; snapshot: () => Promise<Snapshot> }): void {
+  listen(on: {
+    drain: () => void
+    serve: (tls: ListenerTls) => void
+    snapshot: () => Promise<Snapshot>
+  }): void {
     process.on("disconnect", on.drain)
     process.on("message", (message: ToWorker) => {
       switch (message.type) {
+        case "serve":
+          on.serve(message.tls)
+          break
         case "drain":
           on.drain()
           break

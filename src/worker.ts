@@ -33,14 +33,13 @@ import type { Denylist } from "./device/denylist.ts"
 import { Flushes } from "./device/flushes.ts"
 import { Identity } from "./device/identity.ts"
 import { ConnectionIds, incarnation, type WorkerProcess, workerId } from "./device/ids.ts"
-import { Listener } from "./device/listener.ts"
+import { Listener, type ListenerTls } from "./device/listener.ts"
 import { BATCH_BYTES } from "./device/outgoing.ts"
 import { drain } from "./drain.ts"
 import type { EventBus } from "./events.ts"
 import { Fleet } from "./fleet/fleet.ts"
 import { app } from "./http/app.ts"
 import { serve } from "./http/server.ts"
-import type { PemPair } from "./ops/certificates.ts"
 import { DenylistFile } from "./ops/denylist-file.ts"
 import { type Gauges, summed, WorkerMetrics } from "./ops/metrics.ts"
 import { connectionsUnder, openFilesLimit } from "./ops/open-files.ts"
@@ -52,9 +51,6 @@ export interface WorkerOptions {
   /** The ports to share with the other workers; 0 takes a free one. */
   readonly devicePort: number
   readonly httpPort: number
-  readonly certificate: PemPair
-  /** The CAs of the devices' certificates; null asks for none. */
-  readonly clientCaPem: string | null
   readonly events: EventBus
   readonly counters: Counters
   /** The snapshots of all processes of the instance, this worker's included. */
@@ -176,9 +172,6 @@ export class Worker {
       {
         host: config.device.host,
         port: options.devicePort,
-        certificatePem: options.certificate.certPem,
-        keyPem: options.certificate.keyPem,
-        clientCaPem: options.clientCaPem,
         maxConnections: this.#maxConnections,
       },
       this.#connections,
@@ -203,16 +196,26 @@ export class Worker {
   }
 
   /** @throws when a port can't be had or the certificate can't be used. */
-  start(): { devicePort: number; httpPort: number } {
+  start(tls: ListenerTls): { devicePort: number; httpPort: number } {
     this.#startBroker()
     this.#denylistFile?.follow()
-    this.#listener.listen()
+    this.#listener.listen(tls)
     this.#http = this.#serveHttp()
     this.#sweeping = setInterval(() => this.#sweep(), SWEEP_EVERY_MS)
     const ports = { devicePort: this.#listener.port, httpPort: this.#http.port ?? 0 }
     this.#events.emit("listening", { ...ports, maxConnections: this.#maxConnections })
     this.#warn()
     return ports
+  }
+
+  /** Takes a new certificate; one that can't be used is told of, and the old one stays. */
+  renew(tls: ListenerTls): void {
+    try {
+      this.#listener.renew(tls)
+      this.#events.emit("certificate_renewed", {})
+    } catch (error) {
+      this.#fault(error instanceof Error ? error : new Error(String(error)), "certificate")
+    }
   }
 
   report(): WorkerReport {

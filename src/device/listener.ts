@@ -23,11 +23,15 @@ export interface ListenerOptions {
   readonly host: string
   /** 0 takes a free port. */
   readonly port: number
-  readonly certificatePem: string
+  readonly maxConnections: number
+}
+
+/** What devices are shown, and asked for; PEM. */
+export interface ListenerTls {
+  readonly certPem: string
   readonly keyPem: string
   /** The CAs of the devices' certificates; null asks for none. */
   readonly clientCaPem: string | null
-  readonly maxConnections: number
 }
 
 export interface ListenerHooks {
@@ -94,15 +98,30 @@ export class Listener {
   }
 
   /** @throws when the address is in use or the certificate and key are no pair. */
-  listen(): void {
-    const { clientCaPem } = this.#options
+  listen(tls: ListenerTls): void {
+    this.#listening = this.#listen(tls, this.#options.port)
+  }
+
+  /**
+   * Shows a new certificate to devices that connect from now on; live connections stay.
+   * @throws when it can't be used: then the old one serves on.
+   */
+  renew(tls: ListenerTls): void {
+    const before = this.#listening
+    if (before === null || this.#draining) return
+    // `reload` of Bun ignores TLS. Both share the port for a moment.
+    this.#listening = this.#listen(tls, before.port)
+    before.stop(false)
+  }
+
+  #listen({ certPem, keyPem, clientCaPem }: ListenerTls, port: number) {
     const options = {
       hostname: this.#options.host,
-      port: this.#options.port,
+      port,
       reusePort: true,
       tls: {
-        cert: this.#options.certificatePem,
-        key: this.#options.keyPem,
+        cert: certPem,
+        key: keyPem,
         minVersion: TLS_1_2,
         rejectUnauthorized: true,
         ...(clientCaPem === null ? { requestCert: false } : { requestCert: true, ca: clientCaPem }),
@@ -120,7 +139,7 @@ export class Listener {
       },
     }
     // `reusePort` and a numeric `minVersion` work but are not in the types.
-    this.#listening = Bun.listen(options as never) as TCPSocketListener<Connection | undefined>
+    return Bun.listen(options as never) as TCPSocketListener<Connection | undefined>
   }
 
   /** Stops accepting; live connections stay. */

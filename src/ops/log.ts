@@ -74,6 +74,7 @@ export function logEvents(events: EventBus, log: Logger): void {
     log.debug({ connection: connection.id, detail }, "connection not identified")
   })
   events.on("connection_refused", ({ reason }) => log.debug({ reason }, "connection refused"))
+  events.on("certificate_renewed", () => log.info("new devices see the new certificate"))
   events.on("reading_suspended", ({ heldBytes }) => {
     log.warn({ heldBytes }, "no device is read: lines wait for the broker")
   })

@@ -5,6 +5,7 @@
 
 import { createPrivateKey, X509Certificate } from "node:crypto"
 import { readFileSync } from "node:fs"
+import type { ListenerTls } from "../device/listener.ts"
 import { CertificateError, type PairFiles, type PemPair } from "./certificates.ts"
 
 /**
@@ -40,6 +41,16 @@ export function readServerCertificate({ certFile, keyFile }: PairFiles): PemPair
     throw new CertificateError("unusable", faults.join("\n  "))
   }
   return { certPem, keyPem }
+}
+
+/**
+ * Everything that a listener needs for TLS. `clientCaFile` null: devices are asked for no certificate.
+ * @throws CertificateError as the two below.
+ */
+export function readListenerTls(files: PairFiles, clientCaFile: string | null): ListenerTls {
+  const pair = readServerCertificate(files)
+  const clientCaPem = clientCaFile === null ? null : readClientAuthorities(clientCaFile)
+  return { ...pair, clientCaPem }
 }
 
 const PEM_CERTIFICATE = /-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----/g

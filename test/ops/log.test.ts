@@ -39,6 +39,7 @@ const EVENTS: { [K in keyof Events]: { payload: Events[K]; level: LogOptions["le
   connection_closed: { payload: { connection, reason: "idle" }, level: "debug" },
   connection_unidentified: { payload: { connection, detail: "no HELLO" }, level: "debug" },
   connection_refused: { payload: { reason: "overloaded" }, level: "debug" },
+  certificate_renewed: { payload: {}, level: "info" },
   reading_suspended: { payload: { heldBytes: 9 }, level: "warn" },
   reading_resumed: { payload: { heldBytes: 8 }, level: "info" },
   broker_state: { payload: { state: { is: "away", reason: "ECONNREFUSED" } }, level: "warn" },
