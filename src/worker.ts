@@ -57,6 +57,9 @@ export interface WorkerOptions {
   readonly gather: (own: () => Promise<Snapshot>) => Promise<readonly Snapshot[]>
 }
 
+/** Never jumps, as the clock may that others read too. */
+const steadyMs = () => performance.now()
+
 export class Worker {
   readonly id: string
   readonly #self: WorkerProcess
@@ -85,7 +88,7 @@ export class Worker {
 
   constructor(options: WorkerOptions) {
     const { config, events } = options
-    const nowMs = Date.now
+    const clock = { nowMs: Date.now, steadyMs }
     this.#options = options
     this.#events = events
     this.counters = options.counters
@@ -98,10 +101,10 @@ export class Worker {
 
     const { counters } = options
     this.#connections = new Connections(config.device)
-    this.#self = { worker: this.id, incarnation: incarnation(nowMs(), Math.random()) }
+    this.#self = { worker: this.id, incarnation: incarnation(Date.now(), Math.random()) }
     const routing = {
       workerId: this.id,
-      nowMs,
+      nowMs: clock.nowMs,
       counters,
       find: (id: string) => this.#connections.find(id),
       locate: ((deviceId, trusting, found) =>
@@ -113,14 +116,14 @@ export class Worker {
       replyTo: workerQueue(this.id),
       windowLines: config.broker.windowLines,
       windowBytes: config.broker.windowBytes,
-      nowMs,
+      ...clock,
       counters,
       confirmed: ({ connection, seq }) => {
         if (config.device.ack === "seq") connection.offer(acknowledgement(connection, seq))
       },
       relieved: () => this.#backpressure.roomAgain(),
     })
-    this.#posts = new Posts(this.#broker, counters, nowMs)
+    this.#posts = new Posts(this.#broker, counters, steadyMs)
     this.#consumer = new Consumer(this.#broker, this.#posts, {
       ...routing,
       maxLineBytes: config.device.maxLineBytes,
@@ -134,7 +137,7 @@ export class Worker {
     })
     this.#fleet = new Fleet(this.#broker, this.#connections, {
       self: this.#self,
-      nowMs,
+      ...clock,
       counters,
     })
     this.#backpressure = new Backpressure(
@@ -147,7 +150,7 @@ export class Worker {
       counters,
       backpressure: this.#backpressure,
       scratch: new Uint8Array(BATCH_BYTES),
-      nowMs,
+      ...clock,
       takeLine: (connection, seq, line) => this.#lines.take(connection, seq, line),
       flushSoon: new Flushes().soon,
       commandsWait: (connection) => this.#connections.commandsWait(connection),
@@ -158,7 +161,7 @@ export class Worker {
         events.emit("connection_closed", { connection, reason })
       },
     }
-    this.#identity = new Identity({ ...config.device, nowMs })
+    this.#identity = new Identity({ ...config.device, nowMs: clock.nowMs })
     const { denylistFile } = config.device
     this.#denylistFile =
       denylistFile === null
@@ -262,7 +265,7 @@ export class Worker {
           const connections = this.#connections.count
           this.#events.emit("drain", { phase, unconfirmedLines, connections })
         },
-        nowMs: Date.now,
+        nowMs: steadyMs,
         sleep: Bun.sleep,
       },
       this.#options.config.drainTimeoutMs,
@@ -292,7 +295,7 @@ export class Worker {
         if (state.is === "away" && before.is !== "away") this.counters.brokerLosses += 1
         // Each try that fails for the same reason is no news.
         if (!Bun.deepEquals(state, before)) this.#events.emit("broker_state", { state })
-        if (state.is === "ready" && before.is !== "ready") this.#readySinceMs = Date.now()
+        if (state.is === "ready" && before.is !== "ready") this.#readySinceMs = steadyMs()
         before = state
       },
       warning: (message) => this.#events.emit("broker_warning", { message }),
@@ -326,14 +329,14 @@ export class Worker {
   }
 
   #sweep(): void {
-    const nowMs = Date.now()
-    this.#connections.sweep(nowMs)
-    this.#fleet.sweep(nowMs)
+    const atMs = steadyMs()
+    this.#connections.sweep(Date.now(), atMs)
+    this.#fleet.sweep(Date.now())
     if (this.#broker.state.is !== "ready") return
     const publishers = [this.#lines, this.#posts, this.#fleet.presence]
     const oldest = publishers.map((publisher) => publisher.oldestSentAtMs())
-    const sentAtMs = Math.min(...oldest.filter((atMs) => atMs !== null))
-    const unconfirmedMs = nowMs - Math.max(sentAtMs, this.#readySinceMs)
+    const sentAtMs = Math.min(...oldest.filter((sentAtMs) => sentAtMs !== null))
+    const unconfirmedMs = Math.round(atMs - Math.max(sentAtMs, this.#readySinceMs))
     if (unconfirmedMs < this.#options.config.broker.confirmTimeoutMs) return
     this.#events.emit("broker_mute", { unconfirmedMs })
     this.#broker.reset(`nothing confirmed for ${unconfirmedMs} ms`)

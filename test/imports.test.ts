@@ -36,8 +36,13 @@ const PURE = [
   "src/device/remembered-ids.ts",
   "src/device/reorder.ts",
 ]
-/** `main.ts` only for faults before there is a log; `certs-command.ts` is a command-line tool. */
-const MAY_WRITE = ["src/main.ts", "src/ops/certs-command.ts", "src/ops/log.ts"]
+/** `main.ts` only for faults before there is a log; `certs-command.ts` and the simulator are tools. */
+const MAY_WRITE = [
+  "src/main.ts",
+  "src/ops/certs-command.ts",
+  "src/ops/log.ts",
+  "src/simulator/main.ts",
+]
 
 interface Import {
   readonly from: string

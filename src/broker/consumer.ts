@@ -150,6 +150,12 @@ export class Consumer {
     const { find, locate } = this.#options
     // What came here by an announcement, or was left where one led, is not sent after another.
     locate(deviceId, fresh && message.hops === 0, (place) => {
+      if (delivery.lost) {
+        // The broker hands it out again, perhaps to us: what was done with both would be done twice.
+        this.#copies.drop(delivery)
+        this.#release(delivery)
+        return
+      }
       // It may have come to this worker in the meantime.
       const connection = find(deviceId)
       if (connection !== undefined) connection.offer(this.#command(delivery, message))

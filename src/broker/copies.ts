@@ -3,7 +3,8 @@
  * the broker hands out again what was not acknowledged. Either way the command has one outcome.
  *
  *   new ──► in hand ──acknowledged──► ended
- *              └──its delivery lost, came again──► in hand, by the new delivery
+ *              ├──its delivery lost, came again──► in hand, by the new delivery
+ *              └──dropped──► new
  *
  * A copy of what is in hand or has ended is acknowledged and otherwise ignored. Pure. Bounds: the
  * deliveries in hand; the last `REMEMBERED_ENDS` ends.
@@ -32,8 +33,13 @@ export class Copies {
     return null
   }
 
+  /** Nothing was done with a delivery that was lost: when it comes again, that begins anew. */
+  drop(delivery: Delivery): void {
+    if (delivery instanceof HeldDelivery) this.#inHand.delete(delivery.key)
+  }
+
   #hold(key: string, delivery: Delivery): Delivery {
-    const held = new HeldDelivery(delivery, () => {
+    const held = new HeldDelivery(key, delivery, () => {
       this.#inHand.delete(key)
       this.#ended.add(key)
       if (this.#ended.size <= REMEMBERED_ENDS) return
@@ -48,6 +54,7 @@ export class Copies {
 }
 
 class HeldDelivery implements Delivery {
+  readonly key: string
   readonly queue: string
   readonly body: Uint8Array
   readonly properties: MessageProperties
@@ -55,8 +62,9 @@ class HeldDelivery implements Delivery {
   readonly #ended: () => void
   #current: Delivery
 
-  constructor(delivery: Delivery, ended: () => void) {
+  constructor(key: string, delivery: Delivery, ended: () => void) {
     const { queue, body, properties, redelivered } = delivery
+    this.key = key
     this.queue = queue
     this.body = body
     this.properties = properties

@@ -27,7 +27,10 @@ export interface LinesOptions {
   readonly replyTo: string
   readonly windowLines: number
   readonly windowBytes: number
+  /** Milliseconds since 1970, for the lines' timestamps. */
   readonly nowMs: () => number
+  /** Milliseconds that never jump, for the age of what is unconfirmed. */
+  readonly steadyMs: () => number
   readonly counters: Counters
   /** Told of each line the broker has confirmed, in order for each connection. */
   readonly confirmed: (line: Line) => void
@@ -88,7 +91,7 @@ export class Lines {
         maxInFlight: options.windowLines,
       },
       backoff: BACKOFF,
-      nowMs: options.nowMs,
+      steadyMs: options.steadyMs,
       groupOf: (line) => line.connection,
       describe: (line) => message.fill(line),
       done: (line, result) => {

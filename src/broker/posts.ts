@@ -27,7 +27,7 @@ export class Posts {
   readonly #publisher: Publisher<Post>
   #nextId = 0
 
-  constructor(broker: Broker, counters: Counters, nowMs: () => number) {
+  constructor(broker: Broker, counters: Counters, steadyMs: () => number) {
     this.#publisher = new Publisher<Post>({
       limits: {
         maxCount: Number.POSITIVE_INFINITY,
@@ -35,7 +35,7 @@ export class Posts {
         maxInFlight: MAX_IN_FLIGHT,
       },
       backoff: BACKOFF,
-      nowMs,
+      steadyMs,
       groupOf: (post) => post.message.routingKey,
       describe: (post) => post.message,
       done: (post, result) => post.done(result),

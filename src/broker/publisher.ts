@@ -20,7 +20,8 @@ import { type Entry, type FinalResult, PublishWindow, type WindowLimits } from "
 export interface PublisherOptions<T> {
   readonly limits: WindowLimits
   readonly backoff: BackoffLimits
-  readonly nowMs: () => number
+  /** Milliseconds that never jump. */
+  readonly steadyMs: () => number
   /** Messages of one group reach the broker in order even when some of them fail. */
   readonly groupOf: (item: T) => unknown
   /** The message to publish; read at once, so one object may serve every call. */
@@ -100,7 +101,7 @@ export class Publisher<T> {
     const lane = this.#lane
     if (lane === null || this.#state !== "flowing") return
     while (lane.state === "open") {
-      const entry = this.#window.send(this.#options.nowMs())
+      const entry = this.#window.send(this.#options.steadyMs())
       if (entry === null) return
       lane.publish(this.#options.describe(entry.item), (result) => this.#settled(entry, result))
     }

@@ -77,9 +77,9 @@ export class Sender {
     this.#options = options
   }
 
-  /** Requests that wait for their outcome. */
+  /** Requests that wait for their answer, or commands that have no outcome though none waits for it. */
   get pendingCount(): number {
-    return this.#pending.size
+    return Math.max(this.#pending.size, this.#unsettled)
   }
 
   /** From now on every request is told to try elsewhere; those that wait still get their answer. */

@@ -54,11 +54,12 @@ export function brokerSetup(
     exchanges: EXCHANGES,
     queues: queueDeclarations(names, self),
     subscriptions: [
+      // First, since whoever has not heard who is in the fleet would call devices of others offline.
+      { ...subscribe(fleetQueue(self), told), untilClose: true },
       subscribe(names.toDeviceQueue, takers.command),
       // Exclusive, so that two instances with one INSTANCE_ID do not take each other's commands.
       { ...subscribe(workerQueue(self.worker), takers.command), exclusive: true },
       subscribe(DEAD_LETTERS, takers.deadLetter),
-      { ...subscribe(fleetQueue(self), told), untilClose: true },
     ],
   }
 }

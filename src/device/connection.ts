@@ -47,7 +47,10 @@ export interface ConnectionContext {
   readonly backpressure: Backpressure
   /** `BATCH_BYTES` long; used within one call of `flush`. */
   readonly scratch: Uint8Array
+  /** Milliseconds since 1970, for what is compared with others' clocks; it may jump. */
   readonly nowMs: () => number
+  /** Milliseconds that never jump, for deadlines. */
+  readonly steadyMs: () => number
   /** Takes a line for publishing; called only while `backpressure.hasRoom`. */
   readonly takeLine: (connection: Connection, seq: number, line: Uint8Array) => void
   /** Asks for `flush` to be called once at the end of this turn. */
@@ -71,8 +74,8 @@ export class Connection {
   #pausedBy = 0
   #heldBytes = 0
   #lastActivityMs: number
-  /** Since when the socket has taken nothing of what it was offered; 0 while it takes all. */
-  #stalledSinceMs = 0
+  /** Since when the socket has taken nothing of what it was offered; null while it takes all. */
+  #stalledSinceMs: number | null = null
   #closeAtMs = 0
   #reason: CloseReason | null = null
   #ended = false
@@ -81,7 +84,7 @@ export class Connection {
     this.id = id
     this.socket = socket
     this.#context = context
-    this.acceptedAtMs = context.nowMs()
+    this.acceptedAtMs = context.steadyMs()
     this.#lastActivityMs = this.acceptedAtMs
   }
 
@@ -98,9 +101,9 @@ export class Connection {
     return this.#peer
   }
 
-  /** When bytes last came, or reading began again. */
-  get lastActivityMs(): number {
-    return this.#lastActivityMs
+  /** For how long no bytes came although it was read. */
+  get idleMs(): number {
+    return this.#context.steadyMs() - this.#lastActivityMs
   }
 
   isPausedBy(source: PauseSource): boolean {
@@ -120,7 +123,7 @@ export class Connection {
   identify(): void {
     if (this.#state !== "handshaking") return
     this.#state = "identifying"
-    this.#lastActivityMs = this.#context.nowMs()
+    this.#lastActivityMs = this.#context.steadyMs()
   }
 
   /** We know who the device is and it may speak. */
@@ -128,7 +131,7 @@ export class Connection {
     if (this.#state !== "handshaking" && this.#state !== "identifying") return
     this.#state = "open"
     this.#peer = peer
-    this.#lastActivityMs = epoch
+    this.#lastActivityMs = this.#context.steadyMs()
     this.#endpoint = new Endpoint({ deviceId, connectionId: this.id, epoch }, this.#context.limits)
     if (this.#context.backpressure.suspended) this.#pausedBy |= PAUSED_BY.memory
     if (this.#pausedBy !== 0) this.socket.pause()
@@ -140,7 +143,7 @@ export class Connection {
       this.#context.counters.bytesAfterClose += chunk.length
       return
     }
-    this.#lastActivityMs = this.#context.nowMs()
+    this.#lastActivityMs = this.#context.steadyMs()
     this.#framer ??= new Framer(this.#context.limits.maxLineBytes)
     this.#framer.push(chunk)
     if (this.#pausedBy & PAUSED_BY.window) {
@@ -213,30 +216,29 @@ export class Connection {
   }
 
   /** Enforces the deadlines of this connection. */
-  sweep(nowMs: number, deadlines: Deadlines): void {
+  sweep(steadyMs: number, deadlines: Deadlines): void {
     switch (this.#state) {
       case "handshaking":
-        if (nowMs - this.acceptedAtMs >= deadlines.handshakeTimeoutMs) {
+        if (steadyMs - this.acceptedAtMs >= deadlines.handshakeTimeoutMs) {
           this.close("handshake_timeout")
         }
         break
       case "identifying":
-        if (nowMs - this.#lastActivityMs >= deadlines.identifyTimeoutMs) {
+        if (steadyMs - this.#lastActivityMs >= deadlines.identifyTimeoutMs) {
           this.close("not_identified")
         }
         break
       case "open": {
         const { slowDeviceTimeoutMs } = this.#context.limits
-        const stalledMs = this.#stalledSinceMs === 0 ? 0 : nowMs - this.#stalledSinceMs
-        if (stalledMs >= slowDeviceTimeoutMs) this.close("slow_device")
+        const stalledMs = this.#stalledSinceMs === null ? 0 : steadyMs - this.#stalledSinceMs
         // A device that we do not read cannot show a sign of life.
-        else if (this.#pausedBy === 0 && nowMs - this.#lastActivityMs >= deadlines.idleTimeoutMs) {
-          this.close("idle")
-        }
+        const idleMs = this.#pausedBy === 0 ? steadyMs - this.#lastActivityMs : 0
+        if (stalledMs >= slowDeviceTimeoutMs) this.close("slow_device")
+        else if (idleMs >= deadlines.idleTimeoutMs) this.close("idle")
         break
       }
       case "closing":
-        if (nowMs >= this.#closeAtMs) this.socket.terminate()
+        if (steadyMs >= this.#closeAtMs) this.socket.terminate()
         break
       case "closed":
         break
@@ -255,7 +257,7 @@ export class Connection {
     this.#pausedBy &= ~PAUSED_BY[by]
     if (before !== 0 && this.#pausedBy === 0 && this.#state === "open") {
       // The time it was not read is not held against the device.
-      this.#lastActivityMs = this.#context.nowMs()
+      this.#lastActivityMs = this.#context.steadyMs()
       this.socket.resume()
     }
   }
@@ -269,7 +271,7 @@ export class Connection {
     this.#end()
     if (this.#state === "closed") return
     this.#state = "closing"
-    this.#closeAtMs = this.#context.nowMs() + CLOSING_MS
+    this.#closeAtMs = this.#context.steadyMs() + CLOSING_MS
     if (handshaking) this.socket.terminate()
     else {
       // A paused socket would not notice that the peer has closed too.
@@ -322,8 +324,8 @@ export class Connection {
       // The write may have told us that the socket is gone, and what was offered was settled then.
       if (!this.#ended) {
         outgoing.accepted(accepted, written)
-        if (accepted > 0) this.#stalledSinceMs = 0
-        if (accepted < offered && this.#stalledSinceMs === 0) this.#stalledSinceMs = nowMs
+        if (accepted > 0) this.#stalledSinceMs = null
+        if (accepted < offered) this.#stalledSinceMs ??= this.#context.steadyMs()
       }
       counters.commandBytesOut += accepted
       for (const command of expired) this.#settle(endpoint, command, "expired", "before its turn")

@@ -108,16 +108,18 @@ export class Connections {
     return held
   }
 
-  /** To be called every `SWEEP_EVERY_MS`. */
-  sweep(nowMs: number): void {
+  /**
+   * To be called every `SWEEP_EVERY_MS`.
+   * @param nowMs since 1970, as commands expire.
+   * @param steadyMs never jumps: a clock that is set must not close a device.
+   */
+  sweep(nowMs: number, steadyMs: number): void {
     for (const connection of this.#waiting) {
       if (!connection.sweepCommands(nowMs)) this.#waiting.delete(connection)
     }
-    // Further away than one period, the clock was set back.
-    const leftMs = this.#nextSweepOfAllMs - nowMs
-    if (leftMs > 0 && leftMs <= SWEEP_ALL_EVERY_MS) return
-    this.#nextSweepOfAllMs = nowMs + SWEEP_ALL_EVERY_MS
-    for (const connection of this.#all.values()) connection.sweep(nowMs, this.#deadlines)
+    if (steadyMs < this.#nextSweepOfAllMs) return
+    this.#nextSweepOfAllMs = steadyMs + SWEEP_ALL_EVERY_MS
+    for (const connection of this.#all.values()) connection.sweep(steadyMs, this.#deadlines)
   }
 }
 

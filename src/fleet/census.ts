@@ -49,7 +49,7 @@ export type CensusFailure =
 interface Question {
   readonly awaited: Set<string>
   readonly answers: Answer[]
-  readonly deadlineMs: number
+  deadlineMs: number
   readonly done: (answers: readonly Answer[] | CensusFailure) => void
 }
 
@@ -139,8 +139,11 @@ export class Census {
   }
 
   sweep(nowMs: number): void {
-    for (const [ask, { deadlineMs, awaited, answers }] of this.#questions) {
-      if (nowMs < deadlineMs) continue
+    for (const [ask, question] of this.#questions) {
+      const { awaited, answers } = question
+      // Further away than at most, the clock was set back.
+      question.deadlineMs = Math.min(question.deadlineMs, nowMs + ANSWER_TIMEOUT_MS)
+      if (nowMs < question.deadlineMs) continue
       for (const worker of awaited) this.#members.missed(worker)
       this.#end(ask, answers)
     }
@@ -211,7 +214,7 @@ export class Census {
 
   #perform(act: "describe" | "kick", connection: Connection | undefined): DeviceView | null {
     if (connection === undefined) return null
-    const view = deviceView(connection, this.#self)
+    const view = deviceView(connection, this.#self, this.#nowMs())
     if (act === "kick") connection.close("kicked")
     return view
   }
@@ -226,7 +229,7 @@ export class Census {
     fitting.sort((a, b) => (a.id < b.id ? -1 : 1))
     const views = fitting
       .slice(0, limit)
-      .map(({ connection }) => deviceView(connection, this.#self))
+      .map(({ connection }) => deviceView(connection, this.#self, this.#nowMs()))
     return { devices: views.filter((view) => view !== null), total: fitting.length }
   }
 }

@@ -26,7 +26,11 @@ export interface DeviceView {
 }
 
 /** Null for a connection that was not admitted. */
-export function deviceView(connection: Connection, { worker }: WorkerProcess): DeviceView | null {
+export function deviceView(
+  connection: Connection,
+  { worker }: WorkerProcess,
+  nowMs: number,
+): DeviceView | null {
   const { endpoint, peer } = connection
   if (endpoint === null) return null
   const { deviceId, connectionId, epoch } = endpoint.recipient
@@ -43,7 +47,7 @@ export function deviceView(connection: Connection, { worker }: WorkerProcess): D
     tls_version: peer.tlsVersion,
     lines_in: endpoint.linesIn,
     lines_out: endpoint.linesOut,
-    last_activity: connection.lastActivityMs,
+    last_activity: Math.round(nowMs - connection.idleMs),
     reading_paused_by: sources.filter((source) => connection.isPausedBy(source)),
     outgoing_bytes: connection.outgoingBytes,
     reorder: { held: endpoint.heldCommands, gaps: endpoint.gaps },

@@ -27,6 +27,8 @@ import { Whereabouts } from "./whereabouts.ts"
 export interface FleetOptions {
   readonly self: WorkerProcess
   readonly nowMs: () => number
+  /** Milliseconds that never jump. */
+  readonly steadyMs: () => number
   readonly counters: Counters
 }
 
@@ -44,7 +46,7 @@ export class Fleet {
   #leaving = false
 
   constructor(broker: Broker, connections: Connections, options: FleetOptions) {
-    const { self, nowMs, counters } = options
+    const { self, nowMs, steadyMs, counters } = options
     this.#options = options
     this.#connections = connections
     const listener = { opened: () => this.#opened() }
@@ -52,7 +54,7 @@ export class Fleet {
     this.#announcer = new Announcer(this.#channel, connections, this.#whereabouts)
     this.locator = new Locator(this.#channel, this.#members, this.#whereabouts, { nowMs, counters })
     this.census = new Census(self, this.#channel, this.#members, connections, this.locator, nowMs)
-    this.presence = new Presence(broker, { workerId: self.worker, nowMs, counters })
+    this.presence = new Presence(broker, { workerId: self.worker, nowMs, steadyMs, counters })
   }
 
   gauges(): { whereabouts: number; members: number; presence: number } {

@@ -35,7 +35,7 @@ interface Question {
   /** Those not found yet, by device id. */
   readonly devices: Map<string, Found[]>
   readonly awaited: Set<string>
-  readonly deadlineMs: number
+  deadlineMs: number
 }
 
 export interface LocatorOptions {
@@ -112,7 +112,10 @@ export class Locator {
 
   /** Ends questions whose time is over. */
   sweep(nowMs: number): void {
+    // Further away than at most, the clock was set back.
+    this.#acquaintedAtMs = Math.min(this.#acquaintedAtMs, nowMs + ACQUAINT_MS)
     for (const [ask, question] of this.#questions) {
+      question.deadlineMs = Math.min(question.deadlineMs, nowMs + ASK_TIMEOUT_MS)
       const overdue = nowMs >= question.deadlineMs
       if (overdue) for (const worker of question.awaited) this.#members.missed(worker)
       this.#conclude(ask, question, overdue)

@@ -2,12 +2,13 @@
  * The members of the fleet: the other workers, of this instance and of others, as far as they have been
  * heard of.
  *
- *   unknown ──heard──► heard of ◄──heard── silent       any ──left, silent for long──► unknown
- *                          └──owed an answer,──►┘
+ *   unknown ──heard──► heard_of ◄──heard── silent       any ──leaves──► left
+ *                          └──owed an answer,──►┘       any ──not heard for long──► unknown
  *                             not heard for a while
  *
  * Nothing is sent after a device to a silent member, which may have died, but its "no" is still waited
- * for: it may also be slow, or we may. Pure: the time is passed in. Bound: those that were heard within
+ * for: it may also be slow, or we may. One that has left is no member any more, though it goes on telling
+ * of the devices that it closes. Pure: the time is passed in. Bound: those that were heard within
  * `FORGET_AFTER_MS`.
  */
 
@@ -21,42 +22,43 @@ export const FORGET_AFTER_MS = 20_000
 interface Member {
   readonly incarnation: string
   heardAtMs: number
-  silent: boolean
+  state: "heard_of" | "silent" | "left"
 }
 
 export class Members {
   readonly #members = new Map<string, Member>()
 
   get count(): number {
-    return this.#members.size
+    return this.known().length
   }
 
   heard(worker: string, incarnation: string, nowMs: number): void {
     const member = this.#members.get(worker)
     if (member?.incarnation === incarnation) {
       member.heardAtMs = nowMs
-      member.silent = false
+      if (member.state === "silent") member.state = "heard_of"
     } else if (member === undefined || incarnation > member.incarnation) {
       // Incarnations sort by their start; what one says that was replaced comes late.
-      this.#members.set(worker, { incarnation, heardAtMs: nowMs, silent: false })
+      this.#members.set(worker, { incarnation, heardAtMs: nowMs, state: "heard_of" })
     }
   }
 
   left(worker: string, incarnation: string): void {
-    if (this.#members.get(worker)?.incarnation === incarnation) this.#members.delete(worker)
+    const member = this.#members.get(worker)
+    if (member?.incarnation === incarnation) member.state = "left"
   }
 
   /** The member did not answer in time. */
   missed(worker: string): void {
     const member = this.#members.get(worker)
-    if (member !== undefined) member.silent = true
+    if (member?.state === "heard_of") member.state = "silent"
   }
 
   sweep(nowMs: number): void {
     for (const [worker, member] of this.#members) {
       // As far away in the future, the clock was set back.
       const quietMs = Math.abs(nowMs - member.heardAtMs)
-      if (quietMs > SILENT_AFTER_MS) member.silent = true
+      if (quietMs > SILENT_AFTER_MS && member.state === "heard_of") member.state = "silent"
       if (quietMs > FORGET_AFTER_MS) this.#members.delete(worker)
     }
   }
@@ -64,11 +66,11 @@ export class Members {
   /** Whether this very process of the worker was heard lately. */
   answers({ worker, incarnation }: WorkerProcess): boolean {
     const member = this.#members.get(worker)
-    return member?.incarnation === incarnation && !member.silent
+    return member?.incarnation === incarnation && member.state === "heard_of"
   }
 
   /** The workers whose answers are to be waited for. */
   known(): string[] {
-    return [...this.#members.keys()]
+    return [...this.#members].flatMap(([worker, { state }]) => (state === "left" ? [] : [worker]))
   }
 }

@@ -20,7 +20,10 @@ export type Sighting = readonly [deviceId: string, connectionId: string, epoch: 
 /** A device's connection that has closed. */
 export type Parting = readonly [deviceId: string, connectionId: string]
 
-const id = v.pipe(v.string(), v.maxLength(128))
+/** The longest ids are those of devices. */
+const MAX_ID_CHARACTERS = 128
+
+const id = v.pipe(v.string(), v.maxLength(MAX_ID_CHARACTERS))
 const ask = v.pipe(v.number(), v.safeInteger())
 const sender = { from: id, incarnation: id }
 const sightings = v.array(v.custom<Sighting>(isSighting))
@@ -85,13 +88,15 @@ export function parseFleetMessage(text: string): FleetMessage | null {
 function isSighting(value: unknown): boolean {
   if (!Array.isArray(value) || value.length !== 3) return false
   const [deviceId, connectionId, epoch] = value
-  return (
-    typeof deviceId === "string" && typeof connectionId === "string" && Number.isSafeInteger(epoch)
-  )
+  return isId(deviceId) && isId(connectionId) && Number.isSafeInteger(epoch)
 }
 
 function isParting(value: unknown): boolean {
-  return Array.isArray(value) && value.length === 2 && value.every((id) => typeof id === "string")
+  return Array.isArray(value) && value.length === 2 && value.every(isId)
+}
+
+function isId(value: unknown): boolean {
+  return typeof value === "string" && value.length <= MAX_ID_CHARACTERS
 }
 
 /** Of two connections of one device, whether the first is the newer: every worker decides alike. */

@@ -48,6 +48,8 @@ interface Entry {
 export interface PresenceOptions {
   readonly workerId: string
   readonly nowMs: () => number
+  /** Milliseconds that never jump. */
+  readonly steadyMs: () => number
   readonly counters: Counters
 }
 
@@ -60,7 +62,7 @@ export class Presence {
   #nextId = 0
 
   constructor(broker: Broker, options: PresenceOptions) {
-    const { counters, nowMs, workerId } = options
+    const { counters, steadyMs, workerId } = options
     this.#options = options
     this.#instance = instanceOf(workerId)
     this.#publisher = new Publisher<Entry>({
@@ -70,7 +72,7 @@ export class Presence {
         maxInFlight: MAX_IN_FLIGHT,
       },
       backoff: BACKOFF,
-      nowMs,
+      steadyMs,
       groupOf: ({ event }) => event.device_id,
       describe: messageOf,
       done: () => {

@@ -65,6 +65,7 @@ class Subject {
       windowLines,
       windowBytes,
       nowMs: () => this.nowMs,
+      steadyMs: () => this.nowMs,
       counters: this.counters,
       confirmed: ({ connection, seq }) => this.confirmed.push(`${connection.id}:${seq}`),
       relieved: () => {

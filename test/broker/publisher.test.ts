@@ -91,7 +91,7 @@ class Subject {
   readonly failed: string[] = []
   readonly repeating: number[] = []
   relieved = 0
-  nowMs = 1_000
+  steadyMs = 1_000
   onDone: (item: Item, result: FinalResult) => void = () => undefined
   onRelieved: () => void = () => undefined
   readonly publisher: Publisher<Item>
@@ -100,7 +100,7 @@ class Subject {
     this.publisher = new Publisher<Item>({
       limits: { maxCount, maxBytes, maxInFlight },
       backoff: BACKOFF,
-      nowMs: () => this.nowMs,
+      steadyMs: () => this.steadyMs,
       groupOf: ({ group }) => group,
       describe: ({ id }) => ({ id, exchange: "", routingKey: "q", body: EMPTY, properties: {} }),
       done: (item, result) => {
@@ -181,7 +181,7 @@ describe("while the lane is open", () => {
     const subject = new Subject({ maxInFlight: 1 })
     expect(subject.publisher.oldestSentAtMs()).toBeNull()
     subject.publish("a0", "a1")
-    subject.nowMs = 2_000
+    subject.steadyMs = 2_000
     expect(subject.publisher.oldestSentAtMs()).toBe(1_000)
     subject.lane.settle("a0", "confirmed")
     expect(subject.publisher.oldestSentAtMs()).toBe(2_000)

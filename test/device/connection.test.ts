@@ -158,6 +158,7 @@ class EndingCounters extends Counters {
 /** What the connections of a worker share, and the worker's part in it. */
 class Harness {
   nowMs = START_MS
+  steadyMs = 0
   readonly counters = new EndingCounters()
   readonly window = { room: Number.POSITIVE_INFINITY }
   readonly lines: { connection: Connection; seq: number; text: string }[] = []
@@ -196,6 +197,7 @@ class Harness {
       backpressure: this.backpressure,
       scratch: this.scratch,
       nowMs: () => this.nowMs,
+      steadyMs: () => this.steadyMs,
       takeLine: (connection, seq, line) => {
         expect(this.backpressure.hasRoom).toBe(true)
         this.window.room -= 1
@@ -229,11 +231,12 @@ class Harness {
   /** Lets the time go on and sweeps. */
   after(ms: number): void {
     this.nowMs += ms
+    this.steadyMs += ms
     for (const connection of [...this.waiting]) {
       if (!connection.sweepCommands(this.nowMs)) this.waiting.delete(connection)
     }
     for (const connection of this.connections) {
-      connection.sweep(this.nowMs, DEADLINES)
+      connection.sweep(this.steadyMs, DEADLINES)
     }
   }
 
@@ -697,6 +700,15 @@ describe("commands", () => {
 })
 
 describe("deadlines", () => {
+  test.each([-3_600_000, 3_600_000])("a clock that is set by %i ms closes nobody", (jumpMs) => {
+    const harness = new Harness()
+    harness.accept()
+    harness.admit()
+    harness.nowMs += jumpMs
+    harness.after(HANDSHAKE_TIMEOUT_MS - 1)
+    expect(harness.reasons()).toEqual([])
+  })
+
   test("handshake_timeout", () => {
     const harness = new Harness()
     const { connection, socket } = harness.accept()

@@ -175,7 +175,12 @@ export class SimulatedWorker {
       replyQueue: fleetQueue(self),
       timeoutMs: limits.sendTimeoutMs,
     })
-    this.fleet = new Fleet(this.client, this.connections, { self, nowMs, counters })
+    this.fleet = new Fleet(this.client, this.connections, {
+      self,
+      nowMs,
+      steadyMs: nowMs,
+      counters,
+    })
     this.#context = {
       limits,
       counters,
@@ -186,6 +191,7 @@ export class SimulatedWorker {
       ),
       scratch: new Uint8Array(BATCH_BYTES),
       nowMs,
+      steadyMs: nowMs,
       takeLine: () => undefined,
       flushSoon: new Flushes().soon,
       commandsWait: (connection) => this.connections.commandsWait(connection),
@@ -321,7 +327,7 @@ export class SimulatedWorker {
   readonly #sweep = (): void => {
     const nowMs = this.#nowMs()
     this.#sweepDueMs = nowMs + SWEEP_EVERY_MS
-    this.connections.sweep(nowMs)
+    this.connections.sweep(nowMs, nowMs)
     this.fleet.sweep(nowMs)
     if (this.client.state.is !== "ready") return
     const oldest = [this.posts.oldestSentAtMs(), this.fleet.presence.oldestSentAtMs()]
