@@ -6,7 +6,8 @@
  *   any ──close──► closed
  *
  * Never publishes or consumes itself: `setUp` opens the channels. Bounds: `CONNECT_TIMEOUT_MS` for
- * connecting and setting up together; waits between tries from 0.1 to 5 s with full jitter.
+ * connecting and setting up together; waits between tries of up to 5 s, or 0.7 s while nobody listens, with
+ * full jitter.
  */
 
 import type { AMQPBaseClient } from "@cloudamqp/amqp-client"
@@ -17,6 +18,11 @@ const CONNECT_TIMEOUT_MS = 10_000
 const CLOSE_TIMEOUT_MS = 2_000
 const HEARTBEAT_S = 10
 const BACKOFF = { firstMs: 100, mostMs: 5_000 }
+/**
+ * Where nobody listens a try costs one packet, so a broker that starts again is found within a second.
+ * One that listens and refuses, or does not answer, is left alone for longer.
+ */
+const BACKOFF_NOBODY_LISTENS = { firstMs: 100, mostMs: 700 }
 
 export interface LinkHooks {
   /** Opens channels on the new connection; a rejection counts as a failed try. */
@@ -138,7 +144,8 @@ export class Link {
     this.#state = "waiting"
     abandon(client, reason)
     this.#hooks.lost(reason)
-    const delayMs = backoffMs(this.#attempt, BACKOFF, Math.random())
+    const backoff = reason.includes("ECONNREFUSED") ? BACKOFF_NOBODY_LISTENS : BACKOFF
+    const delayMs = backoffMs(this.#attempt, backoff, Math.random())
     this.#attempt += 1
     this.#timer = setTimeout(() => this.start(), delayMs)
   }
