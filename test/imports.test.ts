@@ -18,6 +18,8 @@ const PURE = [
   "src/drain.ts",
   "src/restart.ts",
   "src/broker/command-message.ts",
+  "src/broker/copies.ts",
+  "src/broker/forwarding.ts",
   "src/broker/fields.ts",
   "src/broker/publish-window.ts",
   "src/broker/routing.ts",
@@ -35,6 +37,9 @@ const PURE = [
   "src/device/outgoing.ts",
   "src/device/remembered-ids.ts",
   "src/device/reorder.ts",
+  "src/fleet/members.ts",
+  "src/fleet/sighting.ts",
+  "src/fleet/whereabouts.ts",
 ]
 /** `main.ts` only for faults before there is a log; `certs-command.ts` and the simulator are tools. */
 const MAY_WRITE = [

@@ -13,7 +13,8 @@
 import type { Connection } from "../device/connection.ts"
 import type { Connections } from "../device/connections.ts"
 import type { Channel } from "./channel.ts"
-import { type FleetMessage, isNewer, MAX_ROWS, type Parting, type Sighting } from "./messages.ts"
+import { type FleetMessage, MAX_ROWS } from "./messages.ts"
+import { isNewer, type Parting, type Sighting } from "./sighting.ts"
 import type { Whereabouts } from "./whereabouts.ts"
 
 const REANNOUNCE_MS = 300_000

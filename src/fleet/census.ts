@@ -61,6 +61,8 @@ export class Census {
   readonly #locator: Locator
   readonly #nowMs: () => number
   readonly #questions = new Map<number, Question>()
+  /** Devices that the locator looks for, for an operator. */
+  #looking = 0
   #nextAsk = 0
 
   constructor(
@@ -154,12 +156,14 @@ export class Census {
     if (here !== undefined) return this.#perform(act, here)
     if (processOfConnection(id) !== null) return this.#elsewhere(act, id)
     if (!this.#channel.open) return "unreachable"
-    if (this.#questions.size >= MAX_ASKS) return "busy"
+    if (this.#questions.size + this.#looking >= MAX_ASKS) return "busy"
+    this.#looking += 1
     const { promise, resolve } = Promise.withResolvers<string | null>()
     this.#locator.locate(id, false, (place) => {
       resolve(place.is === "with" ? place.connectionId : null)
     })
     const connectionId = await promise
+    this.#looking -= 1
     if (connectionId === null) {
       // It may have come to this worker while the others were asked.
       return this.#perform(act, this.#connections.find(id))

@@ -39,6 +39,11 @@ export class Channel {
     return this.#lane.state === "open"
   }
 
+  /** False when one more message would be dropped. */
+  get hasRoom(): boolean {
+    return this.#inFlight < MAX_IN_FLIGHT
+  }
+
   broadcast(content: FleetContent, settled?: (result: PublishResult) => void): void {
     this.#publish(FLEET_EXCHANGE, "", content, settled)
   }
@@ -65,7 +70,7 @@ export class Channel {
     settled: (result: PublishResult) => void = () => undefined,
   ): void {
     const { self, counters } = this.#options
-    if (!this.open || this.#inFlight >= MAX_IN_FLIGHT) {
+    if (!this.open || !this.hasRoom) {
       counters.fleetMessagesDropped += 1
       queueMicrotask(() => settled("cut"))
       return

@@ -120,6 +120,7 @@ export class Locator {
       if (overdue) for (const worker of question.awaited) this.#members.missed(worker)
       this.#conclude(ask, question, overdue)
     }
+    this.#askSoon()
   }
 
   #announced(deviceId: string): Located | null {
@@ -141,8 +142,8 @@ export class Locator {
   }
 
   #ask(): void {
-    // Asked when it opens.
-    if (!this.#channel.open) return
+    // Asked when it opens, or at a sweep when it has room again.
+    if (!this.#channel.open || !this.#channel.hasRoom) return
     const devices = new Map<string, Found[]>()
     for (const [deviceId, waiting] of this.#wanted) {
       if (devices.size === MAX_ROWS) break

@@ -12,13 +12,9 @@
  */
 
 import * as v from "valibot"
+import type { Parting, Sighting } from "./sighting.ts"
 
 export const MAX_ROWS = 1_000
-
-/** A device's connection, and since when (milliseconds since 1970). */
-export type Sighting = readonly [deviceId: string, connectionId: string, epoch: number]
-/** A device's connection that has closed. */
-export type Parting = readonly [deviceId: string, connectionId: string]
 
 /** The longest ids are those of devices. */
 const MAX_ID_CHARACTERS = 128
@@ -26,7 +22,7 @@ const MAX_ID_CHARACTERS = 128
 const id = v.pipe(v.string(), v.maxLength(MAX_ID_CHARACTERS))
 const ask = v.pipe(v.number(), v.safeInteger())
 const sender = { from: id, incarnation: id }
-const sightings = v.array(v.custom<Sighting>(isSighting))
+const sightings = v.pipe(v.array(v.custom<Sighting>(isSighting)), v.maxLength(MAX_ROWS))
 const view = v.record(v.string(), v.unknown())
 
 const message = v.variant("type", [
@@ -37,9 +33,14 @@ const message = v.variant("type", [
     type: v.literal("devices"),
     ...sender,
     here: sightings,
-    gone: v.array(v.custom<Parting>(isParting)),
+    gone: v.pipe(v.array(v.custom<Parting>(isParting)), v.maxLength(MAX_ROWS)),
   }),
-  v.object({ type: v.literal("where"), ...sender, ask, devices: v.array(id) }),
+  v.object({
+    type: v.literal("where"),
+    ...sender,
+    ask,
+    devices: v.pipe(v.array(id), v.maxLength(MAX_ROWS)),
+  }),
   v.object({ type: v.literal("there"), ...sender, ask, devices: sightings }),
   v.object({
     type: v.literal("list"),
@@ -53,7 +54,7 @@ const message = v.variant("type", [
     type: v.literal("listed"),
     ...sender,
     ask,
-    devices: v.array(view),
+    devices: v.pipe(v.array(view), v.maxLength(MAX_ROWS)),
     total: v.number(),
   }),
   v.object({ type: v.literal("describe"), ...sender, ask, connection: id }),
@@ -97,14 +98,4 @@ function isParting(value: unknown): boolean {
 
 function isId(value: unknown): boolean {
   return typeof value === "string" && value.length <= MAX_ID_CHARACTERS
-}
-
-/** Of two connections of one device, whether the first is the newer: every worker decides alike. */
-export function isNewer(
-  epoch: number,
-  connectionId: string,
-  thanEpoch: number,
-  thanConnectionId: string,
-): boolean {
-  return epoch === thanEpoch ? connectionId > thanConnectionId : epoch > thanEpoch
 }

@@ -6,7 +6,7 @@
  * heard of longest ago is forgotten first.
  */
 
-import { isNewer, type Parting, type Sighting } from "./messages.ts"
+import { isNewer, type Parting, type Sighting } from "./sighting.ts"
 
 /** Some 200 bytes each. */
 export const MAX_WHEREABOUTS = 200_000

@@ -72,7 +72,7 @@ async function one(
 function fail(c: Context<HttpEnvironment>, failure: CensusFailure): Response {
   switch (failure) {
     case "unreachable":
-      return refuse(c, "broker_away", "the device is not here and the broker is away")
+      return refuse(c, "broker_away", "the broker, which leads to the other workers, is away")
     case "timeout":
       return refuse(c, "timeout", "the worker that holds it did not answer in time")
     case "busy":

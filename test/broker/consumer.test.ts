@@ -83,7 +83,7 @@ class TestDelivery implements Delivery {
   readonly body: Buffer
   readonly properties: MessageProperties
   readonly redelivered: boolean
-  readonly lost = false
+  lost = false
   acknowledged = 0
 
   constructor(properties: MessageProperties, body: string | Buffer = "on", redelivered = false) {
@@ -105,8 +105,9 @@ class Subject {
   readonly consumer: Consumer
   readonly received = new Map<string, Delivery[]>()
   readonly located: { id: string; trusting: boolean }[] = []
-  /** Where the fleet says that a device is. */
-  place: Place = { is: "nowhere", detail: "nobody holds it" }
+  /** Where the fleet says that a device is; null: it says nothing yet. */
+  place: Place | null = { is: "nowhere", detail: "nobody holds it" }
+  readonly #looking: ((place: Place) => void)[] = []
   readonly #ids = new Map([
     [OWN, this.connection],
     ["thermostat:7", this.connection],
@@ -124,7 +125,8 @@ class Subject {
       find: (id) => this.#ids.get(id) as Connection | undefined,
       locate: (id, trusting, found) => {
         this.located.push({ id, trusting })
-        found(this.place)
+        if (this.place === null) this.#looking.push(found)
+        else found(this.place)
       },
       commandIds: new CommandIds({ worker: HERE, incarnation: "mb2k3f9zq7" }),
     })
@@ -153,6 +155,17 @@ class Subject {
     this.consumer.deliver(delivery)
     await settled()
     return delivery
+  }
+
+  /** The fleet says where the device is that was looked for first. */
+  async found(place: Place): Promise<void> {
+    this.#looking.shift()?.(place)
+    await settled()
+  }
+
+  /** A device is admitted by this worker. */
+  comes(deviceId: string): void {
+    this.#ids.set(deviceId, this.connection)
   }
 
   async deliverDead(properties: MessageProperties): Promise<TestDelivery> {
@@ -417,6 +430,191 @@ describe("a command for another worker's connection", () => {
     expect(forwarded?.headers?.["CC"]).toBeUndefined()
     expect(forwarded?.headers?.["BCC"]).toBeUndefined()
     expect(forwarded?.userId).toBeUndefined()
+  })
+})
+
+describe("a command for a device by its name", () => {
+  const ELSEWHERE: Place = { is: "with", worker: "gw.1" }
+  const named = (headers: MessageProperties["headers"] = {}) => ({
+    headers: { device_id: "lock:1", ...headers },
+  })
+
+  test("that is here is looked for nowhere else", async () => {
+    const subject = await new Subject().start()
+    await subject.deliver({ headers: { device_id: "thermostat:7" } })
+    expect(subject.located).toEqual([])
+    expect(subject.connection.offered.length).toBe(1)
+  })
+
+  test("that is not here is looked for, by what was announced", async () => {
+    const subject = await new Subject().start()
+    await subject.deliver(named())
+    expect(subject.located).toEqual([{ id: "lock:1", trusting: true }])
+  })
+
+  test("goes to the worker that holds it, and is acknowledged once it is there", async () => {
+    const subject = await new Subject().start()
+    subject.place = ELSEWHERE
+    subject.broker.results.push("nacked")
+    const delivery = await subject.deliver({ ...named({ to_device_seq: 3 }), messageId: "m" })
+    expect(delivery.acknowledged).toBe(0)
+    await subject.waitOut()
+    expect([delivery.acknowledged, subject.consumer.heldCount]).toEqual([1, 0])
+    const [forwarded] = subject.received.get(OTHER_QUEUE) ?? []
+    expect(forwarded?.properties).toMatchObject({
+      messageId: "m",
+      headers: { device_id: "lock:1", to_device_seq: 3n, "owsla-hops": 1n },
+    })
+    expect(subject.kept()).toEqual([])
+  })
+
+  test("that is nowhere ends as offline, with what the fleet said, and is kept", async () => {
+    const subject = await new Subject().start()
+    subject.place = { is: "nowhere", detail: "no answer from gw.2" }
+    const delivery = await subject.deliver({ ...named(), replyTo: REPLIES })
+    expect(subject.kept()).toEqual([["offline", "no answer from gw.2"]])
+    expect(subject.receipts()).toMatchObject([{ outcome: "offline", device_id: "lock:1" }])
+    expect([delivery.acknowledged, subject.consumer.heldCount]).toEqual([1, 0])
+  })
+
+  test("is held and in nobody's hands while the fleet is asked", async () => {
+    const subject = await new Subject().start()
+    subject.place = null
+    const delivery = await subject.deliver(named())
+    expect([delivery.acknowledged, subject.consumer.heldCount]).toEqual([0, 1])
+    expect([subject.forwarded(), subject.kept()]).toEqual([[], []])
+    await subject.found(ELSEWHERE)
+    expect([delivery.acknowledged, subject.consumer.heldCount]).toEqual([1, 0])
+    expect(subject.forwarded().length).toBe(1)
+  })
+
+  const PLACES: [string, Place][] = [
+    ["nowhere", { is: "nowhere", detail: "" }],
+    ["elsewhere", ELSEWHERE],
+  ]
+  test.each(PLACES)("that came here meanwhile is written to here, found %s", async (_, place) => {
+    const subject = await new Subject().start()
+    subject.place = null
+    await subject.deliver(named())
+    subject.comes("lock:1")
+    await subject.found(place)
+    expect(subject.connection.offered.length).toBe(1)
+    expect([subject.forwarded(), subject.kept()]).toEqual([[], []])
+  })
+
+  test("whose delivery was lost while the fleet was asked is left to the broker", async () => {
+    const subject = await new Subject().start()
+    subject.place = null
+    const delivery = await subject.deliver(named())
+    delivery.lost = true
+    await subject.found(ELSEWHERE)
+    expect([subject.forwarded(), subject.kept()]).toEqual([[], []])
+    expect([delivery.acknowledged, subject.consumer.heldCount]).toEqual([0, 0])
+  })
+
+  test("that was led here by an announcement is looked for without one", async () => {
+    const subject = await new Subject().start()
+    subject.place = ELSEWHERE
+    await subject.deliver(named({ "owsla-hops": 1n, "owsla-command": "gw.5.x.0" }))
+    expect(subject.located).toEqual([{ id: "lock:1", trusting: false }])
+    expect(subject.forwarded()[0]?.properties.headers).toMatchObject({ "owsla-hops": 2n })
+  })
+
+  test("that has been to too many workers is looked for no more", async () => {
+    const subject = await new Subject().start()
+    subject.place = ELSEWHERE
+    await subject.deliver(named({ "owsla-hops": BigInt(MAX_HOPS), "owsla-command": "gw.5.x.0" }))
+    expect([subject.located, subject.forwarded()]).toEqual([[], []])
+    expect(subject.kept().map(([outcome]) => outcome)).toEqual(["offline"])
+  })
+
+  test("that a worker left in its queue is looked for without an announcement", async () => {
+    const subject = await new Subject().start()
+    subject.place = ELSEWHERE
+    const death = [{ reason: "expired", queue: workerQueue("gw.5"), count: 1 }]
+    await subject.deliverDead(named({ "x-death": death }))
+    expect(subject.located).toEqual([{ id: "lock:1", trusting: false }])
+    expect(subject.forwarded().length).toBe(1)
+  })
+})
+
+describe("the copies of a command that was forwarded", () => {
+  const COMMAND_ID = "gw.5.mb2k3f9zq7.0"
+  const copy = (hops = 1n) => ({
+    headers: { device_id: "thermostat:7", "owsla-hops": hops, "owsla-command": COMMAND_ID },
+    replyTo: REPLIES,
+  })
+
+  test("carry one id each time it is forwarded on, and another for each command", async () => {
+    const subject = await new Subject().start()
+    await subject.deliver({ headers: { connection_id: OTHER } })
+    await subject.deliver({ headers: { connection_id: OTHER } })
+    await subject.deliver({ headers: { connection_id: OTHER, "owsla-command": COMMAND_ID } })
+    const ids = subject.forwarded().map(({ properties }) => properties.headers?.["owsla-command"])
+    expect(ids).toEqual([`${HERE}.mb2k3f9zq7.0`, `${HERE}.mb2k3f9zq7.1`, COMMAND_ID])
+  })
+
+  test("are written once: the second is acknowledged, counted and otherwise ignored", async () => {
+    const subject = await new Subject().start()
+    const first = await subject.deliver(copy())
+    const second = await subject.deliver(copy())
+    expect(subject.connection.offered.length).toBe(1)
+    expect([first.acknowledged, second.acknowledged]).toEqual([0, 1])
+    expect(subject.consumer.heldCount).toBe(1)
+    expect(subject.counters.commandsRedelivered).toBe(1)
+  })
+
+  test("have one outcome and one receipt, also when one comes after the end", async () => {
+    const subject = await new Subject().start()
+    await subject.deliver(copy())
+    subject.connection.settle("closed")
+    await settled()
+    const late = await subject.deliver(copy())
+    expect(late.acknowledged).toBe(1)
+    expect(subject.kept()).toEqual([["closed", ""]])
+    expect(subject.receipts().length).toBe(1)
+    expect(subject.counters.commandsSettled.closed).toBe(1)
+  })
+
+  test("are ended by the delivery that can be acknowledged, when the first was lost", async () => {
+    const subject = await new Subject().start()
+    const first = await subject.deliver(copy())
+    first.lost = true
+    const again = await subject.deliver(copy())
+    expect(again.acknowledged).toBe(0)
+    expect([subject.connection.offered.length, subject.consumer.heldCount]).toEqual([1, 1])
+    subject.connection.settle("written")
+    await settled()
+    expect([first.acknowledged, again.acknowledged]).toEqual([0, 1])
+    expect(subject.consumer.heldCount).toBe(0)
+  })
+
+  test("are none when the command comes by again behind its device", async () => {
+    const subject = await new Subject().start()
+    await subject.deliver(copy(1n))
+    await subject.deliver(copy(3n))
+    expect(subject.connection.offered.length).toBe(2)
+  })
+
+  test("are none of a command that was never forwarded", async () => {
+    const subject = await new Subject().start()
+    const fresh = { headers: { device_id: "thermostat:7" } }
+    await subject.deliver(fresh)
+    await subject.deliver(fresh)
+    expect(subject.connection.offered.length).toBe(2)
+  })
+
+  test("begin anew when the first was lost before anything was done with it", async () => {
+    const subject = await new Subject().start()
+    subject.place = null
+    const away = { headers: { ...copy().headers, device_id: "lock:1" } }
+    const first = await subject.deliver(away)
+    first.lost = true
+    await subject.found({ is: "with", worker: "gw.1" })
+    await subject.deliver(away)
+    await subject.found({ is: "with", worker: "gw.1" })
+    expect(subject.forwarded().length).toBe(1)
+    expect(subject.consumer.heldCount).toBe(0)
   })
 })
 

@@ -1,0 +1,425 @@
+/**
+ * The announcer: what the fleet is told of this worker's devices, in how many messages, and which of two
+ * connections of one device stays. With real connections, and a channel that settles when the test says
+ * so.
+ */
+
+import { describe, expect, test } from "bun:test"
+import type { PublishResult } from "../../src/broker/broker.ts"
+import { Counters } from "../../src/counters.ts"
+import { Backpressure } from "../../src/device/backpressure.ts"
+import type { CloseReason } from "../../src/device/close-reason.ts"
+import { Connection, type ConnectionContext } from "../../src/device/connection.ts"
+import { Connections } from "../../src/device/connections.ts"
+import { Announcer } from "../../src/fleet/announcer.ts"
+import type { Channel } from "../../src/fleet/channel.ts"
+import { type FleetContent, MAX_ROWS } from "../../src/fleet/messages.ts"
+import type { Sighting } from "../../src/fleet/sighting.ts"
+import { Whereabouts } from "../../src/fleet/whereabouts.ts"
+
+const EPOCH = 1_750_000_000_000
+const REANNOUNCE_MS = 300_000
+const OTHER = { from: "gw.1", incarnation: "mb2k3f9zq7x3" }
+
+type Told = { to: string } & Partial<Extract<FleetContent, { type: "devices" }>>
+
+/** Keeps what is said until the test tells how that ended. */
+class ScriptedChannel {
+  open = true
+  readonly told: Told[] = []
+  readonly #unsettled: ((result: PublishResult) => void)[] = []
+
+  broadcast(content: FleetContent, settled: (result: PublishResult) => void): void {
+    this.told.push({ to: "all", ...content } as Told)
+    this.#unsettled.push(settled)
+  }
+
+  tell({ worker }: { worker: string }, content: FleetContent): void {
+    this.told.push({ to: worker, ...content } as Told)
+  }
+
+  settle(result: PublishResult = "confirmed"): void {
+    this.#unsettled.shift()?.(result)
+  }
+
+  /** What was said since this was last asked. */
+  take(): Told[] {
+    return this.told.splice(0)
+  }
+}
+
+class Subject {
+  readonly channel = new ScriptedChannel()
+  readonly whereabouts = new Whereabouts()
+  readonly connections = new Connections({
+    handshakeTimeoutMs: 1,
+    identifyTimeoutMs: 1,
+    idleTimeoutMs: 1,
+  })
+  readonly announcer = new Announcer(
+    this.channel as unknown as Channel,
+    this.connections,
+    this.whereabouts,
+  )
+  readonly closed: (readonly [string, CloseReason])[] = []
+  readonly #context: ConnectionContext = {
+    limits: {
+      maxLineBytes: 1,
+      maxOutgoingBytes: 1,
+      slowDeviceTimeoutMs: 1,
+      windowCommands: 1,
+      gapTimeoutMs: 1,
+    },
+    counters: new Counters(),
+    backpressure: new Backpressure(
+      1,
+      () => true,
+      () => undefined,
+    ),
+    scratch: new Uint8Array(0),
+    nowMs: () => EPOCH,
+    steadyMs: () => 0,
+    takeLine: () => undefined,
+    flushSoon: () => undefined,
+    commandsWait: () => undefined,
+    closed: (connection, reason) => {
+      this.connections.leave(connection)
+      this.closed.push([connection.id, reason])
+    },
+  }
+
+  /** A device that is here, without being announced. */
+  hold(deviceId: string, connectionId: string, epoch = EPOCH): Connection {
+    const socket = {
+      write: () => 0,
+      end: () => undefined,
+      terminate: () => undefined,
+      pause: () => undefined,
+      resume: () => undefined,
+    }
+    const connection = new Connection(connectionId, socket, this.#context)
+    this.connections.add(connection)
+    const peer = { remoteAddress: "192.0.2.1", tlsVersion: "TLSv1.3", fingerprint: null }
+    connection.admit(deviceId, epoch, peer)
+    this.connections.enter(connection)
+    return connection
+  }
+
+  /** A device comes, and is announced as the fleet does. */
+  come(deviceId: string, connectionId: string, epoch = EPOCH): Connection {
+    const connection = this.hold(deviceId, connectionId, epoch)
+    this.announcer.come(connection)
+    return connection
+  }
+
+  heard(here: Sighting[], gone: (readonly [string, string])[] = []): void {
+    this.announcer.heard({ type: "devices", ...OTHER, here, gone })
+  }
+}
+
+/** Lets this turn end, when what happened in it is told. */
+function turn(): Promise<void> {
+  return new Promise((resolve) => setImmediate(resolve))
+}
+
+describe("a device", () => {
+  test("that comes is announced to all, with its connection and epoch", async () => {
+    const subject = new Subject()
+    subject.come("lock:1", "c1", EPOCH + 7)
+    await turn()
+    expect(subject.channel.told).toEqual([
+      { to: "all", type: "devices", here: [["lock:1", "c1", EPOCH + 7]], gone: [] },
+    ])
+  })
+
+  test("that goes is announced to all, with the connection it had", async () => {
+    const { announcer, channel } = new Subject()
+    announcer.gone("lock:1", "c1")
+    await turn()
+    expect(channel.told).toEqual([
+      { to: "all", type: "devices", here: [], gone: [["lock:1", "c1"]] },
+    ])
+  })
+
+  test("without a name is nobody's to look for", async () => {
+    const subject = new Subject()
+    subject.come("gw.0.mb2k3f9zq7x2.1", "gw.0.mb2k3f9zq7x2.1")
+    subject.announcer.announceAll(EPOCH)
+    await turn()
+    expect(subject.channel.told).toEqual([])
+    expect(subject.announcer.pendingCount).toBe(0)
+  })
+
+  test("that was not admitted is not announced", async () => {
+    const subject = new Subject()
+    const connection = new Connection("c1", {} as never, { steadyMs: () => 0 } as never)
+    subject.announcer.come(connection)
+    await turn()
+    expect(subject.channel.told).toEqual([])
+  })
+
+  test("that comes and goes in one turn is announced as gone alone", async () => {
+    const subject = new Subject()
+    subject.come("lock:1", "c1")
+    subject.announcer.gone("lock:1", "c1")
+    await turn()
+    expect(subject.channel.told).toMatchObject([{ here: [], gone: [["lock:1", "c1"]] }])
+  })
+
+  test("that goes and comes in one turn is announced as here alone", async () => {
+    const subject = new Subject()
+    subject.announcer.gone("lock:1", "c1")
+    subject.come("lock:1", "c2")
+    await turn()
+    expect(subject.channel.told).toMatchObject([{ here: [["lock:1", "c2", EPOCH]], gone: [] }])
+  })
+
+  test("that comes twice in one turn is announced with its latest connection", async () => {
+    const subject = new Subject()
+    subject.come("lock:1", "c1")
+    subject.come("lock:1", "c2", EPOCH + 1)
+    await turn()
+    expect(subject.channel.told).toMatchObject([{ here: [["lock:1", "c2", EPOCH + 1]], gone: [] }])
+  })
+})
+
+describe("a storm of devices", () => {
+  test("that come in one turn is one message", async () => {
+    const subject = new Subject()
+    for (let n = 0; n < 100; n += 1) subject.come(`d${n}`, `c${n}`)
+    expect(subject.announcer.pendingCount).toBe(100)
+    await turn()
+    expect(subject.channel.told.map(({ here }) => here?.length)).toEqual([100])
+    expect(subject.announcer.pendingCount).toBe(0)
+  })
+
+  test("that come while a message is on its way waits for its end, and is one more", async () => {
+    const subject = new Subject()
+    subject.come("first", "c0")
+    await turn()
+    for (let n = 0; n < 3; n += 1) {
+      subject.come(`d${n}`, `c${n}`)
+      await turn()
+    }
+    expect(subject.channel.take().length).toBe(1)
+    expect(subject.announcer.pendingCount).toBe(3)
+    subject.channel.settle()
+    await turn()
+    expect(subject.channel.take()).toMatchObject([
+      {
+        here: [
+          ["d0", "c0", EPOCH],
+          ["d1", "c1", EPOCH],
+          ["d2", "c2", EPOCH],
+        ],
+      },
+    ])
+  })
+
+  test("is a thousand devices a message at most, those that go included", async () => {
+    const subject = new Subject()
+    for (let n = 0; n < MAX_ROWS; n += 1) subject.come(`d${n}`, `c${n}`)
+    for (let n = 0; n < MAX_ROWS + 1; n += 1) subject.announcer.gone(`g${n}`, `c${n}`)
+    const sizes: number[] = []
+    for (let n = 0; n < 4; n += 1) {
+      await turn()
+      for (const { here, gone } of subject.channel.take()) {
+        sizes.push((here?.length ?? 0) + (gone?.length ?? 0))
+      }
+      subject.channel.settle()
+    }
+    expect(sizes).toEqual([MAX_ROWS, MAX_ROWS, 1])
+  })
+
+  test.each<PublishResult>(["confirmed", "returned", "nacked", "cut", "unencodable"])(
+    "goes on however its message ended: %s",
+    async (result) => {
+      const subject = new Subject()
+      subject.come("first", "c1")
+      await turn()
+      subject.come("second", "c2")
+      subject.channel.take()
+      subject.channel.settle(result)
+      await turn()
+      expect(subject.channel.take()).toMatchObject([{ here: [["second", "c2", EPOCH]] }])
+    },
+  )
+
+  test("that is over costs nothing more", async () => {
+    const subject = new Subject()
+    subject.come("lock:1", "c1")
+    await turn()
+    subject.channel.take()
+    subject.channel.settle()
+    await turn()
+    expect(subject.channel.take()).toEqual([])
+  })
+})
+
+describe("all devices are announced again", () => {
+  test("when the broker is back, those that came while it was away included", async () => {
+    const subject = new Subject()
+    subject.come("old", "c1")
+    await turn()
+    subject.channel.take()
+    subject.channel.open = false
+    subject.channel.settle("cut")
+    subject.come("new", "c2")
+    subject.announcer.gone("gone", "c3")
+    await turn()
+    expect(subject.channel.take()).toEqual([])
+    // Nothing waits for a broker that may never come.
+    expect(subject.announcer.pendingCount).toBe(0)
+
+    subject.channel.open = true
+    subject.announcer.announceAll(EPOCH)
+    await turn()
+    expect(subject.channel.take()).toMatchObject([
+      {
+        here: [
+          ["old", "c1", EPOCH],
+          ["new", "c2", EPOCH],
+        ],
+        gone: [],
+      },
+    ])
+  })
+
+  test("every five minutes", async () => {
+    const subject = new Subject()
+    subject.hold("lock:1", "c1")
+    subject.announcer.announceAll(EPOCH)
+    await turn()
+    subject.channel.settle()
+    subject.channel.take()
+    subject.announcer.sweep(EPOCH + REANNOUNCE_MS - 1)
+    await turn()
+    expect(subject.channel.take()).toEqual([])
+    subject.announcer.sweep(EPOCH + REANNOUNCE_MS)
+    await turn()
+    subject.channel.settle()
+    expect(subject.channel.take()).toMatchObject([{ here: [["lock:1", "c1", EPOCH]] }])
+    subject.announcer.sweep(EPOCH + REANNOUNCE_MS + 1)
+    await turn()
+    expect(subject.channel.take()).toEqual([])
+  })
+
+  test("and once, by the new time, when the clock was set back far", async () => {
+    const subject = new Subject()
+    subject.hold("lock:1", "c1")
+    subject.announcer.announceAll(EPOCH)
+    await turn()
+    subject.channel.settle()
+    subject.channel.take()
+    const backMs = EPOCH - 86_400_000
+    subject.announcer.sweep(backMs)
+    await turn()
+    subject.channel.settle()
+    subject.announcer.sweep(backMs + 250)
+    await turn()
+    expect(subject.channel.take().length).toBe(1)
+  })
+
+  test("without those whose connection is closing", async () => {
+    const subject = new Subject()
+    subject.hold("stays", "c1")
+    subject.hold("goes", "c2").close("idle")
+    subject.announcer.announceAll(EPOCH)
+    await turn()
+    expect(subject.channel.told).toMatchObject([{ here: [["stays", "c1", EPOCH]] }])
+  })
+})
+
+describe("what others announce", () => {
+  test("is remembered, and forgotten when it is gone", () => {
+    const subject = new Subject()
+    subject.heard([
+      ["lock:1", "c1", 5],
+      ["bell:2", "c2", 5],
+    ])
+    expect(subject.whereabouts.find("lock:1")).toBe("c1")
+    subject.heard([], [["lock:1", "c1"]])
+    expect(subject.whereabouts.find("lock:1")).toBeUndefined()
+    expect(subject.whereabouts.find("bell:2")).toBe("c2")
+  })
+
+  test("of one device both gone and here leaves it here", () => {
+    const subject = new Subject()
+    subject.heard([["lock:1", "c1", 5]])
+    subject.heard([["lock:1", "c2", 6]], [["lock:1", "c1"]])
+    expect(subject.whereabouts.find("lock:1")).toBe("c2")
+  })
+
+  test("asks for no answer when none of it is here", () => {
+    const subject = new Subject()
+    subject.hold("bell:2", "c2")
+    subject.heard([["lock:1", "c1", 5]])
+    expect(subject.channel.told).toEqual([])
+  })
+})
+
+describe("a device that is here and elsewhere", () => {
+  test("newer elsewhere, is closed here as taken over, and known to be there", () => {
+    const subject = new Subject()
+    subject.hold("lock:1", "gw.0.c1", EPOCH)
+    subject.heard([["lock:1", "gw.1.c1", EPOCH + 1]])
+    expect(subject.closed).toEqual([["gw.0.c1", "taken_over"]])
+    expect(subject.whereabouts.find("lock:1")).toBe("gw.1.c1")
+    expect(subject.channel.told).toEqual([])
+  })
+
+  test("older elsewhere, stays, and the other is told of ours", () => {
+    const subject = new Subject()
+    subject.hold("lock:1", "gw.0.c1", EPOCH)
+    subject.heard([["lock:1", "gw.1.c1", EPOCH - 1]])
+    expect(subject.closed).toEqual([])
+    expect(subject.whereabouts.find("lock:1")).toBeUndefined()
+    expect(subject.channel.told).toEqual([
+      { to: "gw.1", type: "devices", here: [["lock:1", "gw.0.c1", EPOCH]], gone: [] },
+    ])
+  })
+
+  test("since the same moment, is where the connection id is the larger", () => {
+    const subject = new Subject()
+    subject.hold("lower", "gw.0.c1", EPOCH)
+    subject.hold("higher", "gw.2.c1", EPOCH)
+    subject.heard([
+      ["lower", "gw.1.c1", EPOCH],
+      ["higher", "gw.1.c2", EPOCH],
+    ])
+    expect(subject.closed).toEqual([["gw.0.c1", "taken_over"]])
+    expect(subject.channel.told).toMatchObject([
+      { to: "gw.1", here: [["higher", "gw.2.c1", EPOCH]] },
+    ])
+  })
+
+  test("with others of which the same is true, is told of in one message", () => {
+    const subject = new Subject()
+    for (const id of ["a", "b", "c"]) subject.hold(id, `gw.0.${id}`, EPOCH)
+    subject.heard(["a", "b", "c"].map((id) => [id, `gw.1.${id}`, EPOCH - 1] as const))
+    expect(subject.channel.told.length).toBe(1)
+    expect(subject.channel.told[0]?.here?.length).toBe(3)
+  })
+
+  test("stays when a connection of it elsewhere is gone", () => {
+    const subject = new Subject()
+    subject.hold("lock:1", "gw.0.c1")
+    subject.heard([], [["lock:1", "gw.1.c1"]])
+    expect(subject.closed).toEqual([])
+  })
+
+  test("is closed on exactly one of two workers, whichever hears of the other first", () => {
+    for (const [mine, theirs] of [
+      [EPOCH, EPOCH + 1],
+      [EPOCH + 1, EPOCH],
+      [EPOCH, EPOCH],
+    ] as const) {
+      const [here, there] = [new Subject(), new Subject()]
+      here.hold("lock:1", "gw.0.c1", mine)
+      there.hold("lock:1", "gw.1.c1", theirs)
+      here.heard([["lock:1", "gw.1.c1", theirs]])
+      there.heard([["lock:1", "gw.0.c1", mine]])
+      expect([...here.closed, ...there.closed].length).toBe(1)
+    }
+  })
+})

@@ -1,0 +1,535 @@
+/**
+ * The census: what an operator is told of the fleet's devices, whoever holds them and whoever does not
+ * answer. With real connections here; the test answers for the other workers and for the locator. The
+ * clock is held.
+ */
+
+import { describe, expect, test } from "bun:test"
+import type { PublishResult } from "../../src/broker/broker.ts"
+import { Counters } from "../../src/counters.ts"
+import { Backpressure } from "../../src/device/backpressure.ts"
+import type { CloseReason } from "../../src/device/close-reason.ts"
+import { Connection, type ConnectionContext } from "../../src/device/connection.ts"
+import { Connections } from "../../src/device/connections.ts"
+import { Census, type CensusFailure } from "../../src/fleet/census.ts"
+import type { Channel } from "../../src/fleet/channel.ts"
+import type { DeviceView } from "../../src/fleet/device-view.ts"
+import type { Located, Locator } from "../../src/fleet/locator.ts"
+import { Members } from "../../src/fleet/members.ts"
+import type { Answer, FleetContent } from "../../src/fleet/messages.ts"
+
+const NOW_MS = 1_750_000_000_000
+const ANSWER_TIMEOUT_MS = 1_000
+const MAX_ASKS = 100
+const INCARNATION = "mb2k3f9zq7x2"
+const SELF = { worker: "gw.0", incarnation: INCARNATION }
+/** A connection of that worker. */
+const at = (worker: string, counter = "1") => `${worker}.${INCARNATION}.${counter}`
+const ALL = { prefix: "", after: "", limit: 100 }
+
+type Said = { to: string; type: string; ask: number } & Record<string, unknown>
+
+/** Keeps what is said until the test tells how that ended. */
+class ScriptedChannel {
+  open = true
+  readonly said: Said[] = []
+  readonly #unsettled: (((result: PublishResult) => void) | undefined)[] = []
+
+  broadcast(content: FleetContent, settled?: (result: PublishResult) => void): void {
+    this.said.push({ to: "all", ...content } as Said)
+    this.#unsettled.push(settled)
+  }
+
+  tell(to: { worker: string; incarnation: string }, content: FleetContent, settled?: () => void) {
+    this.said.push({ to: `${to.worker}.${to.incarnation}`, ...content } as Said)
+    this.#unsettled.push(settled)
+  }
+
+  settle(result: PublishResult): void {
+    this.#unsettled.shift()?.(result)
+  }
+}
+
+class Subject {
+  nowMs = NOW_MS
+  readonly channel = new ScriptedChannel()
+  readonly members = new Members()
+  readonly located: { id: string; trusting: boolean; found: (place: Located) => void }[] = []
+  readonly closed: (readonly [string, CloseReason])[] = []
+  readonly connections = new Connections({
+    handshakeTimeoutMs: 1,
+    identifyTimeoutMs: 1,
+    idleTimeoutMs: 1,
+  })
+  readonly census: Census
+  readonly #context: ConnectionContext = {
+    limits: {
+      maxLineBytes: 10,
+      maxOutgoingBytes: 10,
+      slowDeviceTimeoutMs: 1,
+      windowCommands: 1,
+      gapTimeoutMs: 1,
+    },
+    counters: new Counters(),
+    backpressure: new Backpressure(
+      1,
+      () => true,
+      () => undefined,
+    ),
+    scratch: new Uint8Array(10),
+    nowMs: () => this.nowMs,
+    steadyMs: () => this.nowMs,
+    takeLine: () => undefined,
+    flushSoon: () => undefined,
+    commandsWait: () => undefined,
+    closed: (connection, reason) => {
+      this.connections.leave(connection)
+      this.closed.push([connection.id, reason])
+    },
+  }
+
+  constructor(...workers: string[]) {
+    for (const worker of workers) this.members.heard(worker, INCARNATION, NOW_MS)
+    const locator = {
+      locate: (id: string, trusting: boolean, found: (place: Located) => void) =>
+        void this.located.push({ id, trusting, found }),
+    }
+    this.census = new Census(
+      SELF,
+      this.channel as unknown as Channel,
+      this.members,
+      this.connections,
+      locator as unknown as Locator,
+      () => this.nowMs,
+    )
+  }
+
+  /** A device that is here. */
+  hold(deviceId: string, counter: string = deviceId): Connection {
+    const socket = {
+      write: () => 0,
+      end: () => undefined,
+      terminate: () => undefined,
+      pause: () => undefined,
+      resume: () => undefined,
+    }
+    const connection = new Connection(at("gw.0", counter), socket, this.#context)
+    this.connections.add(connection)
+    const peer = { remoteAddress: "192.0.2.1", tlsVersion: "TLSv1.3", fingerprint: null }
+    connection.admit(deviceId, NOW_MS, peer)
+    this.connections.enter(connection)
+    return connection
+  }
+
+  /** Another worker says which devices it has. */
+  listed(from: string, devices: string[], total = devices.length, ask = 0): void {
+    const rows = devices.map((id) => ({ device_id: id, connection_id: at(from), worker: from }))
+    this.answer({ type: "listed", from, incarnation: INCARNATION, ask, devices: rows, total })
+  }
+
+  answer(answer: Answer): void {
+    this.census.answered(answer)
+  }
+
+  pass(ms: number): void {
+    this.nowMs += ms
+    this.census.sweep(this.nowMs)
+  }
+}
+
+/** Fills with what the promise resolves to. */
+function watched<T>(promise: Promise<T>): T[] {
+  const results: T[] = []
+  void promise.then((result) => results.push(result))
+  return results
+}
+
+/** Lets everything happen that needs no time. */
+async function settled(): Promise<void> {
+  for (let n = 0; n < 20; n += 1) await Promise.resolve()
+}
+
+function idsOf(list: { devices: readonly DeviceView[] } | CensusFailure): string[] {
+  return typeof list === "string" ? [list] : list.devices.map(({ device_id }) => device_id)
+}
+
+describe("a list", () => {
+  test("of a worker alone is what it holds", async () => {
+    const subject = new Subject()
+    subject.hold("lock:1")
+    expect(await subject.census.list(ALL)).toEqual({
+      devices: [
+        {
+          device_id: "lock:1",
+          connection_id: at("gw.0", "lock:1"),
+          epoch: NOW_MS,
+          instance: "gw",
+          worker: "gw.0",
+          state: "open",
+          since: NOW_MS,
+          remote_address: "192.0.2.1",
+          tls_version: "TLSv1.3",
+          lines_in: 0,
+          lines_out: 0,
+          last_activity: NOW_MS,
+          reading_paused_by: [],
+          outgoing_bytes: 0,
+          reorder: { held: 0, gaps: 0 },
+        },
+      ],
+      total: 1,
+      answered: 1,
+      workers: 1,
+    })
+    expect(subject.channel.said).toEqual([])
+  })
+
+  test("tells what a device has said and why it is not read", async () => {
+    const subject = new Subject()
+    const connection = subject.hold("lock:1")
+    connection.received(Buffer.from("a\nb\n"))
+    connection.pause("window")
+    connection.pause("drain")
+    const list = await subject.census.list(ALL)
+    expect(list).toMatchObject({
+      devices: [{ lines_in: 2, reading_paused_by: ["window", "drain"] }],
+    })
+  })
+
+  test("asks every worker for the same, and waits for all", async () => {
+    const subject = new Subject("gw.1", "gw.2")
+    const lists = watched(subject.census.list({ prefix: "a", after: "b", limit: 7 }))
+    expect(subject.channel.said).toEqual([
+      { to: "all", type: "list", ask: 0, prefix: "a", after: "b", limit: 7 },
+    ])
+    subject.listed("gw.1", [])
+    await settled()
+    expect(lists).toEqual([])
+    subject.listed("gw.2", [])
+    await settled()
+    expect(lists).toMatchObject([{ answered: 3, workers: 3 }])
+  })
+
+  test("merges what all hold in the order of device ids", async () => {
+    const subject = new Subject("gw.1", "gw.2")
+    for (const id of ["c", "a", "B"]) subject.hold(id)
+    const list = subject.census.list(ALL)
+    subject.listed("gw.2", ["b", "e"])
+    subject.listed("gw.1", ["d"])
+    expect(idsOf(await list)).toEqual(["B", "a", "b", "c", "d", "e"])
+    expect(await list).toMatchObject({ total: 6 })
+  })
+
+  test("holds a device twice while two workers do, in the order of connection ids", async () => {
+    const subject = new Subject("gw.1", "gw.2")
+    const list = subject.census.list(ALL)
+    subject.listed("gw.2", ["lock:1"])
+    subject.listed("gw.1", ["lock:1"])
+    expect(await list).toMatchObject({ devices: [{ worker: "gw.1" }, { worker: "gw.2" }] })
+  })
+
+  test("is cut at its limit, and its total is not", async () => {
+    const subject = new Subject("gw.1")
+    for (const id of ["a", "c", "e"]) subject.hold(id)
+    const list = subject.census.list({ ...ALL, limit: 2 })
+    subject.listed("gw.1", ["b", "d"], 9)
+    expect(idsOf(await list)).toEqual(["a", "b"])
+    expect(await list).toMatchObject({ total: 12 })
+  })
+
+  test("has those devices alone whose ids begin with the prefix", async () => {
+    const subject = new Subject()
+    for (const id of ["lock", "lock:1", "clock:1", "Lock:1", "lo"]) subject.hold(id)
+    const list = await subject.census.list({ ...ALL, prefix: "lock" })
+    expect(idsOf(list)).toEqual(["lock", "lock:1"])
+    expect(list).toMatchObject({ total: 2 })
+  })
+
+  test("goes on after a device, without it", async () => {
+    const subject = new Subject()
+    for (const id of ["a", "b", "ba", "c"]) subject.hold(id)
+    const list = await subject.census.list({ ...ALL, after: "b" })
+    expect(idsOf(list)).toEqual(["ba", "c"])
+    expect(list).toMatchObject({ total: 2 })
+  })
+
+  test("is whole when it is read page by page", async () => {
+    const subject = new Subject()
+    const ids = Array.from({ length: 10 }, (_, n) => `d${n}`)
+    for (const id of ids) subject.hold(id)
+    const read: string[] = []
+    for (let page = 0; page < 4; page += 1) {
+      const after = read.at(-1) ?? ""
+      read.push(...idsOf(await subject.census.list({ ...ALL, after, limit: 3 })))
+    }
+    expect(read).toEqual(ids)
+  })
+
+  test("has devices without a name as well, and none that is not admitted or closing", async () => {
+    const subject = new Subject()
+    subject.hold(at("gw.0", "x"), "x")
+    subject.hold("closing").close("idle")
+    subject.connections.add(new Connection("shaking", {} as never, { steadyMs: () => 0 } as never))
+    expect(idsOf(await subject.census.list(ALL))).toEqual([at("gw.0", "x")])
+  })
+
+  test("counts each worker once, however often it answers", async () => {
+    const subject = new Subject("gw.1", "gw.2")
+    const lists = watched(subject.census.list(ALL))
+    subject.listed("gw.1", ["a"])
+    subject.listed("gw.1", ["b"])
+    subject.listed("gw.7", ["c"])
+    await settled()
+    expect(lists).toEqual([])
+    subject.listed("gw.2", [])
+    await settled()
+    expect(lists.map(idsOf)).toEqual([["a"]])
+    expect(lists).toMatchObject([{ answered: 3, workers: 3 }])
+  })
+
+  test("comes without the workers that are silent, and says so", async () => {
+    const subject = new Subject("gw.1", "gw.2")
+    subject.hold("a")
+    const lists = watched(subject.census.list(ALL))
+    subject.listed("gw.1", ["b"])
+    subject.pass(ANSWER_TIMEOUT_MS - 1)
+    await settled()
+    expect(lists).toEqual([])
+    subject.pass(1)
+    await settled()
+    expect(lists.map(idsOf)).toEqual([["a", "b"]])
+    expect(lists).toMatchObject([{ answered: 2, workers: 3 }])
+    const answers = (worker: string) => subject.members.answers({ ...SELF, worker })
+    expect([answers("gw.1"), answers("gw.2")]).toEqual([true, false])
+  })
+
+  test("is of this worker alone while the broker is away, and says so", async () => {
+    const subject = new Subject("gw.1")
+    subject.hold("a")
+    subject.channel.open = false
+    expect(await subject.census.list(ALL)).toMatchObject({ total: 1, answered: 1, workers: 2 })
+    expect(subject.channel.said).toEqual([])
+  })
+
+  test.each<PublishResult>(["cut", "nacked", "unencodable"])(
+    "cannot be had when the question did not go out: %s",
+    async (result) => {
+      const subject = new Subject("gw.1")
+      const list = subject.census.list(ALL)
+      subject.channel.settle(result)
+      expect(await list).toBe("unreachable")
+    },
+  )
+
+  test("waits for answers when the question went out", async () => {
+    const subject = new Subject("gw.1")
+    const lists = watched(subject.census.list(ALL))
+    subject.channel.settle("confirmed")
+    await settled()
+    expect(lists).toEqual([])
+  })
+
+  test("does not wait for hours when the clock is set back", async () => {
+    const subject = new Subject("gw.1")
+    const lists = watched(subject.census.list(ALL))
+    subject.pass(-3_600_000)
+    subject.pass(ANSWER_TIMEOUT_MS)
+    await settled()
+    expect(lists).toMatchObject([{ answered: 1 }])
+  })
+
+  test("is told apart from another that is asked for at the same time", async () => {
+    const subject = new Subject("gw.1")
+    const [first, second] = [subject.census.list(ALL), subject.census.list(ALL)]
+    subject.listed("gw.1", ["b"], 1, 1)
+    subject.listed("gw.1", ["a"], 1, 0)
+    expect([idsOf(await first), idsOf(await second)]).toEqual([["a"], ["b"]])
+  })
+
+  test("is refused beyond a hundred questions, until one has ended", async () => {
+    const subject = new Subject("gw.1")
+    const lists = Array.from({ length: MAX_ASKS }, () => watched(subject.census.list(ALL)))
+    expect(await subject.census.list(ALL)).toBe("busy")
+    expect(subject.channel.said.length).toBe(MAX_ASKS)
+    subject.listed("gw.1", [], 0, 0)
+    await settled()
+    expect(lists.filter((each) => each.length > 0).length).toBe(1)
+    const next = watched(subject.census.list(ALL))
+    subject.listed("gw.1", ["a"], 1, MAX_ASKS)
+    await settled()
+    expect(next.map(idsOf)).toEqual([["a"]])
+  })
+})
+
+/** Both ask for one connection; `closes` is what is left of a device that is here. */
+const ACTS = [
+  ["describe", "described", []],
+  ["kick", "kicked", [[at("gw.0", "lock:1"), "kicked"]]],
+] as const
+
+describe.each(ACTS)("to %s", (act, answer, closes) => {
+  const elsewhere = { device_id: "lock:1", connection_id: at("gw.1"), worker: "gw.1" }
+  const answered = (device: Record<string, unknown> | null, ask = 0, from = "gw.1") =>
+    ({ type: answer, from, incarnation: INCARNATION, ask, device }) as Answer
+
+  test.each([at("gw.0", "lock:1"), "lock:1"])("%s, which is here, asks nobody", async (id) => {
+    const subject = new Subject("gw.1")
+    subject.hold("lock:1")
+    expect(await subject.census[act](id)).toMatchObject({ device_id: "lock:1", state: "open" })
+    expect(subject.closed).toEqual([...closes])
+    expect([subject.channel.said, subject.located]).toEqual([[], []])
+  })
+
+  test("a connection of this worker that is gone: nobody holds it", async () => {
+    const subject = new Subject("gw.1")
+    expect(await subject.census[act](at("gw.0", "gone"))).toBeNull()
+    expect(subject.channel.said).toEqual([])
+  })
+
+  test("a connection elsewhere asks the very process that minted it", async () => {
+    const subject = new Subject("gw.1", "gw.2")
+    const results = watched(subject.census[act](at("gw.1")))
+    await settled()
+    expect(subject.channel.said).toEqual([
+      { to: `gw.1.${INCARNATION}`, type: act, ask: 0, connection: at("gw.1") },
+    ])
+    subject.channel.settle("confirmed")
+    await settled()
+    expect(results).toEqual([])
+    subject.answer(answered(elsewhere))
+    await settled()
+    expect(results as unknown[]).toEqual([elsewhere])
+  })
+
+  test("a connection that has closed elsewhere: nobody holds it", async () => {
+    const subject = new Subject("gw.1")
+    const result = subject.census[act](at("gw.1"))
+    subject.answer(answered(null))
+    expect(await result).toBeNull()
+  })
+
+  test("a connection of a process that is gone: nobody holds it", async () => {
+    const subject = new Subject()
+    const result = subject.census[act](at("gw.9"))
+    subject.channel.settle("returned")
+    expect(await result).toBeNull()
+  })
+
+  test("a connection elsewhere is not answered by another worker", async () => {
+    const subject = new Subject("gw.1", "gw.2")
+    const results = watched(subject.census[act](at("gw.1")))
+    subject.answer(answered(elsewhere, 0, "gw.2"))
+    await settled()
+    expect(results).toEqual([])
+  })
+
+  test("a connection elsewhere times out when that worker is silent", async () => {
+    const subject = new Subject("gw.1")
+    const results = watched(subject.census[act](at("gw.1")))
+    subject.pass(ANSWER_TIMEOUT_MS - 1)
+    await settled()
+    expect(results).toEqual([])
+    subject.pass(1)
+    await settled()
+    expect(results).toEqual(["timeout"])
+    expect(subject.members.answers({ ...SELF, worker: "gw.1" })).toBe(false)
+  })
+
+  test.each([at("gw.1"), "lock:1"])(
+    "%s elsewhere cannot be done without the broker",
+    async (id) => {
+      const subject = new Subject("gw.1")
+      subject.channel.open = false
+      expect(await subject.census[act](id)).toBe("unreachable")
+      expect([subject.channel.said, subject.located]).toEqual([[], []])
+    },
+  )
+
+  test("a connection elsewhere cannot be done when the question was lost", async () => {
+    const subject = new Subject("gw.1")
+    const result = subject.census[act](at("gw.1"))
+    subject.channel.settle("cut")
+    expect(await result).toBe("unreachable")
+  })
+
+  test("a device by its name asks the worker where it was found", async () => {
+    const subject = new Subject("gw.1")
+    const result = subject.census[act]("lock:1")
+    expect(subject.located).toMatchObject([{ id: "lock:1", trusting: false }])
+    subject.located[0]?.found({ is: "with", worker: "gw.1", connectionId: at("gw.1") })
+    await settled()
+    expect(subject.channel.said).toMatchObject([{ type: act, connection: at("gw.1") }])
+    subject.answer(answered(elsewhere))
+    expect((await result) as unknown).toEqual(elsewhere)
+  })
+
+  test("a device by its name that is nowhere: nobody holds it", async () => {
+    const subject = new Subject("gw.1")
+    const result = subject.census[act]("lock:1")
+    subject.located[0]?.found({ is: "nowhere", detail: "" })
+    expect(await result).toBeNull()
+  })
+
+  test("a device by its name that came here while others were asked", async () => {
+    const subject = new Subject("gw.1")
+    const result = subject.census[act]("lock:1")
+    subject.hold("lock:1")
+    subject.located[0]?.found({ is: "nowhere", detail: "" })
+    expect(await result).toMatchObject({ device_id: "lock:1" })
+    expect(subject.closed).toEqual([...closes])
+  })
+
+  test.each([at("gw.1"), "lock:1"])("%s is refused beyond a hundred questions", async (id) => {
+    const subject = new Subject("gw.1")
+    for (let n = 0; n < MAX_ASKS; n += 1) void subject.census.list(ALL)
+    expect(await subject.census[act](id)).toBe("busy")
+  })
+
+  test("what is here needs no question, however many there are", async () => {
+    const subject = new Subject("gw.1")
+    subject.hold("lock:1")
+    for (let n = 0; n < MAX_ASKS; n += 1) void subject.census.list(ALL)
+    expect(await subject.census[act]("lock:1")).toMatchObject({ device_id: "lock:1" })
+  })
+
+  test("for another worker tells that very process what the device was", () => {
+    const subject = new Subject("gw.1")
+    subject.hold("lock:1")
+    const sender = { from: "gw.1", incarnation: "mb2k3f9zaaaa" }
+    subject.census.asked({ type: act, ...sender, ask: 5, connection: at("gw.0", "lock:1") })
+    expect(subject.channel.said).toMatchObject([
+      { to: "gw.1.mb2k3f9zaaaa", type: answer, ask: 5, device: { device_id: "lock:1" } },
+    ])
+    expect(subject.closed).toEqual([...closes])
+  })
+
+  test("for another worker what is not here tells it so", () => {
+    const subject = new Subject("gw.1")
+    const sender = { from: "gw.1", incarnation: INCARNATION }
+    subject.census.asked({ type: act, ...sender, ask: 5, connection: at("gw.0", "gone") })
+    expect(subject.channel.said).toMatchObject([{ type: answer, ask: 5, device: null }])
+  })
+})
+
+test("a list for another worker has what fits, cut at its limit", () => {
+  const subject = new Subject("gw.1")
+  for (const id of ["lock:3", "lock:1", "bell", "lock:2"]) subject.hold(id)
+  subject.census.asked({
+    type: "list",
+    from: "gw.1",
+    incarnation: INCARNATION,
+    ask: 5,
+    prefix: "lock",
+    after: "lock:1",
+    limit: 1,
+  })
+  expect(subject.channel.said).toMatchObject([
+    {
+      to: `gw.1.${INCARNATION}`,
+      type: "listed",
+      ask: 5,
+      devices: [{ device_id: "lock:2" }],
+      total: 2,
+    },
+  ])
+})

@@ -1,0 +1,286 @@
+/**
+ * The channel between workers: what goes on the wire, what is taken from it, and what is not said at all.
+ * On a lane that settles when the test says so; what two workers hear of each other on the embedded
+ * broker.
+ */
+
+import { describe, expect, test } from "bun:test"
+import type {
+  Delivery,
+  Lane,
+  LaneListener,
+  LaneState,
+  OutgoingMessage,
+  PublishResult,
+} from "../../src/broker/broker.ts"
+import { EmbeddedBroker } from "../../src/broker/embedded.ts"
+import { FLEET_MESSAGE_TYPE } from "../../src/broker/setup.ts"
+import { EXCHANGES, FLEET_EXCHANGE, fleetQueue } from "../../src/broker/topology.ts"
+import { Counters } from "../../src/counters.ts"
+import { Channel } from "../../src/fleet/channel.ts"
+import type { FleetMessage } from "../../src/fleet/messages.ts"
+
+const SELF = { worker: "gw.0", incarnation: "mb2k3f9zq7x2" }
+const OTHER = { worker: "gw.1", incarnation: "mb2k3f9zq7x3" }
+const MAX_IN_FLIGHT = 1_000
+const NO_LISTENER: LaneListener = { opened: () => undefined }
+
+class ScriptedLane implements Lane {
+  state: LaneState = "open"
+  readonly published: OutgoingMessage[] = []
+  readonly #unsettled: ((result: PublishResult) => void)[] = []
+
+  publish(message: OutgoingMessage, settled: (result: PublishResult) => void): void {
+    this.published.push(message)
+    this.#unsettled.push(settled)
+  }
+
+  settle(result: PublishResult): void {
+    this.#unsettled.shift()?.(result)
+  }
+}
+
+class ScriptedBroker extends EmbeddedBroker {
+  readonly scripted = new ScriptedLane()
+  listener: LaneListener | null = null
+
+  override lane(listener: LaneListener): Lane {
+    this.listener = listener
+    return this.scripted
+  }
+}
+
+class Subject {
+  readonly broker = new ScriptedBroker()
+  readonly counters = new Counters()
+  readonly channel = new Channel(this.broker, NO_LISTENER, { self: SELF, counters: this.counters })
+  readonly lane = this.broker.scripted
+
+  /** Broadcasts; the list grows by each result that is told. */
+  broadcast(): PublishResult[] {
+    const results: PublishResult[] = []
+    this.channel.broadcast({ type: "leaving" }, (result) => results.push(result))
+    return results
+  }
+}
+
+function delivery(body: string | object, replyTo?: string): Delivery {
+  return {
+    queue: fleetQueue(SELF),
+    body: Buffer.from(typeof body === "string" ? body : JSON.stringify(body)),
+    properties: replyTo === undefined ? {} : { replyTo },
+    redelivered: false,
+    lost: false,
+    acknowledge: () => undefined,
+  }
+}
+
+describe("what is said", () => {
+  test("to all goes to the exchange, with who says it", () => {
+    const { channel, lane, counters } = new Subject()
+    channel.broadcast({ type: "alive", asks: true })
+    expect(lane.published).toMatchObject([
+      {
+        exchange: FLEET_EXCHANGE,
+        routingKey: "",
+        properties: {
+          contentType: "application/json",
+          type: FLEET_MESSAGE_TYPE,
+          replyTo: fleetQueue(SELF),
+        },
+      },
+    ])
+    expect(JSON.parse(String(lane.published[0]?.body))).toEqual({
+      type: "alive",
+      asks: true,
+      from: SELF.worker,
+      incarnation: SELF.incarnation,
+    })
+    expect(counters.fleetMessagesSent).toBe(1)
+  })
+
+  test("to one goes to the queue of that very process", () => {
+    const { channel, lane } = new Subject()
+    channel.tell(OTHER, { type: "alive", asks: false })
+    expect(lane.published).toMatchObject([{ exchange: "", routingKey: fleetQueue(OTHER) }])
+  })
+
+  test("is not stored by the broker", () => {
+    const { channel, lane } = new Subject()
+    channel.broadcast({ type: "leaving" })
+    expect(lane.published[0]?.properties.deliveryMode).not.toBe(2)
+  })
+
+  test("has an id of its own, by which the broker returns it", () => {
+    const subject = new Subject()
+    for (let n = 0; n < 3; n += 1) subject.broadcast()
+    const ids = subject.lane.published.map(({ id }) => id)
+    expect(new Set(ids).size).toBe(3)
+    expect(subject.lane.published.map(({ properties }) => properties.messageId)).toEqual(ids)
+  })
+
+  test.each<PublishResult>(["confirmed", "returned", "nacked", "cut", "unencodable"])(
+    "is told once how it ended: %s",
+    (result) => {
+      const subject = new Subject()
+      const results = subject.broadcast()
+      expect(results).toEqual([])
+      subject.lane.settle(result)
+      expect(results).toEqual([result])
+    },
+  )
+
+  test("is never said again, whatever became of it", () => {
+    const subject = new Subject()
+    subject.broadcast()
+    subject.lane.settle("cut")
+    subject.lane.state = "open"
+    expect(subject.lane.published.length).toBe(1)
+  })
+})
+
+describe("what is not said", () => {
+  test.each<LaneState>(["closed", "blocked"])(
+    "with the lane %s: told as cut after the call, and counted",
+    async (state) => {
+      const subject = new Subject()
+      subject.lane.state = state
+      const results = subject.broadcast()
+      expect(results).toEqual([])
+      await Promise.resolve()
+      expect(results).toEqual(["cut"])
+      expect(subject.lane.published).toEqual([])
+      expect(subject.counters.fleetMessagesDropped).toBe(1)
+      expect(subject.counters.fleetMessagesSent).toBe(0)
+    },
+  )
+
+  test("beyond a thousand that the broker has not confirmed: dropped and counted", async () => {
+    const subject = new Subject()
+    for (let n = 0; n < MAX_IN_FLIGHT; n += 1) subject.broadcast()
+    expect(subject.counters.fleetMessagesDropped).toBe(0)
+    const results = subject.broadcast()
+    await Promise.resolve()
+    expect(results).toEqual(["cut"])
+    expect(subject.lane.published.length).toBe(MAX_IN_FLIGHT)
+    expect(subject.counters.fleetMessagesDropped).toBe(1)
+  })
+
+  test.each<PublishResult>(["confirmed", "returned", "cut"])(
+    "until one of the thousand has ended: %s",
+    (result) => {
+      const subject = new Subject()
+      for (let n = 0; n < MAX_IN_FLIGHT; n += 1) subject.broadcast()
+      subject.lane.settle(result)
+      subject.broadcast()
+      expect(subject.lane.published.length).toBe(MAX_IN_FLIGHT + 1)
+    },
+  )
+
+  test("and dropped leaves no less room for what follows", async () => {
+    const subject = new Subject()
+    subject.lane.state = "closed"
+    for (let n = 0; n < MAX_IN_FLIGHT; n += 1) subject.broadcast()
+    await Promise.resolve()
+    subject.lane.state = "open"
+    for (let n = 0; n < MAX_IN_FLIGHT; n += 1) subject.broadcast()
+    expect(subject.lane.published.length).toBe(MAX_IN_FLIGHT)
+  })
+})
+
+test("it is open as its lane is", () => {
+  const { channel, lane } = new Subject()
+  expect(channel.open).toBe(true)
+  for (const state of ["closed", "blocked"] as const) {
+    lane.state = state
+    expect(channel.open).toBe(false)
+  }
+})
+
+describe("what is heard", () => {
+  const alive = { type: "alive", from: "gw.1", incarnation: OTHER.incarnation, asks: true }
+
+  test("of another worker is read", () => {
+    const { channel, counters } = new Subject()
+    expect(channel.read(delivery(alive, fleetQueue(OTHER)))).toEqual(alive as FleetMessage)
+    expect(counters.fleetMessagesUnknown).toBe(0)
+  })
+
+  test("of the process that was here before is read, since it is another", () => {
+    const { channel } = new Subject()
+    const before = fleetQueue({ ...SELF, incarnation: "mb2k3f9zaaaa" })
+    expect(channel.read(delivery(alive, before))).not.toBeNull()
+  })
+
+  test("of ourselves is ignored, and is nothing odd", () => {
+    const { channel, counters } = new Subject()
+    expect(channel.read(delivery(alive, fleetQueue(SELF)))).toBeNull()
+    expect(counters.fleetMessagesUnknown).toBe(0)
+  })
+
+  test("and not understood is counted", () => {
+    const { channel, counters } = new Subject()
+    expect(channel.read(delivery("\xff{", fleetQueue(OTHER)))).toBeNull()
+    expect(channel.read(delivery({ ...alive, type: "adopt" }, fleetQueue(OTHER)))).toBeNull()
+    expect(channel.read(delivery(""))).toBeNull()
+    expect(counters.fleetMessagesUnknown).toBe(3)
+  })
+})
+
+describe("on a broker", () => {
+  async function fleet() {
+    const broker = new EmbeddedBroker()
+    const heard: (readonly [string, FleetMessage | null])[] = []
+    const channels = [SELF, OTHER].map(
+      (self) => new Channel(broker, NO_LISTENER, { self, counters: new Counters() }),
+    )
+    broker.start(
+      {
+        exchanges: EXCHANGES,
+        queues: [SELF, OTHER].map((self) => ({
+          name: fleetQueue(self),
+          boundTo: [FLEET_EXCHANGE],
+          durable: true,
+          arguments: {},
+        })),
+        subscriptions: [SELF, OTHER].map((self, at) => ({
+          queue: fleetQueue(self),
+          prefetch: 100,
+          deliver: (message: Delivery) =>
+            void heard.push([self.worker, channels[at]?.read(message) ?? null]),
+        })),
+      },
+      { stateChanged: () => undefined, warning: () => undefined },
+    )
+    await settled()
+    return { broker, channel: channels[0] as Channel, heard }
+  }
+
+  async function settled(): Promise<void> {
+    for (let n = 0; n < 20; n += 1) await Promise.resolve()
+  }
+
+  test("a broadcast is a message for every other worker and for none of our own", async () => {
+    const { broker, channel, heard } = await fleet()
+    channel.broadcast({ type: "leaving" })
+    await settled()
+    const leaving: FleetMessage = { type: "leaving", from: "gw.0", incarnation: SELF.incarnation }
+    expect(heard).toEqual([
+      ["gw.0", null],
+      ["gw.1", leaving],
+    ])
+    await broker.close()
+  })
+
+  test("to one is for that one, and returned when that process is gone", async () => {
+    const { broker, channel, heard } = await fleet()
+    const results: PublishResult[] = []
+    channel.tell(OTHER, { type: "leaving" }, (result) => results.push(result))
+    const replaced = { ...OTHER, incarnation: "mb2k3f9zaaaa" }
+    channel.tell(replaced, { type: "leaving" }, (result) => results.push(result))
+    await settled()
+    expect(heard.map(([worker]) => worker)).toEqual(["gw.1"])
+    expect(results).toEqual(["confirmed", "returned"])
+    await broker.close()
+  })
+})

@@ -1,0 +1,503 @@
+/**
+ * The locator: where a named device is, by what was announced or by asking the fleet, and when it is
+ * nowhere. The clock is held, and the test answers for the members.
+ */
+
+import { describe, expect, test } from "bun:test"
+import type { PublishResult } from "../../src/broker/broker.ts"
+import { Counters } from "../../src/counters.ts"
+import type { Channel } from "../../src/fleet/channel.ts"
+import { ASK_TIMEOUT_MS, type Located, Locator } from "../../src/fleet/locator.ts"
+import { Members } from "../../src/fleet/members.ts"
+import { type FleetContent, MAX_ROWS } from "../../src/fleet/messages.ts"
+import { Whereabouts } from "../../src/fleet/whereabouts.ts"
+
+const NOW_MS = 1_750_000_000_000
+const ACQUAINT_MS = 600
+const MAX_ASKS = 16
+const INCARNATION = "mb2k3f9zq7x2"
+/** A connection of that worker. */
+const at = (worker: string) => `${worker}.${INCARNATION}.1`
+const withWorker = (worker: string): Located => ({ is: "with", worker, connectionId: at(worker) })
+const NOWHERE: Located = { is: "nowhere", detail: "no worker holds it" }
+
+type Where = Extract<FleetContent, { type: "where" }>
+
+/** Keeps what is asked until the test tells how that ended. */
+class ScriptedChannel {
+  open = true
+  hasRoom = true
+  readonly asked: Where[] = []
+  readonly #unsettled: ((result: PublishResult) => void)[] = []
+
+  broadcast(content: FleetContent, settled: (result: PublishResult) => void): void {
+    this.asked.push(content as Where)
+    this.#unsettled.push(settled)
+  }
+
+  settle(result: PublishResult): void {
+    this.#unsettled.shift()?.(result)
+  }
+}
+
+class Subject {
+  nowMs = NOW_MS
+  readonly channel = new ScriptedChannel()
+  readonly members = new Members()
+  readonly whereabouts = new Whereabouts()
+  readonly counters = new Counters()
+  readonly locator = new Locator(
+    this.channel as unknown as Channel,
+    this.members,
+    this.whereabouts,
+    { nowMs: () => this.nowMs, counters: this.counters },
+  )
+
+  /** A locator that has been with the broker for long, and these other workers. */
+  constructor(...workers: string[]) {
+    this.locator.opened()
+    this.nowMs += ACQUAINT_MS
+    for (const worker of workers) this.members.heard(worker, INCARNATION, this.nowMs)
+  }
+
+  /** Looks for a device; the list grows by each answer. */
+  locate(deviceId = "lock:1", trusting = false): Located[] {
+    const places: Located[] = []
+    this.locator.locate(deviceId, trusting, (place) => places.push(place))
+    return places
+  }
+
+  /** A member says which of the devices it was asked for it holds. */
+  answer(from: string, ask: number, ...devices: string[]): void {
+    this.locator.answered({
+      type: "there",
+      from,
+      incarnation: INCARNATION,
+      ask,
+      devices: devices.map((deviceId) => [deviceId, at(from), 5]),
+    })
+  }
+
+  pass(ms: number): void {
+    this.nowMs += ms
+    this.locator.sweep(this.nowMs)
+  }
+}
+
+/** Lets this turn end, when what was wanted in it is asked. */
+function turn(): Promise<void> {
+  return new Promise((resolve) => setImmediate(resolve))
+}
+
+describe("an announced device", () => {
+  test("is where a member that answers has said, at once and without asking", async () => {
+    const subject = new Subject("gw.1")
+    subject.whereabouts.here(["lock:1", at("gw.1"), 5])
+    expect(subject.locate("lock:1", true)).toEqual([withWorker("gw.1")])
+    await turn()
+    expect(subject.channel.asked).toEqual([])
+  })
+
+  test("is asked for by whoever was led astray by that", async () => {
+    const subject = new Subject("gw.1")
+    subject.whereabouts.here(["lock:1", at("gw.1"), 5])
+    expect(subject.locate("lock:1", false)).toEqual([])
+    await turn()
+    expect(subject.channel.asked).toEqual([{ type: "where", ask: 0, devices: ["lock:1"] }])
+  })
+
+  test("is asked for when that member is silent", async () => {
+    const subject = new Subject("gw.1", "gw.2")
+    subject.whereabouts.here(["lock:1", at("gw.1"), 5])
+    subject.members.missed("gw.1")
+    expect(subject.locate("lock:1", true)).toEqual([])
+    await turn()
+    expect(subject.channel.asked.length).toBe(1)
+  })
+
+  test("is asked for when that process was replaced", async () => {
+    const subject = new Subject("gw.1")
+    subject.whereabouts.here(["lock:1", at("gw.1"), 5])
+    subject.members.heard("gw.1", "mb2k3f9zzzzz", NOW_MS)
+    expect(subject.locate("lock:1", true)).toEqual([])
+    await turn()
+    expect(subject.channel.asked.length).toBe(1)
+  })
+
+  test("is asked for when that worker was never heard", async () => {
+    const subject = new Subject("gw.1")
+    subject.whereabouts.here(["lock:1", at("gw.7"), 5])
+    expect(subject.locate("lock:1", true)).toEqual([])
+    await turn()
+    expect(subject.channel.asked.length).toBe(1)
+  })
+
+  test("is asked for when what was announced is no connection of a worker", async () => {
+    const subject = new Subject("gw.1")
+    subject.whereabouts.here(["lock:1", "made-up", 5])
+    expect(subject.locate("lock:1", true)).toEqual([])
+    await turn()
+    expect(subject.channel.asked.length).toBe(1)
+  })
+})
+
+describe("a device that all are asked for", () => {
+  test("is with the member that holds it, whatever others have yet to say", async () => {
+    const subject = new Subject("gw.1", "gw.2", "gw.3")
+    const places = subject.locate()
+    await turn()
+    subject.answer("gw.1", 0)
+    expect(places).toEqual([])
+    subject.answer("gw.2", 0, "lock:1")
+    expect(places).toEqual([withWorker("gw.2")])
+    expect(subject.locator.pendingCount).toBe(0)
+  })
+
+  test("is told of once, although two members hold it", async () => {
+    const subject = new Subject("gw.1", "gw.2")
+    const places = subject.locate()
+    await turn()
+    subject.answer("gw.1", 0, "lock:1")
+    subject.answer("gw.2", 0, "lock:1")
+    expect(places).toEqual([withWorker("gw.1")])
+  })
+
+  test("is nowhere once all have said no", async () => {
+    const subject = new Subject("gw.1", "gw.2")
+    const places = subject.locate()
+    await turn()
+    subject.answer("gw.1", 0)
+    expect(places).toEqual([])
+    subject.answer("gw.2", 0)
+    expect(places).toEqual([NOWHERE])
+    expect(subject.locator.pendingCount).toBe(0)
+  })
+
+  test("is not nowhere because one member said no twice", async () => {
+    const subject = new Subject("gw.1", "gw.2")
+    const places = subject.locate()
+    await turn()
+    subject.answer("gw.1", 0)
+    subject.answer("gw.1", 0)
+    subject.answer("gw.3", 0)
+    expect(places).toEqual([])
+  })
+
+  test("is nowhere at once when there is nobody to ask", async () => {
+    const subject = new Subject()
+    const places = subject.locate()
+    await turn()
+    expect(places).toEqual([NOWHERE])
+    expect(subject.channel.asked).toEqual([])
+  })
+
+  test("is not found by the answer to another question", async () => {
+    const subject = new Subject("gw.1")
+    const places = subject.locate()
+    await turn()
+    subject.answer("gw.1", 7, "lock:1")
+    expect(places).toEqual([])
+  })
+
+  test("is not found in what is no connection of a worker", async () => {
+    const subject = new Subject("gw.1", "gw.2")
+    const places = subject.locate()
+    await turn()
+    subject.locator.answered({
+      type: "there",
+      from: "gw.1",
+      incarnation: INCARNATION,
+      ask: 0,
+      devices: [["lock:1", "made-up", 5]],
+    })
+    expect(places).toEqual([])
+    subject.answer("gw.2", 0, "lock:1")
+    expect(places).toEqual([withWorker("gw.2")])
+  })
+
+  test("is not found by an answer about another", async () => {
+    const subject = new Subject("gw.1", "gw.2")
+    const places = subject.locate()
+    await turn()
+    subject.answer("gw.1", 0, "bell:2")
+    expect(places).toEqual([])
+  })
+})
+
+describe("a member that does not answer", () => {
+  test("makes a device nowhere when the time is over, and is named", async () => {
+    const subject = new Subject("gw.1", "gw.2")
+    const places = subject.locate()
+    await turn()
+    subject.answer("gw.1", 0)
+    subject.pass(ASK_TIMEOUT_MS - 1)
+    expect(places).toEqual([])
+    subject.pass(1)
+    expect(places).toEqual([{ is: "nowhere", detail: "no answer from gw.2" }])
+    expect(subject.locator.pendingCount).toBe(0)
+  })
+
+  test("is silent from then on, and those that answered are not", async () => {
+    const subject = new Subject("gw.1", "gw.2")
+    subject.locate()
+    await turn()
+    subject.answer("gw.1", 0)
+    subject.pass(ASK_TIMEOUT_MS)
+    const member = (worker: string) => ({ worker, incarnation: INCARNATION })
+    expect(subject.members.answers(member("gw.1"))).toBe(true)
+    expect(subject.members.answers(member("gw.2"))).toBe(false)
+  })
+
+  test("is one of at most five that are named", async () => {
+    const subject = new Subject(...Array.from({ length: 9 }, (_, n) => `gw.${n}`))
+    const places = subject.locate()
+    await turn()
+    subject.pass(ASK_TIMEOUT_MS)
+    const detail = "no answer from gw.0, gw.1, gw.2, gw.3, gw.4"
+    expect(places).toEqual([{ is: "nowhere", detail }])
+  })
+
+  test("and answers late is not heard on that question", async () => {
+    const subject = new Subject("gw.1")
+    const places = subject.locate()
+    await turn()
+    subject.pass(ASK_TIMEOUT_MS)
+    subject.answer("gw.1", 0, "lock:1")
+    expect(places.length).toBe(1)
+  })
+
+  test("holds nobody up for longer when the clock is set back meanwhile", async () => {
+    const subject = new Subject("gw.1")
+    const places = subject.locate()
+    await turn()
+    subject.pass(-3_600_000)
+    subject.pass(ASK_TIMEOUT_MS)
+    expect(places).toMatchObject([{ is: "nowhere" }])
+  })
+})
+
+describe("the broker lost while the fleet is asked", () => {
+  test("has the device asked for again, and told of once", async () => {
+    const subject = new Subject("gw.1")
+    const places = subject.locate()
+    await turn()
+    subject.channel.open = false
+    subject.channel.settle("cut")
+    await turn()
+    expect(subject.channel.asked.length).toBe(1)
+    expect(subject.locator.pendingCount).toBe(1)
+
+    subject.channel.open = true
+    subject.locator.opened()
+    await turn()
+    expect(subject.channel.asked).toMatchObject([{ devices: ["lock:1"] }, { devices: ["lock:1"] }])
+    subject.answer("gw.1", 1, "lock:1")
+    expect(places).toEqual([withWorker("gw.1")])
+  })
+
+  test("a channel that is full is left alone until a sweep finds it has room", async () => {
+    const subject = new Subject("gw.1")
+    subject.channel.hasRoom = false
+    subject.locate()
+    await turn()
+    await turn()
+    expect(subject.channel.asked.length).toBe(0)
+    subject.channel.hasRoom = true
+    subject.pass(0)
+    await turn()
+    expect(subject.channel.asked).toMatchObject([{ devices: ["lock:1"] }])
+  })
+
+  test("makes answers to the first question worth nothing", async () => {
+    const subject = new Subject("gw.1")
+    const places = subject.locate()
+    await turn()
+    subject.channel.open = false
+    subject.channel.settle("cut")
+    subject.answer("gw.1", 0)
+    subject.pass(ASK_TIMEOUT_MS)
+    expect(places).toEqual([])
+  })
+
+  test("asks again for those alone that were not found yet", async () => {
+    const subject = new Subject("gw.1", "gw.2")
+    subject.locate("lock:1")
+    subject.locate("bell:2")
+    await turn()
+    subject.answer("gw.1", 0, "lock:1")
+    subject.channel.settle("cut")
+    await turn()
+    expect(subject.channel.asked[1]?.devices).toEqual(["bell:2"])
+  })
+
+  test("tells those that asked before and meanwhile of one answer", async () => {
+    const subject = new Subject("gw.1")
+    const first = subject.locate()
+    await turn()
+    subject.channel.open = false
+    const second = subject.locate()
+    subject.channel.settle("cut")
+    const third = subject.locate()
+    await turn()
+    subject.channel.open = true
+    subject.locator.opened()
+    await turn()
+    expect(subject.channel.asked.length).toBe(2)
+    subject.answer("gw.1", 1, "lock:1")
+    expect([first, second, third]).toEqual(Array(3).fill([withWorker("gw.1")]))
+  })
+
+  test("is of no matter when the question has ended", async () => {
+    const subject = new Subject("gw.1")
+    const places = subject.locate()
+    await turn()
+    subject.answer("gw.1", 0, "lock:1")
+    subject.channel.settle("cut")
+    await turn()
+    expect(subject.channel.asked.length).toBe(1)
+    expect(places.length).toBe(1)
+  })
+
+  test("before it could be asked has it asked when the broker is back", async () => {
+    const subject = new Subject("gw.1")
+    subject.channel.open = false
+    const places = subject.locate()
+    await turn()
+    subject.pass(ASK_TIMEOUT_MS * 100)
+    expect([places, subject.channel.asked]).toEqual([[], []])
+    subject.channel.open = true
+    subject.locator.opened()
+    await turn()
+    expect(subject.channel.asked.length).toBe(1)
+  })
+})
+
+describe("in the first 600 ms with the broker", () => {
+  /** A locator that has just met the broker. */
+  function unacquainted(...workers: string[]): Subject {
+    const subject = new Subject(...workers)
+    subject.locator.opened()
+    return subject
+  }
+
+  test("all are asked although none is known, and no device is nowhere", async () => {
+    const subject = unacquainted()
+    const places = subject.locate()
+    await turn()
+    expect(subject.channel.asked.length).toBe(1)
+    subject.pass(ACQUAINT_MS - 1)
+    expect(places).toEqual([])
+    subject.pass(1)
+    expect(places).toEqual([NOWHERE])
+  })
+
+  test("a no of all that are known is not final", async () => {
+    const subject = unacquainted("gw.1")
+    const places = subject.locate()
+    await turn()
+    subject.answer("gw.1", 0)
+    expect(places).toEqual([])
+    subject.pass(ACQUAINT_MS)
+    expect(places).toEqual([NOWHERE])
+  })
+
+  test("a device is found with a worker that was not known when it was asked for", async () => {
+    const subject = unacquainted()
+    const places = subject.locate()
+    await turn()
+    subject.answer("gw.9", 0, "lock:1")
+    expect(places).toEqual([withWorker("gw.9")])
+  })
+
+  test("a question lasts as long as any, which may be beyond them", async () => {
+    const subject = unacquainted("gw.1")
+    subject.pass(ACQUAINT_MS - 1)
+    const places = subject.locate()
+    await turn()
+    subject.pass(ASK_TIMEOUT_MS - 1)
+    expect(places).toEqual([])
+    subject.answer("gw.1", 0)
+    expect(places).toEqual([NOWHERE])
+  })
+
+  test("which are not hours because the clock was set back", async () => {
+    const subject = unacquainted("gw.1")
+    subject.pass(-3_600_000)
+    subject.pass(ACQUAINT_MS)
+    const places = subject.locate()
+    await turn()
+    subject.answer("gw.1", 0)
+    expect(places).toEqual([NOWHERE])
+  })
+})
+
+describe("many that look for devices", () => {
+  test("of one name are asked for once, and all told", async () => {
+    const subject = new Subject("gw.1")
+    const places = [subject.locate(), subject.locate(), subject.locate()]
+    expect(subject.locator.pendingCount).toBe(1)
+    await turn()
+    expect(subject.channel.asked).toEqual([{ type: "where", ask: 0, devices: ["lock:1"] }])
+    subject.answer("gw.1", 0, "lock:1")
+    expect(places).toEqual(Array(3).fill([withWorker("gw.1")]))
+    expect(subject.counters.locationsAsked).toBe(1)
+  })
+
+  test("in one turn are one question, each told of its own", async () => {
+    const subject = new Subject("gw.1", "gw.2")
+    const [a, b, c] = [subject.locate("a"), subject.locate("b"), subject.locate("c")]
+    await turn()
+    expect(subject.channel.asked).toMatchObject([{ devices: ["a", "b", "c"] }])
+    subject.answer("gw.1", 0, "b")
+    subject.answer("gw.2", 0, "a")
+    expect([a, b, c]).toEqual([[withWorker("gw.2")], [withWorker("gw.1")], [NOWHERE]])
+  })
+
+  test("ask for a thousand a message, and lose none beyond", async () => {
+    const subject = new Subject("gw.1")
+    const places = Array.from({ length: 2 * MAX_ROWS + 1 }, (_, n) => subject.locate(`d${n}`))
+    for (let n = 0; n < 3; n += 1) await turn()
+    expect(subject.channel.asked.map(({ devices }) => devices.length)).toEqual([
+      MAX_ROWS,
+      MAX_ROWS,
+      1,
+    ])
+    for (const { ask, devices } of subject.channel.asked) {
+      subject.answer("gw.1", ask, ...devices)
+    }
+    expect(places).toEqual(places.map(() => [withWorker("gw.1")]))
+    expect(subject.counters.locationsAsked).toBe(2 * MAX_ROWS + 1)
+  })
+
+  test("ask sixteen questions at a time, and the next when one has ended", async () => {
+    const subject = new Subject("gw.1")
+    const places: Located[][] = []
+    for (let n = 0; n < MAX_ASKS + 2; n += 1) {
+      places.push(subject.locate(`d${n}`))
+      await turn()
+    }
+    expect(subject.channel.asked.length).toBe(MAX_ASKS)
+    expect(subject.locator.pendingCount).toBe(MAX_ASKS + 2)
+    subject.answer("gw.1", 3, "d3")
+    await turn()
+    // Those that waited for it are one question.
+    expect(subject.channel.asked.length).toBe(MAX_ASKS + 1)
+    expect(subject.channel.asked[MAX_ASKS]?.devices).toEqual([`d${MAX_ASKS}`, `d${MAX_ASKS + 1}`])
+    expect(places.filter((each) => each.length > 0).length).toBe(1)
+  })
+
+  test("are all told in the end when nobody ever answers", async () => {
+    const subject = new Subject("gw.1")
+    const places: Located[][] = []
+    for (let n = 0; n < MAX_ASKS + 2; n += 1) {
+      places.push(subject.locate(`d${n}`))
+      await turn()
+    }
+    for (let n = 0; n < 2; n += 1) {
+      subject.pass(ASK_TIMEOUT_MS)
+      await turn()
+    }
+    expect(places.map((each) => each.length)).toEqual(places.map(() => 1))
+    expect(subject.locator.pendingCount).toBe(0)
+  })
+})

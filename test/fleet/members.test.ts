@@ -1,0 +1,195 @@
+/**
+ * Members: who counts as being in the fleet, by what was heard of whom and when. With the clock passed
+ * in; each state and each way between them.
+ */
+
+import { describe, expect, test } from "bun:test"
+import { FORGET_AFTER_MS, Members } from "../../src/fleet/members.ts"
+
+const NOW_MS = 1_750_000_000_000
+const SILENT_AFTER_MS = 6_000
+/** Incarnations sort by their start. */
+const [FIRST, SECOND] = ["mb2k3f9zaaaa", "mb2k3f9zbbbb"]
+const worker = (incarnation: string, name = "gw.1") => ({ worker: name, incarnation })
+
+function heardOf(...workers: string[]): Members {
+  const members = new Members()
+  for (const each of workers) members.heard(each, FIRST, NOW_MS)
+  return members
+}
+
+describe("a member that was heard", () => {
+  test("answers, and its answer is waited for", () => {
+    const members = heardOf("gw.1", "gw.2")
+    expect(members.answers(worker(FIRST))).toBe(true)
+    expect(members.known()).toEqual(["gw.1", "gw.2"])
+    expect(members.count).toBe(2)
+  })
+
+  test("is one member however often it is heard", () => {
+    const members = heardOf("gw.1", "gw.1", "gw.1")
+    expect([members.count, members.known()]).toEqual([1, ["gw.1"]])
+  })
+
+  test("answers as that very process alone", () => {
+    const members = heardOf("gw.1")
+    expect(members.answers(worker(SECOND))).toBe(false)
+  })
+
+  test("leaves nobody else heard", () => {
+    const members = heardOf("gw.1")
+    expect(members.answers(worker(FIRST, "gw.2"))).toBe(false)
+  })
+})
+
+describe("a member that is silent", () => {
+  test("was not heard for more than six seconds", () => {
+    const members = heardOf("gw.1")
+    members.sweep(NOW_MS + SILENT_AFTER_MS)
+    expect(members.answers(worker(FIRST))).toBe(true)
+    members.sweep(NOW_MS + SILENT_AFTER_MS + 1)
+    expect(members.answers(worker(FIRST))).toBe(false)
+  })
+
+  test("or did not answer in time", () => {
+    const members = heardOf("gw.1", "gw.2")
+    members.missed("gw.1")
+    expect(members.answers(worker(FIRST))).toBe(false)
+    expect(members.answers(worker(FIRST, "gw.2"))).toBe(true)
+  })
+
+  test("is still waited for, since it may only be slow", () => {
+    const members = heardOf("gw.1")
+    members.missed("gw.1")
+    expect([members.count, members.known()]).toEqual([1, ["gw.1"]])
+  })
+
+  test("answers again once it is heard", () => {
+    const members = heardOf("gw.1")
+    members.missed("gw.1")
+    members.heard("gw.1", FIRST, NOW_MS + 1)
+    expect(members.answers(worker(FIRST))).toBe(true)
+  })
+
+  test("counts its silence from when it was last heard", () => {
+    const members = heardOf("gw.1")
+    members.heard("gw.1", FIRST, NOW_MS + SILENT_AFTER_MS)
+    members.sweep(NOW_MS + 2 * SILENT_AFTER_MS)
+    expect(members.answers(worker(FIRST))).toBe(true)
+  })
+
+  test("is nobody's when it was never heard", () => {
+    const members = new Members()
+    members.missed("gw.1")
+    expect(members.known()).toEqual([])
+  })
+})
+
+describe("a member is forgotten", () => {
+  test("when it was not heard for more than twenty seconds", () => {
+    const members = heardOf("gw.1")
+    members.sweep(NOW_MS + FORGET_AFTER_MS)
+    expect(members.known()).toEqual(["gw.1"])
+    members.sweep(NOW_MS + FORGET_AFTER_MS + 1)
+    expect([members.count, members.known()]).toEqual([0, []])
+  })
+
+  test("alone, without those that were heard since", () => {
+    const members = heardOf("gw.1", "gw.2")
+    members.heard("gw.2", FIRST, NOW_MS + FORGET_AFTER_MS)
+    members.sweep(NOW_MS + FORGET_AFTER_MS + 1)
+    expect(members.known()).toEqual(["gw.2"])
+    expect(members.answers(worker(FIRST, "gw.2"))).toBe(true)
+  })
+
+  test("when it leaves", () => {
+    const members = heardOf("gw.1", "gw.2")
+    members.left("gw.1", FIRST)
+    expect(members.known()).toEqual(["gw.2"])
+    expect(members.answers(worker(FIRST))).toBe(false)
+  })
+
+  test("for good, although it still tells of the devices it closes while it drains", () => {
+    const members = heardOf("gw.1")
+    members.left("gw.1", FIRST)
+    members.heard("gw.1", FIRST, NOW_MS + 1)
+    expect([members.count, members.known()]).toEqual([0, []])
+    expect(members.answers(worker(FIRST))).toBe(false)
+  })
+
+  test("and its successor is heard of at once", () => {
+    const members = heardOf("gw.1")
+    members.left("gw.1", FIRST)
+    members.heard("gw.1", SECOND, NOW_MS + 1)
+    expect(members.answers(worker(SECOND))).toBe(true)
+    expect([members.count, members.known()]).toEqual([1, ["gw.1"]])
+  })
+
+  test("and is heard of anew when it is there again", () => {
+    const members = heardOf("gw.1")
+    members.sweep(NOW_MS + FORGET_AFTER_MS + 1)
+    members.heard("gw.1", FIRST, NOW_MS + FORGET_AFTER_MS + 2)
+    expect(members.answers(worker(FIRST))).toBe(true)
+  })
+})
+
+describe("a process that replaced another", () => {
+  test("is the member from its first word on", () => {
+    const members = heardOf("gw.1")
+    members.heard("gw.1", SECOND, NOW_MS + 1)
+    expect(members.answers(worker(SECOND))).toBe(true)
+    expect(members.answers(worker(FIRST))).toBe(false)
+    expect(members.count).toBe(1)
+  })
+
+  test("stays it when a word of the one before comes late", () => {
+    const members = heardOf("gw.1")
+    members.heard("gw.1", SECOND, NOW_MS + 1)
+    members.heard("gw.1", FIRST, NOW_MS + 2)
+    expect(members.answers(worker(SECOND))).toBe(true)
+    expect(members.answers(worker(FIRST))).toBe(false)
+  })
+
+  test("is not kept alive by a late word of the one before", () => {
+    const members = new Members()
+    members.heard("gw.1", SECOND, NOW_MS)
+    members.heard("gw.1", FIRST, NOW_MS + SILENT_AFTER_MS)
+    members.sweep(NOW_MS + SILENT_AFTER_MS + 1)
+    expect(members.answers(worker(SECOND))).toBe(false)
+  })
+
+  test("stays when the leave of the one before comes late", () => {
+    const members = heardOf("gw.1")
+    members.heard("gw.1", SECOND, NOW_MS + 1)
+    members.left("gw.1", FIRST)
+    expect(members.answers(worker(SECOND))).toBe(true)
+  })
+
+  test("owes no answer that the one before did not give", () => {
+    const members = heardOf("gw.1")
+    members.missed("gw.1")
+    members.heard("gw.1", SECOND, NOW_MS + 1)
+    expect(members.answers(worker(SECOND))).toBe(true)
+  })
+})
+
+describe("when the clock is set back", () => {
+  test("a little, a member stays what it was", () => {
+    const members = heardOf("gw.1")
+    members.sweep(NOW_MS - SILENT_AFTER_MS)
+    expect(members.answers(worker(FIRST))).toBe(true)
+  })
+
+  test("far, a member that says nothing more is forgotten too", () => {
+    const members = heardOf("gw.1")
+    members.sweep(NOW_MS - FORGET_AFTER_MS - 1)
+    expect(members.known()).toEqual([])
+  })
+
+  test("far, a member that was heard since is kept by the new time", () => {
+    const members = heardOf("gw.1")
+    members.heard("gw.1", FIRST, NOW_MS - 3_600_000)
+    members.sweep(NOW_MS - 3_600_000)
+    expect(members.answers(worker(FIRST))).toBe(true)
+  })
+})

@@ -1,0 +1,197 @@
+/**
+ * What workers tell each other: every message of the list comes through JSON as it was, and nothing else
+ * is one, whoever wrote it.
+ */
+
+import { describe, expect, test } from "bun:test"
+import fc from "fast-check"
+import { type FleetMessage, MAX_ROWS, parseFleetMessage } from "../../src/fleet/messages.ts"
+import { isNewer } from "../../src/fleet/sighting.ts"
+import { CHEAP_RUNS, check } from "../support/property.ts"
+
+const SENDER = { from: "gw.1", incarnation: "mb2k3f9zq7x2" }
+const CONNECTION = "gw.1.mb2k3f9zq7x2.1a"
+
+/** One of each type; the compiler misses none. */
+const MESSAGES: { readonly [T in FleetMessage["type"]]: Extract<FleetMessage, { type: T }> } = {
+  alive: { type: "alive", ...SENDER, asks: true },
+  leaving: { type: "leaving", ...SENDER },
+  devices: {
+    type: "devices",
+    ...SENDER,
+    here: [["lock:1", CONNECTION, 1_750_000_000_000]],
+    gone: [["bell:2", CONNECTION]],
+  },
+  where: { type: "where", ...SENDER, ask: 0, devices: ["lock:1", "bell:2"] },
+  there: { type: "there", ...SENDER, ask: 1, devices: [["lock:1", CONNECTION, 5]] },
+  list: { type: "list", ...SENDER, ask: 2, prefix: "lock", after: "", limit: 100 },
+  listed: { type: "listed", ...SENDER, ask: 3, devices: [{ device_id: "lock:1" }], total: 9 },
+  describe: { type: "describe", ...SENDER, ask: 4, connection: CONNECTION },
+  described: { type: "described", ...SENDER, ask: 5, device: { device_id: "lock:1" } },
+  kick: { type: "kick", ...SENDER, ask: 6, connection: CONNECTION },
+  kicked: { type: "kicked", ...SENDER, ask: 7, device: null },
+}
+
+const parsed = (message: object) => parseFleetMessage(JSON.stringify(message))
+const changed = (type: FleetMessage["type"], change: object) =>
+  parsed({ ...MESSAGES[type], ...change })
+
+describe("a message", () => {
+  test.each(Object.values(MESSAGES))("of its type comes through as it was: %j", (message) => {
+    expect(parsed(message)).toEqual(message)
+  })
+
+  test("may tell of no devices at all", () => {
+    expect(changed("devices", { here: [], gone: [] })).toMatchObject({ here: [], gone: [] })
+    expect(changed("there", { devices: [] })).toMatchObject({ devices: [] })
+  })
+
+  test("may tell of as many devices as one is let to", () => {
+    const here = Array.from({ length: MAX_ROWS }, (_, n) => [`d${n}`, CONNECTION, n])
+    expect(changed("devices", { here })).toMatchObject({ here })
+  })
+
+  test("of a later version that says more than we know is read without that", () => {
+    expect(changed("alive", { mood: "good" })).toEqual(MESSAGES.alive)
+  })
+})
+
+describe("no message", () => {
+  test.each(Object.values(MESSAGES))("is one that lacks anything: %j", (message) => {
+    for (const name of Object.keys(message)) {
+      const { [name]: _, ...others } = message as unknown as Record<string, unknown>
+      expect(parsed(others)).toBeNull()
+    }
+  })
+
+  test.each([
+    ["nothing", ""],
+    ["no JSON", "alive"],
+    ["half of one", JSON.stringify(MESSAGES.alive).slice(0, -1)],
+    ["null", "null"],
+    ["a number", "1e999"],
+    ["a string", '"alive"'],
+    ["a list", "[]"],
+    ["a list of one", JSON.stringify([MESSAGES.alive])],
+    ["an empty object", "{}"],
+    ["a type by inheritance", `{"__proto__":${JSON.stringify(MESSAGES.alive)}}`],
+    ["deep beyond measure", "[".repeat(100_000) + "]".repeat(100_000)],
+  ])("is %s", (_, text) => {
+    expect(parseFleetMessage(text)).toBeNull()
+  })
+
+  test.each([[""], ["ALIVE"], ["constructor"], ["adopt"], [null], [1], [["alive"]]])(
+    "is one of another version: type %j",
+    (type) => {
+      expect(changed("alive", { type })).toBeNull()
+    },
+  )
+
+  const WRONG: [FleetMessage["type"], object][] = [
+    ["alive", { asks: 1 }],
+    ["alive", { from: 7 }],
+    ["alive", { incarnation: null }],
+    ["devices", { here: {} }],
+    ["devices", { here: [["lock:1", CONNECTION]] }],
+    ["devices", { here: [["lock:1", CONNECTION, 5, 6]] }],
+    ["devices", { here: [["lock:1", CONNECTION, "5"]] }],
+    ["devices", { here: [["lock:1", CONNECTION, 0.5]] }],
+    ["devices", { here: [["lock:1", CONNECTION, 2 ** 53]] }],
+    ["devices", { here: [[7, CONNECTION, 5]] }],
+    ["devices", { here: [["lock:1", null, 5]] }],
+    ["devices", { here: ["lock:1"] }],
+    ["devices", { gone: [["lock:1", CONNECTION, 5]] }],
+    ["devices", { gone: [["lock:1"]] }],
+    ["devices", { gone: [["lock:1", 7]] }],
+    ["where", { devices: [7] }],
+    ["where", { ask: 0.5 }],
+    ["where", { ask: "0" }],
+    ["where", { ask: 2 ** 53 }],
+    ["there", { devices: [["lock:1", CONNECTION]] }],
+    ["list", { limit: -1 }],
+    ["list", { limit: 0.5 }],
+    ["list", { limit: MAX_ROWS + 1 }],
+    ["list", { prefix: null }],
+    ["list", { after: 7 }],
+    ["listed", { devices: [7] }],
+    ["listed", { devices: [null] }],
+    ["listed", { total: "9" }],
+    ["describe", { connection: 7 }],
+    ["described", { device: 7 }],
+    ["described", { device: "lock:1" }],
+    ["kick", { connection: null }],
+    ["kicked", { device: true }],
+  ]
+
+  test.each(WRONG)("is a %s that says something wrong: %j", (type, change) => {
+    expect(changed(type, change)).toBeNull()
+  })
+
+  test("is any text that has one somewhere in it", () => {
+    const json = JSON.stringify(MESSAGES.alive)
+    check(
+      fc.property(fc.string(), fc.string({ minLength: 1 }), (before, after) => {
+        fc.pre(`${before}${after}`.trim() !== "")
+        expect(parseFleetMessage(`${before}${json}${after}`)).toBeNull()
+      }),
+      CHEAP_RUNS,
+    )
+  })
+
+  test("is any other JSON, and none of it throws", () => {
+    check(
+      fc.property(fc.json(), (text) => {
+        expect(parseFleetMessage(text)).toBeNull()
+      }),
+      CHEAP_RUNS,
+    )
+  })
+})
+
+describe("an id", () => {
+  const longest = "x".repeat(128)
+  const PLACES: [FleetMessage["type"], (id: string) => object][] = [
+    ["alive", (from) => ({ from })],
+    ["alive", (incarnation) => ({ incarnation })],
+    ["where", (id) => ({ devices: [id] })],
+    ["describe", (connection) => ({ connection })],
+    ["kick", (connection) => ({ connection })],
+    ["devices", (id) => ({ here: [[id, CONNECTION, 5]] })],
+    ["devices", (id) => ({ here: [["lock:1", id, 5]] })],
+    ["devices", (id) => ({ gone: [[id, CONNECTION]] })],
+    ["devices", (id) => ({ gone: [["lock:1", id]] })],
+    ["there", (id) => ({ devices: [[id, CONNECTION, 5]] })],
+  ]
+
+  test.each(PLACES)("has 128 characters at most, in %s %#", (type, change) => {
+    expect(changed(type, change(longest))).toMatchObject(change(longest))
+    expect(changed(type, change(`${longest}x`))).toBeNull()
+  })
+})
+
+describe("of two connections of one device the newer", () => {
+  test("has the larger epoch", () => {
+    expect([isNewer(6, "a", 5, "b"), isNewer(5, "b", 6, "a")]).toEqual([true, false])
+  })
+
+  test("or, the epochs alike, the larger id", () => {
+    expect([isNewer(5, "b", 5, "a"), isNewer(5, "a", 5, "b")]).toEqual([true, false])
+  })
+
+  test("is not one that is the same", () => {
+    expect(isNewer(5, "a", 5, "a")).toBe(false)
+  })
+
+  test("is the same one for every worker", () => {
+    const connection = fc.tuple(fc.integer({ min: 0, max: 2 }), fc.string({ maxLength: 2 }))
+    check(
+      fc.property(connection, connection, ([epoch, id], [otherEpoch, otherId]) => {
+        fc.pre(epoch !== otherEpoch || id !== otherId)
+        expect(isNewer(epoch, id, otherEpoch, otherId)).not.toBe(
+          isNewer(otherEpoch, otherId, epoch, id),
+        )
+      }),
+      CHEAP_RUNS,
+    )
+  })
+})

@@ -1,0 +1,313 @@
+/**
+ * Presence (CONTRACT 4.4): what is told of a device that connects or disconnects, in which order, and what
+ * becomes of it while the broker takes nothing. On a lane that settles when the test says so.
+ */
+
+import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test"
+import type {
+  Lane,
+  LaneListener,
+  LaneState,
+  OutgoingMessage,
+  PublishResult,
+} from "../../src/broker/broker.ts"
+import { EmbeddedBroker } from "../../src/broker/embedded.ts"
+import { EXCHANGES, PRESENCE_EXCHANGE } from "../../src/broker/topology.ts"
+import { Counters } from "../../src/counters.ts"
+import { CLOSE_REASONS } from "../../src/device/close-reason.ts"
+import type { Connection } from "../../src/device/connection.ts"
+import { Presence, type PresenceEvent } from "../../src/fleet/presence.ts"
+
+const NOW_MS = 1_750_000_000_123
+const STEADY_MS = 4_567
+const EPOCH = 1_750_000_000_000
+const WORKER = "gw.eu.0"
+const MAX_WAITING = 100_000
+const MAX_IN_FLIGHT = 200
+const LONGEST_WAIT_MS = 5_000
+
+beforeEach(() => {
+  jest.useFakeTimers()
+})
+
+afterEach(() => {
+  jest.useRealTimers()
+})
+
+class ScriptedLane implements Lane {
+  state: LaneState = "open"
+  readonly published: OutgoingMessage[] = []
+  readonly #unsettled: ((result: PublishResult) => void)[] = []
+
+  publish(message: OutgoingMessage, settled: (result: PublishResult) => void): void {
+    this.published.push(message)
+    this.#unsettled.push(settled)
+  }
+
+  /** Settles that many of those that are not, the oldest first. */
+  settle(result: PublishResult, count = 1): void {
+    for (const settled of this.#unsettled.splice(0, count)) settled(result)
+  }
+}
+
+class ScriptedBroker extends EmbeddedBroker {
+  readonly scripted = new ScriptedLane()
+  readonly listeners: LaneListener[] = []
+
+  override lane(listener: LaneListener): Lane {
+    this.listeners.push(listener)
+    return this.scripted
+  }
+}
+
+class Subject {
+  readonly broker = new ScriptedBroker()
+  readonly lane = this.broker.scripted
+  readonly counters = new Counters()
+  readonly presence = new Presence(this.broker, {
+    workerId: WORKER,
+    nowMs: () => NOW_MS,
+    steadyMs: () => STEADY_MS,
+    counters: this.counters,
+  })
+
+  lose(): void {
+    this.lane.state = "closed"
+    this.lane.settle("cut", Number.POSITIVE_INFINITY)
+  }
+
+  comeBack(): void {
+    this.lane.state = "open"
+    for (const listener of this.broker.listeners) listener.opened()
+  }
+
+  /** The events that were published since this was last asked. */
+  take(): PresenceEvent[] {
+    return this.lane.published.splice(0).map(({ body }) => JSON.parse(String(body)))
+  }
+}
+
+function connection(deviceId: string, connectionId = "c1"): Connection {
+  return {
+    endpoint: { recipient: { deviceId, connectionId, epoch: EPOCH }, linesIn: 3, linesOut: 4 },
+    peer: { remoteAddress: "192.0.2.1", tlsVersion: "TLSv1.3", fingerprint: "secret" },
+  } as unknown as Connection
+}
+
+const CONNECTED: PresenceEvent = {
+  device_id: "lock:1",
+  connection_id: "c1",
+  epoch: EPOCH,
+  instance: "gw.eu",
+  worker: WORKER,
+  remote_address: "192.0.2.1",
+  tls_version: "TLSv1.3",
+  at: NOW_MS,
+}
+
+describe("an event", () => {
+  test("of a device that connects says who it is, where and since when", () => {
+    const subject = new Subject()
+    subject.presence.connected(connection("lock:1"))
+    const [message] = subject.lane.published
+    expect(message).toMatchObject({
+      exchange: PRESENCE_EXCHANGE,
+      routingKey: "device.connected",
+      mandatory: false,
+    })
+    expect(message?.properties).toMatchObject({
+      contentType: "application/json",
+      deliveryMode: 2,
+      timestamp: new Date(NOW_MS),
+      appId: "owsla",
+    })
+    expect(subject.take()).toEqual([CONNECTED])
+  })
+
+  test.each([...CLOSE_REASONS])("of a device that disconnects says why: %s", (reason) => {
+    const subject = new Subject()
+    subject.presence.disconnected(connection("lock:1"), reason)
+    expect(subject.lane.published).toMatchObject([
+      { exchange: PRESENCE_EXCHANGE, routingKey: "device.disconnected", mandatory: false },
+    ])
+    expect(subject.take()).toEqual([{ ...CONNECTED, reason, lines_in: 3, lines_out: 4 }])
+  })
+
+  test("of a device without a name is told as well", () => {
+    const subject = new Subject()
+    subject.presence.connected(connection("c1", "c1"))
+    expect(subject.take()).toMatchObject([{ device_id: "c1", connection_id: "c1" }])
+  })
+
+  test("of a connection that was never admitted is none", () => {
+    const subject = new Subject()
+    const stranger = { endpoint: null } as Connection
+    subject.presence.disconnected(stranger, "handshake_failed")
+    expect(subject.lane.published).toEqual([])
+    expect(subject.presence.count).toBe(0)
+  })
+
+  test("has an id of its own, also when it is of the same connection", () => {
+    const subject = new Subject()
+    subject.presence.connected(connection("lock:1"))
+    subject.presence.disconnected(connection("lock:1"), "idle")
+    const [first, second] = subject.lane.published
+    expect(first?.id).not.toBe(second?.id)
+    expect([first, second].map((each) => each?.properties.messageId)).toEqual([
+      first?.id,
+      second?.id,
+    ])
+  })
+
+  test("is counted when the broker has it", () => {
+    const subject = new Subject()
+    subject.presence.connected(connection("lock:1"))
+    expect([subject.presence.count, subject.counters.presenceSent]).toEqual([1, 0])
+    subject.lane.settle("confirmed")
+    expect([subject.presence.count, subject.counters.presenceSent]).toEqual([0, 1])
+  })
+
+  test("is none the less sent when nobody listens", async () => {
+    const broker = new EmbeddedBroker()
+    const counters = new Counters()
+    const presence = new Presence(broker, {
+      workerId: WORKER,
+      nowMs: () => NOW_MS,
+      steadyMs: () => STEADY_MS,
+      counters,
+    })
+    const listener = { stateChanged: () => undefined, warning: () => undefined }
+    broker.start({ exchanges: EXCHANGES, queues: [], subscriptions: [] }, listener)
+    presence.connected(connection("lock:1"))
+    for (let n = 0; n < 20; n += 1) await Promise.resolve()
+    expect([presence.count, counters.presenceSent]).toEqual([0, 1])
+    await broker.close()
+  })
+})
+
+describe("events", () => {
+  test("are sent in the order in which they happened", () => {
+    const subject = new Subject()
+    subject.presence.connected(connection("lock:1"))
+    subject.presence.connected(connection("bell:2"))
+    subject.presence.disconnected(connection("lock:1"), "idle")
+    const told = subject.take().map(({ device_id, reason }) => [device_id, reason])
+    expect(told).toEqual([
+      ["lock:1", undefined],
+      ["bell:2", undefined],
+      ["lock:1", "idle"],
+    ])
+  })
+
+  test("are with the broker two hundred at a time, and the rest follow in order", () => {
+    const subject = new Subject()
+    const ids = Array.from({ length: MAX_IN_FLIGHT * 2 }, (_, n) => `d${n}`)
+    for (const id of ids) subject.presence.connected(connection(id))
+    expect(subject.lane.published.length).toBe(MAX_IN_FLIGHT)
+    expect(subject.presence.count).toBe(MAX_IN_FLIGHT * 2)
+    subject.lane.settle("confirmed")
+    expect(subject.lane.published.length).toBe(MAX_IN_FLIGHT + 1)
+    subject.lane.settle("confirmed", MAX_IN_FLIGHT)
+    expect(subject.take().map(({ device_id }) => device_id)).toEqual(ids)
+  })
+
+  test("say how long the oldest has been with the broker", () => {
+    const subject = new Subject()
+    expect(subject.presence.oldestSentAtMs()).toBeNull()
+    subject.presence.connected(connection("lock:1"))
+    expect(subject.presence.oldestSentAtMs()).toBe(STEADY_MS)
+    subject.lane.settle("confirmed")
+    expect(subject.presence.oldestSentAtMs()).toBeNull()
+  })
+
+  test("that the broker refused are sent again, with what followed of the same device", () => {
+    const subject = new Subject()
+    subject.presence.connected(connection("lock:1"))
+    subject.presence.connected(connection("bell:2"))
+    subject.presence.disconnected(connection("lock:1"), "idle")
+    subject.take()
+    subject.lane.settle("nacked")
+    subject.lane.settle("confirmed", 2)
+    jest.advanceTimersByTime(LONGEST_WAIT_MS)
+    const again = subject.take().map(({ device_id, reason }) => [device_id, reason])
+    expect(again).toEqual([
+      ["lock:1", undefined],
+      ["lock:1", "idle"],
+    ])
+  })
+
+  test("are not sent again once it was stopped", () => {
+    const subject = new Subject()
+    subject.presence.connected(connection("lock:1"))
+    subject.take()
+    subject.lane.settle("nacked")
+    subject.presence.stop()
+    jest.advanceTimersByTime(LONGEST_WAIT_MS)
+    expect(subject.take()).toEqual([])
+  })
+})
+
+describe("while the broker is away", () => {
+  test("what was with it is kept, and sent again when it is back", () => {
+    const subject = new Subject()
+    subject.presence.connected(connection("lock:1"))
+    subject.take()
+    subject.lose()
+    expect(subject.presence.count).toBe(1)
+    subject.comeBack()
+    expect(subject.take()).toEqual([CONNECTED])
+    subject.lane.settle("confirmed")
+    expect([subject.presence.count, subject.counters.presenceSent]).toEqual([0, 1])
+  })
+
+  test("what happens is kept, and sent after what was with it", () => {
+    const subject = new Subject()
+    subject.presence.connected(connection("lock:1"))
+    subject.take()
+    subject.lose()
+    subject.presence.disconnected(connection("lock:1"), "idle")
+    expect(subject.take()).toEqual([])
+    subject.comeBack()
+    expect(subject.take().map(({ reason }) => reason)).toEqual([undefined, "idle"])
+  })
+
+  test("from the start, what happens waits for it, and keeps its own time", () => {
+    const subject = new Subject()
+    subject.lane.state = "closed"
+    subject.presence.connected(connection("lock:1"))
+    expect(subject.presence.count).toBe(1)
+    subject.comeBack()
+    expect(subject.take()).toEqual([CONNECTED])
+  })
+
+  test("or blocked, what happens waits too", () => {
+    const subject = new Subject()
+    subject.lane.state = "blocked"
+    subject.presence.connected(connection("lock:1"))
+    expect(subject.take()).toEqual([])
+    subject.comeBack()
+    expect(subject.take()).toEqual([CONNECTED])
+  })
+
+  test("the oldest that waits is dropped for each beyond the bound, and counted", () => {
+    const subject = new Subject()
+    subject.lane.state = "closed"
+    const count = MAX_IN_FLIGHT + MAX_WAITING
+    for (let n = 0; n < count; n += 1) subject.presence.connected(connection(`d${n}`))
+    expect([subject.presence.count, subject.counters.presenceDropped]).toEqual([count, 0])
+    for (let n = 0; n < 3; n += 1) subject.presence.connected(connection(`new${n}`))
+    expect([subject.presence.count, subject.counters.presenceDropped]).toEqual([count, 3])
+
+    subject.comeBack()
+    subject.lane.settle("confirmed", MAX_IN_FLIGHT)
+    const told = subject.take().map(({ device_id }) => device_id)
+    // Those that the publisher had taken were sent; the next three made room.
+    expect(told.slice(MAX_IN_FLIGHT - 1, MAX_IN_FLIGHT + 1)).toEqual([
+      `d${MAX_IN_FLIGHT - 1}`,
+      `d${MAX_IN_FLIGHT + 3}`,
+    ])
+    while (subject.presence.count > 0) subject.lane.settle("confirmed", MAX_IN_FLIGHT)
+    expect(subject.take().at(-1)?.device_id).toBe("new2")
+    expect(subject.counters.presenceSent).toBe(count)
+  })
+})
