@@ -388,10 +388,21 @@ function nodeEnvironment(directory: string, ports: NodePorts): Record<string, st
   }
 }
 
+/** Below those that the kernel gives to outgoing connections, which might take one until the node has it. */
+const NODE_PORTS = { first: 10_000, count: 20_000 }
+
 /** Held open together until all are known, so that they differ. */
 function freePorts(): NodePorts {
   const socket = { data() {} }
-  const listen = () => Bun.listen({ hostname: "127.0.0.1", port: 0, socket })
+  const listen = (tries = 100): Bun.TCPSocketListener => {
+    const port = NODE_PORTS.first + Math.floor(Math.random() * NODE_PORTS.count)
+    try {
+      return Bun.listen({ hostname: "127.0.0.1", port, exclusive: true, socket })
+    } catch (error) {
+      if (tries === 0) throw error
+      return listen(tries - 1)
+    }
+  }
   const held = [listen(), listen(), listen()] as const
   for (const listener of held) listener.stop(true)
   return { amqp: held[0].port, distribution: held[1].port, epmd: held[2].port }

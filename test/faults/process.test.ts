@@ -1,0 +1,290 @@
+/**
+ * Faults of processes: workers and supervisors that are killed, stopped, stalled or told to end while devices
+ * send, a certificate that is renewed under them, and a clock that jumps.
+ */
+
+import { afterEach, expect } from "bun:test"
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import {
+  createCertificateAuthority,
+  createServerCertificate,
+  type PemPair,
+} from "../../src/ops/certificates.ts"
+import { until } from "../support/wait.ts"
+import { expectKept, FaultBed } from "./bed.ts"
+import { fault, sized } from "./fault.ts"
+
+const LIMIT_MS = sized(300_000, 90_000)
+const DEVICES = sized(100, 40)
+const RATE = 50
+/** Lines of one worker that may be on their way; so many may be lost with it. */
+const WINDOW_LINES = 2_000
+const FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
+let bed: FaultBed | null = null
+
+afterEach(async () => {
+  await bed?.stop()
+  bed = null
+}, LIMIT_MS)
+
+async function start(environment: Record<string, string> = {}): Promise<FaultBed> {
+  bed = await FaultBed.start(environment)
+  return bed
+}
+
+/** Lets the fault last: its length is the load that is put on, and no wait for anything. */
+const last = (seconds: number) => Bun.sleep(seconds * 1_000)
+
+/** Kills one worker after the other; returns how many. */
+async function killWorkers(bed: FaultBed): Promise<number> {
+  const times = sized(12, 3)
+  for (let at = 0; at < times; at += 1) {
+    const slot = at % 2
+    const victim = bed.gateway.workers().get(slot)
+    if (victim === undefined) throw new Error(`no worker ${slot}`)
+    process.kill(victim, "SIGKILL")
+    const replaced = () => {
+      const successor = bed.gateway.workers().get(slot)
+      return successor !== undefined && successor !== victim
+    }
+    await until(replaced, { what: "a successor" })
+    await bed.ready()
+    await last(sized(5, 1))
+  }
+  return times
+}
+
+fault(
+  {
+    fault: "worker killed, again and again",
+    made: `SIGKILL to one worker after the other, every ${sized(5, 1)} s`,
+    promise: "lost at most the window, in order; the others' devices stay",
+  },
+  async () => {
+    const bed = await start({ MAX_RESTARTS: "100" })
+    const herd = await bed.herd({ devices: DEVICES, rate: RATE })
+    const killed = await killWorkers(bed)
+    const { report, verdict } = await herd.end()
+    // What broke connections had sent and nobody confirmed is undecided: it may never have been read.
+    expect(verdict).toMatchObject({ kept: true, lost: 0, unexpected: 0, neverInOrder: 0 })
+    expect(verdict.undecided).toBeLessThanOrEqual(killed * WINDOW_LINES)
+    expect(report.devices.notConnected).toBe(0)
+    const { sent, undecided, recovered } = verdict
+    return { killed, "lines sent": sent, "lost with workers": undecided, repeated: recovered }
+  },
+  LIMIT_MS,
+)
+
+fault(
+  {
+    fault: "worker killed, with DEVICE_ACK=seq",
+    made: `SIGKILL to one worker after the other, every ${sized(5, 1)} s`,
+    promise: "no acknowledged line is lost",
+  },
+  async () => {
+    const bed = await start({ MAX_RESTARTS: "100", DEVICE_ACK: "seq" })
+    const herd = await bed.herd({ devices: DEVICES, rate: RATE, flags: ["--device-ack"] })
+    const killed = await killWorkers(bed)
+    const { report, verdict } = await herd.end()
+    expect(verdict).toMatchObject({ kept: true, lost: 0, unexpected: 0, neverInOrder: 0 })
+    expect(verdict.acknowledged).toBeGreaterThan(0)
+    expect(report.devices.notConnected).toBe(0)
+    return {
+      killed,
+      "lines sent": verdict.sent,
+      acknowledged: verdict.acknowledged,
+      "acknowledged and lost": verdict.lost,
+      "confirm p99, ms": report.latencyMs.confirm.p99 ?? "",
+    }
+  },
+  LIMIT_MS,
+)
+
+fault(
+  {
+    fault: "supervisor killed",
+    made: "SIGKILL to the supervisor alone, under load",
+    promise: "its workers drain and end, no orphan keeps the port, lost 0",
+  },
+  async () => {
+    const bed = await start()
+    const herd = await bed.herd({ devices: DEVICES, rate: RATE })
+    const workers = [...bed.gateway.workers().values()]
+    const { devicePort } = bed.gateway
+    const killedAtMs = performance.now()
+    bed.gateway.signal("SIGKILL")
+    const gone = () => workers.every((pid) => !existsSync(`/proc/${pid}`))
+    await until(gone, { what: "the workers to end", timeoutMs: 60_000 })
+    const goneMs = Math.round(performance.now() - killedAtMs)
+    const socket = { data: () => undefined }
+    Bun.listen({ hostname: "127.0.0.1", port: devicePort, exclusive: true, socket }).stop(true)
+    const { verdict } = await herd.end()
+    expect(verdict).toMatchObject({ kept: true, lost: 0, unexpected: 0, neverInOrder: 0 })
+    return { "lines sent": verdict.sent, lost: 0, "workers gone after, ms": goneMs }
+  },
+  LIMIT_MS,
+)
+
+fault(
+  {
+    fault: "SIGTERM at full load",
+    made: `SIGTERM while ${DEVICES} devices send as fast as they can`,
+    promise: "every line that was read is with the broker, in order, status 0",
+  },
+  async () => {
+    const bed = await start()
+    const herd = await bed.herd({ devices: DEVICES, rate: 0 })
+    bed.gateway.signal("SIGTERM")
+    const termedAtMs = performance.now()
+    expect(await bed.gateway.exited).toBe(0)
+    const tookMs = Math.round(performance.now() - termedAtMs)
+    const drained = bed.gateway.log.filter((line) => line["phase"] === "done")
+    expect(drained.map((line) => line["unconfirmedLines"])).toEqual([0, 0])
+    const { verdict } = await herd.end()
+    expect(verdict).toMatchObject({ kept: true, lost: 0, unexpected: 0, neverInOrder: 0 })
+    return { "lines taken": verdict.taken, lost: 0, "drained after, ms": tookMs }
+  },
+  LIMIT_MS,
+)
+
+fault(
+  {
+    fault: "second SIGTERM",
+    made: "SIGTERM while the broker is stopped (SIGSTOP), so that no drain can end, and another after it",
+    promise: "the second ends the instance at once, with status 1",
+  },
+  async () => {
+    const bed = await start()
+    const herd = await bed.herd({ devices: DEVICES, rate: RATE })
+    bed.broker.pause()
+    bed.gateway.signal("SIGTERM")
+    const draining = () => bed.gateway.log.filter(({ msg }) => msg === "drain").length
+    await until(() => draining() === 2, { what: "both workers to begin their drain" })
+    await last(1.2)
+    const secondAtMs = performance.now()
+    bed.gateway.signal("SIGTERM")
+    expect(await bed.gateway.exited).toBe(1)
+    const tookMs = Math.round(performance.now() - secondAtMs)
+    await herd.kill()
+    bed.broker.resume()
+    return { "ended after, ms": tookMs }
+  },
+  LIMIT_MS,
+)
+
+fault(
+  {
+    fault: "certificate renewed under load",
+    made: `SIGHUP under ${sized(2_000, 200)} connections: a new certificate, then one that is none`,
+    promise: "no connection is closed; the bad one is refused and named; lost 0",
+  },
+  async () => {
+    const directory = mkdtempSync(join(tmpdir(), "owsla-renewed-"))
+    const files = {
+      TLS_CERT_FILE: join(directory, "s.crt"),
+      TLS_KEY_FILE: join(directory, "s.key"),
+    }
+    const authority = await createCertificateAuthority()
+    const write = ({ certPem, keyPem }: PemPair) => {
+      writeFileSync(files.TLS_CERT_FILE, certPem)
+      writeFileSync(files.TLS_KEY_FILE, keyPem)
+    }
+    write(await createServerCertificate(authority, []))
+    const bed = await start(files)
+    const devices = sized(2_000, 200)
+    const herd = await bed.herd({ devices, rate: 1 })
+    const told = (text: string) => bed.gateway.log.filter(({ msg }) => msg.includes(text)).length
+    write(await createServerCertificate(authority, []))
+    bed.gateway.signal("SIGHUP")
+    await until(() => told("see the new certificate") === 2, { what: "both workers to take it" })
+    writeFileSync(files.TLS_CERT_FILE, "nothing")
+    bed.gateway.signal("SIGHUP")
+    await until(() => told("is refused and the old one stays") === 1, { what: "the refusal" })
+    await bed.flowsAgain()
+    const kept = expectKept(await herd.end(), devices)
+    rmSync(directory, { recursive: true })
+    return { ...kept, connections: devices, closed: 0 }
+  },
+  LIMIT_MS,
+)
+
+fault(
+  {
+    fault: "crash loop",
+    made: "SIGKILL to each successor of a worker, at once",
+    promise:
+      "more than MAX_RESTARTS within MAX_RESTARTS_WINDOW_MS end the instance with status 1, and it says why",
+  },
+  async () => {
+    const bed = await start({ MAX_RESTARTS: "3", MAX_RESTARTS_WINDOW_MS: "60000" })
+    const dead = () => bed.gateway.log.filter(({ msg }) => msg === "worker ended").length
+    for (let death = 1; death <= 4; death += 1) {
+      await until(() => bed.gateway.workers().has(0), { what: "a worker to kill" })
+      process.kill(Number(bed.gateway.workers().get(0)), "SIGKILL")
+      await until(() => dead() >= death, { what: "its end" })
+    }
+    expect(await bed.gateway.exited).toBe(1)
+    const ended = bed.gateway.log.find(({ msg }) => msg === "instance ended")
+    expect(String(ended?.["reason"])).toContain("restart intensity")
+    return { deaths: dead(), reason: String(ended?.["reason"]) }
+  },
+  LIMIT_MS,
+)
+
+fault(
+  {
+    fault: "event loop stalled",
+    made: "SIGSTOP to every worker for 2 s, three times",
+    promise: "devices stay, lost 0, in order, no repeats",
+  },
+  async () => {
+    const bed = await start()
+    const herd = await bed.herd({ devices: DEVICES, rate: RATE })
+    for (let times = 0; times < 3; times += 1) {
+      const workers = [...bed.gateway.workers().values()]
+      for (const pid of workers) process.kill(pid, "SIGSTOP")
+      await last(2)
+      for (const pid of workers) process.kill(pid, "SIGCONT")
+      await bed.flowsAgain()
+    }
+    const kept = expectKept(await herd.end(), DEVICES)
+    expect(kept["repeated"]).toBe(0)
+    return kept
+  },
+  LIMIT_MS,
+)
+
+fault(
+  {
+    fault: "clock jumps",
+    made: "libfaketime: an hour ahead, back again, an hour behind, back again",
+    promise: "devices stay, lost 0, in order, no repeats; no worker ends",
+  },
+  async () => {
+    if (!existsSync(FAKETIME)) throw new Error("apt-get install faketime: its library is missing")
+    const directory = mkdtempSync(join(tmpdir(), "owsla-clock-"))
+    const clock = join(directory, "offset")
+    const jump = (offset: string) => writeFileSync(clock, offset)
+    jump("+0")
+    const bed = await start({
+      LD_PRELOAD: FAKETIME,
+      FAKETIME_TIMESTAMP_FILE: clock,
+      FAKETIME_NO_CACHE: "1",
+      FAKETIME_DONT_FAKE_MONOTONIC: "1",
+    })
+    const herd = await bed.herd({ devices: DEVICES, rate: RATE })
+    for (const offset of ["+3600", "+0", "-3600", "+0"]) {
+      jump(offset)
+      await last(1.5)
+      await bed.flowsAgain()
+    }
+    const kept = expectKept(await herd.end(), DEVICES)
+    expect(kept["repeated"]).toBe(0)
+    expect(bed.gateway.log.filter(({ msg }) => msg === "worker ended")).toEqual([])
+    rmSync(directory, { recursive: true })
+    return { ...kept, jumps: 4 }
+  },
+  LIMIT_MS,
+)
