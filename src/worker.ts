@@ -291,7 +291,10 @@ export class Worker {
     })
     this.#broker.start(setup, {
       stateChanged: (state) => {
-        if (state.is === "ready" && before.is === "away") this.counters.brokerConnects += 1
+        if (state.is === "ready" && before.is === "away") {
+          this.counters.brokerConnects += 1
+          this.#fleet.connected()
+        }
         if (state.is === "away" && before.is !== "away") this.counters.brokerLosses += 1
         // Each try that fails for the same reason is no news.
         if (!Bun.deepEquals(state, before)) this.#events.emit("broker_state", { state })

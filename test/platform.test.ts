@@ -8,6 +8,7 @@ import net from "node:net"
 import { AMQPView } from "../node_modules/@cloudamqp/amqp-client/src/amqp-view.ts"
 import { createCertificateAuthority, createServerCertificate } from "../src/ops/certificates.ts"
 import { connectDevice } from "./support/tls-device.ts"
+import { findProgram } from "./support/tools.ts"
 import { until } from "./support/wait.ts"
 
 type Listening = ReturnType<typeof Bun.listen<undefined>> & { readonly port: number }
@@ -53,6 +54,40 @@ describe("Bun.listen", () => {
     await until(() => told.includes("close"), { what: "the close" })
     expect(told).toEqual(["open", "handshake false", "close"])
   })
+
+  test.each([
+    ["ended", false],
+    ["shut down", true],
+  ])(
+    "a socket that was %s to a peer that does not answer can be terminated: %p",
+    async (how, can) => {
+      let closed = false
+      const { promise: shaken, resolve } = Promise.withResolvers<Bun.Socket<undefined>>()
+      const { port } = listen({
+        handshake: (socket) => resolve(socket),
+        close: () => {
+          closed = true
+        },
+        data: () => undefined,
+      })
+      const program = findProgram("openssl", "openssl")
+      const peer = Bun.spawn([program, "s_client", "-quiet", "-connect", `127.0.0.1:${port}`], {
+        stdio: ["pipe", "ignore", "ignore"],
+      })
+      try {
+        const socket = await shaken
+        peer.kill("SIGSTOP")
+        if (how === "ended") socket.end()
+        else socket.shutdown()
+        socket.terminate()
+        expect(closed).toBe(can)
+      } finally {
+        peer.kill("SIGKILL")
+        await peer.exited
+      }
+      await until(() => closed, { what: "the close once the peer is gone" })
+    },
+  )
 
   test("calls `close` before `terminate` returns, also before the handshake", async () => {
     const told: string[] = []

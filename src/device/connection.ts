@@ -276,7 +276,7 @@ export class Connection {
     else {
       // A paused socket would not notice that the peer has closed too.
       if (this.#pausedBy !== 0) this.socket.resume()
-      this.socket.end()
+      this.socket.shutdown()
     }
   }
 

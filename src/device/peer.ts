@@ -7,8 +7,11 @@
 export interface DeviceSocket {
   /** Bytes taken, fewer than offered when the kernel is full; negative when the socket is closed. */
   write(bytes: Uint8Array): number
-  /** Sends what was accepted, then closes. */
-  end(): void
+  /**
+   * Sends what was accepted, then says that no more comes; the peer closes in answer. Bun's `end` would leave
+   * a socket that nothing can close when the peer does not.
+   */
+  shutdown(): void
   /** Closes at once; may call the close handler before it returns. */
   terminate(): void
   pause(): void

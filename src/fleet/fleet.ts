@@ -49,7 +49,7 @@ export class Fleet {
     const { self, nowMs, steadyMs, counters } = options
     this.#options = options
     this.#connections = connections
-    const listener = { opened: () => this.#opened() }
+    const listener = { opened: () => this.locator.opened() }
     this.#channel = new Channel(broker, listener, { self, counters })
     this.#announcer = new Announcer(this.#channel, connections, this.#whereabouts)
     this.locator = new Locator(this.#channel, this.#members, this.#whereabouts, { nowMs, counters })
@@ -103,6 +103,17 @@ export class Fleet {
     if (Math.abs(nowMs - this.#toldAliveAtMs) >= ALIVE_EVERY_MS) this.#tellAlive(nowMs, false)
   }
 
+  /**
+   * The broker takes and gives messages again. Both of its connections are there: others have answered into
+   * nothing until now, and what they said meanwhile was missed.
+   */
+  connected(): void {
+    const nowMs = this.#options.nowMs()
+    this.#tellAlive(nowMs, true)
+    this.#announcer.announceAll(nowMs)
+    this.locator.opened()
+  }
+
   /** The worker drains: nobody is to wait for its answers. */
   leave(): void {
     this.#leaving = true
@@ -111,13 +122,6 @@ export class Fleet {
 
   stop(): void {
     this.presence.stop()
-  }
-
-  #opened(): void {
-    const nowMs = this.#options.nowMs()
-    this.#tellAlive(nowMs, true)
-    this.#announcer.announceAll(nowMs)
-    this.locator.opened()
   }
 
   #tellAlive(nowMs: number, asks: boolean): void {

@@ -99,7 +99,10 @@ export class Locator {
   answered({ from, ask, devices }: Extract<Answer, { type: "there" }>): void {
     const question = this.#questions.get(ask)
     if (question === undefined) return
-    for (const [deviceId, connectionId] of devices) {
+    for (const sighting of devices) {
+      const [deviceId, connectionId] = sighting
+      // Its announcement may still be on its way, and what was announced before leads astray.
+      this.#whereabouts.here(sighting)
       const waiting = question.devices.get(deviceId)
       const holder = processOfConnection(connectionId)
       if (waiting === undefined || holder === null) continue

@@ -58,8 +58,8 @@ class ScriptedSocket implements DeviceSocket {
     return taken
   }
 
-  end(): void {
-    this.calls.push("end")
+  shutdown(): void {
+    this.calls.push("shutdown")
     if (this.state === "open") this.state = "ended"
     this.onEnd()
   }
@@ -373,7 +373,7 @@ describe("lines from the device", () => {
     connection.received(bytesOf(`a\n${"x".repeat(21)}\nb\n`))
     expect(harness.texts()).toEqual(["a"])
     expect(harness.reasons()).toEqual(["line_too_long"])
-    expect(socket.calls).toEqual(["end"])
+    expect(socket.calls).toEqual(["shutdown"])
     expect([connection.drained, harness.backpressure.heldBytes]).toEqual([true, 0])
   })
 
@@ -481,10 +481,10 @@ describe("pause and resume", () => {
     const { connection, socket } = harness.admit()
     connection.pause("memory")
     connection.close("drained")
-    expect(socket.calls).toEqual(["pause", "resume", "end"])
+    expect(socket.calls).toEqual(["pause", "resume", "shutdown"])
     connection.resume("memory")
     connection.pause("drain")
-    expect(socket.calls).toEqual(["pause", "resume", "end"])
+    expect(socket.calls).toEqual(["pause", "resume", "shutdown"])
   })
 
   test("a connection that is suspended goes on taking commands", () => {
@@ -739,7 +739,7 @@ describe("deadlines", () => {
     expect(connection.state).toBe("open")
     harness.after(1)
     expect([connection.state, harness.reasons()]).toEqual(["closing", ["idle"]])
-    expect(socket.calls).toEqual(["end"])
+    expect(socket.calls).toEqual(["shutdown"])
   })
 
   test("commands are no sign of the device's life", () => {
@@ -816,11 +816,11 @@ describe("deadlines", () => {
     const { connection, socket } = harness.admit()
     connection.close("kicked")
     harness.after(CLOSING_MS - 1)
-    expect([connection.state, socket.calls]).toEqual(["closing", ["end"]])
+    expect([connection.state, socket.calls]).toEqual(["closing", ["shutdown"]])
     harness.after(1)
-    expect([connection.state, socket.calls]).toEqual(["closed", ["end", "terminate"]])
+    expect([connection.state, socket.calls]).toEqual(["closed", ["shutdown", "terminate"]])
     harness.after(CLOSING_MS * 10)
-    expect(socket.calls).toEqual(["end", "terminate"])
+    expect(socket.calls).toEqual(["shutdown", "terminate"])
     expect(harness.reasons()).toEqual(["kicked"])
   })
 })
@@ -833,7 +833,7 @@ describe("closing", () => {
     expect([connection.state, harness.reasons(), socket.calls]).toEqual([
       "closing",
       [reason],
-      ["end"],
+      ["shutdown"],
     ])
     connection.socketClosed()
     expect([connection.state, harness.reasons()]).toEqual(["closed", [reason]])
@@ -858,7 +858,7 @@ describe("closing", () => {
     connection.socketClosed()
     connection.socketClosed()
     connection.close("idle")
-    expect([harness.reasons(), socket.calls]).toEqual([["kicked"], ["end"]])
+    expect([harness.reasons(), socket.calls]).toEqual([["kicked"], ["shutdown"]])
   })
 
   test("the socket gone: peer_closed when open, handshake_failed before", () => {
@@ -958,7 +958,7 @@ describe("closes that come from inside", () => {
     expect([connection.state, harness.reasons(), socket.calls]).toEqual([
       "closed",
       ["idle"],
-      ["end"],
+      ["shutdown"],
     ])
   })
 
@@ -1224,8 +1224,9 @@ function expectWhole(done: ReturnType<typeof run>, inOrder = true): void {
 
   const flow = socket.calls.filter((call) => call === "pause" || call === "resume")
   expect(flow).toEqual(flow.map((_, i) => (i % 2 === 0 ? "pause" : "resume")))
-  const afterEnd = socket.calls.slice(socket.calls.indexOf("end") + 1)
-  if (socket.calls.includes("end")) expect(afterEnd.filter((c) => c !== "terminate")).toEqual([])
+  const afterShutdown = socket.calls.slice(socket.calls.indexOf("shutdown") + 1)
+  if (socket.calls.includes("shutdown"))
+    expect(afterShutdown.filter((c) => c !== "terminate")).toEqual([])
 }
 
 test("any order of operations: each command told once, the wire and the lines whole, nothing held", () => {

@@ -92,7 +92,7 @@ class Subject {
   hold(deviceId: string, connectionId: string, epoch = EPOCH): Connection {
     const socket = {
       write: () => 0,
-      end: () => undefined,
+      shutdown: () => undefined,
       terminate: () => undefined,
       pause: () => undefined,
       resume: () => undefined,

@@ -108,7 +108,7 @@ class Subject {
   hold(deviceId: string, counter: string = deviceId): Connection {
     const socket = {
       write: () => 0,
-      end: () => undefined,
+      shutdown: () => undefined,
       terminate: () => undefined,
       pause: () => undefined,
       resume: () => undefined,

@@ -372,8 +372,12 @@ async function visit(certificate: ClientCertificate, version: string, args: stri
     ],
     { stdio: ["pipe", "pipe", "ignore"] },
   )
-  program.stdin.write("intruder\n")
-  await program.stdin.flush()
+  try {
+    program.stdin.write("intruder\n")
+    await program.stdin.flush()
+  } catch {
+    // It was shown the door before it could speak.
+  }
   let output = ""
   let confirmed = false
   for await (const chunk of program.stdout) {

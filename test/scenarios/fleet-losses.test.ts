@@ -9,10 +9,17 @@ import { TestFleet } from "../support/fleet.ts"
 import { until } from "../support/wait.ts"
 
 const LIMIT_MS = 90_000
+/** Longer than the fleet takes to say no, with dead workers among those that are asked. */
+const SEND_TIMEOUT_MS = 900
+/**
+ * What is sent in the milliseconds until all have heard where a device is may be led to a worker that is dead,
+ * and is sent again, once, as a caller would.
+ */
+const REACHABLE_MS = 2 * SEND_TIMEOUT_MS
 let fleet: TestFleet
 
 beforeAll(async () => {
-  fleet = await TestFleet.start(2)
+  fleet = await TestFleet.start(2, { SEND_TIMEOUT_MS: String(SEND_TIMEOUT_MS) })
 }, LIMIT_MS)
 
 afterEach(() => fleet.releaseDevices())
@@ -22,11 +29,12 @@ afterAll(() => fleet?.stop(), LIMIT_MS)
 /** Sends to a device by every way in, and expects each to reach that connection. */
 async function expectReachable(name: string, view: DeviceView, at: readonly number[]) {
   for (const each of at) {
-    const response = await fleet.send(each, name, `http ${each}`)
-    expect([response.status, await response.json()]).toMatchObject([
-      200,
-      { connection_id: view.connection_id },
-    ])
+    const reached = async () => {
+      const response = await fleet.send(each, name, `http ${each}`)
+      return response.status === 504 ? null : [response.status, await response.json()]
+    }
+    const answer = await until(reached, { what: "an answer", timeoutMs: REACHABLE_MS })
+    expect(answer).toMatchObject([200, { connection_id: view.connection_id }])
   }
   const sent = await fleet.backEnd.send({ body: "by queue", device: name })
   expect(await fleet.receiptOf(sent)).toMatchObject({
@@ -89,6 +97,9 @@ describe("a worker that is killed", () => {
       if (pid === undefined) throw new Error("no such worker")
       process.kill(pid, "SIGKILL")
       await device.closed
+      // A worker that has just started says 503 for devices elsewhere until it has its broker.
+      await until(() => fleet.instance(0).workers().get(slot) !== pid, { what: "a successor" })
+      await fleet.ready(0)
       const again = await fleet.admit(0, name)
       await expectReachable(name, again.view, [0, 1])
       await fleet.acquainted()

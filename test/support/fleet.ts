@@ -80,15 +80,14 @@ export class TestFleet {
     return gateway
   }
 
-  /** Waits until every worker hears from all the others. */
+  /** Waits until every worker has its broker and hears from all the others. */
   async acquainted(): Promise<void> {
-    await until(
-      async () => {
-        const lists = await Promise.all(this.gateways.map((gateway) => this.list(gateway)))
-        return lists.every(({ answered }) => answered === this.workers)
-      },
-      { what: "all workers to know each other", timeoutMs: 30_000 },
-    )
+    for (const at of this.#gateways.keys()) await this.ready(at)
+    const heard = this.workers * (this.workers - 1)
+    await until(async () => (await this.counted("owsla_fleet_members")) === heard, {
+      what: "all workers to know each other",
+      timeoutMs: 30_000,
+    })
   }
 
   /** SIGKILL for the supervisor and its workers, all at once: the machine is gone. */
@@ -105,9 +104,19 @@ export class TestFleet {
     return `lock:${this.#names}`
   }
 
+  /** Waits until every worker of an instance has its broker. */
+  async ready(at: number): Promise<void> {
+    const ready = async () =>
+      (await this.instance(at).metric("owsla_broker_ready_workers")) === WORKERS
+    await until(ready, { what: `instance ${at} to be ready` })
+  }
+
   /** A device that has said who it is; which of the instance's workers has it is up to the kernel. */
   async connect(at: number, name: string): Promise<TestDevice> {
-    const device = await connectDevice({ port: this.instance(at).devicePort })
+    // Again, as a device would, when it has met the listener of a worker that has just been killed.
+    const device = await until(() => connectDevice({ port: this.instance(at).devicePort }), {
+      what: `instance ${at} to take a connection`,
+    })
     this.#devices.push(device)
     await device.send(helloLine(name, SECRET))
     return device

@@ -54,11 +54,23 @@ type Message = { -readonly [K in keyof StoredMessage]: StoredMessage[K] }
 export interface SimulatedBrokerOptions {
   /** False: messages for different queues may be confirmed in any order, as RabbitMQ does. */
   readonly confirmsInOrder?: boolean
-  /** Told of each message that was in hand when a connection was lost. */
-  readonly disturbed?: (message: Pick<StoredMessage, "body" | "properties">) => void
+  /** Told of each message that was on its way, or in hand, when a connection was lost. */
+  readonly disturbed?: (
+    message: Pick<StoredMessage, "body" | "properties">,
+    how: Disturbance,
+    queue: string,
+  ) => void
   /** Told of each message that a queue takes. */
   readonly stored?: (queue: string, message: StoredMessage) => void
 }
+
+export type Disturbance =
+  /** In hand: it is handed out again. */
+  | "requeued"
+  /** Published and not confirmed: it is published again. */
+  | "cut"
+  /** Published and not confirmed, by one that was killed. */
+  | "abandoned"
 
 /** Which of a client's two connections: that of its lanes, or that of its subscriptions. */
 export type Link = "publishing" | "consuming"
@@ -158,7 +170,7 @@ export class SimulatedBroker {
   // What follows is for the classes of this file.
 
   addStep(what: () => string, possible: () => boolean, run: () => void): PossibleStep {
-    const step = { what, possible, run }
+    const step = { what, run, possible: () => this.#steps.has(step) && possible() }
     this.#steps.add(step)
     return step
   }
@@ -196,7 +208,7 @@ export class SimulatedBroker {
   requeue(queue: Queue, messages: Iterable<Message>): void {
     for (const message of messages) {
       message.redelivered = true
-      this.options.disturbed?.(message)
+      this.options.disturbed?.(message, "requeued", queue.name)
       queue.messages.push(message)
     }
     queue.messages.sort((a, b) => a.number - b.number)
@@ -415,7 +427,7 @@ class LaneChannel {
   cut(): void {
     const unsettled = [...this.#taken, ...this.#sent]
     this.#taken = []
-    for (const { message } of unsettled) this.#broker.options.disturbed?.(message)
+    for (const { message } of unsettled) this.#disturbed(message, "cut")
     queueMicrotask(() => {
       for (const { settled } of unsettled) settled("cut")
     })
@@ -424,7 +436,7 @@ class LaneChannel {
   /** The client is no more. */
   abandon(): void {
     for (const { message } of [...this.#taken, ...this.#sent]) {
-      this.#broker.options.disturbed?.(message)
+      this.#disturbed(message, "abandoned")
     }
     this.#taken = []
   }
@@ -432,6 +444,10 @@ class LaneChannel {
   end(): void {
     this.#sent = []
     for (const step of this.#steps) this.#broker.removeStep(step)
+  }
+
+  #disturbed(message: OutgoingMessage, how: Disturbance): void {
+    this.#broker.options.disturbed?.(message, how, message.routingKey)
   }
 
   #confirm(at: number): void {

@@ -5,11 +5,17 @@
  */
 
 import type { HeaderValue, MessageProperties } from "../../src/broker/broker.ts"
+import { HOPS_HEADER } from "../../src/broker/command-message.ts"
 import type { SendResult } from "../../src/broker/sender.ts"
 import { DEAD_LETTERS, workerQueue } from "../../src/broker/topology.ts"
 import type { Outcome } from "../../src/device/command.ts"
 import { incarnation } from "../../src/device/ids.ts"
-import { SimulatedBroker, type Step, type StoredMessage } from "./simulated-broker.ts"
+import {
+  type Disturbance,
+  SimulatedBroker,
+  type Step,
+  type StoredMessage,
+} from "./simulated-broker.ts"
 import {
   DEFAULT_LIMITS,
   type HeldDevice,
@@ -36,6 +42,8 @@ export interface SentCommand {
   readonly seq: number | null
   readonly messageId: string | null
   readonly body: string
+  /** Never to be written at this time or later. */
+  readonly expiresAtMs: number
   readonly wantsReceipt: boolean
   readonly atStep: number
   readonly atMs: number
@@ -44,8 +52,14 @@ export interface SentCommand {
   readonly endings: Ending[]
   /** A queue had it, once at least. */
   stored: boolean
-  /** It was in hand when a connection was lost or a worker was killed. */
-  disturbed: boolean
+  /** How often a message of it, not one of its receipts, was disturbed. */
+  readonly disturbed: Record<Disturbance, number>
+  /** The same of its receipts. */
+  readonly receiptsDisturbed: Record<Disturbance, number>
+  /** How often the broker gave it up. */
+  deadLetters: number
+  /** How often it was forwarded, of the copy that was most often. */
+  hops: number
   /** What the caller by HTTP was told. */
   answers: SendResult[]
 }
@@ -67,6 +81,8 @@ export interface Publishing {
   readonly messageId?: string | null
   readonly body?: string
   readonly expirationMs?: number | null
+  /** Whether it says when it was sent. */
+  readonly dated?: boolean
   readonly wantsReceipt?: boolean
   /** Default: `to_device`. */
   readonly queue?: string
@@ -109,15 +125,22 @@ export class SimulatedFleet {
     const { confirmsInOrder = true } = options
     this.broker = new SimulatedBroker(1_750_000_000_000, {
       confirmsInOrder,
-      disturbed: (message) => {
-        this.losses += 1
+      disturbed: (message, how, queue) => {
+        if (queue === REPLIES) {
+          const asked = this.commandOfReceipt(message)
+          if (asked !== undefined) asked.receiptsDisturbed[how] += 1
+          return
+        }
         const command = this.commandOf(message)
-        if (command !== undefined) command.disturbed = true
+        if (command !== undefined) command.disturbed[how] += 1
       },
       stored: (queue, message) => {
-        if (queue === REPLIES) return
-        const command = this.commandOf(message)
-        if (command !== undefined) command.stored = true
+        const command = queue === REPLIES ? undefined : this.commandOf(message)
+        if (command === undefined) return
+        command.stored = true
+        if (queue === DEAD_LETTERS) command.deadLetters += 1
+        const hops = Number(message.properties.headers?.[HOPS_HEADER] ?? 0)
+        command.hops = Math.max(command.hops, hops)
       },
     })
     const replies = { name: REPLIES, durable: true, arguments: {} }
@@ -205,6 +228,11 @@ export class SimulatedFleet {
     seen.worker.hangUp(seen.device)
   }
 
+  /** The device reads again, all that there is. */
+  readAll(seen: SeenConnection): void {
+    if (seen.worker.state !== "gone") seen.worker.read(seen.device)
+  }
+
   /** A back-end publishes a command; null when there is no such queue. */
   publish(publishing: Publishing): SentCommand | null {
     const { queue = QUEUES.toDeviceQueue, expirationMs = null } = publishing
@@ -217,6 +245,7 @@ export class SimulatedFleet {
     const properties: MessageProperties = { headers }
     if (command.messageId !== null) properties.messageId = command.messageId
     if (expirationMs !== null) properties.expiration = String(expirationMs)
+    if (publishing.dated === true) properties.timestamp = new Date(this.nowMs)
     if (command.wantsReceipt) {
       properties.replyTo = REPLIES
       properties.correlationId = String(command.number)
@@ -233,7 +262,8 @@ export class SimulatedFleet {
   ): SentCommand | null {
     const worker = this.workers[slot]
     if (worker === undefined || worker.state === "gone") return null
-    const command = this.#command("http", { deviceId: id, messageId }, worker)
+    const expirationMs = ttlMs ?? this.#limits.sendTimeoutMs
+    const command = this.#command("http", { deviceId: id, messageId, expirationMs }, worker)
     this.#byHttp.set(command.body, command)
     const request = { id, body: Buffer.from(command.body), ttlMs, messageId }
     worker.send(request, (result) => command.answers.push(result))
@@ -264,14 +294,26 @@ export class SimulatedFleet {
     }
   }
 
-  /** Lets everything happen that needs no time. */
-  settle(): void {
+  /** Lets the first step happen that is described like this. */
+  step(what: RegExp): void {
+    const step = this.pending().find((each) => what.test(each.what()))
+    if (step !== undefined) {
+      this.take(step)
+      return
+    }
+    const possible = this.pending().map((each) => each.what())
+    throw new Error(`no step ${what} of:\n${possible.join("\n")}`)
+  }
+
+  /** Lets everything happen that needs no time, but for steps that are described like this. */
+  settle(except: RegExp | null = null): void {
     for (;;) {
-      const pending = this.pending()
+      const all = this.pending()
+      const pending = except === null ? all : all.filter((step) => !except.test(step.what()))
       if (pending.length === 0) return
       for (const step of pending) {
-        // What was possible may not be any more.
-        if (!this.#isPossible(step)) continue
+        // What was possible may not be any more, and what it would do may be another thing by now.
+        if (!this.#isPossible(step) || except?.test(step.what()) === true) continue
         this.take(step)
         if (this.steps > MOST_STEPS) throw new Error(`no end: ${step.what()}`)
       }
@@ -285,10 +327,10 @@ export class SimulatedFleet {
   }
 
   /** Lets time pass as on a network that is quick: what can happen happens before. */
-  pass(ms: number): void {
+  pass(ms: number, except: RegExp | null = null): void {
     const untilMs = this.nowMs + ms
     for (;;) {
-      this.settle()
+      this.settle(except)
       if (this.nowMs >= untilMs) return
       this.broker.nowMs = Math.min(untilMs, this.#nextMs())
     }
@@ -301,8 +343,10 @@ export class SimulatedFleet {
       this.settle()
       const left = this.#left()
       if (left === null) return
-      if (this.nowMs >= untilMs) throw new Error(`not calm after ${CALM_WITHIN_MS} ms: ${left}`)
-      this.broker.nowMs = this.#nextMs()
+      const nextMs = this.#nextMs()
+      // Nobody would do anything any more, or not soon enough.
+      if (nextMs > untilMs) throw new Error(`not calm after ${CALM_WITHIN_MS} ms: ${left}`)
+      this.broker.nowMs = nextMs
     }
   }
 
@@ -320,6 +364,11 @@ export class SimulatedFleet {
     const number = properties.headers?.[NUMBER_HEADER]
     if (number !== undefined) return this.commands[Number(number)]
     return this.#byHttp.get(Buffer.from(body).toString())
+  }
+
+  /** The command that a message in the queue of replies tells of. */
+  commandOfReceipt({ properties }: Pick<StoredMessage, "properties">) {
+    return this.commands[Number(properties.correlationId)]
   }
 
   #isPossible(step: Step): boolean {
@@ -365,6 +414,10 @@ export class SimulatedFleet {
   ): SentCommand {
     const number = this.commands.length
     const { deviceId = null, connectionId = null, seq = null, messageId = null } = publishing
+    const { expirationMs = null, dated = false } = publishing
+    const sentAtMs = by === "http" ? this.nowMs : Math.floor(this.nowMs / 1_000) * 1_000
+    // Without a date an expiration counts from wherever the command arrives.
+    const expires = expirationMs !== null && (by === "http" || dated)
     const command: SentCommand = {
       number,
       by,
@@ -373,13 +426,17 @@ export class SimulatedFleet {
       seq,
       messageId,
       body: publishing.body ?? `${by === "http" ? "h" : "c"}${number}`,
+      expiresAtMs: expires ? sentAtMs + expirationMs : Number.POSITIVE_INFINITY,
       wantsReceipt: publishing.wantsReceipt ?? false,
       atStep: this.steps,
       atMs: this.nowMs,
       entry,
       endings: [],
       stored: false,
-      disturbed: false,
+      disturbed: { requeued: 0, cut: 0, abandoned: 0 },
+      receiptsDisturbed: { requeued: 0, cut: 0, abandoned: 0 },
+      deadLetters: 0,
+      hops: 0,
       answers: [],
     }
     this.commands.push(command)

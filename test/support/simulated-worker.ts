@@ -67,6 +67,8 @@ export class SimulatedSocket implements DeviceSocket {
   wire = ""
   /** Bytes that it takes before it takes none. */
   room = Number.POSITIVE_INFINITY
+  /** It has taken less than it was offered, once at least. */
+  stalled = false
   state: "open" | "ended" | "gone" = "open"
   /** Where `terminate` leads. */
   closed: () => void = () => undefined
@@ -75,11 +77,12 @@ export class SimulatedSocket implements DeviceSocket {
     if (this.state !== "open") return -1
     const taken = Math.min(this.room, bytes.length)
     this.room -= taken
+    this.stalled ||= taken < bytes.length
     this.wire += Buffer.from(bytes.subarray(0, taken)).toString()
     return taken
   }
 
-  end(): void {
+  shutdown(): void {
     if (this.state === "open") this.state = "ended"
   }
 
@@ -223,7 +226,10 @@ export class SimulatedWorker {
     this.client.start(setup, {
       stateChanged: (state) => {
         const ready = state.is === "ready"
-        if (ready && !this.#wasReady) this.#readySinceMs = this.#nowMs()
+        if (ready && !this.#wasReady) {
+          this.#readySinceMs = this.#nowMs()
+          this.fleet.connected()
+        }
         this.#wasReady = ready
       },
       warning: () => undefined,

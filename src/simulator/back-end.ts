@@ -1,0 +1,280 @@
+/**
+ * The simulated back-end: takes the devices' lines from the broker, writes them to the ledger, and only
+ * then acknowledges them. With `--command-every` it answers each such line with a command, and times how
+ * long it takes until the device's answer comes back as a line.
+ *
+ *   delivery ─► read ─► batch ─► ledger ─► acknowledged, many at once
+ *
+ * Declares no queue: that is the gateway's. Never publishes on the connection that it consumes on, since a
+ * broker that is short of memory stops reading that. Bounds: the prefetch; a batch of `MOST_BATCH` lines or
+ * `FLUSH_EVERY_MS`; `MOST_COMMANDS` unanswered, each for `ANSWER_TIMEOUT_MS`.
+ */
+
+import type { AMQPBaseClient, AMQPChannel, AMQPMessage } from "@cloudamqp/amqp-client"
+import { Link } from "../broker/link.ts"
+import { Histogram } from "./histogram.ts"
+import { type LedgerFile, TakenLines } from "./ledger.ts"
+import { command, readHostile, readLine } from "./line.ts"
+import type { BackEndOptions } from "./options.ts"
+
+const MOST_BATCH = 500
+/** Longer batches make longer records of lines that follow each other. */
+const FLUSH_EVERY_MS = 100
+const MOST_COMMANDS = 10_000
+const ANSWER_TIMEOUT_MS = 30_000
+/** As large as RabbitMQ's own bound. */
+const FRAME_MAX = 131_072
+/** What came last is this long ago when the queue counts as drained. */
+const QUIET_MS = 500
+/** A slow reader's socket would take years of short commands. */
+const FILLER = "x".repeat(16_384)
+
+export interface BackEndCounts {
+  /** Messages, repeats among them. */
+  taken: number
+  redelivered: number
+  /** Lines of devices that misbehave. */
+  hostile: number
+  stray: number
+  mislabelled: number
+  /** Connections to the broker that were lost, or could not be made. */
+  losses: number
+  commandsSent: number
+  commandsAnswered: number
+  /** No answer within `ANSWER_TIMEOUT_MS`, for example because the connection had ended. */
+  commandsUnanswered: number
+  /** While `MOST_COMMANDS` waited, or the broker was away. */
+  commandsNotSent: number
+}
+
+export class BackEnd {
+  readonly roundTrips = new Histogram()
+  readonly counts: BackEndCounts = {
+    taken: 0,
+    redelivered: 0,
+    hostile: 0,
+    stray: 0,
+    mislabelled: 0,
+    losses: 0,
+    commandsSent: 0,
+    commandsAnswered: 0,
+    commandsUnanswered: 0,
+    commandsNotSent: 0,
+  }
+  /** Why the broker is away, for the report; null while it is there. */
+  awayBecause: string | null = "not connected yet"
+  readonly #options: BackEndOptions
+  readonly #ledger: LedgerFile | null
+  readonly #lines: TakenLines | null
+  readonly #taken: (run: string, device: string, attempt: number, n: number) => void
+  readonly #consuming: Link
+  readonly #publishing: Link
+  #channel: AMQPChannel | null = null
+  #commands: AMQPChannel | null = null
+  /** The last delivery of the batch; 0: the batch is empty. */
+  #lastTag = 0
+  #batched = 0
+  #firstTakenMs = 0
+  #lastTakenMs = 0
+  #nextFlushMs = 0
+  #commanding = true
+  #nextCommand = 0
+  /** When each unanswered command was sent, oldest first. */
+  readonly #sentAtMs = new Map<number, number>()
+
+  /** @param taken told of each line of a simulated device, repeats too. */
+  constructor(
+    options: BackEndOptions,
+    ledger: LedgerFile | null,
+    taken: (run: string, device: string, attempt: number, n: number) => void,
+  ) {
+    this.#options = options
+    this.#ledger = ledger
+    this.#lines = ledger === null ? null : new TakenLines(ledger)
+    this.#taken = taken
+    const others = { blocked: () => undefined, unblocked: () => undefined }
+    this.#consuming = new Link(options.amqpUrl, "owsla simulator consume", FRAME_MAX, {
+      ...others,
+      setUp: (client) => this.#consume(client),
+      // The broker has read all acknowledgements when it says that the channel is closed.
+      tearDown: () => this.#channel?.close() ?? Promise.resolve(),
+      up: () => {
+        this.awayBecause = null
+      },
+      lost: (reason) => {
+        this.counts.losses += 1
+        this.awayBecause = reason
+        this.#channel = null
+        // What was not acknowledged comes again; it is in the ledger all the same.
+        this.flush()
+      },
+    })
+    this.#publishing = new Link(options.amqpUrl, "owsla simulator publish", FRAME_MAX, {
+      ...others,
+      setUp: async (client) => {
+        const channel = await client.channel()
+        channel.onerror = (reason) => this.#publishing.reset(reason)
+        this.#commands = channel
+      },
+      tearDown: () => this.#commands?.close() ?? Promise.resolve(),
+      up: () => undefined,
+      lost: () => {
+        this.#commands = null
+      },
+    })
+  }
+
+  /** Messages a second, from the first to the last. */
+  get takenPerS(): number {
+    const timeMs = this.#lastTakenMs - this.#firstTakenMs
+    return timeMs === 0 ? 0 : Math.round((this.counts.taken / timeMs) * 1000)
+  }
+
+  start(): void {
+    this.#consuming.start()
+    if (this.#options.commandEvery > 0) this.#publishing.start()
+  }
+
+  sweep(nowMs: number): void {
+    if (nowMs >= this.#nextFlushMs) {
+      this.#nextFlushMs = nowMs + FLUSH_EVERY_MS
+      this.flush()
+    }
+    for (const [number, sentAtMs] of this.#sentAtMs) {
+      if (nowMs - sentAtMs < ANSWER_TIMEOUT_MS) break
+      this.#sentAtMs.delete(number)
+      this.counts.commandsUnanswered += 1
+    }
+  }
+
+  /** Writes the batch to the ledger and acknowledges it. */
+  flush(): void {
+    this.#lines?.flush()
+    const tag = this.#lastTag
+    this.#lastTag = 0
+    this.#batched = 0
+    if (tag === 0 || this.#channel === null || this.#channel.closed) return
+    this.#channel.basicAck(tag, true).catch(() => undefined)
+  }
+
+  stopCommanding(): void {
+    this.#commanding = false
+  }
+
+  /** Nothing has come for a while, no answer is on its way and the queue is empty. */
+  async drained(): Promise<boolean> {
+    const quiet = () => performance.now() - this.#lastTakenMs >= QUIET_MS
+    return quiet() && this.#sentAtMs.size === 0 && (await this.left()) === 0 && quiet()
+  }
+
+  /** Messages in the queue that nobody has, or null when the broker does not tell. */
+  async left(): Promise<number | null> {
+    try {
+      const passive = { passive: true }
+      const state = await this.#channel?.queueDeclare(this.#options.fromDevice, passive)
+      return state?.messageCount ?? null
+    } catch {
+      // The queue is gone, and so is the channel: the link makes it anew.
+      return null
+    }
+  }
+
+  async stop(): Promise<void> {
+    this.flush()
+    const left = await this.left()
+    if (left !== null) this.#ledger?.append("left", left)
+    await Promise.all([this.#consuming.close(), this.#publishing.close()])
+    this.counts.commandsUnanswered += this.#sentAtMs.size
+    this.#lines?.flush()
+  }
+
+  async #consume(client: AMQPBaseClient): Promise<void> {
+    const channel = await client.channel()
+    const failed = (reason: string) => this.#consuming.reset(reason)
+    channel.onerror = failed
+    await channel.basicQos(this.#options.prefetch)
+    this.#channel = channel
+    const { fromDevice } = this.#options
+    const consumer = await channel.basicConsume(fromDevice, { noAck: false }, (message) =>
+      this.#take(message, channel),
+    )
+    consumer.wait().catch((error: unknown) => failed(String(error)))
+  }
+
+  #take(message: AMQPMessage, channel: AMQPChannel): void {
+    // A connection that was given up may still have some on their way.
+    if (channel !== this.#channel) return
+    const nowMs = performance.now()
+    this.#lastTag = message.deliveryTag
+    if (this.counts.taken === 0) this.#firstTakenMs = nowMs
+    this.#lastTakenMs = nowMs
+    this.#batched += 1
+    this.counts.taken += 1
+    if (message.redelivered) this.counts.redelivered += 1
+    this.#read(message, nowMs)
+    if (this.#batched >= Math.min(MOST_BATCH, Math.ceil(this.#options.prefetch / 2))) this.flush()
+  }
+
+  #read(message: AMQPMessage, nowMs: number): void {
+    const { headers = {}, messageId } = message.properties
+    const connectionId = String(headers["connection_id"])
+    const seq = Number(headers["from_device_seq"])
+    const text = Buffer.from(message.body ?? []).toString("latin1")
+    const hostile = readHostile(text)
+    if (hostile !== null) {
+      this.counts.hostile += 1
+      if (hostile === "slow-reader") this.#fill(connectionId)
+      return
+    }
+    const line = readLine(text)
+    if (line === null || !/^[A-Za-z0-9._-]{1,64}$/.test(connectionId) || !(seq >= 0)) {
+      this.counts.stray += 1
+      this.#ledger?.append("stray", encodeURIComponent(connectionId), seq)
+      return
+    }
+    const { run, device, attempt, n, answers } = line
+    const deviceId = headers["device_id"]
+    const known = deviceId === device || deviceId === connectionId
+    if (!known || messageId !== `${connectionId}:${seq}`) {
+      this.counts.mislabelled += 1
+      this.#ledger?.append("mislabelled", connectionId, seq)
+    }
+    this.#lines?.take({ connectionId, run, device, attempt, n, seq })
+    this.#taken(run, device, attempt, n)
+    if (answers !== null) this.#answered(answers, nowMs)
+    const { commandEvery } = this.#options
+    if (commandEvery > 0 && this.counts.taken % commandEvery === 0) this.#send(connectionId, nowMs)
+  }
+
+  #send(connectionId: string, nowMs: number): void {
+    if (!this.#commanding) return
+    if (this.#commands === null || this.#sentAtMs.size >= MOST_COMMANDS) {
+      this.counts.commandsNotSent += 1
+      return
+    }
+    const number = this.#nextCommand
+    this.#nextCommand += 1
+    this.counts.commandsSent += 1
+    this.#sentAtMs.set(number, nowMs)
+    this.#publish(connectionId, command(number))
+  }
+
+  #answered(number: number, nowMs: number): void {
+    const sentAtMs = this.#sentAtMs.get(number)
+    if (sentAtMs === undefined) return
+    this.#sentAtMs.delete(number)
+    this.counts.commandsAnswered += 1
+    this.roundTrips.record(nowMs - sentAtMs)
+  }
+
+  #fill(connectionId: string): void {
+    if (this.#commanding && this.#commands !== null) this.#publish(connectionId, FILLER)
+  }
+
+  #publish(connectionId: string, body: string): void {
+    const properties = { headers: { connection_id: connectionId }, deliveryMode: 2 } as const
+    this.#commands
+      ?.basicPublish("", this.#options.toDevice, body, properties)
+      .catch(() => undefined)
+  }
+}

@@ -1,0 +1,281 @@
+/**
+ * One connection of a simulated device: what its socket took, what was acknowledged, and how it ended.
+ *
+ *   connecting ──handshake──► open ──end──► ending ──the gateway closed──► over (drained)
+ *        └───────failed────────┴─────────────┴──────────broke────────────► over (broken)
+ *
+ * Never connects by itself and sets no timer: the herd sweeps. What the socket did not take is offered
+ * again unchanged, since TLS may have sealed it already. Bounds: `CHUNK_BYTES` on their way,
+ * `MOST_ANSWERS` commands to answer, `MOST_REST_BYTES` of an unfinished line from the gateway.
+ */
+
+import type { Histogram } from "./histogram.ts"
+import type { LedgerFile } from "./ledger.ts"
+import { type LineWriter, readCommandNumber } from "./line.ts"
+
+const CHUNK_BYTES = 65_536
+const MOST_ANSWERS = 64
+const MOST_REST_BYTES = 65_537
+/** A device whose socket was full for longer than this sends no more to make up for it. */
+const MOST_LATE_MS = 1_000
+
+export type ConnectionState = "connecting" | "open" | "ending" | "over"
+export type ConnectionEnd = "drained" | "broken"
+
+/** The part of Bun's socket that is used. */
+export interface ConnectionSocket {
+  /** How many bytes it took; -1 when it is closed. */
+  write(bytes: Uint8Array): number
+  end(): unknown
+  terminate(): unknown
+}
+
+/** What all connections of a herd share, and count into. */
+export interface Shared {
+  readonly writer: LineWriter
+  readonly ledger: LedgerFile | null
+  /** Between two lines of a device; 0: as fast as the socket takes them. */
+  readonly intervalMs: number
+  readonly confirms: Histogram
+  readonly counts: LineCounts
+}
+
+export interface LineCounts {
+  /** Lines that sockets have taken whole. */
+  sent: number
+  /** Lines of connections that broke, which their sockets had not taken whole. */
+  cutOff: number
+  acked: number
+  commands: number
+  /** Commands that came while `MOST_ANSWERS` waited. */
+  unanswered: number
+  /** What came from the gateway and is neither an acknowledgement nor a command of ours. */
+  others: number
+}
+
+export class DeviceConnection {
+  readonly device: string
+  readonly attempt: number
+  /** When it was dialled; until then, when it was made. */
+  startedAtMs: number
+  state: ConnectionState = "connecting"
+  openedAtMs = 0
+  socket: ConnectionSocket | null = null
+  readonly #shared: Shared
+  readonly #ended: (end: ConnectionEnd) => void
+  /** Lines that the device may still send of itself; shared by its connections. */
+  readonly #quota: { left: number }
+  /** Bytes of lines that the socket took; less than none while the hello is on its way. */
+  #acceptedBytes = 0
+  #offered = 0
+  #pending: Uint8Array | null = null
+  #dueMs = 0
+  #lastWriteMs = 0
+  #rest = ""
+  #answers: number[] | null = null
+  #ackedFrom = 0
+  #ackedTo = -1
+  #acked = 0
+  #recordedSent = 0
+  #takenNext = 0
+  /** One line at a time is timed. */
+  #timedLine = -1
+  #timedAtMs = 0
+  #peerEnded = false
+
+  constructor(
+    shared: Shared,
+    of: {
+      readonly device: string
+      readonly attempt: number
+      readonly quota: { left: number }
+      readonly nowMs: number
+      readonly ended: (end: ConnectionEnd) => void
+    },
+  ) {
+    this.#shared = shared
+    this.device = of.device
+    this.attempt = of.attempt
+    this.startedAtMs = of.nowMs
+    this.#quota = of.quota
+    this.#ended = of.ended
+  }
+
+  /** Lines that the socket has taken whole. */
+  get sent(): number {
+    return Math.max(0, Math.floor(this.#acceptedBytes / this.#shared.writer.lineBytes))
+  }
+
+  /** @param firstLineMs when its first line is due, so that a herd does not speak in step. */
+  opened(hello: string, nowMs: number, firstLineMs: number): void {
+    this.state = "open"
+    this.openedAtMs = nowMs
+    this.#dueMs = firstLineMs
+    if (hello === "") return
+    this.#acceptedBytes = -hello.length
+    this.#write(Buffer.from(hello, "latin1"), nowMs)
+  }
+
+  /** Sends what is due. */
+  sweep(nowMs: number): void {
+    if (this.state !== "open" || this.#pending !== null) return
+    const { intervalMs, writer } = this.#shared
+    const answers = this.#answers?.length ?? 0
+    const most = Math.max(1, Math.floor(CHUNK_BYTES / writer.lineBytes) - answers)
+    let due = most
+    if (intervalMs > 0) {
+      this.#dueMs = Math.max(this.#dueMs, nowMs - MOST_LATE_MS)
+      due = nowMs < this.#dueMs ? 0 : Math.floor((nowMs - this.#dueMs) / intervalMs) + 1
+    }
+    due = Math.min(due, most, this.#quota.left)
+    this.#quota.left -= due
+    this.#dueMs += due * intervalMs
+    if (due + answers > 0) this.#send(due + answers, nowMs)
+  }
+
+  /** The socket takes bytes again. */
+  drained(nowMs: number): void {
+    if (this.#pending === null || this.state !== "open") return
+    this.#write(this.#pending, nowMs)
+    if (this.#pending === null) this.sweep(nowMs)
+  }
+
+  received(chunk: Uint8Array, nowMs: number): void {
+    const bytes = Buffer.from(chunk.buffer, chunk.byteOffset, chunk.length)
+    const text = this.#rest + bytes.toString("latin1")
+    let start = 0
+    for (let at = text.indexOf("\n"); at >= 0; at = text.indexOf("\n", start)) {
+      this.#receivedLine(text.slice(start, at), nowMs)
+      start = at + 1
+    }
+    this.#rest = text.length - start > MOST_REST_BYTES ? "" : text.slice(start)
+    if ((this.#answers?.length ?? 0) > 0) this.#answer(nowMs)
+  }
+
+  peerEnded(): void {
+    if (this.state !== "ending") this.#peerEnded = true
+  }
+
+  /** A back-end in this process took line `n`. */
+  taken(n: number): void {
+    if (n === this.#takenNext) this.#takenNext += 1
+  }
+
+  /**
+   * Whether everything that was sent is known to have arrived. With nobody to tell, when nothing was sent
+   * for `quietMs`.
+   */
+  settled(by: { backEnd: boolean; acks: boolean }, nowMs: number, quietMs: number): boolean {
+    if (this.#pending !== null || (this.#answers?.length ?? 0) > 0) return false
+    if (by.backEnd && this.#takenNext < this.sent) return false
+    if (by.acks && this.#acked < this.sent) return false
+    return by.backEnd || by.acks || nowMs - this.#lastWriteMs >= quietMs
+  }
+
+  /** Closes in order; with bytes still to be taken, the connection ends as broken. */
+  end(): void {
+    if (this.state !== "open") return
+    this.state = "ending"
+    this.socket?.end()
+  }
+
+  /** Resets it; it is over when this returns. */
+  terminate(): void {
+    const { socket } = this
+    this.closed(true)
+    socket?.terminate()
+  }
+
+  /** The socket is gone, or never came to be. May be called again. */
+  closed(byFault: boolean): void {
+    if (this.state === "over") return
+    const inOrder = this.state === "ending" && !this.#peerEnded && this.#pending === null
+    const wasOpen = this.state !== "connecting"
+    const end = inOrder && !byFault ? "drained" : "broken"
+    this.state = "over"
+    this.#shared.counts.cutOff += this.#offered - this.sent
+    if (wasOpen) this.#recordEnd(end)
+    this.#pending = null
+    this.socket = null
+    this.#ended(end)
+  }
+
+  /** Writes to the ledger what is new. */
+  record(): void {
+    const { ledger } = this.#shared
+    if (ledger === null) return
+    const sent = this.sent
+    if (sent > this.#recordedSent) ledger.append("sent", this.device, this.attempt, sent)
+    this.#recordedSent = sent
+    this.#recordAcks(this.#ackedTo + 1)
+  }
+
+  #recordEnd(end: ConnectionEnd): void {
+    this.record()
+    const { ledger } = this.#shared
+    ledger?.append("end", this.device, this.attempt, this.sent, this.#offered, end)
+  }
+
+  /** @param next where the next range begins. */
+  #recordAcks(next: number): void {
+    const [from, to] = [this.#ackedFrom, this.#ackedTo]
+    if (to >= from) this.#shared.ledger?.append("acked", this.device, this.attempt, from, to)
+    this.#ackedFrom = next
+    this.#ackedTo = next - 1
+  }
+
+  #receivedLine(line: string, nowMs: number): void {
+    const { counts, confirms } = this.#shared
+    if (line.startsWith("ACK ")) {
+      const n = Number(line.slice(4))
+      if (!Number.isSafeInteger(n) || n < 0) return
+      counts.acked += 1
+      this.#acked += 1
+      if (n !== this.#ackedTo + 1) this.#recordAcks(n)
+      this.#ackedTo = n
+      if (n !== this.#timedLine) return
+      this.#timedLine = -1
+      confirms.record(nowMs - this.#timedAtMs)
+      return
+    }
+    const command = readCommandNumber(line)
+    if (command === null) {
+      counts.others += 1
+      return
+    }
+    counts.commands += 1
+    this.#answers ??= []
+    if (this.#answers.length === MOST_ANSWERS) counts.unanswered += 1
+    else this.#answers.push(command)
+  }
+
+  #answer(nowMs: number): void {
+    if (this.state === "open" && this.#pending === null) {
+      this.#send(this.#answers?.length ?? 0, nowMs)
+    }
+  }
+
+  #send(count: number, nowMs: number): void {
+    let text = ""
+    for (let left = count; left > 0; left -= 1) {
+      const answers = this.#answers?.shift() ?? null
+      text += this.#shared.writer.compose(this.device, this.attempt, this.#offered, answers)
+      if (this.#timedLine < 0) {
+        this.#timedLine = this.#offered
+        this.#timedAtMs = nowMs
+      }
+      this.#offered += 1
+    }
+    this.#write(Buffer.from(text, "latin1"), nowMs)
+  }
+
+  #write(bytes: Uint8Array, nowMs: number): void {
+    const before = this.sent
+    // -1 when it is closed: `closed` comes next.
+    const taken = Math.max(0, this.socket?.write(bytes) ?? 0)
+    this.#acceptedBytes += taken
+    this.#pending = taken < bytes.length ? bytes.subarray(taken) : null
+    this.#lastWriteMs = nowMs
+    this.#shared.counts.sent += this.sent - before
+  }
+}

@@ -1,0 +1,184 @@
+/**
+ * Reads ledger files (their format is in ledger.ts) into what the verdict is made from.
+ *
+ * Never judges. A last line without its LF was cut off by a crash and is left out; any other that is no
+ * record is an error, since a ledger that was tampered with proves nothing. Bound: one entry for each
+ * connection and one range for each gap in its lines; files are read in pieces.
+ */
+
+import { createReadStream } from "node:fs"
+import { readdir } from "node:fs/promises"
+import { join } from "node:path"
+import { LEDGER_KINDS, type LedgerKind } from "./ledger.ts"
+import { Ranges } from "./ranges.ts"
+
+/** What one connection of a device said it sent. Lines are numbered from 0. */
+export interface SentConnection {
+  sent: number
+  offered: number
+  end: "drained" | "broken" | "unended"
+  readonly acked: Ranges
+}
+
+/** Lines that a back-end took one after the other, `count` from `n` on, numbered from `seq` on. */
+export interface Segment {
+  /** `<run> <device> <attempt>`, as in `Ledger.sent`. */
+  readonly connection: string
+  readonly n: number
+  readonly seq: number
+  count: number
+}
+
+export interface Ledger {
+  /** By `<run> <device> <attempt>`. */
+  readonly sent: Map<string, SentConnection>
+  /** By connection id, in the order they were taken. */
+  readonly taken: Map<string, Segment[]>
+  /** The runs whose herd did not end by itself. */
+  readonly unfinished: Set<string>
+  stray: number
+  mislabelled: number
+  /** In the back-ends' queues when they ended. */
+  left: number
+}
+
+/** The message is a sentence for the user. */
+export class LedgerError extends Error {
+  override readonly name = "LedgerError"
+}
+
+export function emptyLedger(): Ledger {
+  return {
+    sent: new Map(),
+    taken: new Map(),
+    unfinished: new Set(),
+    stray: 0,
+    mislabelled: 0,
+    left: 0,
+  }
+}
+
+/** @throws LedgerError when the directory cannot be read, lacks one of both kinds, or holds no records. */
+export async function readLedger(directory: string): Promise<Ledger> {
+  const names = await readdir(directory).catch((error: Error) => {
+    throw new LedgerError(`${directory} cannot be read: ${error.message}`)
+  })
+  const ledger = emptyLedger()
+  for (const kind of LEDGER_KINDS) {
+    // Runs are named by their start, so that what a later back-end took comes later.
+    const files = names.filter((name) => name.endsWith(`.${kind}`)).sort()
+    if (files.length === 0) throw new LedgerError(`${directory} has no file <run>.${kind}`)
+    for (const file of files) {
+      await readLedgerFile(join(directory, file), kind, file.slice(0, -kind.length - 1), ledger)
+    }
+  }
+  return ledger
+}
+
+async function readLedgerFile(path: string, kind: LedgerKind, run: string, ledger: Ledger) {
+  if (kind === "devices") ledger.unfinished.add(run)
+  let rest = ""
+  let number = 0
+  for await (const chunk of createReadStream(path, "latin1")) {
+    const lines = (rest + chunk).split("\n")
+    rest = lines.pop() ?? ""
+    for (const line of lines) {
+      number += 1
+      const read = kind === "devices" ? readDevices(line, run, ledger) : readBackEnd(line, ledger)
+      if (!read) throw new LedgerError(`${path}:${number} is no record: ${line.slice(0, 100)}`)
+    }
+  }
+}
+
+function readDevices(line: string, run: string, ledger: Ledger): boolean {
+  const [record = "", device = "", attempt = "", ...rest] = line.split(" ")
+  if (record === "done") {
+    ledger.unfinished.delete(run)
+    return line === "done"
+  }
+  const [first = Number.NaN, second = Number.NaN] = rest.slice(0, 2).map(count)
+  const connection = sentConnection(ledger, `${run} ${device} ${attempt}`)
+  switch (record) {
+    case "sent":
+      if (rest.length !== 1 || !(first >= 0)) return false
+      connection.sent = Math.max(connection.sent, first)
+      return true
+    case "acked":
+      if (rest.length !== 2 || !(second >= first)) return false
+      connection.acked.add(first, second)
+      return true
+    case "end": {
+      const end = rest[2]
+      if (rest.length !== 3 || !(second >= first)) return false
+      if (end !== "drained" && end !== "broken") return false
+      connection.sent = first
+      connection.offered = second
+      connection.end = end
+      return true
+    }
+    default:
+      return false
+  }
+}
+
+function sentConnection(ledger: Ledger, key: string): SentConnection {
+  const known = ledger.sent.get(key)
+  if (known !== undefined) return known
+  // Without an end the last lines may be missing here: whatever came may have been sent.
+  const offered = Number.POSITIVE_INFINITY
+  const made: SentConnection = { sent: 0, offered, end: "unended", acked: new Ranges() }
+  ledger.sent.set(key, made)
+  return made
+}
+
+function readBackEnd(line: string, ledger: Ledger): boolean {
+  const fields = line.split(" ")
+  const [record, connectionId = ""] = fields
+  switch (record) {
+    case "took": {
+      const [, , run, device, attempt] = fields
+      const [n = Number.NaN, seq = Number.NaN, lines = Number.NaN] = fields.slice(5).map(count)
+      if (fields.length !== 8 || !(n >= 0 && seq >= 0 && lines >= 1)) return false
+      take(ledger, connectionId, {
+        connection: `${run} ${device} ${attempt}`,
+        n,
+        seq,
+        count: lines,
+      })
+      return true
+    }
+    case "stray":
+      ledger.stray += 1
+      return fields.length === 3
+    case "mislabelled":
+      ledger.mislabelled += 1
+      return fields.length === 3
+    case "left":
+      ledger.left += count(connectionId)
+      return fields.length === 2 && count(connectionId) >= 0
+    default:
+      return false
+  }
+}
+
+/** Adds a segment, or makes the last one longer. */
+export function take(ledger: Ledger, connectionId: string, segment: Segment): void {
+  const segments = ledger.taken.get(connectionId)
+  if (segments === undefined) {
+    ledger.taken.set(connectionId, [segment])
+    return
+  }
+  const last = segments.at(-1)
+  const follows =
+    last !== undefined &&
+    last.connection === segment.connection &&
+    last.n + last.count === segment.n &&
+    last.seq + last.count === segment.seq
+  if (follows) last.count += segment.count
+  else segments.push(segment)
+}
+
+/** NaN when the text is no whole number. */
+function count(text: string): number {
+  return /^\d{1,15}$/.test(text) ? Number(text) : Number.NaN
+}

@@ -1,0 +1,93 @@
+/**
+ * What a simulated device's line says, and a simulated back-end's command. Pure.
+ *
+ *   line      <run> <device> <attempt> <n> <answers> xxxx…     `LEAST_LINE_BYTES` to 65,536 bytes
+ *   command   CMD <number>                                     from the back-end to the device
+ *   hostile   hostile <kind> <number>                          a line of a device that misbehaves
+ *
+ * run: ten characters, drawn at each start. device: its name. attempt: which of this device's connections,
+ * from 1. n: which line of that connection, from 0, so that loss, repeats and order can be judged for each
+ * connection. answers: the number of the command that this line answers, or "-".
+ *
+ * Every line of a run has the same length, so that how many lines a socket took follows from how many
+ * bytes it took. Bounds: `MOST` of each field, which together fit into `LEAST_LINE_BYTES`.
+ */
+
+export const NAME = /^[A-Za-z][A-Za-z0-9_.:]{0,15}$/
+export const LEAST_LINE_BYTES = 64
+/** With the longest of everything a line says 62 characters, and a space follows. */
+export const MOST = { devices: 20_000, attempts: 999_999, lines: 9_999_999_999 } as const
+
+const LINE = /^([0-9a-z]{10}) ([A-Za-z0-9_.:]{1,16}-\d{1,5}) (\d{1,6}) (\d{1,10}) (-|\d{1,10}) x*$/
+const COMMAND = /^CMD (\d{1,10})$/
+const HOSTILE = /^hostile ([a-z-]{1,20}) \d+/
+
+export interface SimulatedLine {
+  readonly run: string
+  readonly device: string
+  readonly attempt: number
+  readonly n: number
+  readonly answers: number | null
+}
+
+/** @param random in [0, 1). Runs that start in one millisecond differ by two of 36 characters. */
+export function newRun(startedAtMs: number, random: number): string {
+  const suffix = Math.floor(random * 36 ** 2)
+  return startedAtMs.toString(36).padStart(8, "0") + suffix.toString(36).padStart(2, "0")
+}
+
+export function deviceName(name: string, index: number): string {
+  return `${name}-${index}`
+}
+
+/** Composes the lines of a run; `padding` is shared by all of them. */
+export class LineWriter {
+  readonly run: string
+  /** With the LF. */
+  readonly lineBytes: number
+  readonly #padding: string
+
+  constructor(run: string, bytes: number) {
+    this.run = run
+    this.lineBytes = bytes + 1
+    this.#padding = `${"x".repeat(bytes)}\n`
+  }
+
+  /** ASCII, ended by LF, of `lineBytes`. */
+  compose(device: string, attempt: number, n: number, answers: number | null): string {
+    const says = `${this.run} ${device} ${attempt} ${n} ${answers ?? "-"}`
+    return `${says} ${this.#padding.slice(says.length + 1)}`
+  }
+}
+
+/** Null when no simulated device can have written it. */
+export function readLine(text: string): SimulatedLine | null {
+  const [, run, device, attempt, n, answers] = LINE.exec(text) ?? []
+  if (run === undefined || device === undefined) return null
+  return {
+    run,
+    device,
+    attempt: Number(attempt),
+    n: Number(n),
+    answers: answers === "-" ? null : Number(answers),
+  }
+}
+
+export function command(number: number): string {
+  return `CMD ${number}`
+}
+
+/** The number of a command, or null when it is none of ours. */
+export function readCommandNumber(text: string): number | null {
+  const number = COMMAND.exec(text)?.[1]
+  return number === undefined ? null : Number(number)
+}
+
+export function hostileLine(kind: string, number: number): string {
+  return `hostile ${kind} ${number}`
+}
+
+/** The kind of the misbehaving device that wrote it, or null. */
+export function readHostile(text: string): string | null {
+  return HOSTILE.exec(text)?.[1] ?? null
+}

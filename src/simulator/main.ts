@@ -1,0 +1,62 @@
+/**
+ * `bun run simulate`: devices, and a back-end if wanted, that use a gateway as real ones would; and
+ * `bun run simulate verify`, which judges from their ledgers whether every line arrived.
+ *
+ * For users and tests; the gateway never runs this. Never reads the environment, never prints a secret.
+ * Exit status: 0 good, 1 the promise is broken or devices could not do their part, 2 asked wrongly.
+ */
+
+import { onStopSignals } from "../signals.ts"
+import { CredentialsError } from "./credentials.ts"
+import { LedgerError, readLedger } from "./ledger-reader.ts"
+import { parseRequest, type RunOptions, UsageError, usage, type VerifyOptions } from "./options.ts"
+import { progress } from "./progress.ts"
+import { runText, verdictText } from "./report.ts"
+import { Simulation } from "./simulation.ts"
+import { judge } from "./verdict.ts"
+
+if (import.meta.main) process.exit(await main(process.argv.slice(2)))
+
+/** Does what `args` ask, writes to stdout and stderr, and returns the exit status. */
+export async function main(args: readonly string[]): Promise<0 | 1 | 2> {
+  try {
+    const request = parseRequest(args)
+    switch (request.is) {
+      case "help":
+        console.log(usage())
+        return 0
+      case "run":
+        return await simulate(request.options)
+      case "verify":
+        return await verify(request.options)
+    }
+  } catch (error) {
+    if (error instanceof UsageError) {
+      console.error(`${error.message}\nbun run simulate --help shows the flags`)
+      return 2
+    }
+    if (error instanceof CredentialsError || error instanceof LedgerError) {
+      console.error(error.message)
+      return 2
+    }
+    // What has no code is a mistake in this program, and its stack is wanted.
+    if (!(error instanceof Error && "code" in error)) throw error
+    console.error(error.message)
+    return 1
+  }
+}
+
+async function simulate(options: RunOptions): Promise<0 | 1> {
+  const simulation = new Simulation(options, progress(process.stderr, options.json))
+  const stop = () => simulation.stop()
+  onStopSignals(stop, stop)
+  const report = await simulation.run()
+  console.log(options.json ? JSON.stringify(report) : runText(report))
+  return report.faults.length === 0 ? 0 : 1
+}
+
+async function verify(options: VerifyOptions): Promise<0 | 1> {
+  const verdict = judge(await readLedger(options.ledger), options)
+  console.log(options.json ? JSON.stringify(verdict) : verdictText(verdict))
+  return verdict.kept ? 0 : 1
+}

@@ -1,0 +1,231 @@
+/**
+ * The verdict: whether a ledger shows that the gateway kept its promise. Pure.
+ *
+ * A line is what a device sent under (run, device, attempt, n); a message is what the back-end took under
+ * (connection id, from_device_seq), which is what `message_id` says too.
+ *
+ *   lost          no message carries it, although it was acknowledged to the device, or its connection was
+ *                 drained: the device waited, closed in order, and then the gateway did. Breaks the promise.
+ *   undecided     no message carries it, it was not acknowledged, and its connection broke: its bytes may
+ *                 never have been read. Breaks no promise.
+ *   recovered     its message came more than once: repeats after a fault, which a back-end drops by
+ *                 message_id. Breaks the promise only with `noRepeats`; then it counts as duplicated.
+ *   duplicated    messages with different ids carry it; counts each but the first.
+ *   unexpected    a message, or an acknowledgement, of a line that no device sent.
+ *   outOfOrder    the first message of it came after that of a later line of its connection.
+ *   neverInOrder  even a back-end that goes by from_device_seq, and leaves a line alone until its
+ *                 predecessor has come, does not find it: it came before its predecessor and not again after.
+ *   mislabelled   its message id, its device id or its number is not what the contract says.
+ *
+ * A gap is no disorder: a line that never came is lost, and those after it are judged without it.
+ * Bound: `MOST_EXAMPLES` of each fault are told.
+ */
+
+import type { Ledger, Segment, SentConnection } from "./ledger-reader.ts"
+import { overlaps, type Range, Ranges, sizeOf } from "./ranges.ts"
+
+const MOST_EXAMPLES = 5
+
+export interface Rules {
+  /** So many lines may be lost, for example when a worker was killed. */
+  readonly allowLost: number
+  /** Nothing failed, so no message may have come twice. */
+  readonly noRepeats: boolean
+  /** first: judged by a line's first message. follow: as a back-end that goes by the numbers finds it. */
+  readonly order: "first" | "follow"
+}
+
+export interface Verdict {
+  readonly kept: boolean
+  /** Connections of devices, and lines their sockets took. */
+  readonly connections: number
+  readonly sent: number
+  readonly acknowledged: number
+  /** Different lines that came. */
+  readonly taken: number
+  readonly lost: number
+  readonly undecided: number
+  readonly recovered: number
+  readonly duplicated: number
+  readonly unexpected: number
+  readonly outOfOrder: number
+  readonly neverInOrder: number
+  readonly mislabelled: number
+  /** In the back-end's queue when it ended: what counts as lost may be there. */
+  readonly left: number
+  /** Herds that were killed: what they sent last is not known. */
+  readonly unfinished: number
+  /** The first few of each fault, in words. */
+  readonly examples: readonly string[]
+}
+
+type Fault = "lost" | "duplicated" | "unexpected" | "outOfOrder" | "mislabelled"
+
+class Counts {
+  sent = 0
+  acknowledged = 0
+  taken = 0
+  undecided = 0
+  recovered = 0
+  neverInOrder = 0
+  readonly faults: Record<Fault, number> = {
+    lost: 0,
+    duplicated: 0,
+    unexpected: 0,
+    outOfOrder: 0,
+    mislabelled: 0,
+  }
+  readonly examples: string[] = []
+  readonly #told = new Map<Fault, number>()
+
+  add(fault: Fault, ranges: readonly Range[], where: string): void {
+    this.faults[fault] += sizeOf(ranges)
+    for (const { from, to } of ranges) {
+      const told = this.#told.get(fault) ?? 0
+      if (told === MOST_EXAMPLES) return
+      this.#told.set(fault, told + 1)
+      const lines = from === to ? `line ${from}` : `lines ${from} to ${to}`
+      this.examples.push(`${fault}: ${lines} of ${where}`)
+    }
+  }
+}
+
+export function judge(ledger: Ledger, rules: Rules): Verdict {
+  const counts = new Counts()
+  counts.faults.mislabelled = ledger.mislabelled
+  counts.faults.unexpected = ledger.stray
+  const messages = new Map<string, Map<string, Range[]>>()
+  for (const [connectionId, segments] of ledger.taken) {
+    judgeOrder(counts, connectionId, segments)
+    for (const segment of segments) addMessages(messages, connectionId, segment)
+  }
+  for (const [connection, sent] of ledger.sent) {
+    judgeConnection(counts, connection, sent, messages.get(connection) ?? new Map(), rules)
+    messages.delete(connection)
+  }
+  for (const [connection, byId] of messages) {
+    // A herd that was killed may not have written down that it opened this connection.
+    const [run = ""] = connection.split(" ")
+    if (ledger.unfinished.has(run)) continue
+    const nothing = { sent: 0, offered: 0, end: "broken", acked: new Ranges() } as const
+    judgeConnection(counts, connection, nothing, byId, rules)
+  }
+  return verdict(counts, ledger, rules)
+}
+
+/**
+ * Sorts messages by what gives them their ids: within one connection id, lines whose number is equally far
+ * from n have equal ids exactly when they are the same line.
+ */
+function addMessages(
+  messages: Map<string, Map<string, Range[]>>,
+  connectionId: string,
+  { connection, n, seq, count }: Segment,
+): void {
+  const byId = messages.get(connection) ?? new Map<string, Range[]>()
+  messages.set(connection, byId)
+  const id = `${connectionId} ${seq - n}`
+  const ranges = byId.get(id) ?? []
+  byId.set(id, ranges)
+  ranges.push({ from: n, to: n + count - 1 })
+}
+
+function judgeConnection(
+  counts: Counts,
+  connection: string,
+  { sent, offered, end, acked }: Readonly<SentConnection>,
+  byId: ReadonlyMap<string, readonly Range[]>,
+  { noRepeats }: Rules,
+): void {
+  const taken = new Ranges()
+  const ids: Range[] = []
+  for (const ranges of byId.values()) {
+    const once = new Ranges()
+    for (const { from, to } of ranges) once.add(from, to)
+    for (const { from, to } of once.list) taken.add(from, to)
+    ids.push(...once.list)
+    counts.recovered += overlaps(ranges).numbers
+    if (noRepeats) counts.faults.duplicated += overlaps(ranges).extra
+  }
+  counts.sent += sent
+  counts.acknowledged += acked.size
+  counts.taken += taken.size
+  counts.faults.duplicated += overlaps(ids).extra
+  counts.add("unexpected", taken.within(offered, Number.POSITIVE_INFINITY), connection)
+  const acknowledged = `${connection} (acknowledged)`
+  counts.add("unexpected", acked.within(offered, Number.POSITIVE_INFINITY), acknowledged)
+  const missing = taken.without(0, sent - 1)
+  const sure =
+    end === "drained" ? missing : missing.flatMap(({ from, to }) => acked.within(from, to))
+  counts.undecided += sizeOf(missing) - sizeOf(sure)
+  // An acknowledgement says more than the socket: the line has left even if that is not known of it.
+  const beyond = acked.within(sent, offered - 1).flatMap(({ from, to }) => taken.without(from, to))
+  counts.add("lost", [...sure, ...beyond], connection)
+}
+
+/** By the numbers the gateway gave, for one connection id. */
+function judgeOrder(counts: Counts, connectionId: string, segments: readonly Segment[]): void {
+  const seen = new Ranges()
+  const early: Range[] = []
+  const owner = segments[0]?.connection
+  let largest = -1
+  for (const { connection, n, seq, count } of segments) {
+    const last = seq + count - 1
+    // An id is never used again: two connections under one cannot be told apart.
+    if (seq !== n || connection !== owner) {
+      counts.add("mislabelled", [{ from: n, to: n + count - 1 }], connectionId)
+    }
+    for (const { from, to } of seen.add(seq, last)) {
+      if (from < largest) early.push({ from, to: Math.min(to, largest - 1) })
+    }
+    largest = Math.max(largest, last)
+  }
+  counts.add("outOfOrder", early, connectionId)
+  // In order by first messages is in order for whoever follows the numbers, too.
+  if (early.length > 0) counts.neverInOrder += countNeverInOrder(segments)
+}
+
+/** Follows one connection line by line; only for those few that were out of order. */
+function countNeverInOrder(segments: readonly Segment[]): number {
+  const places = new Map<number, number[]>()
+  let place = 0
+  for (const { seq, count } of segments) {
+    for (let at = seq; at < seq + count; at += 1) {
+      const known = places.get(at)
+      if (known === undefined) places.set(at, [place])
+      else known.push(place)
+      place += 1
+    }
+  }
+  let reached = -1
+  let never = 0
+  for (const seq of [...places.keys()].sort((a, b) => a - b)) {
+    const found = places.get(seq)?.find((at) => at > reached)
+    if (found === undefined) never += 1
+    else reached = found
+  }
+  return never
+}
+
+function verdict(counts: Counts, ledger: Ledger, { allowLost, order }: Rules): Verdict {
+  const { lost, duplicated, unexpected, outOfOrder, mislabelled } = counts.faults
+  const disorder = order === "first" ? outOfOrder : counts.neverInOrder
+  return {
+    kept: lost <= allowLost && duplicated + unexpected + disorder + mislabelled === 0,
+    connections: ledger.sent.size,
+    sent: counts.sent,
+    acknowledged: counts.acknowledged,
+    taken: counts.taken,
+    lost,
+    undecided: counts.undecided,
+    recovered: counts.recovered,
+    duplicated,
+    unexpected,
+    outOfOrder,
+    neverInOrder: counts.neverInOrder,
+    mislabelled,
+    left: ledger.left,
+    unfinished: ledger.unfinished.size,
+    examples: counts.examples,
+  }
+}

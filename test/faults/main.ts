@@ -1,0 +1,85 @@
+/**
+ * `bun run faults [--quick] [name …]`: makes every fault in its long size, or those of the files that are named, and
+ * writes what was measured into the table of docs/RELIABILITY.md.
+ *
+ * Exit status: that of the tests. The table is written only when all files ran and every promise was kept.
+ */
+
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import { parseArgs } from "node:util"
+import { commit, machine } from "../bench/harness.ts"
+import type { FaultResult } from "./fault.ts"
+
+const PAGE = join(import.meta.dir, "../../docs/RELIABILITY.md")
+const BEGIN = "<!-- faults: made by bun run faults -->"
+const END = "<!-- end of faults -->"
+const SUFFIX = ".test.ts"
+
+async function main(): Promise<number> {
+  const { values, positionals } = parseArgs({
+    allowPositionals: true,
+    options: { quick: { type: "boolean", default: false } },
+  })
+  const all = readdirSync(import.meta.dir)
+    .filter((file) => file.endsWith(SUFFIX))
+    .map((file) => file.slice(0, -SUFFIX.length))
+  const unknown = positionals.filter((name) => !all.includes(name))
+  if (unknown.length > 0) {
+    console.error(`no faults ${unknown.join(", ")}; there are ${all.join(", ")}`)
+    return 2
+  }
+  const names = positionals.length > 0 ? positionals : all
+  const directory = mkdtempSync(join(tmpdir(), "owsla-faults-"))
+  const results = join(directory, "results")
+  writeFileSync(results, "")
+  try {
+    const tests = Bun.spawn(
+      [...[process.execPath, "test"], ...names.map((name) => `./test/faults/${name}${SUFFIX}`)],
+      {
+        cwd: join(import.meta.dir, "../.."),
+        env: {
+          ...process.env,
+          FAULTS: values.quick ? "quick" : "long",
+          FAULTS_RESULTS: results,
+        },
+        stdio: ["ignore", "inherit", "inherit"],
+      },
+    )
+    const status = await tests.exited
+    const kept = readFileSync(results, "utf8")
+      .split("\n")
+      .filter((line) => line !== "")
+      .map((line) => JSON.parse(line) as FaultResult)
+    if (status === 0 && !values.quick && positionals.length === 0) writePage(kept)
+    return status
+  } finally {
+    rmSync(directory, { recursive: true })
+  }
+}
+
+function writePage(results: readonly FaultResult[]): void {
+  const page = readFileSync(PAGE, "utf8")
+  const before = page.slice(0, page.indexOf(BEGIN) + BEGIN.length)
+  const after = page.slice(page.indexOf(END))
+  const date = new Date().toISOString().slice(0, 10)
+  const measured = `Measured on ${date} at commit ${commit()}, on ${machine()}.`
+  writeFileSync(PAGE, `${before}\n\n${measured}\n\n${table(results)}\n\n${after}`)
+}
+
+export function table(results: readonly FaultResult[]): string {
+  const cell = (text: string) => text.replaceAll("|", "\\|")
+  const rows = results.map(({ fault, made, promise, figures }) => {
+    const measured = Object.entries(figures).map(([name, value]) => `${name}: ${format(value)}`)
+    return `| ${[fault, made, promise, measured.join("; ")].map(cell).join(" | ")} |`
+  })
+  const head = ["| fault | how it is made | promise | measured |", "|---|---|---|---|"]
+  return [...head, ...rows].join("\n")
+}
+
+function format(value: number | string): string {
+  return typeof value === "number" ? value.toLocaleString("en-US") : value
+}
+
+if (import.meta.main) process.exit(await main())
