@@ -5,7 +5,8 @@
  *
  *   come, gone ─► changes, the latest of each device ─► one message at a time ─► owsla.fleet
  *
- * While a message is on its way the next one fills, so that a storm of reconnections costs few of them.
+ * While a message is on its way, and for `GATHER_MS` at least, the next one fills: what each costs every worker
+ * of the fleet is shared by the devices in it, and a storm of reconnections costs few of them.
  * Lost messages are made good: every device is announced again when the broker is back, and every
  * `REANNOUNCE_MS`. Bound: one change for each device, `MAX_ROWS` a message.
  */
@@ -18,6 +19,8 @@ import { isNewer, type Parting, type Sighting } from "./sighting.ts"
 import type { Whereabouts } from "./whereabouts.ts"
 
 const REANNOUNCE_MS = 300_000
+/** A device alone is told of at once; others within this time after it wait for its end. */
+const GATHER_MS = 20
 
 type Devices = Extract<FleetMessage, { type: "devices" }>
 
@@ -111,10 +114,21 @@ export class Announcer {
     }
     if (here.length + gone.length === 0) return
     this.#sending = "message"
-    this.#channel.broadcast({ type: "devices", here, gone }, () => {
+    let confirmed = false
+    let gathered = false
+    const next = () => {
+      if (!confirmed || !gathered) return
       this.#sending = "nothing"
       this.#sendSoon()
+    }
+    this.#channel.broadcast({ type: "devices", here, gone }, () => {
+      confirmed = true
+      next()
     })
+    setTimeout(() => {
+      gathered = true
+      next()
+    }, GATHER_MS)
   }
 }
 

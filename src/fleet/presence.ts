@@ -3,7 +3,7 @@
  * connected or disconnected. Each event carries the connection's epoch: whoever keeps the largest of each
  * device is not misled by events that come late.
  *
- *   event ─► waiting ─► publisher (`MAX_IN_FLIGHT`) ─► owsla.presence
+ *   event ─► waiting, `GATHER_MS` ─► publisher (`MAX_IN_FLIGHT`) ─► owsla.presence
  *
  * Out of the lines' way: a lane of its own with few messages in flight, so a storm of events waits here
  * while lines pass. Nobody has to listen, so no event is mandatory. Bound: `MAX_WAITING` events; one more
@@ -21,6 +21,8 @@ import { instanceOf } from "./device-view.ts"
 const MAX_WAITING = 100_000
 /** The AMQP client pins 8 KiB for each. */
 const MAX_IN_FLIGHT = 200
+/** What comes within this time leaves in one write: a write and its confirm cost more than an event. */
+const GATHER_MS = 20
 const BACKOFF = { firstMs: 100, mostMs: 5_000 }
 /** Waiting events are cut off the front this many at a time. */
 const COMPACT_AFTER = 1_024
@@ -60,6 +62,7 @@ export class Presence {
   #waiting: (Entry | undefined)[] = []
   #waitingFrom = 0
   #nextId = 0
+  #gathering = false
 
   constructor(broker: Broker, options: PresenceOptions) {
     const { counters, steadyMs, workerId } = options
@@ -77,7 +80,7 @@ export class Presence {
       describe: messageOf,
       done: () => {
         counters.presenceSent += 1
-        this.#send()
+        if (!this.#gathering) this.#send()
       },
       whenReturned: () => "final",
       relieved: () => undefined,
@@ -133,7 +136,16 @@ export class Presence {
       this.#take()
       counters.presenceDropped += 1
     }
-    this.#send()
+    this.#sendSoon()
+  }
+
+  #sendSoon(): void {
+    if (this.#gathering) return
+    this.#gathering = true
+    setTimeout(() => {
+      this.#gathering = false
+      this.#send()
+    }, GATHER_MS)
   }
 
   #send(): void {

@@ -4,7 +4,7 @@
  * so.
  */
 
-import { describe, expect, test } from "bun:test"
+import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test"
 import type { PublishResult } from "../../src/broker/broker.ts"
 import { Counters } from "../../src/counters.ts"
 import { Backpressure } from "../../src/device/backpressure.ts"
@@ -17,6 +17,7 @@ import { type FleetContent, MAX_ROWS } from "../../src/fleet/messages.ts"
 import type { Sighting } from "../../src/fleet/sighting.ts"
 import { Whereabouts } from "../../src/fleet/whereabouts.ts"
 
+const GATHER_MS = 20
 const EPOCH = 1_750_000_000_000
 const REANNOUNCE_MS = 300_000
 const OTHER = { from: "gw.1", incarnation: "mb2k3f9zq7x3" }
@@ -117,9 +118,19 @@ class Subject {
   }
 }
 
-/** Lets this turn end, when what happened in it is told. */
-function turn(): Promise<void> {
-  return new Promise((resolve) => setImmediate(resolve))
+beforeEach(() => {
+  jest.useFakeTimers()
+})
+
+afterEach(() => {
+  jest.useRealTimers()
+})
+
+/** Lets this turn end, when what happened in it is told, and the time in which the next message fills. */
+async function turn(): Promise<void> {
+  await new Promise((resolve) => setImmediate(resolve))
+  jest.advanceTimersByTime(GATHER_MS)
+  await new Promise((resolve) => setImmediate(resolve))
 }
 
 describe("a device", () => {

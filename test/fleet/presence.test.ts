@@ -14,7 +14,7 @@ import type {
 import { EmbeddedBroker } from "../../src/broker/embedded.ts"
 import { EXCHANGES, PRESENCE_EXCHANGE } from "../../src/broker/topology.ts"
 import { Counters } from "../../src/counters.ts"
-import { CLOSE_REASONS } from "../../src/device/close-reason.ts"
+import { CLOSE_REASONS, type CloseReason } from "../../src/device/close-reason.ts"
 import type { Connection } from "../../src/device/connection.ts"
 import { Presence, type PresenceEvent } from "../../src/fleet/presence.ts"
 
@@ -25,6 +25,7 @@ const WORKER = "gw.eu.0"
 const MAX_WAITING = 100_000
 const MAX_IN_FLIGHT = 200
 const LONGEST_WAIT_MS = 5_000
+const GATHER_MS = 20
 
 beforeEach(() => {
   jest.useFakeTimers()
@@ -60,11 +61,24 @@ class ScriptedBroker extends EmbeddedBroker {
   }
 }
 
+/** Each event alone: what is told with it is waited for at once. */
+class GatheredPresence extends Presence {
+  override connected(connection: Connection): void {
+    super.connected(connection)
+    jest.advanceTimersByTime(GATHER_MS)
+  }
+
+  override disconnected(connection: Connection, reason: CloseReason): void {
+    super.disconnected(connection, reason)
+    jest.advanceTimersByTime(GATHER_MS)
+  }
+}
+
 class Subject {
   readonly broker = new ScriptedBroker()
   readonly lane = this.broker.scripted
   readonly counters = new Counters()
-  readonly presence = new Presence(this.broker, {
+  readonly presence = new GatheredPresence(this.broker, {
     workerId: WORKER,
     nowMs: () => NOW_MS,
     steadyMs: () => STEADY_MS,
@@ -178,7 +192,9 @@ describe("an event", () => {
     })
     const listener = { stateChanged: () => undefined, warning: () => undefined }
     broker.start({ exchanges: EXCHANGES, queues: [], subscriptions: [] }, listener)
+    await Promise.resolve()
     presence.connected(connection("lock:1"))
+    jest.advanceTimersByTime(GATHER_MS)
     for (let n = 0; n < 20; n += 1) await Promise.resolve()
     expect([presence.count, counters.presenceSent]).toEqual([0, 1])
     await broker.close()
@@ -186,6 +202,21 @@ describe("an event", () => {
 })
 
 describe("events", () => {
+  test("of some milliseconds leave together", () => {
+    const broker = new ScriptedBroker()
+    const presence = new Presence(broker, {
+      workerId: WORKER,
+      nowMs: () => NOW_MS,
+      steadyMs: () => STEADY_MS,
+      counters: new Counters(),
+    })
+    presence.connected(connection("lock:1"))
+    presence.connected(connection("bell:2"))
+    expect(broker.scripted.published.length).toBe(0)
+    jest.advanceTimersByTime(GATHER_MS)
+    expect(broker.scripted.published.length).toBe(2)
+  })
+
   test("are sent in the order in which they happened", () => {
     const subject = new Subject()
     subject.presence.connected(connection("lock:1"))
