@@ -12,7 +12,14 @@ import { join } from "node:path"
 import type { RunReport } from "../../src/simulator/report.ts"
 import type { Verdict } from "../../src/simulator/verdict.ts"
 import { AmqpProxy } from "../support/amqp-proxy.ts"
-import { ownQueues, residentBytes, startGateway, type TestGateway } from "../support/gateway.ts"
+import {
+  type GatewayPlace,
+  ownQueues,
+  residentBytes,
+  startGateway,
+  type TestGateway,
+} from "../support/gateway.ts"
+import type { Namespace } from "../support/namespace.ts"
 import { type PrivateBroker, startRabbitMq, uniqueNames } from "../support/rabbitmq.ts"
 import { until } from "../support/wait.ts"
 
@@ -37,6 +44,8 @@ export class FaultBed {
   /** Between gateway and broker, where one was asked for. */
   readonly proxy: AmqpProxy | null
   readonly #environment: Record<string, string>
+  readonly #place: GatewayPlace
+  readonly #brokerHost: string
   readonly #ends: (() => unknown)[] = []
   #gateway: TestGateway | null = null
 
@@ -44,23 +53,35 @@ export class FaultBed {
     broker: PrivateBroker,
     proxy: AmqpProxy | null,
     environment: Record<string, string>,
+    namespace: Namespace | null,
+    prefix: readonly string[],
   ) {
     this.broker = broker
     this.proxy = proxy
     this.#environment = environment
+    this.#brokerHost = namespace?.brokerAddress ?? "127.0.0.1"
+    this.#place =
+      namespace === null
+        ? { prefix }
+        : { prefix: [...namespace.prefix, ...prefix], host: namespace.deviceAddress }
   }
 
   /**
    * @param environment of the gateway, beside broker and queues.
-   * @param way with "proxied" the gateway's connections to the broker can be meddled with.
+   * @param way with "proxied" the gateway's connections to the broker can be meddled with; in a namespace
+   * they are too.
+   * @param prefix a command that runs the gateway, such as one that limits it.
    */
   static async start(
     environment: Record<string, string> = {},
-    way: "straight" | "proxied" = "straight",
+    way: "straight" | "proxied" | Namespace = "straight",
+    prefix: readonly string[] = [],
   ): Promise<FaultBed> {
     const broker = await startRabbitMq()
-    const proxy = way === "proxied" ? await AmqpProxy.start(broker.port) : null
-    const bed = new FaultBed(broker, proxy, environment)
+    const namespace = typeof way === "string" ? null : way
+    const proxy =
+      way === "straight" ? null : await AmqpProxy.start(broker.port, namespace?.brokerAddress)
+    const bed = new FaultBed(broker, proxy, environment, namespace, prefix)
     await bed.startGateway()
     return bed
   }
@@ -73,12 +94,10 @@ export class FaultBed {
   async startGateway(): Promise<TestGateway> {
     const { broker, proxy } = this
     const url = new URL(broker.url)
+    url.hostname = this.#brokerHost
     if (proxy !== null) url.port = String(proxy.port)
-    this.#gateway = await startGateway({
-      AMQP_URL: url.href,
-      ...this.queues,
-      ...this.#environment,
-    })
+    const environment = { AMQP_URL: url.href, ...this.queues, ...this.#environment }
+    this.#gateway = await startGateway(environment, this.#place)
     await this.ready()
     return this.#gateway
   }
@@ -151,7 +170,7 @@ export class RunningHerd {
     this.#process = Bun.spawn(
       [
         ...[process.execPath, SIMULATOR],
-        ...flag("port", bed.gateway.devicePort),
+        ...[...flag("host", bed.gateway.host), ...flag("port", bed.gateway.devicePort)],
         ...[...flag("devices", devices), ...flag("rate", rate), ...flag("bytes", bytes)],
         ...[...flag("ramp", 500), ...flag("duration", HERD_DURATION_S)],
         ...[...flag("settle", SETTLE_S), ...flag("ledger", this.#ledger)],

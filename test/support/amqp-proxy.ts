@@ -51,6 +51,8 @@ export class AmqpProxy {
   readonly port: number
   /** Everything as it is. */
   meddle: Meddle = (frame) => [frame]
+  /** How long what is on its way takes, each way; null: no longer than it does. */
+  delayMs: (() => number) | null = null
   readonly #server: net.Server
   readonly #sockets: Set<net.Socket>
 
@@ -60,7 +62,8 @@ export class AmqpProxy {
     this.#sockets = sockets
   }
 
-  static async start(brokerPort: number): Promise<AmqpProxy> {
+  /** @param host the address on which it listens. */
+  static async start(brokerPort: number, host = "127.0.0.1"): Promise<AmqpProxy> {
     const sockets = new Set<net.Socket>()
     let proxy: AmqpProxy | null = null
     let connections = 0
@@ -77,8 +80,11 @@ export class AmqpProxy {
           other.destroy()
         })
       }
-      client.pipe(broker)
-      const send = (frame: AmqpFrame) => void client.write(encode(frame))
+      const delay = () => proxy?.delayMs?.() ?? 0
+      const toBroker = new Delayed(delay, (bytes) => broker.write(bytes))
+      const toClient = new Delayed(delay, (bytes) => client.write(bytes))
+      client.on("data", (chunk: Buffer) => toBroker.push(chunk))
+      const send = (frame: AmqpFrame) => toClient.push(encode(frame))
       const connection = { number: connections, send }
       connections += 1
       const reader = new FrameReader((frame) => {
@@ -86,7 +92,7 @@ export class AmqpProxy {
       })
       broker.on("data", (chunk: Buffer) => reader.push(chunk))
     })
-    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve))
+    await new Promise<void>((resolve) => server.listen(0, host, resolve))
     proxy = new AmqpProxy(server, (server.address() as net.AddressInfo).port, sockets)
     return proxy
   }
@@ -94,6 +100,45 @@ export class AmqpProxy {
   stop(): void {
     this.#server.close()
     for (const socket of this.#sockets) socket.destroy()
+  }
+}
+
+/** Bytes that arrive later, in their order: timers alone do not keep it. */
+class Delayed {
+  readonly #delayMs: () => number
+  readonly #arrive: (bytes: Buffer) => void
+  #waiting: { readonly bytes: Buffer; readonly dueMs: number }[] = []
+  #lastDueMs = 0
+
+  constructor(delayMs: () => number, arrive: (bytes: Buffer) => void) {
+    this.#delayMs = delayMs
+    this.#arrive = arrive
+  }
+
+  push(bytes: Buffer): void {
+    const nowMs = performance.now()
+    const dueMs = Math.max(nowMs + this.#delayMs(), this.#lastDueMs)
+    this.#lastDueMs = dueMs
+    if (dueMs <= nowMs && this.#waiting.length === 0) {
+      this.#arrive(bytes)
+      return
+    }
+    this.#waiting.push({ bytes, dueMs })
+    if (this.#waiting.length === 1) this.#wait()
+  }
+
+  #wait(): void {
+    const [first] = this.#waiting
+    if (first === undefined) return
+    setTimeout(() => this.#arriveDue(), Math.max(0, first.dueMs - performance.now()))
+  }
+
+  #arriveDue(): void {
+    const nowMs = performance.now()
+    const due = this.#waiting.filter(({ dueMs }) => dueMs <= nowMs)
+    this.#waiting = this.#waiting.slice(due.length)
+    for (const { bytes } of due) this.#arrive(bytes)
+    this.#wait()
   }
 }
 

@@ -15,6 +15,7 @@ const MAIN_FILE = join(import.meta.dir, "../../src/main.ts")
 export type LogLine = Record<string, unknown> & { readonly msg: string }
 
 export interface TestGateway {
+  readonly host: string
   readonly devicePort: number
   readonly httpPort: number
   /** The process that was started: the supervisor, or the worker where there is none. */
@@ -60,16 +61,34 @@ export function testCaFile(): string {
   return join(certificateFiles().TLS_CERT_FILE, "../ca.crt")
 }
 
+const LOOPBACK = "127.0.0.1"
+const TOKEN = "a-token-of-the-tests"
+const AUTHORIZATION = { authorization: `Bearer ${TOKEN}` }
+
+/** Where it runs. */
+export interface GatewayPlace {
+  /** A command that runs it, such as one that enters a network namespace. */
+  readonly prefix?: readonly string[]
+  /** The address on which it listens and is reached. */
+  readonly host?: string
+}
+
 /**
  * Starts a gateway and waits until all its workers listen. Without `AMQP_URL` in `environment` it has
  * the embedded broker. Rejects with what it logged when it ends before that.
  */
-export async function startGateway(environment: Record<string, string> = {}): Promise<TestGateway> {
-  const child = Bun.spawn([process.execPath, MAIN_FILE], {
+export async function startGateway(
+  environment: Record<string, string> = {},
+  { prefix = [], host = LOOPBACK }: GatewayPlace = {},
+): Promise<TestGateway> {
+  const child = Bun.spawn([...prefix, process.execPath, MAIN_FILE], {
     env: {
       PATH: process.env["PATH"] ?? "",
       HOME: process.env["HOME"] ?? "",
-      DEVICE_HOST: "127.0.0.1",
+      DEVICE_HOST: host,
+      HTTP_HOST: host,
+      // Anything but loopback needs a token.
+      ...(host === LOOPBACK ? {} : { HTTP_TOKENS: TOKEN }),
       DEVICE_PORT: "0",
       HTTP_PORT: "0",
       INSTANCE_ID: `t${crypto.randomUUID().slice(0, 8)}`,
@@ -110,8 +129,13 @@ export async function startGateway(environment: Record<string, string> = {}): Pr
   const httpPort = Number(first?.["httpPort"])
   const fetchPath = (path: string, init?: RequestInit) =>
     // A kept connection would go to the same worker every time.
-    fetch(`http://127.0.0.1:${httpPort}${path}`, { keepalive: false, ...init })
+    fetch(`http://${host}:${httpPort}${path}`, {
+      keepalive: false,
+      ...init,
+      headers: { ...(host === LOOPBACK ? {} : AUTHORIZATION), ...init?.headers },
+    })
   return {
+    host,
     devicePort,
     httpPort,
     pid: child.pid,
