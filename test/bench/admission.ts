@@ -15,10 +15,10 @@ import {
   startGateway,
   testCaFile,
 } from "../support/gateway.ts"
-import { startRabbitMq, uniqueNames } from "../support/rabbitmq.ts"
+import { uniqueNames } from "../support/rabbitmq.ts"
 import { until } from "../support/wait.ts"
 import { type Child, startChild } from "./child.ts"
-import { type BenchResult, median, round } from "./harness.ts"
+import { type BenchResult, benchBroker, median, round } from "./harness.ts"
 
 export interface AdmissionParameters {
   readonly connections: number
@@ -45,7 +45,7 @@ export async function admission(
   auth: AdmissionAuth,
   { connections, rounds }: AdmissionParameters,
 ): Promise<BenchResult> {
-  const broker = await startRabbitMq()
+  const [broker, leave] = await benchBroker()
   const subjects = [await bare(auth), await gateway(auth, broker.url)] as const
   const crowds = subjects.map(({ port }) => crowd(port, auth, connections))
   const cpu: number[][] = [[], []]
@@ -63,7 +63,7 @@ export async function admission(
   } finally {
     for (const each of crowds) await each.stop()
     for (const { stop } of subjects) await stop()
-    await broker.dispose()
+    await leave()
   }
   const [bareUs, ownUs] = cpu.map(median) as [number, number]
   // The first wave after the warm-up: later ones find memory that was not given back.

@@ -1,7 +1,18 @@
 /** Each bench with its smoke parameters: that its counts are right, never how fast it is. */
 
-import { expect, test } from "bun:test"
+import { afterAll, beforeAll, expect, test } from "bun:test"
+import { type PrivateBroker, startRabbitMq } from "../support/rabbitmq.ts"
+import { shareBroker } from "./harness.ts"
 import { BENCHES } from "./main.ts"
+
+let broker: PrivateBroker
+
+beforeAll(async () => {
+  broker = await startRabbitMq()
+  shareBroker(broker)
+}, 60_000)
+
+afterAll(() => broker?.dispose(), 60_000)
 
 test.each(Object.keys(BENCHES))(
   "bench %s runs",

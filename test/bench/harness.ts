@@ -27,10 +27,24 @@ export interface Bed {
   readonly stop: () => Promise<void>
 }
 
+let shared: PrivateBroker | null = null
+
+/** Lets all benches use one broker from now on, for the smoke ones that run with the tests. */
+export function shareBroker(broker: PrivateBroker): void {
+  shared = broker
+}
+
+/** A node of the bench's own, unless one is shared; and how to leave it. */
+export async function benchBroker(): Promise<[PrivateBroker, () => Promise<void>]> {
+  if (shared !== null) return [shared, () => Promise.resolve()]
+  const own = await startRabbitMq()
+  return [own, () => own.dispose()]
+}
+
 export async function makeBed(environment: Record<string, string> = {}): Promise<Bed> {
   const name = uniqueNames("bench")
   const queues = { fromDevice: name("from_device"), toDevice: name("to_device") }
-  const broker = await startRabbitMq()
+  const [broker, leave] = await benchBroker()
   const gateway = await startGateway({
     AMQP_URL: broker.url,
     FROM_DEVICE_QUEUE: queues.fromDevice,
@@ -43,7 +57,7 @@ export async function makeBed(environment: Record<string, string> = {}): Promise
     queues,
     stop: async () => {
       await gateway.stop()
-      await broker.dispose()
+      await leave()
     },
   }
 }

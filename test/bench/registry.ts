@@ -5,10 +5,9 @@
  */
 
 import { cpuSeconds } from "../support/gateway.ts"
-import { startRabbitMq } from "../support/rabbitmq.ts"
 import { until } from "../support/wait.ts"
 import { startChild } from "./child.ts"
-import { type BenchResult, median, round } from "./harness.ts"
+import { type BenchResult, benchBroker, median, round } from "./harness.ts"
 
 export interface RegistryParameters {
   readonly devices: number
@@ -47,7 +46,7 @@ export async function registry(parameters: RegistryParameters): Promise<BenchRes
 }
 
 async function once(way: Way, devices: number, rate: number): Promise<Costs> {
-  const broker = await startRabbitMq()
+  const [broker, leave] = await benchBroker()
   const holder = startChild("registry-member.ts", { url: broker.url, way, devices, rate })
   const other = startChild("registry-member.ts", { url: broker.url, way, worker: "bench.1" })
   try {
@@ -77,6 +76,6 @@ async function once(way: Way, devices: number, rate: number): Promise<Costs> {
     return { holder: each("holder"), other: each("other"), broker: each("broker"), behindMs }
   } finally {
     await Promise.all([holder.stop(), other.stop()])
-    await broker.dispose()
+    await leave()
   }
 }

@@ -48,6 +48,7 @@ export class FaultBed {
   readonly #brokerHost: string
   readonly #ends: (() => unknown)[] = []
   #gateway: TestGateway | null = null
+  #ownsBroker = false
 
   private constructor(
     broker: PrivateBroker,
@@ -70,18 +71,20 @@ export class FaultBed {
    * @param environment of the gateway, beside broker and queues.
    * @param way with "proxied" the gateway's connections to the broker can be meddled with; in a namespace
    * they are too.
-   * @param prefix a command that runs the gateway, such as one that limits it.
+   * @param options `prefix`: a command that runs the gateway, such as one that limits it; `broker`: one that is
+   * there already and stays.
    */
   static async start(
     environment: Record<string, string> = {},
     way: "straight" | "proxied" | Namespace = "straight",
-    prefix: readonly string[] = [],
+    { prefix = [], broker: given }: { prefix?: readonly string[]; broker?: PrivateBroker } = {},
   ): Promise<FaultBed> {
-    const broker = await startRabbitMq()
+    const broker = given ?? (await startRabbitMq())
     const namespace = typeof way === "string" ? null : way
     const proxy =
       way === "straight" ? null : await AmqpProxy.start(broker.port, namespace?.brokerAddress)
     const bed = new FaultBed(broker, proxy, environment, namespace, prefix)
+    if (given === undefined) bed.#ownsBroker = true
     await bed.startGateway()
     return bed
   }
@@ -147,7 +150,7 @@ export class FaultBed {
     for (const end of this.#ends.reverse()) await end()
     await this.#gateway?.stop()
     this.proxy?.stop()
-    await this.broker.dispose()
+    if (this.#ownsBroker) await this.broker.dispose()
   }
 }
 

@@ -47,8 +47,8 @@ function brokerFault(
       const lossesBefore = await bed.gateway.metric("owsla_broker_losses_total")
       const figures = await act(herd)
       await bed.ready()
-      const losses = (await bed.gateway.metric("owsla_broker_losses_total")) - lossesBefore
       const kept = expectKept(await herd.end(), DEVICES)
+      const losses = (await bed.gateway.metric("owsla_broker_losses_total")) - lossesBefore
       const most = repeats === "none" ? 0 : losses * WINDOW_LINES
       expect(kept["repeated"]).toBeLessThanOrEqual(most)
       return { ...kept, ...figures }

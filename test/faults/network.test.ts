@@ -52,8 +52,8 @@ function networkFault(
       namespace?.heal()
       // A worker's own queue counts as consumed by its lost connection until the broker misses a heartbeat.
       await bed.ready(90_000)
-      const losses = (await bed.gateway.metric("owsla_broker_losses_total")) - lossesBefore
       const kept = expectKept(await herd.end(), DEVICES)
+      const losses = (await bed.gateway.metric("owsla_broker_losses_total")) - lossesBefore
       expect(kept["repeated"]).toBeLessThanOrEqual(losses * WINDOW_LINES)
       return { ...kept, ...figures }
     },

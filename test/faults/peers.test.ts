@@ -3,12 +3,13 @@
  * on while it is closed, and openings that are no TLS.
  */
 
-import { afterEach, expect } from "bun:test"
+import { afterAll, afterEach, beforeAll, expect } from "bun:test"
 import net from "node:net"
 import tls from "node:tls"
 import { AMQPClient } from "@cloudamqp/amqp-client"
 import { HOSTILE_KINDS } from "../../src/simulator/options.ts"
 import { testCaFile } from "../support/gateway.ts"
+import { type PrivateBroker, startRabbitMq } from "../support/rabbitmq.ts"
 import { connectDevice } from "../support/tls-device.ts"
 import { findProgram } from "../support/tools.ts"
 import { until } from "../support/wait.ts"
@@ -17,7 +18,14 @@ import { fault, sized } from "./fault.ts"
 
 const LIMIT_MS = sized(900_000, 120_000)
 const SECRET = "a-secret-of-the-faults"
+let broker: PrivateBroker
 let bed: FaultBed | null = null
+
+beforeAll(async () => {
+  broker = await startRabbitMq()
+}, LIMIT_MS)
+
+afterAll(() => broker?.dispose(), LIMIT_MS)
 
 afterEach(async () => {
   await bed?.stop()
@@ -25,7 +33,7 @@ afterEach(async () => {
 }, LIMIT_MS)
 
 async function start(environment: Record<string, string> = {}): Promise<FaultBed> {
-  bed = await FaultBed.start(environment)
+  bed = await FaultBed.start(environment, "straight", { broker })
   return bed
 }
 

@@ -3,7 +3,7 @@
  * send, a certificate that is renewed under them, and a clock that jumps.
  */
 
-import { afterEach, expect } from "bun:test"
+import { afterAll, afterEach, beforeAll, expect } from "bun:test"
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
@@ -12,6 +12,7 @@ import {
   createServerCertificate,
   type PemPair,
 } from "../../src/ops/certificates.ts"
+import { type PrivateBroker, startRabbitMq } from "../support/rabbitmq.ts"
 import { until } from "../support/wait.ts"
 import { expectKept, FaultBed } from "./bed.ts"
 import { fault, sized } from "./fault.ts"
@@ -22,7 +23,14 @@ const RATE = 50
 /** Lines of one worker that may be on their way; so many may be lost with it. */
 const WINDOW_LINES = 2_000
 const FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
+let broker: PrivateBroker
 let bed: FaultBed | null = null
+
+beforeAll(async () => {
+  broker = await startRabbitMq()
+}, LIMIT_MS)
+
+afterAll(() => broker?.dispose(), LIMIT_MS)
 
 afterEach(async () => {
   await bed?.stop()
@@ -30,7 +38,7 @@ afterEach(async () => {
 }, LIMIT_MS)
 
 async function start(environment: Record<string, string> = {}): Promise<FaultBed> {
-  bed = await FaultBed.start(environment)
+  bed = await FaultBed.start(environment, "straight", { broker })
   return bed
 }
 

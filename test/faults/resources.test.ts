@@ -3,18 +3,26 @@
  * disk.
  */
 
-import { afterEach, expect } from "bun:test"
+import { afterAll, afterEach, beforeAll, expect } from "bun:test"
 import { openSync } from "node:fs"
 import net from "node:net"
 import { join } from "node:path"
 import { certificateFiles, cpuSeconds, metricValue } from "../support/gateway.ts"
+import { type PrivateBroker, startRabbitMq } from "../support/rabbitmq.ts"
 import { connectDevice, type TestDevice } from "../support/tls-device.ts"
 import { until } from "../support/wait.ts"
 import { expectKept, FaultBed, residentMegabytes } from "./bed.ts"
 import { fault, sized } from "./fault.ts"
 
 const LIMIT_MS = sized(600_000, 120_000)
+let broker: PrivateBroker
 let bed: FaultBed | null = null
+
+beforeAll(async () => {
+  broker = await startRabbitMq()
+}, LIMIT_MS)
+
+afterAll(() => broker?.dispose(), LIMIT_MS)
 
 afterEach(async () => {
   await bed?.stop()
@@ -36,7 +44,7 @@ fault(
   },
   async () => {
     const limited = ["sh", "-c", `ulimit -n ${OPEN_FILES}; exec "$@"`, "sh"]
-    bed = await FaultBed.start({ WORKERS: "1" }, "straight", limited)
+    bed = await FaultBed.start({ WORKERS: "1" }, "straight", { prefix: limited, broker })
     const { gateway } = bed
     const worker = Number(gateway.workers().get(0))
     const herd = await bed.herd({ devices: INSIDE, rate: 10 })
@@ -97,7 +105,7 @@ fault(
       "resident memory at most 300 MB a worker; devices stay; everything arrives after, lost 0",
   },
   async () => {
-    const started = await FaultBed.start()
+    const started = await FaultBed.start({}, "straight", { broker })
     bed = started
     const herd = await started.herd({
       devices: FLOODING,
@@ -130,9 +138,9 @@ fault(
     promise: "lines go on to the broker; log lines are dropped and counted",
   },
   async () => {
-    const started = await FaultBed.start()
+    const started = await FaultBed.start({}, "straight", { broker })
     bed = started
-    const { broker, queues, gateway } = started
+    const { queues, gateway } = started
     const [devicePort, httpPort] = [await freePort(), await freePort()]
     const full = openSync("/dev/full", "w")
     const program = Bun.spawn([process.execPath, join(import.meta.dir, "../../src/main.ts")], {

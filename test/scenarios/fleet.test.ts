@@ -138,7 +138,10 @@ describe("takeover", () => {
       }
       const events = () => fleet.backEnd.presence.filter(({ device_id }) => device_id === name)
       await until(() => events().length === 9, { what: "five connected and four disconnected" })
-      const connected = events().filter(({ key }) => key === "device.connected")
+      // What different workers tell comes in no order between them; the epochs give it.
+      const connected = events()
+        .filter(({ key }) => key === "device.connected")
+        .toSorted((a, b) => a.epoch - b.epoch)
       const gone = events().filter(({ key }) => key === "device.disconnected")
       expect(gone.map(({ reason }) => reason)).toEqual(Array(4).fill("taken_over"))
       const newest = connected.reduce((a, b) => (b.epoch > a.epoch ? b : a))
