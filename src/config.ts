@@ -180,6 +180,8 @@ function shape(settings: Settings, values: Environment) {
       maxLineBytes: settings.MAX_LINE_BYTES,
       /** Null: derived from the open-files limit. */
       maxConnections: settings.MAX_CONNECTIONS === 0 ? null : settings.MAX_CONNECTIONS,
+      admission: { maxWaiting: settings.MAX_WAITING, perS: settings.MAX_HANDSHAKES_PER_S },
+      backlog: settings.LISTEN_BACKLOG,
       maxOutgoingBytes: settings.MAX_OUTGOING_BYTES,
       maxHeldBytes: settings.MAX_HELD_BYTES,
       handshakeTimeoutMs: settings.HANDSHAKE_TIMEOUT_MS,

@@ -4,7 +4,7 @@
  */
 
 import type { CloseReason } from "./device/close-reason.ts"
-import type { ListenerTls } from "./device/listener.ts"
+import type { AdmissionReport, ListenerTls } from "./device/listener.ts"
 import type { MetricsSnapshot } from "./ops/metrics.ts"
 
 /** What one worker says of itself. */
@@ -18,6 +18,7 @@ export interface WorkerReport {
     readonly reason?: string
   }
   readonly connections: number
+  readonly admission?: AdmissionReport
   /** Why a device that came now would be refused. */
   readonly refusing?: CloseReason | null
 }

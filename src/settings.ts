@@ -109,6 +109,27 @@ export const settings = v.object({
     max: 1_000_000,
     text: "Connections of one worker; one more is refused (overloaded). 0 derives it from the open-files limit.",
   }),
+  MAX_WAITING: integer({
+    default: 10_000,
+    min: 0,
+    max: 1_000_000,
+    unit: "connections",
+    text: "Accepted connections of one worker that may wait for their handshakes, first come first served; one more is refused (overloaded).",
+  }),
+  MAX_HANDSHAKES_PER_S: integer({
+    default: 0,
+    defaultText: "as many as leave connected devices their latency",
+    min: 0,
+    max: 100_000,
+    text: "Handshakes of one worker that may begin in a second. 0 lets it find out by itself.",
+  }),
+  LISTEN_BACKLOG: integer({
+    default: 4_096,
+    min: 1,
+    max: 65_535,
+    unit: "connections",
+    text: "Connections that the kernel holds until a worker accepts them, up to its own net.core.somaxconn.",
+  }),
   HANDSHAKE_TIMEOUT_MS: integer({
     default: 10_000,
     min: 100,

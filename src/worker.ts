@@ -18,6 +18,7 @@ import { EmbeddedBroker } from "./broker/embedded.ts"
 import { CommandIds } from "./broker/forwarding.ts"
 import { Lines } from "./broker/lines.ts"
 import { Posts } from "./broker/posts.ts"
+import { oldestSentAtMs } from "./broker/publisher.ts"
 import { Sender } from "./broker/sender.ts"
 import { brokerSetup } from "./broker/setup.ts"
 import { fleetQueue, workerQueue } from "./broker/topology.ts"
@@ -82,6 +83,7 @@ export class Worker {
   readonly #startedAtMs = Date.now()
   #http: Server<undefined> | null = null
   #sweeping: ReturnType<typeof setInterval> | null = null
+  #sweptAtMs = 0
   #state: "serving" | "draining" = "serving"
   /** Since when the broker takes messages: what waited through an alarm is not overdue at once. */
   #readySinceMs = 0
@@ -175,7 +177,8 @@ export class Worker {
       {
         host: config.device.host,
         port: options.devicePort,
-        maxConnections: this.#maxConnections,
+        backlog: config.device.backlog,
+        admission: { maxConnections: this.#maxConnections, ...config.device.admission },
       },
       this.#connections,
       context,
@@ -192,6 +195,7 @@ export class Worker {
           counters.connectionsClosed[reason] += 1
           events.emit("connection_refused", { reason })
         },
+        notice: (message) => events.emit("notice", { message }),
         fault: (error) => this.#fault(error, "listener"),
       },
     )
@@ -229,6 +233,7 @@ export class Worker {
       broker: this.#broker.state,
       connections: this.#connections.count,
       refusing: this.#listener.refusing,
+      admission: this.#listener.admission,
     }
   }
 
@@ -333,12 +338,12 @@ export class Worker {
 
   #sweep(): void {
     const atMs = steadyMs()
+    this.#listener.sweep(this.#sweptAtMs === 0 ? 0 : atMs - this.#sweptAtMs - SWEEP_EVERY_MS)
+    this.#sweptAtMs = atMs
     this.#connections.sweep(Date.now(), atMs)
     this.#fleet.sweep(Date.now())
     if (this.#broker.state.is !== "ready") return
-    const publishers = [this.#lines, this.#posts, this.#fleet.presence]
-    const oldest = publishers.map((publisher) => publisher.oldestSentAtMs())
-    const sentAtMs = Math.min(...oldest.filter((sentAtMs) => sentAtMs !== null))
+    const sentAtMs = oldestSentAtMs([this.#lines, this.#posts, this.#fleet.presence])
     const unconfirmedMs = Math.round(atMs - Math.max(sentAtMs, this.#readySinceMs))
     if (unconfirmedMs < this.#options.config.broker.confirmTimeoutMs) return
     this.#events.emit("broker_mute", { unconfirmedMs })
@@ -347,12 +352,7 @@ export class Worker {
 
   #deny(denylist: Denylist): void {
     this.#identity.denylist = denylist
-    this.#connections.forEach((connection) => {
-      const recipient = connection.endpoint?.recipient
-      if (recipient === undefined) return
-      const { fingerprint } = connection.peer
-      if (denylist.denies(recipient.deviceId, fingerprint)) connection.close("denied")
-    })
+    this.#connections.closeDenied(denylist)
   }
 
   #suspend(suspended: boolean): void {
@@ -367,6 +367,7 @@ export class Worker {
   #gauges(): Gauges {
     return {
       connections: this.#connections.count,
+      waiting: this.#listener.admission.waiting,
       windowLines: this.#lines.count,
       windowBytes: this.#lines.bytes,
       heldBytes: this.#backpressure.heldBytes,

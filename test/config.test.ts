@@ -69,6 +69,8 @@ describe("defaults", () => {
         ack: "off",
         maxLineBytes: 65_536,
         maxConnections: null,
+        admission: { maxWaiting: 10_000, perS: 0 },
+        backlog: 4_096,
         maxOutgoingBytes: 1_048_576,
         maxHeldBytes: 33_554_432,
         handshakeTimeoutMs: 10_000,

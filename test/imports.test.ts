@@ -16,6 +16,7 @@ const PURE = [
   "src/backoff.ts",
   "src/counters.ts",
   "src/drain.ts",
+  "src/fifo.ts",
   "src/restart.ts",
   "src/broker/command-message.ts",
   "src/broker/copies.ts",

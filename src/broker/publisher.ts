@@ -165,3 +165,9 @@ export class Publisher<T> {
     this.#send()
   }
 }
+
+/** Of several publishers; Infinity when nothing is with the broker. */
+export function oldestSentAtMs(publishers: readonly { oldestSentAtMs(): number | null }[]): number {
+  const each = publishers.map((publisher) => publisher.oldestSentAtMs())
+  return Math.min(...each.filter((sentAtMs) => sentAtMs !== null))
+}

@@ -8,6 +8,7 @@
 
 import type { CloseReason } from "./close-reason.ts"
 import type { Connection } from "./connection.ts"
+import type { Denylist } from "./denylist.ts"
 
 export const SWEEP_EVERY_MS = 250
 /** Idle and write time-outs are long; their sweep over all connections runs less often. */
@@ -100,6 +101,16 @@ export class Connections {
       }
     }
     return left
+  }
+
+  /** Closes those that were admitted before they were denied. */
+  closeDenied(denylist: Denylist): void {
+    for (const connection of this.#all.values()) {
+      const recipient = connection.endpoint?.recipient
+      if (recipient === undefined) continue
+      const { fingerprint } = connection.peer
+      if (denylist.denies(recipient.deviceId, fingerprint)) connection.close("denied")
+    }
   }
 
   heldCommands(): number {

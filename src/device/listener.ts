@@ -3,19 +3,21 @@
  * one `Connection` for each socket, and knows no lines, commands or brokers.
  *
  * No exception leaves a callback: a defect that meets one connection closes that one (`fault`).
- * Bounds: admission decides on each connection before its handshake.
+ * Bounds: admission decides on each connection before its handshake, and on when that may begin.
  */
 
 import type { X509Certificate } from "node:crypto"
 import type { Socket, TCPSocketListener } from "bun"
 import type { Counters } from "../counters.ts"
-import { refusal } from "./admission.ts"
+import { Admission, type AdmissionLimits } from "./admission.ts"
+import { setBacklog } from "./backlog.ts"
 import type { CloseReason } from "./close-reason.ts"
 import { Connection, type ConnectionContext } from "./connection.ts"
 import type { Connections } from "./connections.ts"
 import type { Identity, Verdict } from "./identity.ts"
 import type { ConnectionIds } from "./ids.ts"
 import { issuersValidUntilMs } from "./issuers.ts"
+import { Turn, Turns } from "./turns.ts"
 
 const TLS_1_2 = 0x0303
 
@@ -23,7 +25,20 @@ export interface ListenerOptions {
   readonly host: string
   /** 0 takes a free port. */
   readonly port: number
-  readonly maxConnections: number
+  /** Connections that the kernel may hold before they are accepted. */
+  readonly backlog: number
+  readonly admission: AdmissionLimits
+}
+
+/** How it stands with those that wait for their handshakes. */
+export interface AdmissionReport {
+  readonly waiting: number
+  /** Handshakes under way, and how many may be. */
+  readonly under_way: number
+  readonly at_once: number
+  readonly handshakes_per_s: number
+  /** When the last of those that wait will be in; null while nothing is known of it. */
+  readonly all_in_ms: number | null
 }
 
 /** What devices are shown, and asked for; PEM. */
@@ -40,11 +55,13 @@ export interface ListenerHooks {
   readonly unidentified: (connection: Connection, detail: string) => void
   /** A connection was refused before its handshake. */
   readonly refused: (reason: CloseReason) => void
+  /** Something that could not be had, without which devices are served all the same. */
+  readonly notice: (message: string) => void
   /** A defect of ours, caught. */
   readonly fault: (error: Error) => void
 }
 
-type DeviceTlsSocket = Socket<Connection | undefined>
+type DeviceTlsSocket = Socket<Connection | Turn<DeviceTlsSocket> | undefined>
 
 /** As Bun passes it to the handshake's callback; null after a good one. */
 interface HandshakeError {
@@ -62,7 +79,11 @@ export class Listener {
   readonly #counters: Counters
   readonly #ids: ConnectionIds
   readonly #identity: Identity
-  #listening: TCPSocketListener<Connection | undefined> | null = null
+  readonly #admission: Admission
+  readonly #turns: Turns<DeviceTlsSocket>
+  /** Those whose handshakes are under way. */
+  readonly #handshaking = new Set<Connection>()
+  #listening: TCPSocketListener<DeviceTlsSocket["data"]> | null = null
   #draining = false
 
   constructor(
@@ -80,6 +101,12 @@ export class Listener {
     this.#ids = ids
     this.#identity = identity
     this.#hooks = hooks
+    this.#admission = new Admission(options.admission)
+    this.#turns = new Turns(this.#admission, {
+      steadyMs: context.steadyMs,
+      open: () => !context.backpressure.suspended,
+      begin: (socket) => this.#begin(socket),
+    })
   }
 
   /** The port that was bound; 0 before `listen`. */
@@ -89,12 +116,29 @@ export class Listener {
 
   /** Why a connection that came now would be refused, or null. */
   get refusing(): CloseReason | null {
-    const state = {
+    return this.#admission.refusal({
       connections: this.#connections.count,
+      waiting: this.#turns.waiting,
       suspended: this.#context.backpressure.suspended,
       draining: this.#draining,
+    })
+  }
+
+  get admission(): AdmissionReport {
+    const { waiting } = this.#turns
+    return {
+      waiting,
+      under_way: this.#admission.underWay,
+      at_once: this.#admission.atOnce,
+      handshakes_per_s: this.#admission.ratePerS,
+      all_in_ms: this.#admission.waitMs(waiting),
     }
-    return refusal(state, this.#options.maxConnections)
+  }
+
+  /** To be called now and then, with how late that is. */
+  sweep(lagMs: number): void {
+    this.#admission.look(lagMs, this.#context.steadyMs())
+    this.#turns.next()
   }
 
   /** @throws when the address is in use or the certificate and key are no pair. */
@@ -132,42 +176,70 @@ export class Listener {
         handshake: (socket: DeviceTlsSocket, success: boolean, error: HandshakeError | null) =>
           this.#handshook(socket, success, error),
         data: (socket: DeviceTlsSocket, chunk: Uint8Array) => this.#received(socket, chunk),
-        drain: (socket: DeviceTlsSocket) => socket.data?.flush(),
+        drain: (socket: DeviceTlsSocket) => connectionOf(socket)?.flush(),
         close: (socket: DeviceTlsSocket) => this.#closed(socket),
         // Bun calls this when a callback of ours threw, and when an established session broke.
         error: (socket: DeviceTlsSocket, error: Error) => this.#failed(socket, error),
       },
     }
-    // `reusePort` and a numeric `minVersion` work but are not in the types.
-    return Bun.listen(options as never) as TCPSocketListener<Connection | undefined>
+    // `reusePort`, a numeric `minVersion` and `fd` work but are not in the types.
+    const listening = Bun.listen(options as never) as TCPSocketListener<DeviceTlsSocket["data"]>
+    const { fd } = listening as unknown as { readonly fd: number }
+    const refused = setBacklog(fd, this.#options.backlog)
+    if (refused !== null) this.#hooks.notice(`LISTEN_BACKLOG stays the system's: ${refused}`)
+    return listening
   }
 
   /** Stops accepting; live connections stay. */
   stop(): void {
     this.#draining = true
     this.#listening?.stop(false)
+    for (const socket of this.#turns.clear()) {
+      socket.data = undefined
+      this.#refuse(socket, "drained")
+    }
   }
 
   #opened(socket: DeviceTlsSocket): void {
     this.#counters.connectionsAccepted += 1
     const reason = this.refusing
     if (reason !== null) {
-      socket.terminate()
-      this.#hooks.refused(reason)
+      this.#refuse(socket, reason)
       return
     }
+    const now = this.#admission.beginsInMs(this.#context.steadyMs()) === 0
+    if (now && this.#turns.waiting === 0) this.#begin(socket)
+    else {
+      socket.data = this.#turns.wait(socket)
+      this.#turns.next()
+    }
+  }
+
+  #refuse(socket: DeviceTlsSocket, reason: CloseReason): void {
+    socket.terminate()
+    this.#hooks.refused(reason)
+  }
+
+  #begin(socket: DeviceTlsSocket): void {
     const connection = new Connection(this.#ids.mint(), socket, this.#context)
     socket.data = connection
     this.#connections.add(connection)
+    this.#handshaking.add(connection)
+    this.#admission.began(connection.acceptedAtMs)
   }
 
   #handshook(socket: DeviceTlsSocket, success: boolean, error: HandshakeError | null): void {
-    const connection = socket.data
+    const connection = connectionOf(socket)
     if (connection === undefined || connection.state !== "handshaking") return
     if (!success) {
       const unshown = error?.message.includes(NO_CERTIFICATE) === true
       connection.close(unshown ? "not_identified" : "handshake_failed")
       return
+    }
+    if (this.#handshaking.delete(connection)) {
+      const steadyMs = this.#context.steadyMs()
+      this.#admission.completed(steadyMs - connection.acceptedAtMs, steadyMs)
+      this.#turns.next()
     }
     connection.identify()
     const verdict = this.#identity.handshaken(connection, {
@@ -181,7 +253,7 @@ export class Listener {
   }
 
   #received(socket: DeviceTlsSocket, chunk: Uint8Array): void {
-    const connection = socket.data
+    const connection = connectionOf(socket)
     if (connection === undefined) this.#counters.bytesAfterClose += chunk.length
     else if (connection.state !== "identifying") connection.received(chunk)
     else this.#perform(socket, connection, this.#identity.received(connection, chunk))
@@ -211,15 +283,24 @@ export class Listener {
   }
 
   #closed(socket: DeviceTlsSocket): void {
-    const connection = socket.data
+    const { data } = socket
+    if (data instanceof Turn) {
+      this.#turns.leave(data)
+      this.#hooks.refused("handshake_failed")
+      return
+    }
+    const connection = data
     if (connection === undefined) return
     this.#identity.forget(connection)
     connection.socketClosed()
     this.#connections.remove(connection)
+    if (!this.#handshaking.delete(connection)) return
+    this.#admission.ended()
+    this.#turns.next()
   }
 
   #failed(socket: DeviceTlsSocket, error: Error): void {
-    const connection = socket.data
+    const connection = connectionOf(socket)
     // What the system or OpenSSL says of a connection has a number; what our callbacks threw has not.
     if (!("errno" in error)) {
       this.#hooks.fault(error)
@@ -228,4 +309,9 @@ export class Listener {
     }
     connection?.close("peer_closed")
   }
+}
+
+/** Undefined for a socket that waits, and for one that was refused. */
+function connectionOf({ data }: DeviceTlsSocket): Connection | undefined {
+  return data instanceof Connection ? data : undefined
 }

@@ -16,6 +16,7 @@ import { PRESENCE_EXCHANGE } from "../broker/topology.ts"
 import type { Counters } from "../counters.ts"
 import type { CloseReason } from "../device/close-reason.ts"
 import type { Connection } from "../device/connection.ts"
+import { Fifo } from "../fifo.ts"
 import { instanceOf } from "./device-view.ts"
 
 const MAX_WAITING = 100_000
@@ -24,8 +25,6 @@ const MAX_IN_FLIGHT = 200
 /** What comes within this time leaves in one write: a write and its confirm cost more than an event. */
 const GATHER_MS = 20
 const BACKOFF = { firstMs: 100, mostMs: 5_000 }
-/** Waiting events are cut off the front this many at a time. */
-const COMPACT_AFTER = 1_024
 
 /** The body of an event; times are milliseconds since 1970. */
 export interface PresenceEvent {
@@ -59,8 +58,7 @@ export class Presence {
   readonly #options: PresenceOptions
   readonly #publisher: Publisher<Entry>
   readonly #instance: string
-  #waiting: (Entry | undefined)[] = []
-  #waitingFrom = 0
+  readonly #waiting = new Fifo<Entry>()
   #nextId = 0
   #gathering = false
 
@@ -92,7 +90,7 @@ export class Presence {
 
   /** Events that the broker does not have yet. */
   get count(): number {
-    return this.#waiting.length - this.#waitingFrom + this.#publisher.count
+    return this.#waiting.length + this.#publisher.count
   }
 
   oldestSentAtMs(): number | null {
@@ -132,8 +130,8 @@ export class Presence {
     }
     this.#waiting.push({ id: `${connectionId}:${this.#nextId}`, event })
     this.#nextId += 1
-    if (this.#waiting.length - this.#waitingFrom > MAX_WAITING) {
-      this.#take()
+    if (this.#waiting.length > MAX_WAITING) {
+      this.#waiting.shift()
       counters.presenceDropped += 1
     }
     this.#sendSoon()
@@ -150,22 +148,10 @@ export class Presence {
 
   #send(): void {
     while (this.#publisher.hasRoom) {
-      const entry = this.#take()
+      const entry = this.#waiting.shift()
       if (entry === undefined) return
       this.#publisher.publish(entry, 0)
     }
-  }
-
-  #take(): Entry | undefined {
-    const entry = this.#waiting[this.#waitingFrom]
-    if (entry === undefined) return undefined
-    this.#waiting[this.#waitingFrom] = undefined
-    this.#waitingFrom += 1
-    if (this.#waitingFrom === this.#waiting.length || this.#waitingFrom >= COMPACT_AFTER) {
-      this.#waiting = this.#waiting.slice(this.#waitingFrom)
-      this.#waitingFrom = 0
-    }
-    return entry
   }
 }
 

@@ -27,7 +27,9 @@ export function health({ version, startedAtMs, nowMs, report, reports }: HealthD
       version,
       uptime_s: Math.floor((nowMs() - startedAtMs) / 1000),
       broker: own.broker.is,
-      connections: workers.reduce((sum, worker) => sum + worker.connections, 0),
+      connections: sum(workers, ({ connections }) => connections),
+      waiting: sum(workers, ({ admission }) => admission?.waiting ?? 0),
+      all_in_ms: allInMs(workers),
       workers,
     })
   })
@@ -46,4 +48,15 @@ export function health({ version, startedAtMs, nowMs, report, reports }: HealthD
   })
 
   return routes
+}
+
+function sum(workers: readonly WorkerReport[], of: (worker: WorkerReport) => number): number {
+  return workers.reduce((sum, worker) => sum + of(worker), 0)
+}
+
+/** When the last device that waits will be in, as far as is known. */
+function allInMs(workers: readonly WorkerReport[]): number | null {
+  const each = workers.map(({ admission }) => admission?.all_in_ms ?? 0)
+  const unknown = workers.some(({ admission }) => admission?.all_in_ms === null)
+  return unknown ? null : Math.max(0, ...each)
 }

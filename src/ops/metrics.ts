@@ -20,6 +20,7 @@ export type MetricsSnapshot = MetricObjectWithValues<never>[]
 /** What is measured at the moment of asking. */
 export interface Gauges {
   readonly connections: number
+  readonly waiting: number
   readonly windowLines: number
   readonly windowBytes: number
   readonly heldBytes: number
@@ -78,6 +79,7 @@ export class WorkerMetrics {
     }
     const c = counters
     gauge("owsla_connections", "Connections in any state", () => gauges().connections)
+    gauge("owsla_connections_waiting", "Waiting for their handshakes", () => gauges().waiting)
     counter("owsla_connections_accepted_total", "Accepted, before TLS", () => c.connectionsAccepted)
     counter("owsla_connections_admitted_total", "Admitted, after TLS", () => c.connectionsAdmitted)
     counterBy("owsla_connections_closed_total", "Ended or refused, by reason", "reason", () =>

@@ -1,32 +1,167 @@
-/** Admission: every combination of its three inputs, and the bound itself. */
+/** Admission: who is refused, who waits, and how the number of handshakes under way tunes itself. */
 
-import { expect, test } from "bun:test"
+import { describe, expect, test } from "bun:test"
 import fc from "fast-check"
-import { refusal } from "../../src/device/admission.ts"
+import { Admission, type AdmissionLimits } from "../../src/device/admission.ts"
 import { CHEAP_RUNS, check } from "../support/property.ts"
 
-const open = { connections: 0, suspended: false, draining: false }
+const LIMITS: AdmissionLimits = { maxConnections: 100, maxWaiting: 10, perS: 0 }
+const QUIET = { connections: 0, waiting: 0, suspended: false, draining: false }
+const FIRST_AT_ONCE = 64
+const LEAST_AT_ONCE = 8
 
-test.each([
-  [0, 1, null],
-  [1, 1, "overloaded"],
-  [2, 1, "overloaded"],
-  [9_999, 10_000, null],
-  [10_000, 10_000, "overloaded"],
-  [0, 0, "overloaded"],
-] as const)("%d connections of at most %d: %p", (connections, maxConnections, expected) => {
-  expect(refusal({ ...open, connections }, maxConnections)).toBe(expected)
+function admission(limits: Partial<AdmissionLimits> = {}): Admission {
+  return new Admission({ ...LIMITS, ...limits })
+}
+
+/** Handshakes one after the other that each take so long; returns the time after them. */
+function handshakes(subject: Admission, count: number, tookMs: number, fromMs = 0): number {
+  let atMs = fromMs
+  for (let n = 0; n < count; n += 1) {
+    subject.began(atMs)
+    atMs += tookMs
+    subject.completed(tookMs, atMs)
+  }
+  return atMs
+}
+
+describe("who is refused", () => {
+  test.each([
+    [0, 0, null],
+    [99, 0, null],
+    [100, 0, "overloaded"],
+    [91, 9, "overloaded"],
+    [0, 9, null],
+    [0, 10, "overloaded"],
+  ] as const)("with %d connections and %d waiting: %p", (connections, waiting, expected) => {
+    expect(admission().refusal({ ...QUIET, connections, waiting })).toBe(expected)
+  })
+
+  test("while reading is suspended, everybody", () => {
+    expect(admission().refusal({ ...QUIET, suspended: true })).toBe("overloaded")
+  })
+
+  test("draining is the reason whatever else is true", () => {
+    check(
+      fc.property(fc.nat(200), fc.nat(20), fc.boolean(), (connections, waiting, suspended) => {
+        const state = { connections, waiting, suspended, draining: true }
+        expect(admission().refusal(state)).toBe("drained")
+      }),
+      CHEAP_RUNS,
+    )
+  })
 })
 
-test("while reading is suspended nobody is admitted", () => {
-  expect(refusal({ ...open, suspended: true }, 100)).toBe("overloaded")
+describe("how many at once", () => {
+  test("one more waits for one that ends, completed or not", () => {
+    const subject = admission()
+    for (let n = 0; n < FIRST_AT_ONCE; n += 1) {
+      expect(subject.beginsInMs(0)).toBe(0)
+      subject.began(0)
+    }
+    expect(subject.beginsInMs(0)).toBe(Number.POSITIVE_INFINITY)
+    subject.ended()
+    expect(subject.beginsInMs(0)).toBe(0)
+    subject.began(0)
+    subject.completed(1, 1)
+    expect(subject.beginsInMs(1)).toBe(0)
+  })
+
+  test("grows while handshakes are as quick as the quickest", () => {
+    const subject = admission()
+    handshakes(subject, 8, 5)
+    expect(subject.atOnce).toBe(FIRST_AT_ONCE + 1)
+  })
+
+  test("does not shrink for a network that is slow for all", () => {
+    const subject = admission()
+    handshakes(subject, 80, 300)
+    expect(subject.atOnce).toBe(FIRST_AT_ONCE + 10)
+  })
+
+  test("shrinks when they wait for each other, once for each such wait", () => {
+    const subject = admission()
+    const atMs = handshakes(subject, 1, 5)
+    const before = subject.atOnce
+    for (let n = 0; n < 10; n += 1) {
+      subject.began(atMs)
+      subject.completed(200, atMs + n)
+    }
+    expect(subject.atOnce).toBe(Math.floor((FIRST_AT_ONCE + 1 / 8) * 0.8))
+    expect(subject.atOnce).toBeLessThan(before)
+  })
+
+  test("shrinks when the event loop lags while handshakes are under way, and not otherwise", () => {
+    const subject = admission()
+    subject.look(200, 1_000)
+    expect(subject.atOnce).toBe(FIRST_AT_ONCE)
+    subject.began(1_000)
+    subject.look(200, 1_250)
+    expect(subject.atOnce).toBe(Math.floor(FIRST_AT_ONCE * 0.8))
+  })
+
+  test("the quickest is forgotten after a while, so a network that got slower is not held against them", () => {
+    const subject = admission()
+    let atMs = handshakes(subject, 10, 1)
+    atMs = handshakes(subject, 200, 300, atMs)
+    const shrunk = subject.atOnce
+    atMs = handshakes(subject, 400, 300, atMs)
+    expect(subject.atOnce).toBeGreaterThan(shrunk)
+  })
+
+  test("stays within its bounds whatever happens, and counts what is under way", () => {
+    const event = fc.oneof(
+      fc.record({ do: fc.constant("begin" as const), ms: fc.nat(50) }),
+      fc.record({ do: fc.constant("complete" as const), ms: fc.nat(2_000) }),
+      fc.record({ do: fc.constant("end" as const), ms: fc.nat(50) }),
+      fc.record({ do: fc.constant("look" as const), ms: fc.nat(500) }),
+    )
+    check(
+      fc.property(fc.array(event, { maxLength: 200 }), (events) => {
+        const subject = admission()
+        let atMs = 0
+        let underWay = 0
+        for (const { do: what, ms } of events) {
+          atMs += ms
+          if (what === "look") subject.look(ms, atMs)
+          else if (what === "begin") {
+            if (subject.beginsInMs(atMs) > 0) continue
+            subject.began(atMs)
+            underWay += 1
+          } else if (underWay > 0) {
+            underWay -= 1
+            if (what === "complete") subject.completed(ms, atMs)
+            else subject.ended()
+          }
+          expect(subject.underWay).toBe(underWay)
+          expect(subject.atOnce).toBeGreaterThanOrEqual(LEAST_AT_ONCE)
+          expect(subject.atOnce).toBeLessThanOrEqual(4_096)
+        }
+      }),
+      CHEAP_RUNS,
+    )
+  })
 })
 
-test("draining is the reason whatever else is true", () => {
-  check(
-    fc.property(fc.nat(5), fc.nat(5), fc.boolean(), (connections, maxConnections, suspended) => {
-      expect(refusal({ connections, suspended, draining: true }, maxConnections)).toBe("drained")
-    }),
-    CHEAP_RUNS,
-  )
+describe("a rate that is set", () => {
+  test("spreads beginnings, and does not save up what was not used", () => {
+    const subject = admission({ perS: 100 })
+    subject.began(0)
+    expect(subject.beginsInMs(0)).toBe(10)
+    expect(subject.beginsInMs(4)).toBe(6)
+    expect(subject.beginsInMs(10)).toBe(0)
+    subject.began(1_000)
+    expect(subject.beginsInMs(1_000)).toBe(10)
+  })
+})
+
+describe("what is told of those that wait", () => {
+  test("when the last of them will be in, by the rate of the last second", () => {
+    const subject = admission()
+    expect([subject.waitMs(0), subject.waitMs(5)]).toEqual([0, null])
+    handshakes(subject, 100, 1)
+    subject.look(0, 1_000)
+    expect(subject.ratePerS).toBe(100)
+    expect(subject.waitMs(50)).toBe(500)
+  })
 })

@@ -125,8 +125,24 @@ describe("GET /health", () => {
       uptime_s: 5,
       broker: "ready",
       connections: 7,
+      waiting: 0,
+      all_in_ms: 0,
       workers: [SERVING, other],
     })
+  })
+
+  test.each([
+    [300, 200, 300],
+    [300, null, null],
+  ])("tells how many wait and when the last will be in: %p and %p ms", async (one, two, all) => {
+    const waiting = (worker: string, all_in_ms: number | null): WorkerReport => ({
+      ...SERVING,
+      worker,
+      admission: { waiting: 40, under_way: 64, at_once: 64, handshakes_per_s: 9, all_in_ms },
+    })
+    const reports = async () => [waiting("gw1.0", one), waiting("gw1.1", two)]
+    const response = await sidecar({ reports }).get("/health")
+    expect(await response.json()).toMatchObject({ waiting: 80, all_in_ms: all })
   })
 
   test("is 200 while draining and with the broker away, since the process serves", async () => {

@@ -18,6 +18,7 @@ import {
 
 const GAUGES: Gauges = {
   connections: 5,
+  waiting: 11,
   windowLines: 1,
   windowBytes: 2,
   heldBytes: 3,
