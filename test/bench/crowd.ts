@@ -2,7 +2,7 @@
  * A crowd: devices that connect, say who they are and then only hold their connection. A process may open
  * 20,000 files: larger crowds are several of these.
  *
- *   stdout {"ready": n} ─► stdin "connect" ─► stdout {"connected": n}
+ *   stdout {"ready": n} ─► stdin "connect" ─► stdout {"connected": n, "ms": all, "medianMs", "slowestMs": one}
  *                       ─► stdin "close" ─► stdout {"closed": n} ─► again
  */
 
@@ -25,14 +25,15 @@ const { values } = parseArgs({
     "ca-key": { type: "string", default: "" },
     /** Connections, and later closes, a second; 0: as fast as they go. */
     rate: { type: "string", default: "0" },
+    /** Handshakes that are begun and not complete. */
+    "at-once": { type: "string", default: "64" },
   },
 })
 const port = Number(values.port)
 const connections = Number(values.connections)
 const first = Number(values.first)
 const rate = Number(values.rate)
-/** Handshakes that are begun and not complete. */
-const MOST_AT_ONCE = 64
+const atOnce = Number(values["at-once"])
 const CLIENT = { rejectUnauthorized: false }
 
 interface DeviceIdentity {
@@ -61,10 +62,13 @@ for (let at = first; at < first + connections; at += 1) {
 }
 
 const sockets = new Set<Bun.Socket>()
+/** From the beginning to the end of each handshake of this wave. */
+let tookMs: number[] = []
 
 function connect(at: number): Promise<void> {
   const { line = "", tls = CLIENT } = identities[at] ?? {}
   const { promise, resolve } = Promise.withResolvers<void>()
+  const begunAtMs = performance.now()
   Bun.connect({
     hostname: "127.0.0.1",
     port,
@@ -73,6 +77,7 @@ function connect(at: number): Promise<void> {
       handshake: (socket) => {
         if (line !== "") socket.write(line)
         sockets.add(socket)
+        tookMs.push(performance.now() - begunAtMs)
         resolve()
       },
       data: () => undefined,
@@ -86,7 +91,7 @@ function connect(at: number): Promise<void> {
   return promise
 }
 
-/** Runs `act` for 0 to `count` - 1, at the rate and no more than `MOST_AT_ONCE` at a time. */
+/** Runs `act` for 0 to `count` - 1, at the rate and no more than `atOnce` at a time. */
 async function paced(count: number, act: (at: number) => Promise<void>): Promise<void> {
   const startedAtMs = performance.now()
   let next = 0
@@ -98,14 +103,19 @@ async function paced(count: number, act: (at: number) => Promise<void>): Promise
       await act(at)
     }
   }
-  await Promise.all(Array.from({ length: Math.min(count, MOST_AT_ONCE) }, lane))
+  await Promise.all(Array.from({ length: Math.min(count, atOnce) }, lane))
 }
 
 report({ ready: connections })
 for await (const line of console) {
   if (line === "connect") {
+    tookMs = []
+    const startedAtMs = performance.now()
     await paced(connections, connect)
-    report({ connected: sockets.size })
+    const ms = performance.now() - startedAtMs
+    const sorted = tookMs.toSorted((a, b) => a - b)
+    const medianMs = sorted[Math.floor(sorted.length / 2)] ?? 0
+    report({ connected: sockets.size, ms, medianMs, slowestMs: sorted.at(-1) ?? 0 })
   }
   if (line === "close") {
     const open = [...sockets]

@@ -9,6 +9,7 @@ import { commands } from "./commands.ts"
 import { type BenchResult, commit, machine } from "./harness.ts"
 import { lines } from "./lines.ts"
 import { registry } from "./registry.ts"
+import { stampede } from "./stampede.ts"
 
 const admissionBy = (auth: AdmissionAuth) => (smoke: boolean) =>
   admission(auth, { connections: smoke ? 300 : 5_000, rounds: smoke ? 1 : 5 })
@@ -24,6 +25,8 @@ export const BENCHES: Record<string, (smoke: boolean) => Promise<BenchResult>> =
   "admission-none": admissionBy("none"),
   "admission-hello": admissionBy("hello"),
   "admission-mtls": admissionBy("mtls"),
+  stampede: (smoke) =>
+    stampede({ devices: smoke ? 200 : 20_000, crowds: 2, connected: smoke ? 5 : 50 }),
   registry: (smoke) =>
     registry({
       devices: smoke ? 200 : 20_000,
