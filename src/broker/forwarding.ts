@@ -6,7 +6,7 @@
  * repeated after a lost connection is a second message. So each goes along as a header.
  */
 
-import type { WorkerProcess } from "../device/ids.ts"
+import { ConnectionIds } from "../device/ids.ts"
 import type { MessageProperties } from "./broker.ts"
 import {
   COMMAND_ID_HEADER,
@@ -20,21 +20,9 @@ import { republishable } from "./fields.ts"
 /** The most that RabbitMQ takes; it closes the channel at more. */
 const MAX_EXPIRATION_MS = 2 ** 32 - 1
 
-/** Mints the ids of the commands that one process is the first to forward. */
-export class CommandIds {
-  readonly #prefix: string
-  #next = 0
-
-  constructor({ worker, incarnation }: WorkerProcess) {
-    this.#prefix = `${worker}.${incarnation}.`
-  }
-
-  mint(): string {
-    const id = this.#prefix + this.#next.toString(36)
-    this.#next += 1
-    return id
-  }
-}
+/** Mints the ids of the commands that one process is the first to forward: of the form of its connections'. */
+export const CommandIds = ConnectionIds
+export type CommandIds = ConnectionIds
 
 /** The properties of a command on its way to another worker. */
 export function forwarded(

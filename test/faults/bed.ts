@@ -5,7 +5,7 @@
  * Everything is a process of its own and ends with `stop`.
  */
 
-import { expect } from "bun:test"
+import { afterAll, afterEach, beforeAll, expect } from "bun:test"
 import { mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
@@ -151,6 +151,30 @@ export class FaultBed {
     await this.#gateway?.stop()
     this.proxy?.stop()
     if (this.#ownsBroker) await this.broker.dispose()
+  }
+}
+
+/**
+ * For a file of faults that leave the broker alone: one node for all, and of each test a bed of its own, which ends
+ * with it.
+ */
+export function bedsOnOneBroker(limitMs: number) {
+  let broker: PrivateBroker
+  let bed: FaultBed | null = null
+  beforeAll(async () => {
+    broker = await startRabbitMq()
+  }, limitMs)
+  afterEach(async () => {
+    await bed?.stop()
+    bed = null
+  }, limitMs)
+  afterAll(() => broker?.dispose(), limitMs)
+  return async (
+    environment: Record<string, string> = {},
+    prefix: readonly string[] = [],
+  ): Promise<FaultBed> => {
+    bed = await FaultBed.start(environment, "straight", { prefix, broker })
+    return bed
   }
 }
 

@@ -9,7 +9,7 @@ import { connectDevice } from "../support/tls-device.ts"
 import { pikaConsume } from "../support/tools.ts"
 import { until } from "../support/wait.ts"
 import { expectKept, FaultBed, type RunningHerd, residentMegabytes } from "./bed.ts"
-import { type Fault, type Figures, fault, sized } from "./fault.ts"
+import { type Fault, type Figures, fault, last, sized } from "./fault.ts"
 
 const LIMIT_MS = sized(240_000, 90_000)
 const DEVICES = sized(100, 30)
@@ -57,13 +57,10 @@ function brokerFault(
   )
 }
 
-/** Lets the fault last: its length is the load that is put on, and no wait for anything. */
-const last = (seconds: number) => Bun.sleep(seconds * 1_000)
-
 brokerFault(
   {
     fault: "connection closed, again and again",
-    made: `rabbitmqctl close_all_connections, every 5 s for ${sized(60, 10)} s`,
+    made: `rabbitmqctl close_all_connections, every ${sized(5, 2)} s for ${sized(60, 4)} s`,
   },
   async () => {
     let slowestMs = 0
@@ -77,17 +74,17 @@ brokerFault(
         (await bed.gateway.metric("owsla_broker_connects_total")) >= connects + workers
       await until(back, { what: "every worker to be back", timeoutMs: 20_000 })
       slowestMs = Math.max(slowestMs, performance.now() - closedAtMs)
-      await last(5 - (performance.now() - closedAtMs) / 1_000)
+      await last(sized(5, 2) - (performance.now() - closedAtMs) / 1_000)
     }
     return { closed: times, "slowest return, ms": Math.round(slowestMs) }
   },
 )
 
 brokerFault(
-  { fault: "broker paused and resumed", made: `SIGSTOP, ${sized(30, 5)} s, SIGCONT` },
+  { fault: "broker paused and resumed", made: `SIGSTOP, ${sized(30, 3)} s, SIGCONT` },
   async () => {
     bed.broker.pause()
-    await last(sized(30, 5))
+    await last(sized(30, 3))
     const resident = residentMegabytes(bed.gateway)
     expect(resident).toBeLessThan(MOST_RESIDENT_MB)
     bed.broker.resume()
@@ -98,13 +95,13 @@ brokerFault(
 brokerFault(
   {
     fault: "memory alarm",
-    made: `set_vm_memory_high_watermark 0, ${sized(30, 4)} s, then 0.4`,
+    made: `set_vm_memory_high_watermark 0, ${sized(30, 2)} s, then 0.4`,
     promise: `${KEPT}, /ready 503 meanwhile, /health 200`,
   },
   async () => {
     await bed.broker.ctl("set_vm_memory_high_watermark", "0")
     await bed.notReady()
-    await last(sized(30, 4))
+    await last(sized(30, 2))
     await bed.broker.ctl("set_vm_memory_high_watermark", "0.4")
     return { "confirming again after, ms": await bed.flowsAgain() }
   },
@@ -114,13 +111,13 @@ brokerFault(
 brokerFault(
   {
     fault: "disk alarm",
-    made: `set_disk_free_limit beyond the disk, ${sized(30, 4)} s, then 50 MB`,
+    made: `set_disk_free_limit beyond the disk, ${sized(30, 2)} s, then 50 MB`,
     promise: `${KEPT}, /ready 503 meanwhile, /health 200`,
   },
   async () => {
     await bed.broker.ctl("set_disk_free_limit", "100000GB")
     await bed.notReady()
-    await last(sized(30, 4))
+    await last(sized(30, 2))
     await bed.broker.ctl("set_disk_free_limit", "50MB")
     return { "confirming again after, ms": await bed.flowsAgain() }
   },
@@ -158,7 +155,7 @@ brokerFault(
 brokerFault(
   {
     fault: "credentials refused",
-    made: `change_password and connections closed, ${sized(30, 5)} s, then the old password`,
+    made: `change_password and connections closed, ${sized(30, 3)} s, then the old password`,
     promise: `${KEPT}, /ready 503 meanwhile, /health 200`,
   },
   async () => {
@@ -166,7 +163,7 @@ brokerFault(
     await bed.broker.ctl("change_password", username, "another")
     await bed.broker.closeAllConnections("a fault")
     await bed.notReady()
-    await last(sized(30, 5))
+    await last(sized(30, 3))
     await bed.broker.ctl("change_password", username, password)
     return { "confirming again after, ms": await bed.flowsAgain() }
   },

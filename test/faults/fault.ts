@@ -16,6 +16,11 @@ export function sized<T>(long: T, quick: T): T {
   return LONG ? long : quick
 }
 
+/** Lets a fault last: its length is the load that is put on, and no wait for anything. */
+export function last(seconds: number): Promise<void> {
+  return Bun.sleep(Math.max(0, seconds * 1_000))
+}
+
 export interface Fault {
   readonly fault: string
   /** How it is made. */

@@ -11,7 +11,7 @@ import { type Fault, type Figures, fault, sized } from "./fault.ts"
 
 const LIMIT_MS = 120_000
 const DEVICES = sized(100, 20)
-const CONFIRM_TIMEOUT_MS = sized(15_000, 3_000)
+const CONFIRM_TIMEOUT_MS = sized(15_000, 2_000)
 const CONFIRM = "60.80"
 let bed: FaultBed
 let herd: RunningHerd | null = null

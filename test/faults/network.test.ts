@@ -6,13 +6,13 @@
 import { afterAll, afterEach, beforeAll, expect } from "bun:test"
 import { type Direction, Namespace } from "../support/namespace.ts"
 import { expectKept, FaultBed, type RunningHerd, residentMegabytes } from "./bed.ts"
-import { type Fault, type Figures, fault, sized } from "./fault.ts"
+import { type Fault, type Figures, fault, last, sized } from "./fault.ts"
 
 const LIMIT_MS = sized(240_000, 120_000)
 const DEVICES = sized(100, 30)
 const RATE = 20
-const CONFIRM_TIMEOUT_MS = sized(15_000, 3_000)
-const CUT_S = sized(30, 6)
+const CONFIRM_TIMEOUT_MS = sized(15_000, 2_000)
+const CUT_S = sized(30, 4)
 const WINDOW_LINES = 2_000
 const MOST_RESIDENT_MB = 300
 let namespace: Namespace | null = null
@@ -34,9 +34,6 @@ afterAll(async () => {
   await bed?.stop()
   namespace?.remove()
 }, LIMIT_MS)
-
-/** Lets the fault last: its length is the load that is put on, and no wait for anything. */
-const last = (seconds: number) => Bun.sleep(seconds * 1_000)
 
 function networkFault(
   described: Omit<Fault, "promise"> & { readonly promise?: string },
@@ -92,11 +89,11 @@ for (const [where, directions] of [
 }
 
 networkFault(
-  { fault: "packets lost", made: `1 % dropped by nftables, each way, for ${sized(60, 5)} s` },
+  { fault: "packets lost", made: `1 % dropped by nftables, each way, for ${sized(60, 2)} s` },
   async (namespace) => {
     namespace.lose(1)
     const before = await bed.confirmed()
-    await last(sized(60, 5))
+    await last(sized(60, 2))
     return { "lines confirmed meanwhile": (await bed.confirmed()) - before }
   },
 )
@@ -104,12 +101,12 @@ networkFault(
 networkFault(
   {
     fault: "network late",
-    made: `200 ms ± 100 each way, by a proxy that holds bytes back, for ${sized(60, 5)} s`,
+    made: `200 ms ± 100 each way, by a proxy that holds bytes back, for ${sized(60, 2)} s`,
   },
   async () => {
     if (bed.proxy !== null) bed.proxy.delayMs = () => 100 + Math.random() * 200
     const before = await bed.confirmed()
-    await last(sized(60, 5))
+    await last(sized(60, 2))
     const confirmed = (await bed.confirmed()) - before
     if (bed.proxy !== null) bed.proxy.delayMs = null
     return { "lines confirmed meanwhile": confirmed }
@@ -117,11 +114,11 @@ networkFault(
 )
 
 networkFault(
-  { fault: "network narrow", made: `1 Mbit/s each way, by tc, for ${sized(60, 5)} s` },
+  { fault: "network narrow", made: `1 Mbit/s each way, by tc, for ${sized(60, 2)} s` },
   async (namespace) => {
     namespace.limit("1mbit")
     const before = await bed.confirmed()
-    await last(sized(60, 5))
+    await last(sized(60, 2))
     return { "lines confirmed meanwhile": (await bed.confirmed()) - before }
   },
 )

@@ -3,41 +3,21 @@
  * on while it is closed, and openings that are no TLS.
  */
 
-import { afterAll, afterEach, beforeAll, expect } from "bun:test"
+import { expect } from "bun:test"
 import net from "node:net"
 import tls from "node:tls"
 import { AMQPClient } from "@cloudamqp/amqp-client"
 import { HOSTILE_KINDS } from "../../src/simulator/options.ts"
 import { testCaFile } from "../support/gateway.ts"
-import { type PrivateBroker, startRabbitMq } from "../support/rabbitmq.ts"
 import { connectDevice } from "../support/tls-device.ts"
 import { findProgram } from "../support/tools.ts"
 import { until } from "../support/wait.ts"
-import { expectKept, FaultBed, residentMegabytes } from "./bed.ts"
-import { fault, sized } from "./fault.ts"
+import { bedsOnOneBroker, expectKept, residentMegabytes } from "./bed.ts"
+import { fault, last, sized } from "./fault.ts"
 
 const LIMIT_MS = sized(900_000, 120_000)
 const SECRET = "a-secret-of-the-faults"
-let broker: PrivateBroker
-let bed: FaultBed | null = null
-
-beforeAll(async () => {
-  broker = await startRabbitMq()
-}, LIMIT_MS)
-
-afterAll(() => broker?.dispose(), LIMIT_MS)
-
-afterEach(async () => {
-  await bed?.stop()
-  bed = null
-}, LIMIT_MS)
-
-async function start(environment: Record<string, string> = {}): Promise<FaultBed> {
-  bed = await FaultBed.start(environment, "straight", { broker })
-  return bed
-}
-
-const last = (seconds: number) => Bun.sleep(seconds * 1_000)
+const start = bedsOnOneBroker(LIMIT_MS)
 
 const GOOD = sized(200, 40)
 const HOSTILE_EACH = sized(250, 10)
@@ -59,12 +39,12 @@ fault(
     const good = { devices: GOOD, rate: 2 }
     const flags = ["--auth", "hello", "--secret", SECRET, "--device-ack"]
     const quiet = await bed.herd({ ...good, flags })
-    await last(sized(30, 3))
+    await last(sized(30, 2))
     const before = await quiet.end()
     expectKept(before, GOOD)
     const hostile = HOSTILE_KINDS.flatMap((kind) => ["--hostile", `${kind}:${HOSTILE_EACH}`])
     const loud = await bed.herd({ ...good, flags: [...flags, "--name", "good", ...hostile] })
-    await last(sized(60, 6))
+    await last(sized(60, 4))
     const after = await loud.end()
     const kept = expectKept(after, GOOD)
     expect(bed.gateway.log.filter(({ msg }) => msg === "worker ended" || msg === "fault")).toEqual(

@@ -3,7 +3,7 @@
  * send, a certificate that is renewed under them, and a clock that jumps.
  */
 
-import { afterAll, afterEach, beforeAll, expect } from "bun:test"
+import { expect } from "bun:test"
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
@@ -12,10 +12,9 @@ import {
   createServerCertificate,
   type PemPair,
 } from "../../src/ops/certificates.ts"
-import { type PrivateBroker, startRabbitMq } from "../support/rabbitmq.ts"
 import { until } from "../support/wait.ts"
-import { expectKept, FaultBed } from "./bed.ts"
-import { fault, sized } from "./fault.ts"
+import { bedsOnOneBroker, expectKept, type FaultBed } from "./bed.ts"
+import { fault, last, sized } from "./fault.ts"
 
 const LIMIT_MS = sized(300_000, 90_000)
 const DEVICES = sized(100, 40)
@@ -23,27 +22,7 @@ const RATE = 50
 /** Lines of one worker that may be on their way; so many may be lost with it. */
 const WINDOW_LINES = 2_000
 const FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
-let broker: PrivateBroker
-let bed: FaultBed | null = null
-
-beforeAll(async () => {
-  broker = await startRabbitMq()
-}, LIMIT_MS)
-
-afterAll(() => broker?.dispose(), LIMIT_MS)
-
-afterEach(async () => {
-  await bed?.stop()
-  bed = null
-}, LIMIT_MS)
-
-async function start(environment: Record<string, string> = {}): Promise<FaultBed> {
-  bed = await FaultBed.start(environment, "straight", { broker })
-  return bed
-}
-
-/** Lets the fault last: its length is the load that is put on, and no wait for anything. */
-const last = (seconds: number) => Bun.sleep(seconds * 1_000)
+const start = bedsOnOneBroker(LIMIT_MS)
 
 /** Kills one worker after the other; returns how many. */
 async function killWorkers(bed: FaultBed): Promise<number> {
@@ -244,13 +223,13 @@ fault(
 fault(
   {
     fault: "event loop stalled",
-    made: "SIGSTOP to every worker for 2 s, three times",
+    made: `SIGSTOP to every worker for 2 s, ${sized(3, 1)} times`,
     promise: "devices stay, lost 0, in order, no repeats",
   },
   async () => {
     const bed = await start()
     const herd = await bed.herd({ devices: DEVICES, rate: RATE })
-    for (let times = 0; times < 3; times += 1) {
+    for (let times = 0; times < sized(3, 1); times += 1) {
       const workers = [...bed.gateway.workers().values()]
       for (const pid of workers) process.kill(pid, "SIGSTOP")
       await last(2)

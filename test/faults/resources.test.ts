@@ -3,34 +3,18 @@
  * disk.
  */
 
-import { afterAll, afterEach, beforeAll, expect } from "bun:test"
+import { expect } from "bun:test"
 import { openSync } from "node:fs"
 import net from "node:net"
 import { join } from "node:path"
 import { certificateFiles, cpuSeconds, metricValue } from "../support/gateway.ts"
-import { type PrivateBroker, startRabbitMq } from "../support/rabbitmq.ts"
 import { connectDevice, type TestDevice } from "../support/tls-device.ts"
 import { until } from "../support/wait.ts"
-import { expectKept, FaultBed, residentMegabytes } from "./bed.ts"
-import { fault, sized } from "./fault.ts"
+import { bedsOnOneBroker, expectKept, residentMegabytes } from "./bed.ts"
+import { fault, last, sized } from "./fault.ts"
 
 const LIMIT_MS = sized(600_000, 120_000)
-let broker: PrivateBroker
-let bed: FaultBed | null = null
-
-beforeAll(async () => {
-  broker = await startRabbitMq()
-}, LIMIT_MS)
-
-afterAll(() => broker?.dispose(), LIMIT_MS)
-
-afterEach(async () => {
-  await bed?.stop()
-  bed = null
-}, LIMIT_MS)
-
-/** Lets the fault last: its length is the load that is put on, and no wait for anything. */
-const last = (seconds: number) => Bun.sleep(seconds * 1_000)
+const start = bedsOnOneBroker(LIMIT_MS)
 
 const OPEN_FILES = 512
 const CONNECTS = 1_000
@@ -44,7 +28,7 @@ fault(
   },
   async () => {
     const limited = ["sh", "-c", `ulimit -n ${OPEN_FILES}; exec "$@"`, "sh"]
-    bed = await FaultBed.start({ WORKERS: "1" }, "straight", { prefix: limited, broker })
+    const bed = await start({ WORKERS: "1" }, limited)
     const { gateway } = bed
     const worker = Number(gateway.workers().get(0))
     const herd = await bed.herd({ devices: INSIDE, rate: 10 })
@@ -105,8 +89,7 @@ fault(
       "resident memory at most 300 MB a worker; devices stay; everything arrives after, lost 0",
   },
   async () => {
-    const started = await FaultBed.start({}, "straight", { broker })
-    bed = started
+    const started = await start()
     const herd = await started.herd({
       devices: FLOODING,
       rate: 0,
@@ -138,9 +121,8 @@ fault(
     promise: "lines go on to the broker; log lines are dropped and counted",
   },
   async () => {
-    const started = await FaultBed.start({}, "straight", { broker })
-    bed = started
-    const { queues, gateway } = started
+    const started = await start()
+    const { broker, queues, gateway } = started
     const [devicePort, httpPort] = [await freePort(), await freePort()]
     const full = openSync("/dev/full", "w")
     const program = Bun.spawn([process.execPath, join(import.meta.dir, "../../src/main.ts")], {
