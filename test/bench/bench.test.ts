@@ -17,7 +17,7 @@ afterAll(() => broker?.dispose(), 60_000)
 test.each(Object.keys(BENCHES))(
   "bench %s runs",
   async (name) => {
-    const result = await BENCHES[name]?.(true)
+    const result = await BENCHES[name]?.run(true)
     expect(result?.bench).toBe(name)
     for (const value of Object.values(result?.figures ?? {})) {
       expect(Number.isFinite(value)).toBe(true)
