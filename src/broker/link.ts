@@ -6,8 +6,8 @@
  *   any ──close──► closed
  *
  * Never publishes or consumes itself: `setUp` opens the channels. Bounds: `CONNECT_TIMEOUT_MS` for
- * connecting and setting up together; waits between tries of up to 5 s, or 0.7 s while nobody listens, with
- * full jitter.
+ * connecting and setting up together, `REACH_TIMEOUT_MS` of it for TCP; waits between tries of up to 5 s, or 0.7 s
+ * while nobody listens or can be reached, with full jitter.
  */
 
 import type { AMQPBaseClient } from "@cloudamqp/amqp-client"
@@ -15,14 +15,17 @@ import { backoffMs } from "../backoff.ts"
 import { BatchingClient } from "./batching-client.ts"
 
 const CONNECT_TIMEOUT_MS = 10_000
+/** For TCP alone. The kernel would try for minutes, ever more rarely, and not notice that a network is back. */
+const REACH_TIMEOUT_MS = 2_000
+const NOT_REACHED = `not reached within ${REACH_TIMEOUT_MS} ms`
 const CLOSE_TIMEOUT_MS = 2_000
 const HEARTBEAT_S = 10
 const BACKOFF = { firstMs: 100, mostMs: 5_000 }
 /**
- * Where nobody listens a try costs one packet, so a broker that starts again is found within a second.
- * One that listens and refuses, or does not answer, is left alone for longer.
+ * Where nobody listens or can be reached a try costs a packet or two, so a broker that starts again is found within a
+ * second. One that listens and refuses, or does not answer, is left alone for longer.
  */
-const BACKOFF_NOBODY_LISTENS = { firstMs: 100, mostMs: 700 }
+const BACKOFF_NOBODY_THERE = { firstMs: 100, mostMs: 700 }
 
 export interface LinkHooks {
   /** Opens channels on the new connection; a rejection counts as a failed try. */
@@ -109,12 +112,19 @@ export class Link {
       return
     }
     this.#client = client
+    const { promise: notReached, reject } = Promise.withResolvers<never>()
+    const reaching = setTimeout(() => {
+      if (client.socket?.connecting === true) reject(new Error(NOT_REACHED))
+    }, REACH_TIMEOUT_MS)
     try {
       const setUp = client.connect().then(() => this.#hooks.setUp(client))
-      await within(setUp, CONNECT_TIMEOUT_MS, `no answer within ${CONNECT_TIMEOUT_MS} ms`)
+      const either = Promise.race([setUp, notReached])
+      await within(either, CONNECT_TIMEOUT_MS, `no answer within ${CONNECT_TIMEOUT_MS} ms`)
     } catch (error) {
       this.#lose(client, error instanceof Error ? error.message : String(error))
       return
+    } finally {
+      clearTimeout(reaching)
     }
     if (this.#client !== client || this.#state !== "connecting") return
     this.#state = "up"
@@ -144,7 +154,8 @@ export class Link {
     this.#state = "waiting"
     abandon(client, reason)
     this.#hooks.lost(reason)
-    const backoff = reason.includes("ECONNREFUSED") ? BACKOFF_NOBODY_LISTENS : BACKOFF
+    const nobodyThere = reason.includes("ECONNREFUSED") || reason === NOT_REACHED
+    const backoff = nobodyThere ? BACKOFF_NOBODY_THERE : BACKOFF
     const delayMs = backoffMs(this.#attempt, backoff, Math.random())
     this.#attempt += 1
     this.#timer = setTimeout(() => this.start(), delayMs)

@@ -1,8 +1,8 @@
 /**
  * `bun run faults [--quick] [name …]`: makes every fault in its long size, or those of the files that are named, and
- * writes what was measured into the table of docs/RELIABILITY.md.
+ * writes what was measured into the rows of the table of docs/RELIABILITY.md.
  *
- * Exit status: that of the tests. The table is written only when all files ran and every promise was kept.
+ * Exit status: that of the tests. The table is written only when every promise was kept.
  */
 
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs"
@@ -52,30 +52,34 @@ async function main(): Promise<number> {
       .split("\n")
       .filter((line) => line !== "")
       .map((line) => JSON.parse(line) as FaultResult)
-    if (status === 0 && !values.quick && positionals.length === 0) writePage(kept)
+    if (status === 0 && !values.quick) writePage(kept)
     return status
   } finally {
     rmSync(directory, { recursive: true })
   }
 }
 
+/** Replaces the rows of these faults, and adds those that are new. */
 function writePage(results: readonly FaultResult[]): void {
   const page = readFileSync(PAGE, "utf8")
   const before = page.slice(0, page.indexOf(BEGIN) + BEGIN.length)
   const after = page.slice(page.indexOf(END))
+  const rows = new Map<string, string>()
+  for (const line of page.slice(before.length, page.indexOf(END)).split("\n")) {
+    const [, fault] = /^\| (.+?) \|/.exec(line) ?? []
+    if (fault !== undefined && fault !== "fault") rows.set(fault, line)
+  }
   const date = new Date().toISOString().slice(0, 10)
-  const measured = `Measured on ${date} at commit ${commit()}, on ${machine()}.`
-  writeFileSync(PAGE, `${before}\n\n${measured}\n\n${table(results)}\n\n${after}`)
+  for (const result of results) rows.set(result.fault, row(result, `${date}, ${commit()}`))
+  const head = ["| fault | how it is made | promise | measured | when |", "|---|---|---|---|---|"]
+  const table = [...head, ...rows.values()].join("\n")
+  writeFileSync(PAGE, `${before}\n\nOn ${machine()}.\n\n${table}\n\n${after}`)
 }
 
-export function table(results: readonly FaultResult[]): string {
-  const cell = (text: string) => text.replaceAll("|", "\\|")
-  const rows = results.map(({ fault, made, promise, figures }) => {
-    const measured = Object.entries(figures).map(([name, value]) => `${name}: ${format(value)}`)
-    return `| ${[fault, made, promise, measured.join("; ")].map(cell).join(" | ")} |`
-  })
-  const head = ["| fault | how it is made | promise | measured |", "|---|---|---|---|"]
-  return [...head, ...rows].join("\n")
+function row({ fault, made, promise, figures }: FaultResult, when: string): string {
+  const measured = Object.entries(figures).map(([name, value]) => `${name}: ${format(value)}`)
+  const cells = [fault, made, promise, measured.join("; "), when]
+  return `| ${cells.map((cell) => cell.replaceAll("|", "/")).join(" | ")} |`
 }
 
 function format(value: number | string): string {
