@@ -3,6 +3,7 @@
  * list for each direction. Types only.
  */
 
+import type { Config } from "./config.ts"
 import type { CloseReason } from "./device/close-reason.ts"
 import type { AdmissionReport, ListenerTls } from "./device/listener.ts"
 import type { MetricsSnapshot } from "./ops/metrics.ts"
@@ -37,9 +38,21 @@ export type ToSupervisor =
   | { readonly type: "gather"; readonly id: number }
   | { readonly type: "snapshot"; readonly id: number; readonly snapshot: Snapshot }
 
+/**
+ * The first message: all that a worker needs, as the supervisor read and checked it. A worker reads no file that could
+ * be missing or broken by the time it is replaced.
+ */
+export interface WorkerOrders {
+  readonly type: "serve"
+  readonly config: Config
+  readonly tls: ListenerTls
+  /** The text of the denylist when it could last be read. */
+  readonly denylist: string | null
+}
+
 export type ToWorker =
-  /** The first begins to serve; a later one brings a new certificate. */
-  | { readonly type: "serve"; readonly tls: ListenerTls }
+  | WorkerOrders
+  | { readonly type: "certificate"; readonly tls: ListenerTls }
   | { readonly type: "drain" }
   | { readonly type: "snapshot_wanted"; readonly id: number }
   | { readonly type: "gathered"; readonly id: number; readonly snapshots: readonly Snapshot[] }

@@ -17,7 +17,7 @@ import { CertificateError, ensureDevelopmentCertificates } from "./ops/certifica
 import { createLog, logEvents } from "./ops/log.ts"
 import { readListenerTls } from "./ops/server-certificate.ts"
 import { Supervisor } from "./supervisor.ts"
-import { runWorker } from "./worker-process.ts"
+import { firstOrders, runWorker } from "./worker-process.ts"
 
 interface WorkerRole {
   readonly slot: number
@@ -27,31 +27,40 @@ interface WorkerRole {
 
 async function main(): Promise<void> {
   const role = readRole(process.argv.slice(2))
+  if (role !== null) {
+    await workUnderSupervisor(role)
+    return
+  }
   const config = readConfig()
   const alone = config.amqpUrl === null
-  const events = new EventBus()
-  const slot = role?.slot ?? (alone ? 0 : null)
-  const name = slot === null ? config.instanceId : workerId(config.instanceId, slot)
-  const counters = new Counters()
-  logEvents(events, createLog(config.log, { name, pid: process.pid }, counters))
-
-  if (role === null && config.tls.development) await developmentCertificates(config, events)
+  const { events, counters } = logged(config, alone ? 0 : null)
+  if (config.tls.development) await developmentCertificates(config, events)
   const readTls = () => readListenerTls(config.tls, config.device.clientCaFile)
-  const tls = role === null ? firstTls(readTls) : null
-  if (role === null) refuseTakenPorts(config)
-  if (tls !== null && !alone) {
+  const tls = firstTls(readTls)
+  refuseTakenPorts(config)
+  if (!alone) {
     new Supervisor(config, events, import.meta.path, readTls).start(tls)
     return
   }
-  runWorker({
-    config,
-    slot: slot ?? 0,
-    devicePort: role?.devicePort ?? config.device.port,
-    httpPort: role?.httpPort ?? config.http.port,
-    events,
-    counters,
-    alone: tls === null ? null : { tls, readTls },
-  })
+  const { port: devicePort } = config.device
+  const { port: httpPort } = config.http
+  const ports = { devicePort, httpPort }
+  runWorker({ config, slot: 0, ...ports, events, counters, denylist: null, tls, readTls })
+}
+
+/** Reads neither the environment nor a file: the supervisor has. */
+async function workUnderSupervisor(role: WorkerRole): Promise<void> {
+  const { config, tls, denylist } = await firstOrders()
+  runWorker({ ...role, ...logged(config, role.slot), config, denylist, tls, readTls: null })
+}
+
+/** @param slot of a worker; null: the supervisor. */
+function logged(config: Config, slot: number | null): { events: EventBus; counters: Counters } {
+  const events = new EventBus()
+  const counters = new Counters()
+  const name = slot === null ? config.instanceId : workerId(config.instanceId, slot)
+  logEvents(events, createLog(config.log, { name, pid: process.pid }, counters))
+  return { events, counters }
 }
 
 function readRole(args: string[]): WorkerRole | null {

@@ -11,6 +11,7 @@
  * processes; a drain ends after `drainTimeoutMs` and a grace, then what is left is killed.
  */
 
+import { readFileSync } from "node:fs"
 import type { Subprocess } from "bun"
 import type { Config } from "./config.ts"
 import { GATHER_TIMEOUT_MS, type Snapshot, type ToSupervisor, type ToWorker } from "./control.ts"
@@ -43,6 +44,7 @@ export class Supervisor {
   readonly #readTls: () => ListenerTls
   /** The last that was good. */
   #tls: ListenerTls | null = null
+  #denylist: string | null = null
   #ports: { devicePort: number; httpPort: number }
   #restarts = 0
   #nextGathering = 0
@@ -109,13 +111,28 @@ export class Supervisor {
       },
     )
     this.#slots.set(slot, { slot, process: child })
-    if (this.#tls !== null) send(child, { type: "serve", tls: this.#tls })
     this.#events.emit("worker_started", { slot, pid: child.pid })
+    if (this.#tls === null) return
+    const denylist = this.#lastDenylist()
+    send(child, { type: "serve", config: this.#config, tls: this.#tls, denylist })
+  }
+
+  /** For a worker that starts while the file is gone: whoever was denied must not come back for it. */
+  #lastDenylist(): string | null {
+    const { denylistFile } = this.#config.device
+    try {
+      if (denylistFile !== null) this.#denylist = readFileSync(denylistFile, "utf8")
+    } catch {
+      // The worker warns of it.
+    }
+    return this.#denylist
   }
 
   #renew(tls: ListenerTls): void {
     this.#tls = tls
-    for (const { process: child } of this.#slots.values()) send(child, { type: "serve", tls })
+    for (const { process: child } of this.#slots.values()) {
+      send(child, { type: "certificate", tls })
+    }
   }
 
   #received(slot: number, message: ToSupervisor): void {

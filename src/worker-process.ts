@@ -8,7 +8,13 @@
  * it. Under a supervisor those are left to that: a terminal sends them to both.
  */
 
-import { GATHER_TIMEOUT_MS, type Snapshot, type ToSupervisor, type ToWorker } from "./control.ts"
+import {
+  GATHER_TIMEOUT_MS,
+  type Snapshot,
+  type ToSupervisor,
+  type ToWorker,
+  type WorkerOrders,
+} from "./control.ts"
 import type { ListenerTls } from "./device/listener.ts"
 import type { EventBus } from "./events.ts"
 import { reloadOnHangup } from "./reload.ts"
@@ -16,13 +22,26 @@ import { onStopSignals } from "./signals.ts"
 import { Worker, type WorkerOptions } from "./worker.ts"
 
 type ProcessOptions = Omit<WorkerOptions, "gather"> & {
-  /** What it serves with, and how it is read anew on SIGHUP. Null: the supervisor hands it over. */
-  readonly alone: { readonly tls: ListenerTls; readonly readTls: () => ListenerTls } | null
+  readonly tls: ListenerTls
+  /** Reads the certificate anew on SIGHUP. Null: the supervisor does. */
+  readonly readTls: (() => ListenerTls) | null
+}
+
+/** The supervisor's orders, which come first. */
+export async function firstOrders(): Promise<WorkerOrders> {
+  const { promise, resolve } = Promise.withResolvers<WorkerOrders>()
+  // A supervisor that is gone by now will not send any.
+  const gone = () => process.exit(1)
+  process.once("disconnect", gone)
+  process.once("message", resolve)
+  const orders = await promise
+  process.off("disconnect", gone)
+  return orders
 }
 
 export function runWorker(options: ProcessOptions): void {
-  const { events, alone } = options
-  const channel = alone === null ? new SupervisorChannel() : null
+  const { events, tls, readTls } = options
+  const channel = readTls === null ? new SupervisorChannel() : null
   const worker = new Worker({
     ...options,
     gather: async (own) => (channel === null ? [await own()] : channel.gather(own)),
@@ -42,33 +61,25 @@ export function runWorker(options: ProcessOptions): void {
     )
   }
 
-  let serving = false
-  const serve = (tls: ListenerTls) => {
-    if (serving) {
-      worker.renew(tls)
-      return
-    }
-    serving = true
-    try {
-      const ports = worker.start(tls)
-      channel?.send({ type: "listening", ...ports })
-    } catch (error) {
-      const message = `cannot serve: ${asError(error).message}`
-      if (channel === null) events.emit("instance_ended", { status: 1, reason: message })
-      else channel.send({ type: "unable", message })
-      process.exit(1)
-    }
-  }
-
-  if (alone !== null) {
+  const renew = (renewed: ListenerTls) => worker.renew(renewed)
+  if (readTls !== null) {
     onStopSignals(drain, () => process.exit(1))
-    reloadOnHangup(alone.readTls, serve, (message) => events.emit("notice", { message }))
-    serve(alone.tls)
+    reloadOnHangup(readTls, renew, (message) => events.emit("notice", { message }))
   } else {
     process.on("SIGTERM", drain)
     process.on("SIGINT", () => undefined)
     process.on("SIGHUP", () => undefined)
-    channel?.listen({ drain, serve, snapshot: () => worker.snapshot() })
+    channel?.listen({ drain, renew, snapshot: () => worker.snapshot() })
+  }
+
+  try {
+    const ports = worker.start(tls)
+    channel?.send({ type: "listening", ...ports })
+  } catch (error) {
+    const message = `cannot serve: ${asError(error).message}`
+    if (channel === null) events.emit("instance_ended", { status: 1, reason: message })
+    else channel.send({ type: "unable", message })
+    process.exit(1)
   }
 }
 
@@ -83,14 +94,17 @@ class SupervisorChannel {
 
   listen(on: {
     drain: () => void
-    serve: (tls: ListenerTls) => void
+    renew: (tls: ListenerTls) => void
     snapshot: () => Promise<Snapshot>
   }): void {
     process.on("disconnect", on.drain)
     process.on("message", (message: ToWorker) => {
       switch (message.type) {
         case "serve":
-          on.serve(message.tls)
+          // It came first; see `firstOrders`.
+          break
+        case "certificate":
+          on.renew(message.tls)
           break
         case "drain":
           on.drain()

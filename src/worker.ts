@@ -18,7 +18,7 @@ import { EmbeddedBroker } from "./broker/embedded.ts"
 import { CommandIds } from "./broker/forwarding.ts"
 import { Lines } from "./broker/lines.ts"
 import { Posts } from "./broker/posts.ts"
-import { oldestSentAtMs } from "./broker/publisher.ts"
+import { silentSinceMs } from "./broker/publisher.ts"
 import { Sender } from "./broker/sender.ts"
 import { brokerSetup } from "./broker/setup.ts"
 import { fleetQueue, workerQueue } from "./broker/topology.ts"
@@ -52,6 +52,8 @@ export interface WorkerOptions {
   /** The ports to share with the other workers; 0 takes a free one. */
   readonly devicePort: number
   readonly httpPort: number
+  /** The text of the last list that could be read; null to read it only. */
+  readonly denylist: string | null
   readonly events: EventBus
   readonly counters: Counters
   /** The snapshots of all processes of the instance, this worker's included. */
@@ -89,11 +91,11 @@ export class Worker {
   #readySinceMs = 0
 
   constructor(options: WorkerOptions) {
-    const { config, events } = options
+    const { config, events, counters } = options
     const clock = { nowMs: Date.now, steadyMs }
     this.#options = options
     this.#events = events
-    this.counters = options.counters
+    this.counters = counters
     this.id = workerId(config.instanceId, options.slot)
     this.#maxConnections = config.device.maxConnections ?? connectionsUnder(openFilesLimit())
     this.#broker =
@@ -101,7 +103,6 @@ export class Worker {
         ? new EmbeddedBroker()
         : new AmqpBroker(config.amqpUrl, `owsla ${this.id}`)
 
-    const { counters } = options
     this.#connections = new Connections(config.device)
     this.#self = { worker: this.id, incarnation: incarnation(Date.now(), Math.random()) }
     const routing = {
@@ -170,6 +171,7 @@ export class Worker {
         ? null
         : new DenylistFile(
             denylistFile,
+            options.denylist,
             (denylist) => this.#deny(denylist),
             (message) => events.emit("notice", { message }),
           )
@@ -187,6 +189,7 @@ export class Worker {
       {
         unidentified: (connection, detail) =>
           events.emit("connection_unidentified", { connection, detail }),
+        epochElsewhere: (deviceId) => this.#fleet.epochElsewhere(deviceId),
         admitted: (connection) => {
           this.#fleet.admitted(connection)
           events.emit("connection_admitted", { connection })
@@ -313,6 +316,7 @@ export class Worker {
   #serveHttp(): Server<undefined> {
     const { config, httpPort, gather } = this.#options
     const own = () => this.snapshot()
+    const { fromDeviceQueue } = config.broker
     const broker = this.#broker
     const routes = app({
       tokens: config.http.tokens,
@@ -329,7 +333,7 @@ export class Worker {
       census: this.#fleet.census,
       messages:
         broker instanceof EmbeddedBroker
-          ? { tap: (tap) => broker.tap(config.broker.fromDeviceQueue, tap) }
+          ? { tap: (tap) => broker.tap(fromDeviceQueue, tap) }
           : null,
       fault: (error) => this.#fault(error, "http"),
     })
@@ -343,8 +347,8 @@ export class Worker {
     this.#connections.sweep(Date.now(), atMs)
     this.#fleet.sweep(Date.now())
     if (this.#broker.state.is !== "ready") return
-    const sentAtMs = oldestSentAtMs([this.#lines, this.#posts, this.#fleet.presence])
-    const unconfirmedMs = Math.round(atMs - Math.max(sentAtMs, this.#readySinceMs))
+    const sinceMs = silentSinceMs([this.#lines, this.#posts, this.#fleet.presence])
+    const unconfirmedMs = Math.round(atMs - Math.max(sinceMs, this.#readySinceMs))
     if (unconfirmedMs < this.#options.config.broker.confirmTimeoutMs) return
     this.#events.emit("broker_mute", { unconfirmedMs })
     this.#broker.reset(`nothing confirmed for ${unconfirmedMs} ms`)
@@ -358,10 +362,8 @@ export class Worker {
   #suspend(suspended: boolean): void {
     const { heldBytes } = this.#backpressure
     this.#events.emit(suspended ? "reading_suspended" : "reading_resumed", { heldBytes })
-    this.#connections.forEach((connection) => {
-      if (suspended) connection.pause("memory")
-      else connection.resume("memory")
-    })
+    const act = suspended ? "pause" : "resume"
+    this.#connections.forEach((connection) => connection[act]("memory"))
   }
 
   #gauges(): Gauges {
@@ -383,13 +385,12 @@ export class Worker {
   #warn(): void {
     const { config } = this.#options
     const { auth, host } = config.device
+    const notice = (message: string) => this.#events.emit("notice", { message })
     if (config.amqpUrl === null) {
-      const message = "embedded broker: nothing is kept, for a first try only; set AMQP_URL"
-      this.#events.emit("notice", { message })
+      notice("embedded broker: nothing is kept, for a first try only; set AMQP_URL")
     }
     if (auth === "none" && !isLoopback(host)) {
-      const message = `DEVICE_AUTH=none on ${host}: whoever reaches the port is admitted`
-      this.#events.emit("notice", { message })
+      notice(`DEVICE_AUTH=none on ${host}: whoever reaches the port is admitted`)
     }
   }
 

@@ -128,8 +128,8 @@ export class Lines {
     return this.#publisher.bytes
   }
 
-  oldestSentAtMs(): number | null {
-    return this.#publisher.oldestSentAtMs()
+  silentSinceMs(): number | null {
+    return this.#publisher.silentSinceMs()
   }
 
   /** Accepts one line; to be called only while `hasRoom`. */

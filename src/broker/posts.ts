@@ -56,8 +56,8 @@ export class Posts {
     return this.#publisher.count
   }
 
-  oldestSentAtMs(): number | null {
-    return this.#publisher.oldestSentAtMs()
+  silentSinceMs(): number | null {
+    return this.#publisher.silentSinceMs()
   }
 
   /**

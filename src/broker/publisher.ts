@@ -47,6 +47,7 @@ export class Publisher<T> {
   #state: "flowing" | "settling" | "backing_off" | "waiting_for_lane" = "flowing"
   #timer: ReturnType<typeof setTimeout> | null = null
   #attempt = 0
+  #confirmedAtMs = Number.NEGATIVE_INFINITY
   #wasFull = false
   /** Empty between calls of `#done`, which are never nested: a lane settles after `publish`. */
   readonly #released: Entry<T>[] = []
@@ -76,6 +77,15 @@ export class Publisher<T> {
   /** Since when the oldest unconfirmed message has been with the broker, or null. */
   oldestSentAtMs(): number | null {
     return this.#window.oldestSentAtMs()
+  }
+
+  /**
+   * Since when the broker has confirmed nothing of what it has, or null when it has nothing. Its slowness alone is no
+   * silence: over a narrow network a full window takes long, and making its connection anew would only begin again.
+   */
+  silentSinceMs(): number | null {
+    const sentAtMs = this.oldestSentAtMs()
+    return sentAtMs === null ? null : Math.max(sentAtMs, this.#confirmedAtMs)
   }
 
   /** Accepts one message; from now on it is kept until it is done. */
@@ -111,6 +121,7 @@ export class Publisher<T> {
     switch (result) {
       case "confirmed":
         this.#attempt = 0
+        this.#confirmedAtMs = this.#options.steadyMs()
         this.#done(entry, result)
         break
       case "unencodable":
@@ -166,8 +177,8 @@ export class Publisher<T> {
   }
 }
 
-/** Of several publishers; Infinity when nothing is with the broker. */
-export function oldestSentAtMs(publishers: readonly { oldestSentAtMs(): number | null }[]): number {
-  const each = publishers.map((publisher) => publisher.oldestSentAtMs())
-  return Math.min(...each.filter((sentAtMs) => sentAtMs !== null))
+/** Of several publishers, since when the one that has waited longest; Infinity when nothing is with the broker. */
+export function silentSinceMs(publishers: readonly { silentSinceMs(): number | null }[]): number {
+  const each = publishers.map((publisher) => publisher.silentSinceMs())
+  return Math.min(...each.filter((sinceMs) => sinceMs !== null))
 }

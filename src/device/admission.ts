@@ -9,7 +9,7 @@
  * How many handshakes may be under way tunes itself: it grows while they take little longer than the quickest of
  * late, which is the network's time, and shrinks when they wait for each other or the event loop lags. So in a storm
  * devices that are connected keep their latency, and those that wait do so in the order in which they came instead
- * of starving each other. Pure: the time is passed in. Bounds: `maxConnections`, `maxWaiting`.
+ * of starving each other. A peer that stalls gives its place back. Pure: the time is passed in. Bounds: `maxConnections`, `maxWaiting`.
  */
 
 import type { CloseReason } from "./close-reason.ts"
@@ -40,6 +40,7 @@ const PATIENCE_MS = 20
 /** One more at once for so many handshakes that were quick. */
 const QUICK_FOR_ONE_MORE = 8
 const SHRINK = 0.8
+const LEAST_STALL_MS = 250
 /** Of the event loop, between two looks. */
 const MOST_LAG_MS = 50
 /** The quickest of late: of this time and of that before it. */
@@ -111,9 +112,21 @@ export class Admission {
     this.#underWay -= 1
   }
 
-  /** To be told now and then how late the event loop is. */
-  look(lagMs: number, steadyMs: number): void {
+  /** How long a handshake may take before its place is given to another: it waits for its peer, and costs nothing. */
+  get stalledAfterMs(): number {
+    const quickestMs = Math.min(this.#quickestMs, this.#quickestBeforeMs)
+    return Math.max(LEAST_STALL_MS, Number.isFinite(quickestMs) ? quickestMs * 4 : 0)
+  }
+
+  /**
+   * To be told now and then how late the event loop is, and how many handshakes have stalled and given back their
+   * places. While the loop is not late they are no sign of load, and as many more as there may be get a chance: peers
+   * that say nothing must not keep out those that would.
+   */
+  look(lagMs: number, stalled: number, steadyMs: number): void {
+    this.#underWay -= stalled
     if (lagMs > MOST_LAG_MS && this.#underWay > 0) this.#shrink(lagMs, steadyMs)
+    else if (stalled > 0) this.#atOnce = Math.min(MOST_AT_ONCE, this.#atOnce * 2)
     const sinceMs = steadyMs - this.#completedSinceMs
     if (sinceMs < RATE_OF_MS) return
     this.#ratePerS = Math.round((this.#completed / sinceMs) * 1_000)

@@ -69,10 +69,13 @@ export class Connections {
     return connection?.state === "open" ? connection : undefined
   }
 
-  /** An epoch for a new connection of a device: larger than that of the one it has. */
-  nextEpoch(deviceId: string, nowMs: number): number {
-    const epoch = this.#named.get(deviceId)?.endpoint?.recipient.epoch
-    return epoch === undefined ? nowMs : Math.max(nowMs, epoch + 1)
+  /**
+   * An epoch for a new connection of a device: larger than that of the one it has here, and than the one it is known
+   * to have elsewhere, by a clock that may be ahead.
+   */
+  nextEpoch(deviceId: string, nowMs: number, elsewhere: number | undefined): number {
+    const here = this.#named.get(deviceId)?.endpoint?.recipient.epoch
+    return Math.max(nowMs, (here ?? 0) + 1, (elsewhere ?? 0) + 1)
   }
 
   /** The open connections of devices that have a name. */

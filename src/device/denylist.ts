@@ -3,7 +3,7 @@
  * and follows its changes.
  *
  * A line is a device id or the SHA-256 fingerprint of a certificate (64 hexadecimal digits, with or
- * without colons). Both have the alphabet of ids, so a line that fits both denies both. Empty lines and
+ * without colons, and as tools label it: `sha256 Fingerprint=…`). Both have the alphabet of ids, so a line that fits both denies both. Empty lines and
  * those that begin with # mean nothing. Bound: `MAX_DENIED` lines.
  */
 
@@ -12,6 +12,8 @@ import { DEVICE_ID } from "./ids.ts"
 export const MAX_DENIED = 1_000_000
 
 const FINGERPRINT = /^[0-9a-f]{64}$/
+/** As `bun run certs` and `openssl x509 -fingerprint` put it. */
+const LABEL = /^sha-?256( fingerprint)?[ =:]+/i
 
 export class Denylist {
   static readonly none = new Denylist(new Set(), new Set())
@@ -31,7 +33,7 @@ export class Denylist {
     let number = 0
     for (const raw of text.replace(/^\uFEFF/, "").split("\n")) {
       number += 1
-      const line = raw.trim()
+      const line = raw.trim().replace(LABEL, "")
       if (line === "" || line.startsWith("#")) continue
       const fingerprint = normal(line)
       if (FINGERPRINT.test(fingerprint)) fingerprints.add(fingerprint)

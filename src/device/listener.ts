@@ -51,6 +51,8 @@ export interface ListenerTls {
 
 export interface ListenerHooks {
   readonly admitted: (connection: Connection) => void
+  /** The epoch of the newest connection of a device that was heard of from other workers. */
+  readonly epochElsewhere: (deviceId: string) => number | undefined
   /** A device did not say who it is, or was not believed. */
   readonly unidentified: (connection: Connection, detail: string) => void
   /** A connection was refused before its handshake. */
@@ -81,7 +83,7 @@ export class Listener {
   readonly #identity: Identity
   readonly #admission: Admission
   readonly #turns: Turns<DeviceTlsSocket>
-  /** Those whose handshakes are under way. */
+  /** Those whose handshakes are under way and have not stalled. */
   readonly #handshaking = new Set<Connection>()
   #listening: TCPSocketListener<DeviceTlsSocket["data"]> | null = null
   #draining = false
@@ -137,7 +139,16 @@ export class Listener {
 
   /** To be called now and then, with how late that is. */
   sweep(lagMs: number): void {
-    this.#admission.look(lagMs, this.#context.steadyMs())
+    const steadyMs = this.#context.steadyMs()
+    const sinceMs = steadyMs - this.#admission.stalledAfterMs
+    let stalled = 0
+    // In the order in which they began.
+    for (const connection of this.#handshaking) {
+      if (connection.acceptedAtMs > sinceMs) break
+      this.#handshaking.delete(connection)
+      stalled += 1
+    }
+    this.#admission.look(lagMs, stalled, steadyMs)
     this.#turns.next()
   }
 
@@ -269,7 +280,8 @@ export class Listener {
         break
       case "known": {
         const { deviceId, fingerprint, rest } = verdict
-        const epoch = this.#connections.nextEpoch(deviceId, this.#context.nowMs())
+        const elsewhere = this.#hooks.epochElsewhere(deviceId)
+        const epoch = this.#connections.nextEpoch(deviceId, this.#context.nowMs(), elsewhere)
         const { remoteAddress } = socket
         const tlsVersion = socket.getTLSVersion()
         connection.admit(deviceId, epoch, { remoteAddress, tlsVersion, fingerprint })
@@ -286,7 +298,7 @@ export class Listener {
     const { data } = socket
     if (data instanceof Turn) {
       this.#turns.leave(data)
-      this.#hooks.refused("handshake_failed")
+      this.#hooks.refused("peer_closed")
       return
     }
     const connection = data

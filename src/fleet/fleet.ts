@@ -71,6 +71,11 @@ export class Fleet {
     return this.#announcer.pendingCount === 0 && this.presence.count === 0
   }
 
+  /** The epoch of the newest connection of a device that other workers have told of. */
+  epochElsewhere(deviceId: string): number | undefined {
+    return this.#whereabouts.epochOf(deviceId)
+  }
+
   admitted(connection: Connection): void {
     this.#announcer.come(connection)
     this.presence.connected(connection)

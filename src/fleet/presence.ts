@@ -93,8 +93,8 @@ export class Presence {
     return this.#waiting.length + this.#publisher.count
   }
 
-  oldestSentAtMs(): number | null {
-    return this.#publisher.oldestSentAtMs()
+  silentSinceMs(): number | null {
+    return this.#publisher.silentSinceMs()
   }
 
   connected(connection: Connection): void {

@@ -33,6 +33,11 @@ export class Whereabouts {
     return this.#devices.get(deviceId)?.connectionId
   }
 
+  /** The epoch of that connection. */
+  epochOf(deviceId: string): number | undefined {
+    return this.#devices.get(deviceId)?.epoch
+  }
+
   here([deviceId, connectionId, epoch]: Sighting): void {
     const known = this.#devices.get(deviceId)
     if (known && isNewer(known.epoch, known.connectionId, epoch, connectionId)) return

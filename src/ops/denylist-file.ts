@@ -15,6 +15,7 @@ const SHOWN_FAULTS = 5
 
 export class DenylistFile {
   readonly #path: string
+  readonly #before: string | null
   readonly #changed: (denylist: Denylist) => void
   readonly #warn: (message: string) => void
   #seen = ""
@@ -22,20 +23,24 @@ export class DenylistFile {
   #timer: ReturnType<typeof setInterval> | null = null
 
   /**
+   * @param before the text of a list that stays in force until the file can be read, or null.
    * @param changed told of the list when it was read, and again after each change.
    * @param warn told once of each thing that is wrong with the file.
    */
   constructor(
     path: string,
+    before: string | null,
     changed: (denylist: Denylist) => void,
     warn: (message: string) => void,
   ) {
     this.#path = path
+    this.#before = before
     this.#changed = changed
     this.#warn = warn
   }
 
   follow(): void {
+    if (this.#before !== null) this.#changed(Denylist.parse(this.#before).denylist)
     this.look()
     this.#timer = setInterval(() => this.look(), LOOK_EVERY_MS)
     this.#timer.unref()
@@ -54,6 +59,8 @@ export class DenylistFile {
       if (stats.size > MAX_FILE_BYTES) throw new Error(`larger than ${MAX_FILE_BYTES} bytes`)
       const { denylist, faultyLines } = Denylist.parse(readFileSync(this.#path, "utf8"))
       this.#seen = version
+      if (denylist.size === 0 && faultyLines.length > 0)
+        throw new Error("no line of it means anything")
       this.#trouble = ""
       this.#changed(denylist)
       if (faultyLines.length > 0) {

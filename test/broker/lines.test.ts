@@ -180,7 +180,7 @@ describe("lines that the broker takes", () => {
     expect(subject.confirmed).toEqual(["c:0", "c:1", "c:2", "d:0"])
     expect(subject.counters.linesConfirmed).toBe(4)
     expect([subject.lines.count, subject.lines.bytes]).toEqual([0, 0])
-    expect(subject.lines.oldestSentAtMs()).toBeNull()
+    expect(subject.lines.silentSinceMs()).toBeNull()
   })
 })
 
@@ -189,7 +189,7 @@ describe("lines that the broker does not take", () => {
     const subject = new Subject()
     await subject.take(connection("c"), "0", "1", "2")
     expect([subject.lines.count, subject.lines.bytes]).toEqual([3, 3])
-    expect(subject.lines.oldestSentAtMs()).toBeNull()
+    expect(subject.lines.silentSinceMs()).toBeNull()
     expect(subject.confirmed).toEqual([])
     await subject.start()
     expect(subject.broker.bodies()).toEqual(["0", "1", "2"])

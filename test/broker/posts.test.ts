@@ -138,7 +138,7 @@ describe("a post", () => {
     subject.send("q", "a")
     await subject.waitOut()
     expect([subject.done, subject.posts.count]).toEqual([[], 1])
-    expect(subject.posts.oldestSentAtMs()).toBeNull()
+    expect(subject.posts.silentSinceMs()).toBeNull()
     await subject.start()
     expect(subject.done).toEqual(["a confirmed"])
   })

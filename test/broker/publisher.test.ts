@@ -188,6 +188,18 @@ describe("while the lane is open", () => {
     subject.lane.settle("a1", "confirmed")
     expect(subject.publisher.oldestSentAtMs()).toBeNull()
   })
+
+  test("a broker that confirms slowly is not silent, one that confirms nothing is", () => {
+    const subject = new Subject({ maxInFlight: 3 })
+    expect(subject.publisher.silentSinceMs()).toBeNull()
+    subject.publish("a0", "a1", "a2")
+    expect(subject.publisher.silentSinceMs()).toBe(1_000)
+    subject.steadyMs = 20_000
+    subject.lane.settle("a0", "confirmed")
+    expect(subject.publisher.silentSinceMs()).toBe(20_000)
+    subject.steadyMs = 40_000
+    expect(subject.publisher.silentSinceMs()).toBe(20_000)
+  })
 })
 
 describe("while the lane is not open", () => {

@@ -93,10 +93,10 @@ describe("how many at once", () => {
 
   test("shrinks when the event loop lags while handshakes are under way, and not otherwise", () => {
     const subject = admission()
-    subject.look(200, 1_000)
+    subject.look(200, 0, 1_000)
     expect(subject.atOnce).toBe(FIRST_AT_ONCE)
     subject.began(1_000)
-    subject.look(200, 1_250)
+    subject.look(200, 0, 1_250)
     expect(subject.atOnce).toBe(Math.floor(FIRST_AT_ONCE * 0.8))
   })
 
@@ -107,6 +107,22 @@ describe("how many at once", () => {
     const shrunk = subject.atOnce
     atMs = handshakes(subject, 400, 300, atMs)
     expect(subject.atOnce).toBeGreaterThan(shrunk)
+  })
+
+  test("peers that stall give their places back, and make room for as many more", () => {
+    const subject = admission()
+    expect(subject.stalledAfterMs).toBe(250)
+    for (let n = 0; n < FIRST_AT_ONCE; n += 1) subject.began(0)
+    expect(subject.beginsInMs(300)).toBe(Number.POSITIVE_INFINITY)
+    subject.look(0, FIRST_AT_ONCE, 300)
+    expect([subject.underWay, subject.atOnce]).toEqual([0, 2 * FIRST_AT_ONCE])
+    expect(subject.beginsInMs(300)).toBe(0)
+  })
+
+  test("a slow network is no stall", () => {
+    const subject = admission()
+    handshakes(subject, 1, 300)
+    expect(subject.stalledAfterMs).toBe(1_200)
   })
 
   test("stays within its bounds whatever happens, and counts what is under way", () => {
@@ -123,7 +139,7 @@ describe("how many at once", () => {
         let underWay = 0
         for (const { do: what, ms } of events) {
           atMs += ms
-          if (what === "look") subject.look(ms, atMs)
+          if (what === "look") subject.look(ms, 0, atMs)
           else if (what === "begin") {
             if (subject.beginsInMs(atMs) > 0) continue
             subject.began(atMs)
@@ -160,7 +176,7 @@ describe("what is told of those that wait", () => {
     const subject = admission()
     expect([subject.waitMs(0), subject.waitMs(5)]).toEqual([0, null])
     handshakes(subject, 100, 1)
-    subject.look(0, 1_000)
+    subject.look(0, 0, 1_000)
     expect(subject.ratePerS).toBe(100)
     expect(subject.waitMs(50)).toBe(500)
   })

@@ -135,6 +135,14 @@ describe("a first line", () => {
 })
 
 describe("the denylist", () => {
+  test.each(["sha256 Fingerprint=", "SHA256 Fingerprint=", "SHA-256 ", "sha-256: "])(
+    "takes a fingerprint as tools label it: %p",
+    (label) => {
+      const { denylist, faultyLines } = Denylist.parse(label + FINGERPRINT.join(":"))
+      expect([faultyLines, denylist.denies("other", FINGERPRINT.join(":"))]).toEqual([[], true])
+    },
+  )
+
   test("reads ids, fingerprints of both spellings, comments, and tells of the rest", () => {
     const plain = FINGERPRINT.join("").toLowerCase()
     const text = `\uFEFF# kept out\r\nlock-17\r\n\n  door:1  \n${FINGERPRINT.join(":")}\nno id!\n`

@@ -63,6 +63,37 @@ fault(
 
 const TINY = sized(5_000_000, 100_000)
 
+const SILENT = sized(2_000, 500)
+
+fault(
+  {
+    fault: "silent connections before the others",
+    made: `${SILENT} TCP connections to one worker that say nothing, then a device`,
+    promise: "the device is let in while they are held",
+  },
+  async () => {
+    const bed = await start({ WORKERS: "1", HANDSHAKE_TIMEOUT_MS: "60000" })
+    const sockets = await Promise.all(
+      Array.from({ length: SILENT }, async () => {
+        const socket = net.connect(bed.gateway.devicePort, "127.0.0.1")
+        socket.on("error", () => undefined)
+        await new Promise((resolve) => socket.once("connect", resolve))
+        return socket
+      }),
+    )
+    bed.alsoEnd(() => {
+      for (const socket of sockets) socket.destroy()
+    })
+    const startedAtMs = performance.now()
+    const device = await connectDevice({ port: bed.gateway.devicePort, connectTimeoutMs: 30_000 })
+    const tookMs = Math.round(performance.now() - startedAtMs)
+    expect(await bed.gateway.metric("owsla_connections_closed_total", "handshake_timeout")).toBe(0)
+    device.end()
+    return { silent: SILENT, "let in after, ms": tookMs }
+  },
+  LIMIT_MS,
+)
+
 fault(
   {
     fault: "burst of tiny lines",

@@ -244,11 +244,11 @@ describe("events", () => {
 
   test("say how long the oldest has been with the broker", () => {
     const subject = new Subject()
-    expect(subject.presence.oldestSentAtMs()).toBeNull()
+    expect(subject.presence.silentSinceMs()).toBeNull()
     subject.presence.connected(connection("lock:1"))
-    expect(subject.presence.oldestSentAtMs()).toBe(STEADY_MS)
+    expect(subject.presence.silentSinceMs()).toBe(STEADY_MS)
     subject.lane.settle("confirmed")
-    expect(subject.presence.oldestSentAtMs()).toBeNull()
+    expect(subject.presence.silentSinceMs()).toBeNull()
   })
 
   test("that the broker refused are sent again, with what followed of the same device", () => {

@@ -43,6 +43,7 @@ class Subject {
   readonly told: string[] = []
   readonly file = new DenylistFile(
     this.path,
+    null,
     (denylist) => {
       this.told.push(["a", "b", "c"].filter((id) => denylist.denies(id, null)).join(""))
       this.fingerprintDenied = denylist.denies("other", FINGERPRINT)
@@ -248,18 +249,29 @@ describe("lines that say nothing it understands", () => {
   })
 
   test("are warned of once for each version of the file", () => {
-    const subject = new Subject("a b\n")
+    const subject = new Subject("a\na b\n")
     subject.file.look()
     expect(subject.warnings.length).toBe(1)
-    subject.write("a b\nb c\n")
+    subject.write("a\na b\nb c\n")
     subject.file.look()
     expect(subject.warnings.length).toBe(2)
   })
 
   test("are all counted, the first five of them named", () => {
-    const subject = new Subject("a b\n".repeat(1_000))
+    const subject = new Subject(`${"a b\n".repeat(1_000)}a\n`)
     expect(subject.warnings).toEqual([
       "DENYLIST_FILE: 1000 line(s) are no id or fingerprint, first: 1, 2, 3, 4, 5",
+    ])
+  })
+
+  test("and nothing else, leave the last list in force, and are warned of once", () => {
+    const subject = new Subject("a\n")
+    subject.write("a b\n")
+    subject.file.look()
+    subject.file.look()
+    expect(subject.told).toEqual(["a"])
+    expect(subject.warnings).toEqual([
+      "DENYLIST_FILE: the last list stays in force: no line of it means anything",
     ])
   })
 

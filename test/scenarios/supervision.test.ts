@@ -4,7 +4,10 @@
  */
 
 import { afterEach, beforeAll, describe, expect, test } from "bun:test"
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
+import { tmpdir } from "node:os"
 import { join } from "node:path"
+import { helloLine } from "../../src/device/hello.ts"
 import { ownQueues, startGateway, type TestGateway } from "../support/gateway.ts"
 import { sharedRabbitMq, type TestBroker, uniqueNames } from "../support/rabbitmq.ts"
 import { connectDevice } from "../support/tls-device.ts"
@@ -90,6 +93,40 @@ describe("a worker that is killed", () => {
         status: 1,
         reason: expect.stringContaining("restart intensity"),
       })
+    },
+    LIMIT_MS,
+  )
+})
+
+describe("files that are gone when a worker is replaced", () => {
+  test(
+    "are not needed again, and whoever was denied stays so",
+    async () => {
+      const directory = mkdtempSync(join(tmpdir(), "owsla-gone-"))
+      const files = {
+        DENYLIST_FILE: join(directory, "denylist"),
+        HELLO_SECRETS_FILE: join(directory, "secrets"),
+      }
+      const secret = "a-secret-of-the-tests"
+      writeFileSync(files.DENYLIST_FILE, "denied\n")
+      writeFileSync(files.HELLO_SECRETS_FILE, secret)
+      const gateway = await start({ WORKERS: "1", DEVICE_AUTH: "hello", ...files })
+      rmSync(directory, { recursive: true })
+      const victim = Number(gateway.workers().get(0))
+      process.kill(victim, "SIGKILL")
+      await until(() => times(gateway, "listening").length === 2, { what: "a new worker" })
+      const [good, denied] = await Promise.all([
+        connectDevice({ port: gateway.devicePort }),
+        connectDevice({ port: gateway.devicePort }),
+      ])
+      await good.send(helloLine("good", secret))
+      await denied.send(helloLine("denied", secret))
+      expect((await denied.closed).by).toBe("peer")
+      const refused = () => gateway.metric("owsla_connections_closed_total", "denied")
+      await until(async () => (await refused()) === 1, { what: "the denied one to be counted" })
+      const admitted = () => gateway.metric("owsla_connections_admitted_total")
+      await until(async () => (await admitted()) === 1, { what: "the good one to be admitted" })
+      good.end()
     },
     LIMIT_MS,
   )

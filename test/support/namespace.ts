@@ -97,7 +97,7 @@ export class Namespace {
 
   /** With the namespace go its ends of the wires, and with them the others. */
   remove(): void {
-    Bun.spawnSync(["ip", "netns", "del", this.name])
+    removeNamespace(this.name)
   }
 
   #rule(direction: Direction, ...what: readonly string[]): void {
@@ -130,6 +130,22 @@ function run(...command: readonly string[]): void {
 function removeLeftovers(): void {
   const listed = Bun.spawnSync(["ip", "netns", "list"]).stdout.toString()
   for (const [name, pid] of listed.matchAll(new RegExp(`^${PREFIX}(\\d+)-\\d+`, "gm"))) {
-    if (!existsSync(`/proc/${pid}`)) Bun.spawnSync(["ip", "netns", "del", name])
+    if (!existsSync(`/proc/${pid}`)) removeNamespace(name)
   }
+}
+
+/** What still runs within is ended first: it would keep the namespace, and with it the wires and their addresses. */
+function removeNamespace(name: string): void {
+  const within = Bun.spawnSync(["ip", "netns", "pids", name]).stdout.toString()
+  for (const [id] of within.matchAll(/\d+/g)) {
+    try {
+      process.kill(Number(id), "SIGKILL")
+    } catch {
+      // It ended by itself.
+    }
+  }
+  for (const end of ["b", "d"]) {
+    Bun.spawnSync(["ip", "link", "del", `ow${name.split("-")[1]}${end}`])
+  }
+  Bun.spawnSync(["ip", "netns", "del", name])
 }

@@ -248,7 +248,7 @@ export class SimulatedWorker {
       this.connections.add(connection)
       connection.identify()
       const name = deviceId ?? id
-      const epoch = this.connections.nextEpoch(name, this.#nowMs())
+      const epoch = this.connections.nextEpoch(name, this.#nowMs(), this.fleet.epochElsewhere(name))
       const peer = { remoteAddress: "192.0.2.1", tlsVersion: "TLSv1.3", fingerprint: null }
       connection.admit(name, epoch, peer)
       this.counters.connectionsAdmitted += 1
@@ -336,7 +336,7 @@ export class SimulatedWorker {
     this.connections.sweep(nowMs, nowMs)
     this.fleet.sweep(nowMs)
     if (this.client.state.is !== "ready") return
-    const oldest = [this.posts.oldestSentAtMs(), this.fleet.presence.oldestSentAtMs()]
+    const oldest = [this.posts.silentSinceMs(), this.fleet.presence.silentSinceMs()]
     const sentAtMs = Math.min(...oldest.filter((atMs) => atMs !== null))
     const unconfirmedMs = nowMs - Math.max(sentAtMs, this.#readySinceMs)
     if (unconfirmedMs < this.#limits.confirmTimeoutMs) return
