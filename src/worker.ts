@@ -22,15 +22,13 @@ import { silentSinceMs } from "./broker/publisher.ts"
 import { Sender } from "./broker/sender.ts"
 import { brokerSetup } from "./broker/setup.ts"
 import { fleetQueue, workerQueue } from "./broker/topology.ts"
-import type { Config } from "./config.ts"
-import { isLoopback } from "./config.ts"
+import { type Config, isLoopback } from "./config.ts"
 import type { Snapshot, WorkerReport } from "./control.ts"
 import type { Counters } from "./counters.ts"
 import { acknowledgement } from "./device/acknowledgement.ts"
 import { Backpressure } from "./device/backpressure.ts"
 import type { ConnectionContext } from "./device/connection.ts"
 import { Connections, SWEEP_EVERY_MS } from "./device/connections.ts"
-import type { Denylist } from "./device/denylist.ts"
 import { Flushes } from "./device/flushes.ts"
 import { Identity } from "./device/identity.ts"
 import { ConnectionIds, incarnation, type WorkerProcess, workerId } from "./device/ids.ts"
@@ -85,7 +83,7 @@ export class Worker {
   readonly #startedAtMs = Date.now()
   #http: Server<undefined> | null = null
   #sweeping: ReturnType<typeof setInterval> | null = null
-  #sweptAtMs = 0
+  #sweptAtMs = Number.POSITIVE_INFINITY
   #state: "serving" | "draining" = "serving"
   /** Since when the broker takes messages: what waited through an alarm is not overdue at once. */
   #readySinceMs = 0
@@ -172,7 +170,10 @@ export class Worker {
         : new DenylistFile(
             denylistFile,
             options.denylist,
-            (denylist) => this.#deny(denylist),
+            (denylist) => {
+              this.#identity.denylist = denylist
+              this.#connections.closeDenied(denylist)
+            },
             (message) => events.emit("notice", { message }),
           )
     this.#listener = new Listener(
@@ -342,7 +343,7 @@ export class Worker {
 
   #sweep(): void {
     const atMs = steadyMs()
-    this.#listener.sweep(this.#sweptAtMs === 0 ? 0 : atMs - this.#sweptAtMs - SWEEP_EVERY_MS)
+    this.#listener.sweep(atMs - this.#sweptAtMs - SWEEP_EVERY_MS)
     this.#sweptAtMs = atMs
     this.#connections.sweep(Date.now(), atMs)
     this.#fleet.sweep(Date.now())
@@ -354,16 +355,13 @@ export class Worker {
     this.#broker.reset(`nothing confirmed for ${unconfirmedMs} ms`)
   }
 
-  #deny(denylist: Denylist): void {
-    this.#identity.denylist = denylist
-    this.#connections.closeDenied(denylist)
-  }
-
   #suspend(suspended: boolean): void {
     const { heldBytes } = this.#backpressure
     this.#events.emit(suspended ? "reading_suspended" : "reading_resumed", { heldBytes })
-    const act = suspended ? "pause" : "resume"
-    this.#connections.forEach((connection) => connection[act]("memory"))
+    this.#connections.forEach((connection) => {
+      if (suspended) connection.pause("memory")
+      else connection.resume("memory")
+    })
   }
 
   #gauges(): Gauges {
