@@ -347,7 +347,8 @@ export class Worker {
     this.#sweptAtMs = atMs
     this.#connections.sweep(Date.now(), atMs)
     this.#fleet.sweep(Date.now())
-    if (this.#broker.state.is !== "ready") return
+    // Away, it may be the other connection alone that is lost, and this one as deaf.
+    if (this.#broker.state.is === "blocked" || this.#broker.state.is === "closed") return
     const sinceMs = silentSinceMs([this.#lines, this.#posts, this.#fleet.presence])
     const unconfirmedMs = Math.round(atMs - Math.max(sinceMs, this.#readySinceMs))
     if (unconfirmedMs < this.#options.config.broker.confirmTimeoutMs) return

@@ -335,7 +335,7 @@ export class SimulatedWorker {
     this.#sweepDueMs = nowMs + SWEEP_EVERY_MS
     this.connections.sweep(nowMs, nowMs)
     this.fleet.sweep(nowMs)
-    if (this.client.state.is !== "ready") return
+    if (this.client.state.is === "blocked" || this.client.state.is === "closed") return
     const oldest = [this.posts.silentSinceMs(), this.fleet.presence.silentSinceMs()]
     const sentAtMs = Math.min(...oldest.filter((atMs) => atMs !== null))
     const unconfirmedMs = nowMs - Math.max(sentAtMs, this.#readySinceMs)
