@@ -14,6 +14,7 @@ import { report } from "./child.ts"
 
 const { values } = parseArgs({
   options: {
+    host: { type: "string", default: "127.0.0.1" },
     port: { type: "string" },
     connections: { type: "string" },
     /** The number of the first device. */
@@ -70,7 +71,7 @@ function connect(at: number): Promise<void> {
   const { promise, resolve } = Promise.withResolvers<void>()
   const begunAtMs = performance.now()
   Bun.connect({
-    hostname: "127.0.0.1",
+    hostname: values.host,
     port,
     tls,
     socket: {

@@ -1,6 +1,7 @@
 /**
  * `bun run bench [name …] [--smoke] [--json] [--page]`: runs the benches, all or those named, one after the other, and
- * prints their figures with what they were measured on; with `--page` they become the tables of docs/PERFORMANCE.md.
+ * prints their figures with what they were measured on; with `--page` they become their tables in
+ * docs/PERFORMANCE.md.
  */
 
 import { readFileSync, writeFileSync } from "node:fs"
@@ -88,8 +89,8 @@ async function main(): Promise<number> {
     console.error(`no bench ${unknown.join(", ")}; there are ${Object.keys(BENCHES).join(", ")}`)
     return 2
   }
-  if (values.page && (values.smoke || positionals.length > 0)) {
-    console.error("--page is for all benches in their full size")
+  if (values.page && values.smoke) {
+    console.error("--page is for benches in their full size")
     return 2
   }
   const measuredOn = { machine: machine(), commit: commit(), date: new Date().toISOString() }
@@ -113,6 +114,7 @@ function print({ bench, parameters, figures }: BenchResult): void {
   }
 }
 
+/** Replaces the sections of these benches, in the order of the list. */
 function writePage(
   results: readonly BenchResult[],
   { machine, commit, date }: { machine: string; commit: string; date: string },
@@ -120,14 +122,21 @@ function writePage(
   const page = readFileSync(PAGE, "utf8")
   const before = page.slice(0, page.indexOf(BEGIN) + BEGIN.length)
   const after = page.slice(page.indexOf(END))
-  const measured = `Measured in one run on ${date.slice(0, 10)} at commit ${commit}, on ${machine}, with RabbitMQ and its queues' default, quorum.`
-  const sections = results.map(({ bench, parameters, figures }) => {
+  const sections = new Map<string, string>()
+  for (const section of page.slice(before.length, page.indexOf(END)).split(/^(?=### )/m)) {
+    const [, bench] = /^### `([^`]+)`/.exec(section) ?? []
+    if (bench !== undefined) sections.set(bench, section.trim())
+  }
+  for (const { bench, parameters, figures } of results) {
     const with_ = Object.entries(parameters).map(([name, value]) => `${name} ${number(value)}`)
     const rows = Object.entries(figures).map(([name, value]) => `| ${name} | ${number(value)} |`)
     const title = `### \`${bench}\`: ${with_.join(", ")}`
-    return [title, "", BENCHES[bench]?.what ?? "", "", "| | |", "|---|---|", ...rows].join("\n")
-  })
-  writeFileSync(PAGE, [before, measured, ...sections, after].join("\n\n"))
+    const measured = `On ${date.slice(0, 10)} at commit ${commit}, ${machine}, RabbitMQ with quorum queues.`
+    const text = `${BENCHES[bench]?.what ?? ""} ${measured}`
+    sections.set(bench, [title, "", text, "", "| | |", "|---|---|", ...rows].join("\n"))
+  }
+  const ordered = Object.keys(BENCHES).flatMap((bench) => sections.get(bench) ?? [])
+  writeFileSync(PAGE, [before, ...ordered, after].join("\n\n"))
 }
 
 function number(value: number): string {
