@@ -152,6 +152,8 @@ export class Link {
     if (client === null || this.#client !== client || this.#state === "closed") return
     this.#client = null
     this.#state = "waiting"
+    // Reset, or the kernel would still deliver what is published again by then: late repeats, from a past connection.
+    client.socket?.resetAndDestroy()
     abandon(client, reason)
     this.#hooks.lost(reason)
     const nobodyThere = reason.includes("ECONNREFUSED") || reason === NOT_REACHED
