@@ -9,7 +9,7 @@
 
 import { DEVICE_ID } from "./ids.ts"
 
-export const MAX_DENIED = 1_000_000
+const MAX_DENIED = 1_000_000
 
 const FINGERPRINT = /^[0-9a-f]{64}$/
 /** As `bun run certs` and `openssl x509 -fingerprint` put it. */

@@ -3,6 +3,7 @@
  * whichever worker takes them and whichever holds the device.
  */
 
+import { mulberry32 } from "../support/random.ts"
 import { until } from "../support/wait.ts"
 import { BackEnd, type BenchResult, LineLedger, Meter, makeBed, startHerd } from "./harness.ts"
 
@@ -57,15 +58,9 @@ export async function commands(parameters: CommandsParameters): Promise<BenchRes
   }
 }
 
-/** Fisher-Yates with mulberry32, so that a seed gives the same order everywhere. */
+/** Fisher-Yates. */
 function shuffle<T>(items: T[], seed: number): void {
-  let state = seed
-  const random = () => {
-    state = (state + 0x6d2b79f5) | 0
-    let t = Math.imul(state ^ (state >>> 15), 1 | state)
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t
-    return ((t ^ (t >>> 14)) >>> 0) / 4_294_967_296
-  }
+  const random = mulberry32(seed)
   for (let i = items.length - 1; i > 0; i -= 1) {
     const j = Math.floor(random() * (i + 1))
     const item = items[i] as T

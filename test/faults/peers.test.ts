@@ -9,6 +9,7 @@ import tls from "node:tls"
 import { AMQPClient } from "@cloudamqp/amqp-client"
 import { HOSTILE_KINDS } from "../../src/simulator/options.ts"
 import { testCaFile } from "../support/gateway.ts"
+import { mulberry32 } from "../support/random.ts"
 import { connectDevice } from "../support/tls-device.ts"
 import { findProgram } from "../support/tools.ts"
 import { until } from "../support/wait.ts"
@@ -308,14 +309,4 @@ async function opening(port: number, bytes: Buffer): Promise<void> {
   socket.on("close", () => resolve())
   socket.setTimeout(50, () => socket.destroy())
   await promise
-}
-
-function mulberry32(seed: number): () => number {
-  let state = seed
-  return () => {
-    state = (state + 0x6d2b79f5) | 0
-    let t = Math.imul(state ^ (state >>> 15), 1 | state)
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t
-    return ((t ^ (t >>> 14)) >>> 0) / 4_294_967_296
-  }
 }
