@@ -212,7 +212,19 @@ function shape(settings: Settings, values: Environment) {
   } as const
 }
 
-export function isLoopback(host: string): boolean {
+/** What an operator should know of a configuration that is allowed: a sentence each. */
+export function risks({ amqpUrl, device }: Config): string[] {
+  const found: string[] = []
+  if (amqpUrl === null) {
+    found.push("embedded broker: nothing is kept, for a first try only; set AMQP_URL")
+  }
+  if (device.auth === "none" && !isLoopback(device.host)) {
+    found.push(`DEVICE_AUTH=none on ${device.host}: whoever reaches the port is admitted`)
+  }
+  return found
+}
+
+function isLoopback(host: string): boolean {
   return host === "localhost" || host === "::1" || /^127\.\d+\.\d+\.\d+$/.test(host)
 }
 

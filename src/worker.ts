@@ -22,7 +22,7 @@ import { silentSinceMs } from "./broker/publisher.ts"
 import { Sender } from "./broker/sender.ts"
 import { brokerSetup } from "./broker/setup.ts"
 import { fleetQueue, workerQueue } from "./broker/topology.ts"
-import { type Config, isLoopback } from "./config.ts"
+import { type Config, risks } from "./config.ts"
 import type { Snapshot, WorkerReport } from "./control.ts"
 import type { Counters } from "./counters.ts"
 import { acknowledgement } from "./device/acknowledgement.ts"
@@ -214,8 +214,9 @@ export class Worker {
     this.#http = this.#serveHttp()
     this.#sweeping = setInterval(() => this.#sweep(), SWEEP_EVERY_MS)
     const ports = { devicePort: this.#listener.port, httpPort: this.#http.port ?? 0 }
+    // The warnings first: whoever waits for "listening" has read them.
+    for (const message of risks(this.#options.config)) this.#events.emit("notice", { message })
     this.#events.emit("listening", { ...ports, maxConnections: this.#maxConnections })
-    this.#warn()
     return ports
   }
 
@@ -378,18 +379,6 @@ export class Worker {
       posts: this.#posts.count,
       brokerReady: this.#broker.state.is === "ready",
       ...this.#fleet.gauges(),
-    }
-  }
-
-  #warn(): void {
-    const { config } = this.#options
-    const { auth, host } = config.device
-    const notice = (message: string) => this.#events.emit("notice", { message })
-    if (config.amqpUrl === null) {
-      notice("embedded broker: nothing is kept, for a first try only; set AMQP_URL")
-    }
-    if (auth === "none" && !isLoopback(host)) {
-      notice(`DEVICE_AUTH=none on ${host}: whoever reaches the port is admitted`)
     }
   }
 

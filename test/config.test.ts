@@ -12,8 +12,8 @@ import {
   type Config,
   ConfigurationError,
   type Environment,
-  isLoopback,
   loadConfig,
+  risks,
 } from "../src/config.ts"
 import { INSTANCE_ID } from "../src/device/ids.ts"
 import { defaultInstanceId, SETTINGS } from "../src/settings.ts"
@@ -393,8 +393,19 @@ describe("rules between settings", () => {
   })
 
   test.each(["127.0.0.1", "127.9.8.7", "::1", "localhost"])("HTTP_HOST=%s needs none", (host) => {
-    expect(isLoopback(host)).toBe(true)
     expect(load({ HTTP_HOST: host }).http.host).toBe(host)
+  })
+
+  test.each([
+    [{}, ["embedded broker: nothing is kept, for a first try only; set AMQP_URL"]],
+    [{ AMQP_URL, DEVICE_HOST: "127.0.0.1" }, []],
+    [
+      { AMQP_URL, DEVICE_HOST: "0.0.0.0" },
+      ["DEVICE_AUTH=none on 0.0.0.0: whoever reaches the port is admitted"],
+    ],
+    [{ AMQP_URL, DEVICE_HOST: "0.0.0.0", DEVICE_AUTH: "hello", HELLO_SECRETS: "0".repeat(64) }, []],
+  ] satisfies [Environment, string[]][])("what is allowed and risky is told: %j", (set, told) => {
+    expect(risks(load({ DEVICE_HOST: "127.0.0.1", ...set }))).toEqual(told)
   })
 
   test("production needs a broker", () => {
