@@ -42,6 +42,7 @@ import { serve } from "./http/server.ts"
 import { DenylistFile } from "./ops/denylist-file.ts"
 import { type Gauges, summed, WorkerMetrics } from "./ops/metrics.ts"
 import { connectionsUnder, openFilesLimit } from "./ops/open-files.ts"
+import { TurnClock } from "./turn-clock.ts"
 import { VERSION } from "./version.ts"
 
 export interface WorkerOptions {
@@ -90,7 +91,7 @@ export class Worker {
 
   constructor(options: WorkerOptions) {
     const { config, events, counters } = options
-    const clock = { nowMs: Date.now, steadyMs }
+    const clock = new TurnClock()
     this.#options = options
     this.#events = events
     this.counters = counters
@@ -124,7 +125,7 @@ export class Worker {
       },
       relieved: () => this.#backpressure.roomAgain(),
     })
-    this.#posts = new Posts(this.#broker, counters, steadyMs)
+    this.#posts = new Posts(this.#broker, counters, clock.steadyMs)
     this.#consumer = new Consumer(this.#broker, this.#posts, {
       ...routing,
       maxLineBytes: config.device.maxLineBytes,

@@ -3,12 +3,11 @@
  *
  *   closed ──attach──► open ◄──unblock, block──► blocked       any ──detach──► closed
  *
- * Never retries. Bound: its publisher's window; the client pins `PUBLISH_FRAME_MAX` bytes for each
- * message that is not settled.
+ * Never retries. Bound: its publisher's window.
  */
 
 import type { AMQPChannel } from "@cloudamqp/amqp-client"
-import { AMQPView } from "@cloudamqp/amqp-client/amqp-view"
+import type { BatchingClient } from "./batching-client.ts"
 import {
   type Lane,
   type LaneListener,
@@ -18,21 +17,22 @@ import {
   POST_ID_HEADER,
   type PublishResult,
 } from "./broker.ts"
+import { Unencodable } from "./frame-writer.ts"
+import { Unconfirmed } from "./unconfirmed.ts"
 
-/** Each unconfirmed publish of the client pins a buffer of this size, so it is the least allowed. */
-export const PUBLISH_FRAME_MAX = 8_192
-/** What is left in a publish buffer for properties, beside the longest names and the frames' own. */
-const MAX_PROPERTY_BYTES = PUBLISH_FRAME_MAX - 600
-
-/** What a command's headers mean is decided by whoever reads them; here they are just carried. */
-type ClientProperties = Parameters<AMQPChannel["basicPublish"]>[3]
+interface Publish {
+  readonly id: string
+  readonly settled: (result: PublishResult) => void
+}
 
 export class AmqpLane implements Lane {
   readonly #listener: LaneListener
+  #client: BatchingClient | null = null
   #channel: AMQPChannel | null = null
   #blocked = false
   /** Ids of returned messages whose confirm, which follows the return, has not come yet. */
   readonly #returned = new Set<string>()
+  readonly #unconfirmed = new Unconfirmed<Publish>()
 
   constructor(listener: LaneListener) {
     this.#listener = listener
@@ -43,16 +43,27 @@ export class AmqpLane implements Lane {
     return this.#blocked ? "blocked" : "open"
   }
 
-  attach(channel: AMQPChannel, blocked: boolean): void {
+  attach(client: BatchingClient, channel: AMQPChannel, blocked: boolean): void {
+    this.#client = client
     this.#channel = channel
     this.#blocked = blocked
     this.#returned.clear()
     channel.onReturn = (message) => this.#returned.add(idOf(message.properties))
+    client.onConfirmed(channel.id, (tag, multiple, nacked) => {
+      if (this.#client !== client) return
+      this.#unconfirmed.settle(tag, multiple, nacked ? this.#nacked : this.#confirmed)
+    })
     if (!blocked) this.#listener.opened()
   }
 
   detach(): void {
+    this.#client = null
     this.#channel = null
+    const cut = this.#unconfirmed.clear()
+    // Whoever loses the connection may be in the middle of a publish.
+    queueMicrotask(() => {
+      for (const { settled } of cut) settled("cut")
+    })
   }
 
   block(): void {
@@ -65,49 +76,26 @@ export class AmqpLane implements Lane {
   }
 
   publish(message: OutgoingMessage, settled: (result: PublishResult) => void): void {
+    const client = this.#client
     const channel = this.#channel
-    if (channel === null) {
+    if (client === null || channel === null) {
       queueMicrotask(() => settled("cut"))
       return
     }
-    const { id, exchange, routingKey, body } = message
-    const properties = message.properties as ClientProperties
-    if (message.checked !== true && !(fitsFrame(properties) && fitsName(routingKey))) {
+    try {
+      client.publish(channel.id, message)
+    } catch (error) {
+      if (!(error instanceof Unencodable)) throw error
       queueMicrotask(() => settled("unencodable"))
       return
     }
-    const { mandatory = true } = message
-    channel.basicPublish(exchange, routingKey, body, properties, mandatory).then(
-      () =>
-        settled(this.#returned.size > 0 && this.#returned.delete(id) ? "returned" : "confirmed"),
-      (error: unknown) => settled(failure(error)),
-    )
+    this.#unconfirmed.add({ id: message.id, settled })
   }
-}
 
-/** The client rejects with plain messages; only this one tells a nack apart. */
-function failure(error: unknown): PublishResult {
-  return error instanceof Error && error.message === "Message rejected" ? "nacked" : "cut"
-}
+  readonly #confirmed = ({ id, settled }: Publish): void =>
+    settled(this.#returned.size > 0 && this.#returned.delete(id) ? "returned" : "confirmed")
 
-const propertyBuffer = new AMQPView(new ArrayBuffer(MAX_PROPERTY_BYTES))
-
-/**
- * Whether the properties can be encoded in one frame. Asked beforehand: the client's own buffers grow
- * with the bodies they carried, and the broker closes the connection at a header frame too large.
- */
-function fitsFrame(properties: ClientProperties): boolean {
-  try {
-    propertyBuffer.setProperties(0, properties ?? {})
-    return true
-  } catch {
-    return false
-  }
-}
-
-/** A name that was no UTF-8 when it came in, such as a `reply_to`, has grown since. */
-function fitsName(name: string): boolean {
-  return Buffer.byteLength(name) <= 255
+  readonly #nacked = ({ settled }: Publish): void => settled("nacked")
 }
 
 function idOf(properties: MessageProperties): string {

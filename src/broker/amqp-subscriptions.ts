@@ -11,7 +11,8 @@
  * Bound: the prefetch of each subscription.
  */
 
-import type { AMQPBaseClient, AMQPChannel, AMQPMessage } from "@cloudamqp/amqp-client"
+import type { AMQPChannel, AMQPMessage } from "@cloudamqp/amqp-client"
+import type { BatchingClient } from "./batching-client.ts"
 import type { Delivery, MessageProperties, Subscription } from "./broker.ts"
 
 const LOCKED_RETRY_MS = 1_000
@@ -29,7 +30,7 @@ export interface SubscriptionsHooks {
 export class Subscriptions {
   readonly #hooks: SubscriptionsHooks
   #wanted: readonly Subscription[] = []
-  #client: AMQPBaseClient | null = null
+  #client: BatchingClient | null = null
   #channels: AMQPChannel[] = []
   #consumers: { cancel(): Promise<unknown> }[] = []
   readonly #locked = new Set<Subscription>()
@@ -62,7 +63,7 @@ export class Subscriptions {
   }
 
   /** Subscribes on a new connection. Rejects when that fails for another reason than a lock. */
-  async subscribe(client: AMQPBaseClient): Promise<void> {
+  async subscribe(client: BatchingClient): Promise<void> {
     this.#client = client
     if (this.#paused) return
     for (const subscription of this.#wanted) await this.#subscribe(client, subscription)
@@ -97,7 +98,7 @@ export class Subscriptions {
     await Promise.allSettled(this.#channels.map((channel) => channel.close()))
   }
 
-  async #subscribe(client: AMQPBaseClient, subscription: Subscription): Promise<void> {
+  async #subscribe(client: BatchingClient, subscription: Subscription): Promise<void> {
     if (this.#stopped) return
     const channel = await client.channel()
     let ended = (_reason: string): void => undefined
@@ -108,7 +109,7 @@ export class Subscriptions {
     try {
       if (exclusive) await refuseCompany(channel, subscription.queue, 0)
       const consumer = await channel.basicConsume(subscription.queue, options, (message) =>
-        subscription.deliver(new AmqpDelivery(subscription, message)),
+        subscription.deliver(new AmqpDelivery(client, subscription, message)),
       )
       if (exclusive) {
         // Another may have come between; then both leave, and who comes back first stays.
@@ -161,10 +162,13 @@ async function refuseCompany(channel: AMQPChannel, queue: string, most: number):
 
 class AmqpDelivery implements Delivery {
   readonly queue: string
+  readonly #client: BatchingClient
   readonly #message: AMQPMessage
+  #acknowledged = false
 
-  constructor(subscription: Subscription, message: AMQPMessage) {
+  constructor(client: BatchingClient, subscription: Subscription, message: AMQPMessage) {
     this.queue = subscription.queue
+    this.#client = client
     this.#message = message
   }
 
@@ -185,7 +189,10 @@ class AmqpDelivery implements Delivery {
   }
 
   acknowledge(): void {
-    if (this.#message.channel.closed) return
-    this.#message.ack().catch(() => undefined)
+    const { channel, deliveryTag } = this.#message
+    // A second one for the same delivery would close the channel.
+    if (this.#acknowledged || channel.closed) return
+    this.#acknowledged = true
+    this.#client.acknowledge(channel.id, deliveryTag)
   }
 }

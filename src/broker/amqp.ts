@@ -10,8 +10,9 @@
  */
 
 import type { AMQPBaseClient, AMQPChannel } from "@cloudamqp/amqp-client"
-import { AmqpLane, PUBLISH_FRAME_MAX } from "./amqp-lane.ts"
+import { AmqpLane } from "./amqp-lane.ts"
 import { Subscriptions } from "./amqp-subscriptions.ts"
+import { type BatchingClient, PUBLISH_FRAME_MAX } from "./batching-client.ts"
 import type {
   Broker,
   BrokerListener,
@@ -172,7 +173,7 @@ export class AmqpBroker implements Broker {
     this.#listener?.stateChanged(this.state)
   }
 
-  async #setUpPublishing(client: AMQPBaseClient): Promise<void> {
+  async #setUpPublishing(client: BatchingClient): Promise<void> {
     const shared = this.#setup.queues.filter((queue) => queue.exclusive !== true)
     await this.#declare(client, shared)
     this.#declareAgain = () => this.#declare(client, shared)
@@ -183,10 +184,10 @@ export class AmqpBroker implements Broker {
       channel.onerror = (reason) => this.#publishing.reset(reason)
       opened.push([lane, channel])
     }
-    for (const [lane, channel] of opened) lane.attach(channel, this.#blockedReason !== null)
+    for (const [lane, channel] of opened) lane.attach(client, channel, this.#blockedReason !== null)
   }
 
-  async #setUpConsuming(client: AMQPBaseClient): Promise<void> {
+  async #setUpConsuming(client: BatchingClient): Promise<void> {
     await this.#declare(client, this.#setup.queues)
     await this.#subscriptions.subscribe(client)
   }

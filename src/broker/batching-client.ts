@@ -1,29 +1,45 @@
 /**
- * The AMQP client with a few differences: the frames of one turn of the event loop go out in one write;
- * an exception while reading ends the connection instead of the process; what it misreads is put right;
- * and short strings are written in place. Each says why.
+ * The AMQP client with a few differences: the frames of one turn of the event loop go out in one write; publishes,
+ * confirms and acknowledgements go past it; an exception while reading ends the connection instead of the process;
+ * and what it misreads is put right. Each says why.
  *
- * Why: one `socket.write` a frame costs more than all else of publishing. Nothing else is changed.
+ * Why: one `socket.write` a frame costs more than all else of publishing, and after that what the client makes for
+ * each message (`frame-writer.ts`). Connecting, channels, declarations and deliveries are the client's own.
  * Bound: `BATCH_BYTES` are joined, then written at once; what the socket has not taken yet is bounded
  * by the unconfirmed windows and prefetches of those who send.
  */
 
 import { AMQPClient } from "@cloudamqp/amqp-client"
 import { AMQPView } from "@cloudamqp/amqp-client/amqp-view"
+import type { OutgoingMessage } from "./broker.ts"
+import { FrameWriter } from "./frame-writer.ts"
+import { KnownTexts } from "./known-texts.ts"
 
 const BATCH_BYTES = 65_536
 /** Buffers kept for reuse; more are made when the socket is slow, and left to the collector. */
 const SPARE_BUFFERS = 8
+
+/** Bytes; what RabbitMQ allows at least. Longer bodies are cut into frames, but properties must fit one. */
+export const PUBLISH_FRAME_MAX = 8_192
+
+/** Commands come a few a turn; a write for the acknowledgements of each turn is a seventh of what they cost. */
+const ACKNOWLEDGEMENTS_MS = 1
 
 const SENT = Promise.resolve()
 
 /** Where a frame has its type, its method's class and number, and, in a nack, its bits. */
 const LEAST_FRAME_BYTES = 8
 const METHOD_FRAME = 1
+const CHANNEL_AT = 1
 const METHOD_AT = 7
+const BASIC_ACK = (60 << 16) | 80
 const BASIC_NACK = (60 << 16) | 120
-const NACK_BITS = 19
+const TAG_AT = 11
+const BITS_AT = 19
 const MULTIPLE = 1
+
+/** What the broker says of publishes on one channel: of one, or of all up to it. */
+export type Confirmed = (tag: number, multiple: boolean, nacked: boolean) => void
 
 /**
  * The client knows no header field "L", an unsigned 64-bit integer, and throws. RabbitMQ passes them
@@ -42,34 +58,14 @@ AMQPView.prototype.getByteArray = function (offset, littleEndian) {
   return [bytes.slice(), length]
 }
 
-/**
- * The client makes a `Buffer` for each string it writes, 14 for a line: more than a quarter of what a line
- * costs. Names and ids are ASCII, which can be written in place; other strings go the client's way.
- */
-const setShortString = AMQPView.prototype.setShortString
-const setLongString = AMQPView.prototype.setLongString
-AMQPView.prototype.setShortString = function (offset, string) {
-  if (string.length > 255 || !writeAscii(this, offset + 1, string)) {
-    return setShortString.call(this, offset, string)
-  }
-  this.setUint8(offset, string.length)
-  return string.length + 1
+const knownTexts = new KnownTexts()
+AMQPView.prototype.getShortString = function (offset) {
+  const bytes = this.getUint8(offset)
+  return [knownTexts.read(this, offset + 1, bytes), bytes + 1]
 }
-AMQPView.prototype.setLongString = function (offset, string, littleEndian) {
-  if (string.length > 255 || !writeAscii(this, offset + 4, string)) {
-    return setLongString.call(this, offset, string, littleEndian)
-  }
-  this.setUint32(offset, string.length, littleEndian)
-  return string.length + 4
-}
-
-function writeAscii(view: AMQPView, offset: number, string: string): boolean {
-  for (let i = 0; i < string.length; i += 1) {
-    const code = string.charCodeAt(i)
-    if (code > 127) return false
-    view.setUint8(offset + i, code)
-  }
-  return true
+AMQPView.prototype.getLongString = function (offset, littleEndian) {
+  const bytes = this.getUint32(offset, littleEndian)
+  return [knownTexts.read(this, offset + 4, bytes), bytes + 4]
 }
 
 /**
@@ -84,10 +80,12 @@ function refuseOtherProtocols(chunk: Buffer): void {
 }
 
 export class BatchingClient extends AMQPClient {
-  #batch: Buffer = Buffer.allocUnsafeSlow(BATCH_BYTES)
-  #length = 0
+  #batch = new FrameWriter(BATCH_BYTES)
   #scheduled = false
-  readonly #spare: Buffer[] = []
+  #acknowledging: ReturnType<typeof setTimeout> | null = null
+  readonly #spare: FrameWriter[] = []
+  /** By channel. */
+  readonly #confirmed = new Map<number, Confirmed>()
 
   override connect(): ReturnType<AMQPClient["connect"]> {
     const connected = super.connect()
@@ -109,16 +107,51 @@ export class BatchingClient extends AMQPClient {
     return connected
   }
 
+  /** Confirms of what is published by `publish` on a channel in confirm mode. */
+  onConfirmed(channel: number, confirmed: Confirmed): void {
+    this.#confirmed.set(channel, confirmed)
+  }
+
   /**
-   * Takes one frame. The client asks whether the bits of a nack are 1, "multiple", but RabbitMQ sets 2,
-   * "requeue", too: all publishes but the last of such a nack would never be settled.
+   * Publishes in place; the confirm comes to `onConfirmed`, by tags that count from 1 on each channel. Like `send`
+   * it never fails for want of a connection.
+   * @throws Unencodable when all but the body takes more than a frame; nothing was sent then.
    */
+  publish(channel: number, message: OutgoingMessage): void {
+    // 0 is a broker without a limit.
+    const frameMax = this.frameMax === 0 ? PUBLISH_FRAME_MAX : this.frameMax
+    this.#makeRoom(frameMax)
+    this.#batch.publish(channel, message, frameMax)
+    const { body } = message
+    const most = frameMax - FrameWriter.FRAME_OVERHEAD
+    for (let from = 0; from < body.length; from += most) {
+      const to = Math.min(body.length, from + most)
+      this.#makeRoom(to - from + FrameWriter.FRAME_OVERHEAD)
+      this.#batch.body(channel, body, from, to)
+    }
+    this.#schedule()
+  }
+
+  /** Goes out with the next write, within `ACKNOWLEDGEMENTS_MS`: nobody waits for it. */
+  acknowledge(channel: number, deliveryTag: number): void {
+    this.#makeRoom(FrameWriter.ACK_BYTES)
+    this.#batch.acknowledge(channel, deliveryTag)
+    if (!this.#scheduled) this.#acknowledging ??= setTimeout(this.#flushLate, ACKNOWLEDGEMENTS_MS)
+  }
+
+  /** Takes one frame. */
   protected override parseFrames(frame: AMQPView): void {
     // The client would not come back from a frame that announces a size of less than nothing.
     if (frame.byteLength < LEAST_FRAME_BYTES) throw new Error("a frame of negative size")
-    const isNack = frame.byteLength > NACK_BITS && frame.getUint8(0) === METHOD_FRAME
-    if (isNack && frame.getUint32(METHOD_AT) === BASIC_NACK) {
-      frame.setUint8(NACK_BITS, frame.getUint8(NACK_BITS) & MULTIPLE)
+    if (frame.byteLength > BITS_AT && frame.getUint8(0) === METHOD_FRAME) {
+      const method = frame.getUint32(METHOD_AT)
+      if (method === BASIC_ACK || method === BASIC_NACK) {
+        // Of a nack RabbitMQ sets 2, "requeue", too; the client asks whether all the bits are 1.
+        const multiple = (frame.getUint8(BITS_AT) & MULTIPLE) !== 0
+        const confirmed = this.#confirmed.get(frame.getUint16(CHANNEL_AT))
+        confirmed?.(frame.getUint64(TAG_AT), multiple, method === BASIC_NACK)
+        return
+      }
     }
     super.parseFrames(frame)
   }
@@ -129,19 +162,25 @@ export class BatchingClient extends AMQPClient {
    * closing of its channel.
    */
   override send(bytes: Uint8Array): Promise<void> {
-    if (!this.socket) return SENT
-    if (this.#length + bytes.length > BATCH_BYTES) this.#flush()
     if (bytes.length > BATCH_BYTES) {
-      this.socket.write(Buffer.from(bytes))
+      this.#flush()
+      this.socket?.write(Buffer.from(bytes))
       return SENT
     }
-    this.#batch.set(bytes, this.#length)
-    this.#length += bytes.length
-    if (!this.#scheduled) {
-      this.#scheduled = true
-      setImmediate(this.#flushTurn)
-    }
+    this.#makeRoom(bytes.length)
+    this.#batch.append(bytes)
+    this.#schedule()
     return SENT
+  }
+
+  #makeRoom(bytes: number): void {
+    if (this.#batch.room < bytes) this.#flush()
+  }
+
+  #schedule(): void {
+    if (this.#scheduled) return
+    this.#scheduled = true
+    setImmediate(this.#flushTurn)
   }
 
   readonly #flushTurn = (): void => {
@@ -149,13 +188,21 @@ export class BatchingClient extends AMQPClient {
     this.#flush()
   }
 
+  readonly #flushLate = (): void => {
+    this.#acknowledging = null
+    this.#flush()
+  }
+
   #flush(): void {
     const batch = this.#batch
-    const length = this.#length
-    if (length === 0 || !this.socket) return
-    this.#length = 0
-    this.#batch = this.#spare.pop() ?? Buffer.allocUnsafeSlow(BATCH_BYTES)
-    this.socket.write(batch.subarray(0, length), () => {
+    if (batch.length === 0) return
+    if (!this.socket) {
+      batch.length = 0
+      return
+    }
+    this.#batch = this.#spare.pop() ?? new FrameWriter(BATCH_BYTES)
+    this.socket.write(batch.bytes.subarray(0, batch.length), () => {
+      batch.length = 0
       if (this.#spare.length < SPARE_BUFFERS) this.#spare.push(batch)
     })
   }

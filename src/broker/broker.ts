@@ -38,8 +38,6 @@ export interface OutgoingMessage {
   readonly routingKey: string
   /** False: nobody needs to take it, and the broker does not say whether anybody did. */
   readonly mandatory?: false
-  /** Its properties are known to fit a frame; others are encoded once more to find out. */
-  readonly checked?: true
   readonly body: Uint8Array
   readonly properties: MessageProperties
 }

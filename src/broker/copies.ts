@@ -18,6 +18,9 @@ const REMEMBERED_ENDS = 65_536
 export class Copies {
   readonly #inHand = new Map<string, HeldDelivery>()
   readonly #ended = new Set<string>()
+  /** The same in the order of their ends: a Set whose first is deleted again and again is slow to find its first. */
+  readonly #endings: string[] = []
+  #oldest = 0
 
   /**
    * The delivery to go on with; null when it was a copy, which is taken care of.
@@ -41,15 +44,18 @@ export class Copies {
   #hold(key: string, delivery: Delivery): Delivery {
     const held = new HeldDelivery(key, delivery, () => {
       this.#inHand.delete(key)
-      this.#ended.add(key)
-      if (this.#ended.size <= REMEMBERED_ENDS) return
-      for (const oldest of this.#ended) {
-        this.#ended.delete(oldest)
-        return
-      }
+      this.#remember(key)
     })
     this.#inHand.set(key, held)
     return held
+  }
+
+  #remember(key: string): void {
+    const oldest = this.#endings[this.#oldest]
+    if (oldest !== undefined) this.#ended.delete(oldest)
+    this.#ended.add(key)
+    this.#endings[this.#oldest] = key
+    this.#oldest = (this.#oldest + 1) % REMEMBERED_ENDS
   }
 }
 

@@ -11,8 +11,7 @@ const KEPT_AS = { CC: "owsla-cc", BCC: "owsla-bcc", userId: "owsla-user-id" } as
 const BROKERS_OWN = ["x-death", "x-delivery-count", "x-first-death-exchange"]
 
 /**
- * The same properties, fit to be published again. Integers become 64-bit, since the client writes large
- * ones with the wrong sign; a `user_id` of another user, which the broker refuses, and CC and BCC, by
+ * The same properties, fit to be published again. A `user_id` of another user, which the broker refuses, and CC and BCC, by
  * which it would send the copy elsewhere too, are kept as headers of ours; a timestamp that no Date can
  * hold is left out, and so is what the broker adds itself.
  */
@@ -22,17 +21,9 @@ export function republishable(properties: MessageProperties): MessageProperties 
   for (const [name, value] of Object.entries(headers)) {
     if (BROKERS_OWN.includes(name) || name.startsWith("x-first-death-")) continue
     const as = ROUTED_BY.includes(name) ? KEPT_AS[name as "CC" | "BCC"] : name
-    kept[as] = encodable(value)
+    kept[as] = value
   }
   if (userId !== undefined) kept[KEPT_AS.userId] = userId
   const dated = timestamp !== undefined && !Number.isNaN(timestamp.getTime())
   return { ...others, ...(dated ? { timestamp } : {}), headers: kept }
-}
-
-function encodable(value: HeaderValue): HeaderValue {
-  if (typeof value === "number" && Number.isSafeInteger(value)) return BigInt(value)
-  if (Array.isArray(value)) return value.map(encodable)
-  if (typeof value !== "object" || value === null) return value
-  if (value instanceof Date || value instanceof Uint8Array) return value
-  return Object.fromEntries(Object.entries(value).map(([name, each]) => [name, encodable(each)]))
 }

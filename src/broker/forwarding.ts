@@ -39,10 +39,10 @@ export function forwarded(
     ...(expires ? { expiration: expirationLeft(message.expiresAtMs - nowMs) } : {}),
     headers: {
       ...headers,
-      [HOPS_HEADER]: BigInt(message.hops + 1),
+      [HOPS_HEADER]: message.hops + 1,
       [COMMAND_ID_HEADER]: message.commandId,
       ...(message.redelivered ? { [REDELIVERED_HEADER]: true } : {}),
-      ...(expires ? { [EXPIRES_AT_HEADER]: BigInt(message.expiresAtMs) } : {}),
+      ...(expires ? { [EXPIRES_AT_HEADER]: message.expiresAtMs } : {}),
     },
   }
 }

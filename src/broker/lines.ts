@@ -41,8 +41,6 @@ export interface LinesOptions {
 /** What every line's message has in common; one object, filled anew for each publish. */
 class LineMessage implements OutgoingMessage {
   id = ""
-  /** Its ids and queue names are bounded by the configuration. */
-  readonly checked = true
   readonly exchange = ""
   readonly routingKey: string
   body: Uint8Array = new Uint8Array(0)
@@ -51,7 +49,7 @@ class LineMessage implements OutgoingMessage {
   constructor(queue: string, replyTo: string) {
     this.routingKey = queue
     this.properties = {
-      headers: { connection_id: "", device_id: "", from_device_seq: 0n, epoch: 0n },
+      headers: { connection_id: "", device_id: "", from_device_seq: 0, epoch: 0 },
       deliveryMode: 2,
       messageId: "",
       replyTo,
@@ -66,8 +64,8 @@ class LineMessage implements OutgoingMessage {
     const { headers } = this.properties
     headers.connection_id = recipient.connectionId
     headers.device_id = recipient.deviceId
-    headers.from_device_seq = BigInt(seq)
-    headers.epoch = BigInt(recipient.epoch)
+    headers.from_device_seq = seq
+    headers.epoch = recipient.epoch
     this.id = `${recipient.connectionId}:${seq}`
     this.properties.messageId = this.id
     this.properties.timestamp.setTime(readAtMs)

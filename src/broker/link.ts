@@ -10,7 +10,6 @@
  * while nobody listens or can be reached, with full jitter.
  */
 
-import type { AMQPBaseClient } from "@cloudamqp/amqp-client"
 import { backoffMs } from "../backoff.ts"
 import { BatchingClient } from "./batching-client.ts"
 
@@ -29,7 +28,7 @@ const BACKOFF_NOBODY_THERE = { firstMs: 100, mostMs: 700 }
 
 export interface LinkHooks {
   /** Opens channels on the new connection; a rejection counts as a failed try. */
-  readonly setUp: (client: AMQPBaseClient) => Promise<void>
+  readonly setUp: (client: BatchingClient) => Promise<void>
   /** Hands over what must reach the broker before the connection closes. */
   readonly tearDown: () => Promise<unknown>
   readonly up: () => void

@@ -171,7 +171,7 @@ export class Outcomes implements CommandSource {
 
 function essential(headers: Record<string, HeaderValue>): Record<string, HeaderValue> {
   const short = (value: HeaderValue) =>
-    typeof value === "bigint" || (typeof value === "string" && value.length <= SHORT_CHARACTERS)
+    typeof value === "number" || (typeof value === "string" && value.length <= SHORT_CHARACTERS)
   const kept = ESSENTIAL_HEADERS.filter((name) => short(headers[name]))
   return Object.fromEntries(kept.map((name) => [name, headers[name]]))
 }

@@ -85,7 +85,6 @@ export class Channel {
         id,
         exchange,
         routingKey,
-        checked: true,
         body: Buffer.from(JSON.stringify(message)),
         properties: {
           contentType: "application/json",

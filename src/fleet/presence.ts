@@ -162,7 +162,6 @@ function messageOf({ id, event }: Entry): OutgoingMessage {
     routingKey: event.reason === undefined ? "device.connected" : "device.disconnected",
     mandatory: false,
     // Its ids and words are bounded.
-    checked: true,
     body: Buffer.from(JSON.stringify(event)),
     properties: {
       contentType: "application/json",

@@ -139,8 +139,7 @@ async function gateway(auth: AdmissionAuth, url: string): Promise<Subject> {
     DEVICE_AUTH: auth,
     ...identity[auth],
   })
-  const ready = async () => (await started.fetch("/ready")).ok
-  await until(ready, { what: "the gateway to be ready" })
+  await started.ready()
   return {
     port: started.devicePort,
     pids: () => [started.pid, ...started.workers().values()],

@@ -22,7 +22,7 @@ export async function commands(parameters: CommandsParameters): Promise<BenchRes
   const bed = await makeBed({ SEQ_GAP_TIMEOUT_MS: "60000" })
   const backEnd = await BackEnd.connect(bed.broker.url)
   try {
-    await until(async () => (await bed.gateway.fetch("/ready")).ok, { what: "readiness" })
+    await bed.gateway.ready()
     const ledger = new LineLedger()
     await backEnd.consume(bed.queues.fromDevice, (message) => ledger.take(message))
     const port = bed.gateway.devicePort

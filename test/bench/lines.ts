@@ -21,8 +21,7 @@ export async function lines(parameters: LinesParameters, paused: boolean): Promi
   const bed = await makeBed()
   const backEnd = await BackEnd.connect(bed.broker.url)
   try {
-    const ready = async () => (await bed.gateway.fetch("/ready")).ok
-    await until(ready, { what: "the gateway to be ready" })
+    await bed.gateway.ready()
     const ledger = new LineLedger()
     await backEnd.consume(bed.queues.fromDevice, (message) => ledger.take(message))
     const port = bed.gateway.devicePort

@@ -43,8 +43,7 @@ export async function stampede(parameters: StampedeParameters): Promise<BenchRes
   const atOnce = Math.ceil(UNHURRIED / crowds)
   const [warming, unhurried, hurried] = [start(atOnce), start(atOnce), start(each)]
   try {
-    const ready = async () => (await bed.gateway.fetch("/ready")).ok
-    await until(ready, { what: "the gateway to be ready" })
+    await bed.gateway.ready()
     for (const crowd of [...warming, ...unhurried, ...hurried]) await crowd.told("ready")
     const open = () => bed.gateway.metric("owsla_connections")
     const gone = () =>

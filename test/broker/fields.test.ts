@@ -14,18 +14,9 @@ function headersAgain(headers: Record<string, HeaderValue>) {
 }
 
 describe("republishable", () => {
-  test("integers become 64-bit, wherever they are, so that large ones keep their sign", () => {
-    const n = 3_000_000_000
-    expect(headersAgain({ a: n, b: -1, c: { d: [n] } })).toEqual({
-      a: 3_000_000_000n,
-      b: -1n,
-      c: { d: [3_000_000_000n] },
-    })
-  })
-
-  test("other values stay as they are", () => {
+  test("values stay as they are", () => {
     const date = new Date(5)
-    const values = { a: 0.5, b: "x", c: true, d: 5n, e: date, f: null }
+    const values = { a: 0.5, b: "x", c: true, d: 5n, e: date, f: null, g: { h: [3_000_000_000] } }
     expect(headersAgain(values)).toEqual(values)
   })
 
@@ -64,22 +55,17 @@ describe("republishable", () => {
       contentType: "t",
       headers: Object.freeze({ a: 1 }),
     })
-    expect(republishable(given)).toEqual({ ...given, headers: { a: 1n } })
+    expect(republishable(given)).toEqual({ ...given, headers: { a: 1 } })
   })
 
-  test("any headers: every name is there again, and no number is left that the client would spoil", () => {
+  test("any headers are there again, each with its value", () => {
     const value = fc.oneof(fc.string(), fc.integer(), fc.double(), fc.boolean(), fc.object())
     // None that is renamed or left out, and not `__proto__`, which the client cannot hand out.
     const name = fc.string().map((name) => `a${name}`)
     const headers = fc.dictionary(name, value) as fc.Arbitrary<Record<string, HeaderValue>>
     check(
       fc.property(headers, (headers) => {
-        const again = headersAgain(headers) ?? {}
-        expect(Object.keys(again).sort()).toEqual(Object.keys(headers).sort())
-        JSON.stringify(again, (_key, value) => {
-          if (typeof value === "number") expect(Number.isSafeInteger(value)).toBe(false)
-          return typeof value === "bigint" ? String(value) : value
-        })
+        expect(headersAgain(headers)).toEqual(headers)
       }),
       CHEAP_RUNS,
     )

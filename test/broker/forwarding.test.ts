@@ -76,8 +76,8 @@ describe("a forwarded command", () => {
   })
 
   test("carries its id and one hop more", () => {
-    const { headers } = carried({ headers: { "owsla-hops": 1n } }, { hops: 1, commandId: "id" })
-    expect(headers).toEqual({ "owsla-hops": 2n, "owsla-command": "id" })
+    const { headers } = carried({ headers: { "owsla-hops": 1 } }, { hops: 1, commandId: "id" })
+    expect(headers).toEqual({ "owsla-hops": 2, "owsla-command": "id" })
   })
 
   test("says that it was handed out before, if it was", () => {
@@ -115,7 +115,7 @@ describe("the expiration", () => {
       { expiresAtMs: NOW_MS + 8_000 },
     )
     expect(expiration).toBe("8000")
-    expect(headers).toMatchObject({ "owsla-expires-at": BigInt(NOW_MS + 8_000) })
+    expect(headers).toMatchObject({ "owsla-expires-at": NOW_MS + 8_000 })
   })
 
   test("is nothing when it is over", () => {

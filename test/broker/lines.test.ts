@@ -121,8 +121,8 @@ describe("a line", () => {
       headers: {
         connection_id: "gw.0.x.1",
         device_id: "thermostat:7",
-        from_device_seq: 0n,
-        epoch: 1_750_000_000_000n,
+        from_device_seq: 0,
+        epoch: 1_750_000_000_000,
       },
       deliveryMode: 2,
       messageId: "gw.0.x.1:0",
@@ -132,7 +132,7 @@ describe("a line", () => {
     })
   })
 
-  test("has a number that is an integer of 64 bits, however large", async () => {
+  test("has its number, however large", async () => {
     const subject = await new Subject().start()
     for (const seq of [2 ** 31, 2 ** 53 - 1]) subject.lines.take(connection("c"), seq, Buffer.of(1))
     const numbers = subject.broker.published.map(({ id, properties }) => [
@@ -141,8 +141,8 @@ describe("a line", () => {
       properties.headers?.["from_device_seq"],
     ])
     expect(numbers).toEqual([
-      ["c:2147483648", "c:2147483648", 2n ** 31n],
-      ["c:9007199254740991", "c:9007199254740991", 2n ** 53n - 1n],
+      ["c:2147483648", "c:2147483648", 2 ** 31],
+      ["c:9007199254740991", "c:9007199254740991", 2 ** 53 - 1],
     ])
   })
 

@@ -301,8 +301,8 @@ describe("a command for another worker's connection", () => {
       deliveryMode: 2,
       headers: {
         device_id: OTHER,
-        "owsla-hops": 1n,
-        "owsla-expires-at": BigInt(NOW_MS + 200),
+        "owsla-hops": 1,
+        "owsla-expires-at": NOW_MS + 200,
       },
     })
     expect(answers).toEqual([])

@@ -32,6 +32,7 @@ beforeAll(async () => {
     PUBLISH_WINDOW_BYTES: "65536",
     MAX_HELD_BYTES: "262144",
   })
+  await gateway.ready()
 }, LIMIT_MS)
 
 afterAll(async () => {

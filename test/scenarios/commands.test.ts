@@ -9,7 +9,6 @@ import { ownQueues, startGateway, type TestGateway } from "../support/gateway.ts
 import { sharedRabbitMq, type TestBroker, uniqueNames } from "../support/rabbitmq.ts"
 import { connectDevice, type TestDevice } from "../support/tls-device.ts"
 import { type PikaPublication, pikaConsume, pikaPublish } from "../support/tools.ts"
-import { until } from "../support/wait.ts"
 
 const START_LIMIT_MS = 60_000
 const GAP_TIMEOUT_MS = 300
@@ -34,7 +33,8 @@ beforeAll(async () => {
     FROM_DEVICE_QUEUE: RECEIPTS,
     TO_DEVICE_QUEUE: name("unused"),
   })
-  await until(async () => (await other.fetch("/ready")).ok, { what: "the queues to be declared" })
+  await gateway.ready()
+  await other.ready()
   await other.stop()
 }, START_LIMIT_MS)
 

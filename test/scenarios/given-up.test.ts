@@ -28,6 +28,7 @@ beforeAll(async () => {
     PREFETCH: "1",
     SEQ_GAP_TIMEOUT_MS: "60000",
   })
+  await gateway.ready()
 }, START_LIMIT_MS)
 
 afterAll(() => gateway?.stop(), START_LIMIT_MS)
@@ -82,7 +83,7 @@ test(
   "a command left in the queue of a dead worker ends as offline",
   async () => {
     const dead = await startGateway({ AMQP_URL: broker.url, WORKERS: "1", INSTANCE_ID: name("i") })
-    await until(async () => (await dead.fetch("/ready")).ok, { what: "its queue to be declared" })
+    await dead.ready()
     await dead.stop()
     const instance = String(dead.log.find((line) => line.msg === "listening")?.["name"])
     const headers = { connection_id: `${instance}.aaaaaaaaaaaa.0` }

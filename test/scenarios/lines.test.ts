@@ -19,6 +19,7 @@ let gateway: TestGateway
 beforeAll(async () => {
   broker = await sharedRabbitMq()
   gateway = await startGateway({ AMQP_URL: broker.url, ...queues, DEVICE_ACK: "seq" })
+  await gateway.ready()
 }, START_LIMIT_MS)
 
 afterAll(() => gateway?.stop(), START_LIMIT_MS)

@@ -25,6 +25,7 @@ let gateway: TestGateway
 beforeAll(async () => {
   broker = await sharedRabbitMq()
   gateway = await startGateway({ AMQP_URL: broker.url, ...queues })
+  await gateway.ready()
 }, LIMIT_MS)
 
 afterAll(() => gateway?.stop(), LIMIT_MS)

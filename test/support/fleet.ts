@@ -105,10 +105,8 @@ export class TestFleet {
   }
 
   /** Waits until every worker of an instance has its broker. */
-  async ready(at: number): Promise<void> {
-    const ready = async () =>
-      (await this.instance(at).metric("owsla_broker_ready_workers")) === WORKERS
-    await until(ready, { what: `instance ${at} to be ready` })
+  ready(at: number): Promise<void> {
+    return this.instance(at).ready()
   }
 
   /** A device that has said who it is; which of the instance's workers has it is up to the kernel. */

@@ -28,6 +28,8 @@ export interface TestGateway {
   readonly fetch: (path: string, init?: RequestInit) => Promise<Response>
   /** The value of one metric, summed over its labels, or of one label value. */
   readonly metric: (name: string, label?: string) => Promise<number>
+  /** Resolves when every worker has its broker: its queues are declared and its commands consumed. */
+  readonly ready: () => Promise<void>
   readonly signal: (signal: NodeJS.Signals) => void
   /** Resolves with the exit status, or the signal's name. */
   readonly exited: Promise<number | string>
@@ -134,6 +136,8 @@ export async function startGateway(
       ...init,
       headers: { ...(host === LOOPBACK ? {} : AUTHORIZATION), ...init?.headers },
     })
+  const metric = async (name: string, label?: string) =>
+    metricValue(await (await fetchPath("/metrics")).text(), name, label)
   return {
     host,
     devicePort,
@@ -144,9 +148,11 @@ export async function startGateway(
     exited,
     workers: () => workersOf(log, child.pid),
     fetch: fetchPath,
-    metric: async (name, label) => {
-      const text = await (await fetchPath("/metrics")).text()
-      return metricValue(text, name, label)
+    metric,
+    ready: async () => {
+      const all = workersOf(log, child.pid).size
+      const ready = async () => (await metric("owsla_broker_ready_workers")) === all
+      await until(ready, { what: "every worker to have its broker" })
     },
     signal: (signal) => child.kill(signal),
     stop: async () => {
