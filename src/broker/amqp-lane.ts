@@ -48,10 +48,13 @@ export class AmqpLane implements Lane {
     this.#channel = channel
     this.#blocked = blocked
     this.#returned.clear()
-    channel.onReturn = (message) => this.#returned.add(idOf(message.properties))
-    client.onConfirmed(channel.id, (tag, multiple, nacked) => {
-      if (this.#client !== client) return
-      this.#unconfirmed.settle(tag, multiple, nacked ? this.#nacked : this.#confirmed)
+    client.take(channel.id, {
+      // A lane consumes nothing: what comes is what no queue took.
+      content: ({ properties }) => this.#returned.add(idOf(properties)),
+      confirmed: (tag, multiple, nacked) => {
+        if (this.#client !== client) return
+        this.#unconfirmed.settle(tag, multiple, nacked ? this.#nacked : this.#confirmed)
+      },
     })
     if (!blocked) this.#listener.opened()
   }

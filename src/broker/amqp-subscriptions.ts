@@ -11,14 +11,14 @@
  * Bound: the prefetch of each subscription.
  */
 
-import type { AMQPChannel, AMQPMessage } from "@cloudamqp/amqp-client"
+import type { AMQPChannel } from "@cloudamqp/amqp-client"
 import type { BatchingClient } from "./batching-client.ts"
 import type { Delivery, MessageProperties, Subscription } from "./broker.ts"
+import type { Content } from "./frame-reader.ts"
 
 const LOCKED_RETRY_MS = 1_000
 /** Enough for hundreds at once; were it too short, commands would come again and none be lost. */
 const ACKNOWLEDGEMENTS_MS = 200
-const EMPTY = new Uint8Array(0)
 
 export interface SubscriptionsHooks {
   /** A consumer or its channel has ended: the connection is to be made anew. */
@@ -108,9 +108,11 @@ export class Subscriptions {
     const options = { noAck: false, exclusive }
     try {
       if (exclusive) await refuseCompany(channel, subscription.queue, 0)
-      const consumer = await channel.basicConsume(subscription.queue, options, (message) =>
-        subscription.deliver(new AmqpDelivery(client, subscription, message)),
-      )
+      client.take(channel.id, {
+        content: (content) =>
+          subscription.deliver(new AmqpDelivery(subscription.queue, client, channel, content)),
+      })
+      const consumer = await channel.basicConsume(subscription.queue, options, () => undefined)
       if (exclusive) {
         // Another may have come between; then both leave, and who comes back first stays.
         await refuseCompany(channel, subscription.queue, 1).catch((error: unknown) =>
@@ -162,37 +164,32 @@ async function refuseCompany(channel: AMQPChannel, queue: string, most: number):
 
 class AmqpDelivery implements Delivery {
   readonly queue: string
+  readonly body: Uint8Array
+  readonly properties: MessageProperties
+  readonly redelivered: boolean
   readonly #client: BatchingClient
-  readonly #message: AMQPMessage
+  readonly #channel: AMQPChannel
+  readonly #tag: number
   #acknowledged = false
 
-  constructor(client: BatchingClient, subscription: Subscription, message: AMQPMessage) {
-    this.queue = subscription.queue
+  constructor(queue: string, client: BatchingClient, channel: AMQPChannel, content: Content) {
+    this.queue = queue
+    this.body = content.body
+    this.properties = content.properties
+    this.redelivered = content.redelivered
     this.#client = client
-    this.#message = message
-  }
-
-  get body(): Uint8Array {
-    return this.#message.body ?? EMPTY
-  }
-
-  get properties(): MessageProperties {
-    return this.#message.properties
-  }
-
-  get redelivered(): boolean {
-    return this.#message.redelivered
+    this.#channel = channel
+    this.#tag = content.tag
   }
 
   get lost(): boolean {
-    return this.#message.channel.closed
+    return this.#channel.closed
   }
 
   acknowledge(): void {
-    const { channel, deliveryTag } = this.#message
     // A second one for the same delivery would close the channel.
-    if (this.#acknowledged || channel.closed) return
+    if (this.#acknowledged || this.#channel.closed) return
     this.#acknowledged = true
-    this.#client.acknowledge(channel.id, deliveryTag)
+    this.#client.acknowledge(this.#channel.id, this.#tag)
   }
 }

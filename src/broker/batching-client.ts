@@ -1,10 +1,11 @@
 /**
- * The AMQP client with a few differences: the frames of one turn of the event loop go out in one write; publishes,
- * confirms and acknowledgements go past it; an exception while reading ends the connection instead of the process;
- * and what it misreads is put right. Each says why.
+ * The AMQP client with a few differences: the frames of one turn of the event loop go out in one write; what comes and
+ * goes in numbers, messages, confirms and acknowledgements, goes past it; an exception while reading ends the
+ * connection instead of the process.
  *
  * Why: one `socket.write` a frame costs more than all else of publishing, and after that what the client makes for
- * each message (`frame-writer.ts`). Connecting, channels, declarations and deliveries are the client's own.
+ * each message (`frame-writer.ts`, `frame-reader.ts`). Connecting, channels, declarations and heartbeats are the
+ * client's own.
  * Bound: `BATCH_BYTES` are joined, then written at once; what the socket has not taken yet is bounded
  * by the unconfirmed windows and prefetches of those who send.
  */
@@ -12,8 +13,8 @@
 import { AMQPClient } from "@cloudamqp/amqp-client"
 import { AMQPView } from "@cloudamqp/amqp-client/amqp-view"
 import type { OutgoingMessage } from "./broker.ts"
+import { type Content, FrameReader } from "./frame-reader.ts"
 import { FrameWriter } from "./frame-writer.ts"
-import { KnownTexts } from "./known-texts.ts"
 
 const BATCH_BYTES = 65_536
 /** Buffers kept for reuse; more are made when the socket is slow, and left to the collector. */
@@ -27,45 +28,11 @@ const ACKNOWLEDGEMENTS_MS = 1
 
 const SENT = Promise.resolve()
 
-/** Where a frame has its type, its method's class and number, and, in a nack, its bits. */
-const LEAST_FRAME_BYTES = 8
-const METHOD_FRAME = 1
-const CHANNEL_AT = 1
-const METHOD_AT = 7
-const BASIC_ACK = (60 << 16) | 80
-const BASIC_NACK = (60 << 16) | 120
-const TAG_AT = 11
-const BITS_AT = 19
-const MULTIPLE = 1
-
-/** What the broker says of publishes on one channel: of one, or of all up to it. */
-export type Confirmed = (tag: number, multiple: boolean, nacked: boolean) => void
-
-/**
- * The client knows no header field "L", an unsigned 64-bit integer, and throws. RabbitMQ passes them
- * on, so one such command would break the connection, come again and break it again for ever. Of bytes
- * it hands out a view of its read buffer, which the next frame may overwrite.
- */
-const UNSIGNED_64 = 0x4c
-const getField = AMQPView.prototype.getField
-const getByteArray = AMQPView.prototype.getByteArray
-AMQPView.prototype.getField = function (offset, littleEndian) {
-  if (this.getUint8(offset) !== UNSIGNED_64) return getField.call(this, offset, littleEndian)
-  return [Number(this.getBigUint64(offset + 1, littleEndian)), 9]
-}
-AMQPView.prototype.getByteArray = function (offset, littleEndian) {
-  const [bytes, length] = getByteArray.call(this, offset, littleEndian)
-  return [bytes.slice(), length]
-}
-
-const knownTexts = new KnownTexts()
-AMQPView.prototype.getShortString = function (offset) {
-  const bytes = this.getUint8(offset)
-  return [knownTexts.read(this, offset + 1, bytes), bytes + 1]
-}
-AMQPView.prototype.getLongString = function (offset, littleEndian) {
-  const bytes = this.getUint32(offset, littleEndian)
-  return [knownTexts.read(this, offset + 4, bytes), bytes + 4]
+/** What comes on one channel past the client. */
+export interface ChannelTaker {
+  readonly content?: (content: Content) => void
+  /** What the broker says of publishes: of one, or of all up to it. */
+  readonly confirmed?: (tag: number, multiple: boolean, nacked: boolean) => void
 }
 
 /**
@@ -84,36 +51,38 @@ export class BatchingClient extends AMQPClient {
   #scheduled = false
   #acknowledging: ReturnType<typeof setTimeout> | null = null
   readonly #spare: FrameWriter[] = []
-  /** By channel. */
-  readonly #confirmed = new Map<number, Confirmed>()
+  readonly #takers = new Map<number, ChannelTaker>()
 
   override connect(): ReturnType<AMQPClient["connect"]> {
     const connected = super.connect()
     const socket = this.socket
+    const reader = new FrameReader(this.frameMax + FrameWriter.FRAME_OVERHEAD, {
+      content: (channel, content) => this.#takers.get(channel)?.content?.(content),
+      confirmed: (channel, ...told) => this.#takers.get(channel)?.confirmed?.(...told),
+      other: ({ buffer, byteOffset, length }) =>
+        this.parseFrames(new AMQPView(buffer, byteOffset, length)),
+    })
     let first = true
-    const readers = socket?.listeners("data") ?? []
-    for (const read of readers) {
-      socket?.off("data", read as () => void)
-      socket?.on("data", (chunk) => {
-        try {
-          if (first) refuseOtherProtocols(chunk as Buffer)
-          first = false
-          read.call(socket, chunk)
-        } catch (error) {
-          socket.destroy(error instanceof Error ? error : new Error(String(error)))
-        }
-      })
-    }
+    socket?.removeAllListeners("data")
+    socket?.on("data", (chunk) => {
+      try {
+        if (first) refuseOtherProtocols(chunk as Buffer)
+        first = false
+        reader.push(chunk as Buffer)
+      } catch (error) {
+        socket.destroy(error instanceof Error ? error : new Error(String(error)))
+      }
+    })
     return connected
   }
 
-  /** Confirms of what is published by `publish` on a channel in confirm mode. */
-  onConfirmed(channel: number, confirmed: Confirmed): void {
-    this.#confirmed.set(channel, confirmed)
+  /** Who takes the messages and confirms of a channel; to be set before any can come. */
+  take(channel: number, taker: ChannelTaker): void {
+    this.#takers.set(channel, taker)
   }
 
   /**
-   * Publishes in place; the confirm comes to `onConfirmed`, by tags that count from 1 on each channel. Like `send`
+   * Publishes in place; the confirm comes to the channel's taker, by tags that count from 1 on each channel. Like `send`
    * it never fails for want of a connection.
    * @throws Unencodable when all but the body takes more than a frame; nothing was sent then.
    */
@@ -137,23 +106,6 @@ export class BatchingClient extends AMQPClient {
     this.#makeRoom(FrameWriter.ACK_BYTES)
     this.#batch.acknowledge(channel, deliveryTag)
     if (!this.#scheduled) this.#acknowledging ??= setTimeout(this.#flushLate, ACKNOWLEDGEMENTS_MS)
-  }
-
-  /** Takes one frame. */
-  protected override parseFrames(frame: AMQPView): void {
-    // The client would not come back from a frame that announces a size of less than nothing.
-    if (frame.byteLength < LEAST_FRAME_BYTES) throw new Error("a frame of negative size")
-    if (frame.byteLength > BITS_AT && frame.getUint8(0) === METHOD_FRAME) {
-      const method = frame.getUint32(METHOD_AT)
-      if (method === BASIC_ACK || method === BASIC_NACK) {
-        // Of a nack RabbitMQ sets 2, "requeue", too; the client asks whether all the bits are 1.
-        const multiple = (frame.getUint8(BITS_AT) & MULTIPLE) !== 0
-        const confirmed = this.#confirmed.get(frame.getUint16(CHANNEL_AT))
-        confirmed?.(frame.getUint64(TAG_AT), multiple, method === BASIC_NACK)
-        return
-      }
-    }
-    super.parseFrames(frame)
   }
 
   /**

@@ -12,27 +12,27 @@ export class KnownTexts {
   readonly #known: (string | undefined)[] = new Array(SLOTS)
 
   /** The text in UTF-8 at `at`. */
-  read(view: DataView, at: number, bytes: number): string {
-    if (bytes > MAX_BYTES) return decode(view, at, bytes)
+  read(frame: Uint8Array, at: number, bytes: number): string {
+    if (bytes > MAX_BYTES) return decode(frame, at, bytes)
     let hash = bytes
-    for (let i = 0; i < bytes; i += 1) hash = (Math.imul(hash, 31) + view.getUint8(at + i)) | 0
+    for (let i = 0; i < bytes; i += 1) hash = (Math.imul(hash, 31) + (frame[at + i] as number)) | 0
     // The upper bits have seen all the bytes, the lower ones hardly the first.
     const slot = (hash ^ (hash >>> 15)) & (SLOTS - 1)
     const known = this.#known[slot]
-    if (known !== undefined && isAt(view, at, bytes, known)) return known
-    const text = decode(view, at, bytes)
+    if (known !== undefined && isAt(frame, at, bytes, known)) return known
+    const text = decode(frame, at, bytes)
     if (text.length === bytes) this.#known[slot] = text
     return text
   }
 }
 
 /** Only of ASCII is a code a byte; of others no byte, being over 127, equals the code of an ASCII text. */
-function isAt(view: DataView, at: number, bytes: number, text: string): boolean {
+function isAt(frame: Uint8Array, at: number, bytes: number, text: string): boolean {
   if (text.length !== bytes) return false
-  for (let i = 0; i < bytes; i += 1) if (view.getUint8(at + i) !== text.charCodeAt(i)) return false
+  for (let i = 0; i < bytes; i += 1) if (frame[at + i] !== text.charCodeAt(i)) return false
   return true
 }
 
-function decode(view: DataView, at: number, bytes: number): string {
-  return Buffer.from(view.buffer, view.byteOffset + at, bytes).toString()
+function decode(frame: Uint8Array, at: number, bytes: number): string {
+  return Buffer.from(frame.buffer, frame.byteOffset + at, bytes).toString()
 }
