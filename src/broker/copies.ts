@@ -28,7 +28,8 @@ export class Copies {
    * @param hops a command that follows its device may come by here twice, and is then no copy.
    */
   take(commandId: string, hops: number, delivery: Delivery): Delivery | null {
-    const key = `${commandId} ${hops}`
+    // Most are forwarded once, and a text less is made for them.
+    const key = hops === 1 ? commandId : `${commandId} ${hops}`
     const held = this.#inHand.get(key)
     if (held?.lost === true) held.replaceBy(delivery)
     else if (held !== undefined || this.#ended.has(key)) delivery.acknowledge()

@@ -32,19 +32,16 @@ export function forwarded(
   },
   nowMs: number,
 ): MessageProperties {
-  const { expiration: _, headers, ...others } = republishable(properties)
-  const expires = Number.isFinite(message.expiresAtMs)
-  return {
-    ...others,
-    ...(expires ? { expiration: expirationLeft(message.expiresAtMs - nowMs) } : {}),
-    headers: {
-      ...headers,
-      [HOPS_HEADER]: message.hops + 1,
-      [COMMAND_ID_HEADER]: message.commandId,
-      ...(message.redelivered ? { [REDELIVERED_HEADER]: true } : {}),
-      ...(expires ? { [EXPIRES_AT_HEADER]: message.expiresAtMs } : {}),
-    },
+  const again = republishable(properties)
+  const { headers } = again
+  headers[HOPS_HEADER] = message.hops + 1
+  headers[COMMAND_ID_HEADER] = message.commandId
+  if (message.redelivered) headers[REDELIVERED_HEADER] = true
+  if (Number.isFinite(message.expiresAtMs)) {
+    headers[EXPIRES_AT_HEADER] = message.expiresAtMs
+    again.expiration = expirationLeft(message.expiresAtMs - nowMs)
   }
+  return again
 }
 
 function expirationLeft(ms: number): string {

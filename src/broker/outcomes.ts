@@ -114,8 +114,7 @@ export class Outcomes implements CommandSource {
     stored: () => void,
   ): void {
     const added = { [OUTCOME_HEADER]: outcome, [DETAIL_HEADER]: detail }
-    // An expiration would let the broker drop the copy.
-    const { expiration: _, headers = {}, ...others } = republishable(properties)
+    const { headers, ...others } = republishable(properties)
     this.#store(
       body,
       [

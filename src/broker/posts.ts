@@ -61,7 +61,7 @@ export class Posts {
   }
 
   /**
-   * Publishes to a queue, persistently. `done` is told once: "confirmed", "unencodable" when the
+   * Publishes to a queue, persistently, and takes the properties over. `done` is told once: "confirmed", "unencodable" when the
    * properties are too large for a frame, or, where that is said to be final, "returned" or "nacked".
    */
   send(
@@ -74,14 +74,10 @@ export class Posts {
   ): void {
     const id = String(this.#nextId)
     this.#nextId += 1
-    const headers = { ...properties.headers, [POST_ID_HEADER]: id }
-    const message = {
-      id,
-      exchange: "",
-      routingKey: queue,
-      body,
-      properties: { ...properties, headers, deliveryMode: 2 },
-    }
+    properties.headers ??= {}
+    properties.headers[POST_ID_HEADER] = id
+    properties.deliveryMode = 2
+    const message = { id, exchange: "", routingKey: queue, body, properties }
     this.#publisher.publish({ message, whenReturned, whenNacked, done }, body.length)
   }
 
