@@ -57,6 +57,7 @@ export class BatchingClient extends AMQPClient {
     const connected = super.connect()
     const socket = this.socket
     const reader = new FrameReader(this.frameMax + FrameWriter.FRAME_OVERHEAD, {
+      takes: (channel) => this.#takers.has(channel),
       content: (channel, content) => this.#takers.get(channel)?.content?.(content),
       confirmed: (channel, ...told) => this.#takers.get(channel)?.confirmed?.(...told),
       other: ({ buffer, byteOffset, length }) =>
@@ -76,7 +77,7 @@ export class BatchingClient extends AMQPClient {
     return connected
   }
 
-  /** Who takes the messages and confirms of a channel; to be set before any can come. */
+  /** Who takes the messages and confirms of a channel, in the client's stead; to be set before any can come. */
   take(channel: number, taker: ChannelTaker): void {
     this.#takers.set(channel, taker)
   }

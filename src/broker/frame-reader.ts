@@ -1,6 +1,6 @@
 /**
- * Reads AMQP 0-9-1 frames as they come from the socket, and takes for itself what comes in numbers: deliveries,
- * returned messages and confirms. All other frames are handed on whole, for the AMQP client.
+ * Reads AMQP 0-9-1 frames as they come from the socket, and takes what comes in numbers: deliveries, returned messages
+ * and confirms, of the channels for which they are wanted. All other frames are handed on whole, for the AMQP client.
  *
  *   push(chunk) ─► frame … frame ─┬─ ack, nack ───────────────────────────► confirmed
  *                                 ├─ deliver, return ► header ► body … ───► content
@@ -42,6 +42,8 @@ export interface Content {
 }
 
 export interface FrameTaker {
+  /** Whether messages and confirms of a channel are taken here. */
+  readonly takes: (channel: number) => boolean
   /** `body` is a copy; texts and numbers are anyway. */
   readonly content: (channel: number, content: Content) => void
   readonly confirmed: (channel: number, tag: number, multiple: boolean, nacked: boolean) => void
@@ -107,23 +109,30 @@ export class FrameReader {
     this.#at = start + HEAD_BYTES
     this.#end = end - 1
     this.#depth = 0
+    if (!this.#taker.takes(channel) || !this.#taken(channel, byteAt(bytes, start))) {
+      this.#taker.other(bytes.subarray(start, end))
+    }
+  }
+
+  /** False when the frame is not for us. */
+  #taken(channel: number, type: number): boolean {
     const coming = this.#coming.get(channel)
-    switch (bytes[start]) {
+    switch (type) {
       case METHOD:
-        if (this.#end - this.#at >= 4 && this.#method(channel)) return
-        break
+        return this.#end - this.#at >= 4 && this.#method(channel)
       case HEADER:
-        if (coming === undefined) break
+        if (coming === undefined) return false
         this.#header(coming)
         if (coming.body.length === 0) this.#complete(channel, coming)
-        return
+        return true
       case BODY:
-        if (coming === undefined || coming.bytes < 0) break
+        if (coming === undefined || coming.bytes < 0) return false
         this.#body(coming)
         if (coming.bytes === coming.body.length) this.#complete(channel, coming)
-        return
+        return true
+      default:
+        return false
     }
-    this.#taker.other(bytes.subarray(start, end))
   }
 
   /** False when the method is not for us. */
