@@ -7,18 +7,12 @@
  */
 
 import { join } from "node:path"
-import {
-  certificateFiles,
-  cpuSeconds,
-  ownQueues,
-  residentBytes,
-  startGateway,
-  testCaFile,
-} from "../support/gateway.ts"
+import { ownQueues, startGateway, testCaFile } from "../support/gateway.ts"
 import { uniqueNames } from "../support/rabbitmq.ts"
 import { until } from "../support/wait.ts"
 import { type Child, startChild } from "./child.ts"
-import { type BenchResult, benchBroker, median, round } from "./harness.ts"
+import { type BenchResult, benchBroker, Meter, median, ratio, round } from "./harness.ts"
+import { type Beside, bareServer, besideSubject, gatewaySubject, type Subject } from "./subject.ts"
 
 export interface AdmissionParameters {
   readonly connections: number
@@ -30,34 +24,29 @@ export type AdmissionAuth = "none" | "hello" | "mtls"
 const SECRET = "a-secret-of-the-benches"
 const LIMIT_MS = 120_000
 
-/** A server under the load: how its processes are found and how many devices it has now. */
-interface Subject {
-  readonly port: number
-  readonly pids: () => readonly number[]
-  /** Devices admitted since its start. */
-  readonly admitted: () => Promise<number>
-  /** Connections that it has now. */
-  readonly open: () => Promise<number>
-  readonly stop: () => Promise<unknown>
+interface Wave {
+  readonly cpuUs: number
+  readonly residentKib: number
+  readonly driver: number
 }
 
 export async function admission(
   auth: AdmissionAuth,
   { connections, rounds }: AdmissionParameters,
+  beside: Beside | null,
 ): Promise<BenchResult> {
   const [broker, leave] = await benchBroker()
-  const subjects = [await bare(auth), await gateway(auth, broker.url)] as const
+  const own = await gateway(auth, broker.url)
+  const bare = await bareServer(auth === "mtls" ? testCaFile() : null)
+  const subjects = [own, bare, ...(beside === null ? [] : [besideSubject(beside)])]
   const crowds = subjects.map(({ port }) => crowd(port, auth, connections))
-  const cpu: number[][] = [[], []]
-  const resident: number[][] = [[], []]
+  const waves = new Map<Subject, Wave[]>(subjects.map((subject) => [subject, []]))
   try {
     for (const each of crowds) await each.told("ready")
-    for (let round = -1; round < rounds; round += 1) {
-      for (const [at, subject] of subjects.entries()) {
-        const wave = await oneWave(subject, crowds[at] as Child, connections)
-        if (round === -1) continue
-        cpu[at]?.push(wave.cpuUs)
-        resident[at]?.push(wave.residentBytes)
+    for (let at = -1; at < rounds; at += 1) {
+      for (const [which, subject] of subjects.entries()) {
+        const wave = await oneWave(subject, crowds[which] as Child, connections)
+        if (at >= 0) waves.get(subject)?.push(wave)
       }
     }
   } finally {
@@ -65,65 +54,54 @@ export async function admission(
     for (const { stop } of subjects) await stop()
     await leave()
   }
-  const [bareUs, ownUs] = cpu.map(median) as [number, number]
+  const cpuUs = (of: Subject) => median(waves.get(of)?.map((wave) => wave.cpuUs) ?? [])
   // The first wave after the warm-up: later ones find memory that was not given back.
-  const [bareBytes, ownBytes] = resident.map(([first = 0]) => first) as [number, number]
-  return {
-    bench: `admission-${auth}`,
-    parameters: { connections, rounds },
-    figures: {
-      "CPU a connection, us": round(ownUs),
-      "CPU a connection, bare server, us": round(bareUs),
-      "CPU ratio to bare": round(ownUs / bareUs),
-      "resident an idle connection, KiB": round(ownBytes / 1024),
-      "resident an idle connection, bare server, KiB": round(bareBytes / 1024),
-    },
+  const residentKib = (of: Subject) => waves.get(of)?.[0]?.residentKib ?? Number.NaN
+  const figures: Record<string, number> = {
+    "CPU a connection, us": round(cpuUs(own)),
+    "resident an idle connection, KiB": round(residentKib(own)),
   }
+  for (const other of subjects.slice(1)) {
+    figures[`CPU a connection, ${other.name}, us`] = round(cpuUs(other))
+    figures[`resident an idle connection, ${other.name}, KiB`] = round(residentKib(other))
+  }
+  Object.assign(
+    figures,
+    ratio("CPU ratio to bare", cpuUs(own), cpuUs(bare)),
+    ratio("resident ratio to bare", residentKib(own), residentKib(bare)),
+  )
+  const driver = median(waves.get(own)?.map((wave) => wave.driver) ?? [])
+  figures["busiest driver, share of a core"] = round(driver)
+  return { bench: `admission-${auth}`, parameters: { connections, rounds }, figures }
 }
 
 /** Connects the crowd, measures, lets it go. */
-async function oneWave({ pids, admitted, open }: Subject, crowd: Child, connections: number) {
-  const admittedBefore = await admitted()
-  const cpu = () => pids().reduce((sum, pid) => sum + cpuSeconds(pid), 0)
-  const resident = () => pids().reduce((sum, pid) => sum + residentBytes(pid), 0)
-  const before = { cpu: cpu(), resident: resident() }
+async function oneWave(subject: Subject, crowd: Child, connections: number): Promise<Wave> {
+  const { admitted, open } = subject
+  const admittedBefore = (await admitted?.()) ?? 0
+  const meter = new Meter(subject.pids(), [crowd.pid])
   crowd.say("connect")
   const { connected } = await crowd.told("connected")
   if (connected !== connections) throw new Error(`${connected} of ${connections} connected`)
-  const all = async () => (await admitted()) === admittedBefore + connections
-  await until(all, { what: "every device to be admitted", timeoutMs: LIMIT_MS })
-  const after = { cpu: cpu(), resident: resident() }
+  if (admitted !== null) {
+    const all = async () => (await admitted()) === admittedBefore + connections
+    await until(all, { what: "every device to be admitted", timeoutMs: LIMIT_MS })
+  }
+  const { cpu, driver } = meter
+  const residentKib = (meter.resident() - meter.before) / connections / 1024
+  meter.stop()
   crowd.say("close")
   await crowd.told("closed")
-  await until(async () => (await open()) === 0, { what: "all to be gone", timeoutMs: LIMIT_MS })
-  return {
-    cpuUs: ((after.cpu - before.cpu) / connections) * 1e6,
-    residentBytes: (after.resident - before.resident) / connections,
+  if (open !== null) {
+    await until(async () => (await open()) === 0, { what: "all to be gone", timeoutMs: LIMIT_MS })
   }
+  return { cpuUs: (cpu / connections) * 1e6, residentKib, driver }
 }
 
 function crowd(port: number, auth: AdmissionAuth, connections: number): Child {
   const directory = join(testCaFile(), "..")
   const options = { port, connections, auth, secret: SECRET, "ca-cert": testCaFile() }
   return startChild("crowd.ts", { ...options, "ca-key": join(directory, "ca.key") })
-}
-
-async function bare(auth: AdmissionAuth): Promise<Subject> {
-  const { TLS_CERT_FILE, TLS_KEY_FILE } = certificateFiles()
-  const asked: { ca?: string } = auth === "mtls" ? { ca: testCaFile() } : {}
-  const child = startChild("bare.ts", { cert: TLS_CERT_FILE, key: TLS_KEY_FILE, ...asked })
-  const { port = 0 } = await child.told("port")
-  const status = async (field: "admitted" | "open") => {
-    child.say("status")
-    return (await child.told(field))[field] ?? 0
-  }
-  return {
-    port,
-    pids: () => [child.pid],
-    admitted: () => status("admitted"),
-    open: () => status("open"),
-    stop: child.stop,
-  }
 }
 
 async function gateway(auth: AdmissionAuth, url: string): Promise<Subject> {
@@ -140,11 +118,5 @@ async function gateway(auth: AdmissionAuth, url: string): Promise<Subject> {
     ...identity[auth],
   })
   await started.ready()
-  return {
-    port: started.devicePort,
-    pids: () => [started.pid, ...started.workers().values()],
-    admitted: () => started.metric("owsla_connections_admitted_total"),
-    open: () => started.metric("owsla_connections"),
-    stop: started.stop,
-  }
+  return gatewaySubject(started)
 }

@@ -1,7 +1,9 @@
 /**
- * A bare TLS server to compare with: `Bun.listen` that counts connections and bytes, and nothing else.
+ * A bare TLS server to compare with: `Bun.listen` that counts connections and bytes, writes lines when it is told to,
+ * and does nothing else.
  *
- *   stdout {"port": n} ─► stdin "status" ─► stdout {"admitted": n, "open": n, "bytes": n}
+ *   stdout {"port": n} ─► stdin "status"  ─► stdout {"admitted": n, "open": n, "bytes": n}
+ *                      ─► stdin "write n" ─► stdout {"written": lines}
  */
 
 import { readFileSync } from "node:fs"
@@ -17,12 +19,12 @@ const { values } = parseArgs({
   },
 })
 const asked = values.ca === "" ? {} : { requestCert: true, ca: readFileSync(values.ca, "utf8") }
+const sockets = new Set<Bun.Socket>()
 let admitted = 0
-let open = 0
 let bytes = 0
 
 const listener = Bun.listen({
-  hostname: "127.0.0.1",
+  hostname: "0.0.0.0",
   port: 0,
   tls: {
     cert: readFileSync(values.cert, "utf8"),
@@ -31,20 +33,35 @@ const listener = Bun.listen({
     ...asked,
   },
   socket: {
-    handshake: (_socket, success) => {
+    handshake: (socket, success) => {
       if (!success) return
       admitted += 1
-      open += 1
+      sockets.add(socket)
     },
     data: (_socket, chunk) => {
       bytes += chunk.length
     },
-    close: () => {
-      open -= 1
+    close: (socket) => {
+      sockets.delete(socket)
     },
     error: () => undefined,
   },
 })
+
+/** A turn for each round, as a gateway writes what one turn brought. */
+async function write(lines: number): Promise<void> {
+  for (let n = 0; n < lines; n += 1) {
+    const line = Buffer.from(`${n} command\n`)
+    for (const socket of sockets) socket.write(line)
+    await new Promise((resolve) => setImmediate(resolve))
+  }
+  report({ written: lines * sockets.size })
+}
+
 report({ port: listener.port })
-for await (const line of console) if (line === "status") report({ admitted, open, bytes })
+for await (const line of console) {
+  const [word, count] = line.split(" ")
+  if (word === "status") report({ admitted, open: sockets.size, bytes })
+  if (word === "write") await write(Number(count))
+}
 process.exit(0)

@@ -4,6 +4,7 @@ import { afterAll, beforeAll, expect, test } from "bun:test"
 import { type PrivateBroker, startRabbitMq } from "../support/rabbitmq.ts"
 import { shareBroker } from "./harness.ts"
 import { BENCHES } from "./main.ts"
+import { bareServer } from "./subject.ts"
 
 let broker: PrivateBroker
 
@@ -17,10 +18,27 @@ afterAll(() => broker?.dispose(), 60_000)
 test.each(Object.keys(BENCHES))(
   "bench %s runs",
   async (name) => {
-    const result = await BENCHES[name]?.run(true)
+    const result = await BENCHES[name]?.run(true, null)
     expect(result?.bench).toBe(name)
     for (const value of Object.values(result?.figures ?? {})) {
       expect(Number.isFinite(value)).toBe(true)
+    }
+  },
+  60_000,
+)
+
+test.each(Object.keys(BENCHES).filter((name) => BENCHES[name]?.compares))(
+  "bench %s puts another server beside the gateway",
+  async (name) => {
+    const other = await bareServer()
+    try {
+      const [pid = 0] = other.pids()
+      const result = await BENCHES[name]?.run(true, { port: other.port, pid })
+      const figures = Object.keys(result?.figures ?? {})
+      expect(figures.filter((figure) => figure.includes("beside")).length).toBeGreaterThan(0)
+      expect(await other.admitted()).toBeGreaterThan(0)
+    } finally {
+      await other.stop()
     }
   },
   60_000,

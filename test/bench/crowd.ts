@@ -1,9 +1,11 @@
 /**
- * A crowd: devices that connect, say who they are and then only hold their connection. A process may open
- * 20,000 files: larger crowds are several of these.
+ * A crowd: devices that connect, say who they are and then only hold their connection, or send lines that the gateway
+ * acknowledges (`DEVICE_ACK=seq`). A process may open 20,000 files: larger crowds are several of these.
  *
- *   stdout {"ready": n} ─► stdin "connect" ─► stdout {"connected": n, "ms": all, "medianMs", "slowestMs": one}
- *                       ─► stdin "close" ─► stdout {"closed": n} ─► again
+ *   stdout {"ready": n}
+ *   stdin "connect [count] [host]" ─► stdout {"connected": all now, "ms": for these, "medianMs", "slowestMs": for one}
+ *   stdin "send rate seconds"      ─► stdout {"sent", "acknowledged", "p50", "p99", "late": share}
+ *   stdin "close"                  ─► stdout {"closed": n}
  */
 
 import { readFileSync } from "node:fs"
@@ -62,18 +64,29 @@ for (let at = first; at < first + connections; at += 1) {
   identities.push(await identityOf(`device-${at}`))
 }
 
-const sockets = new Set<Bun.Socket>()
+interface Sent {
+  /** When each line that is not acknowledged was sent, oldest first. */
+  readonly atMs: number[]
+}
+
+const sockets = new Set<Bun.Socket<Sent>>()
 /** From the beginning to the end of each handshake of this wave. */
 let tookMs: number[] = []
+/** From the sending of each line to its acknowledgement. */
+let confirmMs: number[] = []
+const LF = 10
+const LATE_MS = 10
+const CONFIRM_LIMIT_MS = 10_000
 
-function connect(at: number): Promise<void> {
+function connect(at: number, hostname: string): Promise<void> {
   const { line = "", tls = CLIENT } = identities[at] ?? {}
   const { promise, resolve } = Promise.withResolvers<void>()
   const begunAtMs = performance.now()
-  Bun.connect({
-    hostname: values.host,
+  Bun.connect<Sent>({
+    hostname,
     port,
     tls,
+    data: { atMs: [] },
     socket: {
       handshake: (socket) => {
         if (line !== "") socket.write(line)
@@ -81,7 +94,13 @@ function connect(at: number): Promise<void> {
         tookMs.push(performance.now() - begunAtMs)
         resolve()
       },
-      data: () => undefined,
+      data: (socket, chunk) => {
+        for (const byte of chunk) {
+          if (byte !== LF) continue
+          const sentAtMs = socket.data.atMs.shift()
+          if (sentAtMs !== undefined) confirmMs.push(performance.now() - sentAtMs)
+        }
+      },
       close: (socket) => {
         sockets.delete(socket)
         resolve()
@@ -90,6 +109,47 @@ function connect(at: number): Promise<void> {
     },
   }).catch(() => resolve())
   return promise
+}
+
+async function connectMore(count: number, hostname: string): Promise<void> {
+  tookMs = []
+  const before = sockets.size
+  const startedAtMs = performance.now()
+  await paced(count, (at) => connect(before + at, hostname))
+  const ms = performance.now() - startedAtMs
+  const connected = sockets.size
+  const [medianMs, slowestMs] = [percentile(tookMs, 0.5), percentile(tookMs, 1)]
+  report({ connected, ms, medianMs, slowestMs })
+}
+
+/** Lines of 100 bytes, by each device in turn. */
+async function send(perSecond: number, seconds: number): Promise<void> {
+  confirmMs = []
+  const lines = Math.round(perSecond * seconds)
+  const line = Buffer.from(`${"x".repeat(100)}\n`)
+  const open = [...sockets]
+  let late = 0
+  const startedAtMs = performance.now()
+  for (let sent = 0; sent < lines; ) {
+    const nowMs = performance.now()
+    const due = Math.min(lines, Math.floor(((nowMs - startedAtMs) / 1000) * perSecond))
+    for (; sent < due; sent += 1) {
+      if (nowMs - (startedAtMs + (sent / perSecond) * 1000) > LATE_MS) late += 1
+      const socket = open[sent % open.length]
+      socket?.data.atMs.push(performance.now())
+      socket?.write(line)
+    }
+    await Bun.sleep(1)
+  }
+  const deadlineMs = performance.now() + CONFIRM_LIMIT_MS
+  while (confirmMs.length < lines && performance.now() < deadlineMs) await Bun.sleep(10)
+  const acknowledged = confirmMs.length
+  const [p50, p99] = [percentile(confirmMs, 0.5), percentile(confirmMs, 0.99)]
+  report({ sent: lines, acknowledged, p50, p99, late: late / lines })
+}
+
+function percentile(values: readonly number[], share: number): number {
+  return values.toSorted((a, b) => a - b)[Math.floor((values.length - 1) * share)] ?? 0
 }
 
 /** Runs `act` for 0 to `count` - 1, at the rate and no more than `atOnce` at a time. */
@@ -109,16 +169,12 @@ async function paced(count: number, act: (at: number) => Promise<void>): Promise
 
 report({ ready: connections })
 for await (const line of console) {
-  if (line === "connect") {
-    tookMs = []
-    const startedAtMs = performance.now()
-    await paced(connections, connect)
-    const ms = performance.now() - startedAtMs
-    const sorted = tookMs.toSorted((a, b) => a - b)
-    const medianMs = sorted[Math.floor(sorted.length / 2)] ?? 0
-    report({ connected: sockets.size, ms, medianMs, slowestMs: sorted.at(-1) ?? 0 })
+  const [word, ...more] = line.split(" ")
+  if (word === "connect") {
+    await connectMore(Number(more[0] ?? connections), more[1] ?? values.host)
   }
-  if (line === "close") {
+  if (word === "send") await send(Number(more[0]), Number(more[1]))
+  if (word === "close") {
     const open = [...sockets]
     await paced(open.length, async (at) => {
       open[at]?.end()

@@ -12,6 +12,7 @@ import { AMQPClient, type AMQPMessage } from "@cloudamqp/amqp-client"
 import { cpuSeconds, residentBytes, startGateway, type TestGateway } from "../support/gateway.ts"
 import { type PrivateBroker, startRabbitMq, uniqueNames } from "../support/rabbitmq.ts"
 import { startChild } from "./child.ts"
+import { cpuOf } from "./subject.ts"
 
 export interface BenchResult {
   readonly bench: string
@@ -63,7 +64,10 @@ export async function makeBed(environment: Record<string, string> = {}): Promise
 }
 
 export interface Herd {
+  readonly pid: number
   readonly go: () => void
+  /** Resolves when sockets have taken its last line. */
+  readonly sent: () => Promise<unknown>
   /** What it has received: the number of lines, and of those that were not the next. */
   readonly status: () => Promise<{ received: number; disorder: number; failed: number }>
   readonly stop: () => void
@@ -81,7 +85,9 @@ export async function startHerd(options: {
   const { connected } = await child.told("connected")
   if (connected !== connections) throw new Error(`${connected} devices connected`)
   return {
+    pid: child.pid,
     go: () => child.say("go"),
+    sent: () => child.told("sent"),
     status: async () => {
       child.say("status")
       const { received = 0, disorder = 0, failed = 0 } = await child.told("received")
@@ -140,50 +146,54 @@ export class BackEnd {
   }
 }
 
-/** Samples CPU and memory of the gateway's processes from its making on. */
+/** CPU and memory of a server's processes, and how busy those are that drive it, from its making on. */
 export class Meter {
   readonly #pids: readonly number[]
+  readonly #drivers: readonly number[]
   readonly #cpuBefore: number
+  readonly #driversBefore: readonly number[]
   readonly #startedAtMs = performance.now()
   readonly before: number
-  #peakOfOne = 0
-  #peak = 0
+  peak = 0
+  peakOfOne = 0
   readonly #timer: ReturnType<typeof setInterval>
 
-  constructor(gateway: TestGateway) {
-    const workers = [...gateway.workers().values()]
-    this.#pids = workers.includes(gateway.pid) ? workers : [gateway.pid, ...workers]
-    this.before = this.#resident()
-    this.#cpuBefore = this.#cpu()
-    this.#timer = setInterval(() => this.#resident(), 50)
+  /** @param drivers processes that make the load, one core each at most. */
+  constructor(pids: readonly number[], drivers: readonly number[] = []) {
+    this.#pids = pids
+    this.#drivers = drivers
+    this.before = this.resident()
+    this.#cpuBefore = cpuOf(pids)
+    this.#driversBefore = drivers.map(cpuSeconds)
+    this.#timer = setInterval(() => this.resident(), 50)
   }
 
-  /** Figures over `units` of work. */
-  stop(units: number): Record<string, number> {
-    clearInterval(this.#timer)
-    const seconds = (performance.now() - this.#startedAtMs) / 1000
-    const cpu = this.#cpu() - this.#cpuBefore
-    const after = this.#resident()
-    return {
-      "CPU for each, us": round((cpu / units) * 1e6),
-      "rate, 1/s": Math.round(units / seconds),
-      "resident before, all processes, MB": round(this.before / 1e6),
-      "resident peak, all processes, MB": round(this.#peak / 1e6),
-      "resident peak, largest process, MB": round(this.#peakOfOne / 1e6),
-      "resident after, all processes, MB": round(after / 1e6),
-    }
+  /** CPU so far, s. */
+  get cpu(): number {
+    return cpuOf(this.#pids) - this.#cpuBefore
   }
 
-  #resident(): number {
+  get seconds(): number {
+    return (performance.now() - this.#startedAtMs) / 1000
+  }
+
+  /** What the busiest driver used of a core; at 1 it is the driver that is measured. */
+  get driver(): number {
+    const each = this.#drivers.map((pid, at) => cpuSeconds(pid) - (this.#driversBefore[at] ?? 0))
+    return Math.max(0, ...each) / this.seconds
+  }
+
+  /** Bytes of all processes, now. */
+  resident(): number {
     const each = this.#pids.map(residentBytes)
     const sum = each.reduce((a, b) => a + b, 0)
-    this.#peakOfOne = Math.max(this.#peakOfOne, ...each)
-    this.#peak = Math.max(this.#peak, sum)
+    this.peakOfOne = Math.max(this.peakOfOne, ...each)
+    this.peak = Math.max(this.peak, sum)
     return sum
   }
 
-  #cpu(): number {
-    return this.#pids.map(cpuSeconds).reduce((a, b) => a + b, 0)
+  stop(): void {
+    clearInterval(this.#timer)
   }
 }
 
@@ -226,4 +236,9 @@ export function median(values: readonly number[]): number {
 
 export function round(value: number): number {
   return Math.round(value * 100) / 100
+}
+
+/** A figure, or none where there was too little work to measure the divisor: CPU counts in steps of 10 ms. */
+export function ratio(figure: string, of: number, to: number): Record<string, number> {
+  return to > 0 ? { [figure]: round(of / to) } : {}
 }

@@ -1,63 +1,128 @@
 /**
- * `bun run bench [name …] [--smoke] [--json] [--page]`: runs the benches, all or those named, one after the other, and
- * prints their figures with what they were measured on; with `--page` they become their tables in
- * docs/PERFORMANCE.md.
+ * `bun run bench [name …] [--smoke] [--json] [--page] [--beside <port>,<pid>]`: runs the benches, all or those named, one
+ * after the other, and prints their figures with what they were measured on; with `--page` they become their tables in
+ * docs/PERFORMANCE.md. With `--beside` those that can compare put any other TLS line server, which runs already, under
+ * the same load in turn with the gateway.
  */
 
 import { readFileSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
 import { parseArgs } from "node:util"
 import { type AdmissionAuth, admission } from "./admission.ts"
-import { commands } from "./commands.ts"
+import { bursts } from "./bursts.ts"
+import { type CommandsWay, commands } from "./commands.ts"
+import { connections } from "./connections.ts"
 import { type BenchResult, commit, machine } from "./harness.ts"
 import { lines } from "./lines.ts"
+import { queued } from "./queued.ts"
 import { registry } from "./registry.ts"
+import { roundTrip } from "./round-trip.ts"
 import { stampede } from "./stampede.ts"
+import type { Beside } from "./subject.ts"
+import { sustained } from "./sustained.ts"
+import { waves } from "./waves.ts"
 
 interface Bench {
   /** One sentence for the page. */
   readonly what: string
   /** Smoke parameters run with the tests, so that no bench rots. */
-  readonly run: (smoke: boolean) => Promise<BenchResult>
+  readonly run: (smoke: boolean, beside: Beside | null) => Promise<BenchResult>
+  /** Puts another server under the same load when there is one. */
+  readonly compares?: true
 }
 
+/** From here on it is the driver that is measured. */
+const BUSY_DRIVER = 0.95
 const PAGE = join(import.meta.dir, "../../docs/PERFORMANCE.md")
 const BEGIN = "<!-- figures: made by bun run bench --page -->"
 const END = "<!-- end of figures -->"
 
 const admissionBy = (auth: AdmissionAuth, what: string): Bench => ({
   what: `From the first byte to a device that is admitted, told of and, with a name, known to the fleet: ${what}. One worker and its supervisor, beside a bare \`Bun.listen\` TLS server that only counts, in turn.`,
-  run: (smoke) => admission(auth, { connections: smoke ? 300 : 5_000, rounds: smoke ? 1 : 5 }),
+  run: (smoke, beside) =>
+    admission(auth, { connections: smoke ? 300 : 5_000, rounds: smoke ? 1 : 5 }, beside),
+  ...(auth === "none" ? { compares: true } : {}),
+})
+
+const commandsBy = (way: CommandsWay, what: string): Bench => ({
+  what: `Numbered commands from a queue to their devices, ${what}. Beside it a bare TLS server that writes as many lines to as many connections, in turn.`,
+  run: (smoke) =>
+    commands(way, {
+      connections: smoke ? 5 : 100,
+      commandsEach: smoke ? 50 : 400,
+      rounds: smoke ? 1 : 5,
+    }),
 })
 
 export const BENCHES: Readonly<Record<string, Bench>> = {
-  lines: {
-    what: "Lines of 100 bytes from devices to a confirmed place in a quorum queue, two workers.",
-    run: (smoke) =>
-      lines(
-        { connections: smoke ? 10 : 100, linesEach: smoke ? 100 : 1_000, lineBytes: 100 },
-        false,
-      ),
-  },
-  "lines-slow-broker": {
-    what: "The same with the broker stopped every other quarter of a second.",
-    run: (smoke) =>
-      lines(
-        { connections: smoke ? 10 : 100, linesEach: smoke ? 200 : 2_000, lineBytes: 100 },
-        true,
-      ),
-  },
-  commands: {
-    what: "Numbered commands published to `to_device` in random order and written in order; about half are taken by a worker that does not hold the device and go through the broker a second time.",
-    run: (smoke) =>
-      commands({ connections: smoke ? 5 : 100, commandsEach: smoke ? 50 : 200, seed: 1 }),
-  },
   "admission-none": admissionBy("none", "`DEVICE_AUTH=none`"),
   "admission-hello": admissionBy("hello", "`DEVICE_AUTH=hello`"),
   "admission-mtls": admissionBy(
     "mtls",
     "`DEVICE_AUTH=mtls`, the bare server asks for certificates too",
   ),
+  lines: {
+    what: "Lines from devices to a confirmed place in a quorum queue, two workers, beside a bare TLS server that only counts the bytes of the same lines, in turn.",
+    run: (smoke, beside) =>
+      lines(
+        {
+          ...{ connections: smoke ? 10 : 100, linesEach: smoke ? 100 : 1_000, lineBytes: 100 },
+          rounds: smoke ? 1 : 5,
+        },
+        beside,
+      ),
+    compares: true,
+  },
+  sustained: {
+    what: "How many lines a second two workers bring to a confirmed place in a quorum queue, beside a lone publisher with the AMQP client as it comes, in turn. Nobody consumes.",
+    run: (smoke) =>
+      sustained({
+        ...{ connections: smoke ? 10 : 100, linesEach: smoke ? 100 : 2_000, lineBytes: 100 },
+        ...{ window: smoke ? 50 : 2_000, rounds: smoke ? 1 : 3 },
+      }),
+  },
+  bursts: {
+    what: "Bursts of lines into one worker, faster than the broker takes them: it is stopped every other quarter of a second.",
+    run: (smoke) =>
+      bursts({
+        ...{ bursts: smoke ? 2 : 10, connections: smoke ? 10 : 100 },
+        ...{ linesEach: smoke ? 100 : 1_000, lineBytes: 100 },
+      }),
+  },
+  "commands-here": commandsBy("here", "taken by the worker that holds the device; one worker"),
+  "commands-elsewhere": commandsBy(
+    "elsewhere",
+    "taken by a worker that does not hold the device, so that each goes through the broker a second time; two workers",
+  ),
+  "commands-shuffled": commandsBy(
+    "shuffled",
+    "published in random order and written in order; two workers, of which about half are taken by the wrong one",
+  ),
+  "commands-queued": {
+    what: "Commands that the gateway finds in the queue when it goes on after it was stopped; one worker.",
+    run: (smoke) =>
+      queued({
+        ...{ connections: smoke ? 5 : 100, few: smoke ? 50 : 1_000 },
+        ...{ many: smoke ? 200 : 100_000, rounds: smoke ? 1 : 2 },
+      }),
+  },
+  "round-trip": {
+    what: "Device, queue, back-end, queue, device, two workers; beside it the same back-end answering one AMQP client that calls for as many devices without the gateway, in turn.",
+    run: (smoke) =>
+      roundTrip({
+        ...{ devices: smoke ? 20 : 2_000, rate: smoke ? 200 : 2_000 },
+        ...{ seconds: smoke ? 0.5 : 10, rounds: smoke ? 1 : 3 },
+      }),
+  },
+  connections: {
+    what: "Connections that arrive at a rate, are held and then send lines of 100 bytes that are acknowledged (`DEVICE_ACK=seq`); beside it the same on a bare TLS server for each worker. Drivers, broker and back-end are on the same two cores.",
+    run: (smoke) =>
+      connections({
+        ...{ devices: smoke ? 300 : 50_000, workers: 3, rate: smoke ? 600 : 1_500 },
+        few: smoke ? 30 : 1_000,
+        ...{ linesPerSecond: smoke ? 300 : 10_000, seconds: smoke ? 0.5 : 10 },
+      }),
+  },
   stampede: {
     what: "All devices connect at the same instant while others are connected and send; beside it the same devices 32 at a time, which is the capacity. Two workers.",
     run: (smoke) =>
@@ -72,6 +137,14 @@ export const BENCHES: Readonly<Record<string, Bench>> = {
         rounds: smoke ? 1 : 2,
       }),
   },
+  waves: {
+    what: "All devices come and go again and again; what the processes hold when all are gone.",
+    run: (smoke) =>
+      waves({
+        ...{ devices: smoke ? 150 : 50_000, workers: 3 },
+        ...{ waves: smoke ? 2 : 10, rest: smoke ? 0.1 : 60 },
+      }),
+  },
 }
 
 async function main(): Promise<number> {
@@ -81,23 +154,37 @@ async function main(): Promise<number> {
       smoke: { type: "boolean", default: false },
       json: { type: "boolean", default: false },
       page: { type: "boolean", default: false },
+      beside: { type: "string" },
     },
   })
-  const names = positionals.length > 0 ? positionals : Object.keys(BENCHES)
+  const beside = values.beside === undefined ? null : readBeside(values.beside)
+  if (beside === "unreadable") {
+    console.error("--beside is <port>,<pid>: where the other server listens, and its process")
+    return 2
+  }
+  const able = Object.keys(BENCHES).filter((name) => !beside || BENCHES[name]?.compares)
+  const names = positionals.length > 0 ? positionals : able
   const unknown = names.filter((name) => !(name in BENCHES))
   if (unknown.length > 0) {
     console.error(`no bench ${unknown.join(", ")}; there are ${Object.keys(BENCHES).join(", ")}`)
     return 2
   }
-  if (values.page && values.smoke) {
-    console.error("--page is for benches in their full size")
+  const unable = names.filter((name) => !able.includes(name))
+  if (unable.length > 0) {
+    console.error(
+      `only ${able.join(" and ")} compare with another server, not ${unable.join(", ")}`,
+    )
+    return 2
+  }
+  if (values.page && (values.smoke || beside !== null)) {
+    console.error("--page is for benches in their full size, without another server")
     return 2
   }
   const measuredOn = { machine: machine(), commit: commit(), date: new Date().toISOString() }
   if (!values.json) console.log(`${measuredOn.machine}\ncommit ${measuredOn.commit}\n`)
   const results: BenchResult[] = []
   for (const name of names) {
-    const result = await BENCHES[name]?.run(values.smoke)
+    const result = await BENCHES[name]?.run(values.smoke, beside)
     if (result === undefined) continue
     results.push(result)
     if (values.json) console.log(JSON.stringify({ ...measuredOn, ...result }))
@@ -107,11 +194,25 @@ async function main(): Promise<number> {
   return 0
 }
 
+function readBeside(text: string): Beside | "unreadable" {
+  const [, port, pid] = /^(\d+),(\d+)$/.exec(text) ?? []
+  return port === undefined ? "unreadable" : { port: Number(port), pid: Number(pid) }
+}
+
 function print({ bench, parameters, figures }: BenchResult): void {
   console.log(`${bench} ${JSON.stringify(parameters)}`)
   for (const [figure, value] of Object.entries(figures)) {
-    console.log(`  ${figure.padEnd(48)} ${value}`)
+    console.log(`  ${figure.padEnd(56)} ${value}`)
   }
+  if (isDriverBusy(figures)) console.log(`  ${DRIVER_NOTE}`)
+}
+
+const DRIVER_NOTE = "The driver was the bottleneck: rates and latencies are its own."
+
+function isDriverBusy(figures: BenchResult["figures"]): boolean {
+  return Object.entries(figures).some(
+    ([figure, value]) => figure.startsWith("busiest driver") && value >= BUSY_DRIVER,
+  )
 }
 
 /** Replaces the sections of these benches, in the order of the list. */
@@ -132,7 +233,8 @@ function writePage(
     const rows = Object.entries(figures).map(([name, value]) => `| ${name} | ${number(value)} |`)
     const title = `### \`${bench}\`: ${with_.join(", ")}`
     const measured = `On ${date.slice(0, 10)} at commit ${commit}, ${machine}, RabbitMQ with quorum queues.`
-    const text = `${BENCHES[bench]?.what ?? ""} ${measured}`
+    const driver = isDriverBusy(figures) ? ` ${DRIVER_NOTE}` : ""
+    const text = `${BENCHES[bench]?.what ?? ""} ${measured}${driver}`
     sections.set(bench, [title, "", text, "", "| | |", "|---|---|", ...rows].join("\n"))
   }
   const ordered = Object.keys(BENCHES).flatMap((bench) => sections.get(bench) ?? [])
