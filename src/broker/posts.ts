@@ -12,7 +12,7 @@ import { POST_ID_HEADER } from "./broker.ts"
 import type { FinalResult } from "./publish-window.ts"
 import { Publisher } from "./publisher.ts"
 
-/** The AMQP client pins 8 KiB for each. */
+/** What may come twice after a lost connection. */
 const MAX_IN_FLIGHT = 1_000
 const BACKOFF = { firstMs: 100, mostMs: 5_000 }
 

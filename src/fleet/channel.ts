@@ -14,7 +14,7 @@ import type { Counters } from "../counters.ts"
 import type { WorkerProcess } from "../device/ids.ts"
 import { type FleetContent, type FleetMessage, parseFleetMessage } from "./messages.ts"
 
-/** The AMQP client pins 8 KiB for each. */
+/** What may come twice after a lost connection. */
 const MAX_IN_FLIGHT = 1_000
 
 export interface ChannelOptions {

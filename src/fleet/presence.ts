@@ -20,7 +20,7 @@ import { Fifo } from "../fifo.ts"
 import { instanceOf } from "./device-view.ts"
 
 const MAX_WAITING = 100_000
-/** The AMQP client pins 8 KiB for each. */
+/** What may come twice after a lost connection. */
 const MAX_IN_FLIGHT = 200
 /** What comes within this time leaves in one write: a write and its confirm cost more than an event. */
 const GATHER_MS = 20
