@@ -92,13 +92,18 @@ export class AmqpLane implements Lane {
       queueMicrotask(() => settled("unencodable"))
       return
     }
-    this.#unconfirmed.add({ id: message.id, settled })
+    // Whoever wrote may have lost the connection: its tags have ended with it.
+    if (this.#client === client) this.#unconfirmed.add({ id: message.id, settled })
+    else queueMicrotask(() => settled("cut"))
   }
 
   readonly #confirmed = ({ id, settled }: Publish): void =>
     settled(this.#returned.size > 0 && this.#returned.delete(id) ? "returned" : "confirmed")
 
-  readonly #nacked = ({ settled }: Publish): void => settled("nacked")
+  readonly #nacked = ({ id, settled }: Publish): void => {
+    this.#returned.delete(id)
+    settled("nacked")
+  }
 }
 
 function idOf(properties: MessageProperties): string {

@@ -108,11 +108,20 @@ export class Subscriptions {
     const options = { noAck: false, exclusive }
     try {
       if (exclusive) await refuseCompany(channel, subscription.queue, 0)
+      let cancelled = false
       client.take(channel.id, {
-        content: (content) =>
-          subscription.deliver(new AmqpDelivery(subscription.queue, client, channel, content)),
+        content: (content) => {
+          // What can't be acknowledged comes again.
+          if (channel.closed) return
+          subscription.deliver(new AmqpDelivery(subscription.queue, client, channel, content))
+        },
+        cancelled: () => {
+          cancelled = true
+        },
       })
       const consumer = await channel.basicConsume(subscription.queue, options, () => undefined)
+      // In the same breath as it began: the client knows of no consumer yet, and tells nobody.
+      if (cancelled || channel.closed) throw new Error(`${subscription.queue}: cancelled at once`)
       if (exclusive) {
         // Another may have come between; then both leave, and who comes back first stays.
         await refuseCompany(channel, subscription.queue, 1).catch((error: unknown) =>

@@ -31,6 +31,8 @@ const SENT = Promise.resolve()
 /** What comes on one channel past the client. */
 export interface ChannelTaker {
   readonly content?: (content: Content) => void
+  /** The broker ends a consumer; the client is told too. */
+  readonly cancelled?: () => void
   /** What the broker says of publishes: of one, or of all up to it. */
   readonly confirmed?: (tag: number, multiple: boolean, nacked: boolean) => void
 }
@@ -59,6 +61,7 @@ export class BatchingClient extends AMQPClient {
     const reader = new FrameReader(this.frameMax + FrameWriter.FRAME_OVERHEAD, {
       takes: (channel) => this.#takers.has(channel),
       content: (channel, content) => this.#takers.get(channel)?.content?.(content),
+      cancelled: (channel) => this.#takers.get(channel)?.cancelled?.(),
       confirmed: (channel, ...told) => this.#takers.get(channel)?.confirmed?.(...told),
       other: ({ buffer, byteOffset, length }) =>
         this.parseFrames(new AMQPView(buffer, byteOffset, length)),

@@ -8,7 +8,7 @@
  *
  * Why: the client makes a view for each frame, a promise-ready message object and a `Buffer` for each of some 15
  * texts of a delivery, and misreads some of it (docs/PERFORMANCE.md). Pure. Bounds: a frame of `mostBytes`, of which
- * the beginning of one is kept; one message a channel, as long as its header says.
+ * the beginning of one is kept; one message a channel, of `MOST_BODY_BYTES`.
  */
 
 import type { HeaderValue, MessageProperties } from "./broker.ts"
@@ -23,6 +23,7 @@ const HEAD_BYTES = 7
 const OVERHEAD_BYTES = 8
 const DELIVER = (60 << 16) | 60
 const RETURN = (60 << 16) | 50
+const CANCEL = (60 << 16) | 30
 const ACK = (60 << 16) | 80
 const NACK = (60 << 16) | 120
 /** Of a nack RabbitMQ sets 2, "requeue", too. */
@@ -30,6 +31,8 @@ const MULTIPLE = 1
 const TWO_TO_32 = 2 ** 32
 /** Far more than anybody means; without a bound a message could use up the stack, again each time it is delivered. */
 const MOST_DEPTH = 100
+/** The most that RabbitMQ can be told to take. */
+const MOST_BODY_BYTES = 536_870_912
 const EMPTY = new Uint8Array(0)
 
 /** A message that was delivered or, on a channel that publishes, returned. */
@@ -47,6 +50,8 @@ export interface FrameTaker {
   /** `body` is a copy; texts and numbers are anyway. */
   readonly content: (channel: number, content: Content) => void
   readonly confirmed: (channel: number, tag: number, multiple: boolean, nacked: boolean) => void
+  /** A consumer of a channel has been cancelled; the frame goes to `other` all the same. */
+  readonly cancelled: (channel: number) => void
   /** A whole frame, valid until the call returns. */
   readonly other: (frame: Uint8Array) => void
 }
@@ -157,6 +162,9 @@ export class FrameReader {
       case RETURN:
         this.#begin(channel, 0, false)
         return true
+      case CANCEL:
+        this.#taker.cancelled(channel)
+        return false
       default:
         return false
     }
@@ -170,6 +178,7 @@ export class FrameReader {
     // The class and a weight that is always 0.
     this.#skip(4)
     const bodyBytes = this.#uint64()
+    if (bodyBytes > MOST_BODY_BYTES) throw new Error(`a message of ${bodyBytes} bytes`)
     coming.properties = this.#properties()
     coming.body = bodyBytes === 0 ? EMPTY : new Uint8Array(bodyBytes)
     coming.bytes = 0

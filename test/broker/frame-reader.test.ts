@@ -4,9 +4,8 @@
  */
 
 import { describe, expect, test } from "bun:test"
-import { inspect } from "node:util"
+import { AMQPView } from "@cloudamqp/amqp-client/amqp-view"
 import fc from "fast-check"
-import { AMQPView } from "../../node_modules/@cloudamqp/amqp-client/src/amqp-view.ts"
 import type { HeaderValue, MessageProperties } from "../../src/broker/broker.ts"
 import { FrameReader } from "../../src/broker/frame-reader.ts"
 import { FrameWriter } from "../../src/broker/frame-writer.ts"
@@ -29,9 +28,7 @@ function bytesOf(...parts: readonly Part[]): Buffer {
   return Buffer.concat(parts.map(bytes))
 }
 
-function uint(bytes: number, value: number | bigint): string {
-  return value.toString(16).padStart(2 * bytes, "0")
-}
+const uint = (bytes: number, value: number | bigint) => value.toString(16).padStart(2 * bytes, "0")
 
 /** Behind its size, which takes this many bytes. */
 function sized(sizeBytes: number, ...parts: readonly Part[]): Buffer {
@@ -39,54 +36,36 @@ function sized(sizeBytes: number, ...parts: readonly Part[]): Buffer {
   return bytesOf(uint(sizeBytes, bytes.length), bytes)
 }
 
-function short(text: string): Buffer {
-  return sized(1, Buffer.from(text))
-}
+const short = (text: string) => sized(1, Buffer.from(text))
+/** Properties that are a table of headers alone. */
+const table = (...headers: readonly Part[]) => bytesOf("2000", sized(4, ...headers))
 
-function frame(type: number, channel: number, ...payload: readonly Part[]): Buffer {
-  return bytesOf(uint(1, type), uint(2, channel), sized(4, ...payload), "ce")
-}
-
-function deliver(channel: number, tag: number, redelivered = "00"): Buffer {
-  const names = [short("an-exchange"), short("a-key")]
-  const came = [short("a-consumer"), uint(8, tag), redelivered]
-  return frame(METHOD, channel, "003c 003c", ...came, ...names)
-}
-
-function returned(channel: number): Buffer {
-  return frame(METHOD, channel, "003c 0032 0138", short("NO_ROUTE"), short(""), short("nowhere"))
-}
-
-function header(channel: number, bodyBytes: number | bigint, ...properties: Part[]): Buffer {
-  return frame(HEADER, channel, "003c 0000", uint(8, bodyBytes), ...properties)
-}
+const frame = (type: number, on: number, ...payload: readonly Part[]) =>
+  bytesOf(uint(1, type), uint(2, on), sized(4, ...payload), "ce")
+const NAMES = bytesOf(short("an-exchange"), short("a-key"))
+const deliver = (on: number, tag: number, redelivered = "00") =>
+  frame(METHOD, on, "003c 003c", short("a-consumer"), uint(8, tag), redelivered, NAMES)
+const returned = (on: number) => frame(METHOD, on, "003c 0032 0138", short("NO_ROUTE"), NAMES)
+const header = (on: number, bodyBytes: number | bigint, ...properties: readonly Part[]) =>
+  frame(HEADER, on, "003c 0000", uint(8, bodyBytes), ...properties)
 
 /** The body in frames of `most` bytes. */
-function bodies(channel: number, body: Uint8Array, most: number): Buffer[] {
-  const count = Math.ceil(body.length / most)
+function bodies(on: number, body: Uint8Array, most: number): Buffer[] {
   const part = (_: unknown, at: number) => body.subarray(at * most, (at + 1) * most)
-  return Array.from({ length: count }, part).map((bytes) => frame(BODY, channel, bytes))
-}
-
-/** Properties that are a table of headers alone. */
-function table(...headers: readonly Part[]): Buffer {
-  return bytesOf("2000", sized(4, ...headers))
+  const parts = Array.from({ length: Math.ceil(body.length / most) }, part)
+  return parts.map((bytes) => frame(BODY, on, bytes))
 }
 
 interface Told {
   readonly channel: number
   readonly content?: readonly [number, boolean, MessageProperties, Uint8Array]
   readonly confirmed?: readonly [number, boolean, boolean]
+  readonly cancelled?: true
   readonly other?: string
 }
 
-function content(
-  channel: number,
-  tag: number,
-  properties: MessageProperties,
-  body: Part = "",
-): Told {
-  return { channel, content: [tag, false, properties, new Uint8Array(bytesOf(body))] }
+function content(on: number, tag: number, properties: MessageProperties, body: Part = ""): Told {
+  return { channel: on, content: [tag, false, properties, new Uint8Array(bytesOf(body))] }
 }
 
 function other(frame: Buffer): Told {
@@ -101,6 +80,7 @@ function readUntilError(chunks: readonly Uint8Array[], mostBytes = CAPACITY) {
     content: (channel, { tag, redelivered, properties, body }) =>
       told.push({ channel, content: [tag, redelivered, properties, body] }),
     confirmed: (channel, ...confirmed) => told.push({ channel, confirmed }),
+    cancelled: (channel) => told.push({ channel, cancelled: true }),
     other: (frame) => told.push(other(Buffer.from(frame))),
   })
   for (const chunk of chunks) {
@@ -113,11 +93,6 @@ function readUntilError(chunks: readonly Uint8Array[], mostBytes = CAPACITY) {
     given.fill(0xaa)
   }
   return { told, error: null }
-}
-
-/** As text, since a time that is none equals no other. */
-function shown({ told, error }: ReturnType<typeof readUntilError>): string {
-  return inspect([told, String(error)], { depth: null })
 }
 
 function read(chunks: readonly Uint8Array[], mostBytes = CAPACITY): Told[] {
@@ -142,10 +117,6 @@ function encodedByWriter(properties: MessageProperties): Uint8Array {
   writer.publish(1, said, CAPACITY)
   // Behind the whole method frame and, in the header frame, class, weight and size.
   return writer.bytes.subarray(writer.bytes.readUInt32BE(3) + 8 + 19, writer.length - 1)
-}
-
-function asWriterSays(value: number): number {
-  return value === 0 ? 0 : value
 }
 
 function encodedByClient(properties: MessageProperties): Uint8Array {
@@ -173,52 +144,44 @@ function readAs(value: HeaderValue, number: (value: number) => number): HeaderVa
   return Object.fromEntries(said.map(([name, each]) => [name.toWellFormed(), readAs(each, number)]))
 }
 
-const CHARACTERS = ["a", "\0", "\x7f", "\x80", "é", "€", "\ufeff", "🔒", "\ud83d", "\udd12"]
-const character = fc.constantFrom(...CHARACTERS)
+const character = fc.constantFrom(..."a\0\x7f\x80é€\ufeff🔒", "\ud83d", "\udd12")
 const shortText = fc.oneof(
   fc.string({ maxLength: 255 }),
   fc.array(character, { maxLength: 63, size: "max" }).map((characters) => characters.join("")),
 )
+const longText = fc.string({ maxLength: 600, size: "max" })
 const BOUNDS = [31, 32, 52, 53, 62, 63].flatMap((bits) => [2 ** bits - 1, 2 ** bits])
-const number = fc.constantFrom(...BOUNDS, ...BOUNDS.map((bound) => -bound), Number.MAX_VALUE)
+const bound = fc.constantFrom(...BOUNDS, ...BOUNDS.map((bound) => -bound), Number.MAX_VALUE)
 const integer = fc.oneof(fc.integer(), fc.maxSafeInteger(), fc.bigInt(-TWO_TO_63, TWO_TO_63 - 1n))
+const number = fc.oneof(bound, integer, fc.double())
 const date = fc.date({ noInvalidDate: true })
 const constant = fc.constantFrom(true, false, null, undefined)
-const longText = fc.string({ maxLength: 600, size: "max" })
-const plain = fc.oneof(shortText, longText, number, integer, fc.double(), constant, date)
-const { headers } = fc.letrec<{ value: HeaderValue; headers: Record<string, HeaderValue> }>(
-  (tie) => ({
-    value: fc.oneof(
-      { depthSize: "small", withCrossShrink: true },
-      plain,
-      fc.uint8Array(),
-      fc.array(tie("value"), { maxLength: 4 }),
-      tie("headers"),
-    ),
-    headers: fc.dictionary(shortText, tie("value"), { maxKeys: 5 }),
-  }),
-)
-const texts = ["contentType", "contentEncoding", "correlationId", "replyTo", "expiration"] as const
-const moreTexts = ["messageId", "type", "userId", "appId"] as const
-const eachText = Object.fromEntries([...texts, ...moreTexts].map((name) => [name, shortText]))
+const plain = fc.oneof(shortText, longText, number, date, constant, fc.uint8Array())
+type Headers = Record<string, HeaderValue>
+const { headers } = fc.letrec<{ value: HeaderValue; headers: Headers }>((tie) => ({
+  value: fc.oneof({ depthSize: "small" }, plain, fc.array(tie("value")), tie("headers")),
+  headers: fc.dictionary(shortText, tie("value"), { maxKeys: 5 }),
+}))
+const TEXTS = ["contentType", "contentEncoding", "correlationId", "replyTo", "expiration"]
+const texts = [...TEXTS, "messageId", "type", "userId", "appId"].map((name) => [name, shortText])
+const byte = fc.nat(255)
 const anyProperties: fc.Arbitrary<MessageProperties> = fc.record(
-  { ...eachText, headers, deliveryMode: fc.nat(255), priority: fc.nat(255), timestamp: date },
+  { ...Object.fromEntries(texts), headers, deliveryMode: byte, priority: byte, timestamp: date },
   { requiredKeys: [] },
 )
-
 const places = fc.array(fc.nat())
-const FAR = "7fffffffffffffff"
 
 /** With all properties, and headers of every kind. */
 const FULL = encodedByWriter({
-  ...Object.fromEntries([...texts, ...moreTexts].map((name) => [name, `the ${name}`])),
+  ...Object.fromEntries(texts.map(([name]) => [name, `the ${name}`])),
   ...{ deliveryMode: 2, priority: 5, timestamp: new Date(0) },
   headers: { s: "é", i: 1, f: 0.5, t: true, T: new Date(0), x: new Uint8Array(3), F: { A: [[1]] } },
 })
 
 describe("a message", () => {
-  test.each<[string, typeof encodedByWriter, typeof asWriterSays]>([
-    ["frame writer", encodedByWriter, asWriterSays],
+  test.each<[string, typeof encodedByWriter, typeof asClientSays]>([
+    // It knows no -0.
+    ["frame writer", encodedByWriter, (value) => value + 0],
     ["AMQP client", encodedByClient, asClientSays],
   ])("has the properties that the %s gave it", (_, encoded, number) => {
     check(
@@ -245,23 +208,17 @@ describe("a message", () => {
     ["75 ffff", 65_535],
     ["49 80000000", -(2 ** 31)],
     ["69 ffffffff", 2 ** 32 - 1],
-    ["6c ffffffffffffffff", -1],
     ["6c 8000000000000000", -(2 ** 63)],
     ["6c 0020000000000001", 2 ** 53],
     ["4c ffffffffffffffff", 2 ** 64],
-    ["4c 0000000100000005", 2 ** 32 + 5],
     ["66 bfc00000", -1.5],
     ["64 3ff8000000000000", 1.5],
-    ["64 7ff8000000000000", Number.NaN],
     ["74 01", true],
-    ["74 00", false],
     ["54 ffffffffffffffff", new Date(-1_000)],
     ["56", null],
     ["44 02 0000007d", 1.25],
     ["78 00000003 0001ff", Uint8Array.of(0, 1, 255)],
-    ["41 00000000", []],
     ["41 00000008 56 41 00000002 4207", [null, [7]]],
-    ["46 00000000", {}],
     ["46 0000000c 0162 46 00000002 00 56 0163 56", { b: { "": null }, c: null }],
   ])("has the header %s", (field, value) => {
     const frames = table(short("a"), field, short("z"), "56")
@@ -274,23 +231,12 @@ describe("a message", () => {
     expect([Object.getPrototypeOf(headers), headers["b"]]).toEqual([Object.prototype, undefined])
   })
 
-  test("has a time that is none where no Date can hold it", () => {
-    const { headers, timestamp } = propertiesIn("2040", sized(4, "0161 54", FAR), FAR) ?? {}
-    expect([headers?.["a"], timestamp].map(Number)).toEqual([Number.NaN, Number.NaN])
-  })
-
-  test("has bytes of a header of its own", () => {
-    const bytes = propertiesIn(table(short("a"), "78 00000002 0102"))?.headers?.["a"] as Uint8Array
-    expect([bytes.constructor, bytes.buffer.byteLength]).toEqual([Uint8Array, 2])
-  })
-
   test.each([
     ["arrays", "41", ""],
     ["tables", "46", "0161"],
   ])("is right but for %s that are nested deeper than 100 levels", (_, type, name) => {
-    const levels = 30_000
     const level = bytesOf(type, "00000000", name)
-    const all = Buffer.concat(Array<Buffer>(levels).fill(level))
+    const all = Buffer.concat(Array<Buffer>(30_000).fill(level))
     const nested = all.subarray(0, all.length - name.length / 2)
     for (let at = 1; at < nested.length; at += level.length) {
       nested.writeUInt32BE(nested.length - at - 4, at)
@@ -307,16 +253,10 @@ describe("a message", () => {
     expect(Buffer.from(told?.content?.[3] ?? [])).toEqual(body)
   })
 
-  test("has its body, in however many frames", () => {
-    const anyBody = fc.uint8Array({ maxLength: 600, size: "max" })
-    check(
-      fc.property(anyBody, fc.integer({ min: 1, max: 700 }), (body, most) => {
-        const frames = [deliver(2, 7), header(2, body.length, "0000"), ...bodies(2, body, most)]
-        const expected = [content(2, 7, {}, body)]
-        expect(read([Buffer.concat(frames)])).toStrictEqual(expected)
-        expect(read(frames)).toStrictEqual(expected)
-      }),
-    )
+  test.each([0, 3, 4, 5, 12])("has its body of %d bytes, in frames of up to 4", (bytes) => {
+    const body = Uint8Array.from({ length: bytes }, (_, at) => at + 1)
+    const frames = [deliver(2, 7), header(2, bytes, "0000"), ...bodies(2, body, 4)]
+    expect(read([Buffer.concat(frames)])).toStrictEqual([content(2, 7, {}, body)])
   })
 
   test("says whether it was delivered before; one that was returned has no tag", () => {
@@ -331,7 +271,6 @@ describe("a message", () => {
 test.each<[string, [number, boolean, boolean]]>([
   ["0050 0000000000000001 00", [1, false, false]],
   ["0050 0000000100000005 01", [2 ** 32 + 5, true, false]],
-  ["0078 0000000000000001 00", [1, false, true]],
   ["0078 0000000000000001 01", [1, true, true]],
   ["0078 0000000000000001 02", [1, false, true]],
   ["0078 0000000000000001 03", [1, true, true]],
@@ -357,17 +296,23 @@ test.each<[string, Buffer]>([
   expect(read([Buffer.concat(around)])).toEqual([other(given), content(2, 7, {}, "2a")])
 })
 
-test("a body before its header is handed on, and the message stays right", () => {
+test("a cancelled consumer is told of, and the client too", () => {
+  const cancel = frame(METHOD, 2, "003c 001e", short("a-consumer"), "00")
+  expect(read([cancel])).toEqual([{ channel: 2, cancelled: true }, other(cancel)])
+})
+
+test("a body before its header, and a header behind a whole message, are handed on", () => {
   const early = frame(BODY, 1, "ff")
-  const frames = [deliver(1, 7), early, header(1, 1, "0000"), frame(BODY, 1, "2a")]
-  expect(read(frames)).toEqual([other(early), content(1, 7, {}, "2a")])
+  const header1 = header(1, 1, "0000")
+  const frames = [deliver(1, 7), early, header1, frame(BODY, 1, "2a"), header1]
+  expect(read(frames)).toEqual([other(early), content(1, 7, {}, "2a"), other(header1)])
 })
 
 /** What may come on one channel, in order. */
-function oneOfEach(channel: number, body: Uint8Array, most: number): Buffer[] {
-  const message = [header(channel, body.length, FULL), ...bodies(channel, body, most)]
-  const between = [frame(METHOD, channel, "003c 0078 0000000000000009 03"), frame(8, channel)]
-  return [deliver(channel, 7, "01"), ...message, ...between, returned(channel), ...message]
+function oneOfEach(on: number, body: Uint8Array, most: number): Buffer[] {
+  const message = [header(on, body.length, FULL), ...bodies(on, body, most)]
+  const between = [frame(METHOD, on, "003c 0078 0000000000000009 03"), frame(8, on)]
+  return [deliver(on, 7, "01"), ...message, ...between, returned(on), ...message]
 }
 
 describe("frames", () => {
@@ -416,7 +361,6 @@ describe("frames", () => {
   test.each<[string, Buffer, string]>([
     ["without their end", bytesOf(frame(8, 0).subarray(0, -1), "00"), "not end where it should"],
     ["with a table longer than they", header(1, 0, "2000 00000004 0161 56"), "table longer"],
-    ["with an array longer than they", header(1, 0, table("0161 41 00000001")), "table longer"],
     ["with a table cut short", header(1, 0, "2000 00000003 0161 49 00000001"), "should"],
     ["with an array cut short", header(1, 0, table("0161 41 00000001 4207")), "should"],
     ["with a table beyond its own", header(1, 0, "2000 00000008 0161 46 00000002 0056"), "should"],
@@ -436,8 +380,9 @@ describe("frames", () => {
   })
 
   test("with any bytes changed are read or refused, the same wherever they are cut", () => {
-    const byte = fc.oneof(fc.nat(255), fc.constantFrom(...Buffer.from("AFSx\0\x01\xff", "latin1")))
-    const changes = fc.array(fc.tuple(fc.nat(), byte), { minLength: 1, maxLength: 8 })
+    const telling = fc.constantFrom(...Buffer.from("AFSx\0\x01\xff", "latin1"))
+    const change = fc.tuple(fc.nat(), fc.oneof(byte, telling))
+    const changes = fc.array(change, { minLength: 1, maxLength: 8 })
     // A size of a body that is changed only asks for much memory.
     const sizes = [stream.indexOf(FULL), stream.lastIndexOf(FULL)].map((end) => end - 8)
     check(
@@ -446,12 +391,14 @@ describe("frames", () => {
         for (const [place, value] of given) changed[place % stream.length] = value
         for (const size of sizes) stream.copy(changed, size, size, size + 8)
         const { told, error } = readUntilError([changed])
-        expect(error === null || error instanceof Error).toBe(true)
-        expect(String(error)).not.toMatch(/stack/)
+        expect(String(error)).toMatch(/^(null$|Error: .|RangeError: (Out of memory|length larger))/)
         for (const { other } of told) {
           if (other !== undefined) expect(other.slice(6, 14)).toBe(uint(4, other.length / 2 - 8))
         }
-        expect(shown(readUntilError(cut(changed, at)))).toBe(shown({ told, error }))
+        const again = readUntilError(cut(changed, at))
+        // As text, since a time that is none equals no other.
+        expect(JSON.stringify(again.told)).toBe(JSON.stringify(told))
+        expect(String(again.error)).toBe(String(error))
       }),
       CHEAP_RUNS,
     )

@@ -4,9 +4,8 @@
  */
 
 import { describe, expect, test } from "bun:test"
+import { AMQPView } from "@cloudamqp/amqp-client/amqp-view"
 import fc from "fast-check"
-// The client's source, as `batching-client.ts` changes the built module for all tests of a run.
-import { AMQPView } from "../../node_modules/@cloudamqp/amqp-client/src/amqp-view.ts"
 import type { HeaderValue, MessageProperties, OutgoingMessage } from "../../src/broker/broker.ts"
 import { FrameWriter, Unencodable } from "../../src/broker/frame-writer.ts"
 import { CHEAP_RUNS, check } from "../support/property.ts"
