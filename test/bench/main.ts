@@ -11,6 +11,7 @@ import { parseArgs } from "node:util"
 import { type AdmissionAuth, admission } from "./admission.ts"
 import { bursts } from "./bursts.ts"
 import { type CommandsWay, commands } from "./commands.ts"
+import { connectionMemory } from "./connection-memory.ts"
 import { connections } from "./connections.ts"
 import { type BenchResult, commit, machine } from "./harness.ts"
 import { lines } from "./lines.ts"
@@ -61,6 +62,10 @@ export const BENCHES: Readonly<Record<string, Bench>> = {
     "mtls",
     "`DEVICE_AUTH=mtls`, the bare server asks for certificates too",
   ),
+  "connection-memory": {
+    what: "What the gateway's own objects hold for one connection, part by part, in the order in which they come to be.",
+    run: async (smoke) => connectionMemory({ connections: smoke ? 500 : 50_000 }),
+  },
   lines: {
     what: "Lines from devices to a confirmed place in a quorum queue, two workers, beside a bare TLS server that only counts the bytes of the same lines, in turn.",
     run: (smoke, beside) =>
