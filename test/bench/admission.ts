@@ -36,8 +36,8 @@ export async function admission(
   beside: Beside | null,
 ): Promise<BenchResult> {
   const [broker, leave] = await benchBroker()
-  const own = await gateway(auth, broker.url)
   const bare = await bareServer(auth === "mtls" ? testCaFile() : null)
+  const own = await gateway(auth, broker.url)
   const subjects = [own, bare, ...(beside === null ? [] : [besideSubject(beside)])]
   const crowds = subjects.map(({ port }) => crowd(port, auth, connections))
   const waves = new Map<Subject, Wave[]>(subjects.map((subject) => [subject, []]))

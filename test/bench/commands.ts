@@ -41,11 +41,11 @@ export async function commands(
 ): Promise<BenchResult> {
   const { connections, commandsEach, rounds } = parameters
   const total = connections * commandsEach
+  const bare = await bareServer()
   // No gap is real here: a command waits for one that is still in the queue.
   const workers = way === "here" ? "1" : "2"
   const bed = await makeBed({ SEQ_GAP_TIMEOUT_MS: "60000", WORKERS: workers })
   const backEnd = await BackEnd.connect(bed.broker.url)
-  const bare = await bareServer()
   const bareHerd = await startHerd({ port: bare.port, connections, linesEach: 0, lineBytes: 20 })
   try {
     await bed.gateway.ready()

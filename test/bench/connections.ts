@@ -5,7 +5,7 @@
  */
 
 import { type Child, startChild } from "./child.ts"
-import { BackEnd, type BenchResult, LineLedger, Meter, makeBed, round } from "./harness.ts"
+import { BackEnd, type BenchResult, LineLedger, Meter, makeBed, ratio, round } from "./harness.ts"
 import { bareServer, gatewaySubject, type Subject } from "./subject.ts"
 
 export interface ConnectionsParameters {
@@ -20,12 +20,8 @@ export interface ConnectionsParameters {
   readonly seconds: number
 }
 
-interface Sample {
-  readonly connections: number
-  readonly cpu: number
-}
-
-const SAMPLE_EVERY_MS = 500
+/** The arriving is measured in so many equal parts. */
+const STEPS = 5
 
 export async function connections(parameters: ConnectionsParameters): Promise<BenchResult> {
   const bare = await onBareServers(parameters)
@@ -61,21 +57,21 @@ async function onGateway(parameters: ConnectionsParameters): Promise<Record<stri
     await sendAll(crowds, subject, parameters)
     const fewLines = await sendAll(crowds, subject, parameters)
 
+    const all = share(devices) * workers
+    const stepEach = Math.ceil((share(devices) - share(few)) / STEPS)
+    const stepUs: number[] = []
     const arriving = new Meter(subject.pids(), drivers)
-    const samples: Sample[] = []
-    const sampling = setInterval(async () => {
-      const { cpu } = arriving
-      const connections = await subject.admitted?.()
-      if (connections !== undefined) samples.push({ connections, cpu })
-    }, SAMPLE_EVERY_MS)
-    await connectAll(crowds, share(devices) - share(few))
-    clearInterval(sampling)
+    for (let connected = share(few); connected < share(devices); ) {
+      const some = Math.min(stepEach, share(devices) - connected)
+      const before = arriving.cpu
+      await connectAll(crowds, some)
+      stepUs.push(((arriving.cpu - before) / (some * workers)) * 1e6)
+      connected += some
+    }
     const { seconds, driver } = arriving
     const resident = arriving.resident()
     arriving.stop()
-    const all = share(devices) * workers
-    const [, early] = costs(samples, share(few) * workers, all)
-    const [late] = costs(samples, share(few) * workers, all)
+    const [early, late] = [stepUs[0] ?? Number.NaN, stepUs.at(-1) ?? Number.NaN]
     const manyLines = await sendAll(crowds, subject, parameters)
     const expected = 3 * parameters.linesPerSecond * parameters.seconds
     if (Math.abs(ledger.count - expected) > 3 * workers || ledger.disorder > 0) {
@@ -86,13 +82,15 @@ async function onGateway(parameters: ConnectionsParameters): Promise<Record<stri
       "arrived, 1/s": Math.round((all - share(few) * workers) / seconds),
       "arrived, wanted, 1/s": rate,
       "resident, all processes, MB": round(resident / 1e6),
-      "CPU a connection, the first tenth, us": round(early ?? Number.NaN),
-      "CPU a connection, the last tenth, us": round(late ?? Number.NaN),
+      "CPU a connection, the first fifth, us": round(early),
+      "CPU a connection, the last fifth, us": round(late),
+      ...ratio("CPU a connection, last to first, ratio", late, early),
       "busiest driver while they arrive, share of a core": round(driver),
       "confirm p50 with all connected, ms": round(manyLines.p50),
       "confirm p99 with all connected, ms": round(manyLines.p99),
       "CPU a line, few connected, us": round(fewLines.cpuUs),
       "CPU a line, all connected, us": round(manyLines.cpuUs),
+      ...ratio("CPU a line, all to few, ratio", manyLines.cpuUs, fewLines.cpuUs),
       "lines sent late by the drivers, share": round(manyLines.late),
     }
   } finally {
@@ -132,8 +130,8 @@ function startCrowds(ports: readonly number[], { devices, rate }: ConnectionsPar
   const each = Math.ceil(devices / ports.length)
   return ports.map((port, at) =>
     startChild("crowd.ts", {
-      ...{ host: `127.0.0.${at + 2}`, port, connections: each, first: at * each },
-      rate: rate / ports.length,
+      ...{ host: `127.0.0.${2 + 2 * at}`, hosts: 2, port, connections: each, first: at * each },
+      ...{ rate: rate / ports.length, "at-once": 256 },
     }),
   )
 }
@@ -162,16 +160,4 @@ async function sendAll(
     p99: most("p99"),
     late: most("late"),
   }
-}
-
-/** CPU a connection, us, of the last and of the first tenth of those that arrived. */
-function costs(samples: readonly Sample[], from: number, to: number): [number, number] {
-  const tenth = (to - from) / 10
-  const between = (least: number, most: number) => {
-    const within = samples.filter(({ connections }) => connections >= least && connections <= most)
-    const [first, last] = [within[0], within.at(-1)]
-    if (first === undefined || last === undefined || first === last) return 0
-    return ((last.cpu - first.cpu) / (last.connections - first.connections)) * 1e6
-  }
-  return [between(to - tenth, to), between(from, from + tenth)]
 }

@@ -17,6 +17,8 @@ import { report } from "./child.ts"
 const { values } = parseArgs({
   options: {
     host: { type: "string", default: "127.0.0.1" },
+    /** Addresses, from the host's on: the kernel slows down when half of the ports to one are taken, some 14,000. */
+    hosts: { type: "string", default: "1" },
     port: { type: "string" },
     connections: { type: "string" },
     /** The number of the first device. */
@@ -35,6 +37,7 @@ const { values } = parseArgs({
 const port = Number(values.port)
 const connections = Number(values.connections)
 const first = Number(values.first)
+const hosts = Number(values.hosts)
 const rate = Number(values.rate)
 const atOnce = Number(values["at-once"])
 const CLIENT = { rejectUnauthorized: false }
@@ -111,11 +114,16 @@ function connect(at: number, hostname: string): Promise<void> {
   return promise
 }
 
+/** The address that comes so many after another. */
+function addressOf(host: string, after: number): string {
+  return host.replace(/\d+$/, (last) => String(Number(last) + after))
+}
+
 async function connectMore(count: number, hostname: string): Promise<void> {
   tookMs = []
   const before = sockets.size
   const startedAtMs = performance.now()
-  await paced(count, (at) => connect(before + at, hostname))
+  await paced(count, (at) => connect(before + at, addressOf(hostname, at % hosts)))
   const ms = performance.now() - startedAtMs
   const connected = sockets.size
   const [medianMs, slowestMs] = [percentile(tookMs, 0.5), percentile(tookMs, 1)]

@@ -49,9 +49,9 @@ export async function lines(
 ): Promise<BenchResult> {
   const { connections, linesEach, lineBytes, rounds } = parameters
   const total = connections * linesEach
+  const bare = await bareServer()
   const bed = await makeBed()
   const backEnd = await BackEnd.connect(bed.broker.url)
-  const bare = await bareServer()
   try {
     await bed.gateway.ready()
     const ledger = new LineLedger()

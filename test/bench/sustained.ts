@@ -7,7 +7,7 @@
 import { AMQPClient } from "@cloudamqp/amqp-client"
 import { startChild } from "./child.ts"
 import { type BenchResult, Meter, makeBed, median, round, startHerd } from "./harness.ts"
-import { processIds } from "./subject.ts"
+import { cpuOf, processIds } from "./subject.ts"
 
 export interface SustainedParameters {
   readonly connections: number
@@ -40,11 +40,13 @@ export async function sustained(parameters: SustainedParameters): Promise<BenchR
     const rates: number[] = []
     const aloneRates: number[] = []
     const drivers: number[] = []
+    const brokerUs: number[] = []
     for (let at = -1; at < rounds; at += 1) {
       const port = bed.gateway.devicePort
       const herd = await startHerd({ port, connections, linesEach, lineBytes })
       const meter = new Meter(processIds(bed.gateway), [herd.pid])
       const confirmed = () => bed.gateway.metric("owsla_lines_confirmed_total")
+      const brokerBefore = cpuOf(bed.broker.processIds())
       herd.go()
       const deadlineMs = performance.now() + LIMIT_MS
       while ((await confirmed()) < total * (at + 2)) {
@@ -53,7 +55,9 @@ export async function sustained(parameters: SustainedParameters): Promise<BenchR
         await Bun.sleep(ASK_EVERY_MS)
       }
       const rate = total / meter.seconds
+      const brokerCpu = cpuOf(bed.broker.processIds()) - brokerBefore
       if (at >= 0) drivers.push(meter.driver)
+      if (at >= 0) brokerUs.push((brokerCpu / total) * 1e6)
       meter.stop()
       herd.stop()
       const { messageCount } = await channel.queuePurge(bed.queues.fromDevice)
@@ -75,6 +79,7 @@ export async function sustained(parameters: SustainedParameters): Promise<BenchR
         "gateway, lines a second": Math.round(median(rates)),
         "lone publisher, messages a second": Math.round(median(aloneRates)),
         "ratio to the lone publisher": round(median(rates) / median(aloneRates)),
+        "CPU of the broker a line, us": round(median(brokerUs)),
         "busiest driver, share of a core": round(median(drivers)),
       },
     }

@@ -24,9 +24,9 @@ export async function waves(parameters: WavesParameters): Promise<BenchResult> {
   const subject = gatewaySubject(bed.gateway)
   const each = Math.ceil(devices / workers)
   const crowds = Array.from({ length: workers }, (_, at) =>
-    startChild("crowd.ts", { port: subject.port, connections: each, first: at * each }),
+    startChild("crowd.ts", { port: subject.port, connections: each, first: at * each, hosts: 2 }),
   )
-  let hosts = 1
+  let hosts = 0
   try {
     await bed.gateway.ready()
     for (const crowd of crowds) await crowd.told("ready")
@@ -36,7 +36,7 @@ export async function waves(parameters: WavesParameters): Promise<BenchResult> {
       await Promise.all(
         crowds.map(async (crowd: Child) => {
           // A closed connection keeps its port for a minute.
-          hosts += 1
+          hosts += 2
           crowd.say(`connect ${each} 127.0.0.${hosts}`)
           const { connected } = await crowd.told("connected")
           if (connected !== each) throw new Error(`${connected} of ${each} connected`)
