@@ -2,11 +2,13 @@
 
 import { afterAll, beforeAll, expect, test } from "bun:test"
 import { type PrivateBroker, startRabbitMq } from "../support/rabbitmq.ts"
-import { shareBroker } from "./harness.ts"
+import { GOALS } from "./goals.ts"
+import { type BenchResult, shareBroker } from "./harness.ts"
 import { BENCHES } from "./main.ts"
 import { bareServer } from "./subject.ts"
 
 let broker: PrivateBroker
+const results: BenchResult[] = []
 
 beforeAll(async () => {
   broker = await startRabbitMq()
@@ -20,12 +22,22 @@ test.each(Object.keys(BENCHES))(
   async (name) => {
     const result = await BENCHES[name]?.run(true, null)
     expect(result?.bench).toBe(name)
+    if (result !== undefined) results.push(result)
     for (const value of Object.values(result?.figures ?? {})) {
       expect(Number.isFinite(value)).toBe(true)
     }
   },
   60_000,
 )
+
+test("every goal is about a figure that its bench has", () => {
+  // A ratio is left out where there was too little work for its divisor.
+  const missing = GOALS.filter(({ bench, figure }) => {
+    const figures = results.find((result) => result.bench === bench)?.figures ?? {}
+    return !(figure in figures) && !figure.includes("ratio")
+  })
+  expect(missing).toEqual([])
+})
 
 test.each(Object.keys(BENCHES).filter((name) => BENCHES[name]?.compares))(
   "bench %s puts another server beside the gateway",

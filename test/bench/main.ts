@@ -13,6 +13,7 @@ import { bursts } from "./bursts.ts"
 import { type CommandsWay, commands } from "./commands.ts"
 import { connectionMemory } from "./connection-memory.ts"
 import { connections } from "./connections.ts"
+import { goalsTable } from "./goals.ts"
 import { type BenchResult, commit, machine } from "./harness.ts"
 import { lines } from "./lines.ts"
 import { queued } from "./queued.ts"
@@ -37,6 +38,8 @@ const BUSY_DRIVER = 0.95
 const PAGE = join(import.meta.dir, "../../docs/PERFORMANCE.md")
 const BEGIN = "<!-- figures: made by bun run bench --page -->"
 const END = "<!-- end of figures -->"
+const GOALS_BEGIN = "<!-- goals: made by a whole run of bun run bench --page -->"
+const GOALS_END = "<!-- end of goals -->"
 
 const admissionBy = (auth: AdmissionAuth, what: string): Bench => ({
   what: `From the first byte to a device that is admitted, told of and, with a name, known to the fleet: ${what}. One worker and its supervisor, beside a bare \`Bun.listen\` TLS server that only counts, in turn.`,
@@ -243,7 +246,20 @@ function writePage(
     sections.set(bench, [title, "", text, "", "| | |", "|---|---|", ...rows].join("\n"))
   }
   const ordered = Object.keys(BENCHES).flatMap((bench) => sections.get(bench) ?? [])
-  writeFileSync(PAGE, [before, ...ordered, after].join("\n\n"))
+  const written = [before, ...ordered, after].join("\n\n")
+  const goals = goalsTable(results)
+  writeFileSync(
+    PAGE,
+    goals === null
+      ? written
+      : withGoals(written, goals, `${date.slice(0, 10)} at commit ${commit}`),
+  )
+}
+
+function withGoals(page: string, table: string, when: string): string {
+  const from = page.indexOf(GOALS_BEGIN) + GOALS_BEGIN.length
+  const to = page.indexOf(GOALS_END)
+  return `${page.slice(0, from)}\n\nOne run, on ${when}.\n\n${table}\n\n${page.slice(to)}`
 }
 
 function number(value: number): string {
