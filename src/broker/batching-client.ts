@@ -62,7 +62,8 @@ export class BatchingClient extends AMQPClient {
       takes: (channel) => this.#takers.has(channel),
       content: (channel, content) => this.#takers.get(channel)?.content?.(content),
       cancelled: (channel) => this.#takers.get(channel)?.cancelled?.(),
-      confirmed: (channel, ...told) => this.#takers.get(channel)?.confirmed?.(...told),
+      confirmed: (channel, tag, multiple, nacked) =>
+        this.#takers.get(channel)?.confirmed?.(tag, multiple, nacked),
       other: ({ buffer, byteOffset, length }) =>
         this.parseFrames(new AMQPView(buffer, byteOffset, length)),
     })

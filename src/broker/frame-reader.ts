@@ -62,7 +62,9 @@ interface Coming {
   readonly redelivered: boolean
   properties: MessageProperties
   body: Uint8Array
-  /** Bytes of the body that have come; -1 before the header. */
+  /** Bytes of the body, as its header says. */
+  size: number
+  /** Those that have come; -1 before the header. */
   bytes: number
 }
 
@@ -128,12 +130,12 @@ export class FrameReader {
       case HEADER:
         if (coming === undefined) return false
         this.#header(coming)
-        if (coming.body.length === 0) this.#complete(channel, coming)
+        if (coming.size === 0) this.#complete(channel, coming)
         return true
       case BODY:
         if (coming === undefined || coming.bytes < 0) return false
         this.#body(coming)
-        if (coming.bytes === coming.body.length) this.#complete(channel, coming)
+        if (coming.bytes === coming.size) this.#complete(channel, coming)
         return true
       default:
         return false
@@ -171,7 +173,7 @@ export class FrameReader {
   }
 
   #begin(channel: number, tag: number, redelivered: boolean): void {
-    this.#coming.set(channel, { tag, redelivered, properties: {}, body: EMPTY, bytes: -1 })
+    this.#coming.set(channel, { tag, redelivered, properties: {}, body: EMPTY, size: 0, bytes: -1 })
   }
 
   #header(coming: Coming): void {
@@ -180,14 +182,18 @@ export class FrameReader {
     const bodyBytes = this.#uint64()
     if (bodyBytes > MOST_BODY_BYTES) throw new Error(`a message of ${bodyBytes} bytes`)
     coming.properties = this.#properties()
-    coming.body = bodyBytes === 0 ? EMPTY : new Uint8Array(bodyBytes)
+    coming.size = bodyBytes
     coming.bytes = 0
   }
 
   #body(coming: Coming): void {
     const bytes = this.#end - this.#at
-    if (coming.bytes + bytes > coming.body.length) throw new Error("a body longer than announced")
-    coming.body.set(this.#bytes.subarray(this.#at, this.#end), coming.bytes)
+    if (coming.bytes + bytes > coming.size) throw new Error("a body longer than announced")
+    if (bytes === coming.size) coming.body = this.#bytes.slice(this.#at, this.#end)
+    else {
+      if (coming.bytes === 0) coming.body = new Uint8Array(coming.size)
+      coming.body.set(this.#bytes.subarray(this.#at, this.#end), coming.bytes)
+    }
     coming.bytes += bytes
   }
 

@@ -61,8 +61,9 @@ export class Posts {
   }
 
   /**
-   * Publishes to a queue, persistently, and takes the properties over. `done` is told once: "confirmed", "unencodable" when the
-   * properties are too large for a frame, or, where that is said to be final, "returned" or "nacked".
+   * Publishes to a queue, persistently, and takes the properties over. `done` is told once: "confirmed",
+   * "unencodable" when the properties are too large for a frame, or, where that is said to be final, "returned" or
+   * "nacked".
    */
   send(
     queue: string,

@@ -4,15 +4,7 @@
  */
 
 import { until } from "../support/wait.ts"
-import {
-  BackEnd,
-  type BenchResult,
-  LineLedger,
-  Meter,
-  makeBed,
-  round,
-  startHerd,
-} from "./harness.ts"
+import { type BenchResult, Meter, makeBedWithBackEnd, round, startHerd } from "./harness.ts"
 
 export interface BurstsParameters {
   readonly bursts: number
@@ -27,12 +19,9 @@ const PAUSE_MS = 250
 export async function bursts(parameters: BurstsParameters): Promise<BenchResult> {
   const { bursts, connections, linesEach, lineBytes } = parameters
   const total = connections * linesEach
-  const bed = await makeBed({ WORKERS: "1" })
-  const backEnd = await BackEnd.connect(bed.broker.url)
+  const bed = await makeBedWithBackEnd({ WORKERS: "1" })
+  const { ledger } = bed
   try {
-    await bed.gateway.ready()
-    const ledger = new LineLedger()
-    await backEnd.consume(bed.queues.fromDevice, (message) => ledger.take(message))
     const meter = new Meter([...bed.gateway.workers().values()])
     const after: number[] = []
     for (let burst = 1; burst <= bursts; burst += 1) {
@@ -63,7 +52,6 @@ export async function bursts(parameters: BurstsParameters): Promise<BenchResult>
       },
     }
   } finally {
-    backEnd.close()
     await bed.stop()
   }
 }

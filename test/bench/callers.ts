@@ -8,6 +8,7 @@
 import { parseArgs } from "node:util"
 import { AMQPClient } from "@cloudamqp/amqp-client"
 import { report } from "./child.ts"
+import { atRate, percentile } from "./pace.ts"
 
 const { values } = parseArgs({
   options: {
@@ -23,7 +24,6 @@ const { values } = parseArgs({
 const devices = Number(values.devices)
 const rate = Number(values.rate)
 const calls = Math.round(rate * Number(values.seconds))
-const LATE_MS = 10
 const ANSWER_LIMIT_MS = 10_000
 const HANDSHAKES = 32
 
@@ -94,24 +94,14 @@ const makeCall = values.queue === "" ? await byGateway() : await byQueue()
 async function callAll(): Promise<Record<string, number>> {
   madeAtMs = new Float64Array(calls)
   tookMs = []
-  let late = 0
-  const startedAtMs = performance.now()
-  for (let call = 0; call < calls; ) {
-    const nowMs = performance.now()
-    const due = Math.min(calls, Math.floor(((nowMs - startedAtMs) / 1000) * rate))
-    for (; call < due; call += 1) {
-      if (nowMs - (startedAtMs + (call / rate) * 1000) > LATE_MS) late += 1
-      madeAtMs[call] = performance.now()
-      makeCall(call)
-    }
-    await Bun.sleep(1)
-  }
+  const late = await atRate(calls, rate, (call) => {
+    madeAtMs[call] = performance.now()
+    makeCall(call)
+  })
   const deadlineMs = performance.now() + ANSWER_LIMIT_MS
   while (tookMs.length < calls && performance.now() < deadlineMs) await Bun.sleep(10)
-  const sorted = tookMs.toSorted((a, b) => a - b)
-  const at = (share: number) => sorted[Math.floor((sorted.length - 1) * share)] ?? Number.NaN
-  const answered = tookMs.length
-  return { called: calls, answered, p50: at(0.5), p99: at(0.99), late: late / calls }
+  const [p50, p99] = [percentile(tookMs, 0.5), percentile(tookMs, 0.99)]
+  return { called: calls, answered: tookMs.length, p50, p99, late }
 }
 
 report({ ready: devices })

@@ -4,18 +4,18 @@
  * a bare TLS server that writes as many lines to as many connections. The first wave only warms the engine up.
  */
 
+import { workerQueue } from "../../src/broker/topology.ts"
 import { workerOfConnection } from "../../src/device/ids.ts"
 import { mulberry32 } from "../support/random.ts"
 import { until } from "../support/wait.ts"
 import {
-  BackEnd,
   type BenchResult,
-  LineLedger,
   Meter,
-  makeBed,
+  makeBedWithBackEnd,
   median,
   round,
   startHerd,
+  startKnownHerd,
 } from "./harness.ts"
 import { bareServer, processIds } from "./subject.ts"
 
@@ -44,17 +44,11 @@ export async function commands(
   const bare = await bareServer()
   // No gap is real here: a command waits for one that is still in the queue.
   const workers = way === "here" ? "1" : "2"
-  const bed = await makeBed({ SEQ_GAP_TIMEOUT_MS: "60000", WORKERS: workers })
-  const backEnd = await BackEnd.connect(bed.broker.url)
+  const bed = await makeBedWithBackEnd({ SEQ_GAP_TIMEOUT_MS: "60000", WORKERS: workers })
+  const { ledger } = bed
   const bareHerd = await startHerd({ port: bare.port, connections, linesEach: 0, lineBytes: 20 })
   try {
-    await bed.gateway.ready()
-    const ledger = new LineLedger()
-    await backEnd.consume(bed.queues.fromDevice, (message) => ledger.take(message))
-    const port = bed.gateway.devicePort
-    const herd = await startHerd({ port, connections, linesEach: 1, lineBytes: 20 })
-    herd.go()
-    await until(() => ledger.count === connections, { what: "every device to be known" })
+    const herd = await startKnownHerd(bed, connections)
 
     const cpuUs: number[] = []
     const bareUs: number[] = []
@@ -65,7 +59,7 @@ export async function commands(
       if (way === "shuffled") shuffle(messages, random)
       const queues = byQueue(messages, way, bed.queues.toDevice)
       const meter = new Meter(processIds(bed.gateway), [process.pid])
-      await Promise.all([...queues].map(([queue, some]) => backEnd.publishAll(queue, some)))
+      await Promise.all([...queues].map(([queue, some]) => bed.backEnd.publishAll(queue, some)))
       const all = async () => (await herd.status()).received >= total * (at + 2)
       await until(all, { what: `${total} commands`, timeoutMs: LIMIT_MS })
       const { cpu, seconds } = meter
@@ -98,7 +92,6 @@ export async function commands(
   } finally {
     bareHerd.stop()
     await bare.stop()
-    backEnd.close()
     await bed.stop()
   }
 }
@@ -122,13 +115,9 @@ function byQueue(
 ): ReadonlyMap<string, readonly Message[]> {
   if (way !== "elsewhere") return new Map([[toDevice, messages]])
   return Map.groupBy(messages, ({ headers }) => {
-    const [, instance, slot] = /^(.+)\.(\d)$/.exec(workerOf(headers["connection_id"])) ?? []
-    return `owsla.worker.${instance}.${slot === "0" ? 1 : 0}`
+    const holder = workerOfConnection(String(headers["connection_id"])) ?? ""
+    return workerQueue(holder.replace(/\d$/, (slot) => (slot === "0" ? "1" : "0")))
   })
-}
-
-function workerOf(connectionId: unknown): string {
-  return workerOfConnection(String(connectionId)) ?? ""
 }
 
 /** Fisher-Yates. */

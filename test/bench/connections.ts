@@ -5,7 +5,7 @@
  */
 
 import { type Child, startChild } from "./child.ts"
-import { BackEnd, type BenchResult, LineLedger, Meter, makeBed, ratio, round } from "./harness.ts"
+import { type BenchResult, Meter, makeBedWithBackEnd, ratio, round } from "./harness.ts"
 import { bareServer, gatewaySubject, type Subject } from "./subject.ts"
 
 export interface ConnectionsParameters {
@@ -35,10 +35,10 @@ export async function connections(parameters: ConnectionsParameters): Promise<Be
 
 async function onGateway(parameters: ConnectionsParameters): Promise<Record<string, number>> {
   const { devices, workers, rate, few } = parameters
-  const bed = await makeBed({
+  const bed = await makeBedWithBackEnd({
     ...{ WORKERS: String(workers), DEVICE_ACK: "seq", DEVICE_HOST: "0.0.0.0" },
   })
-  const backEnd = await BackEnd.connect(bed.broker.url)
+  const { ledger } = bed
   const subject = gatewaySubject(bed.gateway)
   const crowds = startCrowds(
     Array.from({ length: workers }, () => subject.port),
@@ -46,9 +46,6 @@ async function onGateway(parameters: ConnectionsParameters): Promise<Record<stri
   )
   const drivers = crowds.map(({ pid }) => pid)
   try {
-    await bed.gateway.ready()
-    const ledger = new LineLedger()
-    await backEnd.consume(bed.queues.fromDevice, (message) => ledger.take(message))
     for (const crowd of crowds) await crowd.told("ready")
     const share = (of: number) => Math.ceil(of / workers)
 
@@ -95,7 +92,6 @@ async function onGateway(parameters: ConnectionsParameters): Promise<Record<stri
     }
   } finally {
     for (const crowd of crowds) await crowd.stop()
-    backEnd.close()
     await bed.stop()
   }
 }

@@ -13,6 +13,7 @@ import { parseArgs } from "node:util"
 import { helloLine } from "../../src/device/hello.ts"
 import { createDeviceCertificate } from "../../src/ops/certificates.ts"
 import { report } from "./child.ts"
+import { atRate, percentile } from "./pace.ts"
 
 const { values } = parseArgs({
   options: {
@@ -78,7 +79,6 @@ let tookMs: number[] = []
 /** From the sending of each line to its acknowledgement. */
 let confirmMs: number[] = []
 const LF = 10
-const LATE_MS = 10
 const CONFIRM_LIMIT_MS = 10_000
 
 function connect(at: number, hostname: string): Promise<void> {
@@ -136,28 +136,16 @@ async function send(perSecond: number, seconds: number): Promise<void> {
   const lines = Math.round(perSecond * seconds)
   const line = Buffer.from(`${"x".repeat(100)}\n`)
   const open = [...sockets]
-  let late = 0
-  const startedAtMs = performance.now()
-  for (let sent = 0; sent < lines; ) {
-    const nowMs = performance.now()
-    const due = Math.min(lines, Math.floor(((nowMs - startedAtMs) / 1000) * perSecond))
-    for (; sent < due; sent += 1) {
-      if (nowMs - (startedAtMs + (sent / perSecond) * 1000) > LATE_MS) late += 1
-      const socket = open[sent % open.length]
-      socket?.data.atMs.push(performance.now())
-      socket?.write(line)
-    }
-    await Bun.sleep(1)
-  }
+  const late = await atRate(lines, perSecond, (n) => {
+    const socket = open[n % open.length]
+    socket?.data.atMs.push(performance.now())
+    socket?.write(line)
+  })
   const deadlineMs = performance.now() + CONFIRM_LIMIT_MS
   while (confirmMs.length < lines && performance.now() < deadlineMs) await Bun.sleep(10)
   const acknowledged = confirmMs.length
   const [p50, p99] = [percentile(confirmMs, 0.5), percentile(confirmMs, 0.99)]
-  report({ sent: lines, acknowledged, p50, p99, late: late / lines })
-}
-
-function percentile(values: readonly number[], share: number): number {
-  return values.toSorted((a, b) => a - b)[Math.floor((values.length - 1) * share)] ?? 0
+  report({ sent: lines, acknowledged, p50, p99, late })
 }
 
 /** Runs `act` for 0 to `count` - 1, at the rate and no more than `atOnce` at a time. */

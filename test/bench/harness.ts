@@ -11,6 +11,7 @@ import { cpus } from "node:os"
 import { AMQPClient, type AMQPMessage } from "@cloudamqp/amqp-client"
 import { cpuSeconds, residentBytes, startGateway, type TestGateway } from "../support/gateway.ts"
 import { type PrivateBroker, startRabbitMq, uniqueNames } from "../support/rabbitmq.ts"
+import { until } from "../support/wait.ts"
 import { startChild } from "./child.ts"
 import { cpuOf } from "./subject.ts"
 
@@ -61,6 +62,42 @@ export async function makeBed(environment: Record<string, string> = {}): Promise
       await leave()
     },
   }
+}
+
+export interface BedWithBackEnd extends Bed {
+  readonly backEnd: BackEnd
+  /** Every line that the back-end took. */
+  readonly ledger: LineLedger
+}
+
+/** A bed whose gateway is ready, and a back-end that takes its lines. */
+export async function makeBedWithBackEnd(
+  environment: Record<string, string> = {},
+): Promise<BedWithBackEnd> {
+  const bed = await makeBed(environment)
+  try {
+    const backEnd = await BackEnd.connect(bed.broker.url)
+    const ledger = new LineLedger()
+    await bed.gateway.ready()
+    await backEnd.consume(bed.queues.fromDevice, (message) => ledger.take(message))
+    const stop = async () => {
+      backEnd.close()
+      await bed.stop()
+    }
+    return { ...bed, backEnd, ledger, stop }
+  } catch (error) {
+    await bed.stop()
+    throw error
+  }
+}
+
+/** A herd whose devices have each sent one line, so that the ledger knows them all. */
+export async function startKnownHerd(bed: BedWithBackEnd, connections: number): Promise<Herd> {
+  const port = bed.gateway.devicePort
+  const herd = await startHerd({ port, connections, linesEach: 1, lineBytes: 20 })
+  herd.go()
+  await until(() => bed.ledger.count === connections, { what: "every device to be known" })
+  return herd
 }
 
 export interface Herd {

@@ -6,11 +6,9 @@
 import { residentBytes } from "../support/gateway.ts"
 import { until } from "../support/wait.ts"
 import {
-  BackEnd,
   type BenchResult,
-  LineLedger,
   Meter,
-  makeBed,
+  makeBedWithBackEnd,
   median,
   ratio,
   round,
@@ -50,12 +48,9 @@ export async function lines(
   const { connections, linesEach, lineBytes, rounds } = parameters
   const total = connections * linesEach
   const bare = await bareServer()
-  const bed = await makeBed()
-  const backEnd = await BackEnd.connect(bed.broker.url)
+  const bed = await makeBedWithBackEnd()
+  const { ledger } = bed
   try {
-    await bed.gateway.ready()
-    const ledger = new LineLedger()
-    await backEnd.consume(bed.queues.fromDevice, (message) => ledger.take(message))
     const gateway = gatewaySubject(bed.gateway)
     const arrived = new Map<Subject, () => number | Promise<number>>([
       [gateway, () => ledger.count * (lineBytes + 1)],
@@ -103,7 +98,6 @@ export async function lines(
     const toBare = ratio("CPU ratio to bare", of(gateway, "cpuUs"), of(bare, "cpuUs"))
     return { bench: "lines", parameters: { ...parameters }, figures: { ...figures, ...toBare } }
   } finally {
-    backEnd.close()
     await bare.stop()
     await bed.stop()
   }

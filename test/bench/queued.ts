@@ -5,16 +5,14 @@
 
 import { until } from "../support/wait.ts"
 import {
-  BackEnd,
   type BenchResult,
   type Herd,
-  LineLedger,
   Meter,
-  makeBed,
+  makeBedWithBackEnd,
   median,
   ratio,
   round,
-  startHerd,
+  startKnownHerd,
 } from "./harness.ts"
 import { processIds } from "./subject.ts"
 
@@ -29,16 +27,10 @@ const LIMIT_MS = 120_000
 
 export async function queued(parameters: QueuedParameters): Promise<BenchResult> {
   const { connections, few, many, rounds } = parameters
-  const bed = await makeBed({ WORKERS: "1" })
-  const backEnd = await BackEnd.connect(bed.broker.url)
+  const bed = await makeBedWithBackEnd({ WORKERS: "1" })
+  const { ledger } = bed
   try {
-    await bed.gateway.ready()
-    const ledger = new LineLedger()
-    await backEnd.consume(bed.queues.fromDevice, (message) => ledger.take(message))
-    const port = bed.gateway.devicePort
-    const herd = await startHerd({ port, connections, linesEach: 1, lineBytes: 20 })
-    herd.go()
-    await until(() => ledger.count === connections, { what: "every device to be known" })
+    const herd = await startKnownHerd(bed, connections)
     const pids = processIds(bed.gateway)
     const numbers = new Map(ledger.connectionIds.map((id) => [id, 0]))
     let sent = 0
@@ -48,7 +40,7 @@ export async function queued(parameters: QueuedParameters): Promise<BenchResult>
       const messages = commandsFor(numbers, count)
       const meter = new Meter(pids)
       for (const pid of pids) process.kill(pid, "SIGSTOP")
-      await backEnd.publishAll(bed.queues.toDevice, messages)
+      await bed.backEnd.publishAll(bed.queues.toDevice, messages)
       for (const pid of pids) process.kill(pid, "SIGCONT")
       sent += count
       await arrived(herd, sent)
@@ -82,7 +74,6 @@ export async function queued(parameters: QueuedParameters): Promise<BenchResult>
       },
     }
   } finally {
-    backEnd.close()
     await bed.stop()
   }
 }

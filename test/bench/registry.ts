@@ -8,6 +8,7 @@ import { cpuSeconds } from "../support/gateway.ts"
 import { until } from "../support/wait.ts"
 import { startChild } from "./child.ts"
 import { type BenchResult, benchBroker, median, round } from "./harness.ts"
+import { cpuOf } from "./subject.ts"
 
 export interface RegistryParameters {
   readonly devices: number
@@ -54,7 +55,7 @@ async function once(way: Way, devices: number, rate: number): Promise<Costs> {
     const cpu = () => ({
       holder: cpuSeconds(holder.pid),
       other: cpuSeconds(other.pid),
-      broker: broker.processIds().reduce((sum, pid) => sum + cpuSeconds(pid), 0),
+      broker: cpuOf(broker.processIds()),
     })
     const before = cpu()
     let behindMs = 0

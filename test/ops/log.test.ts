@@ -231,7 +231,7 @@ describe("standard output", () => {
     "%s: a line for a full disk is dropped and counted, and nothing else happens",
     async (format) => {
       const code = `${EACH_LEVEL}
-        setTimeout(() => console.error("dropped " + counters.logLinesDropped), 50)`
+        process.on("beforeExit", () => console.error("dropped " + counters.logLinesDropped))`
       const { errors, status } = await script({ level: "debug", format }, code, fullDisk())
       expect({ errors: errors.trim(), status }).toEqual({ errors: "dropped 4", status: 0 })
     },

@@ -29,7 +29,7 @@ export interface TestGateway {
   /** The value of one metric, summed over its labels, or of one label value. */
   readonly metric: (name: string, label?: string) => Promise<number>
   /** Resolves when every worker has its broker: its queues are declared and its commands consumed. */
-  readonly ready: () => Promise<void>
+  readonly ready: (timeoutMs?: number) => Promise<void>
   readonly signal: (signal: NodeJS.Signals) => void
   /** Resolves with the exit status, or the signal's name. */
   readonly exited: Promise<number | string>
@@ -149,10 +149,13 @@ export async function startGateway(
     workers: () => workersOf(log, child.pid),
     fetch: fetchPath,
     metric,
-    ready: async () => {
+    ready: async (timeoutMs) => {
       const all = workersOf(log, child.pid).size
       const ready = async () => (await metric("owsla_broker_ready_workers")) === all
-      await until(ready, { what: "every worker to have its broker" })
+      await until(ready, {
+        what: "every worker to have its broker",
+        ...(timeoutMs === undefined ? {} : { timeoutMs }),
+      })
     },
     signal: (signal) => child.kill(signal),
     stop: async () => {
