@@ -30,7 +30,12 @@ export class Counters {
   commandsForwarded = 0
   deadLettersReceived = 0
   commandsRedelivered = 0
+  /** Lost before anything was done with them: the broker delivers them again or dead-letters them. */
+  commandsDropped = 0
+  /** Delivered before, without message id and number, and offered to a connection here. */
+  commandsPossiblyRepeated = 0
   gapsSkipped = 0
+  gapsGivenUpEarly = 0
   commandBytesOut = 0
   receiptsSent = 0
   postsRepeated = 0

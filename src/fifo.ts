@@ -17,6 +17,11 @@ export class Fifo<T> {
     this.#items.push(item)
   }
 
+  /** The oldest, or undefined when it is empty; it stays. */
+  peek(): T | undefined {
+    return this.#items[this.#from]
+  }
+
   /** The oldest, or undefined when it is empty. */
   shift(): T | undefined {
     const item = this.#items[this.#from]

@@ -17,11 +17,13 @@ import { Consumer, type Locate } from "./broker/consumer.ts"
 import { EmbeddedBroker } from "./broker/embedded.ts"
 import { CommandIds } from "./broker/forwarding.ts"
 import { Lines } from "./broker/lines.ts"
+import { Outcomes } from "./broker/outcomes.ts"
 import { Posts } from "./broker/posts.ts"
 import { silentSinceMs } from "./broker/publisher.ts"
 import { Sender } from "./broker/sender.ts"
 import { brokerSetup } from "./broker/setup.ts"
 import { fleetQueue, workerQueue } from "./broker/topology.ts"
+import { UnacknowledgedCommands } from "./broker/unacknowledged-commands.ts"
 import { type Config, risks } from "./config.ts"
 import type { Snapshot, WorkerReport } from "./control.ts"
 import type { Counters } from "./counters.ts"
@@ -71,6 +73,7 @@ export class Worker {
   readonly #broker: Broker
   readonly #lines: Lines
   readonly #posts: Posts
+  readonly #unacknowledged: UnacknowledgedCommands
   readonly #consumer: Consumer
   readonly #sender: Sender
   readonly #fleet: Fleet
@@ -86,6 +89,8 @@ export class Worker {
   #sweeping: ReturnType<typeof setInterval> | null = null
   #sweptAtMs = Number.POSITIVE_INFINITY
   #state: "serving" | "draining" = "serving"
+  /** How many deliveries of each queue may be unacknowledged. */
+  readonly #prefetchOf = new Map<string, number>()
   /** Since when the broker takes messages: what waited through an alarm is not overdue at once. */
   #readySinceMs = 0
 
@@ -126,13 +131,25 @@ export class Worker {
       relieved: () => this.#backpressure.roomAgain(),
     })
     this.#posts = new Posts(this.#broker, counters, clock.steadyMs)
-    this.#consumer = new Consumer(this.#broker, this.#posts, {
+    this.#unacknowledged = new UnacknowledgedCommands(
+      this.#broker,
+      config.broker.maxCommandBytes,
+      counters,
+    )
+    const { undeliveredQueue } = config.broker
+    const outcomes = new Outcomes(
+      this.#posts,
+      this.#unacknowledged,
+      counters,
+      undeliveredQueue,
+      clock.nowMs,
+    )
+    this.#consumer = new Consumer(this.#posts, outcomes, this.#unacknowledged, {
       ...routing,
       maxLineBytes: config.device.maxLineBytes,
-      maxHeldBytes: config.broker.maxCommandBytes,
-      undeliveredQueue: config.broker.undeliveredQueue,
+      mayServe: (worker) => this.#fleet.mayServe(worker),
     })
-    this.#sender = new Sender(this.#broker, this.#posts, this.#consumer.outcomes, {
+    this.#sender = new Sender(this.#broker, this.#posts, outcomes, {
       ...routing,
       replyQueue: fleetQueue(this.#self),
       timeoutMs: config.http.sendTimeoutMs,
@@ -267,7 +284,7 @@ export class Worker {
         closeSome: (most) => this.#connections.closeSome(most, "drained"),
         settled: () =>
           this.#connections.count === 0 &&
-          this.#consumer.heldCount === 0 &&
+          this.#unacknowledged.count === 0 &&
           this.#sender.pendingCount === 0 &&
           this.#posts.count === 0 &&
           this.#fleet.told,
@@ -294,12 +311,14 @@ export class Worker {
   #startBroker(): void {
     let before: BrokerState = { is: "away", reason: "" }
     const setup = brokerSetup(this.#options.config.broker, this.#self, {
-      command: (delivery) => this.#consumer.deliver(delivery),
+      command: (delivery, prefetch) => this.#consumer.deliver(delivery, prefetch),
       deadLetter: (delivery) => this.#consumer.deliverDeadLetter(delivery),
+      commandsLost: () => this.#unacknowledged.lost(),
       fleetMessage: (delivery) => this.#fleet.deliver(delivery),
       receipt: (delivery) => this.#sender.deliverReceipt(delivery),
       fault: (error, queue) => this.#fault(error, queue),
     })
+    for (const { queue, prefetch } of setup.subscriptions) this.#prefetchOf.set(queue, prefetch)
     this.#broker.start(setup, {
       stateChanged: (state) => {
         if (state.is === "ready" && before.is === "away") {
@@ -345,14 +364,17 @@ export class Worker {
 
   #sweep(): void {
     const atMs = steadyMs()
-    this.#listener.sweep(atMs - this.#sweptAtMs - SWEEP_EVERY_MS)
+    const sinceMs = atMs - this.#sweptAtMs
+    this.#listener.sweep(sinceMs - SWEEP_EVERY_MS)
     this.#sweptAtMs = atMs
+    if (this.#broker.state.is !== "away") this.#unacknowledged.pass(Math.max(0, sinceMs))
+    this.#consumer.sweep(this.#prefetchOf)
     this.#connections.sweep(Date.now(), atMs)
     this.#fleet.sweep(Date.now())
     // Away, it may be the other connection alone that is lost, and this one as deaf.
     if (this.#broker.state.is === "blocked" || this.#broker.state.is === "closed") return
-    const sinceMs = silentSinceMs([this.#lines, this.#posts, this.#fleet.presence])
-    const unconfirmedMs = Math.round(atMs - Math.max(sinceMs, this.#readySinceMs))
+    const silentMs = silentSinceMs([this.#lines, this.#posts, this.#fleet.presence])
+    const unconfirmedMs = Math.round(atMs - Math.max(silentMs, this.#readySinceMs))
     if (unconfirmedMs < this.#options.config.broker.confirmTimeoutMs) return
     this.#events.emit("broker_mute", { unconfirmedMs })
     this.#broker.reset(`nothing confirmed for ${unconfirmedMs} ms`)
@@ -375,7 +397,7 @@ export class Worker {
       windowBytes: this.#lines.bytes,
       heldBytes: this.#backpressure.heldBytes,
       waitingForRoom: this.#backpressure.waitingCount,
-      unacknowledgedCommands: this.#consumer.heldCount,
+      unacknowledgedCommands: this.#unacknowledged.count,
       heldCommands: this.#connections.heldCommands(),
       posts: this.#posts.count,
       brokerReady: this.#broker.state.is === "ready",

@@ -17,6 +17,8 @@ import type { Delivery, MessageProperties, Subscription } from "./broker.ts"
 import type { Content } from "./frame-reader.ts"
 
 const LOCKED_RETRY_MS = 1_000
+/** How often the broker is asked to have processed the acknowledgements sent so far, while any are sent. */
+const FENCE_MS = 250
 /** Enough for hundreds at once; were it too short, commands would come again and none be lost. */
 const ACKNOWLEDGEMENTS_MS = 200
 
@@ -34,6 +36,8 @@ export class Subscriptions {
   #channels: AMQPChannel[] = []
   #consumers: { cancel(): Promise<unknown> }[] = []
   readonly #locked = new Set<Subscription>()
+  /** Those that deliveries may have come by on this connection. */
+  readonly #subscribed = new Set<Subscription>()
   #retry: ReturnType<typeof setTimeout> | null = null
   #complete = false
   #paused = false
@@ -79,6 +83,12 @@ export class Subscriptions {
     this.#consumers = []
     this.#complete = false
     this.#locked.clear()
+    const subscribed = [...this.#subscribed]
+    this.#subscribed.clear()
+    // An acknowledgement that could not be written may have found the loss.
+    queueMicrotask(() => {
+      for (const subscription of subscribed) subscription.lost?.()
+    })
   }
 
   /** Cancels all; what was delivered can still be acknowledged. */
@@ -109,11 +119,13 @@ export class Subscriptions {
     try {
       if (exclusive) await refuseCompany(channel, subscription.queue, 0)
       let cancelled = false
+      const acknowledgements = new Acknowledgements(client, channel, subscription.prefetch)
+      this.#subscribed.add(subscription)
       client.take(channel.id, {
         content: (content) => {
           // What can't be acknowledged comes again.
           if (channel.closed) return
-          subscription.deliver(new AmqpDelivery(subscription.queue, client, channel, content))
+          subscription.deliver(new AmqpDelivery(subscription.queue, acknowledgements, content))
         },
         cancelled: () => {
           cancelled = true
@@ -171,34 +183,96 @@ async function refuseCompany(channel: AMQPChannel, queue: string, most: number):
   if (consumerCount > most) throw new Error(`RESOURCE_LOCKED: ${queue} has other consumers`)
 }
 
+/**
+ * The acknowledgements on one channel, and which of them the broker has processed.
+ *
+ * AMQP confirms no acknowledgement. But a channel works in order, so the answer to a later method, here a
+ * `basic.qos` that changes nothing, says that they were read. A quorum queue takes them in a moment later:
+ * only those from before the fence that was answered last but one count as processed.
+ */
+class Acknowledgements {
+  readonly #client: BatchingClient
+  readonly #channel: AMQPChannel
+  readonly #prefetch: number
+  #sent = 0
+  #read = 0
+  #processed = 0
+  #fenceDue = false
+
+  constructor(client: BatchingClient, channel: AMQPChannel, prefetch: number) {
+    this.#client = client
+    this.#channel = channel
+    this.#prefetch = prefetch
+  }
+
+  get closed(): boolean {
+    return this.#channel.closed
+  }
+
+  /** Returns the acknowledgement's number. */
+  send(tag: number): number {
+    this.#client.acknowledge(this.#channel.id, tag)
+    this.#sent += 1
+    this.#fenceSoon()
+    return this.#sent
+  }
+
+  isProcessed(number: number): boolean {
+    return number <= this.#processed
+  }
+
+  #fenceSoon(): void {
+    if (this.#fenceDue) return
+    this.#fenceDue = true
+    setTimeout(() => this.#fence(), FENCE_MS).unref()
+  }
+
+  #fence(): void {
+    if (this.#channel.closed) return
+    const sent = this.#sent
+    this.#channel.basicQos(this.#prefetch).then(
+      () => {
+        this.#processed = this.#read
+        this.#read = sent
+        this.#fenceDue = false
+        if (this.#processed < this.#sent) this.#fenceSoon()
+      },
+      // The channel is gone, and what is not processed by then is delivered again.
+      () => undefined,
+    )
+  }
+}
+
 class AmqpDelivery implements Delivery {
   readonly queue: string
   readonly body: Uint8Array
   readonly properties: MessageProperties
   readonly redelivered: boolean
-  readonly #client: BatchingClient
-  readonly #channel: AMQPChannel
+  readonly #acknowledgements: Acknowledgements
   readonly #tag: number
-  #acknowledged = false
+  /** The acknowledgement's number; 0 while there is none. */
+  #acknowledged = 0
 
-  constructor(queue: string, client: BatchingClient, channel: AMQPChannel, content: Content) {
+  constructor(queue: string, acknowledgements: Acknowledgements, content: Content) {
     this.queue = queue
     this.body = content.body
     this.properties = content.properties
     this.redelivered = content.redelivered
-    this.#client = client
-    this.#channel = channel
+    this.#acknowledgements = acknowledgements
     this.#tag = content.tag
   }
 
   get lost(): boolean {
-    return this.#channel.closed
+    return this.#acknowledgements.closed
+  }
+
+  get settled(): boolean {
+    return this.#acknowledged > 0 && this.#acknowledgements.isProcessed(this.#acknowledged)
   }
 
   acknowledge(): void {
     // A second one for the same delivery would close the channel.
-    if (this.#acknowledged || this.#channel.closed) return
-    this.#acknowledged = true
-    this.#client.acknowledge(this.#channel.id, this.#tag)
+    if (this.#acknowledged > 0 || this.#acknowledgements.closed) return
+    this.#acknowledged = this.#acknowledgements.send(this.#tag)
   }
 }

@@ -86,6 +86,11 @@ export interface Delivery {
   readonly lost: boolean
   /** Does nothing once the connection it came on is lost: the broker then delivers it again. */
   acknowledge(): void
+  /**
+   * True once the broker is known to have processed the acknowledgement. Until then a lost connection may have
+   * lost the acknowledgement too, and the broker delivers the message again.
+   */
+  readonly settled: boolean
 }
 
 export interface Subscription {
@@ -98,6 +103,11 @@ export interface Subscription {
   readonly prefetch: number
   /** Must not throw. */
   readonly deliver: (delivery: Delivery) => void
+  /**
+   * Called once for each connection that was lost, after the deliveries that came on it are `lost` and before
+   * the next connection delivers anything; never within another call to the broker.
+   */
+  readonly lost?: () => void
 }
 
 export interface ExchangeDeclaration {

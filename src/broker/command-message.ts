@@ -16,6 +16,8 @@ export const HOPS_HEADER = "owsla-hops"
 export const COMMAND_ID_HEADER = "owsla-command"
 /** The broker had handed it out before it was forwarded, which makes a new message of it. */
 export const REDELIVERED_HEADER = "owsla-redelivered"
+/** Why the broker gave a command up: its outcome, unless the worker that it is sent to knows the command. */
+export const GIVEN_UP_HEADER = "owsla-given-up"
 /** Milliseconds since 1970; AMQP's `expiration` would start anew in each queue. */
 export const EXPIRES_AT_HEADER = "owsla-expires-at"
 
@@ -79,10 +81,16 @@ export function readCommand(
   }
 }
 
-/** Why and where the broker gave a message up, from its `x-death` header; null when it did not. */
-export function readDeath(
-  properties: MessageProperties,
-): { reason: string; queue: string; expiration: string | null } | null {
+/** Why and where the broker gave a message up. */
+export interface Death {
+  readonly reason: string
+  readonly queue: string
+  /** Milliseconds in digits, as the message had it; null without. */
+  readonly expiration: string | null
+}
+
+/** From the `x-death` header; null when there is none. */
+export function readDeath(properties: MessageProperties): Death | null {
   const deaths = properties.headers?.["x-death"]
   const death: unknown = Array.isArray(deaths) ? deaths[0] : null
   if (typeof death !== "object" || death === null) return null
@@ -121,7 +129,9 @@ function readExpiry(properties: MessageProperties, nowMs: number): number | unde
   if (typeof carried === "number") return carried
   if (properties.expiration === undefined) return Number.POSITIVE_INFINITY
   if (!/^[0-9]{1,15}$/.test(properties.expiration)) return undefined
-  // A timestamp in other units than seconds may be one that no Date can hold.
-  const sentAtMs = properties.timestamp?.getTime() ?? nowMs
-  return (Number.isNaN(sentAtMs) ? nowMs : sentAtMs) + Number(properties.expiration)
+  const secondMs = properties.timestamp?.getTime() ?? nowMs
+  // A timestamp has whole seconds: it was sent in that second, and not after it arrived. One in other units than
+  // seconds may be one that no Date can hold.
+  const sentAtMs = Number.isNaN(secondMs) ? nowMs : Math.min(nowMs, secondMs + 999)
+  return sentAtMs + Number(properties.expiration)
 }

@@ -2,37 +2,48 @@
  * The consumer: deliveries from the queues in, commands to their connections or to other workers out.
  * The first stage of a command's way.
  *
- *   to_device, owsla.worker.<id> ─► read ─► route ─┬─ here ──► connection ──► (later) its outcome
- *   owsla.dead_letters ─────────────┘              ├─ queue ─► forward; acknowledge once it is stored
- *                                                  ├─ device ► locate ──► here, queue or nowhere
- *                                                  └─ nowhere ► offline
+ *   to_device, owsla.worker.<id> ─► read ─► known? ─► route ─┬─ here ──► connection ──► (later) its outcome
+ *   owsla.dead_letters ───────────┘                          ├─ queue ─► forward; acknowledge once it is stored
+ *                                                            ├─ device ► locate ──► here, queue or nowhere
+ *                                                            └─ nowhere ► offline
+ *
+ * A dead letter that the broker gave up goes the same way to the worker that holds the device, since the command
+ * may have been written there before its delivery was lost; it ends there as `expired` or `closed`.
  *
  * Never writes to a socket and never waits. Bounds: `PREFETCH` unacknowledged deliveries for each
- * queue and `maxHeldBytes` of bodies for all, beyond which the broker is read no further.
+ * queue and `MAX_COMMAND_BYTES` of bodies for all, beyond which the broker is read no further. When all deliveries
+ * that a queue may have unacknowledged wait for missing numbers, the oldest gap is given up.
  */
 
 import type { Counters } from "../counters.ts"
+import type { Outcome } from "../device/command.ts"
 import type { Connection } from "../device/connection.ts"
-import type { Broker, Delivery } from "./broker.ts"
-import { type CommandMessage, readCommand, readDeath } from "./command-message.ts"
-import { Copies } from "./copies.ts"
+import type { Delivery } from "./broker.ts"
+import {
+  type CommandMessage,
+  type Death,
+  GIVEN_UP_HEADER,
+  readCommand,
+  readDeath,
+} from "./command-message.ts"
 import { type CommandIds, forwarded } from "./forwarding.ts"
-import { Outcomes, type QueuedCommand } from "./outcomes.ts"
+import type { Outcomes } from "./outcomes.ts"
 import type { Posts } from "./posts.ts"
-import { route } from "./routing.ts"
-import { isWorkerQueue, WORKER_QUEUE_TTL_MS, workerQueue } from "./topology.ts"
+import { QueuedCommand } from "./queued-command.ts"
+import { MAX_HOPS, route } from "./routing.ts"
+import { isWorkerQueue, WORKER_QUEUE_TTL_MS, workerOfQueue, workerQueue } from "./topology.ts"
+import type { UnacknowledgedCommands } from "./unacknowledged-commands.ts"
 
 export interface ConsumerOptions {
   readonly workerId: string
   readonly maxLineBytes: number
-  /** Bytes of bodies of unacknowledged deliveries. */
-  readonly maxHeldBytes: number
-  readonly undeliveredQueue: string
   readonly nowMs: () => number
   readonly counters: Counters
   /** The open connection of this worker with this connection or device id. */
   readonly find: (id: string) => Connection | undefined
   readonly locate: Locate
+  /** Whether a worker was heard lately, or may be there since the broker has only just come back. */
+  readonly mayServe: (workerId: string) => boolean
   readonly commandIds: CommandIds
 }
 
@@ -47,55 +58,74 @@ export type Place =
  */
 export type Locate = (deviceId: string, trusting: boolean, found: (place: Place) => void) => void
 
+/** How a command ends that the broker gave up. */
+interface GivenUp {
+  readonly outcome: Extract<Outcome, "expired" | "closed">
+  readonly detail: string
+  /** How often it was forwarded since. */
+  readonly forwards: number
+}
+
+/** Where a command that is routed comes from. */
+interface Origin {
+  /** The queue of a worker that did not take the command in time. */
+  readonly leftIn: string | null
+  /** Its outcome unless the worker that holds its device knows better. */
+  readonly givenUp: GivenUp | null
+}
+
+/** Between workers that lose it with their connections again and again. */
+const MAX_GIVEN_UP_FORWARDS = 16
+
+const FRESH: Origin = { leftIn: null, givenUp: null }
+
 export class Consumer {
   readonly #options: ConsumerOptions
-  readonly #broker: Broker
   readonly #posts: Posts
-  readonly outcomes: Outcomes
-  readonly #copies = new Copies()
-  #heldBytes = 0
-  #heldCount = 0
-  #paused = false
+  readonly #outcomes: Outcomes
+  readonly #unacknowledged: UnacknowledgedCommands
 
-  constructor(broker: Broker, posts: Posts, options: ConsumerOptions) {
+  constructor(
+    posts: Posts,
+    outcomes: Outcomes,
+    unacknowledged: UnacknowledgedCommands,
+    options: ConsumerOptions,
+  ) {
     this.#options = options
-    this.#broker = broker
     this.#posts = posts
-    const { counters, undeliveredQueue, nowMs } = options
-    this.outcomes = new Outcomes(posts, counters, undeliveredQueue, nowMs, (delivery) =>
-      this.#release(delivery),
-    )
+    this.#outcomes = outcomes
+    this.#unacknowledged = unacknowledged
   }
 
-  /** Deliveries that are not acknowledged yet. */
-  get heldCount(): number {
-    return this.#heldCount
-  }
-
-  /** Takes a delivery from `to_device` or from this worker's own queue. */
-  deliver(delivery: Delivery): void {
+  /**
+   * Takes a delivery from `to_device` or from this worker's own queue.
+   *
+   * @param prefetch how many deliveries of its queue may be unacknowledged.
+   */
+  deliver(delivery: Delivery, prefetch: number): void {
     const { counters, nowMs, maxLineBytes } = this.#options
     counters.commandsReceived += 1
     const read = readCommand(delivery.body, delivery.properties, nowMs(), maxLineBytes)
-    const taken =
-      "outcome" in read || read.commandId === null
-        ? delivery
-        : this.#copies.take(read.commandId, read.hops, delivery)
-    if (taken === null) {
-      counters.commandsRedelivered += 1
+    if ("outcome" in read) {
+      const command = new QueuedCommand(delivery, null, this.#outcomes)
+      if (!this.#unacknowledged.add(command, null)) return
+      this.#outcomes.settle(command, read.outcome, read.detail, null)
       return
     }
-    this.#hold(taken)
-    if ("outcome" in read) this.outcomes.settleDelivery(taken, read.outcome, read.detail, null)
-    else this.#route(taken, read)
+    const command = new QueuedCommand(delivery, read, this.#outcomes)
+    const givenUp = readGivenUp(delivery)
+    const deadLetter = givenUp === null ? null : { expired: givenUp.outcome === "expired" }
+    if (!this.#unacknowledged.add(command, deadLetter)) return
+    this.#route(command, read, givenUp === null ? FRESH : { leftIn: null, givenUp })
+    if (this.#unacknowledged.countFrom(delivery.queue) >= prefetch) this.#makeRoom(delivery.queue)
   }
 
   /** Takes a delivery that the broker gave up in another queue. */
   deliverDeadLetter(delivery: Delivery): void {
     const { counters, nowMs, maxLineBytes } = this.#options
     counters.deadLettersReceived += 1
-    this.#hold(delivery)
     const death = readDeath(delivery.properties)
+    const expired = death?.reason === "expired"
     const expiration = death?.expiration ?? null
     const properties = { ...delivery.properties }
     if (death !== null && expiration !== null) {
@@ -106,112 +136,164 @@ export class Consumer {
     }
     const read = readCommand(delivery.body, properties, nowMs(), maxLineBytes)
     if ("outcome" in read) {
-      this.outcomes.settleDelivery(delivery, read.outcome, read.detail, null)
+      const command = new QueuedCommand(delivery, null, this.#outcomes)
+      if (!this.#unacknowledged.add(command, { expired })) return
+      this.#outcomes.settle(command, read.outcome, read.detail, null)
       return
     }
-    const abandoned =
-      death?.reason === "expired" &&
+    const command = new QueuedCommand(delivery, read, this.#outcomes)
+    const leftWithWorker =
+      expired &&
       isWorkerQueue(death.queue) &&
       (expiration === null || Number(expiration) > WORKER_QUEUE_TTL_MS) &&
       read.expiresAtMs > nowMs()
-    if (abandoned) this.#route(delivery, read, death.queue)
-    else if (death?.reason === "expired") {
-      this.outcomes.settleDelivery(delivery, "expired", `in the queue ${death.queue}`, null)
-    } else {
-      const detail = `given up by the broker: ${death?.reason ?? "no x-death header"}`
-      this.outcomes.settleDelivery(delivery, "closed", detail, null)
+    // One that was left with a worker has not expired: it may be any command of that queue.
+    const deadLetter = { expired: expired && !leftWithWorker }
+    if (!this.#unacknowledged.add(command, deadLetter)) return
+    const givenUp = readGivenUp(delivery) ?? (leftWithWorker ? null : givenUpBy(death))
+    this.#route(command, read, { leftIn: death?.queue ?? null, givenUp })
+  }
+
+  /** To be called now and then: gives up gaps that keep a queue from being read. */
+  sweep(prefetchOf: ReadonlyMap<string, number>): void {
+    for (const [queue, prefetch] of prefetchOf) {
+      if (this.#unacknowledged.countFrom(queue) >= prefetch) this.#makeRoom(queue)
     }
   }
 
-  /** @param leftIn the queue of a worker that did not take the command in time. */
-  #route(delivery: Delivery, message: CommandMessage, leftIn: string | null = null): void {
-    const { workerId, find } = this.#options
+  /**
+   * While every delivery that a queue may have unacknowledged waits for a missing number, the missing ones cannot
+   * come by that queue: the gap that has been waited for longest is given up.
+   */
+  #makeRoom(queue: string): void {
+    let oldest: QueuedCommand | null = null
+    for (const command of this.#unacknowledged.all()) {
+      if (command.queue !== queue) continue
+      if (command.connection?.endpoint?.isHeld(command) !== true) return
+      oldest ??= command
+    }
+    if (oldest === null) return
+    this.#options.counters.gapsGivenUpEarly += 1
+    oldest.connection?.giveUpGap()
+  }
+
+  #route(command: QueuedCommand, message: CommandMessage, origin: Origin): void {
+    const { workerId, find, mayServe } = this.#options
+    const { leftIn, givenUp } = origin
+    const owner = leftIn === null ? null : workerOfQueue(leftIn)
+    const mayForward =
+      givenUp === null ? message.hops < MAX_HOPS : givenUp.forwards < MAX_GIVEN_UP_FORWARDS
+    if (owner !== null && owner !== workerId && mayForward && mayServe(owner)) {
+      // It may have taken the command and lost it with its connection: then it knows what was done with it.
+      this.#forward(command, message, workerQueue(owner), givenUp)
+      return
+    }
     const destination = route(message.target, message.hops, workerId, find)
-    switch (destination.to) {
-      case "here":
-        destination.connection.offer(this.#command(delivery, message))
-        break
-      case "queue":
-        if (destination.queue === leftIn) {
-          const detail = `left in ${leftIn} for ${WORKER_QUEUE_TTL_MS} ms`
-          this.outcomes.settleDelivery(delivery, "offline", detail, null)
-        } else this.#forward(delivery, message, destination.queue)
-        break
-      case "device":
-        this.#locate(delivery, message, destination.deviceId, leftIn === null)
-        break
-      case "nowhere":
-        this.outcomes.settleDelivery(delivery, "offline", destination.detail, null)
-        break
-    }
+    if (destination.to === "device") this.#locate(command, message, destination.deviceId, origin)
+    else if (destination.to === "queue" && destination.queue !== leftIn && mayForward) {
+      this.#forward(command, message, destination.queue, givenUp)
+    } else if (givenUp !== null) this.#end(command, givenUp)
+    else if (destination.to === "here") this.#offer(command, destination.connection)
+    else if (destination.to === "nowhere") this.#offline(command, destination.detail)
+    else this.#offline(command, `left in ${leftIn} for ${WORKER_QUEUE_TTL_MS} ms`)
   }
 
-  #locate(delivery: Delivery, message: CommandMessage, deviceId: string, fresh: boolean): void {
+  #locate(command: QueuedCommand, message: CommandMessage, deviceId: string, origin: Origin): void {
     const { find, locate } = this.#options
+    const { leftIn, givenUp } = origin
     // What came here by an announcement, or was left where one led, is not sent after another.
-    locate(deviceId, fresh && message.hops === 0, (place) => {
-      if (delivery.lost) {
-        // The broker hands it out again, perhaps to us: what was done with both would be done twice.
-        this.#copies.drop(delivery)
-        this.#release(delivery)
-        return
-      }
+    locate(deviceId, leftIn === null && message.hops === 0, (place) => {
+      // Lost meanwhile: the next delivery is looked up by itself.
+      if (command.state === "dropped") return
       // It may have come to this worker in the meantime.
       const connection = find(deviceId)
-      if (connection !== undefined) connection.offer(this.#command(delivery, message))
-      else if (place.is === "with") this.#forward(delivery, message, workerQueue(place.worker))
-      else this.outcomes.settleDelivery(delivery, "offline", place.detail, null)
+      const mayForward = givenUp === null || givenUp.forwards < MAX_GIVEN_UP_FORWARDS
+      if (connection === undefined && place.is === "with" && mayForward) {
+        this.#forward(command, message, workerQueue(place.worker), givenUp)
+      } else if (givenUp !== null) this.#end(command, givenUp)
+      else if (connection !== undefined) this.#offer(command, connection)
+      else if (place.is === "nowhere") this.#offline(command, place.detail)
     })
   }
 
-  #command(delivery: Delivery, message: CommandMessage): QueuedCommand {
-    return {
-      body: delivery.body,
-      seq: message.seq,
-      messageId: message.messageId,
-      expiresAtMs: message.expiresAtMs,
-      redelivered: delivery.redelivered || message.redelivered,
-      source: this.outcomes,
-      delivery,
+  #offer(command: QueuedCommand, connection: Connection): void {
+    const { redelivered, droppedBefore, messageId, seq } = command
+    if (redelivered && !droppedBefore && messageId === null && seq === null) {
+      this.#options.counters.commandsPossiblyRepeated += 1
     }
+    command.state = "at_connection"
+    command.connection = connection
+    connection.offer(command)
   }
 
-  #forward(delivery: Delivery, message: CommandMessage, queue: string): void {
-    this.#options.counters.commandsForwarded += 1
-    const redelivered = delivery.redelivered || message.redelivered
-    const nowMs = this.#options.nowMs()
-    const commandId = message.commandId ?? this.#options.commandIds.mint()
-    const carried = { ...message, redelivered, commandId }
-    const properties = forwarded(delivery.properties, carried, nowMs)
-    this.#posts.send(queue, delivery.body, properties, "final", (result) => {
-      switch (result) {
-        case "confirmed":
-          delivery.acknowledge()
-          this.#release(delivery)
-          break
-        case "returned":
-          this.outcomes.settleDelivery(delivery, "offline", `no queue ${queue}`, null)
-          break
-        case "unencodable":
-          this.outcomes.settleDelivery(delivery, "invalid", "its headers are too large", null)
-          break
-      }
+  #offline(command: QueuedCommand, detail: string): void {
+    this.#outcomes.settle(command, "offline", detail, null)
+  }
+
+  #end(command: QueuedCommand, { outcome, detail }: GivenUp): void {
+    this.#outcomes.settle(command, outcome, detail, null)
+  }
+
+  #forward(
+    command: QueuedCommand,
+    message: CommandMessage,
+    queue: string,
+    givenUp: GivenUp | null,
+  ): void {
+    const { counters, commandIds, nowMs } = this.#options
+    counters.commandsForwarded += 1
+    const commandId = message.commandId ?? commandIds.mint()
+    command.state = "forwarding"
+    command.forwardedAs = commandId
+    // One that was given up is looked for by what it was when it was lost, so its hops stay the same.
+    const hops = givenUp === null ? message.hops : message.hops - 1
+    const carried = { ...message, hops, redelivered: command.redelivered, commandId }
+    const properties = forwarded(command.delivery.properties, carried, nowMs())
+    if (givenUp !== null && properties.headers !== undefined) {
+      const { outcome, detail, forwards } = givenUp
+      properties.headers[GIVEN_UP_HEADER] = `${outcome} ${forwards + 1} ${detail}`
+      // It is over already; its queue shall not give it up for that.
+      delete properties.expiration
+    }
+    let published = false
+    this.#posts.send(queue, command.body, properties, {
+      whenReturned: "final",
+      // Once it was published it may have arrived, and then goes where it went: its copies have one id.
+      wanted: () => published || !command.lost,
+      begun: () => {
+        published = true
+      },
+      done: (result) => {
+        if (result === "confirmed") this.#unacknowledged.acknowledge(command)
+        else if (result === "withdrawn" && command.lost) this.#unacknowledged.drop(command)
+        // It was delivered again before its turn came.
+        else if (result === "withdrawn") this.#forward(command, message, queue, givenUp)
+        else if (givenUp !== null) this.#end(command, givenUp)
+        else if (result === "returned") this.#offline(command, `no queue ${queue}`)
+        else this.#outcomes.settle(command, "invalid", "its headers are too large", null)
+      },
     })
   }
+}
 
-  #hold(delivery: Delivery): void {
-    this.#heldCount += 1
-    this.#heldBytes += delivery.body.length
-    if (this.#paused || this.#heldBytes <= this.#options.maxHeldBytes) return
-    this.#paused = true
-    this.#broker.pauseConsuming()
+/** The outcome of a command that the broker gave up. */
+function givenUpBy(death: Death | null): GivenUp {
+  if (death?.reason === "expired") {
+    return { outcome: "expired", detail: `in the queue ${death.queue}`, forwards: 0 }
   }
+  const detail = `given up by the broker: ${death?.reason ?? "no x-death header"}`
+  return { outcome: "closed", detail, forwards: 0 }
+}
 
-  #release(delivery: Delivery): void {
-    this.#heldCount -= 1
-    this.#heldBytes -= delivery.body.length
-    if (!this.#paused || this.#heldBytes > this.#options.maxHeldBytes / 2) return
-    this.#paused = false
-    this.#broker.resumeConsuming()
+/** The same of one that another worker has found given up; null when it was not. */
+function readGivenUp({ properties }: Delivery): GivenUp | null {
+  const text = properties.headers?.[GIVEN_UP_HEADER]
+  if (typeof text !== "string") return null
+  const [outcome, forwards, ...detail] = text.split(" ")
+  return {
+    outcome: outcome === "expired" ? "expired" : "closed",
+    detail: detail.join(" "),
+    // What is not a number is as good as too many.
+    forwards: /^[0-9]{1,2}$/.test(forwards ?? "") ? Number(forwards) : MAX_GIVEN_UP_FORWARDS,
   }
 }

@@ -124,23 +124,21 @@ export class EmbeddedBroker implements Broker {
     return () => taps.delete(tap)
   }
 
+  /** What was delivered stays unacknowledged: it can still be acknowledged, and goes with the process otherwise. */
   stopConsuming(): Promise<void> {
     for (const queue of this.#queues.values()) {
-      for (const { unacknowledged } of queue.consumers) {
-        for (const message of unacknowledged) message.redelivered = true
-        queue.messages = [...unacknowledged, ...queue.messages]
-      }
-      queue.consumers = []
+      queue.consumers = queue.consumers.filter(({ subscription }) => subscription.untilClose)
     }
     return Promise.resolve()
   }
 
-  async close(): Promise<void> {
-    if (this.#state.is === "closed") return
+  close(): Promise<void> {
+    if (this.#state.is === "closed") return Promise.resolve()
     this.#state = { is: "closed" }
     if (this.#sweep !== null) clearInterval(this.#sweep)
-    await this.stopConsuming()
+    for (const queue of this.#queues.values()) queue.consumers = []
     this.#listener?.stateChanged(this.#state)
+    return Promise.resolve()
   }
 
   /** Stores one message for `EmbeddedLane`. */
@@ -206,6 +204,9 @@ export class EmbeddedBroker implements Broker {
         lost: false,
         acknowledge: () => {
           if (consumer.unacknowledged.delete(message)) this.#deliver(queue)
+        },
+        get settled() {
+          return !consumer.unacknowledged.has(message)
         },
       }
       queueMicrotask(() => consumer.subscription.deliver(delivery))

@@ -1,31 +1,30 @@
 /**
- * Outcomes: what is owed for a command once it is known how it ended.
+ * Outcomes: stores how a command ended.
  *
  *   written, duplicate ──────────────────────► receipt, if asked for ──► acknowledge
  *   any other ──► copy in the undelivered queue ─► receipt, if asked for ──► acknowledge
  *
- * The delivery is acknowledged only when the broker has both. Never decides on an outcome. Bound: one
- * entry for each unacknowledged delivery, so the prefetch of the consumers.
+ * The delivery is acknowledged only when the broker has both. When the delivery is lost before the first of them
+ * is published, and the command was not written, nothing is published: the next delivery decides. Later
+ * the outcome stands. Never decides on an outcome. Bound: one entry for each unacknowledged delivery, so
+ * the prefetch of the consumers.
  */
 
 import type { Counters } from "../counters.ts"
 import type { Command, CommandSource, Outcome, Recipient } from "../device/command.ts"
-import type { Delivery, HeaderValue, MessageProperties } from "./broker.ts"
+import type { HeaderValue, MessageProperties } from "./broker.ts"
 import type { Target } from "./command-message.ts"
 import { republishable } from "./fields.ts"
-import type { Posts } from "./posts.ts"
+import type { PostOptions, Posts } from "./posts.ts"
 import type { FinalResult } from "./publish-window.ts"
+import type { QueuedCommand } from "./queued-command.ts"
+import type { UnacknowledgedCommands } from "./unacknowledged-commands.ts"
 
 const OUTCOME_HEADER = "owsla-outcome"
 const DETAIL_HEADER = "owsla-detail"
 /** Headers that stay, as far as they are short, when all of them together are too large for a frame. */
 const ESSENTIAL_HEADERS = ["connection_id", "device_id", "to_device_seq"]
 const SHORT_CHARACTERS = 256
-
-/** A command that came by a queue. */
-export interface QueuedCommand extends Command {
-  readonly delivery: Delivery
-}
 
 /** The fields of a receipt and of the answer to an HTTP request. */
 export interface Receipt {
@@ -58,51 +57,94 @@ export function receipt(
 
 export class Outcomes implements CommandSource {
   readonly #posts: Posts
+  readonly #unacknowledged: UnacknowledgedCommands
   readonly #counters: Counters
   readonly #undeliveredQueue: string
   readonly #nowMs: () => number
-  readonly #acknowledged: (delivery: Delivery) => void
 
-  /** @param acknowledged told of each delivery that was acknowledged. */
   constructor(
     posts: Posts,
+    unacknowledged: UnacknowledgedCommands,
     counters: Counters,
     undeliveredQueue: string,
     nowMs: () => number,
-    acknowledged: (delivery: Delivery) => void,
   ) {
     this.#posts = posts
+    this.#unacknowledged = unacknowledged
     this.#counters = counters
     this.#undeliveredQueue = undeliveredQueue
     this.#nowMs = nowMs
-    this.#acknowledged = acknowledged
   }
 
   settled(command: Command, outcome: Outcome, detail: string, recipient: Recipient | null): void {
-    this.settleDelivery((command as QueuedCommand).delivery, outcome, detail, recipient)
+    this.settle(command as QueuedCommand, outcome, detail, recipient)
   }
 
   acknowledge(command: Command): void {
     this.#counters.commandsRedelivered += 1
-    this.#acknowledge((command as QueuedCommand).delivery)
+    this.#unacknowledged.acknowledge(command as QueuedCommand)
   }
 
-  /** Settles a delivery that may not even have become a command. */
-  settleDelivery(
-    delivery: Delivery,
+  withdrawn(command: Command): void {
+    this.#unacknowledged.drop(command as QueuedCommand)
+  }
+
+  settle(
+    command: QueuedCommand,
     outcome: Outcome,
     detail: string,
     recipient: Recipient | null,
   ): void {
-    this.#counters.commandsSettled[outcome] += 1
-    const { replyTo } = delivery.properties
-    const kept = outcome !== "written" && outcome !== "duplicate"
-    const sendReceipt = () => {
-      if (replyTo === undefined) this.#acknowledge(delivery)
-      else this.#receipt(delivery, replyTo, outcome, detail, recipient)
+    command.state = "ending"
+    command.connection = null
+    if (outcome === "written" && command.delivery.properties.replyTo === undefined) {
+      this.stands(command, outcome, detail)
+      this.#unacknowledged.acknowledge(command)
+      return
     }
-    if (kept) this.keep(delivery.body, delivery.properties, outcome, detail, sendReceipt)
-    else sendReceipt()
+    let stands = false
+    const begun = () => {
+      if (stands) return
+      stands = true
+      this.stands(command, outcome, detail)
+    }
+    if (outcome === "written") begun()
+    const wanted = () => stands || !command.lost
+    const storing = { wanted, begun }
+    const sendReceipt = () => {
+      const { replyTo } = command.delivery.properties
+      if (replyTo !== undefined) {
+        const body = this.#receipt(command, outcome, detail, recipient)
+        this.#sendReceipt(command, replyTo, body, storing)
+        return
+      }
+      begun()
+      this.#unacknowledged.acknowledge(command)
+    }
+    if (outcome === "written" || outcome === "duplicate") {
+      sendReceipt()
+      return
+    }
+    const store = () =>
+      this.keep(command.body, command.delivery.properties, outcome, detail, {
+        ...storing,
+        done: (result) => {
+          if (result !== "withdrawn") sendReceipt()
+          else this.#withdrawn(command, store)
+        },
+      })
+    store()
+  }
+
+  /** Nothing of an outcome was published; when the command was delivered again meanwhile, it is now. */
+  #withdrawn(command: QueuedCommand, again: () => void): void {
+    if (command.lost) this.#unacknowledged.drop(command)
+    else again()
+  }
+
+  /** The outcome can no longer change. */
+  stands(_command: QueuedCommand, outcome: Outcome, _detail: string): void {
+    this.#counters.commandsSettled[outcome] += 1
   }
 
   /** Stores a command that was not written in the undelivered queue. */
@@ -111,7 +153,7 @@ export class Outcomes implements CommandSource {
     properties: MessageProperties,
     outcome: Outcome,
     detail: string,
-    stored: () => void,
+    options: Omit<PostOptions, "whenReturned" | "whenNacked">,
   ): void {
     const added = { [OUTCOME_HEADER]: outcome, [DETAIL_HEADER]: detail }
     const { headers, ...others } = republishable(properties)
@@ -122,49 +164,65 @@ export class Outcomes implements CommandSource {
         { ...others, headers: { ...essential(headers), ...added } },
         { headers: added },
       ],
-      stored,
+      options,
     )
   }
 
   /** Stores the body with the first of these properties that fit a frame; the last always do. */
-  #store(body: Uint8Array, [first, ...others]: MessageProperties[], stored: () => void): void {
-    this.#posts.send(this.#undeliveredQueue, body, first ?? {}, "again", (result) => {
-      if (result === "unencodable" && others.length > 0) this.#store(body, others, stored)
-      else stored()
+  #store(
+    body: Uint8Array,
+    [first, ...others]: MessageProperties[],
+    options: Omit<PostOptions, "whenReturned" | "whenNacked">,
+  ): void {
+    this.#posts.send(this.#undeliveredQueue, body, first ?? {}, {
+      ...options,
+      whenReturned: "again",
+      done: (result) => {
+        if (result === "unencodable" && others.length > 0) this.#store(body, others, options)
+        else options.done(result)
+      },
     })
   }
 
   #receipt(
-    delivery: Delivery,
-    replyTo: string,
+    command: QueuedCommand,
     outcome: Outcome,
     detail: string,
     recipient: Recipient | null,
-  ): void {
-    const { headers, correlationId } = delivery.properties
+  ): Buffer {
+    const { headers } = command.delivery.properties
     const target = {
       connectionId: stringOrNull(headers?.["connection_id"]),
       deviceId: stringOrNull(headers?.["device_id"]),
     }
-    const body = JSON.stringify(receipt(outcome, detail, recipient, target, this.#nowMs()))
+    return Buffer.from(JSON.stringify(receipt(outcome, detail, recipient, target, this.#nowMs())))
+  }
+
+  #sendReceipt(
+    command: QueuedCommand,
+    replyTo: string,
+    body: Buffer,
+    storing: Pick<PostOptions, "wanted" | "begun">,
+  ): void {
+    const { correlationId } = command.delivery.properties
     const properties: MessageProperties = {
       contentType: "application/json",
       type: "owsla.receipt",
       appId: "owsla",
       ...(correlationId === undefined ? {} : { correlationId }),
     }
-    const told = (result: FinalResult) => {
+    const done = (result: FinalResult) => {
+      if (result === "withdrawn") {
+        this.#withdrawn(command, () => this.#sendReceipt(command, replyTo, body, storing))
+        return
+      }
       if (result === "confirmed") this.#counters.receiptsSent += 1
       else this.#counters.receiptsUnroutable += 1
-      this.#acknowledge(delivery)
+      this.#unacknowledged.acknowledge(command)
     }
-    // A reply queue that is full must not hold up what others are owed.
-    this.#posts.send(replyTo, Buffer.from(body), properties, "final", told, "final")
-  }
-
-  #acknowledge(delivery: Delivery): void {
-    delivery.acknowledge()
-    this.#acknowledged(delivery)
+    // A reply queue that is full must not hold up other receipts.
+    const final = { whenReturned: "final", whenNacked: "final" } as const
+    this.#posts.send(replyTo, body, properties, { ...storing, ...final, done })
   }
 }
 

@@ -16,11 +16,25 @@ import { Publisher } from "./publisher.ts"
 const MAX_IN_FLIGHT = 1_000
 const BACKOFF = { firstMs: 100, mostMs: 5_000 }
 
-interface Post {
-  readonly message: OutgoingMessage
+export interface PostOptions {
+  /** Whether a message that no queue took is published again ("again") or is done ("final"). */
   readonly whenReturned: "again" | "final"
-  readonly whenNacked: "again" | "final"
+  /** The same for one that the broker refused; "again" unless said otherwise. */
+  readonly whenNacked?: "again" | "final"
+  /** Asked before each publish, repeats included: false ends it as "withdrawn". */
+  readonly wanted?: () => boolean
+  /** Called when it is published for the first time. */
+  readonly begun?: () => void
+  /**
+   * Called once: "confirmed", "unencodable" when the properties are too large for a frame, "withdrawn", or,
+   * where that is said to be final, "returned" or "nacked".
+   */
   readonly done: (result: FinalResult) => void
+}
+
+interface Post extends PostOptions {
+  readonly message: OutgoingMessage
+  isBegun: boolean
 }
 
 export class Posts {
@@ -37,10 +51,17 @@ export class Posts {
       backoff: BACKOFF,
       steadyMs,
       groupOf: (post) => post.message.routingKey,
-      describe: (post) => post.message,
+      describe: (post) => {
+        if (!post.isBegun) {
+          post.isBegun = true
+          post.begun?.()
+        }
+        return post.message
+      },
+      wanted: (post) => post.wanted === undefined || post.wanted(),
       done: (post, result) => post.done(result),
       whenReturned: (post) => post.whenReturned,
-      whenNacked: (post) => post.whenNacked,
+      whenNacked: (post) => post.whenNacked ?? "again",
       relieved: () => undefined,
       failed: (post, result) => {
         if (result === "returned" && post.whenReturned === "again") broker.redeclare()
@@ -60,26 +81,15 @@ export class Posts {
     return this.#publisher.silentSinceMs()
   }
 
-  /**
-   * Publishes to a queue, persistently, and takes the properties over. `done` is told once: "confirmed",
-   * "unencodable" when the properties are too large for a frame, or, where that is said to be final, "returned" or
-   * "nacked".
-   */
-  send(
-    queue: string,
-    body: Uint8Array,
-    properties: MessageProperties,
-    whenReturned: "again" | "final",
-    done: (result: FinalResult) => void,
-    whenNacked: "again" | "final" = "again",
-  ): void {
+  /** Publishes to a queue, persistently, and takes the properties over. */
+  send(queue: string, body: Uint8Array, properties: MessageProperties, options: PostOptions): void {
     const id = String(this.#nextId)
     this.#nextId += 1
     properties.headers ??= {}
     properties.headers[POST_ID_HEADER] = id
     properties.deliveryMode = 2
     const message = { id, exchange: "", routingKey: queue, body, properties }
-    this.#publisher.publish({ message, whenReturned, whenNacked, done }, body.length)
+    this.#publisher.publish({ ...options, message, isBegun: false }, body.length)
   }
 
   stop(): void {

@@ -25,7 +25,13 @@ export interface WindowLimits {
 }
 
 /** How a message that needs no more sending ended. */
-export type FinalResult = "confirmed" | "returned" | "nacked" | "unencodable"
+export type FinalResult =
+  | "confirmed"
+  | "returned"
+  | "nacked"
+  | "unencodable"
+  /** It was not published, or not again, since it was not wanted any more. */
+  | "withdrawn"
 
 export type EntryState = "waiting" | "in_flight" | "done" | "failed" | "released"
 

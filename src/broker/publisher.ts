@@ -32,6 +32,8 @@ export interface PublisherOptions<T> {
   readonly whenReturned: (item: T) => "again" | "final"
   /** The same for one that the broker refused; "again" unless said otherwise. */
   readonly whenNacked?: (item: T) => "again" | "final"
+  /** Asked before each publish: false ends the message as "withdrawn". Without it every message is wanted. */
+  readonly wanted?: (item: T) => boolean
   /** The window was full and is half empty now. */
   readonly relieved: () => void
   /** Told of every publish that failed, for counting. */
@@ -113,11 +115,15 @@ export class Publisher<T> {
     while (lane.state === "open") {
       const entry = this.#window.send(this.#options.steadyMs())
       if (entry === null) return
+      if (this.#options.wanted?.(entry.item) === false) {
+        queueMicrotask(() => this.#settled(entry, "withdrawn"))
+        continue
+      }
       lane.publish(this.#options.describe(entry.item), (result) => this.#settled(entry, result))
     }
   }
 
-  #settled(entry: Entry<T>, result: PublishResult): void {
+  #settled(entry: Entry<T>, result: PublishResult | "withdrawn"): void {
     switch (result) {
       case "confirmed":
         this.#attempt = 0
@@ -125,6 +131,7 @@ export class Publisher<T> {
         this.#done(entry, result)
         break
       case "unencodable":
+      case "withdrawn":
         this.#done(entry, result)
         break
       case "returned":

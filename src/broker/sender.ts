@@ -182,7 +182,7 @@ export class Sender {
     counters.commandsSettled[outcome] += 1
     if (outcome !== "written" && outcome !== "duplicate") {
       const { body, properties } = command
-      this.#outcomes.keep(body, properties, outcome, detail, () => undefined)
+      this.#outcomes.keep(body, properties, outcome, detail, { done: () => undefined })
     }
     this.#answer(command.correlationId, receipt(outcome, detail, recipient, null, nowMs()))
   }
@@ -197,11 +197,14 @@ export class Sender {
       replyTo: replyQueue,
       correlationId: command.correlationId,
     }
-    this.#posts.send(queue, command.body, properties, "final", (result) => {
-      if (result === "confirmed") return
-      if (result === "unencodable") {
-        this.#settled(command, "invalid", "it cannot be encoded", null)
-      } else this.#settled(command, "offline", `${queue}: ${result}`, null)
+    this.#posts.send(queue, command.body, properties, {
+      whenReturned: "final",
+      done: (result) => {
+        if (result === "confirmed") return
+        if (result === "unencodable") {
+          this.#settled(command, "invalid", "it cannot be encoded", null)
+        } else this.#settled(command, "offline", `${queue}: ${result}`, null)
+      },
     })
   }
 

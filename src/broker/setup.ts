@@ -21,8 +21,11 @@ import {
 export const FLEET_MESSAGE_TYPE = "owsla.fleet"
 
 export interface Takers {
-  readonly command: (delivery: Delivery) => void
+  /** @param prefetch how many deliveries of its queue may be unacknowledged. */
+  readonly command: (delivery: Delivery, prefetch: number) => void
   readonly deadLetter: (delivery: Delivery) => void
+  /** The connection was lost on which commands and dead letters came; called for each of their queues. */
+  readonly commandsLost: () => void
   readonly fleetMessage: (delivery: Delivery) => void
   readonly receipt: (delivery: Delivery) => void
   readonly fault: (error: Error, queue: string) => void
@@ -33,16 +36,23 @@ export function brokerSetup(
   self: WorkerProcess,
   takers: Takers,
 ): BrokerSetup {
-  const subscribe = (queue: string, take: (delivery: Delivery) => void): Subscription => ({
-    queue,
-    prefetch: names.prefetch,
-    deliver: (delivery) => {
+  const subscribe = (
+    queue: string,
+    take: (delivery: Delivery, prefetch: number) => void,
+  ): Subscription => {
+    const { prefetch } = names
+    const deliver = (delivery: Delivery): void => {
       try {
-        take(delivery)
+        take(delivery, prefetch)
       } catch (error) {
         takers.fault(error instanceof Error ? error : new Error(String(error)), queue)
       }
-    },
+    }
+    return { queue, prefetch, deliver }
+  }
+  const commands = (queue: string, take: Takers["command"]): Subscription => ({
+    ...subscribe(queue, take),
+    lost: takers.commandsLost,
   })
   const told = (delivery: Delivery) => {
     // Nothing on this queue is worth a second try, not even what we trip over.
@@ -56,10 +66,10 @@ export function brokerSetup(
     subscriptions: [
       // First, since whoever has not heard who is in the fleet would call devices of others offline.
       { ...subscribe(fleetQueue(self), told), untilClose: true },
-      subscribe(names.toDeviceQueue, takers.command),
+      commands(names.toDeviceQueue, takers.command),
       // Exclusive, so that two instances with one INSTANCE_ID do not take each other's commands.
-      { ...subscribe(workerQueue(self.worker), takers.command), exclusive: true },
-      subscribe(DEAD_LETTERS, takers.deadLetter),
+      { ...commands(workerQueue(self.worker), takers.command), exclusive: true },
+      commands(DEAD_LETTERS, takers.deadLetter),
     ],
   }
 }

@@ -55,6 +55,11 @@ export function isWorkerQueue(queue: string): boolean {
   return queue.startsWith(WORKER_QUEUE_PREFIX)
 }
 
+/** The worker whose queue this is, or null when it is another queue. */
+export function workerOfQueue(queue: string): string | null {
+  return isWorkerQueue(queue) ? queue.slice(WORKER_QUEUE_PREFIX.length) : null
+}
+
 /** Each process has its own: nothing that was told to the one before is for it. */
 export function fleetQueue({ worker, incarnation }: WorkerProcess): string {
   return `owsla.fleet.${worker}.${incarnation}`

@@ -33,6 +33,8 @@ export interface CommandSource {
   settled(command: Command, outcome: Outcome, detail: string, recipient: Recipient | null): void
   /** Called instead for a repeated delivery of a command whose outcome another delivery tells. */
   acknowledge(command: Command): void
+  /** Called instead when the connection gave back a command that was lost; see `Command.lost`. */
+  withdrawn?(command: Command): void
 }
 
 export interface Command {
@@ -45,6 +47,12 @@ export interface Command {
   readonly expiresAtMs: number
   /** True when the broker says that it handed this command out before. */
   readonly redelivered: boolean
+  /**
+   * True once the delivery that brought it can no longer be acknowledged: the broker delivers the command
+   * again or dead-letters it, and that decides its outcome unless bytes of it were offered to the socket
+   * before. Absent on commands that came by no delivery.
+   */
+  readonly lost?: boolean
   readonly source: CommandSource
 }
 

@@ -200,6 +200,27 @@ export class Connection {
     if (this.#endpoint.heldCommands > 0) this.#context.commandsWait(this)
   }
 
+  /**
+   * Gives back the lost commands of which no byte was offered to the socket: the broker delivers them again or
+   * dead-letters them. Their sources are told; those that were offered stay, since they may be on the wire.
+   */
+  withdrawLost(): void {
+    const endpoint = this.#endpoint
+    if (endpoint === null) return
+    const unoffered = this.#outgoing?.withdrawLost() ?? []
+    const unreleased = endpoint.withdrawLost(unoffered)
+    for (const command of [...unoffered, ...unreleased]) command.source.withdrawn?.(command)
+  }
+
+  /** Gives up the lowest gap in the numbers of the commands that wait, before its time. */
+  giveUpGap(): void {
+    const endpoint = this.#endpoint
+    if (endpoint === null) return
+    const { gaps } = endpoint
+    this.#perform(endpoint, endpoint.giveUpGap())
+    this.#context.counters.gapsSkipped += endpoint.gaps - gaps
+  }
+
   /** Hands the outgoing bytes to the socket, as many as it takes. */
   flush(): void {
     if (this.#reason === null) this.#write()
@@ -353,11 +374,6 @@ export class Connection {
           break
         case "settle":
           this.#settle(endpoint, decision.command, decision.outcome, decision.detail)
-          break
-        case "replace":
-          this.#outgoing?.replace(decision.waiting, decision.by)
-          // Its delivery was lost with the connection it came on: nothing more is owed for it.
-          decision.waiting.source.acknowledge(decision.waiting)
           break
         case "acknowledge":
           decision.command.source.acknowledge(decision.command)

@@ -7,8 +7,7 @@
  *   offer(command) ─┬─ write             hand it to the socket, in this order
  *                   ├─ (nothing)         it waits in the reorder buffer
  *                   ├─ settle            it ends here: duplicate, late or closed
- *                   ├─ replace           the broker handed it out again while it waits here
- *                   └─ acknowledge       the broker handed it out again after it was written
+ *                   └─ acknowledge       the broker delivered it again, and it was written or waits here
  *
  * Pure: takes data and the time, returns decisions; `connection.ts` performs them. Never touches a
  * socket and holds no timer. Bounds: those of its reorder buffer and of its remembered ids, both made
@@ -27,8 +26,6 @@ export type Decision =
       readonly outcome: Outcome
       readonly detail: string
     }
-  /** `by` is the same command with the delivery that can still be acknowledged. */
-  | { readonly do: "replace"; readonly waiting: Command; readonly by: Command }
   /** Its one outcome was or will be told by the delivery that was written. */
   | { readonly do: "acknowledge"; readonly command: Command }
 
@@ -117,6 +114,42 @@ export class Endpoint {
     this.#reorder?.unwritten(command.seq)
   }
 
+  /**
+   * Forgets the lost commands that were not offered to the socket, so that each is taken as a new one when the
+   * broker delivers it again: its number is expected again, its message id is free.
+   *
+   * @param unoffered those that the outgoing queue has given back.
+   * @returns those that waited for a number.
+   */
+  withdrawLost(unoffered: readonly Command[]): readonly Command[] {
+    let lowest = Number.POSITIVE_INFINITY
+    for (const { seq } of unoffered) {
+      if (seq === null) continue
+      this.#released?.delete(seq)
+      lowest = Math.min(lowest, seq)
+    }
+    const unreleased = this.#reorder?.withdrawLost() ?? []
+    if (lowest !== Number.POSITIVE_INFINITY) this.#reorder?.rewind(lowest)
+    for (const command of [...unoffered, ...unreleased]) {
+      if (command.messageId !== null) this.#remembered?.forget(command.messageId, command)
+    }
+    return unreleased
+  }
+
+  /** True while the command waits in the reorder buffer. */
+  isHeld(command: Command): boolean {
+    return command.seq !== null && this.#reorder?.heldAt(command.seq) === command
+  }
+
+  /** Gives up the lowest gap before its time; nothing happens when no command waits for a number. */
+  giveUpGap(): readonly Decision[] {
+    const decisions: Decision[] = []
+    const released: NumberedCommand[] = []
+    this.#reorder?.giveUpGap(released)
+    this.#release(released, decisions)
+    return decisions
+  }
+
   close(): readonly Decision[] {
     this.#state = "closed"
     const held = this.#reorder?.clear() ?? []
@@ -140,15 +173,11 @@ export class Endpoint {
     const duplicate = settle(command, "duplicate", `message_id ${messageId}`)
     if (byId === "written") return redelivered ? { do: "acknowledge", command } : duplicate
     const waiting = byId ?? bySeq
-    if (waiting === undefined || !redelivered || !isSame(waiting, command)) {
-      return byId === undefined ? null : duplicate
+    // What waits here has a delivery of its own, by which the outcome is told.
+    if (waiting !== undefined && redelivered && isSame(waiting, command)) {
+      return { do: "acknowledge", command }
     }
-    if (messageId !== null) this.#remembered?.waiting(messageId, command)
-    if (isNumbered(command)) {
-      if (this.#released?.get(command.seq) === waiting) this.#released.set(command.seq, command)
-      else this.#reorder?.replace(command)
-    }
-    return { do: "replace", waiting, by: command }
+    return byId === undefined ? null : duplicate
   }
 
   #waitingUnder(seq: number): Command | undefined {

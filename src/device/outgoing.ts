@@ -52,12 +52,20 @@ export class Outgoing {
     return true
   }
 
-  /** Puts `by` in the place of a command that waits or was offered; both have the same body length. */
-  replace(waiting: Command, by: Command): void {
-    for (const list of [this.#waiting, this.#batch]) {
-      const at = list.indexOf(waiting)
-      if (at !== -1) list[at] = by
+  /** Takes out the lost commands of which no byte was offered to the socket, in order. */
+  withdrawLost(): Command[] {
+    const withdrawn: Command[] = []
+    const kept: Command[] = []
+    for (const command of this.#waiting.slice(this.#waitingFrom)) {
+      if (command === undefined) continue
+      if (command.lost === true) {
+        withdrawn.push(command)
+        this.#bytes -= command.body.length + 1
+      } else kept.push(command)
     }
+    this.#waiting = kept
+    this.#waitingFrom = 0
+    return withdrawn
   }
 
   /**

@@ -7,15 +7,21 @@
  *              ├─ passed over, or unwritten ► late
  *              └─ released before, or held ─► duplicate
  *
+ * Released commands that are lost before they were offered to the socket come again: `rewind` makes their
+ * numbers the next ones again, and what was passed over meanwhile stays passed over.
+ *
  * Pure: the time is passed in. Bounds: `windowCommands` held; a command is held `gapTimeoutMs` at
  * most, then every gap below it is given up; when the buffer is full the lowest gap is given up at
- * once. `SKIPPED_RANGES` gaps are remembered; a number below the oldest of them is called late, since
- * a late command is kept and a duplicate is not.
+ * once, found by a heap in logarithmic time. `SKIPPED_RANGES` gaps are remembered; a number below the
+ * oldest of them is called late, since a late command is kept and a duplicate is not.
  */
 
+import { MinHeap } from "../min-heap.ts"
 import type { Command } from "./command.ts"
 
 const SKIPPED_RANGES = 128
+/** Entries of the heap beyond twice what is held before it is made again. */
+const HEAP_SLACK = 64
 
 export interface ReorderLimits {
   readonly windowCommands: number
@@ -35,11 +41,15 @@ interface Held {
 export class ReorderBuffer {
   readonly #limits: ReorderLimits
   readonly #held = new Map<number, Held>()
+  /** The numbers of `#held`, and some that have left it. */
+  readonly #lowestHeld = new MinHeap()
   /** Half-open ranges of numbers that were given up or never written, the latest last. */
   readonly #skipped: { from: number; to: number }[] = []
   /** Which of the numbers below this were skipped is forgotten. */
   #forgottenBelow = 0
   #next = 0
+  /** The largest value that `#next` has had; larger only after `rewind`. */
+  #high = 0
   #gaps = 0
 
   constructor(limits: ReorderLimits) {
@@ -66,19 +76,26 @@ export class ReorderBuffer {
    */
   offer(command: NumberedCommand, nowMs: number, released: NumberedCommand[]): ReorderVerdict {
     const { seq } = command
-    if (seq < this.#next) return this.#wasSkipped(seq) ? "late" : "duplicate"
-    if (this.#held.has(seq)) return "duplicate"
+    if (seq < this.#high && this.#wasSkipped(seq)) return "late"
+    if (seq < this.#next || this.#held.has(seq)) return "duplicate"
     if (seq > this.#next) {
-      this.#held.set(seq, { command, arrivedAtMs: nowMs })
+      this.#hold(command, nowMs)
       if (this.#held.size <= this.#limits.windowCommands) return "held"
-      this.#skipTo(Math.min(...this.#held.keys()))
-      this.#releaseRun(released)
-      return seq < this.#next ? "released" : "held"
+      this.giveUpGap(released)
+      return this.#held.has(seq) ? "held" : "released"
     }
     released.push(command)
-    this.#next += 1
+    this.#advance()
     this.#releaseRun(released)
     return "released"
+  }
+
+  /** Gives up the lowest gap at once; appends what may now be written. */
+  giveUpGap(released: NumberedCommand[]): void {
+    const lowest = this.#lowest()
+    if (lowest === undefined) return
+    this.#skipTo(lowest)
+    this.#releaseRun(released)
   }
 
   /** Gives up the gaps that a command has waited out; appends what may now be written. */
@@ -101,13 +118,41 @@ export class ReorderBuffer {
   clear(): NumberedCommand[] {
     const left = [...this.#held.values()].map((held) => held.command)
     this.#held.clear()
+    this.#lowestHeld.clear()
     return left.sort((a, b) => a.seq - b.seq)
   }
 
-  /** Puts `by` in the place of the held command with the same number, keeping its turn. */
-  replace(by: NumberedCommand): void {
-    const held = this.#held.get(by.seq)
-    if (held) this.#held.set(by.seq, { command: by, arrivedAtMs: held.arrivedAtMs })
+  /** Takes out the held commands that are lost, in the order of their numbers. */
+  withdrawLost(): NumberedCommand[] {
+    const lost = [...this.#held.values()].flatMap(({ command }) => (command.lost ? [command] : []))
+    for (const { seq } of lost) this.#held.delete(seq)
+    return lost.sort((a, b) => a.seq - b.seq)
+  }
+
+  /**
+   * Expects the numbers from `seq` on again: all that was released from there on and not passed over was
+   * withdrawn before it was offered to the socket.
+   */
+  rewind(seq: number): void {
+    if (seq > this.#next) throw new Error(`rewind to ${seq}, beyond the next number ${this.#next}`)
+    this.#next = seq
+  }
+
+  #hold(command: NumberedCommand, nowMs: number): void {
+    this.#held.set(command.seq, { command, arrivedAtMs: nowMs })
+    this.#lowestHeld.push(command.seq)
+    // Numbers that have left are dropped when they are the lowest, or here when they are the most.
+    if (this.#lowestHeld.size <= 2 * this.#held.size + HEAP_SLACK) return
+    this.#lowestHeld.clear()
+    for (const seq of this.#held.keys()) this.#lowestHeld.push(seq)
+  }
+
+  #lowest(): number | undefined {
+    for (;;) {
+      const lowest = this.#lowestHeld.peek()
+      if (lowest === undefined || this.#held.has(lowest)) return lowest
+      this.#lowestHeld.pop()
+    }
   }
 
   #releaseRun(released: NumberedCommand[]): void {
@@ -117,8 +162,20 @@ export class ReorderBuffer {
       if (!held) return
       this.#held.delete(this.#next)
       released.push(held.command)
-      this.#next += 1
+      this.#advance()
     }
+  }
+
+  /** The next number is taken; after a rewind, those that were passed over before are again. */
+  #advance(): void {
+    this.#next += 1
+    while (this.#next < this.#high) {
+      const passed = this.#skipped.find(({ from, to }) => this.#next >= from && this.#next < to)
+      const to = passed?.to ?? this.#forgottenBelow
+      if (to <= this.#next) return
+      this.#next = to
+    }
+    this.#high = this.#next
   }
 
   /** A released number was not written after all: whoever uses it again is late. */
@@ -131,6 +188,7 @@ export class ReorderBuffer {
     this.#gaps += 1
     this.#remember(this.#next, seq)
     this.#next = seq
+    this.#high = Math.max(this.#high, seq)
   }
 
   #remember(from: number, to: number): void {

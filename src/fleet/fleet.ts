@@ -19,7 +19,7 @@ import { Announcer } from "./announcer.ts"
 import { Census } from "./census.ts"
 import { Channel } from "./channel.ts"
 import { Locator } from "./locator.ts"
-import { ALIVE_EVERY_MS, Members } from "./members.ts"
+import { ALIVE_EVERY_MS, Members, SILENT_AFTER_MS } from "./members.ts"
 import type { FleetMessage } from "./messages.ts"
 import { Presence } from "./presence.ts"
 import { Whereabouts } from "./whereabouts.ts"
@@ -43,6 +43,7 @@ export class Fleet {
   readonly #connections: Connections
   readonly #options: FleetOptions
   #toldAliveAtMs = 0
+  #connectedAtMs = 0
   #leaving = false
 
   constructor(broker: Broker, connections: Connections, options: FleetOptions) {
@@ -93,6 +94,12 @@ export class Fleet {
     this.presence.disconnected(connection, reason)
   }
 
+  /** Whether a worker was heard lately, or may not have been able to tell since the broker came back. */
+  mayServe(worker: string): boolean {
+    const sinceMs = Math.abs(this.#options.nowMs() - this.#connectedAtMs)
+    return sinceMs < SILENT_AFTER_MS || this.#members.isHeard(worker)
+  }
+
   /** Takes a delivery from this worker's fleet queue. */
   deliver(delivery: Delivery): void {
     const message = this.#channel.read(delivery)
@@ -114,6 +121,7 @@ export class Fleet {
    */
   connected(): void {
     const nowMs = this.#options.nowMs()
+    this.#connectedAtMs = nowMs
     this.#tellAlive(nowMs, true)
     this.#announcer.announceAll(nowMs)
     this.locator.opened()

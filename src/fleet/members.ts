@@ -16,7 +16,7 @@ import type { WorkerProcess } from "../device/ids.ts"
 
 /** How often a member tells that it is alive. */
 export const ALIVE_EVERY_MS = 2_000
-const SILENT_AFTER_MS = 6_000
+export const SILENT_AFTER_MS = 6_000
 export const FORGET_AFTER_MS = 20_000
 
 interface Member {
@@ -67,6 +67,11 @@ export class Members {
   answers({ worker, incarnation }: WorkerProcess): boolean {
     const member = this.#members.get(worker)
     return member?.incarnation === incarnation && member.state === "heard_of"
+  }
+
+  /** Whether some process of the worker was heard lately. */
+  isHeard(worker: string): boolean {
+    return this.#members.get(worker)?.state === "heard_of"
   }
 
   /** The workers whose answers are to be waited for. */

@@ -114,7 +114,22 @@ export class WorkerMetrics {
       Object.entries(c.commandsSettled),
     )
     counter("owsla_dead_letters_total", "Commands the broker gave up", () => c.deadLettersReceived)
+    counter(
+      "owsla_commands_dropped_total",
+      "Commands lost with a broker connection before anything was done with them; the broker delivers them again",
+      () => c.commandsDropped,
+    )
+    counter(
+      "owsla_commands_possibly_repeated_total",
+      "Commands without message_id and to_device_seq that the broker had delivered before, perhaps to a worker that wrote them",
+      () => c.commandsPossiblyRepeated,
+    )
     counter("owsla_gaps_skipped_total", "Gaps in numbers given up", () => c.gapsSkipped)
+    counter(
+      "owsla_gaps_given_up_early_total",
+      "Gaps in numbers given up before SEQ_GAP_TIMEOUT_MS because PREFETCH left no room for the missing command",
+      () => c.gapsGivenUpEarly,
+    )
     counter("owsla_command_bytes_out_total", "Bytes sockets took", () => c.commandBytesOut)
     counter("owsla_receipts_total", "Receipts stored", () => c.receiptsSent)
     counter("owsla_receipts_unroutable_total", "Receipts nobody took", () => c.receiptsUnroutable)

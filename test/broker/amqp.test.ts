@@ -21,7 +21,9 @@ import type {
 } from "../../src/broker/broker.ts"
 import { Consumer } from "../../src/broker/consumer.ts"
 import { CommandIds } from "../../src/broker/forwarding.ts"
+import { Outcomes } from "../../src/broker/outcomes.ts"
 import { Posts } from "../../src/broker/posts.ts"
+import { UnacknowledgedCommands } from "../../src/broker/unacknowledged-commands.ts"
 import { Counters } from "../../src/counters.ts"
 import { type PrivateBroker, startRabbitMq, uniqueNames } from "../support/rabbitmq.ts"
 import { until, within } from "../support/wait.ts"
@@ -1130,28 +1132,36 @@ describe("a command that cannot be written, whatever its properties,", () => {
     const user = new User(rabbit.url)
     const counters = new Counters()
     const posts = new Posts(user.broker, counters, Date.now)
-    const consumer = new Consumer(user.broker, posts, {
+    const unacknowledged = new UnacknowledgedCommands(user.broker, 1_000_000, counters)
+    const outcomes = new Outcomes(posts, unacknowledged, counters, undelivered.name, Date.now)
+    const consumer = new Consumer(posts, outcomes, unacknowledged, {
       workerId: "gw.0",
       maxLineBytes: 65_536,
-      maxHeldBytes: 1_000_000,
-      undeliveredQueue: undelivered.name,
       nowMs: Date.now,
       counters,
+      mayServe: () => false,
       find: () => undefined,
       locate: (_id, _trusting, found) => found({ is: "nowhere", detail: "nobody holds it" }),
       commandIds: new CommandIds({ worker: "gw.0", incarnation: "mb2k3f9zq7" }),
     })
-    user.onDelivery = (delivery) => consumer.deliver(delivery)
+    user.onDelivery = (delivery) => consumer.deliver(delivery, 1_000)
     user.start([toDevice, undelivered], [toDevice])
     await user.ready()
     closers.push(() => posts.stop())
-    return { user, consumer, counters, toDevice: toDevice.name, undelivered: undelivered.name }
+    return {
+      user,
+      unacknowledged,
+      counters,
+      toDevice: toDevice.name,
+      undelivered: undelivered.name,
+    }
   }
 
   /** Waits until the one command that was published is settled, and returns its copies. */
-  async function copiesOf({ user, consumer, undelivered }: Awaited<ReturnType<typeof gateway>>) {
+  async function copiesOf(subject: Awaited<ReturnType<typeof gateway>>) {
+    const { user, unacknowledged, undelivered } = subject
     await user.delivered(1)
-    await until(() => consumer.heldCount === 0, {
+    await until(() => unacknowledged.count === 0, {
       what: "the command to be acknowledged",
       timeoutMs: 5_000,
     })

@@ -61,13 +61,14 @@ test("everything a command can have", () => {
     },
     messageId: "m",
     expiration: "500",
-    timestamp: new Date(NOW_MS - 1_000),
+    timestamp: new Date(NOW_MS - 2_000),
   }
   expect(read(properties)).toEqual({
     target: { connectionId: "c", deviceId: "d" },
     seq: 7,
     messageId: "m",
-    expiresAtMs: NOW_MS - 500,
+    // It was sent in that second, and by the end of it at the latest.
+    expiresAtMs: NOW_MS - 2_000 + 999 + 500,
     hops: 2,
     commandId: "gw1.0.x.7",
     redelivered: false,
@@ -170,9 +171,23 @@ describe("expiration", () => {
 
   test("counts from the timestamp, else from the arrival", () => {
     expect(expiresAtMs({ expiration: "250" })).toBe(NOW_MS + 250)
-    expect(expiresAtMs({ expiration: "250", timestamp: new Date(1_000) })).toBe(1_250)
+    expect(expiresAtMs({ expiration: "250", timestamp: new Date(1_000) })).toBe(2_249)
     expect(expiresAtMs({ expiration: "0" })).toBe(NOW_MS)
-    expect(expiresAtMs({ expiration: "000", timestamp: new Date(0) })).toBe(0)
+    expect(expiresAtMs({ expiration: "000", timestamp: new Date(0) })).toBe(999)
+  })
+
+  test("of less than a second is not shortened by the second of the timestamp", () => {
+    const timestamp = new Date(Math.floor(NOW_MS / 1_000) * 1_000)
+    for (const expiration of ["1", "500", "999"]) {
+      const atMs = Number(timestamp) + 700
+      const read = readCommand(
+        Buffer.from("x"),
+        { headers: TO_DEVICE, expiration, timestamp },
+        atMs,
+        10,
+      )
+      expect(read).toMatchObject({ expiresAtMs: atMs + Number(expiration) })
+    }
   })
 
   test("without one a timestamp means nothing", () => {

@@ -1,5 +1,5 @@
 /**
- * What becomes of a delivery (CONTRACT 4.2, 4.3): read, routed to a connection, to another worker or
+ * What becomes of a delivery: read, routed to a connection, to another worker or
  * nowhere, and what the broker gave up itself. On the embedded broker, which answers as it is told, with
  * a scripted connection and the clock held.
  */
@@ -15,19 +15,24 @@ import type {
 import { Consumer, type Place } from "../../src/broker/consumer.ts"
 import { EmbeddedBroker } from "../../src/broker/embedded.ts"
 import { CommandIds } from "../../src/broker/forwarding.ts"
+import { Outcomes } from "../../src/broker/outcomes.ts"
 import { Posts } from "../../src/broker/posts.ts"
 import { MAX_HOPS } from "../../src/broker/routing.ts"
 import { WORKER_QUEUE_TTL_MS, workerQueue } from "../../src/broker/topology.ts"
+import { UnacknowledgedCommands } from "../../src/broker/unacknowledged-commands.ts"
 import { Counters } from "../../src/counters.ts"
 import type { Command } from "../../src/device/command.ts"
 import type { Connection } from "../../src/device/connection.ts"
 
 const LONGEST_WAIT_MS = 5_000
 const NOW_MS = 1_750_000_000_123
+/** The whole second before it, as a timestamp would have it. */
+const SECOND_MS = 1_750_000_000_000
 const UNDELIVERED = "to_device.undelivered"
 const REPLIES = "replies"
 const MAX_LINE_BYTES = 100
 const MAX_HELD_BYTES = 100
+const PREFETCH = 4
 const HERE = "gw.0"
 /** Minted by this worker, by another, and by one that has no queue. */
 const [OWN, OTHER, GONE] = ["gw.0.mb2k3f9zq7.1", "gw.1.mb2k3f9zq7.1", "gw.9.mb2k3f9zq7.1"]
@@ -66,9 +71,24 @@ class ScriptedBroker extends EmbeddedBroker {
 /** A connection that keeps what it is offered. */
 class ScriptedConnection {
   readonly offered: Command[] = []
+  /** Its socket has been offered bytes of all commands. */
+  writing = false
+  /** Its commands wait for a missing number. */
+  atGap = false
+  gapsGivenUp = 0
+  readonly endpoint = { isHeld: () => this.atGap }
 
   offer(command: Command): void {
     this.offered.push(command)
+  }
+
+  withdrawLost(): void {
+    if (this.writing) return
+    for (const command of this.offered.splice(0)) command.source.withdrawn?.(command)
+  }
+
+  giveUpGap(): void {
+    this.gapsGivenUp += 1
   }
 
   /** Ends the oldest command that it was offered. */
@@ -84,6 +104,7 @@ class TestDelivery implements Delivery {
   readonly properties: MessageProperties
   readonly redelivered: boolean
   lost = false
+  settled = false
   acknowledged = 0
 
   constructor(properties: MessageProperties, body: string | Buffer = "on", redelivered = false) {
@@ -102,7 +123,11 @@ class Subject {
   readonly broker = new ScriptedBroker()
   readonly counters = new Counters()
   readonly connection = new ScriptedConnection()
+  readonly unacknowledged = new UnacknowledgedCommands(this.broker, MAX_HELD_BYTES, this.counters)
+  readonly outcomes: Outcomes
   readonly consumer: Consumer
+  /** Workers that were heard lately. */
+  readonly heard = new Set<string>()
   readonly received = new Map<string, Delivery[]>()
   readonly located: { id: string; trusting: boolean }[] = []
   /** Where the fleet says that a device is; null: it says nothing yet. */
@@ -115,13 +140,15 @@ class Subject {
 
   constructor() {
     const posts = new Posts(this.broker, this.counters, () => NOW_MS)
-    this.consumer = new Consumer(this.broker, posts, {
+    const nowMs = () => NOW_MS
+    const { counters, unacknowledged } = this
+    this.outcomes = new Outcomes(posts, unacknowledged, counters, UNDELIVERED, nowMs)
+    this.consumer = new Consumer(posts, this.outcomes, unacknowledged, {
       workerId: HERE,
       maxLineBytes: MAX_LINE_BYTES,
-      maxHeldBytes: MAX_HELD_BYTES,
-      undeliveredQueue: UNDELIVERED,
-      nowMs: () => NOW_MS,
-      counters: this.counters,
+      nowMs,
+      counters,
+      mayServe: (worker) => this.heard.has(worker),
       find: (id) => this.#ids.get(id) as Connection | undefined,
       locate: (id, trusting, found) => {
         this.located.push({ id, trusting })
@@ -152,9 +179,24 @@ class Subject {
 
   async deliver(properties: MessageProperties, body?: string | Buffer): Promise<TestDelivery> {
     const delivery = new TestDelivery(properties, body)
-    this.consumer.deliver(delivery)
+    this.consumer.deliver(delivery, PREFETCH)
     await settled()
     return delivery
+  }
+
+  /** The broker delivers a message again. */
+  async redeliver({ properties, body }: Delivery): Promise<TestDelivery> {
+    const delivery = new TestDelivery(properties, Buffer.from(body), true)
+    this.consumer.deliver(delivery, PREFETCH)
+    await settled()
+    return delivery
+  }
+
+  /** The connection that these came on is lost. */
+  async lose(...deliveries: TestDelivery[]): Promise<void> {
+    for (const delivery of deliveries) delivery.lost = true
+    this.unacknowledged.lost()
+    await settled()
   }
 
   /** The fleet says where the device is that was looked for first. */
@@ -210,20 +252,19 @@ describe("a command for a connection of this worker", () => {
   test("is offered to it with all that it says", async () => {
     const subject = await new Subject().start()
     const headers = { connection_id: OWN, to_device_seq: 7 }
-    const timestamp = new Date(NOW_MS - 1_000)
+    const timestamp = new Date(SECOND_MS - 1_000)
     const properties = { headers, messageId: "m", expiration: "5000", timestamp }
     const delivery = new TestDelivery(properties, "switch on", true)
-    subject.consumer.deliver(delivery)
-    const { source, ...command } = subject.connection.offered[0] ?? {}
-    expect(command).toEqual({
+    subject.consumer.deliver(delivery, PREFETCH)
+    expect(subject.connection.offered[0]).toMatchObject({
       body: Buffer.from("switch on"),
       seq: 7,
       messageId: "m",
-      expiresAtMs: NOW_MS + 4_000,
+      // The last moment of the second in which it was sent.
+      expiresAtMs: SECOND_MS - 1 + 5_000,
       redelivered: true,
-      delivery,
-    } as never)
-    expect(source).toBe(subject.consumer.outcomes)
+    })
+    expect(subject.connection.offered[0]?.source).toBe(subject.outcomes)
     expect(delivery.acknowledged).toBe(0)
     expect(subject.counters.commandsReceived).toBe(1)
   })
@@ -246,10 +287,10 @@ describe("a command for a connection of this worker", () => {
   test("is acknowledged when the connection has settled it", async () => {
     const subject = await new Subject().start()
     const delivery = await subject.deliver({ headers: { connection_id: OWN }, replyTo: REPLIES })
-    expect(subject.consumer.heldCount).toBe(1)
+    expect(subject.unacknowledged.count).toBe(1)
     subject.connection.settle("written")
     await settled()
-    expect([delivery.acknowledged, subject.consumer.heldCount]).toEqual([1, 0])
+    expect([delivery.acknowledged, subject.unacknowledged.count]).toEqual([1, 0])
     expect(subject.receipts()).toMatchObject([{ outcome: "written", connection_id: OWN }])
     expect(subject.kept()).toEqual([])
   })
@@ -296,7 +337,7 @@ describe("a command that is none", () => {
     expect(subject.kept().map(([kept]) => kept)).toEqual([outcome])
     expect(subject.kept()[0]?.[1]).not.toBe("")
     expect(subject.receipts()).toMatchObject([{ outcome }])
-    expect([delivery.acknowledged, subject.consumer.heldCount]).toEqual([1, 0])
+    expect([delivery.acknowledged, subject.unacknowledged.count]).toEqual([1, 0])
     expect(subject.counters.commandsSettled[outcome]).toBe(1)
   })
 
@@ -320,7 +361,7 @@ describe("a command for nobody", () => {
     const subject = await new Subject().start()
     const delivery = await subject.deliver({ headers })
     expect(subject.kept().map(([outcome]) => outcome)).toEqual(["offline"])
-    expect([delivery.acknowledged, subject.consumer.heldCount]).toEqual([1, 0])
+    expect([delivery.acknowledged, subject.unacknowledged.count]).toEqual([1, 0])
   })
 })
 
@@ -338,9 +379,9 @@ describe("a command for another worker's connection", () => {
       priority: 2,
     }
     const delivery = await subject.deliver(properties, "switch on")
-    expect([delivery.acknowledged, subject.consumer.heldCount]).toEqual([0, 1])
+    expect([delivery.acknowledged, subject.unacknowledged.count]).toEqual([0, 1])
     await subject.waitOut()
-    expect([delivery.acknowledged, subject.consumer.heldCount]).toEqual([1, 0])
+    expect([delivery.acknowledged, subject.unacknowledged.count]).toEqual([1, 0])
 
     expect(subject.received.get(OTHER_QUEUE)?.length).toBe(1)
     const [refused, forwarded, ...others] = subject.forwarded()
@@ -359,7 +400,9 @@ describe("a command for another worker's connection", () => {
 
   test("takes along when it expires, and how much of its expiration is left", async () => {
     const subject = await new Subject().start()
-    const timestamp = new Date(NOW_MS - 2_000)
+    const timestamp = new Date(SECOND_MS - 2_000)
+    // That of the timestamp is over 1,124 ms ago at the most.
+    const pastMs = NOW_MS - SECOND_MS + 1_001
     const headers = { connection_id: OTHER }
     await subject.deliver({ headers, expiration: "10000", timestamp })
     await subject.deliver({ headers, expiration: "10000" })
@@ -372,10 +415,10 @@ describe("a command for another worker's connection", () => {
       hops: Number(headers?.["owsla-hops"]),
     }))
     expect(told).toEqual([
-      { expiration: "8000", leftMs: 8_000, hops: 1 },
+      { expiration: String(10_000 - pastMs), leftMs: 10_000 - pastMs, hops: 1 },
       { expiration: "10000", leftMs: 10_000, hops: 1 },
       { expiration: "3000", leftMs: 3_000, hops: 2 },
-      { expiration: "0", leftMs: -1_000, hops: 1 },
+      { expiration: "0", leftMs: 1_000 - pastMs, hops: 1 },
     ])
   })
 
@@ -392,7 +435,7 @@ describe("a command for another worker's connection", () => {
     const delivery = await subject.deliver({ headers, replyTo: REPLIES, expiration: "5000" })
     expect(subject.kept()).toEqual([["offline", expect.stringContaining(workerQueue("gw.9"))]])
     expect(subject.receipts()).toMatchObject([{ outcome: "offline", connection_id: GONE }])
-    expect([delivery.acknowledged, subject.consumer.heldCount]).toEqual([1, 0])
+    expect([delivery.acknowledged, subject.unacknowledged.count]).toEqual([1, 0])
     const copy = subject.received.get(UNDELIVERED)?.[0]
     expect(copy?.properties.headers?.["owsla-hops"]).toBeUndefined()
   })
@@ -404,7 +447,7 @@ describe("a command for another worker's connection", () => {
     const delivery = await subject.deliver({ headers, replyTo: REPLIES })
     expect(subject.kept().map(([outcome]) => outcome)).toEqual(["invalid"])
     expect(subject.receipts()).toMatchObject([{ outcome: "invalid" }])
-    expect([delivery.acknowledged, subject.consumer.heldCount]).toEqual([1, 0])
+    expect([delivery.acknowledged, subject.unacknowledged.count]).toEqual([1, 0])
   })
 
   test("is forwarded a bounded number of times", async () => {
@@ -455,7 +498,7 @@ describe("a command for a device by its name", () => {
     const delivery = await subject.deliver({ ...named({ to_device_seq: 3 }), messageId: "m" })
     expect(delivery.acknowledged).toBe(0)
     await subject.waitOut()
-    expect([delivery.acknowledged, subject.consumer.heldCount]).toEqual([1, 0])
+    expect([delivery.acknowledged, subject.unacknowledged.count]).toEqual([1, 0])
     const [forwarded] = subject.received.get(OTHER_QUEUE) ?? []
     expect(forwarded?.properties).toMatchObject({
       messageId: "m",
@@ -470,17 +513,17 @@ describe("a command for a device by its name", () => {
     const delivery = await subject.deliver({ ...named(), replyTo: REPLIES })
     expect(subject.kept()).toEqual([["offline", "no answer from gw.2"]])
     expect(subject.receipts()).toMatchObject([{ outcome: "offline", device_id: "lock:1" }])
-    expect([delivery.acknowledged, subject.consumer.heldCount]).toEqual([1, 0])
+    expect([delivery.acknowledged, subject.unacknowledged.count]).toEqual([1, 0])
   })
 
   test("is held and in nobody's hands while the fleet is asked", async () => {
     const subject = await new Subject().start()
     subject.place = null
     const delivery = await subject.deliver(named())
-    expect([delivery.acknowledged, subject.consumer.heldCount]).toEqual([0, 1])
+    expect([delivery.acknowledged, subject.unacknowledged.count]).toEqual([0, 1])
     expect([subject.forwarded(), subject.kept()]).toEqual([[], []])
     await subject.found(ELSEWHERE)
-    expect([delivery.acknowledged, subject.consumer.heldCount]).toEqual([1, 0])
+    expect([delivery.acknowledged, subject.unacknowledged.count]).toEqual([1, 0])
     expect(subject.forwarded().length).toBe(1)
   })
 
@@ -502,10 +545,10 @@ describe("a command for a device by its name", () => {
     const subject = await new Subject().start()
     subject.place = null
     const delivery = await subject.deliver(named())
-    delivery.lost = true
+    await subject.lose(delivery)
     await subject.found(ELSEWHERE)
     expect([subject.forwarded(), subject.kept()]).toEqual([[], []])
-    expect([delivery.acknowledged, subject.consumer.heldCount]).toEqual([0, 0])
+    expect([delivery.acknowledged, subject.unacknowledged.count]).toEqual([0, 0])
   })
 
   test("that was led here by an announcement is looked for without one", async () => {
@@ -556,7 +599,7 @@ describe("the copies of a command that was forwarded", () => {
     const second = await subject.deliver(copy())
     expect(subject.connection.offered.length).toBe(1)
     expect([first.acknowledged, second.acknowledged]).toEqual([0, 1])
-    expect(subject.consumer.heldCount).toBe(1)
+    expect(subject.unacknowledged.count).toBe(1)
     expect(subject.counters.commandsRedelivered).toBe(1)
   })
 
@@ -575,14 +618,15 @@ describe("the copies of a command that was forwarded", () => {
   test("are ended by the delivery that can be acknowledged, when the first was lost", async () => {
     const subject = await new Subject().start()
     const first = await subject.deliver(copy())
-    first.lost = true
-    const again = await subject.deliver(copy())
+    subject.connection.writing = true
+    await subject.lose(first)
+    const again = await subject.redeliver(first)
     expect(again.acknowledged).toBe(0)
-    expect([subject.connection.offered.length, subject.consumer.heldCount]).toEqual([1, 1])
+    expect([subject.connection.offered.length, subject.unacknowledged.count]).toEqual([1, 1])
     subject.connection.settle("written")
     await settled()
     expect([first.acknowledged, again.acknowledged]).toEqual([0, 1])
-    expect(subject.consumer.heldCount).toBe(0)
+    expect(subject.unacknowledged.count).toBe(0)
   })
 
   test("are none when the command comes by again behind its device", async () => {
@@ -605,12 +649,12 @@ describe("the copies of a command that was forwarded", () => {
     subject.place = null
     const away = { headers: { ...copy().headers, device_id: "lock:1" } }
     const first = await subject.deliver(away)
-    first.lost = true
+    await subject.lose(first)
     await subject.found({ is: "with", worker: "gw.1" })
-    await subject.deliver(away)
+    await subject.redeliver(first)
     await subject.found({ is: "with", worker: "gw.1" })
     expect(subject.forwarded().length).toBe(1)
-    expect(subject.consumer.heldCount).toBe(0)
+    expect(subject.unacknowledged.count).toBe(0)
   })
 })
 
@@ -625,7 +669,7 @@ describe("what is held", () => {
     await subject.deliver(held, body)
     await subject.deliver(held, body)
     expect(subject.broker.reading).toEqual(["pause"])
-    expect(subject.consumer.heldCount).toBe(6)
+    expect(subject.unacknowledged.count).toBe(6)
     for (let n = 0; n < 3; n += 1) subject.connection.settle("written")
     await settled()
     expect(subject.broker.reading).toEqual(["pause"])
@@ -636,7 +680,7 @@ describe("what is held", () => {
     subject.connection.settle("written")
     await settled()
     expect(subject.broker.reading).toEqual(["pause", "resume"])
-    expect(subject.consumer.heldCount).toBe(0)
+    expect(subject.unacknowledged.count).toBe(0)
   })
 
   test("is released by a forward, a refusal and a repeated delivery too", async () => {
@@ -648,7 +692,7 @@ describe("what is held", () => {
     await subject.deliver(held, body)
     const repeated = subject.connection.offered.shift()
     repeated?.source.acknowledge(repeated)
-    expect(subject.consumer.heldCount).toBe(0)
+    expect(subject.unacknowledged.count).toBe(0)
     await subject.deliver(held, "x".repeat(MAX_HELD_BYTES))
     expect(subject.broker.reading).toEqual([])
   })
@@ -657,9 +701,163 @@ describe("what is held", () => {
     const subject = await new Subject().start()
     subject.broker.results.push("nacked")
     await subject.deliverDead({})
-    expect(subject.consumer.heldCount).toBe(1)
+    expect(subject.unacknowledged.count).toBe(1)
     await subject.waitOut()
-    expect(subject.consumer.heldCount).toBe(0)
+    expect(subject.unacknowledged.count).toBe(0)
+  })
+})
+
+describe("a command whose delivery is lost", () => {
+  const asked = { headers: { connection_id: OWN }, replyTo: REPLIES }
+
+  test("before a byte was offered is dropped, and written when it is delivered again", async () => {
+    const subject = await new Subject().start()
+    const first = await subject.deliver(asked)
+    await subject.lose(first)
+    expect([subject.connection.offered.length, subject.unacknowledged.count]).toEqual([0, 0])
+    expect(subject.counters.commandsDropped).toBe(1)
+    const again = await subject.redeliver(first)
+    subject.connection.settle("written")
+    await settled()
+    expect([first.acknowledged, again.acknowledged]).toEqual([0, 1])
+    expect(subject.receipts()).toMatchObject([{ outcome: "written" }])
+    // It is known not to have been written before.
+    expect(subject.counters.commandsPossiblyRepeated).toBe(0)
+  })
+
+  test("after its bytes were offered is written once, though it has no id, and told once", async () => {
+    const subject = await new Subject().start()
+    const first = await subject.deliver(asked)
+    subject.connection.writing = true
+    await subject.lose(first)
+    subject.connection.settle("written")
+    await settled()
+    const again = await subject.redeliver(first)
+    expect([subject.connection.offered.length, again.acknowledged]).toEqual([0, 1])
+    expect(subject.receipts().length).toBe(1)
+    expect([subject.unacknowledged.count, subject.counters.commandsSettled.written]).toEqual([0, 1])
+  })
+
+  test("is one of several that are alike: as many are written as there are", async () => {
+    const subject = await new Subject().start()
+    const [offered, waiting] = [await subject.deliver(asked), await subject.deliver(asked)]
+    subject.connection.writing = true
+    const [command] = subject.connection.offered.splice(1)
+    await subject.lose(offered, waiting)
+    command?.source.withdrawn?.(command)
+    const again = [await subject.redeliver(offered), await subject.redeliver(waiting)]
+    expect(subject.connection.offered.length).toBe(2)
+    subject.connection.settle("written")
+    subject.connection.settle("written")
+    await settled()
+    expect(again.map(({ acknowledged }) => acknowledged)).toEqual([1, 1])
+    expect(subject.receipts().length).toBe(2)
+  })
+
+  test("while its acknowledgement may be lost too is acknowledged again, and not written", async () => {
+    const subject = await new Subject().start()
+    const [processed, unsure] = [
+      await subject.deliver(asked, "a"),
+      await subject.deliver(asked, "b"),
+    ]
+    subject.connection.settle("written")
+    subject.connection.settle("written")
+    await settled()
+    processed.settled = true
+    await subject.lose(processed, unsure)
+    const again = await subject.redeliver(unsure)
+    expect([again.acknowledged, subject.connection.offered.length]).toEqual([1, 0])
+    // The broker has processed the other acknowledgement: this is another command with the same text.
+    await subject.redeliver(processed)
+    expect(subject.connection.offered.length).toBe(1)
+    expect(subject.counters.commandsPossiblyRepeated).toBe(1)
+  })
+
+  test.each(["expired", "delivery_limit"])(
+    "and that the broker gives up as %s, after its bytes were offered, has one outcome",
+    async (reason) => {
+      const subject = await new Subject().start()
+      const first = await subject.deliver({ ...asked, expiration: "60000" })
+      subject.connection.writing = true
+      await subject.lose(first)
+      const death = [{ reason, queue: "to_device", count: 1, "original-expiration": "60000" }]
+      const { expiration: _, ...properties } = first.properties
+      const headers = { ...properties.headers, "x-death": death, "x-first-death-reason": reason }
+      const dead = await subject.deliverDead({ ...properties, headers })
+      expect([dead.acknowledged, subject.kept()]).toEqual([0, []])
+      subject.connection.settle("written")
+      await settled()
+      expect([dead.acknowledged, subject.kept(), subject.receipts().length]).toEqual([1, [], 1])
+    },
+  )
+
+  test("before anything of its outcome was published has none: the next delivery decides", async () => {
+    const subject = await new Subject().start()
+    // The broker takes nothing while the copy of another is tried again.
+    subject.broker.results.push("nacked")
+    const other = await subject.deliver({})
+    const first = await subject.deliver(asked)
+    subject.connection.settle("closed")
+    await subject.lose(first)
+    await subject.waitOut()
+    expect(subject.kept().map(([outcome]) => outcome)).toEqual(["invalid"])
+    expect([other.acknowledged, subject.receipts(), subject.unacknowledged.count]).toEqual([
+      1,
+      [],
+      0,
+    ])
+    expect(subject.counters.commandsSettled.closed).toBe(0)
+    await subject.redeliver(first)
+    subject.connection.settle("written")
+    await settled()
+    expect(subject.receipts()).toMatchObject([{ outcome: "written" }])
+  })
+
+  test("and that is delivered again before its outcome is published keeps that outcome", async () => {
+    const subject = await new Subject().start()
+    subject.broker.results.push("nacked")
+    await subject.deliver({})
+    const first = await subject.deliver(asked)
+    subject.connection.settle("closed")
+    await subject.lose(first)
+    const again = await subject.redeliver(first)
+    await subject.waitOut()
+    expect(subject.kept().map(([outcome]) => outcome)).toEqual(["invalid", "closed"])
+    expect([again.acknowledged, subject.unacknowledged.count]).toEqual([1, 0])
+    expect(subject.counters.commandsSettled.closed).toBe(1)
+  })
+
+  test("on its way to another worker is not sent after it was published, nor before", async () => {
+    const subject = await new Subject().start()
+    subject.broker.results.push("nacked")
+    const published = await subject.deliver({ headers: { connection_id: OTHER } }, "a")
+    const waiting = await subject.deliver({ headers: { connection_id: OTHER } }, "b")
+    await subject.lose(published, waiting)
+    const again = await subject.redeliver(published)
+    await subject.waitOut()
+    const bodies = subject.forwarded().map(({ body }) => Buffer.from(body).toString())
+    expect(bodies).toEqual(["a", "a"])
+    expect(again.acknowledged).toBe(1)
+    expect(subject.unacknowledged.count).toBe(0)
+  })
+})
+
+describe("commands that all wait for missing numbers", () => {
+  test("and fill the prefetch of their queue give up the oldest gap", async () => {
+    const subject = await new Subject().start()
+    subject.connection.atGap = true
+    const numbered = (seq: number) => ({ headers: { connection_id: OWN, to_device_seq: seq } })
+    for (let seq = 1; seq < PREFETCH; seq += 1) await subject.deliver(numbered(seq))
+    expect(subject.connection.gapsGivenUp).toBe(0)
+    await subject.deliver(numbered(PREFETCH))
+    expect(subject.connection.gapsGivenUp).toBe(1)
+    expect(subject.counters.gapsGivenUpEarly).toBe(1)
+    subject.consumer.sweep(new Map([["to_device", PREFETCH]]))
+    expect(subject.connection.gapsGivenUp).toBe(2)
+    // One that waits for something else will make room.
+    subject.connection.atGap = false
+    subject.consumer.sweep(new Map([["to_device", PREFETCH]]))
+    expect(subject.connection.gapsGivenUp).toBe(2)
   })
 })
 
@@ -677,7 +875,7 @@ describe("a dead letter", () => {
     const delivery = await subject.deliverDead({ headers, replyTo: REPLIES })
     expect(subject.kept()).toEqual([["expired", expect.stringContaining("to_device")]])
     expect(subject.receipts()).toMatchObject([{ outcome: "expired", connection_id: OWN }])
-    expect([delivery.acknowledged, subject.consumer.heldCount]).toEqual([1, 0])
+    expect([delivery.acknowledged, subject.unacknowledged.count]).toEqual([1, 0])
     const { deadLettersReceived, commandsReceived } = subject.counters
     expect([deadLettersReceived, commandsReceived]).toEqual([1, 0])
   })
@@ -703,6 +901,47 @@ describe("a dead letter", () => {
     expect(subject.receipts()).toMatchObject([{ outcome: "offline", connection_id: OTHER }])
   })
 
+  test("that was left in the queue of a worker that was heard since is sent there again", async () => {
+    const subject = await new Subject().start()
+    subject.heard.add("gw.1")
+    const headers = { connection_id: OTHER, ...death(OTHER_QUEUE) }
+    const delivery = await subject.deliverDead({ headers })
+    expect(subject.forwarded().length).toBe(1)
+    expect([delivery.acknowledged, subject.kept()]).toEqual([1, []])
+  })
+
+  const GIVEN_UP: [string, string][] = [
+    ["expired", "expired"],
+    ["delivery_limit", "closed"],
+    ["maxlen", "closed"],
+  ]
+  test.each(GIVEN_UP)(
+    "of a device elsewhere, given up as %s, ends at the worker that may have written it, as %s",
+    async (reason, outcome) => {
+      const subject = await new Subject().start()
+      subject.place = { is: "with", worker: "gw.1" }
+      const headers = { device_id: "lock:1", ...death("to_device", reason, "5000") }
+      const delivery = await subject.deliverDead({ headers, replyTo: REPLIES })
+      expect([delivery.acknowledged, subject.kept(), subject.receipts()]).toEqual([1, [], []])
+      const [forwarded] = subject.forwarded()
+      expect(forwarded?.properties.expiration).toBeUndefined()
+
+      const holder = await new Subject().start()
+      const { properties = {} } = forwarded ?? {}
+      const arrived = await holder.deliver(properties)
+      expect(holder.connection.offered).toEqual([])
+      expect(holder.kept()).toEqual([
+        [outcome, expect.stringContaining(reason === "expired" ? "to_device" : reason)],
+      ])
+      expect(holder.receipts()).toMatchObject([{ outcome }])
+      expect([arrived.acknowledged, holder.unacknowledged.count]).toEqual([1, 0])
+      // The worker was gone, and its queue gave up what it was sent.
+      const orphan = { ...properties, headers: { ...properties.headers, ...death(OTHER_QUEUE) } }
+      await subject.deliverDead(orphan)
+      expect(subject.kept().map(([kept]) => kept)).toEqual([outcome])
+    },
+  )
+
   test("that has been to too many workers ends as offline", async () => {
     const subject = await new Subject().start()
     const elsewhere = death(workerQueue("gw.5"))
@@ -721,7 +960,7 @@ describe("a dead letter", () => {
     // It was longer, but the time has come since.
     const late = { ...own, ...at(NOW_MS), ...death(OWN_QUEUE, "expired", LONG) }
     await subject.deliverDead({ headers: late })
-    const timestamp = new Date(NOW_MS - Number(LONG))
+    const timestamp = new Date(SECOND_MS - Number(LONG) - 1_000)
     await subject.deliverDead({
       headers: { ...own, ...death(OWN_QUEUE, "expired", LONG) },
       timestamp,
@@ -733,11 +972,11 @@ describe("a dead letter", () => {
   test("with time left is routed with what is left of it", async () => {
     const subject = await new Subject().start()
     const own = { device_id: "thermostat:7", ...death(OWN_QUEUE, "expired", LONG) }
-    const timestamp = new Date(NOW_MS - WORKER_QUEUE_TTL_MS)
+    const timestamp = new Date(SECOND_MS - WORKER_QUEUE_TTL_MS)
     await subject.deliverDead({ headers: own, timestamp })
     await subject.deliverDead({ headers: { ...own, "owsla-expires-at": BigInt(NOW_MS + 7) } })
     expect(subject.connection.offered.map(({ expiresAtMs }) => expiresAtMs)).toEqual([
-      NOW_MS + Number(LONG) - WORKER_QUEUE_TTL_MS,
+      SECOND_MS + 999 + Number(LONG) - WORKER_QUEUE_TTL_MS,
       NOW_MS + 7,
     ])
   })

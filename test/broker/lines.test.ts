@@ -1,5 +1,5 @@
 /**
- * What a line becomes on its way into `from_device` (CONTRACT 4.1), that it is kept until the broker
+ * What a line becomes on its way into `from_device`, that it is kept until the broker
  * has it, and what is counted and told meanwhile. On the embedded broker, which answers as it is told,
  * with the clock held.
  */

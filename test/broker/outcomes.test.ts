@@ -1,5 +1,5 @@
 /**
- * What is owed for a command when it is known how it ended (CONTRACT 4.3): its copy in the undelivered
+ * What is stored of a command when it is known how it ended: its copy in the undelivered
  * queue, its receipt, and its acknowledgement only after both. On the embedded broker, which answers as
  * it is told, with the clock held.
  */
@@ -12,8 +12,10 @@ import type {
   PublishResult,
 } from "../../src/broker/broker.ts"
 import { EmbeddedBroker } from "../../src/broker/embedded.ts"
-import { Outcomes, type QueuedCommand, receipt } from "../../src/broker/outcomes.ts"
+import { Outcomes, receipt } from "../../src/broker/outcomes.ts"
 import { Posts } from "../../src/broker/posts.ts"
+import { QueuedCommand } from "../../src/broker/queued-command.ts"
+import { UnacknowledgedCommands } from "../../src/broker/unacknowledged-commands.ts"
 import { Counters } from "../../src/counters.ts"
 import { OUTCOMES, type Outcome } from "../../src/device/command.ts"
 
@@ -50,13 +52,13 @@ class Subject {
   readonly broker = new ScriptedBroker()
   readonly counters = new Counters()
   readonly posts = new Posts(this.broker, this.counters, () => NOW_MS)
-  readonly released: Delivery[] = []
+  readonly unacknowledged = new UnacknowledgedCommands(this.broker, 1_000_000, this.counters)
   readonly outcomes = new Outcomes(
     this.posts,
+    this.unacknowledged,
     this.counters,
     UNDELIVERED,
     () => NOW_MS,
-    (delivery) => this.released.push(delivery),
   )
   readonly undelivered: Delivery[] = []
   readonly replies: Delivery[] = []
@@ -76,6 +78,17 @@ class Subject {
     this.broker.start({ exchanges: [], queues, subscriptions }, listener)
     await settled()
     return this
+  }
+
+  settle(delivery: Delivery, outcome: Outcome, detail: string, recipient: typeof RECIPIENT | null) {
+    const command = this.take(delivery)
+    this.outcomes.settle(command, outcome, detail, recipient)
+  }
+
+  take(delivery: Delivery): QueuedCommand {
+    const command = new QueuedCommand(delivery, null, this.outcomes)
+    this.unacknowledged.add(command, null)
+    return command
   }
 
   /** Lets the longest wait between tries pass. */
@@ -111,6 +124,7 @@ class TestDelivery implements Delivery {
   readonly properties: MessageProperties
   readonly redelivered = false
   readonly lost = false
+  readonly settled = false
   acknowledged = 0
 
   constructor(properties: MessageProperties = {}) {
@@ -131,11 +145,11 @@ describe.each([...OUTCOMES])("a command that ends as %s", (outcome) => {
   test("is counted once, kept if it was not written, and acknowledged once", async () => {
     const subject = await new Subject().start()
     const delivery = new TestDelivery({ headers: HEADERS, messageId: "m" })
-    subject.outcomes.settleDelivery(delivery, outcome, "why", RECIPIENT)
+    subject.settle(delivery, outcome, "why", RECIPIENT)
     expect(delivery.acknowledged).toBe(kept ? 0 : 1)
     await settled()
     expect(delivery.acknowledged).toBe(1)
-    expect(subject.released).toEqual([delivery])
+    expect(subject.unacknowledged.count).toBe(0)
     const settledCounts = Object.entries(subject.counters.commandsSettled)
     expect(settledCounts.filter(([, count]) => count > 0)).toEqual([[outcome, 1]])
     expect(subject.undelivered.map(({ body }) => Buffer.from(body).toString())).toEqual(
@@ -147,7 +161,7 @@ describe.each([...OUTCOMES])("a command that ends as %s", (outcome) => {
   test("has a receipt where one was asked for, as JSON with all its fields", async () => {
     const subject = await new Subject().start()
     const delivery = new TestDelivery(ASKING)
-    subject.outcomes.settleDelivery(delivery, outcome, "why", RECIPIENT)
+    subject.settle(delivery, outcome, "why", RECIPIENT)
     await settled()
     expect(delivery.acknowledged).toBe(1)
     expect(subject.receipts()).toEqual([
@@ -175,10 +189,10 @@ describe.each([...OUTCOMES])("a command that ends as %s", (outcome) => {
     const delivery = new TestDelivery(ASKING)
     if (kept) subject.broker.results.push("nacked", "cut", "confirmed")
     subject.broker.results.push("cut", "cut")
-    subject.outcomes.settleDelivery(delivery, outcome, "why", RECIPIENT)
+    subject.settle(delivery, outcome, "why", RECIPIENT)
     await settled()
     while (subject.broker.results.length > 0) {
-      expect([delivery.acknowledged, subject.released.length]).toEqual([0, 0])
+      expect([delivery.acknowledged, subject.unacknowledged.count]).toEqual([0, 1])
       await subject.nextAttempt()
     }
     expect(delivery.acknowledged).toBe(0)
@@ -208,7 +222,7 @@ describe("the copy in the undelivered queue", () => {
       appId: "back-end",
     }
     const delivery = new TestDelivery(properties)
-    subject.outcomes.settleDelivery(delivery, "late", "to_device_seq 7", RECIPIENT)
+    subject.settle(delivery, "late", "to_device_seq 7", RECIPIENT)
     await settled()
     const { headers, ...others } = subject.undelivered[0]?.properties ?? {}
     const { headers: _, ...sent } = properties
@@ -235,7 +249,7 @@ describe("the copy in the undelivered queue", () => {
   test("has no expiration, which would let the broker drop it", async () => {
     const subject = await new Subject().start()
     const delivery = new TestDelivery({ headers: HEADERS, expiration: "1000" })
-    subject.outcomes.settleDelivery(delivery, "expired", "why", null)
+    subject.settle(delivery, "expired", "why", null)
     await settled()
     expect(subject.undelivered[0]?.properties.expiration).toBeUndefined()
   })
@@ -244,7 +258,7 @@ describe("the copy in the undelivered queue", () => {
     const subject = await new Subject().start()
     const before = { "owsla-outcome": "offline", "owsla-detail": "before" }
     const delivery = new TestDelivery({ headers: { ...HEADERS, ...before } })
-    subject.outcomes.settleDelivery(delivery, "closed", "now", null)
+    subject.settle(delivery, "closed", "now", null)
     await settled()
     expect(subject.undelivered[0]?.properties.headers).toMatchObject({
       "owsla-outcome": "closed",
@@ -256,7 +270,7 @@ describe("the copy in the undelivered queue", () => {
     const subject = await new Subject().start()
     const headers = { ...HEADERS, CC: ["to_device"], BCC: ["to_device"] }
     const delivery = new TestDelivery({ headers, userId: "back-end" })
-    subject.outcomes.settleDelivery(delivery, "offline", "why", null)
+    subject.settle(delivery, "offline", "why", null)
     await settled()
     const copy = subject.undelivered[0]?.properties
     // RabbitMQ routes by the first two, and closes the channel of whoever publishes as another.
@@ -270,7 +284,7 @@ describe("the copy in the undelivered queue", () => {
     subject.broker.results.push("unencodable")
     const headers = { ...HEADERS, connection_id: "gw.0.x.1", huge: "x".repeat(100_000) }
     const delivery = new TestDelivery({ headers, messageId: "m" })
-    subject.outcomes.settleDelivery(delivery, "offline", "why", null)
+    subject.settle(delivery, "offline", "why", null)
     await settled()
     expect(delivery.acknowledged).toBe(1)
     const [copy, ...others] = subject.undelivered
@@ -291,7 +305,7 @@ describe("the copy in the undelivered queue", () => {
     subject.broker.results.push("unencodable", "unencodable")
     const headers = { connection_id: "x".repeat(100_000) }
     const delivery = new TestDelivery({ headers, timestamp: new Date(Number.NaN) })
-    subject.outcomes.settleDelivery(delivery, "invalid", "connection_id does not match", null)
+    subject.settle(delivery, "invalid", "connection_id does not match", null)
     await settled()
     await subject.waitOut()
     expect([delivery.acknowledged, subject.undelivered.length]).toEqual([1, 1])
@@ -308,7 +322,7 @@ describe("the receipt", () => {
     const subject = await new Subject().start()
     const headers = { connection_id: "gw.9.x.1", device_id: "thermostat:7" }
     const delivery = new TestDelivery({ ...ASKING, headers })
-    subject.outcomes.settleDelivery(delivery, "offline", "no worker holds it", null)
+    subject.settle(delivery, "offline", "no worker holds it", null)
     await settled()
     expect(subject.receipts()).toEqual([
       {
@@ -325,14 +339,14 @@ describe("the receipt", () => {
   test("names none that is no string", async () => {
     const subject = await new Subject().start()
     const headers = { connection_id: 7, device_id: { nested: true } }
-    subject.outcomes.settleDelivery(new TestDelivery({ ...ASKING, headers }), "invalid", "", null)
+    subject.settle(new TestDelivery({ ...ASKING, headers }), "invalid", "", null)
     await settled()
     expect(subject.receipts()).toMatchObject([{ device_id: null, connection_id: null }])
   })
 
   test("has no correlation_id when the command had none", async () => {
     const subject = await new Subject().start()
-    subject.outcomes.settleDelivery(new TestDelivery({ replyTo: REPLIES }), "written", "", null)
+    subject.settle(new TestDelivery({ replyTo: REPLIES }), "written", "", null)
     await settled()
     expect(subject.replies[0]?.properties.correlationId).toBeUndefined()
   })
@@ -340,7 +354,7 @@ describe("the receipt", () => {
   test("that nobody takes is counted, not repeated, and holds up nothing", async () => {
     const subject = await new Subject().start()
     const delivery = new TestDelivery({ ...ASKING, replyTo: "gone" })
-    subject.outcomes.settleDelivery(delivery, "written", "", RECIPIENT)
+    subject.settle(delivery, "written", "", RECIPIENT)
     await settled()
     await subject.waitOut()
     expect(delivery.acknowledged).toBe(1)
@@ -370,20 +384,10 @@ describe("the receipt", () => {
 })
 
 describe("for a connection, the outcomes", () => {
-  const command = (delivery: Delivery, outcomes: Outcomes): QueuedCommand => ({
-    body: delivery.body,
-    seq: null,
-    messageId: null,
-    expiresAtMs: Number.POSITIVE_INFINITY,
-    redelivered: false,
-    source: outcomes,
-    delivery,
-  })
-
   test("settle the delivery of the command", async () => {
     const subject = await new Subject().start()
     const delivery = new TestDelivery(ASKING)
-    subject.outcomes.settled(command(delivery, subject.outcomes), "written", "", RECIPIENT)
+    subject.outcomes.settled(subject.take(delivery), "written", "", RECIPIENT)
     await settled()
     expect([delivery.acknowledged, subject.receipts().length]).toEqual([1, 1])
   })
@@ -391,10 +395,10 @@ describe("for a connection, the outcomes", () => {
   test("acknowledge a repeated delivery without copy, receipt or outcome", async () => {
     const subject = await new Subject().start()
     const delivery = new TestDelivery(ASKING)
-    subject.outcomes.acknowledge(command(delivery, subject.outcomes))
+    subject.outcomes.acknowledge(subject.take(delivery))
     await settled()
     expect(delivery.acknowledged).toBe(1)
-    expect(subject.released).toEqual([delivery])
+    expect(subject.unacknowledged.count).toBe(0)
     expect(subject.broker.attempts).toEqual([])
     expect(subject.counters.commandsRedelivered).toBe(1)
     expect(Object.values(subject.counters.commandsSettled)).not.toContain(1)

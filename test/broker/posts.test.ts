@@ -61,9 +61,10 @@ class Subject {
   }
 
   send(queue: string, body: string, whenReturned: "again" | "final" = "again", properties = {}) {
-    this.posts.send(queue, Buffer.from(body), properties, whenReturned, (result) =>
-      this.done.push(`${body} ${result}`),
-    )
+    this.posts.send(queue, Buffer.from(body), properties, {
+      whenReturned,
+      done: (result) => this.done.push(`${body} ${result}`),
+    })
   }
 
   /** Lets the longest wait between tries pass. */
@@ -184,9 +185,39 @@ describe("a post", () => {
     expect(subject.broker.bodies()).toEqual(["a", "b"])
   })
 
+  test("that is not wanted any more is not published, nor again, and ends as withdrawn", async () => {
+    const subject = await new Subject().start()
+    subject.broker.results.push("nacked")
+    let isWanted = true
+    const begun: string[] = []
+    const send = (body: string) =>
+      subject.posts.send(
+        "q",
+        Buffer.from(body),
+        {},
+        {
+          whenReturned: "again",
+          wanted: () => isWanted,
+          begun: () => begun.push(body),
+          done: (result) => subject.done.push(`${body} ${result}`),
+        },
+      )
+    send("a")
+    await settled()
+    send("b")
+    subject.send("q", "c")
+    isWanted = false
+    await subject.waitOut()
+    expect(subject.done).toEqual(["a withdrawn", "b withdrawn", "c confirmed"])
+    expect(subject.broker.bodies()).toEqual(["a", "c"])
+    expect(begun).toEqual(["a"])
+    expect(subject.posts.count).toBe(0)
+  })
+
   test("may be sent from within the end of another", async () => {
     const subject = await new Subject().start()
-    subject.posts.send("q", Buffer.from("a"), {}, "again", () => subject.send("r", "b"))
+    const done = () => subject.send("r", "b")
+    subject.posts.send("q", Buffer.from("a"), {}, { whenReturned: "again", done })
     await settled()
     expect(subject.done).toEqual(["b confirmed"])
     expect(subject.posts.count).toBe(0)

@@ -13,6 +13,7 @@ import { Outcomes, type Receipt } from "../../src/broker/outcomes.ts"
 import { Posts } from "../../src/broker/posts.ts"
 import { Sender, type SendRequest, type SendResult } from "../../src/broker/sender.ts"
 import { workerQueue } from "../../src/broker/topology.ts"
+import { UnacknowledgedCommands } from "../../src/broker/unacknowledged-commands.ts"
 import { Counters } from "../../src/counters.ts"
 import { type Command, OUTCOMES, type Outcome } from "../../src/device/command.ts"
 import type { Connection } from "../../src/device/connection.ts"
@@ -84,12 +85,13 @@ class Subject {
   #nextSend = 0
 
   constructor() {
+    const unacknowledged = new UnacknowledgedCommands(this.broker, 1_000_000, this.counters)
     const outcomes = new Outcomes(
       this.posts,
+      unacknowledged,
       this.counters,
       UNDELIVERED,
       () => NOW_MS,
-      () => undefined,
     )
     this.sender = new Sender(this.broker, this.posts, outcomes, {
       workerId: "gw.0",
@@ -143,6 +145,7 @@ class Subject {
       body: typeof body === "string" ? Buffer.from(body) : Buffer.from(JSON.stringify(body)),
       properties: correlationId === undefined ? {} : { correlationId },
       redelivered: false,
+      settled: false,
       lost: false,
       acknowledge: () => undefined,
     })

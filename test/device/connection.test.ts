@@ -83,7 +83,7 @@ class ScriptedSocket implements DeviceSocket {
 
 interface Told {
   readonly command: Command
-  readonly outcome: Outcome | "acknowledged"
+  readonly outcome: Outcome | "acknowledged" | "withdrawn"
   readonly detail: string
   readonly recipient: Recipient | null
 }
@@ -102,6 +102,10 @@ class BackEnd implements CommandSource {
 
   acknowledge(command: Command): void {
     this.told.push({ command, outcome: "acknowledged", detail: "", recipient: null })
+  }
+
+  withdrawn(command: Command): void {
+    this.told.push({ command, outcome: "withdrawn", detail: "", recipient: null })
   }
 
   command(text: string, about: Partial<Omit<Command, "body" | "source">> = {}): Command {
@@ -123,7 +127,7 @@ class BackEnd implements CommandSource {
   }
 
   /** Bodies by outcome, in the order told. */
-  bodies(outcome: Outcome | "acknowledged"): string[] {
+  bodies(outcome: Outcome | "acknowledged" | "withdrawn"): string[] {
     const told = this.told.filter((each) => each.outcome === outcome)
     return told.map(({ command }) => textOf(command.body))
   }
@@ -630,7 +634,7 @@ describe("commands", () => {
     expect(socket.wire).toBe("once\n")
   })
 
-  test("a redelivered one takes over: the old delivery is let go, the new one is told", () => {
+  test("one that comes by another worker too is acknowledged, and the first tells the outcome", () => {
     const harness = new Harness()
     const { connection, socket } = harness.admit()
     const { backEnd } = harness
@@ -646,7 +650,31 @@ describe("commands", () => {
     connection.offer(later)
     expect(socket.wire).toBe("once\n")
     const outcomes = [first, again, later].map((command) => backEnd.outcomesOf(command))
-    expect(outcomes).toEqual([["acknowledged"], ["written"], ["acknowledged"]])
+    expect(outcomes).toEqual([["written"], ["acknowledged"], ["acknowledged"]])
+  })
+
+  test("lost ones are given back unless bytes of them were offered, and end elsewhere", () => {
+    const harness = new Harness()
+    const { connection, socket } = harness.admit()
+    const { backEnd } = harness
+    socket.room = 2
+    const large = "waits"
+    const commands = [
+      backEnd.command("offered", { lost: true }),
+      backEnd.command(large, { lost: true }),
+      backEnd.command("stays"),
+      backEnd.command("at a gap", { lost: true, seq: 3 }),
+    ]
+    for (const command of commands.slice(0, 1)) connection.offer(command)
+    harness.flush()
+    for (const command of commands.slice(1)) connection.offer(command)
+    connection.withdrawLost()
+    expect(connection.endpoint?.heldCommands).toBe(0)
+    socket.room = Number.POSITIVE_INFINITY
+    connection.flush()
+    expect(socket.wire).toBe("offered\nstays\n")
+    const outcomes = commands.map((command) => backEnd.outcomesOf(command))
+    expect(outcomes).toEqual([["written"], ["withdrawn"], ["written"], ["withdrawn"]])
   })
 
   describe.each([

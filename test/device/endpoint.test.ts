@@ -40,13 +40,12 @@ function endpointOf(windowCommands = 100): Endpoint {
 function brief(decisions: readonly Decision[]): unknown[] {
   return decisions.map((decision) => {
     if (decision.do === "settle") return [decision.outcome, decision.command]
-    if (decision.do === "replace") return ["replace", decision.waiting, decision.by]
     return [decision.do, decision.command]
   })
 }
 
-/** How a command ended. "replaced": the delivery that replaced it tells the outcome instead. */
-type End = "written" | "acknowledged" | "replaced" | string
+/** How a command ended. "withdrawn": it was lost, and its next delivery tells the outcome instead. */
+type End = "written" | "acknowledged" | "withdrawn" | string
 
 /** Performs decisions as a connection does, with a socket that takes commands when it is told to. */
 class Performer {
@@ -89,6 +88,20 @@ class Performer {
     this.#end(dropped, outcome)
   }
 
+  /** All deliveries so far are lost, when the socket was offered bytes of the first `offered` that wait. */
+  lose(offered: number): Command[] {
+    for (const each of this.ends.keys()) (each as { lost?: boolean }).lost = true
+    const unoffered = this.waiting.splice(offered)
+    const withdrawn = [...unoffered, ...this.endpoint.withdrawLost(unoffered)]
+    for (const each of withdrawn) {
+      const write = this.#writeOf.get(each)
+      if (write) write.unwritten = true
+      this.#end(each, "withdrawn")
+    }
+    expect(this.endpoint.heldCommands).toBe(0)
+    return withdrawn
+  }
+
   close(): void {
     const decisions = this.endpoint.close()
     for (const decision of decisions) expect(decision).toMatchObject({ outcome: "closed" })
@@ -110,15 +123,6 @@ class Performer {
         case "acknowledge":
           this.#end(decision.command, "acknowledged")
           break
-        case "replace": {
-          const at = this.waiting.indexOf(decision.waiting)
-          if (at !== -1) {
-            this.waiting[at] = decision.by
-            const write = this.#writeOf.get(decision.waiting)
-            if (write) this.#writeOf.set(decision.by, write)
-          }
-          this.#end(decision.waiting, "replaced")
-        }
       }
     }
   }
@@ -143,6 +147,7 @@ type Step =
   | { readonly do: "write" }
   | { readonly do: "drop"; readonly which: number }
   | { readonly do: "wait"; readonly ms: number }
+  | { readonly do: "lose"; readonly offered: number }
   | { readonly do: "close" }
 
 function stepsWith(about: fc.Arbitrary<About>): fc.Arbitrary<Step[]> {
@@ -153,6 +158,7 @@ function stepsWith(about: fc.Arbitrary<About>): fc.Arbitrary<Step[]> {
     { weight: 4, arbitrary: fc.record({ do: fc.constant("write" as const) }) },
     { weight: 2, arbitrary: fc.record({ do: fc.constant("drop" as const), which }) },
     { weight: 2, arbitrary: fc.record({ do: fc.constant("wait" as const), ms: fc.nat(12) }) },
+    { weight: 1, arbitrary: fc.record({ do: fc.constant("lose" as const), offered: fc.nat(3) }) },
   )
   const withClose = fc.tuple(
     fc.array(step, { maxLength: 60, size: "max" }),
@@ -179,7 +185,7 @@ function expectOneEnd(steps: readonly Step[], windowCommands: number): void {
         break
       case "redeliver": {
         const before = offered[step.which]
-        if (before) offer({ ...before, redelivered: true })
+        if (before) offer({ ...before, redelivered: true, lost: false })
         break
       }
       case "write":
@@ -191,6 +197,12 @@ function expectOneEnd(steps: readonly Step[], windowCommands: number): void {
       case "wait":
         nowMs += step.ms
         performer.expire(nowMs)
+        break
+      case "lose":
+        // The broker delivers again what the endpoint has given back.
+        for (const each of performer.lose(step.offered)) {
+          offer({ ...each, redelivered: true, lost: false })
+        }
         break
       case "close":
         performer.close()
@@ -410,29 +422,13 @@ describe("a number", () => {
 })
 
 describe("a redelivered command", () => {
-  test("takes the place of the one that waits for the socket", () => {
-    const endpoint = endpointOf()
-    const first = command({ messageId: "m" })
-    endpoint.offer(first, 0)
-    const again = command({ messageId: "m", redelivered: true })
-    expect(brief(endpoint.offer(again, 0))).toEqual([["replace", first, again]])
-    const thrice = command({ messageId: "m", redelivered: true })
-    expect(brief(endpoint.offer(thrice, 0))).toEqual([["replace", again, thrice]])
-  })
-
-  test.each(["m", null])(
-    "takes the place of the one that waits behind a gap (id %p)",
-    (messageId) => {
+  test.each([{ messageId: "m" }, { messageId: "m", seq: 1 }, { seq: 1 }, { seq: 0 }])(
+    "that came by another worker is acknowledged while the first waits here: %p",
+    (about) => {
       const endpoint = endpointOf()
-      const first = command({ messageId, seq: 1 })
-      endpoint.offer(first, 0)
-      const again = command({ messageId, seq: 1, redelivered: true })
-      expect(brief(endpoint.offer(again, 5))).toEqual([["replace", first, again]])
-      const zero = command({ seq: 0 })
-      expect(brief(endpoint.offer(zero, 6))).toEqual([
-        ["write", zero],
-        ["write", again],
-      ])
+      endpoint.offer(command(about), 0)
+      const again = command({ ...about, redelivered: true })
+      expect(brief(endpoint.offer(again, 5))).toEqual([["acknowledge", again]])
     },
   )
 
@@ -449,16 +445,6 @@ describe("a redelivered command", () => {
     expect(brief(endpoint.offer(again, 0))).toEqual([["acknowledge", again]])
   })
 
-  test("known by its number is not acknowledged before the first was written", () => {
-    // Acknowledged now, it would be lost with this process.
-    const endpoint = endpointOf()
-    const first = command({ seq: 0 })
-    expect(brief(endpoint.offer(first, 0))).toEqual([["write", first]])
-    const again = command({ seq: 0, redelivered: true })
-    const [decision] = endpoint.offer(again, 0)
-    expect(decision?.do).not.toBe("acknowledge")
-  })
-
   test("does not take the place of another command that has the same number by mistake", () => {
     const endpoint = endpointOf()
     const first = command({ messageId: "a", seq: 1 })
@@ -472,6 +458,65 @@ describe("a redelivered command", () => {
     const unseen = command({ messageId: "m", seq: 0, redelivered: true })
     expect(brief(endpoint.offer(unseen, 0))).toEqual([["write", unseen]])
   })
+})
+
+describe("a lost command", () => {
+  const lost = (about: About) => ({ ...command(about), lost: true })
+
+  test("that was not offered is written in its turn when it is delivered again", () => {
+    const endpoint = endpointOf()
+    const [zero, one] = [lost({ seq: 0 }), lost({ seq: 1 })]
+    const three = lost({ seq: 3, messageId: "m" })
+    endpoint.offer(zero, 0)
+    endpoint.offer(one, 0)
+    endpoint.offer(three, 0)
+    // The socket was offered bytes of the first.
+    expect(endpoint.withdrawLost([one])).toEqual([three])
+    expect(endpoint.heldCommands).toBe(0)
+    endpoint.written(zero)
+    const again = command({ seq: 3, messageId: "m", redelivered: true })
+    expect(endpoint.offer(again, 0)).toEqual([])
+    const two = command({ seq: 2 })
+    expect(endpoint.offer(two, 0)).toEqual([])
+    const oneAgain = command({ seq: 1, redelivered: true })
+    expect(brief(endpoint.offer(oneAgain, 0))).toEqual([
+      ["write", oneAgain],
+      ["write", two],
+      ["write", again],
+    ])
+  })
+
+  test("leaves the numbers that were given up meanwhile late, and waits for none of them", () => {
+    const endpoint = endpointOf()
+    const first = lost({ seq: 0 })
+    endpoint.offer(first, 0)
+    const third = lost({ seq: 2 })
+    endpoint.offer(third, 0)
+    expect(brief(endpoint.expire(GAP_TIMEOUT_MS))).toEqual([["write", third]])
+    expect(endpoint.withdrawLost([first, third])).toEqual([])
+    const second = command({ seq: 1 })
+    expect(brief(endpoint.offer(second, 20))).toEqual([["late", second]])
+    const [again, last] = [
+      command({ seq: 0, redelivered: true }),
+      command({ seq: 2, redelivered: true }),
+    ]
+    expect(endpoint.offer(last, 20)).toEqual([])
+    expect(brief(endpoint.offer(again, 20))).toEqual([
+      ["write", again],
+      ["write", last],
+    ])
+  })
+})
+
+test("the lowest gap can be given up before its time", () => {
+  const endpoint = endpointOf()
+  expect(endpoint.giveUpGap()).toEqual([])
+  const [five, three] = [command({ seq: 5 }), command({ seq: 3 })]
+  endpoint.offer(five, 0)
+  endpoint.offer(three, 0)
+  expect([endpoint.isHeld(three), endpoint.isHeld(command({ seq: 3 }))]).toEqual([true, false])
+  expect(brief(endpoint.giveUpGap())).toEqual([["write", three]])
+  expect([endpoint.gaps, endpoint.heldCommands]).toEqual([1, 1])
 })
 
 describe("a closed endpoint", () => {

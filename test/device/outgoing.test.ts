@@ -23,6 +23,11 @@ function command(text: string, expiresAtMs = NEVER_MS): Command {
   }
 }
 
+/** The delivery that brought it is lost. */
+function lose(command: Command & { lost?: boolean }): void {
+  command.lost = true
+}
+
 function wireOf(commands: readonly Command[]): string {
   return commands.map(({ body }) => `${textOf(body)}\n`).join("")
 }
@@ -222,22 +227,22 @@ describe("bounds", () => {
   })
 })
 
-describe("replace and clear", () => {
-  test("puts another in the place of one that waits or was offered", () => {
+describe("withdraw and clear", () => {
+  test("withdraws the lost commands of which no byte was offered, and keeps the others in order", () => {
     const outgoing = new Outgoing(1_000)
-    const [offered, waiting] = [command("offered"), command("waiting")]
-    const [offered2, waiting2] = [command("offered"), command("waiting")]
+    const [offered, lost, other] = [command("offered"), command("lost"), command("other")]
     outgoing.push(offered)
     flush(outgoing, 2)
-    outgoing.push(waiting)
-    outgoing.replace(offered, offered2)
-    outgoing.replace(waiting, waiting2)
-    outgoing.replace(command("waiting"), command("waiting"))
+    for (const each of [lost, other]) outgoing.push(each)
+    lose(offered)
+    lose(lost)
+    expect(outgoing.withdrawLost()).toEqual([lost])
+    expect(outgoing.withdrawLost()).toEqual([])
     const first = flush(outgoing, 100)
     const second = flush(outgoing, 100)
-    expect(first.wire + second.wire).toBe("fered\nwaiting\n")
-    expect(first.written[0]).toBe(offered2)
-    expect(second.written[0]).toBe(waiting2)
+    expect(first.wire + second.wire).toBe("fered\nother\n")
+    expect([...first.written, ...second.written]).toEqual([offered, other])
+    expect([outgoing.bytes, outgoing.empty]).toEqual([0, true])
   })
 
   test("clear returns what was not written, in order, the one taken in part included", () => {
@@ -257,7 +262,7 @@ type Step =
   | { readonly do: "push"; readonly size: number; readonly ttlMs: number }
   | { readonly do: "flush"; readonly take: number }
   | { readonly do: "wait"; readonly ms: number }
-  | { readonly do: "replace"; readonly which: number }
+  | { readonly do: "lose" }
 
 function steps(maxSize: number): fc.Arbitrary<Step[]> {
   const step = fc.oneof(
@@ -274,7 +279,7 @@ function steps(maxSize: number): fc.Arbitrary<Step[]> {
       arbitrary: fc.record({ do: fc.constant("flush" as const), take: fc.nat(maxSize * 3) }),
     },
     { weight: 1, arbitrary: fc.record({ do: fc.constant("wait" as const), ms: fc.nat(10) }) },
-    { weight: 1, arbitrary: fc.record({ do: fc.constant("replace" as const), which: fc.nat(10) }) },
+    { weight: 1, arbitrary: fc.record({ do: fc.constant("lose" as const) }) },
   )
   return fc.array(step, { maxLength: 50, size: "max" })
 }
@@ -345,13 +350,10 @@ function expectWire(sequence: readonly Step[], maxBytes: number): void {
       case "wait":
         nowMs += step.ms
         break
-      case "replace": {
-        const waiting = left[step.which]
-        if (waiting === undefined) break
-        const by = { ...waiting }
-        outgoing.replace(waiting, by)
-        left[step.which] = by
-      }
+      case "lose":
+        for (const each of left) lose(each)
+        expect(outgoing.withdrawLost()).toEqual(left.splice(offered))
+        break
     }
     expect(outgoing.bytes).toBe(wireOf(left).length - takenOfFirst())
     expect(outgoing.empty).toBe(left.length === 0)
@@ -362,7 +364,7 @@ function expectWire(sequence: readonly Step[], maxBytes: number): void {
   for (const [i, each] of cleared.entries()) expect(each).toBe(left[i] as Command)
 }
 
-test("any order of small commands, partial takes, expiry and replacement", () => {
+test("any order of small commands, partial takes, expiry and loss", () => {
   check(fc.property(steps(8), fc.integer({ min: 1, max: 60 }), expectWire), CHEAP_RUNS)
 })
 

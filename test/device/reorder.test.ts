@@ -342,7 +342,7 @@ describe("far numbers", () => {
   })
 })
 
-describe("clear and replace", () => {
+describe("clear, withdraw and rewind", () => {
   test("clear takes out all that is held, ascending, and nothing is held any more", () => {
     const buffer = new ReorderBuffer({ windowCommands: 10, gapTimeoutMs: GAP_TIMEOUT_MS })
     for (const seq of [5, 2, 9]) buffer.offer(numbered(seq), 0, [])
@@ -350,18 +350,31 @@ describe("clear and replace", () => {
     expect([buffer.heldCount, buffer.clear()]).toEqual([0, []])
   })
 
-  test("replace puts another command in the same turn, and does nothing for one that is not held", () => {
+  test("withdraws what is held and lost, ascending, and keeps the rest", () => {
     const buffer = new ReorderBuffer({ windowCommands: 10, gapTimeoutMs: GAP_TIMEOUT_MS })
-    buffer.offer(numbered(2), 0, [])
-    buffer.offer(numbered(4), 5, [])
-    const by = numbered(2)
-    buffer.replace(by)
-    buffer.replace(numbered(3))
-    expect(buffer.heldCount).toBe(2)
+    for (const seq of [9, 2, 5]) buffer.offer({ ...numbered(seq), lost: seq !== 5 }, 0, [])
+    expect(seqsOf(buffer.withdrawLost())).toEqual([2, 9])
+    expect([buffer.heldCount, buffer.heldAt(5)?.seq]).toEqual([1, 5])
+  })
+
+  test("after a rewind expects the same numbers again, without those that were passed over", () => {
+    const buffer = new ReorderBuffer({ windowCommands: 10, gapTimeoutMs: GAP_TIMEOUT_MS })
+    // 2 and 3 are given up, 5 is released and not written after all.
+    for (const seq of [0, 1, 4, 5, 6]) buffer.offer(numbered(seq), 0, [])
+    buffer.expire(GAP_TIMEOUT_MS, [])
+    buffer.unwritten(5)
+    buffer.rewind(1)
     const out: NumberedCommand[] = []
-    buffer.expire(GAP_TIMEOUT_MS, out)
-    expect(out).toEqual([by])
-    expect(out[0]).toBe(by)
+    const verdicts = [0, 2, 3, 5, 6, 4].map((seq) => buffer.offer(numbered(seq), 20, out))
+    expect(verdicts).toEqual(["duplicate", "late", "late", "late", "held", "held"])
+    expect(buffer.offer(numbered(1), 20, out)).toBe("released")
+    expect(buffer.offer(numbered(7), 20, out)).toBe("released")
+    expect([seqsOf(out), buffer.heldCount]).toEqual([[1, 4, 6, 7], 0])
+  })
+
+  test("a rewind goes back only", () => {
+    const buffer = new ReorderBuffer({ windowCommands: 10, gapTimeoutMs: GAP_TIMEOUT_MS })
+    expect(() => buffer.rewind(1)).toThrow("beyond the next number 0")
   })
 })
 

@@ -71,6 +71,7 @@ function delivery(body: string | object, replyTo?: string): Delivery {
     properties: replyTo === undefined ? {} : { replyTo },
     redelivered: false,
     lost: false,
+    settled: false,
     acknowledge: () => undefined,
   }
 }

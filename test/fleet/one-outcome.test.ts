@@ -1,5 +1,5 @@
 /**
- * One outcome each (CONTRACT 4.2 to 4.4, 7): whatever order commands, connections, takeovers, lost broker
+ * One outcome each: whatever order commands, connections, takeovers, lost broker
  * connections, killed and drained workers and time come in, every command ends, as often as it should,
  * and every device has one connection that all workers find. The real code of several workers on a
  * simulated broker; each run is one order of all that could happen.
@@ -125,7 +125,11 @@ function gather(fleet: SimulatedFleet, command: SentCommand): Evidence {
     mistakable: command.disturbed.requeued > 0 && namesakes(fleet, command).length > 0,
     fail: (why) => {
       const entry = command.entry === null ? null : [command.entry.process.name, ended]
-      throw new Error(`${command.body} ${why}: ${JSON.stringify({ ...command, entry }, null, 1)}`)
+      const takenBy = [...command.takenBy]
+      const forwardedAs = [...command.forwardedAs]
+      const foundDeadBy = [...command.foundDeadBy]
+      const told = { ...command, entry, takenBy, foundDeadBy, forwardedAs }
+      throw new Error(`${command.body} ${why}: ${JSON.stringify(told, null, 1)}`)
     },
   }
 }
@@ -146,16 +150,29 @@ function verifyEnds(performed: Performed, evidence: Evidence): void {
 /** At least once: what a fault may repeat, and nothing else. */
 function verifyRepeats({ fleet }: Performed, evidence: Evidence): void {
   const { command, outcomes, wires, fail } = evidence
-  const { requeued, cut, abandoned } = command.disturbed
+  const { cut, abandoned } = command.disturbed
   // Being handed out again is the one way to begin anew. A publish that is repeated is told by the
   // command's id where it arrives, unless the worker that knew has ended, or left both in its queue
   // for so long that the broker gave them up.
   const copies = cut + abandoned
   const leftInQueue = command.deadLetters > 0
   const someEnded = fleet.allWorkers.some(({ ended }) => ended !== null)
-  const most = 1 + requeued + (someEnded || leftInQueue ? copies : 0)
+  // What a worker knew is gone with it.
+  const dead = fleet.allWorkers.filter(
+    ({ ended, process }) =>
+      ended !== null &&
+      (command.takenBy.has(process.name) ||
+        command.endings.some((ending) => ending.process === process.name)),
+  ).length
+  // Another worker may find a dead letter of what one has ended, and several a dead letter that was delivered again.
+  // Where the command was written it is recognised, as long as its connection is there, by which it is found.
+  const writtenAndThere = wires.some((seen) => fleet.isOpen(seen))
+  const found = [...command.foundDeadBy].filter((name) => !command.takenBy.has(name)).length
+  const others = writtenAndThere ? Math.max(0, command.foundDeadBy.size - 1) : found
+  const takers = Math.max(1, command.takenBy.size + others)
+  const most = takers + dead + (someEnded || leftInQueue ? copies : 0)
   if (outcomes.length > most) fail(`has more than ${most} outcomes`)
-  const mostByOne = 1 + requeued + (leftInQueue ? copies : 0)
+  const mostByOne = takers + dead + (leftInQueue ? copies : 0)
   for (const { process: one } of command.endings) {
     const byOne = command.endings.filter(({ process }) => process === one)
     if (byOne.length > mostByOne) fail(`has more than ${mostByOne} outcomes from ${one}`)
@@ -227,7 +244,7 @@ function verifyAnswers({ command, outcomes, wires, entryLost, fail }: Evidence):
 /** Each outcome where it belongs. */
 function verifyMeaning(performed: Performed, evidence: Evidence): void {
   const { command, outcomes, wires, refused, fail } = evidence
-  const { fleet, plain, jumped } = performed
+  const { fleet, plain, jumped, limited } = performed
   const { requeued, cut, abandoned } = command.disturbed
   const calm = requeued + cut + abandoned === 0
   for (const { id, name } of wires) {
@@ -249,7 +266,7 @@ function verifyMeaning(performed: Performed, evidence: Evidence): void {
   }
   // Nobody may be called offline who is there and stays.
   const there = plain.get(command)
-  if (there === undefined || jumped || refused || there.losses !== fleet.losses) return
+  if (there === undefined || jumped || limited || refused || there.losses !== fleet.losses) return
   const { on } = there
   const at = fleet.connections.indexOf(on)
   const stays = fleet.connections.every(

@@ -1,6 +1,6 @@
 /**
  * Orders of events that have each been somebody's fault, told step by step: what becomes of one command
- * (CONTRACT 4.3, 7) and of one device (3). The real code of several workers on a simulated broker; every
+ * and of one device. The real code of several workers on a simulated broker; every
  * step that is not named happens at once. See `one-outcome.test.ts` for all orders.
  */
 

@@ -1,5 +1,5 @@
 /**
- * Presence (CONTRACT 4.4): what is told of a device that connects or disconnects, in which order, and what
+ * Presence: what is told of a device that connects or disconnects, in which order, and what
  * becomes of it while the broker takes nothing. On a lane that settles when the test says so.
  */
 

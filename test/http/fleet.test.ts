@@ -1,5 +1,5 @@
 /**
- * The routes of the fleet (CONTRACT 5): what is asked of the census for each request, how each of its
+ * The routes of the fleet: what is asked of the census for each request, how each of its
  * answers is told, and which requests are refused before it is asked. Through `app.request()`, without a
  * port.
  */

@@ -47,6 +47,14 @@ export interface StoredMessage {
   readonly properties: MessageProperties
   readonly expiresAtMs: number
   readonly redelivered: boolean
+  /** How often it was put back, since the consumer that had it was lost. */
+  readonly returns: number
+}
+
+/** Limits of a queue, as arguments (`x-…`) or policies set them. */
+export interface Policy {
+  readonly "delivery-limit"?: number
+  readonly "max-length"?: number
 }
 
 type Message = { -readonly [K in keyof StoredMessage]: StoredMessage[K] }
@@ -58,6 +66,12 @@ export interface SimulatedBrokerOptions {
   readonly disturbed?: (
     message: Pick<StoredMessage, "body" | "properties">,
     how: Disturbance,
+    queue: string,
+  ) => void
+  /** Told of each message that comes to a client. */
+  readonly delivered?: (
+    client: string,
+    message: Pick<StoredMessage, "body" | "properties">,
     queue: string,
   ) => void
   /** Told of each message that a queue takes. */
@@ -88,6 +102,7 @@ export class SimulatedBroker {
   readonly options: SimulatedBrokerOptions
   readonly #queues = new Map<string, Queue>()
   readonly #bindings = new Map<string, Set<string>>()
+  readonly #policies = new Map<string, Policy>()
   readonly #steps = new Set<PossibleStep>()
   #arrivals = 0
   /** Tells the connections apart in what is told of steps. */
@@ -204,14 +219,31 @@ export class SimulatedBroker {
     return queues.length === 0 && mandatory !== false ? "returned" : "confirmed"
   }
 
-  /** Puts back what a lost consumer had in hand, each where it was. */
+  /** Puts back what a lost consumer had in hand, each where it was; what was put back too often is given up. */
   requeue(queue: Queue, messages: Iterable<Message>): void {
+    const limit = this.#limit(queue, "delivery-limit")
     for (const message of messages) {
       message.redelivered = true
+      message.returns += 1
       this.options.disturbed?.(message, "requeued", queue.name)
-      queue.messages.push(message)
+      if (message.returns > limit) this.#deadLetter(queue, message, "delivery_limit")
+      else queue.messages.push(message)
     }
     queue.messages.sort((a, b) => a.number - b.number)
+  }
+
+  /** Sets a limit as a policy does: for a queue that is there. */
+  setPolicy(queue: string, policy: Policy): void {
+    this.#policies.set(queue, { ...this.#policies.get(queue), ...policy })
+  }
+
+  #limit(queue: Queue, limit: keyof Policy): number {
+    const own = queue.arguments[`x-${limit}`]
+    const policy = this.#policies.get(queue.name)?.[limit]
+    return Math.min(
+      typeof own === "number" ? own : Number.POSITIVE_INFINITY,
+      policy ?? Number.POSITIVE_INFINITY,
+    )
   }
 
   #addQueue(name: string, args: QueueDeclaration["arguments"]): void {
@@ -255,21 +287,25 @@ export class SimulatedBroker {
       properties,
       expiresAtMs: this.nowMs + Math.min(most, own),
       redelivered: false,
+      returns: 0,
     }
     queue.messages.push(message)
     this.options.stored?.(queue.name, message)
+    while (queue.messages.length > this.#limit(queue, "max-length")) {
+      const oldest = queue.messages.shift()
+      if (oldest !== undefined) this.#deadLetter(queue, oldest, "maxlen")
+    }
   }
 
   #expireHead(queue: Queue): void {
+    const head = queue.messages.shift()
+    if (head !== undefined) this.#deadLetter(queue, head, "expired")
+  }
+
+  #deadLetter(queue: Queue, { body, properties }: Message, reason: string): void {
     const deadLetters = this.#queues.get(String(queue.arguments["x-dead-letter-routing-key"]))
-    for (;;) {
-      const head = queue.messages[0]
-      if (head === undefined || head.expiresAtMs > this.nowMs) return
-      queue.messages.shift()
-      if (deadLetters === undefined) continue
-      this.#store(deadLetters, head.body, bereaved(head.properties, queue.name, this.nowMs))
-      return
-    }
+    if (deadLetters === undefined) return
+    this.#store(deadLetters, body, bereaved(properties, queue.name, reason, this.nowMs))
   }
 }
 
@@ -295,15 +331,16 @@ function encoded(properties: MessageProperties): MessageProperties {
 function bereaved(
   { expiration, ...properties }: MessageProperties,
   queue: string,
+  reason: string,
   nowMs: number,
 ): MessageProperties {
   const deaths = (properties.headers?.["x-death"] ?? []) as Record<string, HeaderValue>[]
   const isSame = (death: Record<string, HeaderValue>) =>
-    death["queue"] === queue && death["reason"] === "expired"
+    death["queue"] === queue && death["reason"] === reason
   const before = deaths.find(isSame)
   const death = {
     queue,
-    reason: "expired",
+    reason,
     exchange: "",
     "routing-keys": [queue],
     time: new Date(nowMs),
@@ -314,7 +351,7 @@ function bereaved(
   const first = {
     "x-first-death-exchange": "",
     "x-first-death-queue": queue,
-    "x-first-death-reason": "expired",
+    "x-first-death-reason": reason,
   }
   return {
     ...properties,
@@ -474,6 +511,10 @@ class ConsumerChannel {
   readonly #toClient: ToClient[] = []
   #toBroker: ToBroker[] = []
   #cancelled = false
+  /** Acknowledgements that were taken, and how many of them the client knows to be. */
+  #acknowledgements = 0
+  #taken = 0
+  #knownTaken = 0
 
   constructor(
     broker: SimulatedBroker,
@@ -505,6 +546,13 @@ class ConsumerChannel {
         () => this.#toBroker.length > 0,
         () => this.takeOne(),
       ),
+      broker.addStep(
+        () => `answer the fence of ${where}`,
+        () => this.#knownTaken < this.#taken && session.attached && client.reading,
+        () => {
+          this.#knownTaken = this.#taken
+        },
+      ),
     ]
   }
 
@@ -516,8 +564,10 @@ class ConsumerChannel {
   takeOne(): boolean {
     const first = this.#toBroker.shift()
     if (first === undefined) return false
-    if ("acknowledged" in first) this.unacknowledged.delete(first.acknowledged)
-    else {
+    if ("acknowledged" in first) {
+      this.unacknowledged.delete(first.acknowledged)
+      this.#taken += 1
+    } else {
       this.#cancelled = true
       this.#queue.consumers.delete(this)
       this.#queue.unusedSinceMs = this.#broker.nowMs
@@ -545,8 +595,10 @@ class ConsumerChannel {
     if (message === undefined) return
     this.unacknowledged.add(message)
     const session = this.#session
-    const { body, properties, redelivered } = message
-    let acknowledged = false
+    const { body, redelivered } = message
+    const properties = this.#counted(message)
+    let number = 0
+    const isSettled = () => number > 0 && number <= this.#knownTaken
     this.#toClient.push({
       delivery: {
         queue: this.#queue.name,
@@ -558,18 +610,30 @@ class ConsumerChannel {
         },
         acknowledge: () => {
           if (!session.attached) return
-          // RabbitMQ closes the channel at this.
-          if (acknowledged) throw new Error(`acknowledged twice: ${brief(message)}`)
-          acknowledged = true
+          if (number > 0) return
+          this.#acknowledgements += 1
+          number = this.#acknowledgements
           this.#toBroker.push({ acknowledged: message })
+        },
+        get settled() {
+          return isSettled()
         },
       },
     })
   }
 
+  /** A quorum queue tells how often a message was put back. */
+  #counted({ properties, returns }: Message): MessageProperties {
+    if (returns === 0 || this.#queue.arguments["x-queue-type"] !== "quorum") return properties
+    return { ...properties, headers: { ...properties.headers, "x-delivery-count": returns } }
+  }
+
   #arrive(): void {
     const first = this.#toClient.shift()
     if (first === undefined) return
+    if ("delivery" in first) {
+      this.#broker.options.delivered?.(this.#client.name, first.delivery, this.#queue.name)
+    }
     this.#client.enter(() => {
       if ("delivery" in first) this.subscription.deliver(first.delivery)
       else first.cancelled()
@@ -610,7 +674,7 @@ export class SimulatedClient implements Broker {
   readonly kind = "amqp"
   readonly enter: (act: () => void) => void
   readonly #broker: SimulatedBroker
-  readonly #name: string
+  readonly name: string
   readonly #lanes: SimulatedLane[] = []
   #setup: BrokerSetup | null = null
   #listener: BrokerListener | null = null
@@ -632,7 +696,7 @@ export class SimulatedClient implements Broker {
 
   constructor(broker: SimulatedBroker, name: string, enter: (act: () => void) => void) {
     this.#broker = broker
-    this.#name = name
+    this.name = name
     this.enter = enter
     const add = (what: string, possible: () => boolean, act: () => void) => {
       const step = broker.addStep(
@@ -768,7 +832,7 @@ export class SimulatedClient implements Broker {
     const setup = this.#setup
     if (setup === null) return
     this.#broker.declare(setup)
-    const session = new Session(this.#broker, `${this.#name} publishing`)
+    const session = new Session(this.#broker, `${this.name} publishing`)
     for (const [at] of this.#lanes.entries()) {
       session.lanes.push(new LaneChannel(this.#broker, this, session, at))
     }
@@ -785,7 +849,7 @@ export class SimulatedClient implements Broker {
     const setup = this.#setup
     if (setup === null) return
     this.#broker.declare(setup)
-    this.#consuming = new Session(this.#broker, `${this.#name} consuming`)
+    this.#consuming = new Session(this.#broker, `${this.name} consuming`)
     this.#missing = this.#paused
     const wanted = this.#paused ? [] : setup.subscriptions
     this.#toSubscribe = wanted.filter(({ untilClose = false }) => untilClose || !this.#stopped)
@@ -827,6 +891,9 @@ export class SimulatedClient implements Broker {
       this.#toSubscribe = []
       this.#locked = []
       this.#cancelling?.resolve()
+      queueMicrotask(() => {
+        for (const { subscription } of session.consumers) subscription.lost?.()
+      })
     }
     this.#changed()
   }

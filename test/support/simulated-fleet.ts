@@ -5,7 +5,7 @@
  */
 
 import type { HeaderValue, MessageProperties } from "../../src/broker/broker.ts"
-import { HOPS_HEADER } from "../../src/broker/command-message.ts"
+import { COMMAND_ID_HEADER, HOPS_HEADER } from "../../src/broker/command-message.ts"
 import type { SendResult } from "../../src/broker/sender.ts"
 import { DEAD_LETTERS, workerQueue } from "../../src/broker/topology.ts"
 import type { Outcome } from "../../src/device/command.ts"
@@ -58,6 +58,12 @@ export interface SentCommand {
   readonly receiptsDisturbed: Record<Disturbance, number>
   /** How often the broker gave it up. */
   deadLetters: number
+  /** The processes that took it before it was forwarded. */
+  readonly takenBy: Set<string>
+  /** The processes that took it after the broker had given it up. */
+  readonly foundDeadBy: Set<string>
+  /** The ids under which it was forwarded. */
+  readonly forwardedAs: Set<string>
   /** How often it was forwarded, of the copy that was most often. */
   hops: number
   /** What the caller by HTTP was told. */
@@ -134,11 +140,20 @@ export class SimulatedFleet {
         const command = this.commandOf(message)
         if (command !== undefined) command.disturbed[how] += 1
       },
+      delivered: (client, message, queue) => {
+        const command = queue === REPLIES ? undefined : this.commandOf(message)
+        if (command === undefined) return
+        const { headers = {} } = message.properties
+        if (queue === DEAD_LETTERS) command.foundDeadBy.add(client)
+        else if (headers[COMMAND_ID_HEADER] === undefined) command.takenBy.add(client)
+      },
       stored: (queue, message) => {
         const command = queue === REPLIES ? undefined : this.commandOf(message)
         if (command === undefined) return
         command.stored = true
         if (queue === DEAD_LETTERS) command.deadLetters += 1
+        const commandId = message.properties.headers?.[COMMAND_ID_HEADER]
+        if (typeof commandId === "string") command.forwardedAs.add(commandId)
         const hops = Number(message.properties.headers?.[HOPS_HEADER] ?? 0)
         command.hops = Math.max(command.hops, hops)
       },
@@ -415,7 +430,8 @@ export class SimulatedFleet {
     const number = this.commands.length
     const { deviceId = null, connectionId = null, seq = null, messageId = null } = publishing
     const { expirationMs = null, dated = false } = publishing
-    const sentAtMs = by === "http" ? this.nowMs : Math.floor(this.nowMs / 1_000) * 1_000
+    // A timestamp has whole seconds, and the fraction never shortens an expiration.
+    const sentAtMs = by === "http" ? this.nowMs : Math.floor(this.nowMs / 1_000) * 1_000 + 999
     // Without a date an expiration counts from wherever the command arrives.
     const expires = expirationMs !== null && (by === "http" || dated)
     const command: SentCommand = {
@@ -436,6 +452,9 @@ export class SimulatedFleet {
       disturbed: { requeued: 0, cut: 0, abandoned: 0 },
       receiptsDisturbed: { requeued: 0, cut: 0, abandoned: 0 },
       deadLetters: 0,
+      takenBy: new Set(),
+      foundDeadBy: new Set(),
+      forwardedAs: new Set(),
       hops: 0,
       answers: [],
     }
@@ -446,20 +465,19 @@ export class SimulatedFleet {
   /** Records the outcomes that a worker counts. */
   #watch(worker: SimulatedWorker): void {
     const { outcomes } = worker
-    const settle = outcomes.settleDelivery.bind(outcomes)
+    const stands = outcomes.stands.bind(outcomes)
     const keep = outcomes.keep.bind(outcomes)
-    let within = false
-    outcomes.settleDelivery = (delivery, outcome, detail, recipient) => {
-      this.#ended(worker, this.commandOf(delivery), outcome, detail)
-      within = true
-      settle(delivery, outcome, detail, recipient)
-      within = false
+    outcomes.stands = (command, outcome, detail) => {
+      this.#ended(worker, this.commandOf(command.delivery), outcome, detail)
+      stands(command, outcome, detail)
     }
-    outcomes.keep = (body, properties, outcome, detail, stored) => {
+    outcomes.keep = (body, properties, outcome, detail, options) => {
       const command = this.commandOf({ body, properties })
-      // The sender keeps what did not even come to a connection; what did was recorded there.
-      if (!within && !this.#endsOnConnection) this.#ended(worker, command, outcome, detail)
-      keep(body, properties, outcome, detail, stored)
+      // The sender, whose copies are always wanted, keeps what did not even come to a connection; what did was
+      // recorded there.
+      if (options.wanted === undefined && !this.#endsOnConnection)
+        this.#ended(worker, command, outcome, detail)
+      keep(body, properties, outcome, detail, options)
     }
   }
 

@@ -11,6 +11,7 @@ import {
   type SentCommand,
   SimulatedFleet,
 } from "./simulated-fleet.ts"
+import { QUEUES } from "./simulated-worker.ts"
 
 /** Few, so that scenarios meet the same again. */
 export const NAMES = ["a", "b"] as const
@@ -72,7 +73,7 @@ const send = of("send", {
 const connect = of("connect", { slot, name: mostly(name, 4) })
 const hangUp = of("hang_up", { nth })
 /** The device reads so many bytes more. */
-const read = of("read", { nth, room: fc.constantFrom(0, 1, 4, Number.POSITIVE_INFINITY) })
+const read = of("read", { nth, room: fc.constantFrom(0, 1, 2, 4, Number.POSITIVE_INFINITY) })
 const cut = of("cut", { slot, links: fc.constantFrom("publishing", "consuming", "both") })
 const kill = of("kill", { slot })
 const start = of("start", { slot })
@@ -92,7 +93,7 @@ const action = fc.oneof(
   { weight: 2, arbitrary: send },
   { weight: 5, arbitrary: connect },
   { weight: 1, arbitrary: hangUp },
-  { weight: 1, arbitrary: read },
+  { weight: 3, arbitrary: read },
   { weight: 4, arbitrary: cut },
   { weight: 1, arbitrary: kill },
   { weight: 2, arbitrary: start },
@@ -106,7 +107,10 @@ type Made<T> = T extends fc.Arbitrary<infer A> ? A : never
 export type Action = Made<typeof action>
 
 export const scenario = fc.record({
-  workers: fc.integer({ min: 2, max: 4 }),
+  workers: fc.integer({ min: 1, max: 4 }),
+  /** Policies of the operator's on `to_device` and on the queues of the workers. */
+  deliveryLimit: seldom(fc.constantFrom(0, 1, 2), 3),
+  maxLength: seldom(fc.constantFrom(1, 4), 8),
   /** Whether workers that have ended are started again at last. */
   restored: fc.boolean(),
   confirmsInOrder: fc.boolean(),
@@ -129,17 +133,23 @@ export interface Performed {
   readonly plain: ReadonlyMap<SentCommand, PlainCase>
   readonly killed: boolean
   readonly jumped: boolean
+  /** The broker may have given up what waited in a queue. */
+  readonly limited: boolean
   /** When the last action was over. */
   readonly lastActionAtMs: number
 }
 
 /** Performs a scenario, and lets time pass until no command is left anywhere. Throws when some are. */
 export function perform(scenario: Scenario, trace: (what: string) => void): Performed {
-  const { workers, restored, confirmsInOrder, placed, actions } = scenario
+  const { workers, restored, confirmsInOrder, deliveryLimit, maxLength, placed, actions } = scenario
   const fleet = new SimulatedFleet({ workers, confirmsInOrder, trace })
   // The queues are there before any back-end publishes.
   fleet.settle()
   listenToPresence(fleet)
+  for (const queue of [QUEUES.toDeviceQueue, ...fleet.workers.map((_, slot) => queueOf(slot))]) {
+    if (deliveryLimit !== null) fleet.broker.setPolicy(queue, { "delivery-limit": deliveryLimit })
+    if (maxLength !== null) fleet.broker.setPolicy(queue, { "max-length": maxLength })
+  }
   for (const [n, name] of NAMES.entries()) {
     const slot = placed[n]
     if (typeof slot === "number") fleet.connect(slot % workers, name)
@@ -172,7 +182,7 @@ export function perform(scenario: Scenario, trace: (what: string) => void): Perf
   fleet.calm()
   const killed = actions.some((each) => each.do === "kill")
   const jumped = actions.some((each) => each.do === "jump")
-  return { fleet, plain, killed, jumped, lastActionAtMs }
+  return { fleet, plain, killed, jumped, limited: maxLength !== null, lastActionAtMs }
 }
 
 function act(fleet: SimulatedFleet, action: Action, workers: number): void {

@@ -6,11 +6,12 @@
 
 import { Consumer, type Locate } from "../../src/broker/consumer.ts"
 import { CommandIds } from "../../src/broker/forwarding.ts"
-import type { Outcomes } from "../../src/broker/outcomes.ts"
+import { Outcomes } from "../../src/broker/outcomes.ts"
 import { Posts } from "../../src/broker/posts.ts"
 import { Sender, type SendRequest, type SendResult } from "../../src/broker/sender.ts"
 import { brokerSetup } from "../../src/broker/setup.ts"
 import { fleetQueue } from "../../src/broker/topology.ts"
+import { UnacknowledgedCommands } from "../../src/broker/unacknowledged-commands.ts"
 import { Counters } from "../../src/counters.ts"
 import { Backpressure } from "../../src/device/backpressure.ts"
 import type { CloseReason } from "../../src/device/close-reason.ts"
@@ -120,6 +121,8 @@ export class SimulatedWorker {
   readonly client: SimulatedClient
   readonly connections: Connections
   readonly fleet: Fleet
+  readonly unacknowledged: UnacknowledgedCommands
+  readonly outcomes: Outcomes
   readonly consumer: Consumer
   readonly sender: Sender
   readonly posts: Posts
@@ -134,6 +137,7 @@ export class SimulatedWorker {
   readonly #ids: ConnectionIds
   readonly #hooks: SimulatedWorkerHooks
   #sweepDueMs: number
+  readonly #prefetchOf = new Map<string, number>()
   #readySinceMs = 0
   #wasReady = false
 
@@ -167,13 +171,20 @@ export class SimulatedWorker {
       commandIds: new CommandIds(self),
     }
     this.posts = new Posts(this.client, counters, nowMs)
-    this.consumer = new Consumer(this.client, this.posts, {
+    this.unacknowledged = new UnacknowledgedCommands(this.client, limits.maxHeldBytes, counters)
+    this.outcomes = new Outcomes(
+      this.posts,
+      this.unacknowledged,
+      counters,
+      QUEUES.undeliveredQueue,
+      nowMs,
+    )
+    this.consumer = new Consumer(this.posts, this.outcomes, this.unacknowledged, {
       ...routing,
       maxLineBytes: limits.maxLineBytes,
-      maxHeldBytes: limits.maxHeldBytes,
-      undeliveredQueue: QUEUES.undeliveredQueue,
+      mayServe: (worker) => this.fleet.mayServe(worker),
     })
-    this.sender = new Sender(this.client, this.posts, this.consumer.outcomes, {
+    this.sender = new Sender(this.client, this.posts, this.outcomes, {
       ...routing,
       replyQueue: fleetQueue(self),
       timeoutMs: limits.sendTimeoutMs,
@@ -209,20 +220,18 @@ export class SimulatedWorker {
     this.#ids = new ConnectionIds(self)
   }
 
-  get outcomes(): Outcomes {
-    return this.consumer.outcomes
-  }
-
   start(): void {
     const setup = brokerSetup({ ...QUEUES, prefetch: this.#limits.prefetch }, this.self, {
-      command: (delivery) => this.consumer.deliver(delivery),
+      command: (delivery, prefetch) => this.consumer.deliver(delivery, prefetch),
       deadLetter: (delivery) => this.consumer.deliverDeadLetter(delivery),
+      commandsLost: () => this.unacknowledged.lost(),
       fleetMessage: (delivery) => this.fleet.deliver(delivery),
       receipt: (delivery) => this.sender.deliverReceipt(delivery),
       fault: (error) => {
         throw error
       },
     })
+    for (const { queue, prefetch } of setup.subscriptions) this.#prefetchOf.set(queue, prefetch)
     this.client.start(setup, {
       stateChanged: (state) => {
         const ready = state.is === "ready"
@@ -322,7 +331,7 @@ export class SimulatedWorker {
     return (
       this.state === "gone" ||
       (this.state === "serving" &&
-        this.consumer.heldCount === 0 &&
+        this.unacknowledged.count === 0 &&
         this.posts.count === 0 &&
         this.sender.pendingCount === 0 &&
         this.fleet.locator.pendingCount === 0 &&
@@ -332,6 +341,9 @@ export class SimulatedWorker {
 
   readonly #sweep = (): void => {
     const nowMs = this.#nowMs()
+    const sinceMs = nowMs - this.#sweepDueMs + SWEEP_EVERY_MS
+    if (this.client.state.is !== "away") this.unacknowledged.pass(Math.max(0, sinceMs))
+    this.consumer.sweep(this.#prefetchOf)
     this.#sweepDueMs = nowMs + SWEEP_EVERY_MS
     this.connections.sweep(nowMs, nowMs)
     this.fleet.sweep(nowMs)
@@ -366,7 +378,7 @@ export class SimulatedWorker {
         closeSome: (most) => this.connections.closeSome(most, "drained"),
         settled: () =>
           this.connections.count === 0 &&
-          this.consumer.heldCount === 0 &&
+          this.unacknowledged.count === 0 &&
           this.sender.pendingCount === 0 &&
           this.posts.count === 0 &&
           this.fleet.told,

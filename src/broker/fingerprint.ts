@@ -1,0 +1,38 @@
+/**
+ * The fingerprint of a command's message: what stays the same when the broker delivers it again, dead-letters
+ * it, or another worker forwards it. Two messages with one fingerprint are alike in all that their sender
+ * said, but for the expiration.
+ *
+ * Left out: what the broker changes (`expiration` and the `x-` headers of dead letters, CC and BCC) and what the
+ * gateway adds (`owsla-` headers, persistence). Pure. Computed only after a connection was lost.
+ */
+
+import type { MessageProperties } from "./broker.ts"
+
+const CHANGED_HEADER =
+  /^(owsla-|CC$|BCC$|x-(death$|first-death-|last-death-|delivery-count$|acquired-count$))/
+
+/** Drawn once for a process, so that nobody can prepare two messages with one fingerprint. */
+const SEED = crypto.getRandomValues(new BigUint64Array(1))[0] ?? 0n
+
+export function fingerprint(body: Uint8Array, properties: MessageProperties): string {
+  const { headers = {}, timestamp } = properties
+  const names = Object.keys(headers).filter((name) => !CHANGED_HEADER.test(name))
+  const said = [
+    properties.messageId,
+    properties.correlationId,
+    properties.replyTo,
+    properties.type,
+    properties.appId,
+    properties.contentType,
+    properties.contentEncoding,
+    properties.priority,
+    // No Date holds it when it is in other units than seconds, and copies are then without it.
+    timestamp === undefined || Number.isNaN(timestamp.getTime()) ? null : timestamp.getTime(),
+    names.sort().map((name) => [name, headers[name]]),
+  ]
+  const text = JSON.stringify(said, (_, value: unknown) =>
+    typeof value === "bigint" ? String(value) : value,
+  )
+  return `${Bun.hash(body, SEED)} ${Bun.hash(text, SEED)} ${body.length}`
+}

@@ -1,0 +1,121 @@
+/**
+ * Lost commands: what a worker remembers of the commands that it had in hand, or had just acknowledged, when its
+ * connection to the broker was lost, so that it recognises each when the broker delivers it again or
+ * dead-letters it.
+ *
+ *   unfinished ──ended──► ended ─┐
+ *       └──dropped──► dropped    ├──recognised, or after `REMEMBERED_MS`──► forgotten
+ *   acknowledged ────────────────┘
+ *
+ *   unfinished    bytes were offered to the socket, or its outcome is being stored: its one outcome comes here
+ *   ended         its outcome is stored, and its delivery was never acknowledged
+ *   dropped       nothing was done with it: the next delivery decides
+ *   acknowledged  the broker may have lost the acknowledgement
+ *
+ * A message has no identity of its own in AMQP, so commands that are alike in everything (`fingerprint.ts`) cannot
+ * be told apart, and need not be: of several the broker delivers those again that were never acknowledged,
+ * and perhaps those whose acknowledgement it has lost. So the unfinished and ended ones are recognised
+ * first, then the dropped ones, and the acknowledged ones last: one too many is written rather than one
+ * too few.
+ *
+ * Pure. Time counts only while the broker is there: `pass`. Bound: `MAX_REMEMBERED`, then the oldest that is
+ * not unfinished is forgotten.
+ */
+
+/** The broker delivers again at once; this is for one that first has to find out that a connection is gone. */
+export const REMEMBERED_MS = 120_000
+export const MAX_REMEMBERED = 65_536
+
+export type LostState = "unfinished" | "ended" | "dropped" | "acknowledged"
+
+export interface LostCommand<C> {
+  readonly fingerprint: string
+  /** What its copies have in common (`deduplicator.ts`); null on one that was not forwarded to this worker. */
+  readonly copyKey: string | null
+  /** Whether its queue may have given it up as expired by now. */
+  readonly mayExpire: boolean
+  /** The command that is in hand while it is unfinished; null otherwise. */
+  command: C | null
+  /** The id under which it was forwarded from here: a message with this id is the forward, not the lost command. */
+  readonly forwardedAs: string | null
+  state: LostState
+}
+
+const ORDER: readonly LostState[] = ["unfinished", "ended", "dropped", "acknowledged"]
+
+export class LostCommands<C> {
+  readonly #byFingerprint = new Map<string, Set<LostCommand<C>>>()
+  /** In the order of their losses, with the time at which each is forgotten. */
+  readonly #all = new Map<LostCommand<C>, number>()
+  #nowMs = 0
+
+  get count(): number {
+    return this.#all.size
+  }
+
+  add(lost: LostCommand<C>): void {
+    this.#all.set(lost, this.#nowMs + REMEMBERED_MS)
+    const alike = this.#byFingerprint.get(lost.fingerprint)
+    if (alike === undefined) this.#byFingerprint.set(lost.fingerprint, new Set([lost]))
+    else alike.add(lost)
+    if (this.#all.size <= MAX_REMEMBERED) return
+    for (const oldest of this.#all.keys()) {
+      if (oldest.state === "unfinished") continue
+      this.forget(oldest)
+      return
+    }
+  }
+
+  /**
+   * The lost command that this message is, forgotten from now on; null when it matches none.
+   *
+   * @param forwarded the id under which the message was forwarded to this worker, and the key of its copies; null
+   * when it was not. One that was not forwarded when it was lost may come by another worker now, and then has both.
+   * @param expired the broker gave the message up because its time was over.
+   */
+  recognise(
+    fingerprint: string,
+    forwarded: { readonly commandId: string; readonly copyKey: string } | null,
+    expired: boolean,
+  ): LostCommand<C> | null {
+    const alike = this.#byFingerprint.get(fingerprint)
+    if (alike === undefined) return null
+    const copyKey = forwarded?.copyKey ?? null
+    let best: LostCommand<C> | null = null
+    for (const lost of alike) {
+      const byOther =
+        lost.copyKey === null && forwarded !== null && lost.forwardedAs !== forwarded.commandId
+      if (lost.copyKey !== copyKey && !byOther) continue
+      if (expired && !lost.mayExpire) continue
+      if (best === null || rank(lost, copyKey) < rank(best, copyKey)) best = lost
+    }
+    if (best !== null) this.forget(best)
+    return best
+  }
+
+  forget(lost: LostCommand<C>): void {
+    this.#all.delete(lost)
+    const alike = this.#byFingerprint.get(lost.fingerprint)
+    alike?.delete(lost)
+    if (alike?.size === 0) this.#byFingerprint.delete(lost.fingerprint)
+  }
+
+  /** Lets time pass; to be called only for time in which the broker was there. */
+  pass(ms: number): void {
+    this.#nowMs += ms
+    for (const [lost, untilMs] of this.#all) {
+      if (untilMs > this.#nowMs) return
+      if (lost.state !== "unfinished") this.forget(lost)
+      else {
+        // Moved to the end, which keeps the order of the times.
+        this.#all.delete(lost)
+        this.#all.set(lost, this.#nowMs + REMEMBERED_MS)
+      }
+    }
+  }
+}
+
+function rank(lost: LostCommand<unknown>, copyKey: string | null): number {
+  // The very same message before one that may have come by another worker.
+  return ORDER.indexOf(lost.state) + (lost.copyKey === copyKey ? 0 : ORDER.length)
+}

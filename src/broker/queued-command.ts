@@ -1,0 +1,67 @@
+/**
+ * A command that came by a queue, from its arrival until its delivery is acknowledged, or lost before anything
+ * was done with it.
+ *
+ *   routing ─┬─► at_connection ─┬────────► ending ──stored──► ended
+ *            ├─► forwarding ────┤            │
+ *            └──────────────────┘            │
+ *   routing, at_connection (no byte offered), forwarding and ending (nothing published) ──lost──► dropped
+ *
+ * routing: the device is looked up. at_connection: in the reorder buffer or the outgoing queue. forwarding: being
+ * published to another worker's queue. ending: its outcome is known; copy and receipt are being stored.
+ *
+ * The delivery changes when the command is delivered again while its outcome is still to come.
+ */
+
+import type { Command, CommandSource } from "../device/command.ts"
+import type { Connection } from "../device/connection.ts"
+import type { Delivery } from "./broker.ts"
+import type { CommandMessage } from "./command-message.ts"
+import type { LostCommand } from "./lost-commands.ts"
+
+export type QueuedCommandState =
+  | "routing"
+  | "at_connection"
+  | "forwarding"
+  | "ending"
+  | "ended"
+  | "dropped"
+
+export class QueuedCommand implements Command {
+  readonly body: Uint8Array
+  readonly seq: number | null
+  readonly messageId: string | null
+  readonly expiresAtMs: number
+  readonly redelivered: boolean
+  readonly source: CommandSource
+  delivery: Delivery
+  /** The queue that it is counted for. */
+  readonly queue: string
+  /** Null when the message could not be read as a command. */
+  readonly message: CommandMessage | null
+  state: QueuedCommandState = "routing"
+  /** Set while it is at a connection. */
+  connection: Connection | null = null
+  /** It was lost here before anything was done with it, so it is not written yet. */
+  droppedBefore = false
+  /** The id under which it was forwarded; null before. */
+  forwardedAs: string | null = null
+  /** Set from the loss of its delivery until it is delivered again. */
+  loss: LostCommand<QueuedCommand> | null = null
+
+  constructor(delivery: Delivery, message: CommandMessage | null, source: CommandSource) {
+    this.body = delivery.body
+    this.seq = message?.seq ?? null
+    this.messageId = message?.messageId ?? null
+    this.expiresAtMs = message?.expiresAtMs ?? Number.POSITIVE_INFINITY
+    this.redelivered = delivery.redelivered || message?.redelivered === true
+    this.source = source
+    this.delivery = delivery
+    this.queue = delivery.queue
+    this.message = message
+  }
+
+  get lost(): boolean {
+    return this.delivery.lost
+  }
+}

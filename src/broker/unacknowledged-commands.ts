@@ -1,0 +1,224 @@
+/**
+ * The commands that this worker has taken from its queues and not acknowledged: how many there are, how large,
+ * and what becomes of each when its delivery is lost.
+ *
+ *   add ─► in hand ─┬─ acknowledge: its outcome is stored ─► acknowledged, remembered until the broker has that
+ *                   ├─ lost, nothing done with it ─────────► dropped
+ *                   └─ lost, bytes offered or outcome begun ► in hand until it ends; see `lost-commands.ts`
+ *
+ * Bounds: the prefetch of each queue; `maxBytes` of bodies, beyond which the broker is read no further;
+ * `MAX_ACKNOWLEDGED` acknowledgements that the broker may not have processed.
+ */
+
+import type { Counters } from "../counters.ts"
+import { Fifo } from "../fifo.ts"
+import type { Broker, Delivery } from "./broker.ts"
+import { Deduplicator } from "./deduplicator.ts"
+import { fingerprint } from "./fingerprint.ts"
+import { type LostCommand, LostCommands, type LostState } from "./lost-commands.ts"
+import type { QueuedCommand } from "./queued-command.ts"
+
+/** More than the broker leaves unprocessed for long: a fence every `FENCE_MS` says which it has processed. */
+const MAX_ACKNOWLEDGED = 16_384
+
+export interface DeadLetter {
+  /** It was given up because its time was over. */
+  readonly expired: boolean
+}
+
+interface Acknowledged {
+  readonly delivery: Delivery
+  readonly command: QueuedCommand
+}
+
+export class UnacknowledgedCommands {
+  readonly #broker: Pick<Broker, "pauseConsuming" | "resumeConsuming">
+  readonly #maxBytes: number
+  readonly #counters: Counters
+  readonly #commands = new Set<QueuedCommand>()
+  readonly #byQueue = new Map<string, number>()
+  readonly #acknowledged = new Fifo<Acknowledged>()
+  readonly #lost = new LostCommands<QueuedCommand>()
+  readonly #copies = new Deduplicator()
+  #bytes = 0
+  #paused = false
+
+  constructor(
+    broker: Pick<Broker, "pauseConsuming" | "resumeConsuming">,
+    maxBytes: number,
+    counters: Counters,
+  ) {
+    this.#broker = broker
+    this.#maxBytes = maxBytes
+    this.#counters = counters
+  }
+
+  get count(): number {
+    return this.#commands.size
+  }
+
+  countFrom(queue: string): number {
+    return this.#byQueue.get(queue) ?? 0
+  }
+
+  /** In the order of their arrival. */
+  all(): Iterable<QueuedCommand> {
+    return this.#commands
+  }
+
+  /**
+   * Takes a command in hand, unless it is known: one that was lost and has come again, or a copy of one that was
+   * forwarded twice. Those are taken care of.
+   *
+   * @param deadLetter the broker has given it up.
+   * @returns false when it was known.
+   */
+  add(command: QueuedCommand, deadLetter: DeadLetter | null): boolean {
+    if (this.#isKnown(command, deadLetter)) {
+      this.#counters.commandsRedelivered += 1
+      return false
+    }
+    this.#commands.add(command)
+    this.#byQueue.set(command.queue, this.countFrom(command.queue) + 1)
+    this.#bytes += command.body.length
+    if (!this.#paused && this.#bytes > this.#maxBytes) {
+      this.#paused = true
+      this.#broker.pauseConsuming()
+    }
+    return true
+  }
+
+  /** Its outcome is stored, or another delivery tells it: the broker is to forget it. */
+  acknowledge(command: QueuedCommand): void {
+    command.state = "ended"
+    const key = keyOf(command)
+    if (key !== null) this.#copies.ended(key)
+    command.connection = null
+    const { delivery, loss } = command
+    if (loss !== null) finish(loss, "ended")
+    // Lost, and not told yet: `lost` remembers it.
+    else if (delivery.lost) return
+    else this.#acknowledge(delivery, command)
+    this.#release(command)
+  }
+
+  /** Nothing was done with a command that is lost: the next delivery of it decides. */
+  drop(command: QueuedCommand): void {
+    if (command.state === "dropped") return
+    command.state = "dropped"
+    command.connection = null
+    const key = keyOf(command)
+    if (key !== null) this.#copies.drop(key)
+    this.#counters.commandsDropped += 1
+    if (command.loss !== null) finish(command.loss, "dropped")
+    else this.#remember(command, "dropped")
+    this.#release(command)
+  }
+
+  /** A connection was lost: to be called before the next one delivers anything. */
+  lost(): void {
+    const connections = new Set(
+      [...this.#commands].flatMap(({ lost, connection }) =>
+        lost && connection !== null ? [connection] : [],
+      ),
+    )
+    // Those that wait there come back by `drop`.
+    for (const connection of connections) connection.withdrawLost()
+    for (const command of this.#commands) {
+      if (!command.lost || command.loss !== null) continue
+      switch (command.state) {
+        case "routing":
+          this.drop(command)
+          break
+        case "ended":
+          this.#remember(command, "ended")
+          this.#release(command)
+          break
+        default:
+          this.#remember(command, "unfinished")
+      }
+    }
+    for (;;) {
+      const acknowledged = this.#acknowledged.shift()
+      if (acknowledged === undefined) return
+      const { delivery, command } = acknowledged
+      if (!delivery.settled) this.#lost.add(lossOf(delivery, command, "acknowledged"))
+    }
+  }
+
+  /** Lets time pass in which the broker was there. */
+  pass(ms: number): void {
+    this.#lost.pass(ms)
+  }
+
+  #isKnown(command: QueuedCommand, deadLetter: DeadLetter | null): boolean {
+    const { delivery, message } = command
+    const key = keyOf(command)
+    if (this.#lost.count > 0 && (command.redelivered || deadLetter !== null)) {
+      const print = fingerprint(delivery.body, delivery.properties)
+      const commandId = message?.commandId ?? null
+      const forwarded = key === null || commandId === null ? null : { commandId, copyKey: key }
+      const lost = this.#lost.recognise(print, forwarded, deadLetter?.expired === true)
+      if (lost !== null && lost.state !== "dropped") {
+        // Its copies have nothing to add, whatever becomes of it.
+        if (key !== null) this.#copies.ended(key)
+        if (lost.command === null) this.#acknowledge(delivery, command)
+        else {
+          lost.command.delivery = delivery
+          lost.command.loss = null
+        }
+        return true
+      }
+      command.droppedBefore = lost !== null
+    }
+    if (key === null || this.#copies.take(key)) return false
+    this.#acknowledge(delivery, command)
+    return true
+  }
+
+  #remember(command: QueuedCommand, state: LostState): void {
+    command.loss = lossOf(command.delivery, command, state)
+    this.#lost.add(command.loss)
+  }
+
+  #acknowledge(delivery: Delivery, command: QueuedCommand): void {
+    delivery.acknowledge()
+    while (this.#acknowledged.peek()?.delivery.settled === true) this.#acknowledged.shift()
+    if (this.#acknowledged.length >= MAX_ACKNOWLEDGED) this.#acknowledged.shift()
+    this.#acknowledged.push({ delivery, command })
+  }
+
+  #release(command: QueuedCommand): void {
+    if (!this.#commands.delete(command)) return
+    this.#byQueue.set(command.queue, this.countFrom(command.queue) - 1)
+    this.#bytes -= command.body.length
+    if (!this.#paused || this.#bytes > this.#maxBytes / 2) return
+    this.#paused = false
+    this.#broker.resumeConsuming()
+  }
+}
+
+function lossOf(
+  delivery: Delivery,
+  command: QueuedCommand,
+  state: LostState,
+): LostCommand<QueuedCommand> {
+  return {
+    fingerprint: fingerprint(delivery.body, delivery.properties),
+    copyKey: keyOf(command),
+    mayExpire: Number.isFinite(command.expiresAtMs),
+    command: state === "unfinished" ? command : null,
+    forwardedAs: command.forwardedAs,
+    state,
+  }
+}
+
+function finish(loss: LostCommand<QueuedCommand>, state: "ended" | "dropped"): void {
+  loss.state = state
+  loss.command = null
+}
+
+function keyOf({ message }: QueuedCommand): string | null {
+  const commandId = message?.commandId ?? null
+  return commandId === null || message === null ? null : Deduplicator.key(commandId, message.hops)
+}
