@@ -114,7 +114,10 @@ export class Consumer {
     }
     const command = new QueuedCommand(delivery, read, this.#outcomes)
     const givenUp = readGivenUp(delivery)
-    const deadLetter = givenUp === null ? null : { expired: givenUp.outcome === "expired" }
+    const deadLetter =
+      givenUp === null
+        ? null
+        : { expired: givenUp.outcome === "expired", forwards: givenUp.forwards }
     if (!this.#unacknowledged.add(command, deadLetter)) return
     this.#route(command, read, givenUp === null ? FRESH : { leftIn: null, givenUp })
     if (this.#unacknowledged.countFrom(delivery.queue) >= prefetch) this.#makeRoom(delivery.queue)
@@ -125,6 +128,8 @@ export class Consumer {
     const { counters, nowMs, maxLineBytes } = this.#options
     counters.deadLettersReceived += 1
     const death = readDeath(delivery.properties)
+    const given = readGivenUp(delivery)
+    const forwards = given?.forwards ?? 0
     const expired = death?.reason === "expired"
     const expiration = death?.expiration ?? null
     const properties = { ...delivery.properties }
@@ -137,7 +142,7 @@ export class Consumer {
     const read = readCommand(delivery.body, properties, nowMs(), maxLineBytes)
     if ("outcome" in read) {
       const command = new QueuedCommand(delivery, null, this.#outcomes)
-      if (!this.#unacknowledged.add(command, { expired })) return
+      if (!this.#unacknowledged.add(command, { expired, forwards })) return
       this.#outcomes.settle(command, read.outcome, read.detail, null)
       return
     }
@@ -148,9 +153,11 @@ export class Consumer {
       (expiration === null || Number(expiration) > WORKER_QUEUE_TTL_MS) &&
       read.expiresAtMs > nowMs()
     // One that was left with a worker has not expired: it may be any command of that queue.
-    const deadLetter = { expired: expired && !leftWithWorker }
+    // The same of one that was forwarded after it was given up, whatever it was given up for.
+    const timeOver = given === null ? expired && !leftWithWorker : given.outcome === "expired"
+    const deadLetter = { expired: timeOver, forwards }
     if (!this.#unacknowledged.add(command, deadLetter)) return
-    const givenUp = readGivenUp(delivery) ?? (leftWithWorker ? null : givenUpBy(death))
+    const givenUp = given ?? (leftWithWorker ? null : givenUpBy(death))
     this.#route(command, read, { leftIn: death?.queue ?? null, givenUp })
   }
 

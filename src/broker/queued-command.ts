@@ -42,6 +42,8 @@ export class QueuedCommand implements Command {
   state: QueuedCommandState = "routing"
   /** Set while it is at a connection. */
   connection: Connection | null = null
+  /** By which its copies are told; null when it was not forwarded. */
+  copyKey: string | null = null
   /** It was lost here before anything was done with it, so it is not written yet. */
   droppedBefore = false
   /** The id under which it was forwarded; null before. */

@@ -24,6 +24,8 @@ const MAX_ACKNOWLEDGED = 16_384
 export interface DeadLetter {
   /** It was given up because its time was over. */
   readonly expired: boolean
+  /** How often it was forwarded since. */
+  readonly forwards: number
 }
 
 interface Acknowledged {
@@ -91,8 +93,7 @@ export class UnacknowledgedCommands {
   /** Its outcome is stored, or another delivery tells it: the broker is to forget it. */
   acknowledge(command: QueuedCommand): void {
     command.state = "ended"
-    const key = keyOf(command)
-    if (key !== null) this.#copies.ended(key)
+    if (command.copyKey !== null) this.#copies.ended(command.copyKey)
     command.connection = null
     const { delivery, loss } = command
     if (loss !== null) finish(loss, "ended")
@@ -107,8 +108,7 @@ export class UnacknowledgedCommands {
     if (command.state === "dropped") return
     command.state = "dropped"
     command.connection = null
-    const key = keyOf(command)
-    if (key !== null) this.#copies.drop(key)
+    if (command.copyKey !== null) this.#copies.drop(command.copyKey)
     this.#counters.commandsDropped += 1
     if (command.loss !== null) finish(command.loss, "dropped")
     else this.#remember(command, "dropped")
@@ -154,6 +154,9 @@ export class UnacknowledgedCommands {
   #isKnown(command: QueuedCommand, deadLetter: DeadLetter | null): boolean {
     const { delivery, message } = command
     const key = keyOf(command)
+    // One that was given up may come back here again and again, and is no copy of itself.
+    const forwards = deadLetter?.forwards ?? 0
+    command.copyKey = key === null || forwards === 0 ? key : `${key} given up ${forwards}`
     if (this.#lost.count > 0 && (command.redelivered || deadLetter !== null)) {
       const print = fingerprint(delivery.body, delivery.properties)
       const commandId = message?.commandId ?? null
@@ -161,7 +164,7 @@ export class UnacknowledgedCommands {
       const lost = this.#lost.recognise(print, forwarded, deadLetter?.expired === true)
       if (lost !== null && lost.state !== "dropped") {
         // Its copies have nothing to add, whatever becomes of it.
-        if (key !== null) this.#copies.ended(key)
+        if (command.copyKey !== null) this.#copies.ended(command.copyKey)
         if (lost.command === null) this.#acknowledge(delivery, command)
         else {
           lost.command.delivery = delivery
@@ -171,7 +174,7 @@ export class UnacknowledgedCommands {
       }
       command.droppedBefore = lost !== null
     }
-    if (key === null || this.#copies.take(key)) return false
+    if (command.copyKey === null || this.#copies.take(command.copyKey)) return false
     this.#acknowledge(delivery, command)
     return true
   }

@@ -937,6 +937,7 @@ describe("a dead letter", () => {
       expect([arrived.acknowledged, holder.unacknowledged.count]).toEqual([1, 0])
       // The worker was gone, and its queue gave up what it was sent.
       const orphan = { ...properties, headers: { ...properties.headers, ...death(OTHER_QUEUE) } }
+      subject.place = { is: "nowhere", detail: "nobody holds it" }
       await subject.deliverDead(orphan)
       expect(subject.kept().map(([kept]) => kept)).toEqual([outcome])
     },
