@@ -1,9 +1,9 @@
 /**
- * What `broker.ts` promises, sentence by sentence, asked of both brokers: the one in memory, and AMQP
- * with a real RabbitMQ and its quorum queues.
+ * What `broker.ts` promises, sentence by sentence, asked of each broker: the one in memory, AMQP with a real
+ * RabbitMQ and its quorum queues, and the simulated one on which the property tests of the fleet run.
  *
- * The last part is asked of AMQP alone. It needs a second broker object on the same queues, or has to
- * see what is left in them, and the embedded broker's queues live and die with their one object.
+ * The last parts are not asked of the embedded broker. They need a second client of the same queues, have to see
+ * what is left in them, or lose connections; the embedded broker's queues live and die with their one object.
  */
 
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test"
@@ -20,7 +20,9 @@ import {
 } from "../../src/broker/broker.ts"
 import { readDeath } from "../../src/broker/command-message.ts"
 import { EmbeddedBroker } from "../../src/broker/embedded.ts"
+import { AmqpProxy } from "../support/amqp-proxy.ts"
 import { sharedRabbitMq, type TestBroker, uniqueNames } from "../support/rabbitmq.ts"
+import { SimulatedBroker, type SimulatedClient } from "../support/simulated-broker.ts"
 import { until, within } from "../support/wait.ts"
 
 const START_LIMIT_MS = 60_000
@@ -51,6 +53,8 @@ class User {
   readonly lane: Lane
   readonly states: BrokerState["is"][] = []
   readonly deliveries: Delivery[] = []
+  /** What it was told of lost connections, and what had come by then. */
+  readonly losses: { queue: string; deliveries: number; lost: boolean }[] = []
   /** The lane's state each time it was said to be open. */
   readonly openings: string[] = []
   onDelivery: (delivery: Delivery) => void = () => undefined
@@ -62,10 +66,20 @@ class User {
   }
 
   /** @param subscribed the prefetch for each queue that is consumed. */
-  start(queues: QueueDeclaration[], subscribed: Record<string, number> = {}): void {
+  start(
+    queues: QueueDeclaration[],
+    subscribed: Record<string, number> = {},
+    untilClose: readonly string[] = [],
+  ): void {
     const subscriptions = Object.entries(subscribed).map(([queue, prefetch]) => ({
       queue,
       prefetch,
+      untilClose: untilClose.includes(queue),
+      lost: () => {
+        // None that came on the lost connection is left to be acknowledged, and none has come on the next.
+        const came = this.from(queue)
+        this.losses.push({ queue, deliveries: came.length, lost: came.every(({ lost }) => lost) })
+      },
       deliver: (delivery: Delivery) => {
         this.deliveries.push(delivery)
         this.onDelivery(delivery)
@@ -152,21 +166,86 @@ async function userOf(broker: Broker, prefetch = 100): Promise<{ user: User; inb
   return { user: await user.ready(), inbox: inbox.name }
 }
 
-const BROKERS: { kind: Broker["kind"]; make: () => Broker }[] = [
-  { kind: "embedded", make: () => new EmbeddedBroker() },
-  { kind: "amqp", make: () => new AmqpBroker(rabbit.url, "contract test") },
-]
+/** A broker that several clients may have in common. */
+interface World {
+  readonly kind: "embedded" | "amqp" | "simulated"
+  /** A client of it; of the embedded one, a broker of its own. */
+  make(): Broker
+}
 
-describe.each(BROKERS)("the $kind broker", ({ kind, make }) => {
+interface SharedWorld extends World {
+  /** Messages that wait in a queue. */
+  depth(queue: string): Promise<number>
+  /** A client whose connections `lose` closes. */
+  makeLosable(): Broker
+  lose(): void
+}
+
+const EMBEDDED: World = { kind: "embedded", make: () => new EmbeddedBroker() }
+
+let proxy: AmqpProxy
+
+const AMQP: SharedWorld = {
+  kind: "amqp",
+  make: () => new AmqpBroker(rabbit.url, "contract test"),
+  depth: (queue) => rabbit.queueDepth(queue),
+  makeLosable: () => {
+    const url = new URL(rabbit.url)
+    url.port = String(proxy.port)
+    return new AmqpBroker(url.href, "contract test")
+  },
+  lose: () => proxy.cut(),
+}
+
+/** The simulated broker with nobody who chooses: what can happen happens at the next turn. */
+const simulated = new SimulatedBroker(Date.now())
+const simulatedClients: SimulatedClient[] = []
+
+function pump(): void {
+  simulated.nowMs = Date.now()
+  simulated.settle()
+}
+
+function simulatedClient(): Broker {
+  const client = simulated.client(`client ${simulatedClients.length}`)
+  simulatedClients.push(client)
+  return client
+}
+
+const SIMULATED: SharedWorld = {
+  kind: "simulated",
+  make: simulatedClient,
+  depth: async (queue) => simulated.waiting(queue).length,
+  makeLosable: simulatedClient,
+  lose: () => {
+    for (const client of simulatedClients) {
+      client.cut("publishing")
+      client.cut("consuming")
+    }
+  },
+}
+
+let pumping: ReturnType<typeof setInterval>
+
+beforeAll(async () => {
+  proxy = await AmqpProxy.start(rabbit.port)
+  pumping = setInterval(pump, 1)
+})
+
+afterAll(() => {
+  clearInterval(pumping)
+  proxy.stop()
+})
+
+describe.each([EMBEDDED, AMQP, SIMULATED])("the $kind broker", (world) => {
+  const { kind } = world
+  const make = () => world.make()
+  const depth = "depth" in world ? (world as SharedWorld).depth : null
   // New queues for each test, so that none sees what another left.
   const fresh = (run: () => Promise<void>) => async () => {
     name = uniqueNames(`contract.${kind}`)
     await run()
   }
-
-  test("says which one it is", () => {
-    expect(make().kind).toBe(kind)
-  })
 
   describe("its state", () => {
     test(
@@ -548,12 +627,31 @@ describe.each(BROKERS)("the $kind broker", ({ kind, make }) => {
         for (const delivery of deliveries) delivery.acknowledge()
         expect(await user.publish(message(inbox, { body: text("f") }))).toBe("confirmed")
         expect(contents(user.from(inbox))).toEqual(["a", "b", "c"])
-        if (kind === "amqp") {
-          await until(async () => (await rabbit.queueDepth(inbox)) === 3, { what: "three left" })
+        if (depth !== null) {
+          await until(async () => (await depth(inbox)) === 3, { what: "three left" })
           await user.broker.close()
-          expect(await rabbit.queueDepth(inbox)).toBe(3)
+          expect(await depth(inbox)).toBe(3)
           expect(contents(user.from(inbox))).toEqual(["a", "b", "c"])
         }
+      }),
+      LIMIT_MS,
+    )
+
+    test(
+      "that lasts until the broker is closed goes on when the others are stopped",
+      fresh(async () => {
+        const [inbox, lasting] = [queue("inbox"), queue("lasting")]
+        const user = new User(make())
+        user.start([inbox, lasting], { [inbox.name]: 10, [lasting.name]: 10 }, [lasting.name])
+        await user.ready()
+        await user.publish(message(lasting.name, { body: text("before") }))
+        const [before] = await user.delivered(1, lasting.name)
+        await within(user.broker.stopConsuming(), { what: "stopConsuming" })
+        before?.acknowledge()
+        await user.publish(message(inbox.name))
+        await user.publish(message(lasting.name, { body: text("after") }))
+        expect(contents(await user.delivered(2, lasting.name))).toEqual(["before", "after"])
+        expect(user.from(inbox.name)).toEqual([])
       }),
       LIMIT_MS,
     )
@@ -567,8 +665,8 @@ describe.each(BROKERS)("the $kind broker", ({ kind, make }) => {
         await within(user.broker.stopConsuming(), { what: "stopConsuming" })
         await user.ready()
         expect(await user.publish(message(inbox.name))).toBe("confirmed")
-        if (kind === "amqp") {
-          await until(async () => (await rabbit.queueDepth(inbox.name)) === 1, { what: "one left" })
+        if (depth !== null) {
+          await until(async () => (await depth(inbox.name)) === 1, { what: "one left" })
         }
         expect(user.deliveries).toEqual([])
       }),
@@ -628,8 +726,8 @@ describe.each(BROKERS)("the $kind broker", ({ kind, make }) => {
         await user.broker.close()
         delivery?.acknowledge()
         delivery?.acknowledge()
-        if (kind === "amqp") {
-          await until(async () => (await rabbit.queueDepth(inbox)) === 1, { what: "it to be back" })
+        if (depth !== null) {
+          await until(async () => (await depth(inbox)) === 1, { what: "it to be back" })
         }
       }),
       LIMIT_MS,
@@ -725,14 +823,14 @@ describe.each(BROKERS)("the $kind broker", ({ kind, make }) => {
   })
 })
 
-describe("the amqp broker alone", () => {
+describe.each([AMQP, SIMULATED])("several clients of the $kind broker", ({ kind, make, depth }) => {
   const start = async (queues: QueueDeclaration[], subscribed: Record<string, number>) => {
-    const user = new User(new AmqpBroker(rabbit.url, "contract test"))
+    const user = new User(make())
     user.start(queues, subscribed)
     return user.ready()
   }
   const fresh = (run: () => Promise<void>) => async () => {
-    name = uniqueNames("contract.two")
+    name = uniqueNames(`contract.two.${kind}`)
     await run()
   }
 
@@ -785,7 +883,7 @@ describe("the amqp broker alone", () => {
       for (const body of ["a", "b", "c"]) {
         await user.publish(message(inbox.name, { body: text(body) }))
       }
-      const handedOver = async () => (await rabbit.queueDepth(inbox.name)) === 0
+      const handedOver = async () => (await depth(inbox.name)) === 0
       await until(handedOver, { what: "the broker to hand them over" })
       expect(user.deliveries).toEqual([])
       user.broker.resumeConsuming()
@@ -801,7 +899,7 @@ describe("the amqp broker alone", () => {
       const feeder = await start(queues, {})
       for (const { name } of queues) await feeder.publish(message(name))
 
-      const user = new User(new AmqpBroker(rabbit.url, "contract test"))
+      const user = new User(make())
       const stopped = Promise.withResolvers<void>()
       user.onDelivery = () => {
         user.onDelivery = () => undefined
@@ -814,7 +912,7 @@ describe("the amqp broker alone", () => {
       // The last to be subscribed to: its first message, and one that came long after the stop.
       const last = queues.at(-1)?.name ?? ""
       expect(await user.publish(message(last))).toBe("confirmed")
-      await until(async () => (await rabbit.queueDepth(last)) === 2, {
+      await until(async () => (await depth(last)) === 2, {
         what: `both messages to stay in ${last}`,
         timeoutMs: 2_000,
       })
@@ -833,7 +931,143 @@ describe("the amqp broker alone", () => {
       await Promise.all(published)
       await first.delivered(2, inbox.name)
       await second.delivered(2, inbox.name)
-      await until(async () => (await rabbit.queueDepth(inbox.name)) === 2, { what: "two waiting" })
+      await until(async () => (await depth(inbox.name)) === 2, { what: "two waiting" })
+    }),
+    LIMIT_MS,
+  )
+})
+
+describe.each([AMQP, SIMULATED])("when the connections of the $kind broker are lost", (world) => {
+  const { kind } = world
+  const fresh = (run: () => Promise<void>) => async () => {
+    name = uniqueNames(`contract.lost.${kind}`)
+    await run()
+  }
+  const start = async (queues: QueueDeclaration[], subscribed: Record<string, number>) => {
+    const user = new User(world.makeLosable())
+    user.start(queues, subscribed)
+    return user.ready()
+  }
+
+  test(
+    "what was not acknowledged is lost, and is delivered again, first and marked",
+    fresh(async () => {
+      const inbox = queue("inbox")
+      const user = await start([inbox], { [inbox.name]: 10 })
+      for (const body of ["a", "b", "c"]) {
+        await user.publish(message(inbox.name, { body: text(body) }))
+      }
+      const before = [...(await user.delivered(3, inbox.name))]
+      expect(before.map(({ lost }) => lost)).toEqual([false, false, false])
+      before[1]?.acknowledge()
+      await until(() => before[1]?.settled, { what: "the broker to have the acknowledgement" })
+      world.lose()
+      const again = (await user.delivered(5, inbox.name)).slice(3)
+      expect(before.map(({ lost }) => lost)).toEqual([true, true, true])
+      expect(contents(again)).toEqual(["a", "c"])
+      expect(again.map(({ redelivered, lost }) => [redelivered, lost])).toEqual([
+        [true, false],
+        [true, false],
+      ])
+      // What is lost can't be acknowledged any more; what is acknowledged now stays so.
+      for (const delivery of [...before, ...again]) delivery.acknowledge()
+      await until(() => again.every(({ settled }) => settled), { what: "both to be settled" })
+      expect(before.map(({ settled }) => settled)).toEqual([false, true, false])
+    }),
+    LIMIT_MS,
+  )
+
+  test(
+    "each subscription is told once, after its deliveries are lost and before any comes again",
+    fresh(async () => {
+      const [inbox, idle] = [queue("inbox"), queue("idle")]
+      const user = await start([inbox, idle], { [inbox.name]: 10, [idle.name]: 10 })
+      for (let n = 0; n < 3; n += 1) await user.publish(message(inbox.name))
+      await user.delivered(3, inbox.name)
+      world.lose()
+      await user.delivered(6, inbox.name)
+      expect(user.losses.toSorted((a, b) => (a.queue < b.queue ? -1 : 1))).toEqual([
+        { queue: idle.name, deliveries: 0, lost: true },
+        { queue: inbox.name, deliveries: 3, lost: true },
+      ])
+    }),
+    LIMIT_MS,
+  )
+
+  test(
+    "another client may be given what was delivered before",
+    fresh(async () => {
+      const inbox = queue("inbox")
+      const user = await start([inbox], { [inbox.name]: 10 })
+      await user.publish(message(inbox.name, { body: text("a") }))
+      await user.delivered(1, inbox.name)
+      const other = new User(world.make())
+      other.start([inbox], { [inbox.name]: 10 })
+      await other.ready()
+      await user.broker.stopConsuming()
+      world.lose()
+      const [delivery] = await other.delivered(1, inbox.name)
+      expect([contents(delivery ? [delivery] : []), delivery?.redelivered]).toEqual([["a"], true])
+    }),
+    LIMIT_MS,
+  )
+
+  test(
+    "what was returned to its queue more often than the limit is dead-lettered as delivery_limit",
+    fresh(async () => {
+      const dead = queue("dead")
+      const inbox = queue("inbox", { ...deadLetteringTo(dead), "x-delivery-limit": 1 })
+      const user = await start([dead, inbox], { [dead.name]: 10, [inbox.name]: 10 })
+      const properties = { messageId: "m", headers: { device_id: "d" } }
+      await user.publish(message(inbox.name, { body: text("a"), properties }))
+      await user.delivered(1, inbox.name)
+      world.lose()
+      const [, again] = await user.delivered(2, inbox.name)
+      expect(Number(again?.properties.headers?.["x-delivery-count"])).toBe(1)
+      world.lose()
+      const [delivery] = await user.delivered(1, dead.name)
+      expect(readDeath(delivery?.properties ?? {})).toEqual({
+        reason: "delivery_limit",
+        queue: inbox.name,
+        expiration: null,
+      })
+      expect(delivery?.properties.messageId).toBe("m")
+      expect(user.from(inbox.name).length).toBe(2)
+    }),
+    LIMIT_MS,
+  )
+
+  test(
+    "what comes back after its time is dead-lettered as expired",
+    fresh(async () => {
+      const dead = queue("dead")
+      const inbox = queue("inbox", deadLetteringTo(dead))
+      const user = await start([dead, inbox], { [dead.name]: 10, [inbox.name]: 10 })
+      const sentAtMs = performance.now()
+      const properties = { expiration: "300" }
+      await user.publish(message(inbox.name, { body: text("a"), properties }))
+      await user.delivered(1, inbox.name)
+      await until(() => performance.now() - sentAtMs > 400, { what: "its time to be over" })
+      world.lose()
+      const [delivery] = await user.delivered(1, dead.name)
+      expect(readDeath(delivery?.properties ?? {})?.reason).toBe("expired")
+      expect(user.from(inbox.name).length).toBe(1)
+    }),
+    LIMIT_MS,
+  )
+
+  test(
+    "a queue that holds more than its length dead-letters the oldest as maxlen",
+    fresh(async () => {
+      const dead = queue("dead")
+      const inbox = queue("inbox", { ...deadLetteringTo(dead), "x-max-length": 2 })
+      const user = await start([dead, inbox], { [dead.name]: 10 })
+      for (const body of ["a", "b", "c"]) {
+        await user.publish(message(inbox.name, { body: text(body) }))
+      }
+      const deliveries = await user.delivered(1, dead.name)
+      expect(contents(deliveries)).toEqual(["a"])
+      expect(readDeath(deliveries[0]?.properties ?? {})?.reason).toBe("maxlen")
     }),
     LIMIT_MS,
   )

@@ -97,9 +97,14 @@ export class AmqpProxy {
     return proxy
   }
 
+  /** Closes every connection there is; new ones are taken. */
+  cut(): void {
+    for (const socket of [...this.#sockets]) socket.destroy()
+  }
+
   stop(): void {
     this.#server.close()
-    for (const socket of this.#sockets) socket.destroy()
+    this.cut()
   }
 }
 

@@ -317,7 +317,7 @@ function encoded(properties: MessageProperties): MessageProperties {
     const carried: Record<string, HeaderValue> = {}
     for (const [name, value] of Object.entries(headers)) {
       // Our client reads 64-bit integers as numbers.
-      carried[name] = typeof value === "bigint" ? Number(value) : value
+      carried[name] = typeof value === "bigint" ? Number(value) : structuredClone(value)
     }
     copy.headers = carried
   }
@@ -465,6 +465,7 @@ class LaneChannel {
     const unsettled = [...this.#taken, ...this.#sent]
     this.#taken = []
     for (const { message } of unsettled) this.#disturbed(message, "cut")
+    this.#sent = this.#sent.map((published) => ({ ...published, settled: () => undefined }))
     queueMicrotask(() => {
       for (const { settled } of unsettled) settled("cut")
     })
@@ -476,11 +477,18 @@ class LaneChannel {
       this.#disturbed(message, "abandoned")
     }
     this.#taken = []
+    this.#sent = this.#sent.map((published) => ({ ...published, settled: () => undefined }))
   }
 
   end(): void {
+    const unsettled = [...this.#taken, ...this.#sent]
+    this.#taken = []
     this.#sent = []
     for (const step of this.#steps) this.#broker.removeStep(step)
+    // Of a connection that was closed in order; of one that was cut all are settled.
+    queueMicrotask(() => {
+      for (const { settled } of unsettled) settled("cut")
+    })
   }
 
   #disturbed(message: OutgoingMessage, how: Disturbance): void {
