@@ -18,6 +18,8 @@ export const COMMAND_ID_HEADER = "owsla-command"
 export const REDELIVERED_HEADER = "owsla-redelivered"
 /** Why the broker gave a command up: its outcome, unless the worker that it is sent to knows the command. */
 export const GIVEN_UP_HEADER = "owsla-given-up"
+/** The hops of a command that was left in a worker's queue, when it was: that worker may have taken it and lost it. */
+export const LEFT_HEADER = "owsla-left"
 /** Milliseconds since 1970; AMQP's `expiration` would start anew in each queue. */
 export const EXPIRES_AT_HEADER = "owsla-expires-at"
 

@@ -23,6 +23,7 @@ import {
   type CommandMessage,
   type Death,
   GIVEN_UP_HEADER,
+  LEFT_HEADER,
   readCommand,
   readDeath,
 } from "./command-message.ts"
@@ -114,10 +115,15 @@ export class Consumer {
     }
     const command = new QueuedCommand(delivery, read, this.#outcomes)
     const givenUp = readGivenUp(delivery)
+    const leftAtHops = readLeft(delivery)
     const deadLetter =
-      givenUp === null
+      givenUp === null && leftAtHops === null
         ? null
-        : { expired: givenUp.outcome === "expired", forwards: givenUp.forwards }
+        : {
+            expired: givenUp?.outcome === "expired",
+            forwards: givenUp?.forwards ?? 0,
+            leftAtHops,
+          }
     if (!this.#unacknowledged.add(command, deadLetter)) return
     this.#route(command, read, givenUp === null ? FRESH : { leftIn: null, givenUp })
     if (this.#unacknowledged.countFrom(delivery.queue) >= prefetch) this.#makeRoom(delivery.queue)
@@ -130,6 +136,7 @@ export class Consumer {
     const death = readDeath(delivery.properties)
     const given = readGivenUp(delivery)
     const forwards = given?.forwards ?? 0
+    const leftAtHops = readLeft(delivery)
     const expired = death?.reason === "expired"
     const expiration = death?.expiration ?? null
     const properties = { ...delivery.properties }
@@ -142,7 +149,7 @@ export class Consumer {
     const read = readCommand(delivery.body, properties, nowMs(), maxLineBytes)
     if ("outcome" in read) {
       const command = new QueuedCommand(delivery, null, this.#outcomes)
-      if (!this.#unacknowledged.add(command, { expired, forwards })) return
+      if (!this.#unacknowledged.add(command, { expired, forwards, leftAtHops })) return
       this.#outcomes.settle(command, read.outcome, read.detail, null)
       return
     }
@@ -155,7 +162,7 @@ export class Consumer {
     // One that was left with a worker has not expired: it may be any command of that queue.
     // The same of one that was forwarded after it was given up, whatever it was given up for.
     const timeOver = given === null ? expired && !leftWithWorker : given.outcome === "expired"
-    const deadLetter = { expired: timeOver, forwards }
+    const deadLetter = { expired: timeOver, forwards, leftAtHops }
     if (!this.#unacknowledged.add(command, deadLetter)) return
     const givenUp = given ?? (leftWithWorker ? null : givenUpBy(death))
     this.#route(command, read, { leftIn: death?.queue ?? null, givenUp })
@@ -192,13 +199,13 @@ export class Consumer {
       givenUp === null ? message.hops < MAX_HOPS : givenUp.forwards < MAX_GIVEN_UP_FORWARDS
     if (owner !== null && owner !== workerId && mayForward && mayServe(owner)) {
       // It may have taken the command and lost it with its connection: then it knows what was done with it.
-      this.#forward(command, message, workerQueue(owner), givenUp)
+      this.#forward(command, message, workerQueue(owner), origin)
       return
     }
     const destination = route(message.target, message.hops, workerId, find)
     if (destination.to === "device") this.#locate(command, message, destination.deviceId, origin)
     else if (destination.to === "queue" && destination.queue !== leftIn && mayForward) {
-      this.#forward(command, message, destination.queue, givenUp)
+      this.#forward(command, message, destination.queue, origin)
     } else if (givenUp !== null) this.#end(command, givenUp)
     else if (destination.to === "here") this.#offer(command, destination.connection)
     else if (destination.to === "nowhere") this.#offline(command, destination.detail)
@@ -216,7 +223,7 @@ export class Consumer {
       const connection = find(deviceId)
       const mayForward = givenUp === null || givenUp.forwards < MAX_GIVEN_UP_FORWARDS
       if (connection === undefined && place.is === "with" && mayForward) {
-        this.#forward(command, message, workerQueue(place.worker), givenUp)
+        this.#forward(command, message, workerQueue(place.worker), origin)
       } else if (givenUp !== null) this.#end(command, givenUp)
       else if (connection !== undefined) this.#offer(command, connection)
       else if (place.is === "nowhere") this.#offline(command, place.detail)
@@ -241,13 +248,9 @@ export class Consumer {
     this.#outcomes.settle(command, outcome, detail, null)
   }
 
-  #forward(
-    command: QueuedCommand,
-    message: CommandMessage,
-    queue: string,
-    givenUp: GivenUp | null,
-  ): void {
+  #forward(command: QueuedCommand, message: CommandMessage, queue: string, origin: Origin): void {
     const { counters, commandIds, nowMs } = this.#options
+    const { leftIn, givenUp } = origin
     counters.commandsForwarded += 1
     const commandId = message.commandId ?? commandIds.mint()
     command.state = "forwarding"
@@ -256,6 +259,9 @@ export class Consumer {
     const hops = givenUp === null ? message.hops : message.hops - 1
     const carried = { ...message, hops, redelivered: command.redelivered, commandId }
     const properties = forwarded(command.delivery.properties, carried, nowMs())
+    if (givenUp === null && leftIn !== null && properties.headers !== undefined) {
+      properties.headers[LEFT_HEADER] = message.hops
+    }
     if (givenUp !== null && properties.headers !== undefined) {
       const { outcome, detail, forwards } = givenUp
       properties.headers[GIVEN_UP_HEADER] = `${outcome} ${forwards + 1} ${detail}`
@@ -274,13 +280,19 @@ export class Consumer {
         if (result === "confirmed") this.#unacknowledged.acknowledge(command)
         else if (result === "withdrawn" && command.lost) this.#unacknowledged.drop(command)
         // It was delivered again before its turn came.
-        else if (result === "withdrawn") this.#forward(command, message, queue, givenUp)
+        else if (result === "withdrawn") this.#forward(command, message, queue, origin)
         else if (givenUp !== null) this.#end(command, givenUp)
         else if (result === "returned") this.#offline(command, `no queue ${queue}`)
         else this.#outcomes.settle(command, "invalid", "its headers are too large", null)
       },
     })
   }
+}
+
+/** The hops of a command when it was left in a worker's queue; null on one that was not. */
+function readLeft({ properties }: Delivery): number | null {
+  const hops = properties.headers?.[LEFT_HEADER]
+  return typeof hops === "number" && Number.isSafeInteger(hops) ? hops : null
 }
 
 /** The outcome of a command that the broker gave up. */

@@ -69,25 +69,25 @@ export class LostCommands<C> {
   /**
    * The lost command that this message is, forgotten from now on; null when it matches none.
    *
-   * @param forwarded the id under which the message was forwarded to this worker, and the key of its copies; null
-   * when it was not. One that was not forwarded when it was lost may come by another worker now, and then has both.
+   * @param forwarded the id under which the message was forwarded to this worker, and the keys that its copies may
+   * have, the likeliest first; null when it was not. One that was not forwarded when it was lost may come by another
+   * worker now, and then has both.
    * @param expired the broker gave the message up because its time was over.
    */
   recognise(
     fingerprint: string,
-    forwarded: { readonly commandId: string; readonly copyKey: string } | null,
+    forwarded: { readonly commandId: string; readonly copyKeys: readonly string[] } | null,
     expired: boolean,
   ): LostCommand<C> | null {
     const alike = this.#byFingerprint.get(fingerprint)
     if (alike === undefined) return null
-    const copyKey = forwarded?.copyKey ?? null
     let best: LostCommand<C> | null = null
+    let bestRank = Number.POSITIVE_INFINITY
     for (const lost of alike) {
-      const byOther =
-        lost.copyKey === null && forwarded !== null && lost.forwardedAs !== forwarded.commandId
-      if (lost.copyKey !== copyKey && !byOther) continue
-      if (expired && !lost.mayExpire) continue
-      if (best === null || rank(lost, copyKey) < rank(best, copyKey)) best = lost
+      const rank = rankOf(lost, forwarded)
+      if (rank === null || rank >= bestRank || (expired && !lost.mayExpire)) continue
+      best = lost
+      bestRank = rank
     }
     if (best !== null) this.forget(best)
     return best
@@ -115,7 +115,18 @@ export class LostCommands<C> {
   }
 }
 
-function rank(lost: LostCommand<unknown>, copyKey: string | null): number {
-  // The very same message before one that may have come by another worker.
-  return ORDER.indexOf(lost.state) + (lost.copyKey === copyKey ? 0 : ORDER.length)
+/** The lower, the likelier; null when the message cannot be that command. */
+function rankOf(
+  lost: LostCommand<unknown>,
+  forwarded: { readonly commandId: string; readonly copyKeys: readonly string[] } | null,
+): number | null {
+  const byState = ORDER.indexOf(lost.state)
+  if (forwarded === null) return lost.copyKey === null ? byState : null
+  const { commandId, copyKeys } = forwarded
+  if (lost.copyKey !== null) {
+    const at = copyKeys.indexOf(lost.copyKey)
+    return at === -1 ? null : at * ORDER.length + byState
+  }
+  // It may have come by another worker, unless it is what was forwarded from here.
+  return lost.forwardedAs === commandId ? null : copyKeys.length * ORDER.length + byState
 }

@@ -24,8 +24,10 @@ const MAX_ACKNOWLEDGED = 16_384
 export interface DeadLetter {
   /** It was given up because its time was over. */
   readonly expired: boolean
-  /** How often it was forwarded since. */
+  /** How often it was forwarded since it was given up for good. */
   readonly forwards: number
+  /** Its hops when it was left in a worker's queue, on the way back to that worker; null otherwise. */
+  readonly leftAtHops: number | null
 }
 
 interface Acknowledged {
@@ -160,7 +162,11 @@ export class UnacknowledgedCommands {
     if (this.#lost.count > 0 && (command.redelivered || deadLetter !== null)) {
       const print = fingerprint(delivery.body, delivery.properties)
       const commandId = message?.commandId ?? null
-      const forwarded = key === null || commandId === null ? null : { commandId, copyKey: key }
+      const leftAtHops = deadLetter?.leftAtHops ?? null
+      const leftAs =
+        commandId === null || leftAtHops === null ? [] : [Deduplicator.key(commandId, leftAtHops)]
+      const forwarded =
+        key === null || commandId === null ? null : { commandId, copyKeys: [key, ...leftAs] }
       const lost = this.#lost.recognise(print, forwarded, deadLetter?.expired === true)
       if (lost !== null && lost.state !== "dropped") {
         // Its copies have nothing to add, whatever becomes of it.

@@ -48,7 +48,7 @@ describe("of several that are alike", () => {
 })
 
 describe("a message that was forwarded", () => {
-  const forwarded = { commandId: "id", copyKey: "id" }
+  const forwarded = { commandId: "id", copyKeys: ["id", "id 2"] }
 
   test("is the lost one with its key, before one that came without another worker", () => {
     const [direct, same] = [lost("unfinished"), lost("ended", { copyKey: "id" })]
@@ -56,6 +56,11 @@ describe("a message that was forwarded", () => {
     expect(remembered.recognise("f", forwarded, false)).toBe(same)
     expect(remembered.recognise("f", forwarded, false)).toBe(direct)
     expect(remembered.recognise("f", forwarded, false)).toBeNull()
+  })
+
+  test("and left in this worker's queue since is the one that was taken before", () => {
+    const [other, before] = [lost("ended", { copyKey: "id 3" }), lost("ended", { copyKey: "id 2" })]
+    expect(commands(other, before).recognise("f", forwarded, false)).toBe(before)
   })
 
   test("from here is not the command that was lost here after it had been forwarded", () => {
