@@ -31,6 +31,12 @@ export class Deduplicator {
     return true
   }
 
+  /** The command counts as new though it had ended for its copies: it was delivered again after it was dropped. */
+  reopen(key: string): void {
+    this.#ended.delete(key)
+    this.#inHand.add(key)
+  }
+
   /** The command is no longer in hand and has no outcome: it counts as new when it comes again. */
   drop(key: string): void {
     this.#inHand.delete(key)

@@ -5,8 +5,8 @@
  *   any other ──► copy in the undelivered queue ─► receipt, if asked for ──► acknowledge
  *
  * The delivery is acknowledged only when the broker has both. When the delivery is lost before the first of them
- * is published, and the command was not written, nothing is published: the next delivery decides. Later
- * the outcome stands. Never decides on an outcome. Bound: one entry for each unacknowledged delivery, so
+ * is published, and no byte of the command was offered to a socket, nothing is published: the next delivery decides.
+ * Later the outcome stands. Never decides on an outcome. Bound: one entry for each unacknowledged delivery, so
  * the prefetch of the consumers.
  */
 
@@ -109,7 +109,7 @@ export class Outcomes implements CommandSource {
       this.stands(command, outcome, detail)
     }
     if (outcome === "written") begun()
-    const wanted = () => stands || !command.lost
+    const wanted = () => stands || command.isOffered || !command.lost
     const storing = { wanted, begun }
     const sendReceipt = () => {
       const { replyTo } = command.delivery.properties

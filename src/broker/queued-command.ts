@@ -5,7 +5,7 @@
  *   routing ─┬─► at_connection ─┬────────► ending ──stored──► ended
  *            ├─► forwarding ────┤            │
  *            └──────────────────┘            │
- *   routing, at_connection (no byte offered), forwarding and ending (nothing published) ──lost──► dropped
+ *   routing, at_connection (no byte offered), forwarding and ending (nothing offered or published) ──lost──► dropped
  *
  * routing: the device is looked up. at_connection: in the reorder buffer or the outgoing queue. forwarding: being
  * published to another worker's queue. ending: its outcome is known; copy and receipt are being stored.
@@ -34,6 +34,7 @@ export class QueuedCommand implements Command {
   readonly expiresAtMs: number
   readonly redelivered: boolean
   readonly source: CommandSource
+  isOffered = false
   delivery: Delivery
   /** The queue that it is counted for. */
   readonly queue: string

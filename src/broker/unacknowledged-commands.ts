@@ -179,6 +179,10 @@ export class UnacknowledgedCommands {
         return true
       }
       command.droppedBefore = lost !== null
+      if (lost !== null && command.copyKey !== null) {
+        this.#copies.reopen(command.copyKey)
+        return false
+      }
     }
     if (command.copyKey === null || this.#copies.take(command.copyKey)) return false
     this.#acknowledge(delivery, command)

@@ -53,6 +53,8 @@ export interface Command {
    * before. Absent on commands that came by no delivery.
    */
   readonly lost?: boolean
+  /** False until bytes of it are offered to a socket, which sets it. Absent where nobody wants to know. */
+  isOffered?: boolean
   readonly source: CommandSource
 }
 

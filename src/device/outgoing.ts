@@ -90,14 +90,14 @@ export class Outgoing {
       if (length + bytes > BATCH_BYTES) {
         if (length > 0) break
         this.#takeWaiting()
-        this.#batch.push(command)
+        this.#offer(command)
         this.#offered = new Uint8Array(bytes)
         this.#offered.set(command.body)
         this.#offered[bytes - 1] = LF
         return this.#offered
       }
       this.#takeWaiting()
-      this.#batch.push(command)
+      this.#offer(command)
       scratch.set(command.body, length)
       scratch[length + bytes - 1] = LF
       length += bytes
@@ -136,6 +136,11 @@ export class Outgoing {
     this.#acceptedOfFirst = 0
     this.#bytes = 0
     return left
+  }
+
+  #offer(command: Command): void {
+    this.#batch.push(command)
+    if (command.isOffered === false) command.isOffered = true
   }
 
   #takeWaiting(): void {

@@ -22,6 +22,15 @@ describe("a message with the key of one that is in hand or has ended", () => {
     expect(deduplicator.take(ID)).toBe(true)
   })
 
+  test("counts as new when it is delivered again after it was dropped, and then has copies again", () => {
+    const deduplicator = new Deduplicator()
+    deduplicator.ended(ID)
+    deduplicator.reopen(ID)
+    expect(deduplicator.take(ID)).toBe(false)
+    deduplicator.drop(ID)
+    expect(deduplicator.take(ID)).toBe(true)
+  })
+
   test("has the same id and the same number of hops", () => {
     const keys = [
       Deduplicator.key(ID, 1),

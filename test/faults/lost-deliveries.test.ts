@@ -4,12 +4,13 @@
  * reads nothing for a while.
  */
 
-import { afterAll, afterEach, beforeAll, expect, test } from "bun:test"
+import { afterAll, afterEach, beforeAll, expect } from "bun:test"
 import { AMQPClient, type AMQPProperties } from "@cloudamqp/amqp-client"
 import { ownQueues, startGateway, type TestGateway } from "../support/gateway.ts"
 import { type PrivateBroker, startRabbitMq, uniqueNames } from "../support/rabbitmq.ts"
 import { connectDevice } from "../support/tls-device.ts"
 import { until } from "../support/wait.ts"
+import { type Figures, fault, sized } from "./fault.ts"
 
 const START_LIMIT_MS = 60_000
 const LIMIT_MS = 90_000
@@ -211,12 +212,24 @@ async function expectOnePlaceEach(
 
 function bodiesOf(count: number, bytes: number): string[] {
   return Array.from({ length: count }, (_, n) =>
-    `command ${String(n).padStart(3, "0")} `.padEnd(bytes, "."),
+    `command ${String(n).padStart(4, "0")} `.padEnd(bytes, "."),
   )
 }
 
-test(
-  "commands without message_id for a slow device are written once each, though their deliveries are lost",
+function outcomesOf(receipts: ReadonlyMap<number, string[]>): Figures {
+  const figures: Record<string, number> = { commands: receipts.size }
+  for (const [outcome] of receipts.values()) {
+    if (outcome !== undefined) figures[outcome] = (figures[outcome] ?? 0) + 1
+  }
+  return figures
+}
+
+fault(
+  {
+    fault: "deliveries lost while a device reads nothing",
+    made: "15 KB commands without message_id for a device with a receive buffer of 4 KB, close_all_connections, then it reads",
+    promise: "each command has one outcome and one receipt, and is written once or kept once",
+  },
   async () => {
     const subject = await Subject.start()
     const device = await slowDevice(subject.gateway.devicePort)
@@ -227,17 +240,23 @@ test(
       what: "the gateway to have taken the commands",
     })
     await until(async () => (await subject.unacknowledged()) > 0, { what: "commands to wait" })
-    await subject.loseConnections()
+    const losses = sized(5, 1)
+    for (let n = 0; n < losses; n += 1) await subject.loseConnections()
     device.read()
     await subject.calm()
     const receipts = await expectOnePlaceEach(subject, bodies, device.lines)
     expect([...receipts.values()].flat()).toContain("written")
+    return { ...outcomesOf(receipts), "connections closed": losses }
   },
   LIMIT_MS,
 )
 
-test(
-  "a command that waits for a number and expires in the queue after its delivery was lost ends once",
+fault(
+  {
+    fault: "expired in the queue after its delivery was lost",
+    made: "a command with to_device_seq 1 and expiration 1000 waits for number 0, close_all_connections after its time",
+    promise: "it ends once, as expired, and is kept once",
+  },
   async () => {
     const subject = await Subject.start({ SEQ_GAP_TIMEOUT_MS: "4000" })
     const device = await connectDevice({ port: subject.gateway.devicePort })
@@ -253,7 +272,8 @@ test(
     await until(() => performance.now() - publishedAtMs > 1_100, { what: "its time to be over" })
     await subject.loseConnections()
     await subject.calm()
-    expect(await subject.receipts()).toEqual(new Map([[0, ["expired"]]]))
+    const receipts = await subject.receipts()
+    expect(receipts).toEqual(new Map([[0, ["expired"]]]))
     // Once this gap is given up, that of the first command would have been too.
     await subject.publish(["later"], numbered(2n))
     await device.waitLines(1)
@@ -261,23 +281,21 @@ test(
     expect(await subject.receipts()).toEqual(new Map([[0, ["written"]]]))
     expect(await subject.undelivered()).toEqual(["numbered"])
     expect(device.lines).toEqual(["later"])
+    return outcomesOf(receipts)
   },
   LIMIT_MS,
 )
 
-test(
-  "commands that the broker gives up by a delivery limit, while a slow device takes them, end once each",
+fault(
+  {
+    fault: "given up by a delivery limit while a device takes it",
+    made: "60 KB commands for a device that reads nothing, policy delivery-limit 1, close_all_connections three times",
+    promise: "each command has one outcome and one receipt, and is written once or kept once",
+  },
   async () => {
     const subject = await Subject.start({ MAX_OUTGOING_BYTES: "8388608" })
     const { TO_DEVICE_QUEUE } = subject.queues
-    await broker.ctl(
-      "set_policy",
-      "limit",
-      `^${TO_DEVICE_QUEUE}$`,
-      '{"delivery-limit":1}',
-      "--apply-to",
-      "queues",
-    )
+    await setPolicy("limit", TO_DEVICE_QUEUE, { "delivery-limit": 1 })
     const device = await slowDevice(subject.gateway.devicePort)
     const headers = { connection_id: await subject.connectionId() }
     const bodies = bodiesOf(60, 60_000)
@@ -288,26 +306,23 @@ test(
     await subject.calm()
     const receipts = await expectOnePlaceEach(subject, bodies, device.lines)
     expect([...receipts.values()].flat()).toContain("closed")
+    return outcomesOf(receipts)
   },
   LIMIT_MS,
 )
 
-test(
-  "commands from a worker's own queue that outlast its time in memory, and lose their deliveries, end once each",
+fault(
+  {
+    fault: "deliveries from a worker's queue lost after the queue's time",
+    made: "60 KB commands to reply_to for a device that reads nothing, close_all_connections after the queue's message TTL (by policy 500 ms)",
+    promise: "each command is written once and has one receipt",
+  },
   async () => {
     const subject = await Subject.start({ MAX_OUTGOING_BYTES: "8388608" })
     const device = await slowDevice(subject.gateway.devicePort)
     const connectionId = await subject.connectionId()
     const queue = `owsla.worker.${connectionId.split(".").slice(0, 2).join(".")}`
-    // Less than its 15 s, so that the time is over sooner.
-    await broker.ctl(
-      "set_policy",
-      "ttl",
-      `^${queue}$`,
-      '{"message-ttl":500}',
-      "--apply-to",
-      "queues",
-    )
+    await setPolicy("ttl", queue, { "message-ttl": 500 })
     const bodies = bodiesOf(60, 60_000)
     const publishedAtMs = performance.now()
     await subject.publish(bodies, { headers: { connection_id: connectionId } }, queue)
@@ -320,6 +335,12 @@ test(
     await subject.calm(queue)
     const receipts = await expectOnePlaceEach(subject, bodies, device.lines)
     expect([...new Set([...receipts.values()].flat())]).toEqual(["written"])
+    return outcomesOf(receipts)
   },
   LIMIT_MS,
 )
+
+async function setPolicy(name: string, queue: string, policy: object): Promise<void> {
+  const pattern = `^${queue.replaceAll(".", "\\.")}$`
+  await broker.ctl("set_policy", name, pattern, JSON.stringify(policy), "--apply-to", "queues")
+}

@@ -164,9 +164,10 @@ function verifyRepeats({ fleet }: Performed, evidence: Evidence): void {
       (command.takenBy.has(process.name) ||
         command.endings.some((ending) => ending.process === process.name)),
   ).length
-  // Another worker may find a dead letter of what one has ended, and several a dead letter that was delivered again.
-  // Where the command was written it is recognised, as long as its connection is there, by which it is found.
-  const writtenAndThere = wires.some((seen) => fleet.isOpen(seen))
+  // Another worker may find the dead letter of a command that one has ended or forwarded, and several a dead letter
+  // that was delivered again. Where the command was written without having been forwarded it is recognised, as long
+  // as its connection is there, by which it is found.
+  const writtenAndThere = wires.some((seen) => fleet.isOpen(seen)) && command.forwardedAs.size === 0
   const found = [...command.foundDeadBy].filter((name) => !command.takenBy.has(name)).length
   const others = writtenAndThere ? Math.max(0, command.foundDeadBy.size - 1) : found
   const takers = Math.max(1, command.takenBy.size + others)

@@ -5,7 +5,11 @@
  */
 
 import type { HeaderValue, MessageProperties } from "../../src/broker/broker.ts"
-import { COMMAND_ID_HEADER, HOPS_HEADER } from "../../src/broker/command-message.ts"
+import {
+  COMMAND_ID_HEADER,
+  GIVEN_UP_HEADER,
+  HOPS_HEADER,
+} from "../../src/broker/command-message.ts"
 import type { SendResult } from "../../src/broker/sender.ts"
 import { DEAD_LETTERS, workerQueue } from "../../src/broker/topology.ts"
 import type { Outcome } from "../../src/device/command.ts"
@@ -62,7 +66,7 @@ export interface SentCommand {
   readonly takenBy: Set<string>
   /** The processes that took it after the broker had given it up. */
   readonly foundDeadBy: Set<string>
-  /** The ids under which it was forwarded. */
+  /** The ids under which it was forwarded to be written. */
   readonly forwardedAs: Set<string>
   /** How often it was forwarded, of the copy that was most often. */
   hops: number
@@ -153,7 +157,8 @@ export class SimulatedFleet {
         command.stored = true
         if (queue === DEAD_LETTERS) command.deadLetters += 1
         const commandId = message.properties.headers?.[COMMAND_ID_HEADER]
-        if (typeof commandId === "string") command.forwardedAs.add(commandId)
+        const givenUp = message.properties.headers?.[GIVEN_UP_HEADER] !== undefined
+        if (typeof commandId === "string" && !givenUp) command.forwardedAs.add(commandId)
         const hops = Number(message.properties.headers?.[HOPS_HEADER] ?? 0)
         command.hops = Math.max(command.hops, hops)
       },

@@ -106,8 +106,10 @@ const action = fc.oneof(
 type Made<T> = T extends fc.Arbitrary<infer A> ? A : never
 export type Action = Made<typeof action>
 
-export const scenario = fc.record({
+const everything = fc.record({
   workers: fc.integer({ min: 1, max: 4 }),
+  /** Whether the devices read nothing at first. */
+  stalled: fc.constant(false as boolean),
   /** Policies of the operator's on `to_device` and on the queues of the workers. */
   deliveryLimit: seldom(fc.constantFrom(0, 1, 2), 3),
   maxLength: seldom(fc.constantFrom(1, 4), 8),
@@ -119,7 +121,37 @@ export const scenario = fc.record({
   // "max", since short ones are rarely of any interest.
   actions: fc.array(action, { maxLength: MOST_ACTIONS, size: "max" }),
 })
-export type Scenario = Made<typeof scenario>
+/** Commands that wait for a device that reads little, with connections to the broker that are lost meanwhile. */
+const slowDevices = fc.record({
+  workers: fc.integer({ min: 1, max: 2 }),
+  stalled: fc.constant(true as boolean),
+  deliveryLimit: seldom(fc.constantFrom(0, 1, 2), 4),
+  maxLength: fc.constant(null),
+  restored: fc.constant(true),
+  confirmsInOrder: fc.boolean(),
+  placed: fc.array(slot, { minLength: NAMES.length, maxLength: NAMES.length }),
+  actions: fc.array(
+    fc.oneof(
+      { weight: 6, arbitrary: publishToDevice },
+      { weight: 6, arbitrary: publishToConnection },
+      { weight: 1, arbitrary: publishToWorker },
+      { weight: 4, arbitrary: cut },
+      { weight: 4, arbitrary: read },
+      { weight: 1, arbitrary: connect },
+      { weight: 1, arbitrary: hangUp },
+      { weight: 8, arbitrary: run },
+      { weight: 4, arbitrary: pass },
+      { weight: 1, arbitrary: jump },
+    ),
+    { maxLength: MOST_ACTIONS, size: "max" },
+  ),
+})
+
+export const scenario: fc.Arbitrary<Scenario> = fc.oneof(
+  { weight: 2, arbitrary: everything },
+  { weight: 1, arbitrary: slowDevices },
+)
+export type Scenario = Made<typeof everything>
 
 /** A command that was sent while its connection was there, everybody knew it, and nothing was on its way. */
 export interface PlainCase {
@@ -141,7 +173,8 @@ export interface Performed {
 
 /** Performs a scenario, and lets time pass until no command is left anywhere. Throws when some are. */
 export function perform(scenario: Scenario, trace: (what: string) => void): Performed {
-  const { workers, restored, confirmsInOrder, deliveryLimit, maxLength, placed, actions } = scenario
+  const { workers, stalled, restored, confirmsInOrder, deliveryLimit, maxLength, placed, actions } =
+    scenario
   const fleet = new SimulatedFleet({ workers, confirmsInOrder, trace })
   // The queues are there before any back-end publishes.
   fleet.settle()
@@ -152,7 +185,8 @@ export function perform(scenario: Scenario, trace: (what: string) => void): Perf
   }
   for (const [n, name] of NAMES.entries()) {
     const slot = placed[n]
-    if (typeof slot === "number") fleet.connect(slot % workers, name)
+    const seen = typeof slot === "number" ? fleet.connect(slot % workers, name) : null
+    if (seen !== null && stalled) seen.device.socket.room = 0
   }
   fleet.settle()
   const plain = new Map<SentCommand, PlainCase>()
