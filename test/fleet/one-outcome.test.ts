@@ -170,7 +170,7 @@ function verifyRepeats({ fleet }: Performed, evidence: Evidence): void {
   const writtenAndThere = wires.some((seen) => fleet.isOpen(seen)) && command.forwardedAs.size === 0
   const found = [...command.foundDeadBy].filter((name) => !command.takenBy.has(name)).length
   const others = writtenAndThere ? Math.max(0, command.foundDeadBy.size - 1) : found
-  const takers = Math.max(1, command.takenBy.size + others)
+  const takers = Math.max(1, command.takenBy.size) + others
   const most = takers + dead + (someEnded || leftInQueue ? copies : 0)
   if (outcomes.length > most) fail(`has more than ${most} outcomes`)
   const mostByOne = takers + dead + (leftInQueue ? copies : 0)
