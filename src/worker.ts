@@ -351,7 +351,7 @@ export class Worker {
       reports: async () =>
         (await gather(own)).flatMap(({ report }) => (report === null ? [] : [report])),
       metricsText: async () => summed((await gather(own)).map(({ metrics }) => metrics)),
-      send: (request) => this.#sender.send(request),
+      send: (request, caller) => this.#sender.send(request, caller),
       census: this.#fleet.census,
       messages:
         broker instanceof EmbeddedBroker

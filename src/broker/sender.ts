@@ -4,7 +4,9 @@
  * and its receipt comes back on this worker's reply queue.
  *
  * Resolves exactly once for each command. What was not written is kept in the undelivered queue like
- * any other command. Bounds: `MAX_PENDING` requests that wait, as many commands without an outcome and
+ * any other command. A command without `ttlMs` is valid as long as its request waits: after that, or once the
+ * caller has hung up, this worker does not write it and does not send it to another; one that is in another
+ * worker's queue by then expires there at the end of `timeoutMs`. Bounds: `MAX_PENDING` requests that wait, as many commands without an outcome and
  * messages of ours that wait for the broker; time: `timeoutMs`.
  */
 
@@ -87,9 +89,11 @@ export class Sender {
     this.#stopped = true
   }
 
-  send(request: SendRequest): Promise<SendResult> {
+  /** @param caller aborted when nobody waits for the answer any more. */
+  send(request: SendRequest, caller?: AbortSignal): Promise<SendResult> {
     const most = Math.max(this.#pending.size, this.#unsettled, this.#posts.count)
     if (this.#stopped || most >= MAX_PENDING) return Promise.resolve({ outcome: "busy" })
+    if (caller?.aborted === true) return Promise.resolve({ outcome: "timeout" })
     const { workerId, find, timeoutMs, nowMs } = this.#options
     const target = { connectionId: null, deviceId: request.id }
     const destination = route(target, 0, workerId, find)
@@ -101,9 +105,15 @@ export class Sender {
     this.#nextId += 1
     const expiresAtMs = nowMs() + (request.ttlMs ?? timeoutMs)
     const { promise, resolve } = Promise.withResolvers<SendResult>()
-    const timer = setTimeout(() => this.#answer(correlationId, { outcome: "timeout" }), timeoutMs)
+    const giveUp = () => {
+      if (request.ttlMs === null) command.expiresAtMs = 0
+      this.#answer(correlationId, { outcome: "timeout" })
+    }
+    const timer = setTimeout(giveUp, timeoutMs)
+    caller?.addEventListener("abort", giveUp)
     this.#pending.set(correlationId, (result) => {
       clearTimeout(timer)
+      caller?.removeEventListener("abort", giveUp)
       resolve(result)
     })
     this.#options.counters.commandsReceived += 1
@@ -167,8 +177,10 @@ export class Sender {
       this.#unsettled -= 1
       const connection = find(deviceId)
       if (connection !== undefined) this.#offer(command, connection)
-      else if (place.is === "with") this.#forward(command, workerQueue(place.worker))
-      else this.#settled(command, "offline", place.detail, null)
+      else if (place.is !== "with") this.#settled(command, "offline", place.detail, null)
+      else if (this.#options.nowMs() >= command.expiresAtMs) {
+        this.#settled(command, "expired", "before its device was found", null)
+      } else this.#forward(command, workerQueue(place.worker))
     })
   }
 
@@ -216,6 +228,8 @@ export class Sender {
 }
 
 interface HttpCommand extends Command {
+  /** 0 once nobody waits for its outcome any more. */
+  expiresAtMs: number
   readonly properties: MessageProperties
   readonly correlationId: string
 }

@@ -4,20 +4,32 @@
  *
  *   list ─► all ─► listed … ─► merged when all have answered, or when the time is over
  *   describe, kick ─► here, or the connection's process, or (a device id) where the locator finds it
+ *   kick, elsewhere ─► describe ─► described, with the holder's clock ─► kick, valid until a time of that clock
  *
- * Bounds: `MAX_ASKS` questions at a time, `MAX_ROWS` devices an answer, `ANSWER_TIMEOUT_MS` for it.
+ * A kick whose caller has gone is never carried out: not after `QUESTION_TIMEOUT_MS`, not after the caller
+ * hung up, and not when the message waited on its way. The holder refuses one that comes late. It compares
+ * the limit with its own clock, since the clocks of two machines may differ by more than the limit: the
+ * holder's clock comes with its first answer, and the asking worker adds to it what is left of the time.
+ * A relative time-to-live at the broker was rejected: it does not count the time before the broker has the
+ * message nor after it has handed it out.
+ *
+ * Bounds: `MAX_ASKS` questions at a time, `MAX_ROWS` devices an answer, `ANSWER_TIMEOUT_MS` for it,
+ * `QUESTION_TIMEOUT_MS` for all messages of one question and the look-up before them.
  */
 
+import type { Counters } from "../counters.ts"
 import type { Connection } from "../device/connection.ts"
 import type { Connections } from "../device/connections.ts"
 import { processOfConnection, type WorkerProcess } from "../device/ids.ts"
 import type { Channel } from "./channel.ts"
-import { type DeviceView, deviceView } from "./device-view.ts"
-import type { Locator } from "./locator.ts"
+import { type DeviceView, deviceView, readDeviceView } from "./device-view.ts"
+import type { Located, Locator } from "./locator.ts"
 import type { Members } from "./members.ts"
-import type { Answer, FleetMessage } from "./messages.ts"
+import type { Answer, FleetContent, FleetMessage } from "./messages.ts"
 
 const ANSWER_TIMEOUT_MS = 1_000
+/** More than a look-up among workers that have just met (1.2 s) and two answers take when all is well. */
+const QUESTION_TIMEOUT_MS = 3_000
 const MAX_ASKS = 100
 
 export interface ListRequest {
@@ -33,7 +45,7 @@ export interface DeviceList {
   readonly devices: readonly DeviceView[]
   /** How many fit the request, those beyond the limit included. */
   readonly total: number
-  /** Workers that answered in time. */
+  /** Workers that answered in time, and whose answers could be read whole. */
   readonly answered: number
   /** Workers of the fleet, as far as they have been heard of lately. */
   readonly workers: number
@@ -42,6 +54,7 @@ export interface DeviceList {
 export type CensusFailure =
   /** The broker, which leads to the other workers, is away. */
   | "unreachable"
+  /** No answer in time, or the caller hung up: nothing is done for it from now on. */
   | "timeout"
   /** Too many questions already. */
   | "busy"
@@ -49,8 +62,33 @@ export type CensusFailure =
 interface Question {
   readonly awaited: Set<string>
   readonly answers: Answer[]
-  deadlineMs: number
+  /** Steady milliseconds. */
+  readonly deadlineMs: number
+  /** Whether the workers had all of `ANSWER_TIMEOUT_MS`: then those that kept silent are slow or dead. */
+  readonly fullTime: boolean
   readonly done: (answers: readonly Answer[] | CensusFailure) => void
+}
+
+/** A device that the locator looks for, for an operator. */
+interface LookUp {
+  readonly deadlineMs: number
+  readonly end: (result: CensusFailure) => void
+}
+
+/** For how long, and for whom, a question is asked. */
+interface Asking {
+  /** Steady milliseconds. */
+  readonly deadlineMs: number
+  /** Aborted when the caller hangs up. */
+  readonly caller: AbortSignal | undefined
+}
+
+export interface CensusOptions {
+  /** Milliseconds since 1970. */
+  readonly nowMs: () => number
+  /** Milliseconds that never jump, for deadlines. */
+  readonly steadyMs: () => number
+  readonly counters: Pick<Counters, "fleetMessagesUnknown">
 }
 
 export class Census {
@@ -59,10 +97,9 @@ export class Census {
   readonly #members: Members
   readonly #connections: Connections
   readonly #locator: Locator
-  readonly #nowMs: () => number
+  readonly #options: CensusOptions
   readonly #questions = new Map<number, Question>()
-  /** Devices that the locator looks for, for an operator. */
-  #looking = 0
+  readonly #lookUps = new Set<LookUp>()
   #nextAsk = 0
 
   constructor(
@@ -71,17 +108,18 @@ export class Census {
     members: Members,
     connections: Connections,
     locator: Locator,
-    nowMs: () => number,
+    options: CensusOptions,
   ) {
     this.#self = self
     this.#channel = channel
     this.#members = members
     this.#connections = connections
     this.#locator = locator
-    this.#nowMs = nowMs
+    this.#options = options
   }
 
-  async list(request: ListRequest): Promise<DeviceList | CensusFailure> {
+  /** @param caller aborted when nobody waits for the answer any more. */
+  async list(request: ListRequest, caller?: AbortSignal): Promise<DeviceList | CensusFailure> {
     // Who else there is would be a guess, and a part would pass for the whole.
     if (!this.#channel.open) return "unreachable"
     const own = this.#list(request)
@@ -89,28 +127,43 @@ export class Census {
     const answers =
       awaited.length === 0
         ? []
-        : await this.#ask(awaited, (ask, settled) =>
+        : await this.#ask(awaited, this.#asking(caller), (ask, settled) =>
             this.#channel.broadcast({ type: "list", ask, ...request }, settled),
           )
     if (typeof answers === "string") return answers
-    const listed = answers.filter((answer) => answer.type === "listed")
-    const others = listed.flatMap(({ devices }) => devices as unknown as DeviceView[])
+    const devices = [...own.devices]
+    let total = own.total
+    let answered = 1
+    for (const answer of answers) {
+      if (answer.type !== "listed") continue
+      const views = answer.devices.map((row) => this.#read(row)).filter((view) => view !== null)
+      devices.push(...views)
+      total += answer.total
+      // With a row missing, the list must not pass for complete.
+      if (views.length === answer.devices.length) answered += 1
+    }
     return {
-      devices: [...own.devices, ...others].sort(byDevice).slice(0, request.limit),
-      total: listed.reduce((sum, { total }) => sum + total, own.total),
-      answered: 1 + listed.length,
+      devices: devices.sort(byDevice).slice(0, request.limit),
+      total,
+      answered,
       workers: 1 + this.#members.count,
     }
   }
 
-  /** Null when no worker holds it. */
-  describe(id: string): Promise<DeviceView | null | CensusFailure> {
-    return this.#one("describe", id)
+  /**
+   * Null when no worker holds it.
+   * @param caller aborted when nobody waits for the answer any more.
+   */
+  describe(id: string, caller?: AbortSignal): Promise<DeviceView | null | CensusFailure> {
+    return this.#one("describe", id, this.#asking(caller))
   }
 
-  /** Closes the connection; returns what it was, or null when no worker holds it. */
-  kick(id: string): Promise<DeviceView | null | CensusFailure> {
-    return this.#one("kick", id)
+  /**
+   * Closes the connection; returns what it was, or null when no worker holds it.
+   * @param caller aborted when nobody waits for the answer any more: then nothing is closed.
+   */
+  kick(id: string, caller?: AbortSignal): Promise<DeviceView | null | CensusFailure> {
+    return this.#one("kick", id, this.#asking(caller))
   }
 
   /** Answers another worker's question. */
@@ -124,11 +177,21 @@ export class Census {
         this.#channel.tell(to, { type: "listed", ask, devices: rows, total })
         break
       }
-      case "describe":
+      case "describe": {
+        const device = this.#perform("describe", this.#connections.find(message.connection))
+        const clock_ms = this.#options.steadyMs()
+        this.#channel.tell(to, { type: "described", ask, device: rowOf(device), clock_ms })
+        break
+      }
       case "kick": {
-        const device = this.#perform(message.type, this.#connections.find(message.connection))
-        const type = message.type === "kick" ? "kicked" : "described"
-        this.#channel.tell(to, { type, ask, device: device === null ? null : { ...device } })
+        // Workers of an earlier version set no limit.
+        const untilMs = message.until_ms ?? Number.POSITIVE_INFINITY
+        if (this.#options.steadyMs() >= untilMs) {
+          this.#channel.tell(to, { type: "kicked", ask, device: null, overdue: true })
+          break
+        }
+        const device = this.#perform("kick", this.#connections.find(message.connection))
+        this.#channel.tell(to, { type: "kicked", ask, device: rowOf(device) })
         break
       }
     }
@@ -142,69 +205,133 @@ export class Census {
     if (question.awaited.size === 0) this.#end(answer.ask, question.answers)
   }
 
-  sweep(nowMs: number): void {
-    for (const [ask, question] of this.#questions) {
-      const { awaited, answers } = question
-      // Further away than at most, the clock was set back.
-      question.deadlineMs = Math.min(question.deadlineMs, nowMs + ANSWER_TIMEOUT_MS)
-      if (nowMs < question.deadlineMs) continue
-      for (const worker of awaited) this.#members.missed(worker)
+  /** Ends what has lasted too long, and look-ups that wait for a broker that is away. */
+  sweep(): void {
+    const nowMs = this.#options.steadyMs()
+    for (const lookUp of this.#lookUps) {
+      if (!this.#channel.open) lookUp.end("unreachable")
+      else if (nowMs >= lookUp.deadlineMs) lookUp.end("timeout")
+    }
+    for (const [ask, { awaited, answers, deadlineMs, fullTime }] of this.#questions) {
+      if (nowMs < deadlineMs) continue
+      if (fullTime) for (const worker of awaited) this.#members.missed(worker)
       this.#end(ask, answers)
     }
   }
 
-  async #one(act: "describe" | "kick", id: string): Promise<DeviceView | null | CensusFailure> {
+  #asking(caller: AbortSignal | undefined): Asking {
+    return { deadlineMs: this.#options.steadyMs() + QUESTION_TIMEOUT_MS, caller }
+  }
+
+  #isOver({ deadlineMs, caller }: Asking): boolean {
+    return caller?.aborted === true || this.#options.steadyMs() >= deadlineMs
+  }
+
+  async #one(
+    act: "describe" | "kick",
+    id: string,
+    asking: Asking,
+  ): Promise<DeviceView | null | CensusFailure> {
+    if (this.#isOver(asking)) return "timeout"
     const here = this.#connections.find(id)
     if (here !== undefined) return this.#perform(act, here)
-    if (processOfConnection(id) !== null) return this.#elsewhere(act, id)
+    if (processOfConnection(id) !== null) return this.#elsewhere(act, id, asking)
     if (!this.#channel.open) return "unreachable"
-    if (this.#questions.size + this.#looking >= MAX_ASKS) return "busy"
-    this.#looking += 1
-    const { promise, resolve } = Promise.withResolvers<string | null>()
-    this.#locator.locate(id, false, (place) => {
-      resolve(place.is === "with" ? place.connectionId : null)
-    })
-    const connectionId = await promise
-    this.#looking -= 1
-    if (connectionId === null) {
-      // It may have come to this worker while the others were asked.
-      return this.#perform(act, this.#connections.find(id))
+    if (this.#questions.size + this.#lookUps.size >= MAX_ASKS) return "busy"
+    const place = await this.#locate(id, asking)
+    if (typeof place === "string") return place
+    if (this.#isOver(asking)) return "timeout"
+    if (place.is === "with") return this.#elsewhere(act, place.connectionId, asking)
+    // It may have come to this worker while the others were asked.
+    return this.#perform(act, this.#connections.find(id))
+  }
+
+  #locate(id: string, { deadlineMs, caller }: Asking): Promise<Located | CensusFailure> {
+    const { promise, resolve } = Promise.withResolvers<Located | CensusFailure>()
+    const end = (result: Located | CensusFailure) => {
+      this.#lookUps.delete(lookUp)
+      caller?.removeEventListener("abort", hungUp)
+      if (typeof result === "string") this.#locator.forget(id, end)
+      resolve(result)
     }
-    return this.#elsewhere(act, connectionId)
+    const hungUp = () => end("timeout")
+    const lookUp = { deadlineMs, end }
+    this.#lookUps.add(lookUp)
+    caller?.addEventListener("abort", hungUp)
+    this.#locator.locate(id, false, end)
+    return promise
   }
 
   async #elsewhere(
     act: "describe" | "kick",
     connection: string,
+    asking: Asking,
   ): Promise<DeviceView | null | CensusFailure> {
     const holder = processOfConnection(connection)
     if (holder === null || holder.worker === this.#self.worker) return null
+    const described = await this.#askHolder(holder, asking, { type: "describe", connection })
+    if (typeof described === "string") return described
+    if (described.type !== "described" || described.device === null) return null
+    const device = this.#read(described.device)
+    if (device === null) return "timeout"
+    if (act === "describe") return device
+    if (this.#isOver(asking)) return "timeout"
+    const leftMs = this.#answerDeadlineMs(asking) - this.#options.steadyMs()
+    const { clock_ms } = described
+    const kicked = await this.#askHolder(holder, asking, {
+      type: "kick",
+      connection,
+      ...(clock_ms === undefined ? {} : { until_ms: clock_ms + leftMs }),
+    })
+    if (typeof kicked === "string") return kicked
+    if (kicked.type === "kicked" && kicked.overdue === true) return "timeout"
+    if (kicked.type !== "kicked" || kicked.device === null) return null
+    return this.#read(kicked.device) ?? device
+  }
+
+  async #askHolder(
+    holder: WorkerProcess,
+    asking: Asking,
+    content: Unnumbered<Extract<FleetContent, { type: "describe" | "kick" }>>,
+  ): Promise<Answer | CensusFailure> {
     if (!this.#channel.open) return "unreachable"
-    const answers = await this.#ask([holder.worker], (ask, settled) =>
-      this.#channel.tell(holder, { type: act, ask, connection }, settled),
+    const answers = await this.#ask([holder.worker], asking, (ask, settled) =>
+      this.#channel.tell(holder, { ...content, ask }, settled),
     )
     if (typeof answers === "string") return answers
-    const answer = answers[0]
-    if (answer === undefined) return "timeout"
-    if (answer.type !== "described" && answer.type !== "kicked") return null
-    return answer.device as unknown as DeviceView | null
+    return answers[0] ?? "timeout"
+  }
+
+  /** When the answer to a question that is asked now is waited for no longer. */
+  #answerDeadlineMs({ deadlineMs }: Asking): number {
+    return Math.min(deadlineMs, this.#options.steadyMs() + ANSWER_TIMEOUT_MS)
   }
 
   /** Asks those in `awaited`; "returned" answers for the only one. */
   #ask(
     awaited: readonly string[],
+    asking: Asking,
     send: (ask: number, settled: (result: string) => void) => void,
   ): Promise<readonly Answer[] | CensusFailure> {
+    if (this.#isOver(asking)) return Promise.resolve("timeout")
     if (this.#questions.size >= MAX_ASKS) return Promise.resolve("busy")
+    const { caller } = asking
     const { promise, resolve } = Promise.withResolvers<readonly Answer[] | CensusFailure>()
     const ask = this.#nextAsk
     this.#nextAsk += 1
+    const hungUp = () => this.#end(ask, "timeout")
+    const deadlineMs = this.#answerDeadlineMs(asking)
     this.#questions.set(ask, {
       awaited: new Set(awaited),
       answers: [],
-      deadlineMs: this.#nowMs() + ANSWER_TIMEOUT_MS,
-      done: resolve,
+      deadlineMs,
+      fullTime: deadlineMs < asking.deadlineMs,
+      done: (result) => {
+        caller?.removeEventListener("abort", hungUp)
+        resolve(result)
+      },
     })
+    caller?.addEventListener("abort", hungUp)
     send(ask, (result) => {
       if (result === "returned") this.#end(ask, [GONE])
       else if (result !== "confirmed") this.#end(ask, "unreachable")
@@ -220,8 +347,15 @@ export class Census {
 
   #perform(act: "describe" | "kick", connection: Connection | undefined): DeviceView | null {
     if (connection === undefined) return null
-    const view = deviceView(connection, this.#self, this.#nowMs())
+    const view = deviceView(connection, this.#self, this.#options.nowMs())
     if (act === "kick") connection.close("kicked")
+    return view
+  }
+
+  /** What another worker says of a connection; null, and counted, when it cannot be read. */
+  #read(row: Readonly<Record<string, unknown>>): DeviceView | null {
+    const view = readDeviceView(row)
+    if (view === null) this.#options.counters.fleetMessagesUnknown += 1
     return view
   }
 
@@ -235,9 +369,16 @@ export class Census {
     fitting.sort((a, b) => (a.id < b.id ? -1 : 1))
     const views = fitting
       .slice(0, limit)
-      .map(({ connection }) => deviceView(connection, this.#self, this.#nowMs()))
+      .map(({ connection }) => deviceView(connection, this.#self, this.#options.nowMs()))
     return { devices: views.filter((view) => view !== null), total: fitting.length }
   }
+}
+
+/** Of each member of the union, all but the number that a question is given last. */
+type Unnumbered<T> = T extends unknown ? Omit<T, "ask"> : never
+
+function rowOf(device: DeviceView | null): Record<string, unknown> | null {
+  return device === null ? null : { ...device }
 }
 
 /** What a process that is gone would answer. */

@@ -1,5 +1,6 @@
-/** What the fleet tells an operator of one connection: plain data, for JSON. */
+/** What the fleet tells an operator of one connection: plain data, for JSON, and its check. */
 
+import * as v from "valibot"
 import { type Connection, PAUSED_BY, type PauseSource } from "../device/connection.ts"
 import type { WorkerProcess } from "../device/ids.ts"
 
@@ -18,11 +19,38 @@ export interface DeviceView {
   readonly lines_out: number
   /** When bytes last came from the device. */
   readonly last_activity: number
-  /** Why the device is not read: `window`, `memory`, `drain`; empty when it is. */
-  readonly reading_paused_by: readonly PauseSource[]
+  /** Why the device is not read: `window`, `memory`, `drain`; empty when it is. A later version may have others. */
+  readonly reading_paused_by: readonly string[]
   /** Bytes of commands that wait for its socket. */
   readonly outgoing_bytes: number
   readonly reorder: { readonly held: number; readonly gaps: number }
+}
+
+const text = v.pipe(v.string(), v.maxLength(128))
+const count = v.pipe(v.number(), v.safeInteger(), v.minValue(0))
+const schema = v.object({
+  device_id: text,
+  connection_id: text,
+  epoch: count,
+  instance: text,
+  worker: text,
+  state: text,
+  since: count,
+  // Absent when the system no longer knew the peer.
+  remote_address: v.optional(text, ""),
+  tls_version: v.optional(text, ""),
+  lines_in: count,
+  lines_out: count,
+  last_activity: v.pipe(v.number(), v.safeInteger()),
+  reading_paused_by: v.pipe(v.array(text), v.maxLength(16)),
+  outgoing_bytes: count,
+  reorder: v.object({ held: count, gaps: count }),
+})
+
+/** What another worker says of one of its connections, or null when that cannot be read. */
+export function readDeviceView(value: unknown): DeviceView | null {
+  const checked = v.safeParse(schema, value)
+  return checked.success ? checked.output : null
 }
 
 /** Null for a connection that was not admitted. */

@@ -54,7 +54,11 @@ export class Fleet {
     this.#channel = new Channel(broker, listener, { self, counters })
     this.#announcer = new Announcer(this.#channel, connections, this.#whereabouts)
     this.locator = new Locator(this.#channel, this.#members, this.#whereabouts, { nowMs, counters })
-    this.census = new Census(self, this.#channel, this.#members, connections, this.locator, nowMs)
+    this.census = new Census(self, this.#channel, this.#members, connections, this.locator, {
+      nowMs,
+      steadyMs,
+      counters,
+    })
     this.presence = new Presence(broker, { workerId: self.worker, nowMs, steadyMs, counters })
   }
 
@@ -109,7 +113,7 @@ export class Fleet {
   sweep(nowMs: number): void {
     this.#members.sweep(nowMs)
     this.locator.sweep(nowMs)
-    this.census.sweep(nowMs)
+    this.census.sweep()
     if (!this.#channel.open || this.#leaving) return
     this.#announcer.sweep(nowMs)
     if (Math.abs(nowMs - this.#toldAliveAtMs) >= ALIVE_EVERY_MS) this.#tellAlive(nowMs, false)

@@ -89,6 +89,13 @@ export class Locator {
     this.#askSoon()
   }
 
+  /** The caller of `locate` waits no longer, and is told nothing any more. */
+  forget(deviceId: string, found: Found): void {
+    without(this.#wanted.get(deviceId), found)
+    if (this.#wanted.get(deviceId)?.length === 0) this.#wanted.delete(deviceId)
+    for (const { devices } of this.#questions.values()) without(devices.get(deviceId), found)
+  }
+
   /** The broker is back, and members are about to say that they are there. */
   opened(): void {
     this.#acquaintedAtMs = this.#options.nowMs() + ACQUAINT_MS
@@ -175,6 +182,7 @@ export class Locator {
     if (question === undefined) return
     this.#questions.delete(ask)
     for (const [deviceId, waiting] of question.devices) {
+      if (waiting.length === 0) continue
       this.#wanted.set(deviceId, [...waiting, ...(this.#wanted.get(deviceId) ?? [])])
     }
     this.#askSoon()
@@ -195,4 +203,9 @@ export class Locator {
 
 function tell(waiting: readonly Found[], place: Located): void {
   for (const found of waiting) found(place)
+}
+
+function without(waiting: Found[] | undefined, found: Found): void {
+  const at = waiting?.indexOf(found) ?? -1
+  if (at !== -1) waiting?.splice(at, 1)
 }

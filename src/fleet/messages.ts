@@ -23,7 +23,10 @@ const id = v.pipe(v.string(), v.maxLength(MAX_ID_CHARACTERS))
 const ask = v.pipe(v.number(), v.safeInteger())
 const sender = { from: id, incarnation: id }
 const sightings = v.pipe(v.array(v.custom<Sighting>(isSighting)), v.maxLength(MAX_ROWS))
+/** Read further by `readDeviceView`, one by one: one row that cannot be read spoils no other. */
 const view = v.record(v.string(), v.unknown())
+/** Milliseconds of the clock of the process that holds the connection; it never jumps. */
+const holderMs = v.optional(v.pipe(v.number(), v.finite()))
 
 const message = v.variant("type", [
   /** `asks`: whoever gets this tells the sender the same of itself. */
@@ -55,12 +58,26 @@ const message = v.variant("type", [
     ...sender,
     ask,
     devices: v.pipe(v.array(view), v.maxLength(MAX_ROWS)),
-    total: v.number(),
+    total: v.pipe(v.number(), v.safeInteger(), v.minValue(0)),
   }),
   v.object({ type: v.literal("describe"), ...sender, ask, connection: id }),
-  v.object({ type: v.literal("described"), ...sender, ask, device: v.nullable(view) }),
-  v.object({ type: v.literal("kick"), ...sender, ask, connection: id }),
-  v.object({ type: v.literal("kicked"), ...sender, ask, device: v.nullable(view) }),
+  v.object({
+    type: v.literal("described"),
+    ...sender,
+    ask,
+    device: v.nullable(view),
+    clock_ms: holderMs,
+  }),
+  /** `until_ms`: not to be carried out at or after this time; without it, from an earlier version, always. */
+  v.object({ type: v.literal("kick"), ...sender, ask, connection: id, until_ms: holderMs }),
+  /** `overdue`: it came too late and was not carried out. */
+  v.object({
+    type: v.literal("kicked"),
+    ...sender,
+    ask,
+    device: v.nullable(view),
+    overdue: v.optional(v.boolean()),
+  }),
 ])
 
 export type FleetMessage = v.InferOutput<typeof message>

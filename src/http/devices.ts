@@ -20,7 +20,8 @@ const MAX_TTL_MS = 86_400_000
 
 export interface DevicesDependencies {
   readonly maxLineBytes: number
-  readonly send: (request: SendRequest) => Promise<SendResult>
+  /** `caller` is aborted when the client hangs up. */
+  readonly send: (request: SendRequest, caller: AbortSignal) => Promise<SendResult>
 }
 
 /** No message repeats what was sent: it may be long, and it may be secret. */
@@ -58,7 +59,7 @@ export function devices({ maxLineBytes, send }: DevicesDependencies): Hono<HttpE
     if (typeof request === "string") return refuse(c, "invalid", request)
     const fault = bodyFault(request.body, maxLineBytes)
     if (fault !== null) return refuse(c, fault.outcome, fault.detail)
-    return answer(c, await send(request))
+    return answer(c, await send(request, c.req.raw.signal))
   })
 
   return routes

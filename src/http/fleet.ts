@@ -2,7 +2,8 @@
  * `GET /devices`, `GET /devices/:id` and `DELETE /devices/:id/connection`: the fleet's connections, asked
  * of every worker of every instance, or of the one that holds the device.
  *
- * Bound: `MAX_LIMIT` devices a page.
+ * A request whose client hangs up is given up: what was not done for it by then is not done. Bound: `MAX_LIMIT`
+ * devices a page.
  */
 
 import { type Context, Hono } from "hono"
@@ -49,22 +50,22 @@ export function fleet({ census }: FleetDependencies): Hono<HttpEnvironment> {
       const faults = checked.issues.map((issue) => `${v.getDotPath(issue)}: ${issue.message}`)
       return refuse(c, "invalid", faults.join("; "))
     }
-    const listed = await census.list(checked.output)
+    const listed = await census.list(checked.output, c.req.raw.signal)
     return typeof listed === "string" ? fail(c, listed) : c.json(listed)
   })
-  routes.get("/devices/:id", (c) => one(c, (id) => census.describe(id)))
-  routes.delete("/devices/:id/connection", (c) => one(c, (id) => census.kick(id)))
+  routes.get("/devices/:id", (c) => one(c, (id, caller) => census.describe(id, caller)))
+  routes.delete("/devices/:id/connection", (c) => one(c, (id, caller) => census.kick(id, caller)))
 
   return routes
 }
 
 async function one(
   c: Context<HttpEnvironment>,
-  act: (id: string) => Promise<DeviceView | null | CensusFailure>,
+  act: (id: string, caller: AbortSignal) => Promise<DeviceView | null | CensusFailure>,
 ): Promise<Response> {
   const id = c.req.param("id") ?? ""
   if (!DEVICE_ID.test(id)) return refuse(c, "invalid", `the id must match ${DEVICE_ID.source}`)
-  const device = await act(id)
+  const device = await act(id, c.req.raw.signal)
   if (device === null) return refuse(c, "not_found", "no worker holds this device or connection")
   return typeof device === "string" ? fail(c, device) : c.json(device)
 }
@@ -72,7 +73,11 @@ async function one(
 function fail(c: Context<HttpEnvironment>, failure: CensusFailure): Response {
   switch (failure) {
     case "unreachable":
-      return refuse(c, "broker_away", "the broker, which leads to the other workers, is away")
+      return refuse(
+        c,
+        "broker_away",
+        "the broker is not available, and it is the way to the other workers",
+      )
     case "timeout":
       return refuse(c, "timeout", "the worker that holds it did not answer in time")
     case "busy":

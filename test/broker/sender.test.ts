@@ -81,6 +81,9 @@ class Subject {
   readonly located: { id: string; trusting: boolean }[] = []
   /** Where the fleet says that a device is. */
   place: Place = { is: "nowhere", detail: "nobody holds it" }
+  /** Look-ups wait until the test ends them. */
+  searching: (() => void)[] | null = null
+  nowMs = NOW_MS
   readonly undelivered: Delivery[] = []
   #nextSend = 0
 
@@ -97,7 +100,7 @@ class Subject {
       workerId: "gw.0",
       replyQueue: REPLIES,
       timeoutMs: TIMEOUT_MS,
-      nowMs: () => NOW_MS,
+      nowMs: () => this.nowMs,
       counters: this.counters,
       find: (id) =>
         id === OWN || id === "thermostat:7"
@@ -105,7 +108,8 @@ class Subject {
           : undefined,
       locate: (id, trusting, found) => {
         this.located.push({ id, trusting })
-        found(this.place)
+        if (this.searching === null) found(this.place)
+        else this.searching.push(() => found(this.place))
       },
       commandIds: new CommandIds({ worker: "gw.0", incarnation: "mb2k3f9zq7" }),
     })
@@ -127,11 +131,11 @@ class Subject {
   }
 
   /** Sends one command; `answers` grows by one each time the request is answered. */
-  async send(id: string, request: Partial<SendRequest> = {}) {
+  async send(id: string, request: Partial<SendRequest> = {}, caller?: AbortSignal) {
     const answers: SendResult[] = []
     const body = Buffer.from("switch on")
     const whole = { id, body, ttlMs: null, messageId: null, ...request }
-    void this.sender.send(whole).then((result) => answers.push(result))
+    void this.sender.send(whole, caller).then((result) => answers.push(result))
     const [message] = this.broker.published.slice(this.#nextSend)
     this.#nextSend = this.broker.published.length
     await settled()
@@ -453,5 +457,90 @@ describe("too many requests that wait", () => {
     expect((await Promise.all(waiting)).filter(({ outcome }) => outcome === "timeout").length).toBe(
       MAX_PENDING - 1,
     )
+  })
+})
+
+describe("a command whose caller has gone", () => {
+  const elsewhere = async () => {
+    const subject = await new Subject().start()
+    subject.place = { is: "with", worker: "gw.1" }
+    subject.searching = []
+    return { subject, caller: new AbortController() }
+  }
+  const forwards = (subject: Subject) =>
+    subject.broker.published.filter(({ routingKey }) => routingKey === OTHER_QUEUE)
+  const kept = (subject: Subject) =>
+    subject.undelivered.map(({ properties }) => properties.headers?.["owsla-outcome"])
+
+  test("by a time-out is not sent where its device is found later, and is kept", async () => {
+    const { subject } = await elsewhere()
+    const { answers } = await subject.send("lock:1")
+    jest.advanceTimersByTime(TIMEOUT_MS)
+    await settled()
+    expect(answers).toEqual([{ outcome: "timeout" }])
+    for (const found of subject.searching ?? []) found()
+    await settled()
+    expect(forwards(subject)).toEqual([])
+    expect(kept(subject)).toEqual(["expired"])
+    expect(subject.sender.pendingCount).toBe(0)
+  })
+
+  test("by hanging up is answered at once and not sent, even to a device that has come here", async () => {
+    const { subject, caller } = await elsewhere()
+    const { answers } = await subject.send("lock:1", {}, caller.signal)
+    caller.abort()
+    await settled()
+    expect(answers).toEqual([{ outcome: "timeout" }])
+    for (const found of subject.searching ?? []) found()
+    await settled()
+    expect(forwards(subject)).toEqual([])
+    expect(kept(subject)).toEqual(["expired"])
+  })
+
+  test("has expired while it waits for the device's socket here", async () => {
+    const { subject, caller } = await elsewhere()
+    await subject.send(OWN, {}, caller.signal)
+    const [command] = subject.connection.offered
+    expect(command?.expiresAtMs).toBe(NOW_MS + TIMEOUT_MS)
+    caller.abort()
+    expect(command?.expiresAtMs).toBe(0)
+  })
+
+  test("is not even begun when the caller had hung up before", async () => {
+    const { subject } = await elsewhere()
+    const { answers } = await subject.send(OWN, {}, AbortSignal.abort())
+    expect(answers).toEqual([{ outcome: "timeout" }])
+    expect(subject.connection.offered).toEqual([])
+  })
+
+  test("stays valid for as long as the caller said", async () => {
+    const { subject, caller } = await elsewhere()
+    await subject.send("lock:1", { ttlMs: 60_000 }, caller.signal)
+    caller.abort()
+    subject.nowMs += 59_999
+    for (const found of subject.searching ?? []) found()
+    await settled()
+    expect(forwards(subject).length).toBe(1)
+  })
+
+  test("is not sent after that either", async () => {
+    const { subject } = await elsewhere()
+    await subject.send("lock:1", { ttlMs: 60_000 })
+    subject.nowMs += 60_000
+    for (const found of subject.searching ?? []) found()
+    await settled()
+    expect(forwards(subject)).toEqual([])
+    expect(kept(subject)).toEqual(["expired"])
+  })
+
+  test("that was answered is no caller that has gone", async () => {
+    const { subject, caller } = await elsewhere()
+    const { answers } = await subject.send(OWN, {}, caller.signal)
+    const [command] = subject.connection.offered
+    subject.connection.settle("written")
+    await settled()
+    caller.abort()
+    expect(answers).toMatchObject([{ outcome: "written" }])
+    expect(command?.expiresAtMs).toBe(NOW_MS + TIMEOUT_MS)
   })
 })

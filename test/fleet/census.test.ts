@@ -20,6 +20,7 @@ import type { Answer, FleetContent } from "../../src/fleet/messages.ts"
 
 const NOW_MS = 1_750_000_000_000
 const ANSWER_TIMEOUT_MS = 1_000
+const QUESTION_TIMEOUT_MS = 3_000
 const MAX_ASKS = 100
 const INCARNATION = "mb2k3f9zq7x2"
 const SELF = { worker: "gw.0", incarnation: INCARNATION }
@@ -52,6 +53,10 @@ class ScriptedChannel {
 
 class Subject {
   nowMs = NOW_MS
+  steadyMs = 5_000
+  readonly counters = new Counters()
+  /** Look-ups that the census has given up. */
+  readonly forgotten: string[] = []
   readonly channel = new ScriptedChannel()
   readonly members = new Members()
   readonly located: { id: string; trusting: boolean; found: (place: Located) => void }[] = []
@@ -70,7 +75,7 @@ class Subject {
       windowCommands: 1,
       gapTimeoutMs: 1,
     },
-    counters: new Counters(),
+    counters: this.counters,
     backpressure: new Backpressure(
       1,
       () => true,
@@ -78,7 +83,7 @@ class Subject {
     ),
     scratch: new Uint8Array(10),
     nowMs: () => this.nowMs,
-    steadyMs: () => this.nowMs,
+    steadyMs: () => this.steadyMs,
     takeLine: () => undefined,
     flushSoon: () => undefined,
     commandsWait: () => undefined,
@@ -93,6 +98,7 @@ class Subject {
     const locator = {
       locate: (id: string, trusting: boolean, found: (place: Located) => void) =>
         void this.located.push({ id, trusting, found }),
+      forget: (id: string) => void this.forgotten.push(id),
     }
     this.census = new Census(
       SELF,
@@ -100,7 +106,7 @@ class Subject {
       this.members,
       this.connections,
       locator as unknown as Locator,
-      () => this.nowMs,
+      { nowMs: () => this.nowMs, steadyMs: () => this.steadyMs, counters: this.counters },
     )
   }
 
@@ -123,7 +129,7 @@ class Subject {
 
   /** Another worker says which devices it has. */
   listed(from: string, devices: string[], total = devices.length, ask = 0): void {
-    const rows = devices.map((id) => ({ device_id: id, connection_id: at(from), worker: from }))
+    const rows = devices.map((id) => viewOf(from, id))
     this.answer({ type: "listed", from, incarnation: INCARNATION, ask, devices: rows, total })
   }
 
@@ -133,7 +139,29 @@ class Subject {
 
   pass(ms: number): void {
     this.nowMs += ms
-    this.census.sweep(this.nowMs)
+    this.steadyMs += ms
+    this.census.sweep()
+  }
+}
+
+/** What another worker tells of a device that it has. */
+function viewOf(worker: string, deviceId: string): Record<string, unknown> & DeviceView {
+  return {
+    device_id: deviceId,
+    connection_id: at(worker),
+    epoch: NOW_MS,
+    instance: "gw",
+    worker,
+    state: "open",
+    since: NOW_MS,
+    remote_address: "192.0.2.2",
+    tls_version: "TLSv1.2",
+    lines_in: 1,
+    lines_out: 2,
+    last_activity: NOW_MS,
+    reading_paused_by: [],
+    outgoing_bytes: 0,
+    reorder: { held: 0, gaps: 0 },
   }
 }
 
@@ -332,7 +360,7 @@ describe("a list", () => {
   test("does not wait for hours when the clock is set back", async () => {
     const subject = new Subject("gw.1")
     const lists = watched(subject.census.list(ALL))
-    subject.pass(-3_600_000)
+    subject.nowMs -= 3_600_000
     subject.pass(ANSWER_TIMEOUT_MS)
     await settled()
     expect(lists).toMatchObject([{ answered: 1 }])
@@ -368,9 +396,23 @@ const ACTS = [
 ] as const
 
 describe.each(ACTS)("to %s", (act, answer, closes) => {
-  const elsewhere = { device_id: "lock:1", connection_id: at("gw.1"), worker: "gw.1" }
-  const answered = (device: Record<string, unknown> | null, ask = 0, from = "gw.1") =>
-    ({ type: answer, from, incarnation: INCARNATION, ask, device }) as Answer
+  const elsewhere = viewOf("gw.1", "lock:1")
+  const described = (device: Record<string, unknown> | null, ask = 0, from = "gw.1") =>
+    ({ type: "described", from, incarnation: INCARNATION, ask, device, clock_ms: 70_000 }) as Answer
+  /** The holder answers what it is asked; a kick is preceded by the question what it is. */
+  const answerAll = async (subject: Subject) => {
+    subject.answer(described(elsewhere))
+    await settled()
+    if (act === "kick") {
+      subject.answer({
+        type: "kicked",
+        from: "gw.1",
+        incarnation: INCARNATION,
+        ask: 1,
+        device: elsewhere,
+      })
+    }
+  }
 
   test.each([at("gw.0", "lock:1"), "lock:1"])("%s, which is here, asks nobody", async (id) => {
     const subject = new Subject("gw.1")
@@ -391,12 +433,12 @@ describe.each(ACTS)("to %s", (act, answer, closes) => {
     const results = watched(subject.census[act](at("gw.1")))
     await settled()
     expect(subject.channel.said).toEqual([
-      { to: `gw.1.${INCARNATION}`, type: act, ask: 0, connection: at("gw.1") },
+      { to: `gw.1.${INCARNATION}`, type: "describe", ask: 0, connection: at("gw.1") },
     ])
     subject.channel.settle("confirmed")
     await settled()
     expect(results).toEqual([])
-    subject.answer(answered(elsewhere))
+    await answerAll(subject)
     await settled()
     expect(results as unknown[]).toEqual([elsewhere])
   })
@@ -404,8 +446,9 @@ describe.each(ACTS)("to %s", (act, answer, closes) => {
   test("a connection that has closed elsewhere: nobody holds it", async () => {
     const subject = new Subject("gw.1")
     const result = subject.census[act](at("gw.1"))
-    subject.answer(answered(null))
+    subject.answer(described(null))
     expect(await result).toBeNull()
+    expect(subject.channel.said.length).toBe(1)
   })
 
   test("a connection of a process that is gone: nobody holds it", async () => {
@@ -418,7 +461,7 @@ describe.each(ACTS)("to %s", (act, answer, closes) => {
   test("a connection elsewhere is not answered by another worker", async () => {
     const subject = new Subject("gw.1", "gw.2")
     const results = watched(subject.census[act](at("gw.1")))
-    subject.answer(answered(elsewhere, 0, "gw.2"))
+    subject.answer(described(elsewhere, 0, "gw.2"))
     await settled()
     expect(results).toEqual([])
   })
@@ -458,8 +501,8 @@ describe.each(ACTS)("to %s", (act, answer, closes) => {
     expect(subject.located).toMatchObject([{ id: "lock:1", trusting: false }])
     subject.located[0]?.found({ is: "with", worker: "gw.1", connectionId: at("gw.1") })
     await settled()
-    expect(subject.channel.said).toMatchObject([{ type: act, connection: at("gw.1") }])
-    subject.answer(answered(elsewhere))
+    expect(subject.channel.said).toMatchObject([{ type: "describe", connection: at("gw.1") }])
+    await answerAll(subject)
     expect((await result) as unknown).toEqual(elsewhere)
   })
 
@@ -532,4 +575,213 @@ test("a list for another worker has what fits, cut at its limit", () => {
       total: 2,
     },
   ])
+})
+
+describe("what cannot be read of another worker's answer", () => {
+  const unreadable = (changes: Record<string, unknown>) => ({ ...viewOf("gw.1", "b"), ...changes })
+
+  test.each<[string, Record<string, unknown>]>([
+    ["a number for an id", unreadable({ device_id: 7 })],
+    ["an id that is too long", unreadable({ connection_id: "x".repeat(129) })],
+    ["text for a count", unreadable({ lines_in: "7" })],
+    ["a count below zero", unreadable({ outgoing_bytes: -1 })],
+    ["no buffer", unreadable({ reorder: null })],
+    ["nothing", {}],
+  ])("is left out of a list, counted, and the list is not complete: %s", async (_, row) => {
+    const subject = new Subject("gw.1", "gw.2")
+    const list = subject.census.list(ALL)
+    const devices = [viewOf("gw.1", "a"), row, viewOf("gw.1", "c")]
+    subject.answer({
+      type: "listed",
+      from: "gw.1",
+      incarnation: INCARNATION,
+      ask: 0,
+      devices,
+      total: 3,
+    })
+    subject.listed("gw.2", ["d"])
+    expect(idsOf(await list)).toEqual(["a", "c", "d"])
+    expect(await list).toMatchObject({ answered: 2, workers: 3 })
+    expect(subject.counters.fleetMessagesUnknown).toBe(1)
+  })
+
+  test("is no answer for one device, and nothing is closed", async () => {
+    for (const act of ["describe", "kick"] as const) {
+      const subject = new Subject("gw.1")
+      const result = subject.census[act](at("gw.1"))
+      const device = unreadable({ epoch: "yesterday" })
+      subject.answer({ type: "described", from: "gw.1", incarnation: INCARNATION, ask: 0, device })
+      expect(await result).toBe("timeout")
+      expect(subject.counters.fleetMessagesUnknown).toBe(1)
+      expect(subject.channel.said.map(({ type }) => type)).toEqual(["describe"])
+    }
+  })
+
+  test("is not what a later version adds", async () => {
+    const subject = new Subject("gw.1")
+    const result = subject.census.describe(at("gw.1"))
+    const device = unreadable({ reading_paused_by: ["rate"], state: "parked", more: {} })
+    subject.answer({ type: "described", from: "gw.1", incarnation: INCARNATION, ask: 0, device })
+    expect(await result).toMatchObject({ reading_paused_by: ["rate"], state: "parked" })
+  })
+})
+
+describe("nothing is done for a caller that has gone", () => {
+  const found: Located = { is: "with", worker: "gw.1", connectionId: at("gw.1") }
+  const described: Answer = {
+    type: "described",
+    from: "gw.1",
+    incarnation: INCARNATION,
+    ask: 0,
+    device: viewOf("gw.1", "lock:1"),
+    clock_ms: 70_000,
+  }
+
+  test.each(["describe", "kick"] as const)(
+    "%s ends in time when the locator never answers, and what is found later is not asked",
+    async (act) => {
+      const subject = new Subject("gw.1")
+      const results = watched(subject.census[act]("lock:1"))
+      subject.pass(QUESTION_TIMEOUT_MS - 1)
+      await settled()
+      expect(results).toEqual([])
+      subject.pass(1)
+      await settled()
+      expect(results).toEqual(["timeout"])
+      expect(subject.forgotten).toEqual(["lock:1"])
+      subject.located[0]?.found(found)
+      await settled()
+      expect(subject.channel.said).toEqual([])
+    },
+  )
+
+  test("a look-up ends when the broker is lost, and not when it is back", async () => {
+    const subject = new Subject("gw.1")
+    const results = watched(subject.census.kick("lock:1"))
+    subject.channel.open = false
+    subject.pass(1)
+    await settled()
+    expect(results).toEqual(["unreachable"])
+    subject.channel.open = true
+    subject.located[0]?.found(found)
+    await settled()
+    expect(subject.channel.said).toEqual([])
+  })
+
+  test("a device that has come here meanwhile is not closed either", async () => {
+    const subject = new Subject("gw.1")
+    const results = watched(subject.census.kick("lock:1"))
+    subject.steadyMs += QUESTION_TIMEOUT_MS
+    subject.hold("lock:1")
+    subject.located[0]?.found({ is: "nowhere", detail: "" })
+    await settled()
+    expect([results, subject.closed]).toEqual([["timeout"], []])
+  })
+
+  test("when the caller hangs up the look-up ends, and its place is free", async () => {
+    const subject = new Subject("gw.1")
+    const callers = Array.from({ length: MAX_ASKS }, () => new AbortController())
+    const kicks = callers.map(({ signal }, n) => watched(subject.census.kick(`lock:${n}`, signal)))
+    expect(await subject.census.kick("one more")).toBe("busy")
+    for (const caller of callers) caller.abort()
+    await settled()
+    expect(kicks).toEqual(callers.map(() => ["timeout"]))
+    for (const { found: tell } of subject.located) tell(found)
+    await settled()
+    expect(subject.channel.said).toEqual([])
+    void subject.census.kick("one more")
+    expect(subject.located.length).toBe(MAX_ASKS + 1)
+  })
+
+  test("when the caller hangs up a question's place is free", async () => {
+    const subject = new Subject("gw.1")
+    const caller = new AbortController()
+    const asked = [
+      subject.census.list(ALL, caller.signal),
+      subject.census.describe(at("gw.1"), caller.signal),
+    ]
+    for (let n = asked.length; n < MAX_ASKS; n += 1) void subject.census.list(ALL)
+    expect(await subject.census.list(ALL)).toBe("busy")
+    caller.abort()
+    expect(await Promise.all(asked)).toEqual(["timeout", "timeout"])
+    expect(watched(subject.census.list(ALL))).toEqual([])
+    expect(subject.channel.said.length).toBe(MAX_ASKS + 1)
+    expect(subject.members.answers({ ...SELF, worker: "gw.1" })).toBe(true)
+  })
+
+  test("a caller that has gone before it asks is not asked for", async () => {
+    const subject = new Subject("gw.1")
+    subject.hold("lock:1")
+    expect(await subject.census.kick("lock:1", AbortSignal.abort())).toBe("timeout")
+    expect([subject.closed, subject.channel.said]).toEqual([[], []])
+  })
+
+  test("who hangs up between the holder's first answer and the kick closes nothing", async () => {
+    const subject = new Subject("gw.1")
+    const caller = new AbortController()
+    const result = subject.census.kick(at("gw.1"), caller.signal)
+    subject.answer(described)
+    caller.abort()
+    expect(await result).toBe("timeout")
+    expect(subject.channel.said.map(({ type }) => type)).toEqual(["describe"])
+  })
+
+  test("a kick is valid by the holder's own clock, no longer than its caller waits", async () => {
+    const subject = new Subject("gw.1")
+    void subject.census.kick(at("gw.1"))
+    subject.pass(900)
+    subject.answer(described)
+    await settled()
+    const untilMs = 70_000 + ANSWER_TIMEOUT_MS
+    expect(subject.channel.said[1]).toMatchObject({ type: "kick", until_ms: untilMs })
+
+    const late = new Subject("gw.1")
+    void late.census.kick("lock:1")
+    late.pass(QUESTION_TIMEOUT_MS - 300)
+    late.located[0]?.found(found)
+    await settled()
+    late.pass(200)
+    late.answer(described)
+    await settled()
+    expect(late.channel.said[1]).toMatchObject({ type: "kick", until_ms: 70_100 })
+  })
+
+  test("a holder of an earlier version, which tells no clock, is asked without a limit", async () => {
+    const subject = new Subject("gw.1")
+    void subject.census.kick(at("gw.1"))
+    const { clock_ms: _, ...earlier } = described
+    subject.answer(earlier as Answer)
+    await settled()
+    expect(subject.channel.said[1]).toEqual({
+      to: `gw.1.${INCARNATION}`,
+      type: "kick",
+      ask: 1,
+      connection: at("gw.1"),
+    })
+  })
+
+  test("the holder tells its clock, and refuses a kick that comes too late", () => {
+    const subject = new Subject("gw.1")
+    subject.hold("lock:1")
+    const sender = { from: "gw.1", incarnation: INCARNATION, connection: at("gw.0", "lock:1") }
+    subject.census.asked({ type: "describe", ...sender, ask: 1 })
+    expect(subject.channel.said).toMatchObject([{ type: "described", clock_ms: subject.steadyMs }])
+    // Its wall clock is an hour ahead: that of another machine says nothing.
+    subject.nowMs += 3_600_000
+    subject.census.asked({ type: "kick", ...sender, ask: 2, until_ms: subject.steadyMs })
+    expect(subject.closed).toEqual([])
+    expect(subject.channel.said[1]).toMatchObject({ type: "kicked", device: null, overdue: true })
+    subject.census.asked({ type: "kick", ...sender, ask: 3, until_ms: subject.steadyMs + 1 })
+    expect(subject.closed).toEqual([[at("gw.0", "lock:1"), "kicked"]])
+  })
+
+  test("a kick that the holder refuses as late is a time-out", async () => {
+    const subject = new Subject("gw.1")
+    const result = subject.census.kick(at("gw.1"))
+    subject.answer(described)
+    await settled()
+    const kicked = { type: "kicked", from: "gw.1", incarnation: INCARNATION, ask: 1 } as const
+    subject.answer({ ...kicked, device: null, overdue: true })
+    expect(await result).toBe("timeout")
+  })
 })

@@ -501,3 +501,50 @@ describe("many that look for devices", () => {
     expect(subject.locator.pendingCount).toBe(0)
   })
 })
+
+describe("whoever gives up a search", () => {
+  const search = (subject: Subject, deviceId: string) => {
+    const places: Located[] = []
+    const tell = (place: Located) => void places.push(place)
+    subject.locator.locate(deviceId, false, tell)
+    return { places, forget: () => subject.locator.forget(deviceId, tell) }
+  }
+
+  test("is told nothing, before and after the question has gone out; others are", async () => {
+    const subject = new Subject("gw.1")
+    const before = search(subject, "lock:1")
+    const after = search(subject, "lock:1")
+    const stays = search(subject, "lock:1")
+    before.forget()
+    await turn()
+    after.forget()
+    subject.answer("gw.1", 0, "lock:1")
+    expect(before.places).toEqual([])
+    expect(after.places).toEqual([])
+    expect(stays.places).toEqual([withWorker("gw.1")])
+  })
+
+  test("leaves nothing to be asked for, now or when the broker is back", async () => {
+    const subject = new Subject("gw.1")
+    search(subject, "lock:1").forget()
+    await turn()
+    expect(subject.channel.asked).toEqual([])
+    const asked = search(subject, "lock:2")
+    await turn()
+    asked.forget()
+    subject.channel.settle("cut")
+    await turn()
+    expect(subject.channel.asked.length).toBe(1)
+    expect(subject.locator.pendingCount).toBe(0)
+  })
+
+  test("may do so twice, and after it was told", async () => {
+    const subject = new Subject("gw.1")
+    const told = search(subject, "lock:1")
+    await turn()
+    subject.answer("gw.1", 0, "lock:1")
+    told.forget()
+    told.forget()
+    expect(told.places).toEqual([withWorker("gw.1")])
+  })
+})

@@ -56,6 +56,25 @@ describe("a message", () => {
   })
 })
 
+describe("what an earlier version does not say may be missing", () => {
+  test("when a kick is too late, and the clock that this is meant by", () => {
+    const told = { clock_ms: 5.25, until_ms: 7.5, overdue: true }
+    for (const [type, name] of [
+      ["described", "clock_ms"],
+      ["kick", "until_ms"],
+      ["kicked", "overdue"],
+    ] as const) {
+      const value = told[name]
+      expect(changed(type, { [name]: value })).toEqual({ ...MESSAGES[type], [name]: value })
+      for (const wrong of ["5", null, {}]) expect(changed(type, { [name]: wrong })).toBeNull()
+    }
+  })
+
+  test("and a total is a count", () => {
+    for (const total of [-1, 1.5, "9", null]) expect(changed("listed", { total })).toBeNull()
+  })
+})
+
 describe("no message", () => {
   test.each(Object.values(MESSAGES))("is one that lacks anything: %j", (message) => {
     for (const name of Object.keys(message)) {

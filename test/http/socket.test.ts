@@ -21,6 +21,14 @@ let counters: Counters
 const taps = new Set<Tap>()
 const sent: SendRequest[] = []
 const faults: Error[] = []
+/** Requests that the gateway has not answered, and whether their clients have hung up. */
+let unanswered: AbortSignal[] | null = null
+const neverAnswered = (caller: AbortSignal | undefined) => {
+  if (caller !== undefined) unanswered?.push(caller)
+  return new Promise<never>((_, reject) => {
+    caller?.addEventListener("abort", () => reject(new Error("hung up")))
+  })
+}
 
 beforeAll(() => {
   counters = new Counters()
@@ -40,9 +48,9 @@ beforeAll(() => {
     }),
     reports: async () => [],
     census: {
-      list: async () => "unreachable",
-      describe: async () => "unreachable",
-      kick: async () => "unreachable",
+      list: async (_, caller) => (unanswered === null ? "unreachable" : neverAnswered(caller)),
+      describe: async (_, caller) => (unanswered === null ? "unreachable" : neverAnswered(caller)),
+      kick: async (_, caller) => (unanswered === null ? "unreachable" : neverAnswered(caller)),
     },
     metricsText: async () => "",
     messages: {
@@ -51,7 +59,8 @@ beforeAll(() => {
         return () => taps.delete(tap)
       },
     },
-    send: async (request) => {
+    send: async (request, caller) => {
+      if (unanswered !== null) return neverAnswered(caller)
       sent.push(request)
       return { outcome: "written", device_id: "d", connection_id: "c", epoch: 1, at: 1, detail: "" }
     },
@@ -207,6 +216,29 @@ describe("a path", () => {
         expect(sent).toEqual([])
       }),
   )
+})
+
+describe("a client that hangs up", () => {
+  test.each([
+    ["GET /devices", ""],
+    ["GET /devices/lock:1", ""],
+    ["DELETE /devices/lock:1/connection", ""],
+    ["POST /devices/lock:1/send", "open"],
+  ])("is known to what it asked for: %s", async (request, body) => {
+    const asked: AbortSignal[] = []
+    unanswered = asked
+    try {
+      const client = new RawClient()
+      const lines = ["Host: x", "Content-Type: text/plain", `Content-Length: ${body.length}`]
+      client.write(`${[`${request} HTTP/1.1`, ...lines].join("\r\n")}\r\n\r\n${body}`)
+      await until(() => asked.length === 1, { what: "the request to be asked" })
+      expect(asked[0]?.aborted).toBe(false)
+      client.socket.destroy()
+      await until(() => asked[0]?.aborted === true, { what: "the gateway to notice" })
+    } finally {
+      unanswered = null
+    }
+  })
 })
 
 describe("an event stream", () => {
