@@ -321,10 +321,10 @@ export class Worker {
     for (const { queue, prefetch } of setup.subscriptions) this.#prefetchOf.set(queue, prefetch)
     this.#broker.start(setup, {
       stateChanged: (state) => {
-        if (state.is === "ready" && before.is === "away") {
-          this.counters.brokerConnects += 1
-          this.#fleet.connected()
-        }
+        const up = state.is === "ready" || state.is === "blocked"
+        if (up && before.is === "away") this.counters.brokerConnects += 1
+        // After an alarm too: what was to be announced during it was dropped.
+        if (state.is === "ready" && before.is !== "ready") this.#fleet.connected()
         if (state.is === "away" && before.is !== "away") this.counters.brokerLosses += 1
         // Each try that fails for the same reason is no news.
         if (!Bun.deepEquals(state, before)) this.#events.emit("broker_state", { state })
