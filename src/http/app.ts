@@ -1,15 +1,14 @@
 /**
  * The HTTP sidecar: health, metrics, the fleet's devices and commands for an operator. Puts the groups of routes together
- * with what holds for all of them: bearer tokens, a bound on bodies, errors as JSON.
+ * with what holds for all of them: bearer tokens, a bound on bodies, no encoding of bodies, errors as JSON.
  *
  * Never holds state of its own and never repeats a secret or a stack. Bound: `maxBodyBytes` a request.
  */
 
 import { Hono } from "hono"
-import { bearerAuth } from "hono/bearer-auth"
 import { bodyLimit } from "hono/body-limit"
-import { HTTPException } from "hono/http-exception"
 import type { Counters } from "../counters.ts"
+import { authorization } from "./authorization.ts"
 import {
   type DevicesDependencies,
   devices,
@@ -27,7 +26,7 @@ export interface AppDependencies
     FleetDependencies,
     HealthDependencies,
     MetricsDependencies {
-  /** Any of them opens all routes but `/health` and `/ready`; none: all are open. */
+  /** Any of them opens all routes, and the details of `/health` and `/ready`; none: all are open. */
   readonly tokens: readonly string[]
   /** Only with the embedded broker. */
   readonly messages: MessagesDependencies | null
@@ -52,8 +51,23 @@ export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
     c.set("refused", count)
     await next()
   })
-  routes.route("/", health(dependencies))
-  if (tokens.length > 0) routes.use(bearerAuth({ token: [...tokens] }))
+  const holdsToken = authorization(tokens)
+  routes.route("/", health(dependencies, holdsToken))
+  routes.use(async (c, next) => {
+    if (!holdsToken(c.req.header("authorization"))) {
+      c.header("WWW-Authenticate", "Bearer")
+      return refuse(c, "unauthorized", "send Authorization: Bearer <one of HTTP_TOKENS>")
+    }
+    return next()
+  })
+  routes.use(async (c, next) => {
+    if (isEncoded(c.req.header("content-encoding"))) {
+      c.header("Accept-Encoding", "identity")
+      const rule = "send the body as it is, without Content-Encoding"
+      return refuse(c, "unsupported_encoding", `a compressed body is not read: ${rule}`)
+    }
+    return next()
+  })
   const limit = bodyLimit({
     maxSize: maxBodyBytes(dependencies.maxLineBytes),
     onError: (c) => refuse(c, "too_large", "the request's body is too large"),
@@ -73,13 +87,14 @@ export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
 
   routes.notFound((c) => refuse(c, "not_found", `no route ${c.req.method} ${c.req.path}`))
   routes.onError((error, c) => {
-    if (error instanceof HTTPException) {
-      // Only `bearerAuth` throws these; its statuses differ with what is wrong, ours do not.
-      c.header("WWW-Authenticate", "Bearer")
-      return refuse(c, "unauthorized", "send Authorization: Bearer <one of HTTP_TOKENS>")
-    }
     fault(error)
-    return refuse(c, "internal", "a defect; the log has more")
+    return refuse(c, "internal", "internal server error, see the server log")
   })
   return routes
+}
+
+/** Whether a body is anything but the bytes that are meant (RFC 9110, section 8.4). */
+function isEncoded(contentEncoding: string | undefined): boolean {
+  const codings = (contentEncoding ?? "").split(",").map((coding) => coding.trim().toLowerCase())
+  return codings.some((coding) => coding !== "" && coding !== "identity")
 }

@@ -15,6 +15,7 @@ const STATUS = {
   duplicate: 409,
   late: 409,
   too_large: 413,
+  unsupported_encoding: 415,
   internal: 500,
   broker_away: 503,
   slow_device: 503,

@@ -1,10 +1,16 @@
 /**
  * `GET /health` and `GET /ready`: whether the process serves, and whether devices and messages would
- * be taken right now. Never guarded by a token, so they say nothing that needs one.
+ * be taken right now.
+ *
+ * Neither route needs a token. When tokens are set, a request without one is told codes of closed lists only:
+ * process ids, names, counts and the text of the broker or the client library, which may hold addresses and
+ * user names, need a token. Such a request costs the other workers nothing.
  */
 
 import { Hono } from "hono"
 import type { WorkerReport } from "../control.ts"
+import type { CloseReason } from "../device/close-reason.ts"
+import type { HoldsToken } from "./authorization.ts"
 
 export interface HealthDependencies {
   readonly version: string
@@ -16,14 +22,30 @@ export interface HealthDependencies {
   readonly reports: () => Promise<readonly WorkerReport[]>
 }
 
-export function health({ version, startedAtMs, nowMs, report, reports }: HealthDependencies): Hono {
+/** Why a worker is not ready. */
+type ReasonCode = "draining" | "broker_unavailable" | "broker_blocked" | CloseReason
+
+interface Unready {
+  readonly code: ReasonCode
+  /** For those who may know everything. */
+  readonly text: string
+}
+
+export function health(
+  { version, startedAtMs, nowMs, report, reports }: HealthDependencies,
+  holdsToken: HoldsToken,
+): Hono {
   const routes = new Hono()
 
   routes.get("/health", async (c) => {
-    const workers = await reports()
     const own = report()
+    const status = own.state === "serving" ? "ok" : own.state
+    if (!holdsToken(c.req.header("authorization"))) {
+      return c.json({ status, broker: own.broker.is, reason: unready(own)?.code ?? null })
+    }
+    const workers = await reports()
     return c.json({
-      status: own.state === "serving" ? "ok" : own.state,
+      status,
       version,
       uptime_s: Math.floor((nowMs() - startedAtMs) / 1000),
       broker: own.broker.is,
@@ -35,19 +57,25 @@ export function health({ version, startedAtMs, nowMs, report, reports }: HealthD
   })
 
   routes.get("/ready", (c) => {
-    const { state, broker, refusing = null } = report()
-    if (state !== "serving") return c.json({ ready: false, reason: state }, 503)
-    if (broker.is !== "ready") {
-      const reason = `broker ${broker.is}${broker.reason === undefined ? "" : `: ${broker.reason}`}`
-      return c.json({ ready: false, reason }, 503)
-    }
-    if (refusing !== null) {
-      return c.json({ ready: false, reason: `devices are refused: ${refusing}` }, 503)
-    }
-    return c.json({ ready: true })
+    const why = unready(report())
+    if (why === null) return c.json({ ready: true })
+    const reason = holdsToken(c.req.header("authorization")) ? why.text : why.code
+    return c.json({ ready: false, reason }, 503)
   })
 
   return routes
+}
+
+/** Null when devices and messages are taken. */
+function unready({ state, broker, refusing = null }: WorkerReport): Unready | null {
+  if (state !== "serving") return { code: state, text: state }
+  if (broker.is !== "ready") {
+    const code = broker.is === "blocked" ? "broker_blocked" : "broker_unavailable"
+    const reason = broker.reason === undefined ? "" : `: ${broker.reason}`
+    return { code, text: `broker ${broker.is}${reason}` }
+  }
+  if (refusing !== null) return { code: refusing, text: `devices are refused: ${refusing}` }
+  return null
 }
 
 function sum(workers: readonly WorkerReport[], of: (worker: WorkerReport) => number): number {

@@ -191,6 +191,102 @@ describe("GET /ready", () => {
   })
 })
 
+describe("/health and /ready without a token, where tokens are set", () => {
+  const TEXT = "connect ECONNREFUSED amqp://app@10.1.2.3:5672/production"
+  const states: [Partial<WorkerReport>, Record<string, unknown>][] = [
+    [{}, { status: "ok", broker: "ready", reason: null }],
+    [{ state: "draining" }, { status: "draining", broker: "ready", reason: "draining" }],
+    [
+      { broker: { is: "away", reason: TEXT } },
+      { status: "ok", broker: "away", reason: "broker_unavailable" },
+    ],
+    [
+      { broker: { is: "blocked", reason: TEXT } },
+      { status: "ok", broker: "blocked", reason: "broker_blocked" },
+    ],
+    [
+      { broker: { is: "closed" } },
+      { status: "ok", broker: "closed", reason: "broker_unavailable" },
+    ],
+    [{ refusing: "overloaded" }, { status: "ok", broker: "ready", reason: "overloaded" }],
+  ]
+
+  test.each(states)("tell codes and nothing else: %j", async (change, told) => {
+    const own = { ...SERVING, pid: 424_242, ...change }
+    const never = () => Promise.reject(new Error("other workers are not asked for a stranger"))
+    const gateway = sidecar({ tokens: TOKENS, report: () => own, reports: never })
+    for (const headers of [{}, { authorization: "Bearer wrong" }, { authorization: "nonsense" }]) {
+      const health = await gateway.get("/health", headers)
+      expect(health.status).toBe(200)
+      expect((await health.json()) as unknown).toEqual(told)
+      const ready = await gateway.get("/ready", headers)
+      const { reason } = told
+      expect(ready.status).toBe(reason === null ? 200 : 503)
+      const answer = reason === null ? { ready: true } : { ready: false, reason }
+      expect((await ready.json()) as unknown).toEqual(answer)
+    }
+  })
+
+  test("with one they tell everything", async () => {
+    const own: WorkerReport = { ...SERVING, broker: { is: "away", reason: TEXT } }
+    const gateway = sidecar({ tokens: TOKENS, report: () => own, reports: async () => [own] })
+    const headers = { authorization: `Bearer ${TOKENS[1]}` }
+    expect((await (await gateway.get("/health", headers)).json()) as unknown).toMatchObject({
+      version: "1.2.3",
+      workers: [own],
+    })
+    expect((await (await gateway.get("/ready", headers)).json()) as unknown).toEqual({
+      ready: false,
+      reason: `broker away: ${TEXT}`,
+    })
+  })
+})
+
+describe("a body with an encoding", () => {
+  const ask = (gateway: Sidecar, encoding: string, method = "POST", path = "/devices/d/send") =>
+    Promise.resolve(
+      gateway.routes.request(path, {
+        method,
+        // The beginning of a gzip stream: no LF in it, so that it could pass for a line.
+        body: new Uint8Array([0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 75]),
+        headers: { "content-type": "text/plain", "content-encoding": encoding },
+      }),
+    )
+
+  test.each(["gzip", "GZip", "br", "deflate", "zstd", "x-gzip", "identity, gzip", "nonsense"])(
+    "is 415, and never a line: %s",
+    async (encoding) => {
+      const gateway = sidecar()
+      const response = await ask(gateway, encoding)
+      await expectRefusal(gateway, response, 415, "unsupported_encoding")
+      expect(response.headers.get("accept-encoding")).toBe("identity")
+      expect(gateway.sent).toEqual([])
+    },
+  )
+
+  test("is 415 on other routes as well", async () => {
+    for (const [method, path] of [
+      ["DELETE", "/devices/d/connection"],
+      ["POST", "/nothing"],
+    ] as const) {
+      const gateway = sidecar()
+      const response = await ask(gateway, "gzip", method, path)
+      await expectRefusal(gateway, response, 415, "unsupported_encoding")
+    }
+  })
+
+  test.each(["identity", "Identity", "", "identity, identity"])("is none: %p", async (encoding) => {
+    const gateway = sidecar({ maxLineBytes: 1_000 })
+    expect((await ask(gateway, encoding)).status).toBe(200)
+    expect(gateway.sent.length).toBe(1)
+  })
+
+  test("is not looked at without a token", async () => {
+    const gateway = sidecar({ tokens: TOKENS })
+    await expectRefusal(gateway, await ask(gateway, "gzip"), 401, "unauthorized")
+  })
+})
+
 describe("GET /metrics", () => {
   test("is Prometheus text", async () => {
     const response = await sidecar().get("/metrics")
@@ -205,9 +301,6 @@ describe("GET /metrics", () => {
     expect(message).not.toContain("hidden")
   })
 })
-
-// Section 5 promises them; nothing answers them yet.
-describe("the fleet", () => {})
 
 describe("POST /devices/:id/send: what becomes a command", () => {
   test("text/plain is the line, byte for byte", async () => {
