@@ -36,6 +36,7 @@ import { Identity } from "./device/identity.ts"
 import { ConnectionIds, incarnation, type WorkerProcess, workerId } from "./device/ids.ts"
 import { Listener, type ListenerTls } from "./device/listener.ts"
 import { BATCH_BYTES } from "./device/outgoing.ts"
+import { RefusalSummary } from "./device/refusal-summary.ts"
 import { drain } from "./drain.ts"
 import type { EventBus } from "./events.ts"
 import { Fleet } from "./fleet/fleet.ts"
@@ -82,6 +83,7 @@ export class Worker {
   readonly #identity: Identity
   readonly #denylistFile: DenylistFile | null
   readonly #listener: Listener
+  readonly #refusals = new RefusalSummary((message) => this.#events.emit("notice", { message }))
   readonly #metrics: WorkerMetrics
   readonly #maxConnections: number
   readonly #startedAtMs = Date.now()
@@ -206,8 +208,10 @@ export class Worker {
       new ConnectionIds(this.#self),
       this.#identity,
       {
-        unidentified: (connection, detail) =>
-          events.emit("connection_unidentified", { connection, detail }),
+        unidentified: (connection, reason, detail, remoteAddress) => {
+          events.emit("connection_unidentified", { connection, detail })
+          this.#refusals.add(reason, detail, remoteAddress, steadyMs())
+        },
         epochElsewhere: (deviceId) => this.#fleet.epochElsewhere(deviceId),
         admitted: (connection) => {
           this.#fleet.admitted(connection)
@@ -371,6 +375,7 @@ export class Worker {
     this.#consumer.sweep(this.#prefetchOf)
     this.#connections.sweep(Date.now(), atMs)
     this.#fleet.sweep(Date.now())
+    this.#refusals.sweep(atMs)
     // Away, it may be the other connection alone that is lost, and this one as deaf.
     if (this.#broker.state.is === "blocked" || this.#broker.state.is === "closed") return
     const silentMs = silentSinceMs([this.#lines, this.#posts, this.#fleet.presence])

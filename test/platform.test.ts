@@ -7,6 +7,7 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test"
 import net from "node:net"
 import { AMQPView } from "../node_modules/@cloudamqp/amqp-client/src/amqp-view.ts"
 import { createCertificateAuthority, createServerCertificate } from "../src/ops/certificates.ts"
+import { clientCertificate, deviceUri, makeAuthority } from "./support/client-certificates.ts"
 import { connectDevice } from "./support/tls-device.ts"
 import { findProgram } from "./support/tools.ts"
 import { until } from "./support/wait.ts"
@@ -53,6 +54,27 @@ describe("Bun.listen", () => {
     garbage.on("error", () => undefined)
     await until(() => told.includes("close"), { what: "the close" })
     expect(told).toEqual(["open", "handshake false", "close"])
+  })
+
+  test("trusts an intermediate CA without its root with allowPartialTrustChain", async () => {
+    const root = await makeAuthority("root")
+    const issuer = await makeAuthority("intermediate", root)
+    const { cert, key } = await clientCertificate({ names: [deviceUri("a")], issuer })
+    const ca = issuer.certificate.toString("pem")
+    const asked = { ...tls, requestCert: true, rejectUnauthorized: true, ca }
+    for (const allowPartialTrustChain of [true, false]) {
+      const { promise, resolve } = Promise.withResolvers<string | null>()
+      const { port } = listen(
+        {
+          handshake: (_socket, _success, error) => resolve(error?.message ?? null),
+          data: () => undefined,
+        },
+        { tls: { ...asked, allowPartialTrustChain } },
+      )
+      const device = await connectDevice({ port, tls: { cert, key } }).catch(() => null)
+      expect(await promise).toBe(allowPartialTrustChain ? null : "unable to get issuer certificate")
+      device?.terminate()
+    }
   })
 
   test.each([

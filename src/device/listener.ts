@@ -53,8 +53,13 @@ export interface ListenerHooks {
   readonly admitted: (connection: Connection) => void
   /** The epoch of the newest connection of a device that was heard of from other workers. */
   readonly epochElsewhere: (deviceId: string) => number | undefined
-  /** A device did not say who it is, or was not believed. */
-  readonly unidentified: (connection: Connection, detail: string) => void
+  /** A handshake failed, or the device did not say who it is or was not believed. `detail` says why. */
+  readonly unidentified: (
+    connection: Connection,
+    reason: CloseReason,
+    detail: string,
+    remoteAddress: string,
+  ) => void
   /** A connection was refused before its handshake. */
   readonly refused: (reason: CloseReason) => void
   /** Something that could not be had, without which devices are served all the same. */
@@ -179,7 +184,10 @@ export class Listener {
         key: keyPem,
         minVersion: TLS_1_2,
         rejectUnauthorized: true,
-        ...(clientCaPem === null ? { requestCert: false } : { requestCert: true, ca: clientCaPem }),
+        ...(clientCaPem === null
+          ? { requestCert: false }
+          : // Each CA of the file is trusted by itself: an intermediate one needs no root beside it.
+            { requestCert: true, ca: clientCaPem, allowPartialTrustChain: true }),
       },
       socket: {
         binaryType: "uint8array" as const,
@@ -193,7 +201,7 @@ export class Listener {
         error: (socket: DeviceTlsSocket, error: Error) => this.#failed(socket, error),
       },
     }
-    // `reusePort`, a numeric `minVersion` and `fd` work but are not in the types.
+    // `reusePort`, a numeric `minVersion`, `allowPartialTrustChain` and `fd` work but are not in the types.
     const listening = Bun.listen(options as never) as TCPSocketListener<DeviceTlsSocket["data"]>
     const { fd } = listening as unknown as { readonly fd: number }
     const refused = setBacklog(fd, this.#options.backlog)
@@ -244,7 +252,13 @@ export class Listener {
     if (connection === undefined || connection.state !== "handshaking") return
     if (!success) {
       const unshown = error?.message.includes(NO_CERTIFICATE) === true
-      connection.close(unshown ? "not_identified" : "handshake_failed")
+      const detail = unshown ? "no certificate" : (error?.message ?? "no reason is known")
+      this.#unidentified(
+        socket,
+        connection,
+        unshown ? "not_identified" : "handshake_failed",
+        detail,
+      )
       return
     }
     if (this.#handshaking.delete(connection)) {
@@ -275,8 +289,7 @@ export class Listener {
       case "waiting":
         break
       case "unknown":
-        this.#hooks.unidentified(connection, verdict.detail)
-        connection.close(verdict.reason)
+        this.#unidentified(socket, connection, verdict.reason, verdict.detail)
         break
       case "known": {
         const { deviceId, fingerprint, rest } = verdict
@@ -292,6 +305,16 @@ export class Listener {
         break
       }
     }
+  }
+
+  #unidentified(
+    socket: DeviceTlsSocket,
+    connection: Connection,
+    reason: CloseReason,
+    detail: string,
+  ): void {
+    this.#hooks.unidentified(connection, reason, detail, socket.remoteAddress)
+    connection.close(reason)
   }
 
   #closed(socket: DeviceTlsSocket): void {
