@@ -15,6 +15,7 @@ import type { CloseReason } from "./close-reason.ts"
 import type { Connection } from "./connection.ts"
 import { Denylist } from "./denylist.ts"
 import { FirstLine, verifyHello } from "./hello.ts"
+import { isDeviceName } from "./ids.ts"
 
 export type DeviceAuth = "none" | "mtls" | "hello"
 
@@ -86,7 +87,7 @@ export class Identity {
       case "malformed":
         return unknown("not_identified", "the first line is no HELLO")
       case "refused":
-        return unknown("refused", `HELLO as ${verdict.deviceId}: the proof is wrong`)
+        return unknown("refused", `HELLO as ${verdict.deviceId}: ${helloFault(verdict.deviceId)}`)
     }
   }
 
@@ -118,4 +119,9 @@ export class Identity {
 
 function unknown(reason: CloseReason, detail: string): Verdict {
   return { is: "unknown", reason, detail }
+}
+
+/** Why a HELLO that was refused is. */
+function helloFault(deviceId: string): string {
+  return isDeviceName(deviceId) ? "the proof is wrong" : "not a device id"
 }

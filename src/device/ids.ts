@@ -42,9 +42,17 @@ export function processOfConnection(connectionId: string): WorkerProcess | null 
   return worker === undefined || incarnation === undefined ? null : { worker, incarnation }
 }
 
-/** Whether a device may be called so: an id of the form that is minted here leads to a connection. */
+/** What `isDeviceName` checks, for a person. */
+export const DEVICE_NAME_RULE =
+  "a device id has 1 to 128 characters of A-Z a-z 0-9 . _ : -, is not . or .., and is not of the form of a connection id"
+
+/**
+ * Whether a device may be called so. An id of the form that is minted here leads to a connection. The segments
+ * `.` and `..` are removed from a URL by every client, escaped or not (RFC 3986, section 5.2.4), so no route
+ * would reach such a device.
+ */
 export function isDeviceName(id: string): boolean {
-  return DEVICE_ID.test(id) && !MINTED_CONNECTION_ID.test(id)
+  return DEVICE_ID.test(id) && id !== "." && id !== ".." && !MINTED_CONNECTION_ID.test(id)
 }
 
 /** @param random in [0, 1), drawn once for a process. */

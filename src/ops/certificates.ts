@@ -19,7 +19,7 @@ import { link, mkdir, readFile, rm, writeFile } from "node:fs/promises"
 import { isIP } from "node:net"
 import { dirname, join } from "node:path"
 import type { Extension, JsonGeneralName } from "@peculiar/x509"
-import { isDeviceName } from "../device/ids.ts"
+import { DEVICE_NAME_RULE, isDeviceName } from "../device/ids.ts"
 
 const DAY_MS = 86_400_000
 const AUTHORITY_MS = 3650 * DAY_MS
@@ -77,8 +77,8 @@ export async function createServerCertificate(ca: PemPair, names: string[], nowM
  */
 export async function createDeviceCertificate(ca: PemPair, deviceId: string, nowMs = Date.now()) {
   if (!isDeviceName(deviceId)) {
-    const rule = "a device id has 1 to 128 characters of A-Z a-z 0-9 . _ : -"
-    throw new CertificateError("invalid_device_id", `${JSON.stringify(deviceId)}: ${rule}`)
+    const message = `${JSON.stringify(deviceId)}: ${DEVICE_NAME_RULE}`
+    throw new CertificateError("invalid_device_id", message)
   }
   const value = `urn:owsla:device:${deviceId}`
   return issue(ca, deviceId, nowMs, leaf("clientAuth", [{ type: "url", value }]))

@@ -14,8 +14,9 @@ import { readdir, rm } from "node:fs/promises"
 import { join } from "node:path"
 import { parseArgs } from "node:util"
 import { ConfigurationError, loadHelloSecrets } from "../config.ts"
+import { identityOf } from "../device/certificate-identity.ts"
 import { helloLine } from "../device/hello.ts"
-import { isDeviceName } from "../device/ids.ts"
+import { DEVICE_NAME_RULE, isDeviceName } from "../device/ids.ts"
 import {
   CertificateError,
   createDeviceCertificate,
@@ -161,6 +162,7 @@ async function makeDevices(directory: string, deviceIds: ReadonlySet<string>, fo
   for (const [id, pair] of pairs) {
     const files = pairFiles(join(directory, "devices"), id)
     try {
+      await refuseOthers(files, id)
       if (force) await remove(files)
       const state = await ensurePair(files, async () => pair)
       if (state === "present") throw alreadyThere(files)
@@ -171,6 +173,26 @@ async function makeDevices(directory: string, deviceIds: ReadonlySet<string>, fo
     }
   }
   return status
+}
+
+/**
+ * A disk may not tell two ids apart that differ in case only: the certificate of one must not replace, or pass for,
+ * that of the other.
+ */
+async function refuseOthers({ certFile }: PairFiles, deviceId: string): Promise<void> {
+  let certificate: X509Certificate
+  try {
+    certificate = await readCertificate(certFile)
+  } catch {
+    // Missing, or no certificate: the caller finds out what to do about that.
+    return
+  }
+  // Whose it is does not depend on whether it is valid now.
+  const named = identityOf(certificate, Date.parse(certificate.validFrom))
+  if ("fault" in named || named.deviceId === deviceId) return
+  const remedy = "this disk does not tell the two ids apart: use another --dir"
+  const message = `${certFile} is the certificate of the device ${named.deviceId}: ${remedy}`
+  throw new CertificateError("present", message)
 }
 
 async function replaceServer(directory: string, names: string[], force: boolean): Promise<void> {
@@ -191,7 +213,9 @@ async function replaceServer(directory: string, names: string[], force: boolean)
 function printHellos(deviceIds: readonly string[]): void {
   const [secret = ""] = loadHelloSecrets()
   const faulty = deviceIds.find((id) => !isDeviceName(id))
-  if (faulty !== undefined) throw new UsageError(`${JSON.stringify(faulty)} is no device id`)
+  if (faulty !== undefined) {
+    throw new UsageError(`${JSON.stringify(faulty)}: ${DEVICE_NAME_RULE}`)
+  }
   for (const id of deviceIds) console.log(helloLine(id, secret))
 }
 

@@ -53,6 +53,8 @@ describe("a certificate", () => {
     ["an odd case of the URN", "URI:URN:Owsla:device:a b", "CN=fallback"],
     ["a wildcard", "URI:urn:owsla:device:*", "CN=fallback"],
     ["a #", "URI:urn:owsla:device:#", "CN=fallback"],
+    ["a URL's dot segment", "URI:urn:owsla:device:..", "CN=fallback"],
+    ["one as CN", undefined, "CN=."],
     ["two of ours", "URI:urn:owsla:device:a, URI:urn:owsla:device:b", "CN=fallback"],
     ["a connection id", `URI:urn:owsla:device:${MINTED}`, "CN=fallback"],
     ["two CNs", undefined, "CN=a\nCN=b"],
@@ -86,7 +88,9 @@ describe("a first line", () => {
     const proof = helloLine("lock-18", "0123456789abcdef").slice(-64)
     expect(verifyHello(`HELLO lock-17 ${proof}`, SECRETS).is).toBe("refused")
     expect(verifyHello(helloLine("lock-17", "another-secret-16"), SECRETS).is).toBe("refused")
-    expect(verifyHello(helloLine(MINTED, SECRETS[0] ?? ""), SECRETS).is).toBe("refused")
+    for (const id of [MINTED, ".", ".."]) {
+      expect(verifyHello(helloLine(id, SECRETS[0] ?? ""), SECRETS).is).toBe("refused")
+    }
   })
 
   test.each(["", "HELLO", "HELLO a", "hello a b", " HELLO", "GET / HTTP/1.1", "HELLO  a b"])(

@@ -11,6 +11,7 @@ import {
   DEVICE_ID,
   INSTANCE_ID,
   incarnation,
+  isDeviceName,
   workerId,
   workerOfConnection,
 } from "../../src/device/ids.ts"
@@ -64,6 +65,21 @@ test.each([
 ])("%p takes up to %d characters", (pattern, most) => {
   expect(pattern.test("x".repeat(most))).toBe(true)
   expect(pattern.test("x".repeat(most + 1))).toBe(false)
+})
+
+test("no device is called as a URL's dot segments, which no request would keep", () => {
+  for (const id of [".", ".."]) expect(isDeviceName(id)).toBe(false)
+  const name = fc.stringMatching(DEVICE_ID).filter(isDeviceName)
+  check(
+    fc.property(name, (id) => {
+      for (const written of [id, encodeURIComponent(id)]) {
+        const { pathname } = new URL(`http://gateway/devices/${written}/send`)
+        expect(decodeURIComponent(pathname)).toBe(`/devices/${id}/send`)
+      }
+    }),
+    CHEAP_RUNS,
+  )
+  for (const id of ["...", ".a", "a.", "a..b", "..-", ":", "-"]) expect(isDeviceName(id)).toBe(true)
 })
 
 test("only a device id may hold a colon", () => {

@@ -6,7 +6,17 @@
 import { afterEach, describe, expect, test } from "bun:test"
 import { createPrivateKey, X509Certificate } from "node:crypto"
 import { existsSync } from "node:fs"
-import { mkdir, mkdtemp, readdir, readFile, rm, stat, symlink, writeFile } from "node:fs/promises"
+import {
+  copyFile,
+  mkdir,
+  mkdtemp,
+  readdir,
+  readFile,
+  rm,
+  stat,
+  symlink,
+  writeFile,
+} from "node:fs/promises"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { connect } from "node:tls"
@@ -24,7 +34,21 @@ import {
 const DAY_MS = 86_400_000
 const COMMAND = join(import.meta.dir, "../../src/ops/certs-command.ts")
 const LONGEST_ID = "x".repeat(128)
-const HOSTILE_IDS = ["", `${LONGEST_ID}x`, "a\n", "\na", "a\0", "#", "*", "../x", "a/b", "a b", "é"]
+const HOSTILE_IDS = [
+  ".",
+  "..",
+  "",
+  `${LONGEST_ID}x`,
+  "a\n",
+  "\na",
+  "a\0",
+  "#",
+  "*",
+  "../x",
+  "a/b",
+  "a b",
+  "é",
+]
 
 const directories: string[] = []
 
@@ -128,7 +152,7 @@ describe("certificates", () => {
     },
   )
 
-  test.each(["a", ".", "..", "-rf", "A1._:-", "x".repeat(64)])(
+  test.each(["a", "...", ".a", "-rf", "A1._:-", "x".repeat(64)])(
     "the device %j is in the SAN and is the CN",
     async (id) => {
       const ca = await createCertificateAuthority()
@@ -392,8 +416,8 @@ describe("bun run certs", () => {
 
   test("device makes each id's files, the CA first, and never outside of devices/", async () => {
     const directory = await temporaryDirectory()
-    const ids = ["a", ".", "..", "a:b_C-1", LONGEST_ID]
-    expect(await run(directory, "device", ...ids)).toMatchObject({ status: 0, err: "" })
+    const ids = ["a", "...", "-rf", "a:b_C-1", LONGEST_ID]
+    expect(await run(directory, "device", "--", ...ids)).toMatchObject({ status: 0, err: "" })
     const files = await snapshot(directory)
     const expected = ids.flatMap((id) => [`certs/devices/${id}.crt`, `certs/devices/${id}.key`])
     expect(Object.keys(files).sort()).toEqual(["certs/ca.crt", "certs/ca.key", ...expected].sort())
@@ -422,7 +446,26 @@ describe("bun run certs", () => {
     expectMatching(after, "devices/a")
   })
 
-  test.each(["", `${LONGEST_ID}x`, "a\n", "#", "*", "../x"])(
+  test("device replaces no other device's certificate, as on a disk that ignores case", async () => {
+    const directory = await temporaryDirectory()
+    await run(directory, "device", "lock")
+    for (const end of ["crt", "key"]) {
+      const from = join(directory, `certs/devices/lock.${end}`)
+      await copyFile(from, join(directory, `certs/devices/Lock.${end}`))
+    }
+    const before = await snapshot(directory)
+    for (const args of [
+      ["device", "Lock"],
+      ["device", "--force", "Lock"],
+    ]) {
+      const refused = await run(directory, ...args)
+      expect(refused.status).toBe(1)
+      expect(refused.err).toContain("is the certificate of the device lock")
+    }
+    expect(await snapshot(directory)).toEqual(before)
+  })
+
+  test.each([".", "..", "", `${LONGEST_ID}x`, "a\n", "#", "*", "../x"])(
     "device refuses %j with status 2 and makes no device at all",
     async (id) => {
       const directory = await temporaryDirectory()

@@ -81,7 +81,7 @@ describe("TLS_CLIENT_CA_FILE with an intermediate CA alone", () => {
 test("who is refused is found in the log at info, once a minute", async () => {
   const stranger = await makeAuthority("a stranger")
   for (let n = 0; n < 5; n += 1) await expectRefused(await certified(`stranger:${n}`, stranger))
-  const lines = gateway.log.filter(({ msg }) => msg.includes("ended as refused"))
-  expect(lines.length).toBe(1)
-  expect(lines[0]?.msg).toMatch(/^a connection from 127\.0\.0\.1 ended as refused: unable to /)
+  const lines = () => gateway.log.filter(({ msg }) => msg.includes("ended as refused"))
+  await until(() => lines().length === 1, { what: "the line in the log" })
+  expect(lines()[0]?.msg).toMatch(/^a connection from 127\.0\.0\.1 ended as refused: unable to /)
 })
