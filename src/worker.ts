@@ -374,7 +374,7 @@ export class Worker {
     if (this.#broker.state.is !== "away") this.#unacknowledged.pass(Math.max(0, sinceMs))
     this.#consumer.sweep(this.#prefetchOf)
     this.#connections.sweep(Date.now(), atMs)
-    this.#fleet.sweep(Date.now())
+    this.#fleet.sweep(atMs)
     this.#refusals.sweep(atMs)
     // Away, it may be the other connection alone that is lost, and this one as deaf.
     if (this.#broker.state.is === "blocked" || this.#broker.state.is === "closed") return

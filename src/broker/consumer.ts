@@ -43,7 +43,7 @@ export interface ConsumerOptions {
   /** The open connection of this worker with this connection or device id. */
   readonly find: (id: string) => Connection | undefined
   readonly locate: Locate
-  /** Whether a worker was heard lately, or may be there since the broker has only just come back. */
+  /** Whether a worker is known to the fleet, or may be there since the broker has only just come back. */
   readonly mayServe: (workerId: string) => boolean
   readonly commandIds: CommandIds
 }

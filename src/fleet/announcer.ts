@@ -59,8 +59,8 @@ export class Announcer {
   }
 
   /** Announces every device: others may have missed, or lost, what was said before. */
-  announceAll(nowMs: number): void {
-    this.#announcedAllAtMs = nowMs
+  announceAll(steadyMs: number): void {
+    this.#announcedAllAtMs = steadyMs
     for (const [deviceId, connection] of this.#connections.named()) {
       const sighting = sightingOf(connection)
       if (sighting !== null) this.#changes.set(deviceId, sighting)
@@ -68,8 +68,8 @@ export class Announcer {
     this.#sendSoon()
   }
 
-  sweep(nowMs: number): void {
-    if (Math.abs(nowMs - this.#announcedAllAtMs) >= REANNOUNCE_MS) this.announceAll(nowMs)
+  sweep(steadyMs: number): void {
+    if (steadyMs - this.#announcedAllAtMs >= REANNOUNCE_MS) this.announceAll(steadyMs)
   }
 
   /** Takes what another worker announces. */

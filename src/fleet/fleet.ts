@@ -19,7 +19,7 @@ import { Announcer } from "./announcer.ts"
 import { Census } from "./census.ts"
 import { Channel } from "./channel.ts"
 import { Locator } from "./locator.ts"
-import { ALIVE_EVERY_MS, Members, SILENT_AFTER_MS } from "./members.ts"
+import { ALIVE_EVERY_MS, Members, FORGET_AFTER_MS } from "./members.ts"
 import type { FleetMessage } from "./messages.ts"
 import { Presence } from "./presence.ts"
 import { Whereabouts } from "./whereabouts.ts"
@@ -43,7 +43,7 @@ export class Fleet {
   readonly #connections: Connections
   readonly #options: FleetOptions
   #toldAliveAtMs = 0
-  #connectedAtMs = 0
+  #connectedAtMs = Number.NEGATIVE_INFINITY
   #leaving = false
 
   constructor(broker: Broker, connections: Connections, options: FleetOptions) {
@@ -53,7 +53,10 @@ export class Fleet {
     const listener = { opened: () => this.locator.opened() }
     this.#channel = new Channel(broker, listener, { self, counters })
     this.#announcer = new Announcer(this.#channel, connections, this.#whereabouts)
-    this.locator = new Locator(this.#channel, this.#members, this.#whereabouts, { nowMs, counters })
+    this.locator = new Locator(this.#channel, this.#members, this.#whereabouts, {
+      steadyMs,
+      counters,
+    })
     this.census = new Census(self, this.#channel, this.#members, connections, this.locator, {
       nowMs,
       steadyMs,
@@ -98,10 +101,10 @@ export class Fleet {
     this.presence.disconnected(connection, reason)
   }
 
-  /** Whether a worker was heard lately, or may not have been able to tell since the broker came back. */
+  /** Whether a worker is known, or may not have been able to tell since the broker came back. */
   mayServe(worker: string): boolean {
-    const sinceMs = Math.abs(this.#options.nowMs() - this.#connectedAtMs)
-    return sinceMs < SILENT_AFTER_MS || this.#members.isHeard(worker)
+    const sinceMs = this.#options.steadyMs() - this.#connectedAtMs
+    return sinceMs < FORGET_AFTER_MS || this.#members.isKnown(worker)
   }
 
   /** Takes a delivery from this worker's fleet queue. */
@@ -110,13 +113,14 @@ export class Fleet {
     if (message !== null) this.#heard(message)
   }
 
-  sweep(nowMs: number): void {
-    this.#members.sweep(nowMs)
-    this.locator.sweep(nowMs)
+  /** To be called now and then. @param steadyMs never jumps: a clock that is set must make no member unknown. */
+  sweep(steadyMs: number): void {
+    this.#members.sweep(steadyMs)
+    this.locator.sweep(steadyMs)
     this.census.sweep()
     if (!this.#channel.open || this.#leaving) return
-    this.#announcer.sweep(nowMs)
-    if (Math.abs(nowMs - this.#toldAliveAtMs) >= ALIVE_EVERY_MS) this.#tellAlive(nowMs, false)
+    this.#announcer.sweep(steadyMs)
+    if (steadyMs - this.#toldAliveAtMs >= ALIVE_EVERY_MS) this.#tellAlive(steadyMs, false)
   }
 
   /**
@@ -124,10 +128,10 @@ export class Fleet {
    * nothing until now, and what they said meanwhile was missed.
    */
   connected(): void {
-    const nowMs = this.#options.nowMs()
-    this.#connectedAtMs = nowMs
-    this.#tellAlive(nowMs, true)
-    this.#announcer.announceAll(nowMs)
+    const steadyMs = this.#options.steadyMs()
+    this.#connectedAtMs = steadyMs
+    this.#tellAlive(steadyMs, true)
+    this.#announcer.announceAll(steadyMs)
     this.locator.opened()
   }
 
@@ -141,8 +145,8 @@ export class Fleet {
     this.presence.stop()
   }
 
-  #tellAlive(nowMs: number, asks: boolean): void {
-    this.#toldAliveAtMs = nowMs
+  #tellAlive(steadyMs: number, asks: boolean): void {
+    this.#toldAliveAtMs = steadyMs
     this.#channel.broadcast({ type: "alive", asks })
   }
 
@@ -152,7 +156,7 @@ export class Fleet {
       this.#members.left(from, incarnation)
       return
     }
-    this.#members.heard(from, incarnation, this.#options.nowMs())
+    this.#members.heard(from, incarnation, this.#options.steadyMs())
     switch (message.type) {
       case "alive":
         if (message.asks && !this.#leaving) {

@@ -35,11 +35,12 @@ interface Question {
   /** Those not found yet, by device id. */
   readonly devices: Map<string, Found[]>
   readonly awaited: Set<string>
-  deadlineMs: number
+  readonly deadlineMs: number
 }
 
 export interface LocatorOptions {
-  readonly nowMs: () => number
+  /** Milliseconds that never jump. */
+  readonly steadyMs: () => number
   readonly counters: Counters
 }
 
@@ -98,7 +99,7 @@ export class Locator {
 
   /** The broker is back, and members are about to say that they are there. */
   opened(): void {
-    this.#acquaintedAtMs = this.#options.nowMs() + ACQUAINT_MS
+    this.#acquaintedAtMs = this.#options.steadyMs() + ACQUAINT_MS
     this.#askSoon()
   }
 
@@ -121,12 +122,9 @@ export class Locator {
   }
 
   /** Ends questions whose time is over. */
-  sweep(nowMs: number): void {
-    // Further away than at most, the clock was set back.
-    this.#acquaintedAtMs = Math.min(this.#acquaintedAtMs, nowMs + ACQUAINT_MS)
+  sweep(steadyMs: number): void {
     for (const [ask, question] of this.#questions) {
-      question.deadlineMs = Math.min(question.deadlineMs, nowMs + ASK_TIMEOUT_MS)
-      const overdue = nowMs >= question.deadlineMs
+      const overdue = steadyMs >= question.deadlineMs
       if (overdue) for (const worker of question.awaited) this.#members.missed(worker)
       this.#conclude(ask, question, overdue)
     }
@@ -163,12 +161,12 @@ export class Locator {
     if (devices.size === 0) return
     const ask = this.#nextAsk
     this.#nextAsk += 1
-    const { nowMs, counters } = this.#options
-    const deadlineMs = Math.max(nowMs() + ASK_TIMEOUT_MS, this.#acquaintedAtMs)
+    const { steadyMs, counters } = this.#options
+    const deadlineMs = Math.max(steadyMs() + ASK_TIMEOUT_MS, this.#acquaintedAtMs)
     const question = { devices, awaited: new Set(this.#members.known()), deadlineMs }
     this.#questions.set(ask, question)
     counters.locationsAsked += devices.size
-    if (question.awaited.size > 0 || nowMs() < this.#acquaintedAtMs) {
+    if (question.awaited.size > 0 || steadyMs() < this.#acquaintedAtMs) {
       this.#channel.broadcast({ type: "where", ask, devices: [...devices.keys()] }, (result) => {
         if (result !== "confirmed") this.#askAgain(ask)
       })
@@ -190,7 +188,7 @@ export class Locator {
 
   /** Ends a question when all is found, when all have answered, or when its time is over. */
   #conclude(ask: number, { devices, awaited }: Question, overdue = false): void {
-    const final = awaited.size === 0 && this.#options.nowMs() >= this.#acquaintedAtMs
+    const final = awaited.size === 0 && this.#options.steadyMs() >= this.#acquaintedAtMs
     if (devices.size > 0 && !final && !overdue) return
     this.#questions.delete(ask)
     const silent = [...awaited]

@@ -8,7 +8,7 @@
  *
  * Nothing is sent after a device to a silent member, which may have died, but its "no" is still waited
  * for: it may also be slow, or we may. One that has left is no member any more, though it goes on telling
- * of the devices that it closes. Pure: the time is passed in. Bound: those that were heard within
+ * of the devices that it closes. Pure: the time is passed in, by a clock that never jumps. Bound: those that were heard within
  * `FORGET_AFTER_MS`.
  */
 
@@ -16,7 +16,7 @@ import type { WorkerProcess } from "../device/ids.ts"
 
 /** How often a member tells that it is alive. */
 export const ALIVE_EVERY_MS = 2_000
-export const SILENT_AFTER_MS = 6_000
+const SILENT_AFTER_MS = 6_000
 export const FORGET_AFTER_MS = 20_000
 
 interface Member {
@@ -32,14 +32,14 @@ export class Members {
     return this.known().length
   }
 
-  heard(worker: string, incarnation: string, nowMs: number): void {
+  heard(worker: string, incarnation: string, steadyMs: number): void {
     const member = this.#members.get(worker)
     if (member?.incarnation === incarnation) {
-      member.heardAtMs = nowMs
+      member.heardAtMs = steadyMs
       if (member.state === "silent") member.state = "heard_of"
     } else if (member === undefined || incarnation > member.incarnation) {
       // Incarnations sort by their start; what one says that was replaced comes late.
-      this.#members.set(worker, { incarnation, heardAtMs: nowMs, state: "heard_of" })
+      this.#members.set(worker, { incarnation, heardAtMs: steadyMs, state: "heard_of" })
     }
   }
 
@@ -54,10 +54,9 @@ export class Members {
     if (member?.state === "heard_of") member.state = "silent"
   }
 
-  sweep(nowMs: number): void {
+  sweep(steadyMs: number): void {
     for (const [worker, member] of this.#members) {
-      // As far away in the future, the clock was set back.
-      const quietMs = Math.abs(nowMs - member.heardAtMs)
+      const quietMs = steadyMs - member.heardAtMs
       if (quietMs > SILENT_AFTER_MS && member.state === "heard_of") member.state = "silent"
       if (quietMs > FORGET_AFTER_MS) this.#members.delete(worker)
     }
@@ -69,9 +68,10 @@ export class Members {
     return member?.incarnation === incarnation && member.state === "heard_of"
   }
 
-  /** Whether some process of the worker was heard lately. */
-  isHeard(worker: string): boolean {
-    return this.#members.get(worker)?.state === "heard_of"
+  /** Whether some process of the worker was heard within `FORGET_AFTER_MS` and has not left. */
+  isKnown(worker: string): boolean {
+    const state = this.#members.get(worker)?.state
+    return state !== undefined && state !== "left"
   }
 
   /** The workers whose answers are to be waited for. */

@@ -315,22 +315,6 @@ describe("all devices are announced again", () => {
     expect(subject.channel.take()).toEqual([])
   })
 
-  test("and once, by the new time, when the clock was set back far", async () => {
-    const subject = new Subject()
-    subject.hold("lock:1", "c1")
-    subject.announcer.announceAll(EPOCH)
-    await turn()
-    subject.channel.settle()
-    subject.channel.take()
-    const backMs = EPOCH - 86_400_000
-    subject.announcer.sweep(backMs)
-    await turn()
-    subject.channel.settle()
-    subject.announcer.sweep(backMs + 250)
-    await turn()
-    expect(subject.channel.take().length).toBe(1)
-  })
-
   test("without those whose connection is closing", async () => {
     const subject = new Subject()
     subject.hold("stays", "c1")

@@ -172,24 +172,3 @@ describe("a process that replaced another", () => {
     expect(members.answers(worker(SECOND))).toBe(true)
   })
 })
-
-describe("when the clock is set back", () => {
-  test("a little, a member stays what it was", () => {
-    const members = heardOf("gw.1")
-    members.sweep(NOW_MS - SILENT_AFTER_MS)
-    expect(members.answers(worker(FIRST))).toBe(true)
-  })
-
-  test("far, a member that says nothing more is forgotten too", () => {
-    const members = heardOf("gw.1")
-    members.sweep(NOW_MS - FORGET_AFTER_MS - 1)
-    expect(members.known()).toEqual([])
-  })
-
-  test("far, a member that was heard since is kept by the new time", () => {
-    const members = heardOf("gw.1")
-    members.heard("gw.1", FIRST, NOW_MS - 3_600_000)
-    members.sweep(NOW_MS - 3_600_000)
-    expect(members.answers(worker(FIRST))).toBe(true)
-  })
-})

@@ -1,6 +1,7 @@
 /**
  * What an operator asks of the fleet and no longer waits for: nothing is done for it, whatever the broker does
- * meanwhile. With a real fleet of one worker; the test is the broker and the other workers.
+ * meanwhile. And what a clock that is set must not change. With a real fleet of one worker; the test is the broker
+ * and the other workers.
  */
 
 import { describe, expect, test } from "bun:test"
@@ -17,6 +18,7 @@ const CONNECTION = `${OTHER.from}.${OTHER.incarnation}.1`
 /** A broker whose channel between workers the test opens and cuts. */
 class Subject {
   nowMs = 1_750_000_000_000
+  steadyMs = 5_000
   state: "open" | "closed" = "closed"
   readonly published: FleetMessage[] = []
   readonly fleet: Fleet
@@ -38,7 +40,7 @@ class Subject {
       }
     }
     const limits = { handshakeTimeoutMs: 1, identifyTimeoutMs: 1, idleTimeoutMs: 1 }
-    const clock = { nowMs: () => this.nowMs, steadyMs: () => this.nowMs }
+    const clock = { nowMs: () => this.nowMs, steadyMs: () => this.steadyMs }
     const broker = { lane } as Partial<Broker> as Broker
     const options = { self: SELF, ...clock, counters: new Counters() }
     this.fleet = new Fleet(broker, new Connections(limits), options)
@@ -71,7 +73,8 @@ class Subject {
 
   pass(ms: number): void {
     this.nowMs += ms
-    this.fleet.sweep(this.nowMs)
+    this.steadyMs += ms
+    this.fleet.sweep(this.steadyMs)
   }
 }
 
@@ -105,5 +108,25 @@ describe.each(["kick", "describe"] as const)("%s of a device elsewhere", (act) =
     const said = subject.published.map(({ type }) => type)
     expect(said).not.toContain("kick")
     expect(said).not.toContain("describe")
+  })
+})
+
+describe.each([3_600_000, -3_600_000])("a clock that is set by %d ms", (ms) => {
+  test("makes no member unknown, and no device nowhere before it has answered", async () => {
+    const subject = new Subject()
+    subject.open()
+    subject.pass(600)
+    subject.nowMs += ms
+    subject.pass(250)
+    expect(subject.fleet.gauges().members).toBe(1)
+    const places: string[] = []
+    subject.fleet.locator.locate("lock:1", false, ({ is }) => places.push(is))
+    await turns()
+    subject.nowMs += ms
+    subject.pass(250)
+    expect(places).toEqual([])
+    const ask = subject.where()?.ask ?? 0
+    subject.hear({ type: "there", ...OTHER, ask, devices: [["lock:1", CONNECTION, 5]] })
+    expect(places).toEqual(["with"])
   })
 })
