@@ -45,11 +45,26 @@ export function readServerCertificate({ certFile, keyFile }: PairFiles): PemPair
 
 /**
  * Everything that a listener needs for TLS. `clientCaFile` null: devices are asked for no certificate.
- * @throws CertificateError as the two below.
+ * @throws CertificateError `unusable`, naming all that is at fault in any of the files.
  */
 export function readListenerTls(files: PairFiles, clientCaFile: string | null): ListenerTls {
-  const pair = readServerCertificate(files)
-  const clientCaPem = clientCaFile === null ? null : readClientAuthorities(clientCaFile)
+  const faults: string[] = []
+  const attempt = <T>(act: () => T): T | null => {
+    try {
+      return act()
+    } catch (error) {
+      if (!(error instanceof CertificateError)) throw error
+      faults.push(error.message)
+      return null
+    }
+  }
+  const pair = attempt(() => readServerCertificate(files))
+  const clientCaPem = attempt(() =>
+    clientCaFile === null ? null : readClientAuthorities(clientCaFile),
+  )
+  if (pair === null || faults.length > 0) {
+    throw new CertificateError("unusable", faults.join("\n  "))
+  }
   return { ...pair, clientCaPem }
 }
 
@@ -75,10 +90,10 @@ export function readClientAuthorities(path: string): string {
     try {
       isAuthority = new X509Certificate(certificate).ca
     } catch {
-      throw fault(`holds something that is no certificate, number ${at + 1}`)
+      throw fault(`holds something that is not a certificate, number ${at + 1}`)
     }
     // OpenSSL would refuse every device that it signed, with nothing said at start.
-    if (!isAuthority) throw fault(`holds a certificate that is no CA's, number ${at + 1}`)
+    if (!isAuthority) throw fault(`holds a certificate that is not a CA's, number ${at + 1}`)
   }
   return pem
 }

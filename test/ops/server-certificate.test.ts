@@ -5,7 +5,7 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { createCertificateAuthority, createServerCertificate } from "../../src/ops/certificates.ts"
-import { readServerCertificate } from "../../src/ops/server-certificate.ts"
+import { readListenerTls, readServerCertificate } from "../../src/ops/server-certificate.ts"
 
 const directory = mkdtempSync(join(tmpdir(), "owsla-server-certificate-"))
 const path = (name: string) => join(directory, name)
@@ -38,4 +38,12 @@ test.each([
 ])("%s with %s is told: %p", (certificate, key, told) => {
   const files = { certFile: path(certificate), keyFile: path(key) }
   expect(() => readServerCertificate(files)).toThrow(told)
+})
+
+test("all that is wrong with the files is told at once, the CAs of devices included", () => {
+  const files = { certFile: path("garbage"), keyFile: path("missing") }
+  const read = () => readListenerTls(files, path("one.crt"))
+  expect(read).toThrow("TLS_CERT_FILE: ")
+  expect(read).toThrow("TLS_KEY_FILE: ")
+  expect(read).toThrow("one.crt holds a certificate that is not a CA's, number 1")
 })
