@@ -66,7 +66,8 @@ async function one(
   const id = c.req.param("id") ?? ""
   if (!DEVICE_ID.test(id)) return refuse(c, "invalid", `the id must match ${DEVICE_ID.source}`)
   const device = await act(id, c.req.raw.signal)
-  if (device === null) return refuse(c, "not_found", "no worker holds this device or connection")
+  if (device === null)
+    return refuse(c, "not_found", "no worker that answered holds this device or connection")
   return typeof device === "string" ? fail(c, device) : c.json(device)
 }
 
