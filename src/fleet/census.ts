@@ -6,10 +6,11 @@
  *   describe, kick ─► here, or the connection's process, or (a device id) where the locator finds it
  *   kick, elsewhere ─► describe ─► described, with the holder's clock ─► kick, valid until a time of that clock
  *
- * A kick whose caller has gone is never carried out: not after `QUESTION_TIMEOUT_MS`, not after the caller
- * hung up, and not when the message waited on its way. The holder refuses one that comes late. It compares
- * the limit with its own clock, since the clocks of two machines may differ by more than the limit: the
- * holder's clock comes with its first answer, and the asking worker adds to it what is left of the time.
+ * A kick is not carried out after `QUESTION_TIMEOUT_MS`, and not when its message waited on its way: the holder
+ * refuses one that comes late. Nothing is sent once the caller has hung up; what has been sent by then stays
+ * valid for the rest of `ANSWER_TIMEOUT_MS`, since it cannot be called back. The holder compares the limit with
+ * its own clock, since the clocks of two machines may differ by more than the limit: the holder's clock comes
+ * with its first answer, and the asking worker adds to it what is left of the time.
  * A relative time-to-live at the broker was rejected: it does not count the time before the broker has the
  * message nor after it has handed it out.
  *
