@@ -25,6 +25,8 @@ export interface MessageProperties {
   type?: string
   userId?: string
   appId?: string
+  /** Of AMQP 0-8, without a meaning today. */
+  clusterId?: string
 }
 
 /** Header that identifies a message without a `message_id` of ours when the broker returns it. */

@@ -1,31 +1,105 @@
 /**
- * Properties and headers of messages that came from the broker, made fit to be published again. Pure.
+ * Properties and headers of messages that came from the broker, made fit to be published again: what is passed on is,
+ * byte for byte, what came. Pure.
+ *
+ * A JavaScript value does not tell which of AMQP's types it had: -3 may have come as one of six. Headers of which
+ * a value would be written in another way carry the table they were read from under the symbol `RECEIVED`, and copies of
+ * them under `PASSED_ON`, which object spread copies; the frame writer takes from it the entries whose values are still the
+ * same. Rejected: a wrapper around each such value, which everyone who reads a header would have to take off.
  */
 
 import type { HeaderValue, MessageProperties } from "./broker.ts"
 
+type Headers = Record<string, HeaderValue>
+
 /** Headers that RabbitMQ would route a copy by, and its own property that only its author may use. */
 const KEPT_AS = { CC: "owsla-cc", BCC: "owsla-bcc", userId: "owsla-user-id" } as const
+const RENAMED: ReadonlyMap<string, string> = new Map([
+  ["CC", KEPT_AS.CC],
+  ["BCC", KEPT_AS.BCC],
+])
+const NOT_RENAMED: ReadonlyMap<string, string> = new Map()
 /** What the broker itself adds; a copy begins anew. */
 const BROKERS_OWN = /^x-(death$|delivery-count$|first-death-)/
 
+/** The key, in headers as they were read, of the entries of their table, where they need it. */
+export const RECEIVED = Symbol("headers as received")
+/** The key of `ReceivedHeaders`, in headers that are passed on. */
+const PASSED_ON = Symbol("headers passed on")
+
+/** Headers as they were read, kept with what is passed on of them. */
+export interface ReceivedHeaders {
+  /** Its entries, without its size. */
+  readonly bytes: Uint8Array
+  /** The values as they were read: one that has changed since is written as it is now. */
+  readonly values: Readonly<Headers>
+  /** New names of entries that are passed on under another one. */
+  readonly renamed: ReadonlyMap<string, string>
+}
+
+/** Undefined for headers that are written as they were read anyway, and for those of the gateway. */
+export function receivedHeaders(headers: object): ReceivedHeaders | undefined {
+  return (headers as { readonly [PASSED_ON]?: ReceivedHeaders })[PASSED_ON]
+}
+
+/** Lets what is passed on of headers keep their bytes. */
+function carryReceived(from: Headers, to: Headers, renamed: ReadonlyMap<string, string>): void {
+  const bytes = (from as { readonly [RECEIVED]?: Uint8Array })[RECEIVED]
+  const received = bytes === undefined ? receivedHeaders(from) : { bytes, values: from, renamed }
+  if (received !== undefined) Object.assign(to, { [PASSED_ON]: received })
+}
+
+/** A time on the wire that is beyond what a `Date` can hold, as of a back-end that counts microseconds: an invalid `Date`. */
+export class OutOfRangeDate extends Date {
+  readonly seconds: bigint
+
+  constructor(seconds: bigint) {
+    super(Number.NaN)
+    this.seconds = seconds
+  }
+}
+
 /**
  * New properties, fit to be published again. A `user_id` of another user, which the broker refuses, and CC and BCC,
- * by which it would send the copy elsewhere too, are kept as headers of ours; a timestamp that no Date can hold is left
+ * by which it would send the copy elsewhere too, are kept as headers of ours; a timestamp that is none is left
  * out, and so are an expiration, which would count anew, and what the broker adds itself.
+ * Headers are added by assignment or by `{ ...headers, added }`; both keep what came as it came.
  */
 export function republishable(properties: MessageProperties): MessageProperties & {
-  headers: Record<string, HeaderValue>
+  headers: Headers
 } {
   const { userId, timestamp, expiration: _, headers = {}, ...others } = properties
-  const kept: Record<string, HeaderValue> = {}
+  const kept: Headers = {}
   for (const name of Object.keys(headers)) {
     if (BROKERS_OWN.test(name)) continue
-    kept[name === "CC" || name === "BCC" ? KEPT_AS[name] : name] = headers[name]
+    setHeader(kept, RENAMED.get(name) ?? name, headers[name])
   }
+  carryReceived(headers, kept, RENAMED)
   if (userId !== undefined) kept[KEPT_AS.userId] = userId
   const again = Object.assign(others, { headers: kept })
-  return timestamp === undefined || Number.isNaN(timestamp.getTime())
+  return timestamp === undefined || !isWritable(timestamp)
     ? again
     : Object.assign(again, { timestamp })
+}
+
+/** Those of the headers that have these names and fit, as they came. */
+export function pickedHeaders(
+  headers: Headers,
+  names: readonly string[],
+  fits: (value: HeaderValue) => boolean,
+): Headers {
+  const picked: Headers = {}
+  for (const name of names) if (fits(headers[name])) setHeader(picked, name, headers[name])
+  carryReceived(headers, picked, NOT_RENAMED)
+  return picked
+}
+
+/** Assigns; a header of the name `__proto__` is one like others. */
+export function setHeader(headers: Headers, name: string, value: HeaderValue): void {
+  if (name !== "__proto__") headers[name] = value
+  else Object.defineProperty(headers, name, { value, enumerable: true, writable: true })
+}
+
+function isWritable(time: Date): boolean {
+  return time instanceof OutOfRangeDate || !Number.isNaN(time.getTime())
 }

@@ -11,8 +11,8 @@
  * the beginning of one is kept; one message a channel, of `MOST_BODY_BYTES`.
  */
 
-import type { HeaderValue, MessageProperties } from "./broker.ts"
-import { KnownTexts } from "./known-texts.ts"
+import type { MessageProperties } from "./broker.ts"
+import { byteAt, FieldReader, uint32, viewOf } from "./field-reader.ts"
 
 const METHOD = 1
 const HEADER = 2
@@ -28,9 +28,6 @@ const ACK = (60 << 16) | 80
 const NACK = (60 << 16) | 120
 /** Of a nack RabbitMQ sets 2, "requeue", too. */
 const MULTIPLE = 1
-const TWO_TO_32 = 2 ** 32
-/** Far more than anybody means; without a bound a message could use up the stack, again each time it is delivered. */
-const MOST_DEPTH = 100
 /** The most that RabbitMQ can be told to take. */
 const MOST_BODY_BYTES = 536_870_912
 const EMPTY = new Uint8Array(0)
@@ -68,21 +65,14 @@ interface Coming {
   bytes: number
 }
 
-/** One for all: texts are the same on every connection. */
-const knownTexts = new KnownTexts()
-
 export class FrameReader {
   readonly #mostBytes: number
   readonly #taker: FrameTaker
   /** The beginning of a frame whose end has not come. */
   #partial: Uint8Array | null = null
   readonly #coming = new Map<number, Coming>()
-  // The frame that is being read.
-  #bytes: Uint8Array = EMPTY
-  #at = 0
-  #end = 0
-  /** Of the table or array that is being read. */
-  #depth = 0
+  /** Of the frame that is being read. */
+  readonly #fields = new FieldReader()
 
   /** @param mostBytes of a frame, its overhead included. */
   constructor(mostBytes: number, taker: FrameTaker) {
@@ -112,10 +102,7 @@ export class FrameReader {
 
   #frame(bytes: Uint8Array, start: number, end: number): void {
     const channel = (byteAt(bytes, start + 1) << 8) | byteAt(bytes, start + 2)
-    this.#bytes = bytes
-    this.#at = start + HEAD_BYTES
-    this.#end = end - 1
-    this.#depth = 0
+    this.#fields.begin(bytes, start + HEAD_BYTES, end - 1)
     if (!this.#taker.takes(channel) || !this.#taken(channel, byteAt(bytes, start))) {
       this.#taker.other(bytes.subarray(start, end))
     }
@@ -126,7 +113,7 @@ export class FrameReader {
     const coming = this.#coming.get(channel)
     switch (type) {
       case METHOD:
-        return this.#end - this.#at >= 4 && this.#method(channel)
+        return this.#fields.end - this.#fields.at >= 4 && this.#method(channel)
       case HEADER:
         if (coming === undefined) return false
         this.#header(coming)
@@ -144,21 +131,20 @@ export class FrameReader {
 
   /** False when the method is not for us. */
   #method(channel: number): boolean {
-    const method = uint32(this.#bytes, this.#at)
-    this.#at += 4
+    const method = this.#fields.uint32()
     switch (method) {
       case ACK:
       case NACK: {
-        const tag = this.#uint64()
-        const multiple = (this.#uint8() & MULTIPLE) !== 0
+        const tag = this.#fields.uint64()
+        const multiple = (this.#fields.uint8() & MULTIPLE) !== 0
         this.#taker.confirmed(channel, tag, multiple, method === NACK)
         return true
       }
       case DELIVER: {
         // The consumer's tag: there is one consumer a channel.
-        this.#skip(this.#uint8())
-        const tag = this.#uint64()
-        this.#begin(channel, tag, this.#uint8() === 1)
+        this.#fields.skip(this.#fields.uint8())
+        const tag = this.#fields.uint64()
+        this.#begin(channel, tag, this.#fields.uint8() === 1)
         return true
       }
       case RETURN:
@@ -178,201 +164,28 @@ export class FrameReader {
 
   #header(coming: Coming): void {
     // The class and a weight that is always 0.
-    this.#skip(4)
-    const bodyBytes = this.#uint64()
+    this.#fields.skip(4)
+    const bodyBytes = this.#fields.uint64()
     if (bodyBytes > MOST_BODY_BYTES) throw new Error(`a message of ${bodyBytes} bytes`)
-    coming.properties = this.#properties()
+    coming.properties = this.#fields.properties()
     coming.size = bodyBytes
     coming.bytes = 0
   }
 
   #body(coming: Coming): void {
-    const bytes = this.#end - this.#at
-    if (coming.bytes + bytes > coming.size) throw new Error("a body longer than announced")
-    if (bytes === coming.size) coming.body = this.#bytes.slice(this.#at, this.#end)
+    const { bytes, at, end } = this.#fields
+    const length = end - at
+    if (coming.bytes + length > coming.size) throw new Error("a body longer than announced")
+    if (length === coming.size) coming.body = bytes.slice(at, end)
     else {
       if (coming.bytes === 0) coming.body = new Uint8Array(coming.size)
-      coming.body.set(this.#bytes.subarray(this.#at, this.#end), coming.bytes)
+      coming.body.set(bytes.subarray(at, end), coming.bytes)
     }
-    coming.bytes += bytes
+    coming.bytes += length
   }
 
   #complete(channel: number, content: Coming): void {
     this.#coming.delete(channel)
     this.#taker.content(channel, content)
   }
-
-  #properties(): MessageProperties {
-    const flags = (this.#uint8() << 8) | this.#uint8()
-    const properties: MessageProperties = {}
-    if (flags & 0x8000) properties.contentType = this.#shortText()
-    if (flags & 0x4000) properties.contentEncoding = this.#shortText()
-    if (flags & 0x2000) properties.headers = this.#table()
-    if (flags & 0x1000) properties.deliveryMode = this.#uint8()
-    if (flags & 0x0800) properties.priority = this.#uint8()
-    if (flags & 0x0400) properties.correlationId = this.#shortText()
-    if (flags & 0x0200) properties.replyTo = this.#shortText()
-    if (flags & 0x0100) properties.expiration = this.#shortText()
-    if (flags & 0x0080) properties.messageId = this.#shortText()
-    if (flags & 0x0040) properties.timestamp = this.#time()
-    if (flags & 0x0020) properties.type = this.#shortText()
-    if (flags & 0x0010) properties.userId = this.#shortText()
-    if (flags & 0x0008) properties.appId = this.#shortText()
-    return properties
-  }
-
-  #table(): Record<string, HeaderValue> {
-    const table: Record<string, HeaderValue> = {}
-    const end = this.#inside()
-    while (this.#at < end) {
-      const name = this.#shortText()
-      const value = this.#field()
-      if (name !== "__proto__") table[name] = value
-      else Object.defineProperty(table, name, { value, enumerable: true, writable: true })
-    }
-    this.#outside(end)
-    return table
-  }
-
-  #array(): HeaderValue[] {
-    const values: HeaderValue[] = []
-    const end = this.#inside()
-    while (this.#at < end) values.push(this.#field())
-    this.#outside(end)
-    return values
-  }
-
-  /** Where the table or array ends that begins here; what is nested too deep is passed over. */
-  #inside(): number {
-    const size = this.#uint32()
-    const end = this.#at + size
-    if (end > this.#end) throw new Error("a table longer than its frame")
-    this.#depth += 1
-    if (this.#depth > MOST_DEPTH) this.#at = end
-    return end
-  }
-
-  #outside(end: number): void {
-    this.#depth -= 1
-    if (this.#at !== end) throw new Error("a table that does not end where it should")
-  }
-
-  #field(): HeaderValue {
-    const type = this.#uint8()
-    switch (type) {
-      case 0x53: // S
-        return this.#text(this.#uint32())
-      case 0x6c: // l
-        return this.#int64()
-      case 0x49: // I
-        return this.#uint32() | 0
-      case 0x74: // t
-        return this.#uint8() === 1
-      case 0x46: // F
-        return this.#table()
-      case 0x41: // A
-        return this.#array()
-      case 0x54: // T
-        return this.#time()
-      case 0x56: // V
-        return null
-      case 0x78: // x
-        return this.#take(this.#uint32()).slice()
-      case 0x62: // b
-        return (this.#uint8() << 24) >> 24
-      case 0x42: // B
-        return this.#uint8()
-      case 0x73: // s
-        return (this.#uint16() << 16) >> 16
-      case 0x75: // u
-        return this.#uint16()
-      case 0x69: // i
-        return this.#uint32()
-      case 0x4c: // L, which RabbitMQ passes on
-        return this.#uint64()
-      case 0x66: // f
-        return this.#view(4).getFloat32(0)
-      case 0x64: // d
-        return this.#view(8).getFloat64(0)
-      case 0x44: {
-        // D
-        const scale = this.#uint8()
-        return this.#uint32() / 10 ** scale
-      }
-      default:
-        throw new Error(`a header of the unknown type ${type}`)
-    }
-  }
-
-  #time(): Date {
-    return new Date(this.#int64() * 1000)
-  }
-
-  #shortText(): string {
-    return this.#text(this.#uint8())
-  }
-
-  #text(bytes: number): string {
-    const at = this.#at
-    this.#skip(bytes)
-    return knownTexts.read(this.#bytes, at, bytes)
-  }
-
-  #view(bytes: number): DataView {
-    const { buffer, byteOffset } = this.#take(bytes)
-    return new DataView(buffer, byteOffset)
-  }
-
-  #take(bytes: number): Uint8Array {
-    const at = this.#at
-    this.#skip(bytes)
-    return this.#bytes.subarray(at, at + bytes)
-  }
-
-  #skip(bytes: number): void {
-    this.#at += bytes
-    if (this.#at > this.#end) throw new Error("a frame that ends before what is in it")
-  }
-
-  #uint8(): number {
-    const at = this.#at
-    this.#skip(1)
-    return byteAt(this.#bytes, at)
-  }
-
-  #uint16(): number {
-    const at = this.#at
-    this.#skip(2)
-    return (byteAt(this.#bytes, at) << 8) | byteAt(this.#bytes, at + 1)
-  }
-
-  #uint32(): number {
-    const at = this.#at
-    this.#skip(4)
-    return uint32(this.#bytes, at)
-  }
-
-  #uint64(): number {
-    return this.#uint32() * TWO_TO_32 + this.#uint32()
-  }
-
-  #int64(): number {
-    return (this.#uint32() | 0) * TWO_TO_32 + this.#uint32()
-  }
-}
-
-/** A Buffer's slice is a view; what is kept must be a copy. */
-function viewOf({ buffer, byteOffset, length }: Uint8Array): Uint8Array {
-  return new Uint8Array(buffer, byteOffset, length)
-}
-
-function byteAt(bytes: Uint8Array, at: number): number {
-  return bytes[at] as number
-}
-
-function uint32(bytes: Uint8Array, at: number): number {
-  return (
-    byteAt(bytes, at) * 0x1000000 +
-    ((byteAt(bytes, at + 1) << 16) | (byteAt(bytes, at + 2) << 8) | byteAt(bytes, at + 3))
-  )
 }

@@ -7,6 +7,10 @@
  */
 
 import type { HeaderValue, MessageProperties, OutgoingMessage } from "./broker.ts"
+import { unescapeBytes } from "./escaped-text.ts"
+import { isWrittenAsInteger } from "./field-reader.ts"
+import { OutOfRangeDate, type ReceivedHeaders, receivedHeaders } from "./fields.ts"
+import { receivedEntries } from "./received-entries.ts"
 
 const METHOD = 1
 const HEADER = 2
@@ -21,7 +25,6 @@ const ACK_BYTES = 21
 const MANDATORY = 1
 const MAX_SHORT_STRING = 255
 const TWO_TO_32 = 2 ** 32
-const TWO_TO_63 = 2 ** 63
 
 /** Each property's bit, in the order in which they follow each other. */
 const CONTENT_TYPE = 0x8000
@@ -37,6 +40,7 @@ const TIMESTAMP = 0x0040
 const TYPE = 0x0020
 const USER_ID = 0x0010
 const APP_ID = 0x0008
+const CLUSTER_ID = 0x0004
 
 /** What a header's value is on the wire. */
 const STRING = 0x53
@@ -143,65 +147,89 @@ export class FrameWriter {
     this.#sizeAt(start + 3, this.length - start - FRAME_OVERHEAD)
   }
 
-  /** Properties that are empty or 0 are left out. */
+  /** Properties that are undefined are left out. */
   #properties(p: MessageProperties): void {
     const flagsAt = this.length
     let flags = 0
     this.length += 2
-    if (p.contentType) {
+    if (p.contentType !== undefined) {
       flags |= CONTENT_TYPE
       this.#shortString(p.contentType)
     }
-    if (p.contentEncoding) {
+    if (p.contentEncoding !== undefined) {
       flags |= CONTENT_ENCODING
       this.#shortString(p.contentEncoding)
     }
-    if (p.headers) {
+    if (p.headers !== undefined) {
       flags |= HEADERS
-      this.#table(p.headers)
+      const received = receivedHeaders(p.headers)
+      if (received === undefined) this.#table(p.headers)
+      else this.#receivedTable(p.headers, received)
     }
-    if (p.deliveryMode) {
+    if (p.deliveryMode !== undefined) {
       flags |= DELIVERY_MODE
       this.#uint8(p.deliveryMode)
     }
-    if (p.priority) {
+    if (p.priority !== undefined) {
       flags |= PRIORITY
       this.#uint8(p.priority)
     }
-    if (p.correlationId) {
+    if (p.correlationId !== undefined) {
       flags |= CORRELATION_ID
       this.#shortString(p.correlationId)
     }
-    if (p.replyTo) {
+    if (p.replyTo !== undefined) {
       flags |= REPLY_TO
       this.#shortString(p.replyTo)
     }
-    if (p.expiration) {
+    if (p.expiration !== undefined) {
       flags |= EXPIRATION
       this.#shortString(p.expiration)
     }
-    if (p.messageId) {
+    if (p.messageId !== undefined) {
       flags |= MESSAGE_ID
       this.#shortString(p.messageId)
     }
-    if (p.timestamp) {
+    if (p.timestamp !== undefined) {
       flags |= TIMESTAMP
       this.#seconds(p.timestamp)
     }
-    if (p.type) {
+    if (p.type !== undefined) {
       flags |= TYPE
       this.#shortString(p.type)
     }
-    if (p.userId) {
+    if (p.userId !== undefined) {
       flags |= USER_ID
       this.#shortString(p.userId)
     }
-    if (p.appId) {
+    if (p.appId !== undefined) {
       flags |= APP_ID
       this.#shortString(p.appId)
     }
+    if (p.clusterId !== undefined) {
+      flags |= CLUSTER_ID
+      this.#shortString(p.clusterId)
+    }
     this.bytes[flagsAt] = flags >>> 8
     this.bytes[flagsAt + 1] = flags
+  }
+
+  /** Entries whose values are as they came are copied, in the order in which they came; the others follow. */
+  #receivedTable(headers: Record<string, HeaderValue>, received: ReceivedHeaders): void {
+    const sizeAt = this.length
+    this.#needs(4)
+    this.length += 4
+    const { copied, changed } = receivedEntries(headers, received)
+    for (const { name, bytes } of copied) {
+      this.#shortString(name)
+      this.#needs(bytes.length)
+      this.append(bytes)
+    }
+    for (const name of changed) {
+      this.#shortString(name)
+      this.#field(headers[name])
+    }
+    this.#sizeAt(sizeAt, this.length - sizeAt - 4)
   }
 
   #table(table: object): void {
@@ -233,7 +261,7 @@ export class FrameWriter {
         this.#longString(value)
         break
       case "number":
-        if (Number.isInteger(value) && Math.abs(value) < TWO_TO_63) {
+        if (isWrittenAsInteger(value)) {
           this.#uint8(INT_64)
           this.#int64(value)
         } else {
@@ -285,8 +313,12 @@ export class FrameWriter {
 
   #seconds(date: Date): void {
     const seconds = Math.floor(date.getTime() / 1000)
-    if (Number.isNaN(seconds)) throw new Unencodable("a time that is none")
-    this.#int64(seconds)
+    if (!Number.isNaN(seconds)) this.#int64(seconds)
+    else if (date instanceof OutOfRangeDate) {
+      this.#needs(8)
+      this.#view.setBigInt64(this.length, date.seconds)
+      this.length += 8
+    } else throw new Unencodable("a time that is none")
   }
 
   #shortString(text: string): void {
@@ -318,12 +350,21 @@ export class FrameWriter {
   }
 
   #otherText(text: string, most: number): number {
+    if (!text.isWellFormed()) return this.#escapedText(text, most)
     const size = Buffer.byteLength(text)
     if (size > most) throw new Unencodable(`a text of ${size} bytes`)
     this.#needs(size)
     this.bytes.write(text, this.length)
     this.length += size
     return size
+  }
+
+  #escapedText(text: string, most: number): number {
+    const bytes = unescapeBytes(text)
+    if (bytes.length > most) throw new Unencodable(`a text of ${bytes.length} bytes`)
+    this.#needs(bytes.length)
+    this.append(bytes)
+    return bytes.length
   }
 
   #needs(bytes: number): void {

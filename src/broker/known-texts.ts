@@ -1,9 +1,12 @@
 /**
  * Texts that come again and again in frames: names of headers, queues and consumers, ids of connections. Each is
- * made once; the client would make a `Buffer` and a string for each of the 15 in a command.
+ * made once; the client would make a `Buffer` and a string for each of the 15 in a command. Bytes that are not UTF-8
+ * are kept as escapes (`escaped-text.ts`).
  *
  * Pure. Bound: `SLOTS` texts of `MAX_BYTES`; a newer one takes the slot of an older.
  */
+
+import { escapeBytes } from "./escaped-text.ts"
 
 const SLOTS = 4_096
 const MAX_BYTES = 64
@@ -34,5 +37,7 @@ function isAt(frame: Uint8Array, at: number, bytes: number, text: string): boole
 }
 
 function decode(frame: Uint8Array, at: number, bytes: number): string {
-  return Buffer.from(frame.buffer, frame.byteOffset + at, bytes).toString()
+  const text = Buffer.from(frame.buffer, frame.byteOffset + at, bytes).toString()
+  // In place of what is not UTF-8, or because it stood there.
+  return text.includes("\ufffd") ? escapeBytes(frame.subarray(at, at + bytes)) : text
 }

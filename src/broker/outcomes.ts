@@ -14,7 +14,7 @@ import type { Counters } from "../counters.ts"
 import type { Command, CommandSource, Outcome, Recipient } from "../device/command.ts"
 import type { HeaderValue, MessageProperties } from "./broker.ts"
 import type { Target } from "./command-message.ts"
-import { republishable } from "./fields.ts"
+import { pickedHeaders, republishable } from "./fields.ts"
 import type { PostOptions, Posts } from "./posts.ts"
 import type { FinalResult } from "./publish-window.ts"
 import type { QueuedCommand } from "./queued-command.ts"
@@ -229,8 +229,7 @@ export class Outcomes implements CommandSource {
 function essential(headers: Record<string, HeaderValue>): Record<string, HeaderValue> {
   const short = (value: HeaderValue) =>
     typeof value === "number" || (typeof value === "string" && value.length <= SHORT_CHARACTERS)
-  const kept = ESSENTIAL_HEADERS.filter((name) => short(headers[name]))
-  return Object.fromEntries(kept.map((name) => [name, headers[name]]))
+  return pickedHeaders(headers, ESSENTIAL_HEADERS, short)
 }
 
 function stringOrNull(value: unknown): string | null {

@@ -113,9 +113,8 @@ function tableReadAs(table: Record<string, HeaderValue>): Record<string, HeaderV
 }
 
 function propertiesReadAs(properties: MessageProperties): MessageProperties {
-  const said = Object.entries(properties).filter(([, value]) => value !== "" && value !== 0)
   return Object.fromEntries(
-    said.map(([name, value]) => [
+    Object.entries(properties).map(([name, value]) => [
       name,
       name === "headers" ? tableReadAs(value as Record<string, HeaderValue>) : readAs(value),
     ]),
@@ -272,9 +271,10 @@ describe("a publish", () => {
     expect(readPublish(published(message({ mandatory: false }))).bits).toBe(0)
   })
 
-  test("properties that are empty or 0 are left out, an empty table is not", () => {
+  test("properties that are undefined are left out, those that are empty or 0 are not", () => {
     const empty = { contentType: "", deliveryMode: 0, priority: 0, messageId: "", appId: "" }
-    expect(readPublish(published(message({ properties: empty }))).properties).toEqual({})
+    const properties = { ...empty, replyTo: undefined } as unknown as MessageProperties
+    expect(readPublish(published(message({ properties }))).properties).toEqual(empty)
     expect(readPublish(published(withHeaders({}))).properties).toEqual({ headers: {} })
   })
 })

@@ -20,10 +20,11 @@ describe("a text", () => {
     },
   )
 
-  test("that is no UTF-8 comes out with replacement characters", () => {
+  test("that is not UTF-8 has an escape for each byte that is none, one with U+FFFD has that", () => {
     const frame = Uint8Array.of(0xff, 0x61)
     const texts = new KnownTexts()
-    expect([texts.read(frame, 0, 2), texts.read(frame, 0, 2)]).toEqual(["\ufffda", "\ufffda"])
+    expect([texts.read(frame, 0, 2), texts.read(frame, 0, 2)]).toEqual(["\udcffa", "\udcffa"])
+    expect(texts.read(Uint8Array.of(0xef, 0xbf, 0xbd), 0, 3)).toBe("\ufffd")
   })
 
   test("is not taken for another of its length", () => {

@@ -74,6 +74,7 @@ describe("a RabbitMQ node", () => {
       expect(message).toEqual({
         body,
         headers,
+        headersHex: expect.any(String),
         properties: {
           content_type: "text/plain",
           content_encoding: "none",

@@ -70,6 +70,8 @@ export async function amqpConsume(options: ConsumeOptions): Promise<Buffer[]> {
 export interface PikaMessage {
   body: Buffer
   headers: Record<string, unknown>
+  /** The table of the headers as it came, in hexadecimal digits; empty when there was none. */
+  headersHex: string
   /** By pika's names (`message_id`, `delivery_mode`, …); those that were absent are left out. */
   properties: Record<string, unknown>
   exchange: string
@@ -83,8 +85,9 @@ export async function pikaConsume(options: ConsumeOptions): Promise<PikaMessage[
   const command = [pythonWithPika(), PIKA_BACKEND, url, "consume", queue, String(count)]
   const output = await run(command, "", options.timeoutMs)
   return outputLines(output).map((line) => {
-    const { body_base64, routing_key, ...rest } = JSON.parse(line)
-    return { ...rest, body: Buffer.from(body_base64, "base64"), routingKey: routing_key }
+    const { body_base64, routing_key, headers_hex, ...rest } = JSON.parse(line)
+    const body = Buffer.from(body_base64, "base64")
+    return { ...rest, body, routingKey: routing_key, headersHex: headers_hex }
   })
 }
 
@@ -92,7 +95,7 @@ export interface PikaPublication {
   exchange?: string
   routingKey: string
   body: string | Uint8Array
-  /** Whole numbers become AMQP integers, of 32 or 64 bits as their size asks. */
+  /** Whole numbers become AMQP integers, of 32 or 64 bits as their size asks; other types as in `pika_backend.py`. */
   headers?: Record<string, unknown>
   /** By pika's names: `message_id`, `correlation_id`, `reply_to`, `expiration` (a string), … */
   properties?: Record<string, unknown>

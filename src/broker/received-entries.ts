@@ -1,0 +1,30 @@
+/**
+ * Which entries of a table that came are written as they came, and which headers are written from their values. Pure.
+ */
+
+import type { HeaderValue } from "./broker.ts"
+import { tableEntries } from "./field-reader.ts"
+import type { ReceivedHeaders } from "./fields.ts"
+
+interface ReceivedEntry {
+  readonly name: string
+  /** Its value's type and value. */
+  readonly bytes: Uint8Array
+}
+
+/** `copied` in the order in which they came; `changed` are the names of those that came otherwise, or not at all. */
+export function receivedEntries(
+  headers: Readonly<Record<string, HeaderValue>>,
+  { bytes, values, renamed }: ReceivedHeaders,
+): { readonly copied: readonly ReceivedEntry[]; readonly changed: readonly string[] } {
+  const copied: ReceivedEntry[] = []
+  const names = new Set<string>()
+  for (const { name: cameAs, from, to } of tableEntries(bytes)) {
+    const name = renamed.get(cameAs) ?? cameAs
+    if (!Object.hasOwn(headers, name) || !Object.is(headers[name], values[cameAs])) continue
+    names.add(name)
+    copied.push({ name, bytes: bytes.subarray(from, to) })
+  }
+  const isChanged = (name: string) => headers[name] !== undefined && !names.has(name)
+  return { copied, changed: Object.keys(headers).filter(isChanged) }
+}
