@@ -6,9 +6,12 @@
  * never the value of a secret.
  */
 
+import { X509Certificate } from "node:crypto"
 import { accessSync, constants, readFileSync } from "node:fs"
 import * as v from "valibot"
 import { SETTINGS, type Settings, settings } from "./settings.ts"
+
+const PEM_CERTIFICATE = /-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----/g
 
 export type Environment = Readonly<Record<string, string | undefined>>
 
@@ -49,11 +52,12 @@ export function loadConfig(
     const reason = values[name] === undefined ? null : unreadable(values[name])
     if (reason !== null) faults.push(`${name}: ${reason}`)
   }
+  const ca = readCa(values["AMQP_CA_FILE"], faults)
   if (environment["NODE_TLS_REJECT_UNAUTHORIZED"] === "0") {
     faults.push("NODE_TLS_REJECT_UNAUTHORIZED: 0 would switch off the checks of certificates")
   }
   if (faults.length > 0 || !parsed.success) throw new ConfigurationError(faults)
-  return deepFreeze(shape(parsed.output, values))
+  return deepFreeze(shape(parsed.output, values, ca))
 }
 
 /**
@@ -82,12 +86,18 @@ function relations(settings: Partial<Settings>, values: Environment): string[] {
   ) {
     faults.push(`HTTP_HOST: ${JSON.stringify(HTTP_HOST)} is not loopback and needs HTTP_TOKENS`)
   }
-  if (AMQP_URL === "" && NODE_ENV === "production") {
+  const embedded = Array.isArray(AMQP_URL) && AMQP_URL.length === 0
+  if (embedded && NODE_ENV === "production") {
     faults.push("AMQP_URL: needed with NODE_ENV=production; the embedded broker keeps nothing")
   }
   const workersSet = values["WORKERS"] !== undefined && settings.WORKERS !== 1
-  if (AMQP_URL === "" && workersSet) {
+  if (embedded && workersSet) {
     faults.push("WORKERS: the embedded broker serves one process; set AMQP_URL or WORKERS=1")
+  }
+  const { AMQP_CA_FILE } = settings
+  const encrypted = Array.isArray(AMQP_URL) && AMQP_URL.some((url) => /^amqps:/i.test(url))
+  if (AMQP_CA_FILE !== undefined && AMQP_CA_FILE !== "" && !encrypted) {
+    faults.push("AMQP_CA_FILE: needs an amqps: URL in AMQP_URL")
   }
   if ((values["TLS_CERT_FILE"] === undefined) !== (values["TLS_KEY_FILE"] === undefined)) {
     faults.push("TLS_CERT_FILE and TLS_KEY_FILE: set both or neither")
@@ -117,6 +127,21 @@ function relations(settings: Partial<Settings>, values: Environment): string[] {
     faults.push("MAX_OUTGOING_BYTES: must be more than MAX_LINE_BYTES")
   }
   return faults
+}
+
+/** The CAs for the broker's certificate, PEM; null when none are named or they are at fault. */
+function readCa(path: string | undefined, faults: string[]): string | null {
+  if (path === undefined) return null
+  try {
+    const pem = readFileSync(path, "utf8")
+    const certificates = pem.match(PEM_CERTIFICATE) ?? []
+    if (certificates.length === 0) throw new Error("no PEM certificate in the file")
+    for (const certificate of certificates) new X509Certificate(certificate)
+    return certificates.join("\n")
+  } catch (error) {
+    faults.push(`AMQP_CA_FILE: ${error instanceof Error ? error.message : String(error)}`)
+    return null
+  }
 }
 
 function unreadableFile(path: string): string | null {
@@ -154,12 +179,13 @@ function withFiles(environment: Environment, faults: string[]): Record<string, s
 }
 
 /** The settings as the parts of the gateway take them. */
-function shape(settings: Settings, values: Environment) {
+function shape(settings: Settings, values: Environment, ca: string | null) {
+  const embedded = settings.AMQP_URL.length === 0
   return {
     instanceId: settings.INSTANCE_ID,
     /** Null: the embedded broker. */
-    amqpUrl: settings.AMQP_URL === "" ? null : settings.AMQP_URL,
-    workers: settings.AMQP_URL === "" ? 1 : settings.WORKERS,
+    amqp: embedded ? null : { urls: settings.AMQP_URL, ca },
+    workers: embedded ? 1 : settings.WORKERS,
     drainTimeoutMs: settings.DRAIN_TIMEOUT_MS,
     tls: {
       certFile: settings.TLS_CERT_FILE,
@@ -213,9 +239,9 @@ function shape(settings: Settings, values: Environment) {
 }
 
 /** What an operator should know of a configuration that is allowed: a sentence each. */
-export function risks({ amqpUrl, device }: Config): string[] {
+export function risks({ amqp, device }: Config): string[] {
   const found: string[] = []
-  if (amqpUrl === null) {
+  if (amqp === null) {
     found.push("embedded broker: nothing is kept, for a first try only; set AMQP_URL")
   }
   if (device.auth === "none" && !isLoopback(device.host)) {

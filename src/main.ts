@@ -32,7 +32,7 @@ async function main(): Promise<void> {
     return
   }
   const config = readConfig()
-  const alone = config.amqpUrl === null
+  const alone = config.amqp === null
   const { events, counters } = logged(config, alone ? 0 : null)
   if (config.tls.development) await developmentCertificates(config, events)
   const readTls = () => readListenerTls(config.tls, config.device.clientCaFile)

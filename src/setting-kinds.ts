@@ -76,6 +76,35 @@ export function list(declared: Declared & { readonly match: RegExp; readonly ran
   )
 }
 
+/** Separated by commas, as `split` finds them; none by default. */
+export function urls(
+  declared: Declared & {
+    readonly split: (value: string) => string[]
+    /** Why it is none, without repeating any of it; or null. */
+    readonly faultOf: (url: string) => string | null
+    readonly range: string
+  },
+) {
+  return v.pipe(
+    v.optional(v.string(), ""),
+    v.check(
+      (value) => value === "" || declared.split(value).length > 0,
+      "must not be set to nothing",
+    ),
+    v.transform(declared.split),
+    v.rawCheck(({ dataset, addIssue }) => {
+      if (!dataset.typed) return
+      const { length } = dataset.value
+      for (const [index, url] of dataset.value.entries()) {
+        const fault = declared.faultOf(url)
+        const which = length === 1 ? "" : `URL ${index + 1} of ${length} `
+        if (fault !== null) addIssue({ message: `${which}${fault}` })
+      }
+    }),
+    metadata(declared, "", declared.range),
+  )
+}
+
 function items(value: string): string[] {
   const trimmed = value.split(",").map((item) => item.trim())
   return trimmed.filter((item) => item !== "")

@@ -7,20 +7,35 @@
 
 import { availableParallelism, hostname } from "node:os"
 import * as v from "valibot"
+import { splitUrls, urlFault } from "./broker/amqp-url.ts"
 import { INSTANCE_ID } from "./device/ids.ts"
-import { choice, integer, list, type SettingInfo, settingInfo, text } from "./setting-kinds.ts"
+import {
+  choice,
+  integer,
+  list,
+  type SettingInfo,
+  settingInfo,
+  text,
+  urls,
+} from "./setting-kinds.ts"
 
 /** Names of queues have 255 bytes at most; "amq." is the broker's own and "owsla." the gateway's. */
 const QUEUE_NAME = (name: string) =>
   /^(?!amq\.|owsla\.)\S+$/.test(name) && Buffer.byteLength(name) <= 200
 
 export const settings = v.object({
-  AMQP_URL: text({
-    default: "",
-    match: (value) => value === "" || isAmqpUrl(value),
-    range: "an amqp: or amqps: URL",
-    text: "The broker. CLOUDAMQP_URL is read when this is not set. Unset: an embedded in-memory broker.",
+  AMQP_URL: urls({
+    split: splitUrls,
+    faultOf: urlFault,
+    range: "amqp: or amqps: URLs",
+    text: "The broker; several URLs, separated by commas, are nodes of one cluster, tried in random order. A URL may have the query heartbeat, in seconds. CLOUDAMQP_URL is read when this is not set. Unset: an embedded in-memory broker.",
     secret: true,
+  }),
+  AMQP_CA_FILE: text({
+    default: "",
+    match: /^.*$/,
+    range: "a path",
+    text: "With amqps: URLs: the CAs, PEM, one of which must have signed the broker's certificate. Unset: those of the system.",
   }),
   INSTANCE_ID: text({
     default: defaultInstanceId(hostname()),
@@ -224,11 +239,11 @@ export const settings = v.object({
     text: "A broker that leaves a message unconfirmed for this long is taken for mute: its connection is made anew.",
   }),
   PREFETCH: integer({
-    default: 8_192,
-    min: 1,
+    default: 900,
+    min: 4,
     max: 65_535,
-    unit: "commands",
-    text: "Commands of each queue that a worker may hold unacknowledged, those that wait for a number included.",
+    unit: "messages",
+    text: "Messages that a worker may hold unacknowledged in all, commands that wait for a number included, divided over its queues. Shared plans of hosted brokers close a connection at 1,000; raise it for a broker of your own.",
   }),
   MAX_COMMAND_BYTES: integer({
     default: 67_108_864,
@@ -314,15 +329,4 @@ export function defaultInstanceId(host: string): string {
   if (fitting.length <= 32) return fitting
   // Long names of machines often differ at their end only.
   return `${fitting.slice(0, 23)}-${Bun.hash.crc32(host).toString(16).padStart(8, "0")}`
-}
-
-/** What the AMQP client can take apart: a virtual host with a stray % would make it throw. */
-function isAmqpUrl(value: string): boolean {
-  try {
-    const { protocol, hostname, pathname, username, password } = new URL(value)
-    for (const part of [pathname, username, password]) decodeURIComponent(part)
-    return (protocol === "amqp:" || protocol === "amqps:") && hostname !== ""
-  } catch {
-    return false
-  }
 }

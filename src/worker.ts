@@ -91,8 +91,6 @@ export class Worker {
   #sweeping: ReturnType<typeof setInterval> | null = null
   #sweptAtMs = Number.POSITIVE_INFINITY
   #state: "serving" | "draining" = "serving"
-  /** How many deliveries of each queue may be unacknowledged. */
-  readonly #prefetchOf = new Map<string, number>()
   /** Since when the broker takes messages: what waited through an alarm is not overdue at once. */
   #readySinceMs = 0
 
@@ -105,9 +103,9 @@ export class Worker {
     this.id = workerId(config.instanceId, options.slot)
     this.#maxConnections = config.device.maxConnections ?? connectionsUnder(openFilesLimit())
     this.#broker =
-      config.amqpUrl === null
+      config.amqp === null
         ? new EmbeddedBroker()
-        : new AmqpBroker(config.amqpUrl, `owsla ${this.id}`)
+        : new AmqpBroker(config.amqp.urls, `owsla ${this.id}`, config.amqp.ca)
 
     this.#connections = new Connections(config.device)
     this.#self = { worker: this.id, incarnation: incarnation(Date.now(), Math.random()) }
@@ -322,7 +320,6 @@ export class Worker {
       receipt: (delivery) => this.#sender.deliverReceipt(delivery),
       fault: (error, queue) => this.#fault(error, queue),
     })
-    for (const { queue, prefetch } of setup.subscriptions) this.#prefetchOf.set(queue, prefetch)
     this.#broker.start(setup, {
       stateChanged: (state) => {
         const up = state.is === "ready" || state.is === "blocked"
@@ -372,7 +369,7 @@ export class Worker {
     this.#listener.sweep(sinceMs - SWEEP_EVERY_MS)
     this.#sweptAtMs = atMs
     if (this.#broker.state.is !== "away") this.#unacknowledged.pass(Math.max(0, sinceMs))
-    this.#consumer.sweep(this.#prefetchOf)
+    this.#consumer.sweep()
     this.#connections.sweep(Date.now(), atMs)
     this.#fleet.sweep(atMs)
     this.#refusals.sweep(atMs)

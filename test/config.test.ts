@@ -16,6 +16,7 @@ import {
   risks,
 } from "../src/config.ts"
 import { INSTANCE_ID } from "../src/device/ids.ts"
+import { createCertificateAuthority } from "../src/ops/certificates.ts"
 import { defaultInstanceId, SETTINGS } from "../src/settings.ts"
 
 /** As if every file that is named could be read. */
@@ -26,6 +27,7 @@ const TOKEN = "token-0123456789abcdef"
 const OTHER_TOKEN = "other.token~ABC+/-_==="
 const AMQP_URL = "amqp://user:s3cret-pass@broker.test:5672/vhost"
 
+const { certPem: certificate } = await createCertificateAuthority()
 const directory = mkdtempSync(join(tmpdir(), "owsla-config-"))
 afterAll(() => rmSync(directory, { recursive: true }))
 
@@ -54,7 +56,7 @@ describe("defaults", () => {
   test("are those of the contract, with nothing in the environment", () => {
     expect(load({})).toEqual({
       instanceId: defaultInstanceId(hostname()),
-      amqpUrl: null,
+      amqp: null,
       workers: 1,
       drainTimeoutMs: 60_000,
       tls: { certFile: "certs/server.crt", keyFile: "certs/server.key", development: true },
@@ -87,7 +89,7 @@ describe("defaults", () => {
         windowLines: 2_000,
         windowBytes: 8_388_608,
         confirmTimeoutMs: 15_000,
-        prefetch: 8_192,
+        prefetch: 900,
         maxCommandBytes: 67_108_864,
       },
       http: { host: "127.0.0.1", port: 8080, tokens: [], sendTimeoutMs: 5_000 },
@@ -246,6 +248,8 @@ describe("tokens", () => {
   })
 })
 
+const urlsOf = (environment: Environment) => load(environment).amqp?.urls
+
 describe("the broker's URL", () => {
   test.each([
     "amqp://localhost",
@@ -253,7 +257,7 @@ describe("the broker's URL", () => {
     "amqp://[::1]:5672",
     "amqp://user:p%40ss%2Fword@host/vhost?heartbeat=5",
   ])("may be %j", (url) => {
-    expect(load({ AMQP_URL: url }).amqpUrl).toBe(url)
+    expect(urlsOf({ AMQP_URL: url })).toEqual([url])
   })
 
   // The last ones are what a password with an unescaped / or % makes of a URL.
@@ -267,6 +271,18 @@ describe("the broker's URL", () => {
     "amqp://user:s3cret-pass@[bad",
     "amqp://user:s3cret-pass/word@host:5672",
     "amqp://user:s3cret-pass%zz@host",
+    "amqp://user:s3cret-pass#word@host",
+    "amqp://user:1234?s3cret-pass@host",
+    "amqp://host/?insecure",
+    "amqp://host/?heartbeat=5&insecure=1&password=s3cret-pass",
+    "amqp://host/?frameMax=4096",
+    "amqp://host/?heartbeat=0",
+    "amqp://host/?heartbeat=301",
+    "amqp://host/?heartbeat=5&heartbeat=6",
+    "amqp://host/?heartbeat=s3cret-pass",
+    "amqp://host/#s3cret-pass",
+    "amqp://host,other",
+    "amqp://user:s3cret-pass@host,http://other",
   ])("is a fault, told without the password: %j", (url) => {
     const faults = faultsOf({ AMQP_URL: url })
     expect(faults.filter((fault) => fault.startsWith("AMQP_URL:"))).toHaveLength(1)
@@ -275,11 +291,30 @@ describe("the broker's URL", () => {
 
   test("is CLOUDAMQP_URL when AMQP_URL is not set or empty", () => {
     const other = "amqps://other.test"
-    expect(load({ CLOUDAMQP_URL: AMQP_URL }).amqpUrl).toBe(AMQP_URL)
-    expect(load({ CLOUDAMQP_URL: AMQP_URL, AMQP_URL: "" }).amqpUrl).toBe(AMQP_URL)
-    expect(load({ CLOUDAMQP_URL: AMQP_URL, AMQP_URL: other }).amqpUrl).toBe(other)
+    expect(urlsOf({ CLOUDAMQP_URL: AMQP_URL })).toEqual([AMQP_URL])
+    expect(urlsOf({ CLOUDAMQP_URL: AMQP_URL, AMQP_URL: "" })).toEqual([AMQP_URL])
+    expect(urlsOf({ CLOUDAMQP_URL: AMQP_URL, AMQP_URL: other })).toEqual([other])
     const production = { CLOUDAMQP_URL: AMQP_URL, NODE_ENV: "production" }
-    expect(load(production).amqpUrl).toBe(AMQP_URL)
+    expect(urlsOf(production)).toEqual([AMQP_URL])
+  })
+
+  test("may be several, separated by commas with or without blanks, under either name", () => {
+    const urls = ["amqp://one", "amqps://user:with,comma@two:5671/v", "amqp://[::1]:5673"]
+    expect(urlsOf({ AMQP_URL: urls.join(",") })).toEqual(urls)
+    expect(urlsOf({ CLOUDAMQP_URL: ` ${urls.join(" , ")}, ` })).toEqual(urls)
+  })
+
+  test("of several names the one at fault by its place", () => {
+    const faults = faultsOf({
+      AMQP_URL: "amqp://one,amqp://u:s3cret-pass@two/?insecure,amqp://three",
+    })
+    expect(faults).toEqual([
+      "AMQP_URL: URL 2 of 3 must have no query parameter but heartbeat; a ? within a name or password is %3F",
+    ])
+  })
+
+  test.each([",", " ", " , "])("set to %j, which holds none, is a fault", (value) => {
+    expect(faultsNaming("AMQP_URL", { AMQP_URL: value })).toHaveLength(1)
   })
 
   test("a fault of CLOUDAMQP_URL names CLOUDAMQP_URL, the variable that was set", () => {
@@ -287,6 +322,47 @@ describe("the broker's URL", () => {
     expect(faults).toHaveLength(1)
     expect(faults[0]).toContain("CLOUDAMQP_URL")
     expect(faults[0]).not.toContain("s3cret-pass")
+  })
+})
+
+describe("the broker's CA", () => {
+  const AMQP_URL = "amqps://localhost"
+
+  test("is read at the start, each certificate of the file", () => {
+    const path = file("ca", `a comment\n${certificate}${certificate}`)
+    const ca = load({ AMQP_URL, AMQP_CA_FILE: path }).amqp?.ca
+    expect(ca?.match(/BEGIN CERTIFICATE/g)).toHaveLength(2)
+    expect(load({ AMQP_URL }).amqp?.ca).toBeNull()
+  })
+
+  test.each<[string, string | null]>([
+    ["is not there", null],
+    ["is empty", ""],
+    ["holds no PEM", "no certificate"],
+    [
+      "holds something else in PEM",
+      "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+    ],
+    ["holds one that is cut short", certificate.replace(/\n[^-]{20}.*\n-----END/, "\n-----END")],
+  ])("a file that %s is a fault", (_, content) => {
+    const path = content === null ? "/nonexistent/ca.pem" : file("bad-ca", content)
+    expect(faultsNaming("AMQP_CA_FILE", { AMQP_URL, AMQP_CA_FILE: path })).toHaveLength(1)
+  })
+
+  test.each<[Environment]>([[{}], [{ AMQP_URL: "amqp://localhost" }]])(
+    "without an amqps: URL is a fault: %j",
+    (environment) => {
+      const path = file("ca", certificate)
+      expect(faultsOf({ ...environment, AMQP_CA_FILE: path })).toEqual([
+        "AMQP_CA_FILE: needs an amqps: URL in AMQP_URL",
+      ])
+    },
+  )
+
+  test("is for the amqps: URLs among several", () => {
+    const path = file("ca", certificate)
+    const { amqp } = load({ AMQP_URL: "amqp://one,amqps://two", AMQP_CA_FILE: path })
+    expect(amqp?.ca).toContain("BEGIN CERTIFICATE")
   })
 })
 
@@ -300,20 +376,20 @@ describe("secrets in files", () => {
   test.each(["", "\n", "\r\n", "\n\n", " \n"])(
     "the end of the file, %j, is not part of it",
     (end) => {
-      const { amqpUrl, http } = load({
+      const { amqp, http } = load({
         AMQP_URL_FILE: file("amqp", `${AMQP_URL}${end}`),
         HTTP_TOKENS_FILE: file("tokens", `${TOKEN},${OTHER_TOKEN}${end}`),
       })
-      expect(amqpUrl).toBe(AMQP_URL)
+      expect(amqp?.urls).toEqual([AMQP_URL])
       expect(http.tokens).toEqual([TOKEN, OTHER_TOKEN])
     },
   )
 
   test("CLOUDAMQP_URL too, behind AMQP_URL", () => {
     const path = file("cloud", AMQP_URL)
-    expect(load({ CLOUDAMQP_URL_FILE: path }).amqpUrl).toBe(AMQP_URL)
+    expect(urlsOf({ CLOUDAMQP_URL_FILE: path })).toEqual([AMQP_URL])
     const url = "amqp://other.test"
-    expect(load({ CLOUDAMQP_URL_FILE: path, AMQP_URL: url }).amqpUrl).toBe(url)
+    expect(urlsOf({ CLOUDAMQP_URL_FILE: path, AMQP_URL: url })).toEqual([url])
   })
 
   test.each([...secrets, "CLOUDAMQP_URL"])("%s and its file at once are a fault", (name) => {

@@ -14,7 +14,9 @@
 import type { AMQPChannel } from "@cloudamqp/amqp-client"
 import type { BatchingClient } from "./batching-client.ts"
 import type { Delivery, MessageProperties, Subscription } from "./broker.ts"
+import { readBrokerError } from "./broker-errors.ts"
 import type { Content } from "./frame-reader.ts"
+import { divided } from "./prefetch.ts"
 
 const LOCKED_RETRY_MS = 1_000
 /** How often the broker is asked to have processed the acknowledgements sent so far, while any are sent. */
@@ -42,6 +44,8 @@ export class Subscriptions {
   #complete = false
   #paused = false
   #stopped = false
+  /** What all of them together may hold unacknowledged, where the broker allows less than the setup asks for. */
+  limit: number | null = null
 
   constructor(hooks: SubscriptionsHooks) {
     this.#hooks = hooks
@@ -60,6 +64,11 @@ export class Subscriptions {
 
   set paused(paused: boolean) {
     this.#paused = paused
+  }
+
+  /** Deliveries of all that may be unacknowledged. */
+  get prefetch(): number {
+    return this.limit ?? this.#wanted.reduce((sum, { prefetch }) => sum + prefetch, 0)
   }
 
   want(subscriptions: readonly Subscription[]): void {
@@ -113,19 +122,21 @@ export class Subscriptions {
     const channel = await client.channel()
     let ended = (_reason: string): void => undefined
     channel.onerror = (reason) => ended(reason)
-    await channel.basicQos(subscription.prefetch)
+    const prefetch = this.#prefetchOf(subscription)
+    await channel.basicQos(prefetch)
     const { exclusive = false } = subscription
     const options = { noAck: false, exclusive }
     try {
       if (exclusive) await refuseCompany(channel, subscription.queue, 0)
       let cancelled = false
-      const acknowledgements = new Acknowledgements(client, channel, subscription.prefetch)
+      const acknowledgements = new Acknowledgements(client, channel, prefetch)
       this.#subscribed.add(subscription)
       client.take(channel.id, {
         content: (content) => {
           // What can't be acknowledged comes again.
           if (channel.closed) return
-          subscription.deliver(new AmqpDelivery(subscription.queue, acknowledgements, content))
+          const delivery = new AmqpDelivery(subscription.queue, acknowledgements, content)
+          subscription.deliver(delivery, prefetch)
         },
         cancelled: () => {
           cancelled = true
@@ -161,6 +172,12 @@ export class Subscriptions {
     if (this.#locked.delete(subscription)) this.#hooks.lockedChanged()
   }
 
+  #prefetchOf(subscription: Subscription): number {
+    if (this.limit === null) return subscription.prefetch
+    const weights = this.#wanted.map(({ prefetch }) => prefetch)
+    return divided(this.limit, weights)[this.#wanted.indexOf(subscription)] ?? 1
+  }
+
   #retryLocked(): void {
     const client = this.#client
     this.#retry = null
@@ -174,7 +191,7 @@ export class Subscriptions {
 }
 
 function isLocked(error: unknown): boolean {
-  return error instanceof Error && /ACCESS_REFUSED.*exclusive|RESOURCE_LOCKED/.test(error.message)
+  return error instanceof Error && readBrokerError(error.message).kind === "locked"
 }
 
 /** Quorum queues let anybody consume beside an exclusive consumer, so consumers are counted. */

@@ -9,7 +9,7 @@
  * publisher decides. Bounds: prefetch for each subscription; lanes are bounded by their publishers.
  */
 
-import type { AMQPBaseClient, AMQPChannel } from "@cloudamqp/amqp-client"
+import type { AMQPChannel } from "@cloudamqp/amqp-client"
 import { AmqpLane } from "./amqp-lane.ts"
 import { Subscriptions } from "./amqp-subscriptions.ts"
 import { type BatchingClient, PUBLISH_FRAME_MAX } from "./batching-client.ts"
@@ -22,7 +22,10 @@ import type {
   LaneListener,
   QueueDeclaration,
 } from "./broker.ts"
-import { Link } from "./link.ts"
+import { readBrokerError } from "./broker-errors.ts"
+import { declareAll } from "./declarations.ts"
+import { Link, type LinkHooks } from "./link.ts"
+import { lowerLimit } from "./prefetch.ts"
 
 /**
  * A header frame comes whole, and with what a dead letter adds to its headers it may be larger than
@@ -53,9 +56,14 @@ export class AmqpBroker implements Broker {
   readonly #warned = new Set<string>()
   #closing: Promise<void> | null = null
 
-  /** @param name how the two connections are called in the broker's own tools. */
-  constructor(url: string, name: string) {
-    this.#publishing = new Link(url, `${name} publish`, PUBLISH_FRAME_MAX, {
+  /**
+   * @param url one, or several of nodes of one broker; the two connections may be to different ones.
+   * @param name how the two connections are called in the broker's own tools.
+   * @param ca PEM; the only CAs to trust with `amqps:`. Null: those of the system.
+   */
+  constructor(url: string | readonly string[], name: string, ca: string | null = null) {
+    const urls = typeof url === "string" ? [url] : url
+    const publishHooks: LinkHooks = {
       setUp: (client) => this.#setUpPublishing(client),
       tearDown: () => Promise.resolve(),
       up: () => {
@@ -79,19 +87,22 @@ export class AmqpBroker implements Broker {
         for (const lane of this.#lanes) lane.unblock()
         this.#changed()
       },
-    })
-    this.#consuming = new Link(url, `${name} consume`, CONSUME_FRAME_MAX, {
+    }
+    const consumeHooks: LinkHooks = {
       setUp: (client) => this.#setUpConsuming(client),
       tearDown: () => this.#subscriptions.handOverAcknowledgements(),
       up: () => this.#up(),
       lost: (reason) => {
         this.#lastLoss = reason
+        this.#lowerPrefetch(reason)
         this.#subscriptions.lost()
         this.#changed()
       },
       blocked: () => undefined,
       unblocked: () => undefined,
-    })
+    }
+    this.#publishing = new Link(urls, `${name} publish`, PUBLISH_FRAME_MAX, publishHooks, ca)
+    this.#consuming = new Link(urls, `${name} consume`, CONSUME_FRAME_MAX, consumeHooks, ca)
   }
 
   get state(): BrokerState {
@@ -192,37 +203,21 @@ export class AmqpBroker implements Broker {
     await this.#subscriptions.subscribe(client)
   }
 
-  /** One channel for each try, since a refused declaration closes its channel. */
-  async #declare(client: AMQPBaseClient, queues: readonly QueueDeclaration[]): Promise<void> {
-    let channel: AMQPChannel | null = null
-    const declare = async (what: string, act: (on: AMQPChannel) => Promise<unknown>) => {
-      if (channel === null) {
-        channel = await client.channel()
-        channel.onerror = () => undefined
-      }
-      try {
-        await act(channel)
-      } catch (error) {
-        channel = null
-        const reason = error instanceof Error ? error.message : String(error)
-        // Consuming from a queue that is another's alone will find that out, and try again.
-        if (reason.includes("RESOURCE_LOCKED")) return
-        if (!reason.includes("PRECONDITION_FAILED")) throw error
-        const message = `${what} exists with other arguments, used as it is: ${reason}`
-        this.#warnOnce(what, message)
-      }
-    }
-    for (const { name, type } of this.#setup.exchanges) {
-      await declare(`exchange ${name}`, (on) => on.exchangeDeclare(name, type, { durable: true }))
-    }
-    for (const { name, durable, exclusive = false, arguments: args, boundTo = [] } of queues) {
-      const params = { durable, exclusive, autoDelete: false, passive: false }
-      await declare(`queue ${name}`, (on) => on.queueDeclare(name, params, args))
-      for (const exchange of boundTo) {
-        await declare(`binding of ${name}`, (on) => on.queueBind(name, exchange, ""))
-      }
-    }
-    await (channel as AMQPChannel | null)?.close()
+  #declare(client: BatchingClient, queues: readonly QueueDeclaration[]): Promise<void> {
+    return declareAll(client, this.#setup.exchanges, queues, (about, message) =>
+      this.#warnOnce(about, message),
+    )
+  }
+
+  /** The limit on unacknowledged messages for which the broker has closed a connection holds from the next one on. */
+  #lowerPrefetch(reason: string): void {
+    const error = readBrokerError(reason)
+    if (error.kind !== "too_many_unacknowledged") return
+    const { prefetch } = this.#subscriptions
+    const limit = lowerLimit(prefetch, error.limit)
+    this.#subscriptions.limit = limit
+    const advice = `at most ${limit} are held from now on, not ${prefetch}: set PREFETCH=${limit}`
+    this.#warnOnce(`${limit} unacknowledged`, `${reason}; ${advice}`)
   }
 
   #warnOnce(about: string, message: string): void {

@@ -15,6 +15,7 @@ import { AMQPView } from "@cloudamqp/amqp-client/amqp-view"
 import type { OutgoingMessage } from "./broker.ts"
 import { type Content, FrameReader } from "./frame-reader.ts"
 import { FrameWriter } from "./frame-writer.ts"
+import { type BrokerServer, serverOf } from "./server-properties.ts"
 
 const BATCH_BYTES = 65_536
 /** Buffers kept for reuse; more are made when the socket is slow, and left to the collector. */
@@ -54,6 +55,20 @@ export class BatchingClient extends AMQPClient {
   #acknowledging: ReturnType<typeof setTimeout> | null = null
   readonly #spare: FrameWriter[] = []
   readonly #takers = new Map<number, ChannelTaker>()
+  #server: BrokerServer | null = null
+  /** As the socket wants it: the client leaves IPv6 addresses in the brackets of their URLs. */
+  override readonly host: string
+
+  /** @param ca PEM; the only CAs to trust with `amqps:`. Null: those of the system. */
+  constructor(url: string, ca: string | null = null) {
+    super(url, ca === null ? undefined : { ca })
+    this.host = new URL(url).hostname.replace(/^\[(.*)\]$/, "$1")
+  }
+
+  /** What the broker is; known once connected. */
+  get server(): BrokerServer {
+    return this.#server ?? { product: "unknown", version: "unknown" }
+  }
 
   override connect(): ReturnType<AMQPClient["connect"]> {
     const connected = super.connect()
@@ -64,8 +79,10 @@ export class BatchingClient extends AMQPClient {
       cancelled: (channel) => this.#takers.get(channel)?.cancelled?.(),
       confirmed: (channel, tag, multiple, nacked) =>
         this.#takers.get(channel)?.confirmed?.(tag, multiple, nacked),
-      other: ({ buffer, byteOffset, length }) =>
-        this.parseFrames(new AMQPView(buffer, byteOffset, length)),
+      other: (frame) => {
+        this.#server ??= serverOf(frame)
+        this.parseFrames(new AMQPView(frame.buffer, frame.byteOffset, frame.length))
+      },
     })
     let first = true
     socket?.removeAllListeners("data")

@@ -103,8 +103,11 @@ export interface Subscription {
   readonly exclusive?: boolean
   /** How many deliveries may be unacknowledged. */
   readonly prefetch: number
-  /** Must not throw. */
-  readonly deliver: (delivery: Delivery) => void
+  /**
+   * Must not throw.
+   * @param prefetch how many may be unacknowledged now, which is less than was asked for where the broker allows less.
+   */
+  readonly deliver: (delivery: Delivery, prefetch: number) => void
   /**
    * Called once for each connection that was lost, after the deliveries that came on it are `lost` and before
    * the next connection delivers anything; never within another call to the broker.

@@ -85,6 +85,8 @@ export class Consumer {
   readonly #posts: Posts
   readonly #outcomes: Outcomes
   readonly #unacknowledged: UnacknowledgedCommands
+  /** How many deliveries of each queue may be unacknowledged. */
+  readonly #prefetchOf = new Map<string, number>()
 
   constructor(
     posts: Posts,
@@ -126,6 +128,9 @@ export class Consumer {
           }
     if (!this.#unacknowledged.add(command, deadLetter)) return
     this.#route(command, read, givenUp === null ? FRESH : { leftIn: null, givenUp })
+    if (this.#prefetchOf.get(delivery.queue) !== prefetch) {
+      this.#prefetchOf.set(delivery.queue, prefetch)
+    }
     if (this.#unacknowledged.countFrom(delivery.queue) >= prefetch) this.#makeRoom(delivery.queue)
   }
 
@@ -169,8 +174,8 @@ export class Consumer {
   }
 
   /** To be called now and then: gives up gaps that keep a queue from being read. */
-  sweep(prefetchOf: ReadonlyMap<string, number>): void {
-    for (const [queue, prefetch] of prefetchOf) {
+  sweep(): void {
+    for (const [queue, prefetch] of this.#prefetchOf) {
       if (this.#unacknowledged.countFrom(queue) >= prefetch) this.#makeRoom(queue)
     }
   }

@@ -209,7 +209,7 @@ export class EmbeddedBroker implements Broker {
           return !consumer.unacknowledged.has(message)
         },
       }
-      queueMicrotask(() => consumer.subscription.deliver(delivery))
+      queueMicrotask(() => consumer.subscription.deliver(delivery, consumer.subscription.prefetch))
     }
   }
 

@@ -83,12 +83,12 @@ export class FieldReader {
   #headers(): Record<string, HeaderValue> {
     const at = this.at
     this.#exact = true
-    const values: Record<string, HeaderValue> & { [RECEIVED]?: Uint8Array } = this.#table()
+    const values: Record<string, HeaderValue> & { [RECEIVED]?: Uint8Array } = this.table()
     if (!this.#exact) values[RECEIVED] = this.bytes.slice(at + 4, this.at)
     return values
   }
 
-  #table(): Record<string, HeaderValue> {
+  table(): Record<string, HeaderValue> {
     const table: Record<string, HeaderValue> = {}
     const end = this.#inside()
     while (this.at < end) {
@@ -147,7 +147,7 @@ export class FieldReader {
         return value === 1
       }
       case 0x46: // F
-        return this.#table()
+        return this.table()
       case 0x41: // A
         return this.#array()
       case 0x54: // T

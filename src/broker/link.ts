@@ -1,10 +1,12 @@
 /**
  * A link: one AMQP connection that is kept alive, with a fresh client for each try.
  *
- *   down ──start──► connecting ──set up──► up ──lost──► waiting ──backoff──► connecting
+ *   down ──start──► connecting ──set up──► up ──lost──► waiting ──other URL, or backoff──► connecting
  *                        └──failed──────────────────────►┘
  *   any ──close──► closed
  *
+ * After a failure the next URL is tried at once, and once all have failed after a wait. Of a connection that was up for less
+ * than `STABLE_MS` the URL counts as failed, so that nodes that accept and then close are not tried in a loop.
  * Never publishes or consumes itself: `setUp` opens the channels. Bounds: `CONNECT_TIMEOUT_MS` for
  * connecting and setting up together, `REACH_TIMEOUT_MS` of it for TCP; waits between tries of up to 5 s, or 0.7 s
  * while nobody listens or can be reached, with full jitter.
@@ -12,6 +14,7 @@
 
 import { backoffMs } from "../backoff.ts"
 import { BatchingClient } from "./batching-client.ts"
+import { UrlRotation } from "./url-rotation.ts"
 
 const CONNECT_TIMEOUT_MS = 10_000
 /** For TCP alone. The kernel would try for minutes, ever more rarely, and not notice that a network is back. */
@@ -19,6 +22,7 @@ const REACH_TIMEOUT_MS = 2_000
 const NOT_REACHED = `not reached within ${REACH_TIMEOUT_MS} ms`
 const CLOSE_TIMEOUT_MS = 2_000
 const HEARTBEAT_S = 10
+const STABLE_MS = 5_000
 const BACKOFF = { firstMs: 100, mostMs: 5_000 }
 /**
  * Where nobody listens or can be reached a try costs a packet or two, so a broker that starts again is found within a
@@ -39,24 +43,41 @@ export interface LinkHooks {
 }
 
 export class Link {
-  readonly #url: string
+  readonly #urls: UrlRotation
+  readonly #ca: string | null
   readonly #hooks: LinkHooks
   #state: "down" | "connecting" | "up" | "waiting" | "closed" = "down"
   #client: BatchingClient | null = null
   #attempt = 0
+  #upSinceMs = 0
+  /** Whether nobody listened or could be reached at any URL tried since the last wait. */
+  #nobodyThere = true
   #timer: ReturnType<typeof setTimeout> | null = null
 
   /**
-   * @param url `amqp:` or `amqps:`.
+   * @param urls `amqp:` or `amqps:`, at least one, of nodes of one broker.
    * @param name how the connection is called in the broker's own tools.
    * @param frameMax bytes; larger where large header frames may come in.
+   * @param ca PEM; the only CAs to trust with `amqps:`. Null: those of the system.
    */
-  constructor(url: string, name: string, frameMax: number, hooks: LinkHooks) {
-    const withOptions = new URL(url)
-    withOptions.searchParams.set("name", name)
-    withOptions.searchParams.set("heartbeat", String(HEARTBEAT_S))
-    withOptions.searchParams.set("frameMax", String(frameMax))
-    this.#url = withOptions.href
+  constructor(
+    urls: readonly string[],
+    name: string,
+    frameMax: number,
+    hooks: LinkHooks,
+    ca: string | null = null,
+  ) {
+    const withOptions = urls.map((url) => {
+      const parsed = new URL(url)
+      parsed.searchParams.set("name", name)
+      parsed.searchParams.set("frameMax", String(frameMax))
+      if (!parsed.searchParams.has("heartbeat")) {
+        parsed.searchParams.set("heartbeat", String(HEARTBEAT_S))
+      }
+      return parsed.href
+    })
+    this.#urls = new UrlRotation(withOptions, Math.random)
+    this.#ca = ca
     this.#hooks = hooks
   }
 
@@ -106,8 +127,7 @@ export class Link {
       client = this.#newClient()
     } catch (error) {
       // A URL that the client cannot take apart; the configuration refuses those it knows of.
-      this.#state = "waiting"
-      this.#hooks.lost(error instanceof Error ? error.message : String(error))
+      this.#retry(error instanceof Error ? error.message : String(error))
       return
     }
     this.#client = client
@@ -128,11 +148,12 @@ export class Link {
     if (this.#client !== client || this.#state !== "connecting") return
     this.#state = "up"
     this.#attempt = 0
+    this.#upSinceMs = performance.now()
     this.#hooks.up()
   }
 
   #newClient(): BatchingClient {
-    const client = new BatchingClient(this.#url)
+    const client = new BatchingClient(this.#urls.take(), this.#ca)
     let cause = "connection lost"
     client.onerror = (error) => {
       cause = error.message
@@ -150,15 +171,27 @@ export class Link {
   #lose(client: BatchingClient | null, reason: string): void {
     if (client === null || this.#client !== client || this.#state === "closed") return
     this.#client = null
-    this.#state = "waiting"
+    if (this.#state === "up" && performance.now() - this.#upSinceMs >= STABLE_MS) {
+      this.#urls.avoidTaken()
+    }
     // Reset, or the kernel would still deliver what is published again by then: late repeats, from a past connection.
     client.socket?.resetAndDestroy()
     abandon(client, reason)
+    this.#retry(reason)
+  }
+
+  #retry(reason: string): void {
+    this.#state = "waiting"
     this.#hooks.lost(reason)
     const nobodyThere = reason.includes("ECONNREFUSED") || reason === NOT_REACHED
-    const backoff = nobodyThere ? BACKOFF_NOBODY_THERE : BACKOFF
-    const delayMs = backoffMs(this.#attempt, backoff, Math.random())
-    this.#attempt += 1
+    this.#nobodyThere = this.#nobodyThere && nobodyThere
+    let delayMs = 0
+    if (this.#urls.exhausted) {
+      const backoff = this.#nobodyThere ? BACKOFF_NOBODY_THERE : BACKOFF
+      delayMs = backoffMs(this.#attempt, backoff, Math.random())
+      this.#attempt += 1
+      this.#nobodyThere = true
+    }
     this.#timer = setTimeout(() => this.start(), delayMs)
   }
 }

@@ -3,11 +3,12 @@
  * The names and arguments are those of `topology.ts`.
  *
  * Whatever a taker throws is a defect that is reported; the delivery stays unacknowledged, and the
- * broker hands it out again on the next connection. Bound: `PREFETCH` for each queue.
+ * broker hands it out again on the next connection. Bound: `PREFETCH` for all queues together, divided by `SHARES`.
  */
 
 import type { WorkerProcess } from "../device/ids.ts"
 import type { BrokerSetup, Delivery, Subscription } from "./broker.ts"
+import { divided } from "./prefetch.ts"
 import {
   DEAD_LETTERS,
   EXCHANGES,
@@ -19,6 +20,12 @@ import {
 
 /** Tells what workers tell each other from receipts, which come on the same queue. */
 export const FLEET_MESSAGE_TYPE = "owsla.fleet"
+
+/**
+ * Parts of `PREFETCH`. What comes on the fleet's queue is acknowledged at once, so its share is only what is on the way;
+ * dead letters are rare.
+ */
+const SHARES = { fleet: 2, toDevice: 4, worker: 3, deadLetters: 1 }
 
 export interface Takers {
   /** @param prefetch how many deliveries of its queue may be unacknowledged. */
@@ -36,22 +43,27 @@ export function brokerSetup(
   self: WorkerProcess,
   takers: Takers,
 ): BrokerSetup {
+  const [fleet, toDevice, worker, deadLetters] = divided(names.prefetch, Object.values(SHARES))
   const subscribe = (
     queue: string,
+    share: number | undefined,
     take: (delivery: Delivery, prefetch: number) => void,
   ): Subscription => {
-    const { prefetch } = names
-    const deliver = (delivery: Delivery): void => {
+    const deliver = (delivery: Delivery, prefetch: number): void => {
       try {
         take(delivery, prefetch)
       } catch (error) {
         takers.fault(error instanceof Error ? error : new Error(String(error)), queue)
       }
     }
-    return { queue, prefetch, deliver }
+    return { queue, prefetch: share ?? 1, deliver }
   }
-  const commands = (queue: string, take: Takers["command"]): Subscription => ({
-    ...subscribe(queue, take),
+  const commands = (
+    queue: string,
+    share: number | undefined,
+    take: Takers["command"],
+  ): Subscription => ({
+    ...subscribe(queue, share, take),
     lost: takers.commandsLost,
   })
   const told = (delivery: Delivery) => {
@@ -65,11 +77,11 @@ export function brokerSetup(
     queues: queueDeclarations(names, self),
     subscriptions: [
       // First, since whoever has not heard who is in the fleet would call devices of others offline.
-      { ...subscribe(fleetQueue(self), told), untilClose: true },
-      commands(names.toDeviceQueue, takers.command),
+      { ...subscribe(fleetQueue(self), fleet, told), untilClose: true },
+      commands(names.toDeviceQueue, toDevice, takers.command),
       // Exclusive, so that two instances with one INSTANCE_ID do not take each other's commands.
-      { ...commands(workerQueue(self.worker), takers.command), exclusive: true },
-      commands(DEAD_LETTERS, takers.deadLetter),
+      { ...commands(workerQueue(self.worker), worker, takers.command), exclusive: true },
+      commands(DEAD_LETTERS, deadLetters, takers.deadLetter),
     ],
   }
 }

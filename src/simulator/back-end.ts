@@ -11,6 +11,7 @@
  */
 
 import type { AMQPBaseClient, AMQPChannel, AMQPMessage } from "@cloudamqp/amqp-client"
+import { splitUrls } from "../broker/amqp-url.ts"
 import { Link } from "../broker/link.ts"
 import { Histogram } from "./histogram.ts"
 import { type LedgerFile, TakenLines } from "./ledger.ts"
@@ -93,7 +94,7 @@ export class BackEnd {
     this.#lines = ledger === null ? null : new TakenLines(ledger)
     this.#taken = taken
     const others = { blocked: () => undefined, unblocked: () => undefined }
-    this.#consuming = new Link(options.amqpUrl, "owsla simulator consume", FRAME_MAX, {
+    this.#consuming = new Link(splitUrls(options.amqpUrl), "owsla simulator consume", FRAME_MAX, {
       ...others,
       setUp: (client) => this.#consume(client),
       // The broker has read all acknowledgements when it says that the channel is closed.
@@ -109,7 +110,7 @@ export class BackEnd {
         this.flush()
       },
     })
-    this.#publishing = new Link(options.amqpUrl, "owsla simulator publish", FRAME_MAX, {
+    this.#publishing = new Link(splitUrls(options.amqpUrl), "owsla simulator publish", FRAME_MAX, {
       ...others,
       setUp: async (client) => {
         const channel = await client.channel()

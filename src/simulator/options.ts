@@ -6,6 +6,7 @@
  */
 
 import { parseArgs } from "node:util"
+import { splitUrls, urlFault } from "../broker/amqp-url.ts"
 import { LEAST_LINE_BYTES, MOST, NAME } from "./line.ts"
 
 export const HOSTILE_KINDS = [
@@ -355,7 +356,8 @@ function readBackEnd(flags: Flags): BackEndOptions | null {
     return null
   }
   // The URL holds a password: it is never repeated.
-  if (!/^amqps?:$/.test(URL.parse(url)?.protocol ?? "")) {
+  const urls = splitUrls(url)
+  if (urls.length === 0 || !urls.every((one) => urlFault(one) === null)) {
     flags.faults.push("--backend needs --amqp-url, an amqp: or amqps: URL")
   }
   return {

@@ -852,11 +852,11 @@ describe("commands that all wait for missing numbers", () => {
     await subject.deliver(numbered(PREFETCH))
     expect(subject.connection.gapsGivenUp).toBe(1)
     expect(subject.counters.gapsGivenUpEarly).toBe(1)
-    subject.consumer.sweep(new Map([["to_device", PREFETCH]]))
+    subject.consumer.sweep()
     expect(subject.connection.gapsGivenUp).toBe(2)
     // One that waits for something else will make room.
     subject.connection.atGap = false
-    subject.consumer.sweep(new Map([["to_device", PREFETCH]]))
+    subject.consumer.sweep()
     expect(subject.connection.gapsGivenUp).toBe(2)
   })
 })

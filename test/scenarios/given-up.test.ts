@@ -25,7 +25,7 @@ beforeAll(async () => {
     AMQP_URL: broker.url,
     WORKERS: "1",
     ...queues,
-    PREFETCH: "1",
+    PREFETCH: "4",
     SEQ_GAP_TIMEOUT_MS: "60000",
   })
   await gateway.ready()

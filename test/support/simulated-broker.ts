@@ -643,7 +643,7 @@ class ConsumerChannel {
       this.#broker.options.delivered?.(this.#client.name, first.delivery, this.#queue.name)
     }
     this.#client.enter(() => {
-      if ("delivery" in first) this.subscription.deliver(first.delivery)
+      if ("delivery" in first) this.subscription.deliver(first.delivery, this.subscription.prefetch)
       else first.cancelled()
     })
   }

@@ -137,7 +137,6 @@ export class SimulatedWorker {
   readonly #ids: ConnectionIds
   readonly #hooks: SimulatedWorkerHooks
   #sweepDueMs: number
-  readonly #prefetchOf = new Map<string, number>()
   #readySinceMs = 0
   #wasReady = false
 
@@ -231,7 +230,6 @@ export class SimulatedWorker {
         throw error
       },
     })
-    for (const { queue, prefetch } of setup.subscriptions) this.#prefetchOf.set(queue, prefetch)
     this.client.start(setup, {
       stateChanged: (state) => {
         const ready = state.is === "ready"
@@ -343,7 +341,7 @@ export class SimulatedWorker {
     const nowMs = this.#nowMs()
     const sinceMs = nowMs - this.#sweepDueMs + SWEEP_EVERY_MS
     if (this.client.state.is !== "away") this.unacknowledged.pass(Math.max(0, sinceMs))
-    this.consumer.sweep(this.#prefetchOf)
+    this.consumer.sweep()
     this.#sweepDueMs = nowMs + SWEEP_EVERY_MS
     this.connections.sweep(nowMs, nowMs)
     this.fleet.sweep(nowMs)

@@ -1,0 +1,54 @@
+/**
+ * What a broker means by the text of an error. The AMQP client has no codes, only messages such as
+ * `channel 3 closed: NOT_FOUND - no queue 'a' in vhost '/' (404)`: this is the one place that reads them. Pure.
+ */
+
+export type BrokerError =
+  /** The connection held more messages unacknowledged than the broker allows; null when it does not say how many. */
+  | { readonly kind: "too_many_unacknowledged"; readonly limit: number | null }
+  /** A permission is missing; RabbitMQ 3 names the resource alone. */
+  | {
+      readonly kind: "access_refused"
+      readonly permission: string | null
+      readonly resource: string | null
+    }
+  | { readonly kind: "not_found" }
+  /** Another connection has the queue for itself. */
+  | { readonly kind: "locked" }
+  /** It exists with other arguments; `argument` is null when the text does not name one. */
+  | { readonly kind: "precondition_failed"; readonly argument: string | null }
+  | { readonly kind: "other" }
+
+/** CloudAMQP's shared plans: "CONNECTION_FORCED - Too many unacked messages (max 1000)". */
+const UNACKNOWLEDGED = /\bun-?ack(ed|nowledged)\b/i
+const LIMITED = /\b(too many|more than|limit|max|maximum|exceed\w*)\b/i
+const LIMIT = /\b(?:more than|limit|max|maximum|exceed\w*)\D{0,20}(\d+)/i
+const REFUSED = / (?:(configure|write|read) )?access to \w+ '([^']*)'/
+const CODE = /\((\d{3})\)$/
+
+export function readBrokerError(text: string): BrokerError {
+  if (UNACKNOWLEDGED.test(text) && LIMITED.test(text)) {
+    const limit = Number(LIMIT.exec(text)?.[1] ?? 0)
+    return { kind: "too_many_unacknowledged", limit: limit === 0 ? null : limit }
+  }
+  if (
+    text.startsWith("RESOURCE_LOCKED") ||
+    /^[^']*'[^']*' in vhost .* in exclusive use/.test(text)
+  ) {
+    return { kind: "locked" }
+  }
+  switch (CODE.exec(text)?.[1]) {
+    case "403": {
+      const [, permission = null, resource = null] = REFUSED.exec(text) ?? []
+      return { kind: "access_refused", permission, resource }
+    }
+    case "404":
+      return { kind: "not_found" }
+    case "405":
+      return { kind: "locked" }
+    case "406":
+      return { kind: "precondition_failed", argument: / arg '([^']*)'/.exec(text)?.[1] ?? null }
+    default:
+      return { kind: "other" }
+  }
+}

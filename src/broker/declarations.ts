@@ -1,0 +1,171 @@
+/**
+ * Declares exchanges, queues and bindings on a new connection. What exists is used as it is: with other arguments, with a
+ * warning; by a user who may not declare it, silently.
+ *
+ *   declare ─┬─ done
+ *            ├─ 405, another's alone ────────────► left to the subscription, which tries again
+ *            ├─ 406, other arguments ────────────► used as it is, warning
+ *            ├─ 403, permission is missing ──► passive ─┬─ exists ──► used as it is
+ *            │                                          └─ 404 ─────► rejected, with the permission's name
+ *            └─ any other ───────────────────────► rejected
+ *
+ * Bound: one declaration at a time, each on a channel that the one before has not closed.
+ */
+
+import type { AMQPChannel } from "@cloudamqp/amqp-client"
+import type { BatchingClient } from "./batching-client.ts"
+import type { ExchangeDeclaration, QueueDeclaration } from "./broker.ts"
+import { readBrokerError } from "./broker-errors.ts"
+import { argumentsFor, hasDeliveryLimit, lacksQuorumQueues } from "./server-properties.ts"
+
+/** @param about what it is about: one warning for each is enough. */
+export type Warn = (about: string, message: string) => void
+
+interface Declaration {
+  readonly what: string
+  readonly name: string
+  readonly act: (on: AMQPChannel) => Promise<unknown>
+  /** Finds out whether it exists; null where AMQP has no way to. */
+  readonly check: ((on: AMQPChannel) => Promise<unknown>) | null
+  /** The permissions on a resource that `act` needs, for brokers that do not say which of them is missing. */
+  readonly needs: (resource: string) => string
+  /** What to add to the warning that it exists with other arguments. */
+  readonly advice: (argument: string | null) => string
+}
+
+const CONFIGURE = '"configure"'
+const WRITE = '"write"'
+const READ = '"read"'
+const noAdvice = () => ""
+
+/** Rejects when something is missing and can't be declared. */
+export async function declareAll(
+  client: BatchingClient,
+  exchanges: readonly ExchangeDeclaration[],
+  queues: readonly QueueDeclaration[],
+  warn: Warn,
+): Promise<void> {
+  const quorum = queues.some((queue) => queue.arguments["x-queue-type"] === "quorum")
+  if (quorum && lacksQuorumQueues(client.server)) warn("quorum queues", noQuorumQueues(client))
+  const declare = new Declarer(client, warn)
+  for (const exchange of exchanges) await declare.one(exchangeDeclaration(exchange))
+  for (const queue of queues) {
+    await declare.one(queueDeclaration(queue, client))
+    for (const exchange of queue.boundTo ?? []) await declare.one(binding(queue.name, exchange))
+  }
+  await declare.end()
+}
+
+class Declarer {
+  readonly #client: BatchingClient
+  readonly #warn: Warn
+  /** Null when there is none, since a refusal closes its channel. */
+  #channel: AMQPChannel | null = null
+
+  constructor(client: BatchingClient, warn: Warn) {
+    this.#client = client
+    this.#warn = warn
+  }
+
+  async one({ what, name, act, check, needs, advice }: Declaration): Promise<void> {
+    const refusal = await this.#try(act)
+    if (refusal === null) return
+    const error = readBrokerError(refusal.message)
+    switch (error.kind) {
+      case "locked":
+        return
+      case "precondition_failed":
+        this.#warn(
+          what,
+          `${what} exists with other arguments, used as it is: ${refusal.message}${advice(error.argument)}`,
+        )
+        return
+      case "access_refused": {
+        const absence = check === null ? refusal : await this.#try(check)
+        // One that is another connection's alone exists.
+        if (absence === null || readBrokerError(absence.message).kind === "locked") return
+        if (check !== null && readBrokerError(absence.message).kind !== "not_found") throw absence
+        const resource = error.resource ?? name
+        const missing = error.permission === null ? needs(resource) : `"${error.permission}"`
+        const absent = check === null ? "cannot be made" : "does not exist and cannot be declared"
+        throw new Error(
+          `${what} ${absent}: permission ${missing} on ${resource} is missing: ${refusal.message}`,
+        )
+      }
+      default:
+        throw refusal
+    }
+  }
+
+  async end(): Promise<void> {
+    await this.#channel?.close()
+  }
+
+  /** Null when the broker agrees. */
+  async #try(act: (on: AMQPChannel) => Promise<unknown>): Promise<Error | null> {
+    this.#channel ??= await this.#open()
+    try {
+      await act(this.#channel)
+      return null
+    } catch (error) {
+      this.#channel = null
+      return error instanceof Error ? error : new Error(String(error))
+    }
+  }
+
+  async #open(): Promise<AMQPChannel> {
+    const channel = await this.#client.channel()
+    channel.onerror = () => undefined
+    return channel
+  }
+}
+
+function exchangeDeclaration({ name, type }: ExchangeDeclaration): Declaration {
+  return {
+    what: `exchange ${name}`,
+    name,
+    act: (on) => on.exchangeDeclare(name, type, { durable: true }),
+    check: (on) => on.exchangeDeclare(name, type, { passive: true }),
+    needs: () => CONFIGURE,
+    advice: noAdvice,
+  }
+}
+
+function queueDeclaration(queue: QueueDeclaration, client: BatchingClient): Declaration {
+  const { name, durable, exclusive = false } = queue
+  const args = argumentsFor(queue.arguments, client.server)
+  const params = { durable, exclusive, autoDelete: false, passive: false }
+  // One that dead-letters is read from, and its dead letters are written to their exchange.
+  const own = "x-dead-letter-exchange" in args ? `${CONFIGURE} or ${READ}` : CONFIGURE
+  const limited = args["x-queue-type"] === "quorum" && hasDeliveryLimit(client.server)
+  return {
+    what: `queue ${name}`,
+    name,
+    act: (on) => on.queueDeclare(name, params, args),
+    check: (on) => on.queueDeclare(name, { passive: true }),
+    needs: (resource) => (resource === name ? own : WRITE),
+    // Of another type it has no delivery limit. A policy is not seen from here.
+    advice: (argument) => (limited && argument !== "x-queue-type" ? deliveryLimitAdvice(name) : ""),
+  }
+}
+
+function binding(queue: string, exchange: string): Declaration {
+  return {
+    what: `the binding of ${queue} to ${exchange}`,
+    name: queue,
+    act: (on) => on.queueBind(queue, exchange, ""),
+    check: null,
+    needs: (resource) => (resource === exchange ? READ : WRITE),
+    advice: noAdvice,
+  }
+}
+
+function deliveryLimitAdvice(queue: string): string {
+  const pattern = `^${queue.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")}$`
+  const policy = `rabbitmqctl set_policy ${queue} '${pattern}' '{"delivery-limit": -1}' --apply-to quorum_queues`
+  return `; 20 lost connections use up the delivery limit of its messages unless a policy lifts it: ${policy}`
+}
+
+function noQuorumQueues({ server }: BatchingClient): string {
+  return `${server.product} ${server.version} has no quorum queues and makes classic ones in their place: messages are on one node only, and are lost or unavailable with it`
+}

@@ -1,0 +1,49 @@
+/**
+ * What a broker is, by the `server-properties` with which it begins each connection (`connection.start`, AMQP 0-9-1 section
+ * 1.4.2.1), and what differs for the gateway's queues. Pure.
+ */
+
+import { FieldReader, uint32, viewOf } from "./field-reader.ts"
+
+export interface BrokerServer {
+  readonly product: string
+  readonly version: string
+}
+
+const METHOD_AT = 7
+const START = (10 << 16) | 10
+/** Class and method, and the two bytes of the protocol's version. */
+const PROPERTIES_AT = METHOD_AT + 6
+/** The first with a delivery limit of its own, which lost connections count towards. */
+const LIMITING_VERSION = 4
+
+/** Null when the frame, which is whole, is another. @throws when it can't be read. */
+export function serverOf(frame: Uint8Array): BrokerServer | null {
+  if (frame.length < PROPERTIES_AT || uint32(frame, METHOD_AT) !== START) return null
+  const fields = new FieldReader()
+  fields.begin(viewOf(frame), PROPERTIES_AT, frame.length - 1)
+  const { product, version } = fields.table()
+  return { product: String(product ?? "unknown"), version: String(version ?? "unknown") }
+}
+
+/**
+ * The arguments to declare a queue with. RabbitMQ 4 takes a message out of a quorum queue on its 21st return unless it is
+ * told otherwise; a loss of the connection is a return. Earlier ones have no limit and refuse a negative one.
+ */
+export function argumentsFor(
+  args: Readonly<Record<string, string | number>>,
+  server: BrokerServer,
+): Record<string, string | number> {
+  return args["x-queue-type"] === "quorum" && hasDeliveryLimit(server)
+    ? { ...args, "x-delivery-limit": -1 }
+    : { ...args }
+}
+
+export function hasDeliveryLimit({ product, version }: BrokerServer): boolean {
+  return product === "RabbitMQ" && Number.parseInt(version, 10) >= LIMITING_VERSION
+}
+
+/** LavinMQ accepts the type and makes a classic queue. */
+export function lacksQuorumQueues({ product }: BrokerServer): boolean {
+  return product === "LavinMQ"
+}
