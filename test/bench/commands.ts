@@ -44,7 +44,11 @@ export async function commands(
   const bare = await bareServer()
   // No gap is real here: a command waits for one that is still in the queue.
   const workers = way === "here" ? "1" : "2"
-  const bed = await makeBedWithBackEnd({ SEQ_GAP_TIMEOUT_MS: "60000", WORKERS: workers })
+  const environment = { SEQ_GAP_TIMEOUT_MS: "60000", WORKERS: workers }
+  const bed = await makeBedWithBackEnd(
+    // Shuffled, the next number of a connection may be behind nearly all commands of the round.
+    way === "shuffled" ? { ...environment, PREFETCH: "65535" } : environment,
+  )
   const { ledger } = bed
   const bareHerd = await startHerd({ port: bare.port, connections, linesEach: 0, lineBytes: 20 })
   try {
