@@ -13,6 +13,11 @@ export class Fifo<T> {
     return this.#items.length - this.#from
   }
 
+  /** The oldest, which stays; undefined when it is empty. */
+  get first(): T | undefined {
+    return this.#items[this.#from]
+  }
+
   push(item: T): void {
     this.#items.push(item)
   }

@@ -15,9 +15,14 @@ import type { ListenerTls } from "./device/listener.ts"
 import { EventBus } from "./events.ts"
 import { CertificateError, ensureDevelopmentCertificates } from "./ops/certificates.ts"
 import { createLog, logEvents } from "./ops/log.ts"
+import { Output } from "./ops/output.ts"
 import { readListenerTls } from "./ops/server-certificate.ts"
 import { Supervisor } from "./supervisor.ts"
-import { firstOrders, runWorker } from "./worker-process.ts"
+import { SupervisorChannel } from "./supervisor-channel.ts"
+import { asError, exitOnUncaught } from "./uncaught.ts"
+import { runWorker } from "./worker-process.ts"
+
+const STANDARD_ERROR = 2
 
 interface WorkerRole {
   readonly slot: number
@@ -39,19 +44,30 @@ async function main(): Promise<void> {
   const tls = firstTls(readTls)
   refuseTakenPorts(config)
   if (!alone) {
-    new Supervisor(config, events, import.meta.path, readTls).start(tls)
+    new Supervisor(config, events, counters, import.meta.path, readTls).start(tls)
     return
   }
   const { port: devicePort } = config.device
   const { port: httpPort } = config.http
   const ports = { devicePort, httpPort }
-  runWorker({ config, slot: 0, ...ports, events, counters, denylist: null, tls, readTls })
+  runWorker({
+    config,
+    slot: 0,
+    ...ports,
+    events,
+    counters,
+    denylist: null,
+    tls,
+    orders: { from: "signals", readTls },
+  })
 }
 
 /** Reads neither the environment nor a file: the supervisor has. */
 async function workUnderSupervisor(role: WorkerRole): Promise<void> {
-  const { config, tls, denylist } = await firstOrders()
-  runWorker({ ...role, ...logged(config, role.slot), config, denylist, tls, readTls: null })
+  const channel = new SupervisorChannel()
+  const { config, tls, denylist } = await channel.first()
+  const orders = { from: "supervisor", channel } as const
+  runWorker({ ...role, ...logged(config, role.slot), config, denylist, tls, orders })
 }
 
 /** @param slot of a worker; null: the supervisor. */
@@ -60,6 +76,7 @@ function logged(config: Config, slot: number | null): { events: EventBus; counte
   const counters = new Counters()
   const name = slot === null ? config.instanceId : workerId(config.instanceId, slot)
   logEvents(events, createLog(config.log, { name, pid: process.pid }, counters))
+  exitOnUncaught(events)
   return { events, counters }
 }
 
@@ -135,8 +152,15 @@ function refuseTakenPorts({ device, http }: Config): void {
 
 /** For faults that stop the start, before or instead of the log. */
 function exit(status: number, lines: readonly string[]): never {
-  process.stderr.write(`${lines.join("\n")}\n`)
+  const output = Output.toDescriptor(STANDARD_ERROR, () => undefined)
+  output.write(`${lines.join("\n")}\n`)
   process.exit(status)
 }
 
-await main()
+try {
+  await main()
+} catch (error) {
+  // Not left to Bun, which would block on standard error when nobody reads it.
+  const { stack, message } = asError(error)
+  exit(1, [stack ?? message])
+}

@@ -15,9 +15,12 @@ import { readFileSync } from "node:fs"
 import type { Subprocess } from "bun"
 import type { Config } from "./config.ts"
 import { GATHER_TIMEOUT_MS, type Snapshot, type ToSupervisor, type ToWorker } from "./control.ts"
+import type { Counters } from "./counters.ts"
 import type { ListenerTls } from "./device/listener.ts"
 import type { EventBus } from "./events.ts"
+import { forwardLines } from "./ops/forward-lines.ts"
 import { supervisorMetrics } from "./ops/metrics.ts"
+import { Output } from "./ops/output.ts"
 import { reloadOnHangup } from "./reload.ts"
 import { RestartIntensity } from "./restart.ts"
 import { onStopSignals } from "./signals.ts"
@@ -28,18 +31,29 @@ const DRAIN_GRACE_MS = 5_000
 /** Memory or processes that were missing may be there again. */
 const SPAWN_RETRY_MS = 1_000
 
+/** How long the end waits for what ended workers wrote to standard error. */
+const LAST_WORDS_MS = 1_000
+
+const STANDARD_ERROR = 2
+
+type Worker = Subprocess<"ignore", "inherit", "pipe">
+
 interface Slot {
   readonly slot: number
-  readonly process: Subprocess
+  readonly process: Worker
 }
 
 export class Supervisor {
   readonly #config: Config
   readonly #events: EventBus
+  /** Of these it counts log lines alone. */
+  readonly #counters: Counters
   readonly #mainFile: string
   readonly #intensity: RestartIntensity
   readonly #slots = new Map<number, Slot>()
   readonly #gatherings = new Map<number, Gathering>()
+  readonly #standardError: Output
+  readonly #forwardings = new Set<Promise<void>>()
   #state: "starting" | "running" | "draining" = "starting"
   readonly #readTls: () => ListenerTls
   /** The last that was good. */
@@ -56,9 +70,19 @@ export class Supervisor {
    * @param mainFile the program to run a worker with.
    * @param readTls the files of the certificate, checked; throws what is wrong with them.
    */
-  constructor(config: Config, events: EventBus, mainFile: string, readTls: () => ListenerTls) {
+  constructor(
+    config: Config,
+    events: EventBus,
+    counters: Counters,
+    mainFile: string,
+    readTls: () => ListenerTls,
+  ) {
     this.#config = config
     this.#events = events
+    this.#counters = counters
+    this.#standardError = Output.toDescriptor(STANDARD_ERROR, (lines) => {
+      counters.logLinesDropped += lines
+    })
     this.#mainFile = mainFile
     this.#readTls = readTls
     this.#intensity = new RestartIntensity(config.restarts)
@@ -96,7 +120,7 @@ export class Supervisor {
   #start(slot: number): void {
     if (this.#state === "draining") return
     const { devicePort, httpPort } = this.#ports
-    const child = Bun.spawn(
+    const child: Worker = Bun.spawn(
       [
         process.execPath,
         this.#mainFile,
@@ -104,13 +128,17 @@ export class Supervisor {
         ...["--device-port", String(devicePort), "--http-port", String(httpPort)],
       ],
       {
-        stdio: ["ignore", "inherit", "inherit"],
+        // A worker that crashes writes there, and must not block before it is dead.
+        stdio: ["ignore", "inherit", "pipe"],
         serialization: "json",
         ipc: (message: ToSupervisor) => this.#received(slot, message),
         onExit: (child, status, signal) => this.#ended(slot, child, status, signal),
       },
     )
     this.#slots.set(slot, { slot, process: child })
+    const forwarding = forwardLines(child.stderr, this.#standardError)
+    this.#forwardings.add(forwarding)
+    void forwarding.then(() => this.#forwardings.delete(forwarding))
     this.#events.emit("worker_started", { slot, pid: child.pid })
     if (this.#tls === null) return
     const denylist = this.#lastDenylist()
@@ -156,12 +184,7 @@ export class Supervisor {
     }
   }
 
-  #ended(
-    slot: number,
-    child: Subprocess,
-    code: number | null,
-    signal: number | string | null,
-  ): void {
+  #ended(slot: number, child: Worker, code: number | null, signal: number | string | null): void {
     this.#slots.delete(slot)
     const status = signal === null ? `status ${code}` : `signal ${signal}`
     const ended = (action: string) =>
@@ -209,6 +232,11 @@ export class Supervisor {
   #exitWhenEmpty(): void {
     if (this.#slots.size > 0) return
     if (this.#killTimer !== null) clearTimeout(this.#killTimer)
+    void this.#exit()
+  }
+
+  async #exit(): Promise<void> {
+    await Promise.race([Promise.all(this.#forwardings), Bun.sleep(LAST_WORDS_MS)])
     this.#events.emit("instance_ended", { status: this.#status, reason: this.#reason })
     process.exit(this.#status)
   }
@@ -227,7 +255,10 @@ export class Supervisor {
   }
 
   async #answer(slot: number, id: number, snapshots: readonly Snapshot[]): Promise<void> {
-    const own: Snapshot = { report: null, metrics: await supervisorMetrics(this.#restarts) }
+    const own: Snapshot = {
+      report: null,
+      metrics: await supervisorMetrics(this.#restarts, this.#counters.logLinesDropped),
+    }
     const child = this.#slots.get(slot)?.process
     if (child) send(child, { type: "gathered", id, snapshots: [...snapshots, own] })
   }
@@ -254,7 +285,7 @@ class Gathering {
   }
 }
 
-function send(child: Subprocess, message: ToWorker): void {
+function send(child: Worker, message: ToWorker): void {
   try {
     child.send(message)
   } catch {

@@ -1,56 +1,44 @@
 /**
- * The log: turns events into lines on standard output. The only file that writes there.
+ * The log: turns events into lines on standard output.
  *
- * Never logs a secret or a line's contents. A line that cannot be written (a full disk, a closed
- * pipe) is dropped and counted; logging never stops the process.
+ * Never logs a secret or a line's contents, and never blocks (`output.ts`): a line that standard output does not take is
+ * dropped and counted.
  */
 
-import { writeSync } from "node:fs"
+import { isatty } from "node:tty"
 import pino, { type Logger } from "pino"
 import pretty from "pino-pretty"
 import type { Counters } from "../counters.ts"
 import type { EventBus } from "../events.ts"
+import { Output } from "./output.ts"
 
 export interface LogOptions {
   readonly level: "debug" | "info" | "warn" | "error"
   readonly format: "json" | "text"
 }
 
-/**
- * @param about fields that every line carries, such as the worker's id.
- * @param write puts text on standard output; throws when it cannot.
- */
+const STANDARD_OUTPUT = 1
+
+/** @param about fields that every line carries, such as the worker's id. */
 export function createLog(
   options: LogOptions,
   about: Record<string, unknown>,
   counters: Pick<Counters, "logLinesDropped">,
-  write: (text: string) => void = writeToStandardOutput,
 ): Logger {
   const format =
     options.format === "text"
-      ? pretty.prettyFactory({ colorize: process.stdout.isTTY === true, ignore: "pid,hostname" })
+      ? pretty.prettyFactory({ colorize: isatty(STANDARD_OUTPUT), ignore: "pid,hostname" })
       : (line: string) => line
-  // Not pino's own destination: it keeps what it could not write, and on a full disk that grows.
-  const destination = {
-    write: (line: string) => {
-      try {
-        write(format(line))
-      } catch {
-        counters.logLinesDropped += 1
-      }
-    },
-  }
+  const output = Output.toDescriptor(STANDARD_OUTPUT, (lines) => {
+    counters.logLinesDropped += lines
+  })
+  const destination = { write: (line: string) => output.write(format(line)) }
   const timestamp = pino.stdTimeFunctions.isoTime
-  return pino({ level: options.level, base: about, timestamp }, destination)
-}
-
-const STANDARD_OUTPUT = 1
-
-function writeToStandardOutput(text: string): void {
-  const bytes = Buffer.from(text)
-  for (let written = 0; written < bytes.length; ) {
-    written += writeSync(STANDARD_OUTPUT, bytes, written)
+  const log = pino({ level: options.level, base: about, timestamp }, destination)
+  output.resumed = (lines) => {
+    log.warn({ lines }, `${lines} log lines dropped: standard output took no more`)
   }
+  return log
 }
 
 /** Subscribes the log to every event that an operator may want to read. */

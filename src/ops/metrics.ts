@@ -34,6 +34,8 @@ export interface Gauges {
   readonly presence: number
 }
 
+const LOG_LINES_DROPPED = "Log lines dropped because standard output or standard error took no more"
+
 export class WorkerMetrics {
   readonly #registry = new Registry()
 
@@ -156,7 +158,7 @@ export class WorkerMetrics {
     counter("owsla_broker_connects_total", "Times the broker was reached", () => c.brokerConnects)
     counter("owsla_broker_losses_total", "Times it was lost", () => c.brokerLosses)
     counterBy("owsla_http_errors_total", "Requests refused, by code", "code", () => c.httpErrors)
-    counter("owsla_log_lines_dropped_total", "Log lines not written", () => c.logLinesDropped)
+    counter("owsla_log_lines_dropped_total", LOG_LINES_DROPPED, () => c.logLinesDropped)
     counter("owsla_faults_total", "Defects met and survived", () => c.faults)
     gauge("owsla_resident_bytes", "Resident memory", () => process.memoryUsage.rss())
     counter("owsla_cpu_seconds_total", "User and system time", cpuSeconds)
@@ -168,11 +170,17 @@ export class WorkerMetrics {
 }
 
 /** The supervisor's own part. */
-export async function supervisorMetrics(restarts: number): Promise<MetricsSnapshot> {
+export async function supervisorMetrics(
+  restarts: number,
+  logLinesDropped: number,
+): Promise<MetricsSnapshot> {
   const registry = new Registry()
   const registers = [registry]
   new Counter({ name: "owsla_worker_restarts_total", help: "Workers replaced", registers }).inc(
     restarts,
+  )
+  new Counter({ name: "owsla_log_lines_dropped_total", help: LOG_LINES_DROPPED, registers }).inc(
+    logLinesDropped,
   )
   new Gauge({ name: "owsla_resident_bytes", help: "Resident memory", registers }).set(
     process.memoryUsage.rss(),

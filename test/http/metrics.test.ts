@@ -84,7 +84,7 @@ function parse(text: string): Map<string, Family> {
 describe("the text", () => {
   test("is valid, of one worker, of two, and of an instance", async () => {
     const worker = await snapshot((counters) => counters.httpErrors.set("invalid", 2))
-    const supervisor = throughJson(await supervisorMetrics(3))
+    const supervisor = throughJson(await supervisorMetrics(3, 5))
     for (const snapshots of [[worker], [worker, worker], [worker, worker, supervisor]]) {
       for (const [name, { type, help }] of parse(await summed(snapshots))) {
         expect(name).toStartWith("owsla_")
@@ -181,7 +181,7 @@ describe("the sum", () => {
 
   test("takes in the supervisor's memory and its restarts", async () => {
     const worker = await snapshot(() => {})
-    const supervisor = throughJson(await supervisorMetrics(3))
+    const supervisor = throughJson(await supervisorMetrics(3, 5))
     const text = await summed([worker, supervisor])
     expect(one("owsla_worker_restarts_total", text)).toBe(3)
     const alone = one("owsla_resident_bytes", await summed([worker])) ?? 0

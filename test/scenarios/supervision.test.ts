@@ -12,7 +12,7 @@ import { ownQueues, startGateway, type TestGateway } from "../support/gateway.ts
 import { sharedRabbitMq, type TestBroker, uniqueNames } from "../support/rabbitmq.ts"
 import { connectDevice } from "../support/tls-device.ts"
 import { pikaConsume } from "../support/tools.ts"
-import { until } from "../support/wait.ts"
+import { until, within } from "../support/wait.ts"
 
 const LIMIT_MS = 60_000
 const name = uniqueNames("supervision")
@@ -232,6 +232,20 @@ describe("SIGTERM", () => {
       } finally {
         broker.resume()
       }
+    },
+    LIMIT_MS,
+  )
+})
+
+describe("SIGTERM while a worker starts", () => {
+  test(
+    "drains that one too, and ends with status 0",
+    async () => {
+      const gateway = await start({ WORKERS: "1" })
+      process.kill(Number(gateway.workers().get(0)), "SIGKILL")
+      await until(() => times(gateway, "worker started").length === 2, { what: "its successor" })
+      gateway.signal("SIGTERM")
+      expect(await within(gateway.exited, { what: "the end", timeoutMs: 20_000 })).toBe(0)
     },
     LIMIT_MS,
   )

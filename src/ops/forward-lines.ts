@@ -1,0 +1,29 @@
+/**
+ * Lines of another process's output, handed on whole. Bound: a line is cut after `MAX_LINE_CHARS`.
+ */
+
+import type { Output } from "./output.ts"
+
+const MAX_LINE_CHARS = 65_536
+
+/** Resolves at the end of the stream, or when it cannot be read any more. */
+export async function forwardLines(
+  stream: ReadableStream<Uint8Array>,
+  output: Pick<Output, "write">,
+): Promise<void> {
+  const decoder = new TextDecoder()
+  let rest = ""
+  try {
+    for await (const chunk of stream) {
+      const lines = (rest + decoder.decode(chunk, { stream: true })).split("\n")
+      rest = lines.pop() ?? ""
+      for (const line of lines) output.write(`${line}\n`)
+      if (rest.length < MAX_LINE_CHARS) continue
+      output.write(`${rest}\n`)
+      rest = ""
+    }
+  } catch {
+    // What came before it is handed on.
+  }
+  if (rest !== "") output.write(`${rest}\n`)
+}

@@ -1,0 +1,93 @@
+/**
+ * The worker's end of the channel to its supervisor.
+ *
+ * Messages are kept from the start of the process until there is a handler: a supervisor that drains its workers does not know
+ * which of them is still starting. When the other end is gone, so is the supervisor.
+ *
+ * Bounds: `MAX_GATHERINGS` questions unanswered, then the next fail at once. Messages wait only while the worker starts, and the
+ * supervisor sends few until then.
+ */
+
+import {
+  GATHER_TIMEOUT_MS,
+  type Snapshot,
+  type ToSupervisor,
+  type ToWorker,
+  type WorkerOrders,
+} from "./control.ts"
+
+/** A supervisor that is stopped reads no questions; they would wait in memory. */
+const MAX_GATHERINGS = 16
+
+export interface SupervisorOrders {
+  readonly drain: () => void
+  readonly message: (message: ToWorker) => void
+}
+
+export class SupervisorChannel {
+  readonly #early: ToWorker[] = []
+  #orders: SupervisorOrders | null = null
+  #isGone = false
+  readonly #gatherings = new Map<number, (snapshots: readonly Snapshot[]) => void>()
+  #unanswered = 0
+  #nextId = 0
+
+  constructor() {
+    process.on("disconnect", () => {
+      this.#isGone = true
+      this.#orders?.drain()
+    })
+    process.on("message", (message: ToWorker) => this.#received(message))
+  }
+
+  /** The first message. Ends the process when the supervisor is gone before it sent one. */
+  async first(): Promise<WorkerOrders> {
+    const { promise, resolve } = Promise.withResolvers<WorkerOrders>()
+    const first = this.#early.shift()
+    if (first?.type === "serve") return first
+    this.#orders = {
+      drain: () => process.exit(1),
+      message: (message) => {
+        this.#orders = null
+        if (message.type === "serve") resolve(message)
+      },
+    }
+    if (this.#isGone) this.#orders.drain()
+    return promise
+  }
+
+  /** Hands on what has come since the first message, and what comes from now on. */
+  listen(orders: SupervisorOrders): void {
+    this.#orders = orders
+    for (const message of this.#early.splice(0)) this.#received(message)
+    if (this.#isGone) orders.drain()
+  }
+
+  send(message: ToSupervisor): void {
+    if (process.connected) process.send?.(message)
+  }
+
+  /** The snapshots of all; this worker's own alone when the supervisor does not answer. */
+  async gather(own: () => Promise<Snapshot>): Promise<readonly Snapshot[]> {
+    if (this.#unanswered >= MAX_GATHERINGS) return [await own()]
+    const id = this.#nextId
+    this.#nextId += 1
+    const { promise, resolve } = Promise.withResolvers<readonly Snapshot[] | null>()
+    const timer = setTimeout(() => resolve(null), GATHER_TIMEOUT_MS * 2)
+    this.#gatherings.set(id, resolve)
+    this.#unanswered += 1
+    this.send({ type: "gather", id })
+    const snapshots = await promise
+    clearTimeout(timer)
+    this.#gatherings.delete(id)
+    return snapshots ?? [await own()]
+  }
+
+  #received(message: ToWorker): void {
+    if (message.type === "gathered") {
+      this.#unanswered -= 1
+      this.#gatherings.get(message.id)?.(message.snapshots)
+    } else if (this.#orders === null) this.#early.push(message)
+    else this.#orders.message(message)
+  }
+}

@@ -1,0 +1,19 @@
+/**
+ * An error that nothing caught: logged, then the process ends with status 1. Not left to Bun, which would write it to standard
+ * error and block there when nobody reads that.
+ */
+
+import type { EventBus } from "./events.ts"
+
+export function exitOnUncaught(events: EventBus): void {
+  const end = (where: string) => (error: unknown) => {
+    events.emit("fault", { error: asError(error), where })
+    process.exit(1)
+  }
+  process.on("uncaughtException", end("uncaught exception"))
+  process.on("unhandledRejection", end("unhandled rejection"))
+}
+
+export function asError(error: unknown): Error {
+  return error instanceof Error ? error : new Error(String(error))
+}
