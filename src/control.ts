@@ -25,7 +25,7 @@ export interface WorkerReport {
 }
 
 export interface Snapshot {
-  /** Null: the supervisor's own. */
+  /** Null: the supervisor's own, or the counters of workers that have died or do not answer. */
   readonly report: WorkerReport | null
   readonly metrics: MetricsSnapshot
 }
@@ -57,5 +57,5 @@ export type ToWorker =
   | { readonly type: "snapshot_wanted"; readonly id: number }
   | { readonly type: "gathered"; readonly id: number; readonly snapshots: readonly Snapshot[] }
 
-/** How long the supervisor waits for the workers' snapshots before it answers without the rest. */
+/** How long the supervisor waits for the workers' snapshots before it answers with what it knows of the rest. */
 export const GATHER_TIMEOUT_MS = 500

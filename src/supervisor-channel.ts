@@ -67,9 +67,9 @@ export class SupervisorChannel {
     if (process.connected) process.send?.(message)
   }
 
-  /** The snapshots of all; this worker's own alone when the supervisor does not answer. */
-  async gather(own: () => Promise<Snapshot>): Promise<readonly Snapshot[]> {
-    if (this.#unanswered >= MAX_GATHERINGS) return [await own()]
+  /** The snapshots of all processes of the instance; null when the supervisor does not answer in time. */
+  async gather(): Promise<readonly Snapshot[] | null> {
+    if (this.#unanswered >= MAX_GATHERINGS) return null
     const id = this.#nextId
     this.#nextId += 1
     const { promise, resolve } = Promise.withResolvers<readonly Snapshot[] | null>()
@@ -80,7 +80,7 @@ export class SupervisorChannel {
     const snapshots = await promise
     clearTimeout(timer)
     this.#gatherings.delete(id)
-    return snapshots ?? [await own()]
+    return snapshots
   }
 
   #received(message: ToWorker): void {

@@ -1,6 +1,6 @@
 /**
  * The supervisor: starts one worker a slot, replaces those that die, drains them, and gathers what they
- * count so that any of them can speak for the instance.
+ * count so that any of them can speak for the instance, for those that have died too.
  *
  *   starting ──first worker listens──► running ──SIGTERM, SIGINT──► draining ──all ended──► exit 0
  *      │                                  └──restart intensity──► draining ──all ended──► exit 1
@@ -19,6 +19,7 @@ import type { Counters } from "./counters.ts"
 import type { ListenerTls } from "./device/listener.ts"
 import type { EventBus } from "./events.ts"
 import { forwardLines } from "./ops/forward-lines.ts"
+import { InstanceCounters } from "./ops/instance-counters.ts"
 import { supervisorMetrics } from "./ops/metrics.ts"
 import { Output } from "./ops/output.ts"
 import { reloadOnHangup } from "./reload.ts"
@@ -31,6 +32,13 @@ const DRAIN_GRACE_MS = 5_000
 /** Memory or processes that were missing may be there again. */
 const SPAWN_RETRY_MS = 1_000
 
+/** What a worker has counted since it was last asked is lost when it is killed. */
+const ASK_EVERY_MS = 1_000
+/** Snapshots that a worker may owe; one that is stopped is not asked for more. */
+const MAX_UNANSWERED = 16
+/** The id of a question that only keeps the counters up to date. */
+const NO_GATHERING = 0
+
 /** How long the end waits for what ended workers wrote to standard error. */
 const LAST_WORDS_MS = 1_000
 
@@ -40,7 +48,11 @@ type Worker = Subprocess<"ignore", "inherit", "pipe">
 
 interface Slot {
   readonly slot: number
+  /** Differs for each worker that was ever started. */
+  readonly key: number
   readonly process: Worker
+  /** Snapshots that it was asked for and has not sent. */
+  unanswered: number
 }
 
 export class Supervisor {
@@ -52,6 +64,7 @@ export class Supervisor {
   readonly #intensity: RestartIntensity
   readonly #slots = new Map<number, Slot>()
   readonly #gatherings = new Map<number, Gathering>()
+  readonly #instanceCounters = new InstanceCounters()
   readonly #standardError: Output
   readonly #forwardings = new Set<Promise<void>>()
   #state: "starting" | "running" | "draining" = "starting"
@@ -61,7 +74,9 @@ export class Supervisor {
   #denylist: string | null = null
   #ports: { devicePort: number; httpPort: number }
   #restarts = 0
-  #nextGathering = 0
+  #lastGathering = NO_GATHERING
+  #nextKey = 0
+  #asking: ReturnType<typeof setInterval> | null = null
   #status = 0
   #reason = "drained"
   #killTimer: ReturnType<typeof setTimeout> | null = null
@@ -101,6 +116,7 @@ export class Supervisor {
       (renewed) => this.#renew(renewed),
       (message) => this.#events.emit("notice", { message }),
     )
+    this.#asking = setInterval(() => this.#askAll(), ASK_EVERY_MS)
     this.#spawn(0)
   }
 
@@ -120,6 +136,8 @@ export class Supervisor {
   #start(slot: number): void {
     if (this.#state === "draining") return
     const { devicePort, httpPort } = this.#ports
+    const key = this.#nextKey
+    this.#nextKey += 1
     const child: Worker = Bun.spawn(
       [
         process.execPath,
@@ -131,11 +149,12 @@ export class Supervisor {
         // A worker that crashes writes there, and must not block before it is dead.
         stdio: ["ignore", "inherit", "pipe"],
         serialization: "json",
-        ipc: (message: ToSupervisor) => this.#received(slot, message),
+        ipc: (message: ToSupervisor) => this.#received(slot, key, message),
         onExit: (child, status, signal) => this.#ended(slot, child, status, signal),
       },
     )
-    this.#slots.set(slot, { slot, process: child })
+    this.#instanceCounters.started(slot, key)
+    this.#slots.set(slot, { slot, key, process: child, unanswered: 0 })
     const forwarding = forwardLines(child.stderr, this.#standardError)
     this.#forwardings.add(forwarding)
     void forwarding.then(() => this.#forwardings.delete(forwarding))
@@ -163,7 +182,7 @@ export class Supervisor {
     }
   }
 
-  #received(slot: number, message: ToSupervisor): void {
+  #received(slot: number, key: number, message: ToSupervisor): void {
     switch (message.type) {
       case "listening":
         if (this.#state !== "starting") break
@@ -179,13 +198,23 @@ export class Supervisor {
         this.#gather(slot, message.id)
         break
       case "snapshot":
-        this.#gatherings.get(message.id)?.add(message.snapshot)
+        this.#answered(slot, key, message.id, message.snapshot)
         break
     }
   }
 
+  /** Seen before it is handed on, so that what was shown once is never forgotten. */
+  #answered(slot: number, key: number, id: number, snapshot: Snapshot): void {
+    this.#instanceCounters.seen(slot, key, snapshot.metrics)
+    const worker = this.#slots.get(slot)
+    if (worker?.key === key) worker.unanswered -= 1
+    this.#gatherings.get(id)?.add(key, snapshot)
+  }
+
   #ended(slot: number, child: Worker, code: number | null, signal: number | string | null): void {
+    const key = this.#slots.get(slot)?.key ?? -1
     this.#slots.delete(slot)
+    for (const gathering of [...this.#gatherings.values()]) gathering.ended(key)
     const status = signal === null ? `status ${code}` : `signal ${signal}`
     const ended = (action: string) =>
       this.#events.emit("worker_ended", { slot, pid: child.pid, status, action })
@@ -232,6 +261,7 @@ export class Supervisor {
   #exitWhenEmpty(): void {
     if (this.#slots.size > 0) return
     if (this.#killTimer !== null) clearTimeout(this.#killTimer)
+    if (this.#asking !== null) clearInterval(this.#asking)
     void this.#exit()
   }
 
@@ -241,45 +271,69 @@ export class Supervisor {
     process.exit(this.#status)
   }
 
-  /** Asks every worker for its snapshot and tells the one that wanted them all. */
-  #gather(slot: number, askedId: number): void {
-    const id = this.#nextGathering
-    this.#nextGathering += 1
-    const asked = [...this.#slots.values()]
-    const gathering = new Gathering(asked.length, (snapshots) => {
-      this.#gatherings.delete(id)
-      void this.#answer(slot, askedId, snapshots)
-    })
-    this.#gatherings.set(id, gathering)
-    for (const { process: child } of asked) send(child, { type: "snapshot_wanted", id })
+  /** So that little of what a worker has counted is lost with it. */
+  #askAll(): void {
+    for (const worker of this.#slots.values()) {
+      if (worker.unanswered === 0) this.#ask(worker, NO_GATHERING)
+    }
   }
 
-  async #answer(slot: number, id: number, snapshots: readonly Snapshot[]): Promise<void> {
-    const own: Snapshot = {
-      report: null,
-      metrics: await supervisorMetrics(this.#restarts, this.#counters.logLinesDropped),
-    }
+  /** @returns whether the worker was asked: one that is stopped reads nothing, and questions would pile up. */
+  #ask(worker: Slot, id: number): boolean {
+    if (worker.unanswered >= MAX_UNANSWERED) return false
+    worker.unanswered += 1
+    send(worker.process, { type: "snapshot_wanted", id })
+    return true
+  }
+
+  /** Asks every worker for its snapshot and tells the one that wanted them all. */
+  #gather(slot: number, askedId: number): void {
+    this.#lastGathering += 1
+    const id = this.#lastGathering
+    const asked = [...this.#slots.values()].filter((worker) => this.#ask(worker, id))
+    const gathering = new Gathering(
+      asked.map(({ key }) => key),
+      (snapshots) => {
+        this.#gatherings.delete(id)
+        void this.#answer(slot, askedId, snapshots)
+      },
+    )
+    this.#gatherings.set(id, gathering)
+  }
+
+  async #answer(slot: number, id: number, answers: ReadonlyMap<number, Snapshot>): Promise<void> {
+    const silent = this.#instanceCounters.beside(new Set(answers.keys()))
+    const own = await supervisorMetrics(this.#restarts, this.#counters.logLinesDropped)
+    const unreported = [...silent, own].map((metrics): Snapshot => ({ report: null, metrics }))
     const child = this.#slots.get(slot)?.process
-    if (child) send(child, { type: "gathered", id, snapshots: [...snapshots, own] })
+    if (child)
+      send(child, { type: "gathered", id, snapshots: [...answers.values(), ...unreported] })
   }
 }
 
-/** Snapshots as they come in; done when all are there or the time is over. */
+/** Snapshots as they come in; done when all are there, nobody is left to send one, or the time is over. */
 class Gathering {
-  readonly #snapshots: Snapshot[] = []
-  readonly #expected: number
+  readonly #snapshots = new Map<number, Snapshot>()
+  readonly #expected: Set<number>
   readonly #timer: ReturnType<typeof setTimeout>
-  readonly #done: (snapshots: readonly Snapshot[]) => void
+  readonly #done: (snapshots: ReadonlyMap<number, Snapshot>) => void
 
-  constructor(expected: number, done: (snapshots: readonly Snapshot[]) => void) {
-    this.#expected = expected
+  constructor(
+    expected: readonly number[],
+    done: (snapshots: ReadonlyMap<number, Snapshot>) => void,
+  ) {
+    this.#expected = new Set(expected)
     this.#done = done
     this.#timer = setTimeout(() => done(this.#snapshots), GATHER_TIMEOUT_MS)
   }
 
-  add(snapshot: Snapshot): void {
-    this.#snapshots.push(snapshot)
-    if (this.#snapshots.length < this.#expected) return
+  add(key: number, snapshot: Snapshot): void {
+    this.#snapshots.set(key, snapshot)
+    this.ended(key)
+  }
+
+  ended(key: number): void {
+    if (!this.#expected.delete(key) || this.#expected.size > 0) return
     clearTimeout(this.#timer)
     this.#done(this.#snapshots)
   }

@@ -30,7 +30,7 @@ export function runWorker(options: ProcessOptions): void {
   const channel = orders.from === "supervisor" ? orders.channel : null
   const worker = new Worker({
     ...options,
-    gather: async (own) => (channel === null ? [await own()] : channel.gather(own)),
+    gather: async (own) => (channel === null ? [await own()] : channel.gather()),
   })
 
   let draining = false

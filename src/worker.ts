@@ -58,8 +58,8 @@ export interface WorkerOptions {
   readonly denylist: string | null
   readonly events: EventBus
   readonly counters: Counters
-  /** The snapshots of all processes of the instance, this worker's included. */
-  readonly gather: (own: () => Promise<Snapshot>) => Promise<readonly Snapshot[]>
+  /** The snapshots of all processes of the instance, this worker's included; null when they cannot be had. */
+  readonly gather: (own: () => Promise<Snapshot>) => Promise<readonly Snapshot[] | null>
 }
 
 /** Never jumps, as the clock may that others read too. */
@@ -350,8 +350,11 @@ export class Worker {
       counters: this.counters,
       report: () => this.report(),
       reports: async () =>
-        (await gather(own)).flatMap(({ report }) => (report === null ? [] : [report])),
-      metricsText: async () => summed((await gather(own)).map(({ metrics }) => metrics)),
+        (await gather(own))?.flatMap(({ report }) => report ?? []) ?? [this.report()],
+      metricsText: async () => {
+        const snapshots = await gather(own)
+        return snapshots && summed(snapshots.map(({ metrics }) => metrics))
+      },
       send: (request, caller) => this.#sender.send(request, caller),
       census: this.#fleet.census,
       messages:

@@ -1,16 +1,24 @@
-/** `GET /metrics`: Prometheus text, summed over the processes of the instance. */
+/**
+ * `GET /metrics`: Prometheus text, summed over the processes of the instance.
+ *
+ * Without the supervisor there is no sum, and the numbers of one worker would be counters that fall: 503 then.
+ */
 
 import { Hono } from "hono"
+import { type HttpEnvironment, refuse } from "./errors.ts"
 
 export interface MetricsDependencies {
-  readonly metricsText: () => Promise<string>
+  /** Null when the other processes cannot be asked. */
+  readonly metricsText: () => Promise<string | null>
 }
 
-export function metrics({ metricsText }: MetricsDependencies): Hono {
-  const routes = new Hono()
+export function metrics({ metricsText }: MetricsDependencies): Hono<HttpEnvironment> {
+  const routes = new Hono<HttpEnvironment>()
   routes.get("/metrics", async (c) => {
+    const text = await metricsText()
+    if (text === null) return refuse(c, "busy", "the supervisor does not answer")
     c.header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-    return c.body(await metricsText())
+    return c.body(text)
   })
   return routes
 }

@@ -10,12 +10,13 @@ import {
   Counter,
   Gauge,
   type MetricObjectWithValues,
+  type MetricValueWithName,
   Registry,
 } from "prom-client"
 import type { Counters } from "../counters.ts"
 
 /** The metrics of one process, as prom-client exchanges them. */
-export type MetricsSnapshot = MetricObjectWithValues<never>[]
+export type MetricsSnapshot = MetricObjectWithValues<MetricValueWithName<string>>[]
 
 /** What is measured at the moment of asking. */
 export interface Gauges {

@@ -295,6 +295,13 @@ describe("GET /metrics", () => {
     expect(await response.text()).toBe("owsla_connections 3\n")
   })
 
+  test("is not there while the other processes cannot be asked", async () => {
+    const alone = sidecar({ metricsText: async () => null })
+    const response = await alone.get("/metrics")
+    expect(response.headers.get("retry-after")).toBe("1")
+    await expectRefusal(alone, response, 503, "busy")
+  })
+
   test("is an error like any other when the snapshots cannot be had", async () => {
     const broken = sidecar({ metricsText: () => Promise.reject(new Error("hidden detail")) })
     const message = await expectRefusal(broken, await broken.get("/metrics"), 500, "internal")

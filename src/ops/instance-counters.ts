@@ -1,0 +1,80 @@
+/**
+ * What the workers of an instance have counted, those included that have died or do not answer: sums over the instance
+ * must never fall, since Prometheus takes a counter that falls for one that began again at zero and adds it once more.
+ *
+ * Keeps the last snapshot of each worker, without its gauges. The supervisor asks for one every `ASK_EVERY_MS`, so at most that much
+ * of what a worker counted is lost with it; what was shown by `/metrics` never is, because it was seen here first. A snapshot that was
+ * on its way when its worker died still counts: the last worker of a slot is kept apart until the next one dies there.
+ *
+ * Pure. Bound: two snapshots for each slot, and one sum; labels come from closed lists.
+ */
+
+import type { MetricsSnapshot } from "./metrics.ts"
+
+type Metric = MetricsSnapshot[number]
+
+interface Life {
+  readonly key: number
+  counters: MetricsSnapshot
+}
+
+interface SlotLives {
+  readonly current: Life
+  readonly last: Life | null
+}
+
+export class InstanceCounters {
+  readonly #slots = new Map<number, SlotLives>()
+  #ended: MetricsSnapshot = []
+
+  /** @param key differs for each worker that was ever started. */
+  started(slot: number, key: number): void {
+    const before = this.#slots.get(slot)
+    if (before?.last) this.#ended = sum(this.#ended, before.last.counters)
+    this.#slots.set(slot, { current: { key, counters: [] }, last: before?.current ?? null })
+  }
+
+  /** Snapshots of one worker come in the order in which it made them. */
+  seen(slot: number, key: number, snapshot: MetricsSnapshot): void {
+    const { current, last } = this.#slots.get(slot) ?? {}
+    const life = [current, last].find((each) => each?.key === key)
+    if (life) life.counters = snapshot.filter(isCounted)
+  }
+
+  /** What belongs to the sum beside the snapshots of these workers, each of which was seen. */
+  beside(keys: ReadonlySet<number>): MetricsSnapshot[] {
+    const silent = [...this.#slots.values()].flatMap(({ current, last }) => [
+      ...(last === null ? [] : [last.counters]),
+      ...(keys.has(current.key) ? [] : [current.counters]),
+    ])
+    return [this.#ended, ...silent]
+  }
+}
+
+/** Gauges are not: they tell of a moment. */
+function isCounted({ type }: Metric): boolean {
+  // As prom-client exchanges them, whatever its types say.
+  const name = String(type)
+  return name === "counter" || name === "histogram"
+}
+
+function sum(first: MetricsSnapshot, second: MetricsSnapshot): MetricsSnapshot {
+  const byName = new Map(first.map((metric) => [metric.name, metric]))
+  for (const metric of second) {
+    const before = byName.get(metric.name)
+    byName.set(metric.name, before === undefined ? metric : sumOfTwo(before, metric))
+  }
+  return [...byName.values()]
+}
+
+function sumOfTwo(first: Metric, second: Metric): Metric {
+  // As a string: a histogram's buckets, sum and count share their labels.
+  const keyOf = ({ metricName = "", labels }: Metric["values"][number]) =>
+    `${metricName} ${JSON.stringify(labels)}`
+  const values = new Map(first.values.map((value) => [keyOf(value), value]))
+  for (const value of second.values) {
+    const before = values.get(keyOf(value))
+    values.set(keyOf(value), before ? { ...value, value: before.value + value.value } : value)
+  }
+  return { ...first, values: [...values.values()] }
+}
