@@ -37,6 +37,8 @@ export type ToSupervisor =
   /** Asks for the snapshots of all. */
   | { readonly type: "gather"; readonly id: number }
   | { readonly type: "snapshot"; readonly id: number; readonly snapshot: Snapshot }
+  /** A part of the denylist was taken; the next may come. */
+  | { readonly type: "denylist_taken" }
 
 /**
  * The first message: all that a worker needs, as the supervisor read and checked it. A worker reads no file that could
@@ -46,13 +48,22 @@ export interface WorkerOrders {
   readonly type: "serve"
   readonly config: Config
   readonly tls: ListenerTls
-  /** The text of the denylist when it could last be read. */
-  readonly denylist: string | null
+}
+
+/** A piece of the denylist; see `denylist-feed.ts`. With `DENYLIST_FILE` no device is admitted before the first list is complete. */
+export interface DenylistPart {
+  /** Begins with no line. */
+  readonly reset: boolean
+  readonly add: readonly string[]
+  readonly remove: readonly string[]
+  /** The list is in force with this part. */
+  readonly isComplete: boolean
 }
 
 export type ToWorker =
   | WorkerOrders
   | { readonly type: "certificate"; readonly tls: ListenerTls }
+  | { readonly type: "denylist"; readonly part: DenylistPart }
   | { readonly type: "drain" }
   | { readonly type: "snapshot_wanted"; readonly id: number }
   | { readonly type: "gathered"; readonly id: number; readonly snapshots: readonly Snapshot[] }

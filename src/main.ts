@@ -56,7 +56,6 @@ async function main(): Promise<void> {
     ...ports,
     events,
     counters,
-    denylist: null,
     tls,
     orders: { from: "signals", readTls },
   })
@@ -65,9 +64,9 @@ async function main(): Promise<void> {
 /** Reads neither the environment nor a file: the supervisor has. */
 async function workUnderSupervisor(role: WorkerRole): Promise<void> {
   const channel = new SupervisorChannel()
-  const { config, tls, denylist } = await channel.first()
+  const { config, tls } = await channel.first()
   const orders = { from: "supervisor", channel } as const
-  runWorker({ ...role, ...logged(config, role.slot), config, denylist, tls, orders })
+  await runWorker({ ...role, ...logged(config, role.slot), config, tls, orders })
 }
 
 /** @param slot of a worker; null: the supervisor. */

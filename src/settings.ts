@@ -103,7 +103,7 @@ export const settings = v.object({
     default: "",
     match: /^.*$/,
     range: "a path",
-    text: "Device ids and SHA-256 fingerprints of certificates that are kept out, one a line. A change takes effect within 2 s.",
+    text: "Device ids and SHA-256 fingerprints of certificates that are kept out, one a line. A change takes effect within 2 s, of a list of hundreds of thousands within some more.",
   }),
   DEVICE_ACK: choice({
     default: "off",

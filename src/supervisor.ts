@@ -11,13 +11,15 @@
  * processes; a drain ends after `drainTimeoutMs` and a grace, then what is left is killed.
  */
 
-import { readFileSync } from "node:fs"
 import type { Subprocess } from "bun"
 import type { Config } from "./config.ts"
 import { GATHER_TIMEOUT_MS, type Snapshot, type ToSupervisor, type ToWorker } from "./control.ts"
 import type { Counters } from "./counters.ts"
+import { DenylistFeed } from "./denylist-feed.ts"
+import { Denylist } from "./device/denylist.ts"
 import type { ListenerTls } from "./device/listener.ts"
 import type { EventBus } from "./events.ts"
+import { DenylistFile } from "./ops/denylist-file.ts"
 import { forwardLines } from "./ops/forward-lines.ts"
 import { InstanceCounters } from "./ops/instance-counters.ts"
 import { supervisorMetrics } from "./ops/metrics.ts"
@@ -71,7 +73,7 @@ export class Supervisor {
   readonly #readTls: () => ListenerTls
   /** The last that was good. */
   #tls: ListenerTls | null = null
-  #denylist: string | null = null
+  readonly #denylist = new DenylistFeed()
   #ports: { devicePort: number; httpPort: number }
   #restarts = 0
   #lastGathering = NO_GATHERING
@@ -116,6 +118,8 @@ export class Supervisor {
       (renewed) => this.#renew(renewed),
       (message) => this.#events.emit("notice", { message }),
     )
+    const { denylistFile } = this.#config.device
+    if (denylistFile !== null) void this.#followDenylist(denylistFile)
     this.#asking = setInterval(() => this.#askAll(), ASK_EVERY_MS)
     this.#spawn(0)
   }
@@ -160,19 +164,19 @@ export class Supervisor {
     void forwarding.then(() => this.#forwardings.delete(forwarding))
     this.#events.emit("worker_started", { slot, pid: child.pid })
     if (this.#tls === null) return
-    const denylist = this.#lastDenylist()
-    send(child, { type: "serve", config: this.#config, tls: this.#tls, denylist })
+    send(child, { type: "serve", config: this.#config, tls: this.#tls })
+    this.#denylist.attach(key, (part) => send(child, { type: "denylist", part }))
   }
 
-  /** For a worker that starts while the file is gone: whoever was denied must not come back for it. */
-  #lastDenylist(): string | null {
-    const { denylistFile } = this.#config.device
-    try {
-      if (denylistFile !== null) this.#denylist = readFileSync(denylistFile, "utf8")
-    } catch {
-      // The worker warns of it.
-    }
-    return this.#denylist
+  /** Workers that wait for the first list get an empty one when there is none to read. */
+  async #followDenylist(path: string): Promise<void> {
+    const file = new DenylistFile(
+      path,
+      (list) => this.#denylist.replace(list),
+      (message) => this.#events.emit("notice", { message }),
+    )
+    await file.follow()
+    if (this.#denylist.isEmpty) await this.#denylist.replace(Denylist.none)
   }
 
   #renew(tls: ListenerTls): void {
@@ -200,6 +204,9 @@ export class Supervisor {
       case "snapshot":
         this.#answered(slot, key, message.id, message.snapshot)
         break
+      case "denylist_taken":
+        this.#denylist.acknowledged(key)
+        break
     }
   }
 
@@ -214,6 +221,7 @@ export class Supervisor {
   #ended(slot: number, child: Worker, code: number | null, signal: number | string | null): void {
     const key = this.#slots.get(slot)?.key ?? -1
     this.#slots.delete(slot)
+    this.#denylist.detach(key)
     for (const gathering of [...this.#gatherings.values()]) gathering.ended(key)
     const status = signal === null ? `status ${code}` : `signal ${signal}`
     const ended = (action: string) =>

@@ -9,7 +9,10 @@
  */
 
 import type { ToWorker } from "./control.ts"
+import { FedDenylist } from "./denylist-feed.ts"
+import type { Denylist } from "./device/denylist.ts"
 import type { ListenerTls } from "./device/listener.ts"
+import { DenylistFile } from "./ops/denylist-file.ts"
 import { reloadOnHangup } from "./reload.ts"
 import { onStopSignals } from "./signals.ts"
 import type { SupervisorChannel } from "./supervisor-channel.ts"
@@ -25,18 +28,23 @@ type ProcessOptions = Omit<WorkerOptions, "gather"> & {
     | { readonly from: "signals"; readonly readTls: () => ListenerTls }
 }
 
-export function runWorker(options: ProcessOptions): void {
-  const { events, tls, orders } = options
+/** Resolves when the worker serves, which with `DENYLIST_FILE` it does once it has the whole list. */
+export async function runWorker(options: ProcessOptions): Promise<void> {
+  const { config, events, orders } = options
+  const { denylistFile } = config.device
   const channel = orders.from === "supervisor" ? orders.channel : null
   const worker = new Worker({
     ...options,
     gather: async (own) => (channel === null ? [await own()] : channel.gather()),
   })
+  let { tls } = options
+  let state: "waiting" | "serving" | "draining" = "waiting"
 
-  let draining = false
   const drain = () => {
-    if (draining) return
-    draining = true
+    if (state === "draining") return
+    // There is nothing yet that could be lost.
+    if (state === "waiting") process.exit(0)
+    state = "draining"
     worker.drain().then(
       (status) => process.exit(status),
       (error: unknown) => {
@@ -45,19 +53,35 @@ export function runWorker(options: ProcessOptions): void {
       },
     )
   }
+  const renew = (renewed: ListenerTls) => {
+    tls = renewed
+    if (state !== "waiting") worker.renew(renewed)
+  }
 
-  const renew = (renewed: ListenerTls) => worker.renew(renewed)
   if (orders.from === "signals") {
     onStopSignals(drain, () => process.exit(1))
-    reloadOnHangup(orders.readTls, renew, (message) => events.emit("notice", { message }))
+    const notice = (message: string) => events.emit("notice", { message })
+    reloadOnHangup(orders.readTls, renew, notice)
+    if (denylistFile !== null) {
+      await new DenylistFile(denylistFile, (list) => worker.deny(list), notice).follow()
+    }
   } else {
     process.on("SIGTERM", drain)
     process.on("SIGINT", () => undefined)
     process.on("SIGHUP", () => undefined)
+    const firstList = Promise.withResolvers<void>()
+    const deny = (list: Denylist) => {
+      worker.deny(list)
+      firstList.resolve()
+    }
+    const { channel } = orders
+    channel.listen({ drain, message: obeying({ worker, channel, drain, renew, deny }) })
+    if (denylistFile !== null) await firstList.promise
   }
 
   try {
     const ports = worker.start(tls)
+    state = "serving"
     channel?.send({ type: "listening", ...ports })
   } catch (error) {
     const message = `cannot serve: ${asError(error).message}`
@@ -65,26 +89,37 @@ export function runWorker(options: ProcessOptions): void {
     else channel.send({ type: "unable", message })
     process.exit(1)
   }
-  channel?.listen({ drain, message: (message) => obey(message, worker, drain, channel) })
 }
 
-function obey(
-  message: ToWorker,
-  worker: Worker,
-  drain: () => void,
-  channel: SupervisorChannel,
-): void {
-  switch (message.type) {
-    case "certificate":
-      worker.renew(message.tls)
-      break
-    case "drain":
-      drain()
-      break
-    case "snapshot_wanted":
-      void worker
-        .snapshot()
-        .then((snapshot) => channel.send({ type: "snapshot", id: message.id, snapshot }))
-      break
+interface Obeying {
+  readonly worker: Worker
+  readonly channel: SupervisorChannel
+  readonly drain: () => void
+  readonly renew: (tls: ListenerTls) => void
+  readonly deny: (denylist: Denylist) => void
+}
+
+function obeying({ worker, channel, drain, renew, deny }: Obeying): (message: ToWorker) => void {
+  const denylist = new FedDenylist()
+  return (message) => {
+    switch (message.type) {
+      case "certificate":
+        renew(message.tls)
+        break
+      case "drain":
+        drain()
+        break
+      case "snapshot_wanted":
+        void worker
+          .snapshot()
+          .then((snapshot) => channel.send({ type: "snapshot", id: message.id, snapshot }))
+        break
+      case "denylist": {
+        const complete = denylist.take(message.part)
+        if (complete !== null) deny(complete)
+        channel.send({ type: "denylist_taken" })
+        break
+      }
+    }
   }
 }

@@ -31,6 +31,7 @@ import { acknowledgement } from "./device/acknowledgement.ts"
 import { Backpressure } from "./device/backpressure.ts"
 import type { ConnectionContext } from "./device/connection.ts"
 import { Connections, SWEEP_EVERY_MS } from "./device/connections.ts"
+import type { Denylist } from "./device/denylist.ts"
 import { Flushes } from "./device/flushes.ts"
 import { Identity } from "./device/identity.ts"
 import { ConnectionIds, incarnation, type WorkerProcess, workerId } from "./device/ids.ts"
@@ -42,7 +43,6 @@ import type { EventBus } from "./events.ts"
 import { Fleet } from "./fleet/fleet.ts"
 import { app } from "./http/app.ts"
 import { serve } from "./http/server.ts"
-import { DenylistFile } from "./ops/denylist-file.ts"
 import { type Gauges, summed, WorkerMetrics } from "./ops/metrics.ts"
 import { connectionsUnder, openFilesLimit } from "./ops/open-files.ts"
 import { TurnClock } from "./turn-clock.ts"
@@ -54,8 +54,6 @@ export interface WorkerOptions {
   /** The ports to share with the other workers; 0 takes a free one. */
   readonly devicePort: number
   readonly httpPort: number
-  /** The text of the last list that could be read; null to read it only. */
-  readonly denylist: string | null
   readonly events: EventBus
   readonly counters: Counters
   /** The snapshots of all processes of the instance, this worker's included; null when they cannot be had. */
@@ -81,7 +79,6 @@ export class Worker {
   readonly #backpressure: Backpressure
   readonly #connections: Connections
   readonly #identity: Identity
-  readonly #denylistFile: DenylistFile | null
   readonly #listener: Listener
   readonly #refusals = new RefusalSummary((message) => this.#events.emit("notice", { message }))
   readonly #metrics: WorkerMetrics
@@ -181,19 +178,6 @@ export class Worker {
       },
     }
     this.#identity = new Identity({ ...config.device, nowMs: clock.nowMs })
-    const { denylistFile } = config.device
-    this.#denylistFile =
-      denylistFile === null
-        ? null
-        : new DenylistFile(
-            denylistFile,
-            options.denylist,
-            (denylist) => {
-              this.#identity.denylist = denylist
-              this.#connections.closeDenied(denylist)
-            },
-            (message) => events.emit("notice", { message }),
-          )
     this.#listener = new Listener(
       {
         host: config.device.host,
@@ -229,7 +213,6 @@ export class Worker {
   /** @throws when a port can't be had or the certificate can't be used. */
   start(tls: ListenerTls): { devicePort: number; httpPort: number } {
     this.#startBroker()
-    this.#denylistFile?.follow()
     this.#listener.listen(tls)
     this.#http = this.#serveHttp()
     this.#sweeping = setInterval(() => this.#sweep(), SWEEP_EVERY_MS)
@@ -248,6 +231,12 @@ export class Worker {
     } catch (error) {
       this.#fault(error instanceof Error ? error : new Error(String(error)), "certificate")
     }
+  }
+
+  /** Keeps out whom this list denies, from now on. */
+  deny(denylist: Denylist): void {
+    this.#identity.denylist = denylist
+    this.#connections.closeDenied(denylist)
   }
 
   report(): WorkerReport {
@@ -302,7 +291,6 @@ export class Worker {
     )
     await this.#http?.stop(true)
     if (this.#sweeping !== null) clearInterval(this.#sweeping)
-    this.#denylistFile?.stop()
     this.#lines.stop()
     this.#posts.stop()
     this.#fleet.stop()

@@ -18,6 +18,8 @@ const PURE = [
   "src/min-heap.ts",
   "src/fifo.ts",
   "src/restart.ts",
+  "src/spread-map.ts",
+  "src/ops/instance-counters.ts",
   "src/broker/command-message.ts",
   "src/broker/deduplicator.ts",
   "src/broker/lost-commands.ts",

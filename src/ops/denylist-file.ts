@@ -3,78 +3,125 @@
  *
  * It is looked at every `LOOK_EVERY_MS` rather than watched: editors and configuration tools replace
  * files by renaming, which a watch of the old file does not see. While it cannot be read the last list
- * stays in force. Never logs what stands in it. Bound: `MAX_FILE_BYTES`.
+ * stays in force. It is read a piece at a time, and the event loop goes on in between. Never logs what stands in it.
+ * Bound: `MAX_FILE_BYTES`.
  */
 
-import { readFileSync, type Stats, statSync } from "node:fs"
-import { Denylist } from "../device/denylist.ts"
+import type { Stats } from "node:fs"
+import { open, stat } from "node:fs/promises"
+import { type Denylist, DenylistReader, MAX_LINE_CHARS } from "../device/denylist.ts"
+import { asError } from "../uncaught.ts"
 
 const LOOK_EVERY_MS = 500
 const MAX_FILE_BYTES = 134_217_728
-const SHOWN_FAULTS = 5
+const PIECE_BYTES = 65_536
 
 export class DenylistFile {
   readonly #path: string
-  readonly #before: string | null
-  readonly #changed: (denylist: Denylist) => void
+  readonly #changed: (denylist: Denylist) => void | Promise<void>
   readonly #warn: (message: string) => void
   #seen = ""
   #trouble = ""
+  #looking: Promise<void> | null = null
   #timer: ReturnType<typeof setInterval> | null = null
 
   /**
-   * @param before the text of a list that stays in force until the file can be read, or null.
-   * @param changed told of the list when it was read, and again after each change.
+   * @param changed told of the list when it was read, and again after each change; the file is not looked at until it is done.
    * @param warn told once of each thing that is wrong with the file.
    */
   constructor(
     path: string,
-    before: string | null,
-    changed: (denylist: Denylist) => void,
+    changed: (denylist: Denylist) => void | Promise<void>,
     warn: (message: string) => void,
   ) {
     this.#path = path
-    this.#before = before
     this.#changed = changed
     this.#warn = warn
   }
 
-  follow(): void {
-    if (this.#before !== null) this.#changed(Denylist.parse(this.#before).denylist)
-    this.look()
-    this.#timer = setInterval(() => this.look(), LOOK_EVERY_MS)
+  /** Resolves when it has been looked at once. */
+  async follow(): Promise<void> {
+    this.#timer = setInterval(() => void this.look(), LOOK_EVERY_MS)
     this.#timer.unref()
+    await this.look()
   }
 
   stop(): void {
     if (this.#timer !== null) clearInterval(this.#timer)
   }
 
-  /** Reads the file if it has changed since. */
-  look(): void {
+  /** Reads the file if it has changed since; one look at a time. */
+  look(): Promise<void> {
+    this.#looking ??= this.#look().finally(() => {
+      this.#looking = null
+    })
+    return this.#looking
+  }
+
+  async #look(): Promise<void> {
     try {
-      const stats = statSync(this.#path)
+      const stats = await stat(this.#path)
       const version = versionOf(stats)
       if (version === this.#seen) return
-      if (stats.size > MAX_FILE_BYTES) throw new Error(`larger than ${MAX_FILE_BYTES} bytes`)
-      const { denylist, faultyLines } = Denylist.parse(readFileSync(this.#path, "utf8"))
+      // To open one waits for its other end.
+      if (stats.isFIFO()) throw new Error("it is a pipe")
+      if (stats.size > MAX_FILE_BYTES) throw new TooLargeError()
+      const { denylist, faultyLines, firstFaultyLines } = await readDenylist(this.#path)
       this.#seen = version
-      if (denylist.size === 0 && faultyLines.length > 0)
-        throw new Error("no line of it means anything")
+      if (denylist.size === 0 && faultyLines > 0) throw new Error("no line of it means anything")
       this.#trouble = ""
-      this.#changed(denylist)
-      if (faultyLines.length > 0) {
-        const shown = faultyLines.slice(0, SHOWN_FAULTS).join(", ")
-        const count = faultyLines.length
-        this.#warn(`DENYLIST_FILE: ${count} line(s) are no id or fingerprint, first: ${shown}`)
+      await this.#changed(denylist)
+      if (faultyLines > 0) {
+        const shown = firstFaultyLines.join(", ")
+        this.#warn(
+          `DENYLIST_FILE: ${faultyLines} line(s) are no id or fingerprint, first: ${shown}`,
+        )
       }
     } catch (error) {
-      const trouble = error instanceof Error ? error.message : String(error)
+      const trouble = asError(error).message
       if (trouble === this.#trouble) return
       this.#trouble = trouble
       this.#seen = ""
       this.#warn(`DENYLIST_FILE: the last list stays in force: ${trouble}`)
     }
+  }
+}
+
+class TooLargeError extends Error {
+  constructor() {
+    super(`larger than ${MAX_FILE_BYTES} bytes`)
+  }
+}
+
+async function readDenylist(path: string): Promise<DenylistReader> {
+  const reader = new DenylistReader()
+  const file = await open(path)
+  try {
+    const buffer = new Uint8Array(PIECE_BYTES)
+    // It takes away a byte order mark.
+    const decoder = new TextDecoder()
+    let rest = ""
+    for (let total = 0; ; ) {
+      const { bytesRead } = await file.read(buffer)
+      if (bytesRead === 0) break
+      total += bytesRead
+      // It may grow while it is read.
+      if (total > MAX_FILE_BYTES) throw new TooLargeError()
+      const lines = decoder.decode(buffer.subarray(0, bytesRead), { stream: true }).split("\n")
+      const last = lines.pop() ?? ""
+      if (lines.length === 0) {
+        // What is cut off would not make it mean anything.
+        rest = (rest + last).slice(0, MAX_LINE_CHARS + 1)
+        continue
+      }
+      reader.read(rest + lines[0])
+      for (let at = 1; at < lines.length; at += 1) reader.read(lines[at] ?? "")
+      rest = last
+    }
+    reader.read(rest + decoder.decode())
+    return reader
+  } finally {
+    await file.close()
   }
 }
 

@@ -1,9 +1,9 @@
 /**
  * The file of the denylist: that each change of it is followed however it is made, that a list stays in
- * force while there is nothing to read, and what is said of it. On real files; the timer is held.
+ * force while there is nothing to read, and what is said of it. On real files.
  */
 
-import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test"
+import { afterEach, beforeEach, describe, expect, test } from "bun:test"
 import {
   appendFileSync,
   mkdirSync,
@@ -17,21 +17,20 @@ import {
 } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
+import type { Denylist } from "../../src/device/denylist.ts"
 import { DenylistFile } from "../../src/ops/denylist-file.ts"
+import { deferred, until } from "../support/wait.ts"
 
-const LOOK_EVERY_MS = 500
 const MAX_FILE_BYTES = 134_217_728
 const FINGERPRINT = "ab".repeat(32)
 
 let folder: string
 
 beforeEach(() => {
-  jest.useFakeTimers()
   folder = mkdtempSync(join(tmpdir(), "owsla-denylist-"))
 })
 
 afterEach(() => {
-  jest.useRealTimers()
   rmSync(folder, { recursive: true, force: true })
 })
 
@@ -43,7 +42,6 @@ class Subject {
   readonly told: string[] = []
   readonly file = new DenylistFile(
     this.path,
-    null,
     (denylist) => {
       this.told.push(["a", "b", "c"].filter((id) => denylist.denies(id, null)).join(""))
       this.fingerprintDenied = denylist.denies("other", FINGERPRINT)
@@ -52,9 +50,11 @@ class Subject {
   )
   fingerprintDenied = false
 
-  constructor(text: string | null) {
-    if (text !== null) this.write(text)
-    this.file.look()
+  static async of(text: string | null): Promise<Subject> {
+    const subject = new Subject()
+    if (text !== null) subject.write(text)
+    await subject.file.look()
+    return subject
   }
 
   write(text: string): void {
@@ -63,88 +63,88 @@ class Subject {
 }
 
 describe("the list", () => {
-  test("is read at start", () => {
-    const subject = new Subject("a\nb\n")
+  test("is read at start", async () => {
+    const subject = await Subject.of("a\nb\n")
     expect(subject.told).toEqual(["ab"])
     expect(subject.warnings).toEqual([])
   })
 
-  test("holds fingerprints too", () => {
-    expect(new Subject(`${FINGERPRINT}\n`).fingerprintDenied).toBe(true)
+  test("holds fingerprints too", async () => {
+    expect((await Subject.of(`${FINGERPRINT}\n`)).fingerprintDenied).toBe(true)
   })
 
-  test("may be empty, which denies nobody", () => {
-    const subject = new Subject("")
+  test("may be empty, which denies nobody", async () => {
+    const subject = await Subject.of("")
     expect(subject.told).toEqual([""])
     expect(subject.warnings).toEqual([])
   })
 
-  test("is told of once while its file stays as it is", () => {
-    const subject = new Subject("a\n")
-    for (let n = 0; n < 3; n += 1) subject.file.look()
+  test("is told of once while its file stays as it is", async () => {
+    const subject = await Subject.of("a\n")
+    for (let n = 0; n < 3; n += 1) await subject.file.look()
     expect(subject.told).toEqual(["a"])
   })
 })
 
 describe("a change is followed", () => {
-  test("that is written in place", () => {
-    const subject = new Subject("a\n")
+  test("that is written in place", async () => {
+    const subject = await Subject.of("a\n")
     subject.write("a\nb\n")
-    subject.file.look()
+    await subject.file.look()
     expect(subject.told).toEqual(["a", "ab"])
   })
 
-  test("that is appended", () => {
-    const subject = new Subject("a\n")
+  test("that is appended", async () => {
+    const subject = await Subject.of("a\n")
     appendFileSync(subject.path, "c\n")
-    subject.file.look()
+    await subject.file.look()
     expect(subject.told).toEqual(["a", "ac"])
   })
 
-  test("that takes everything away", () => {
-    const subject = new Subject("a\n")
+  test("that takes everything away", async () => {
+    const subject = await Subject.of("a\n")
     truncateSync(subject.path)
-    subject.file.look()
+    await subject.file.look()
     expect(subject.told).toEqual(["a", ""])
   })
 
-  test("that has the same size at another time", () => {
-    const subject = new Subject("a\n")
+  test("that has the same size at another time", async () => {
+    const subject = await Subject.of("a\n")
     subject.write("b\n")
     utimesSync(subject.path, 1_000, 1_000)
-    subject.file.look()
+    await subject.file.look()
     expect(subject.told).toEqual(["a", "b"])
   })
 
-  test("that is renamed into its place, also with the same size and time", () => {
-    const subject = new Subject("a\n")
+  test("that is renamed into its place, also with the same size and time", async () => {
+    const subject = await Subject.of("a\n")
     utimesSync(subject.path, 1_000, 1_000)
-    subject.file.look()
+    await subject.file.look()
     const next = join(folder, "denied.new")
     writeFileSync(next, "b\n")
     utimesSync(next, 1_000, 1_000)
     renameSync(next, subject.path)
-    subject.file.look()
+    await subject.file.look()
     expect(subject.told.at(-1)).toBe("b")
   })
 
-  test("that is a link to another file, as Kubernetes makes it", () => {
+  test("that is a link to another file, as Kubernetes makes it", async () => {
     const [first, second, link] = ["first", "second", "denied"].map((name) => join(folder, name))
     writeFileSync(first as string, "a\n")
     writeFileSync(second as string, "b\n")
     symlinkSync(first as string, link as string)
-    const subject = new Subject(null)
+    const subject = await Subject.of(null)
     symlinkSync(second as string, join(folder, "next"))
     renameSync(join(folder, "next"), link as string)
-    subject.file.look()
+    await subject.file.look()
     expect(subject.told).toEqual(["a", "b"])
   })
 
-  test("when there was no file at first", () => {
-    const subject = new Subject(null)
+  test("when there was no file at first", async () => {
+    const subject = await Subject.of(null)
     expect(subject.told).toEqual([])
     subject.write("a\n")
-    subject.file.look()
+    await subject.file.look()
     expect(subject.told).toEqual(["a"])
   })
 })
@@ -173,58 +173,58 @@ describe("the last list stays in force, and that is warned of once,", () => {
     ],
   ]
 
-  test.each(TROUBLES)("when %s", (_, change, cause) => {
-    const subject = new Subject("a\n")
+  test.each(TROUBLES)("when %s", async (_, change, cause) => {
+    const subject = await Subject.of("a\n")
     change(subject.path)
-    for (let n = 0; n < 3; n += 1) subject.file.look()
+    for (let n = 0; n < 3; n += 1) await subject.file.look()
     expect(subject.told).toEqual(["a"])
     expect(subject.warnings).toEqual([expect.stringMatching(cause)])
     expect(subject.warnings[0]).toStartWith("DENYLIST_FILE: the last list stays in force")
   })
 
-  test.each(TROUBLES)("until it can be read again, after %s", (_, change) => {
-    const subject = new Subject("a\n")
+  test.each(TROUBLES)("until it can be read again, after %s", async (_, change) => {
+    const subject = await Subject.of("a\n")
     change(subject.path)
-    subject.file.look()
+    await subject.file.look()
     rmSync(subject.path, { recursive: true, force: true })
     subject.write("b\n")
-    subject.file.look()
+    await subject.file.look()
     expect(subject.told).toEqual(["a", "b"])
     expect(subject.warnings.length).toBe(1)
   })
 
-  test("and again when the same happens again later", () => {
-    const subject = new Subject("a\n")
+  test("and again when the same happens again later", async () => {
+    const subject = await Subject.of("a\n")
     for (const text of ["b\n", "c\n"]) {
       rmSync(subject.path)
-      subject.file.look()
+      await subject.file.look()
       subject.write(text)
-      subject.file.look()
+      await subject.file.look()
     }
     expect(subject.told).toEqual(["a", "b", "c"])
     expect(subject.warnings.length).toBe(2)
   })
 
-  test("and again when something else is wrong then", () => {
-    const subject = new Subject("a\n")
+  test("and again when something else is wrong then", async () => {
+    const subject = await Subject.of("a\n")
     rmSync(subject.path)
-    subject.file.look()
+    await subject.file.look()
     mkdirSync(subject.path)
-    subject.file.look()
+    await subject.file.look()
     expect(subject.warnings).toEqual([
       expect.stringContaining("ENOENT"),
       expect.stringContaining("EISDIR"),
     ])
   })
 
-  test("and again when its whole folder, which was back unchanged, is gone once more", () => {
-    const subject = new Subject("a\n")
+  test("and again when its whole folder, which was back unchanged, is gone once more", async () => {
+    const subject = await Subject.of("a\n")
     const aside = `${folder}.aside`
     for (let n = 0; n < 2; n += 1) {
       renameSync(folder, aside)
-      subject.file.look()
+      await subject.file.look()
       renameSync(aside, folder)
-      subject.file.look()
+      await subject.file.look()
     }
     expect(subject.told).toEqual(["a", "a", "a"])
     expect(subject.warnings.length).toBe(2)
@@ -232,83 +232,128 @@ describe("the last list stays in force, and that is warned of once,", () => {
 })
 
 describe("lines that say nothing it understands", () => {
-  test("are warned of by their numbers, and the others count", () => {
-    const subject = new Subject("a\n# a remark\ns3cret and more\n\nb\n\ttwo words\n")
+  test("are warned of by their numbers, and the others count", async () => {
+    const subject = await Subject.of("a\n# a remark\ns3cret and more\n\nb\n\ttwo words\n")
     expect(subject.told).toEqual(["ab"])
     expect(subject.warnings).toEqual([
       "DENYLIST_FILE: 2 line(s) are no id or fingerprint, first: 3, 6",
     ])
   })
 
-  test("are never repeated in what is said", () => {
-    const subject = new Subject("s3cret password\n")
+  test("are never repeated in what is said", async () => {
+    const subject = await Subject.of("s3cret password\n")
     rmSync(subject.path)
-    subject.file.look()
+    await subject.file.look()
     expect(subject.warnings.length).toBe(2)
     expect(subject.warnings.join()).not.toContain("s3cret")
   })
 
-  test("are warned of once for each version of the file", () => {
-    const subject = new Subject("a\na b\n")
-    subject.file.look()
+  test("are warned of once for each version of the file", async () => {
+    const subject = await Subject.of("a\na b\n")
+    await subject.file.look()
     expect(subject.warnings.length).toBe(1)
     subject.write("a\na b\nb c\n")
-    subject.file.look()
+    await subject.file.look()
     expect(subject.warnings.length).toBe(2)
   })
 
-  test("are all counted, the first five of them named", () => {
-    const subject = new Subject(`${"a b\n".repeat(1_000)}a\n`)
+  test("are all counted, the first five of them named", async () => {
+    const subject = await Subject.of(`${"a b\n".repeat(1_000)}a\n`)
     expect(subject.warnings).toEqual([
       "DENYLIST_FILE: 1000 line(s) are no id or fingerprint, first: 1, 2, 3, 4, 5",
     ])
   })
 
-  test("and nothing else, leave the last list in force, and are warned of once", () => {
-    const subject = new Subject("a\n")
+  test("and nothing else, leave the last list in force, and are warned of once", async () => {
+    const subject = await Subject.of("a\n")
     subject.write("a b\n")
-    subject.file.look()
-    subject.file.look()
+    await subject.file.look()
+    await subject.file.look()
     expect(subject.told).toEqual(["a"])
     expect(subject.warnings).toEqual([
       "DENYLIST_FILE: the last list stays in force: no line of it means anything",
     ])
   })
 
-  test("may be any bytes", () => {
-    const subject = new Subject(null)
+  test("may be any bytes", async () => {
+    const subject = await Subject.of(null)
     writeFileSync(subject.path, Buffer.from([0x61, 0x0a, 0xff, 0x00, 0xfe, 0x0a, 0x62]))
-    subject.file.look()
+    await subject.file.look()
     expect(subject.told).toEqual(["ab"])
     expect(subject.warnings.at(-1)).toEndWith("first: 2")
   })
 })
 
+describe("a file that", () => {
+  test("is a pipe is not waited for", async () => {
+    const subject = await Subject.of(null)
+    expect(Bun.spawnSync(["mkfifo", subject.path]).success).toBe(true)
+    await subject.file.look()
+    expect(subject.warnings.at(-1)).toContain("it is a pipe")
+  })
+
+  test("has a line without end is read, and that line is none", async () => {
+    const subject = await Subject.of(null)
+    subject.write(`a\n${"x".repeat(1_000_000)}\nb`)
+    await subject.file.look()
+    expect(subject.told).toEqual(["ab"])
+    expect(subject.warnings.at(-1)).toEndWith("first: 2")
+  })
+
+  test("is cut into pieces anywhere reads the same", async () => {
+    const ids = Array.from({ length: 20_000 }, (_, n) => `device-${n}`)
+    const lists: Denylist[] = []
+    const path = join(folder, "denied")
+    writeFileSync(path, `\uFEFF# é ü 漢\n${ids.join("\r\n")}\n# 漢字`)
+    const warnings: string[] = []
+    const file = new DenylistFile(
+      path,
+      (list) => void lists.push(list),
+      (message) => warnings.push(message),
+    )
+    await file.look()
+    expect([...(lists[0]?.lines() ?? [])].sort()).toEqual(ids.sort())
+    expect(warnings).toEqual([])
+  })
+})
+
 describe("following", () => {
-  test("reads at once, then every half second", () => {
-    const subject = new Subject(null)
+  test("reads at once, then whenever it has changed", async () => {
+    const subject = await Subject.of(null)
     subject.write("a\n")
-    subject.file.follow()
+    await subject.file.follow()
     expect(subject.told).toEqual(["a"])
     subject.write("a\nb\n")
-    jest.advanceTimersByTime(LOOK_EVERY_MS - 1)
-    expect(subject.told).toEqual(["a"])
-    jest.advanceTimersByTime(1)
+    await until(() => subject.told.length === 2, { what: "the change" })
     expect(subject.told).toEqual(["a", "ab"])
     subject.file.stop()
   })
 
-  test("ends when it is stopped", () => {
-    const subject = new Subject("a\n")
-    subject.file.follow()
-    subject.file.stop()
-    subject.write("a\nb\n")
-    jest.advanceTimersByTime(LOOK_EVERY_MS * 4)
-    expect(subject.told).toEqual(["a"])
+  test("looks at one version at a time, and at the next once the list was taken", async () => {
+    const taken = deferred<void>()
+    const told: number[] = []
+    const path = join(folder, "denied")
+    writeFileSync(path, "a\n")
+    const file = new DenylistFile(
+      path,
+      (list) => {
+        told.push(list.size)
+        return taken.promise
+      },
+      () => undefined,
+    )
+    const first = file.look()
+    await until(() => told.length === 1, { what: "the first list" })
+    writeFileSync(path, "a\nb\n")
+    expect(file.look()).toBe(first)
+    taken.resolve()
+    await first
+    await file.look()
+    expect(told).toEqual([1, 2])
   })
 
-  test("need not have begun to be stopped", () => {
-    const subject = new Subject("a\n")
+  test("need not have begun to be stopped", async () => {
+    const subject = await Subject.of("a\n")
     expect(() => subject.file.stop()).not.toThrow()
   })
 })

@@ -1,0 +1,39 @@
+/**
+ * How often each key is there, for very many keys: spread over many small maps, since one map of a million entries stops the event
+ * loop for tens of milliseconds each time that it grows. A key that is not there any more is forgotten. Pure. Bound: its user's.
+ */
+
+const PARTS = 256
+/** Enough of a key's end to spread keys that are counted up. */
+const HASHED_CHARS = 16
+
+export class SpreadMap {
+  readonly #parts = Array.from({ length: PARTS }, () => new Map<string, number>())
+  size = 0
+
+  get(key: string): number {
+    return this.#partOf(key)?.get(key) ?? 0
+  }
+
+  add(key: string, times: number): void {
+    const part = this.#partOf(key)
+    const before = part?.get(key) ?? 0
+    if (before + times > 0) part?.set(key, before + times)
+    else part?.delete(key)
+    if (before === 0) this.size += 1
+    else if (before + times === 0) this.size -= 1
+  }
+
+  *keys(): Iterable<string> {
+    for (const part of this.#parts) yield* part.keys()
+  }
+
+  /** FNV-1a, of the last characters. */
+  #partOf(key: string): Map<string, number> | undefined {
+    let hash = 0x811c9dc5
+    for (let at = Math.max(0, key.length - HASHED_CHARS); at < key.length; at += 1) {
+      hash = Math.imul(hash ^ key.charCodeAt(at), 0x01000193)
+    }
+    return this.#parts[(hash ^ (hash >>> 16)) & (PARTS - 1)]
+  }
+}
