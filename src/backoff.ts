@@ -1,6 +1,7 @@
 /**
- * Exponential backoff with full jitter, so that many workers that lost one broker do not return to it
- * in step. Pure: the randomness is passed in.
+ * Exponential backoff with jitter over the whole range above a floor, so that many workers that lost one broker do not return to
+ * it in step. "Full jitter" of https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/ has no floor.
+ * Pure: the randomness is passed in.
  */
 
 export interface BackoffLimits {

@@ -50,7 +50,7 @@ async function main(): Promise<void> {
   const { port: devicePort } = config.device
   const { port: httpPort } = config.http
   const ports = { devicePort, httpPort }
-  runWorker({
+  await runWorker({
     config,
     slot: 0,
     ...ports,

@@ -1,10 +1,10 @@
 /**
  * A worker as a process: signals and, where there is a supervisor, the channel to it.
  *
- *   waiting ──"serve"──► serving ──"drain", SIGTERM, supervisor gone──► draining ──► exit 0, or 1 when it
- *                          └──uncaught error──► exit 1                              was cut short
+ *   waiting ──the whole denylist──► serving ──"drain", SIGTERM, supervisor gone──► draining ──► exit 0, or 1 when it
+ *      └──the same signs──► exit 0                                                              was cut short
  *
- * Alone (the embedded broker) it serves at once and takes SIGINT and SIGHUP too; a second stop signal ends
+ * Without `DENYLIST_FILE` it does not wait. Alone (the embedded broker) it takes SIGINT and SIGHUP too; a second stop signal ends
  * it. Under a supervisor those are left to that: a terminal sends them to both.
  */
 
