@@ -43,6 +43,7 @@ describe("a limit on unacknowledged messages", () => {
       {
         command: ignore,
         deadLetter: ignore,
+        commandsLost: ignore,
         fleetMessage: ignore,
         receipt: ignore,
         fault: ignore,
