@@ -5,12 +5,12 @@
 
 import { afterAll, beforeAll, describe, expect, test } from "bun:test"
 import net from "node:net"
-import { AMQPView } from "../node_modules/@cloudamqp/amqp-client/src/amqp-view.ts"
-import { createCertificateAuthority, createServerCertificate } from "../src/ops/certificates.ts"
-import { clientCertificate, deviceUri, makeAuthority } from "./support/client-certificates.ts"
-import { connectDevice } from "./support/tls-device.ts"
-import { findProgram } from "./support/tools.ts"
-import { until } from "./support/wait.ts"
+import { AMQPView } from "../../node_modules/@cloudamqp/amqp-client/src/amqp-view.ts"
+import { createCertificateAuthority, createServerCertificate } from "../../src/ops/certificates.ts"
+import { clientCertificate, deviceUri, makeAuthority } from "../support/client-certificates.ts"
+import { connectDevice } from "../support/tls-device.ts"
+import { findProgram } from "../support/tools.ts"
+import { until } from "../support/wait.ts"
 
 type Listening = ReturnType<typeof Bun.listen<undefined>> & { readonly port: number }
 type Handlers = Bun.SocketHandler<undefined>

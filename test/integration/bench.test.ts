@@ -1,11 +1,11 @@
 /** Each bench with its smoke parameters: that its counts are right, never how fast it is. */
 
 import { afterAll, beforeAll, expect, test } from "bun:test"
+import { GOALS } from "../bench/goals.ts"
+import { type BenchResult, shareBroker } from "../bench/harness.ts"
+import { BENCHES } from "../bench/main.ts"
+import { bareServer } from "../bench/subject.ts"
 import { type PrivateBroker, startRabbitMq } from "../support/rabbitmq.ts"
-import { GOALS } from "./goals.ts"
-import { type BenchResult, shareBroker } from "./harness.ts"
-import { BENCHES } from "./main.ts"
-import { bareServer } from "./subject.ts"
 
 let broker: PrivateBroker
 const results: BenchResult[] = []

@@ -8,10 +8,10 @@ import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { AMQPClient } from "@cloudamqp/amqp-client"
-import { type PrivateBroker, startRabbitMq, uniqueNames } from "./rabbitmq.ts"
-import { connectDevice } from "./tls-device.ts"
-import * as tools from "./tools.ts"
-import { deferred, TimeoutError, until, within } from "./wait.ts"
+import { type PrivateBroker, startRabbitMq, uniqueNames } from "../support/rabbitmq.ts"
+import { connectDevice } from "../support/tls-device.ts"
+import * as tools from "../support/tools.ts"
+import { deferred, TimeoutError, until, within } from "../support/wait.ts"
 
 const START_LIMIT_MS = 90_000
 const LIMIT_MS = 30_000
@@ -483,7 +483,7 @@ async function declareQueue(url: string, queue: string): Promise<string> {
 
 function runBun(script: string, env: Record<string, string>) {
   return Bun.spawn([process.execPath, "-e", script], {
-    cwd: import.meta.dir,
+    cwd: join(import.meta.dir, "../support"),
     env: { ...process.env, ...env },
     stdout: "pipe",
     stderr: "inherit",
