@@ -3,7 +3,7 @@
  * gateway runs in a network namespace of its own; its devices reach it by another wire, on which nothing happens.
  */
 
-import { afterAll, afterEach, beforeAll, expect } from "bun:test"
+import { afterAll, afterEach, expect } from "bun:test"
 import { type Direction, Namespace } from "../support/namespace.ts"
 import { expectKept, FaultBed, type RunningHerd, residentMegabytes } from "./bed.ts"
 import { type Fault, type Figures, fault, last, sized } from "./fault.ts"
@@ -15,14 +15,25 @@ const CONFIRM_TIMEOUT_MS = sized(15_000, 2_000)
 const CUT_S = sized(30, 4)
 const WINDOW_LINES = 2_000
 const MOST_RESIDENT_MB = 300
+
+interface Site {
+  readonly namespace: Namespace
+  readonly bed: FaultBed
+}
+
 let namespace: Namespace | null = null
-let bed: FaultBed
+let site: Promise<Site> | null = null
 let herd: RunningHerd | null = null
 
-beforeAll(async () => {
-  namespace = Namespace.make()
-  bed = await FaultBed.start({ CONFIRM_TIMEOUT_MS: String(CONFIRM_TIMEOUT_MS) }, namespace)
-}, LIMIT_MS)
+/** Made by the first test and not by a hook, so that what is missing is told under the name of a test. */
+function theSite(): Promise<Site> {
+  site ??= (async () => {
+    namespace = await Namespace.make()
+    const environment = { CONFIRM_TIMEOUT_MS: String(CONFIRM_TIMEOUT_MS) }
+    return { namespace, bed: await FaultBed.start(environment, namespace) }
+  })()
+  return site
+}
 
 afterEach(async () => {
   namespace?.heal()
@@ -31,22 +42,25 @@ afterEach(async () => {
 }, LIMIT_MS)
 
 afterAll(async () => {
-  await bed?.stop()
-  namespace?.remove()
+  const made = await site?.catch(() => null)
+  await made?.bed.stop()
+  await namespace?.remove()
 }, LIMIT_MS)
 
 function networkFault(
   described: Omit<Fault, "promise"> & { readonly promise?: string },
-  act: (namespace: Namespace) => Promise<Figures>,
+  act: (site: Site) => Promise<Figures>,
 ): void {
   const { promise = "devices stay, lost 0, in order" } = described
   fault(
     { ...described, promise },
     async () => {
+      const made = await theSite()
+      const { namespace, bed } = made
       herd = await bed.herd({ devices: DEVICES, rate: RATE })
       const lossesBefore = await bed.gateway.metric("owsla_broker_losses_total")
-      const figures = await act(namespace as Namespace)
-      namespace?.heal()
+      const figures = await act(made)
+      namespace.heal()
       // A worker's own queue counts as consumed by its lost connection until the broker misses a heartbeat.
       await bed.ready(90_000)
       const kept = expectKept(await herd.end(), DEVICES)
@@ -69,7 +83,7 @@ for (const [where, directions] of [
       made: `every packet dropped by nftables for ${CUT_S} s and until it is noticed`,
       promise: "devices stay, lost 0, in order, /ready 503 meanwhile, /health 200",
     },
-    async (namespace) => {
+    async ({ namespace, bed }) => {
       const cutAtMs = performance.now()
       namespace.drop(...directions)
       await bed.notReady(CONFIRM_TIMEOUT_MS + 15_000)
@@ -90,7 +104,7 @@ for (const [where, directions] of [
 
 networkFault(
   { fault: "packets lost", made: `1 % dropped by nftables, each way, for ${sized(60, 2)} s` },
-  async (namespace) => {
+  async ({ namespace, bed }) => {
     namespace.lose(1)
     const before = await bed.confirmed()
     await last(sized(60, 2))
@@ -103,7 +117,7 @@ networkFault(
     fault: "network late",
     made: `200 ms ± 100 each way, by a proxy that holds bytes back, for ${sized(60, 2)} s`,
   },
-  async () => {
+  async ({ bed }) => {
     if (bed.proxy !== null) bed.proxy.delayMs = () => 100 + Math.random() * 200
     const before = await bed.confirmed()
     await last(sized(60, 2))
@@ -115,7 +129,7 @@ networkFault(
 
 networkFault(
   { fault: "network narrow", made: `1 Mbit/s each way, by tc, for ${sized(60, 2)} s` },
-  async (namespace) => {
+  async ({ namespace, bed }) => {
     namespace.limit("1mbit")
     const before = await bed.confirmed()
     await last(sized(60, 2))

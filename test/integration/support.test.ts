@@ -8,6 +8,7 @@ import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { AMQPClient } from "@cloudamqp/amqp-client"
+import { namespaceAdvice } from "../support/namespace.ts"
 import { type PrivateBroker, startRabbitMq, uniqueNames } from "../support/rabbitmq.ts"
 import { connectDevice } from "../support/tls-device.ts"
 import * as tools from "../support/tools.ts"
@@ -321,6 +322,26 @@ describe("devices", () => {
     expect(() => tools.findProgram("no-such-program", "some-package")).toThrow(
       "This test needs no-such-program: apt-get install some-package",
     )
+  })
+
+  test.each([
+    ["kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1"],
+    ["user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=10000"],
+    [
+      "kernel/apparmor_restrict_unprivileged_userns",
+      "1",
+      "sysctl kernel.apparmor_restrict_unprivileged_userns=0",
+    ],
+  ])(
+    "a machine that forbids user namespaces by %s is told how to allow them",
+    (file, value, remedy) => {
+      const advice = namespaceAdvice(false, (asked) => (asked === file ? value : null))
+      expect(advice).toContain(`allow them by: ${remedy}`)
+    },
+  )
+
+  test("an ordinary user who could make a user namespace is told which commands do", () => {
+    expect(namespaceAdvice(true, () => null)).toEndWith("bun run check and bun run faults make one")
   })
 
   test("connectDevice sends and receives lines as they are", async () => {

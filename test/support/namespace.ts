@@ -1,49 +1,90 @@
 /**
- * A network namespace of the test's own, with a gateway in it, and two wires out of it: one to the broker's side,
- * on which faults are made, and one to the devices' side, which they do not touch.
+ * A network namespace for one test file, with two wires out of it: one to the broker's side, on which faults are
+ * made, and one to the devices' side, which they do not touch.
  *
  *   broker's side 10.99.n.1 ── 10.99.n.2 ┐
  *                                        ├ namespace
  *   devices' side 10.99.n.5 ── 10.99.n.6 ┘
  *
- * Packets are dropped by nftables and slowed down by tc, as root. What cannot be set up is an error that says what
- * is missing. `remove` takes everything away; what a killed run left is taken away by the next.
+ * nftables drops packets and tc slows them down. Both need root, or the root of a user namespace: `ownNetwork` is the
+ * command that gives an ordinary user one. A holder process keeps the namespace; it waits on a pipe from the test
+ * process, and when that closes, by `remove` or by any death, it ends what still runs within and then itself. The
+ * kernel removes the namespace and both wires with the last process in it.
  */
 
-import { existsSync } from "node:fs"
-
-const PREFIX = "owsla"
+import { existsSync, readFileSync, readlinkSync } from "node:fs"
+import { findProgram } from "./tools.ts"
+import { until, within } from "./wait.ts"
 
 export type Direction = "to the broker" | "from the broker"
 
+const HOLDER = `
+cat >/dev/null
+own=$(readlink /proc/self/ns/net)
+for process in /proc/[0-9]*; do
+  id=\${process#/proc/}
+  if [ "$id" != $$ ] && [ "$(readlink "$process/ns/net" 2>/dev/null)" = "$own" ]; then
+    kill -KILL "$id" 2>/dev/null
+  fi
+done
+`
+
+/** Where Debian has the programs; an ordinary user's PATH does not lead to all of them. */
+const PACKAGES = { ip: "iproute2", tc: "iproute2", nft: "nftables", nsenter: "util-linux" } as const
+
+const NEW_USER_NAMESPACE = ["unshare", "--user", "--map-root-user", "--net"]
+
+/** What forbids user namespaces, the value with which it does, and what allows them. */
+const SYSCTLS: readonly (readonly [file: string, forbidding: string, remedy: string])[] = [
+  ["kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1"],
+  ["user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=10000"],
+  ["user/max_net_namespaces", "0", "sysctl user.max_net_namespaces=10000"],
+  [
+    "kernel/apparmor_restrict_unprivileged_userns",
+    "1",
+    "sysctl kernel.apparmor_restrict_unprivileged_userns=0",
+  ],
+]
+
+/**
+ * What to put before a command so that it may make network namespaces: nothing for root. An ordinary user's command
+ * runs as root of a new user namespace, in a new network that has the loopback interface alone. Nothing too where that
+ * is forbidden: `Namespace.make` then says why.
+ */
+export function ownNetwork(): readonly string[] {
+  if (process.getuid?.() === 0) return []
+  if (!Bun.spawnSync([...NEW_USER_NAMESPACE, "true"], { stderr: "ignore" }).success) return []
+  const upAndRun = `${programOf("ip")} link set lo up && exec "$@"`
+  return [...NEW_USER_NAMESPACE, "sh", "-c", upAndRun, "sh"]
+}
+
 export class Namespace {
-  readonly name: string
   /** Where the broker's side is reached from within. */
   readonly brokerAddress: string
   /** Where what listens within is reached by devices. */
   readonly deviceAddress: string
   readonly #wire: string
+  readonly #holder: Bun.Subprocess<"pipe", "ignore", "pipe">
 
-  private constructor(id: number) {
-    this.name = `${PREFIX}${process.pid}-${id}`
+  private constructor(id: number, holder: Bun.Subprocess<"pipe", "ignore", "pipe">) {
     this.brokerAddress = `10.99.${id}.1`
     this.deviceAddress = `10.99.${id}.6`
     this.#wire = `ow${id}b`
+    this.#holder = holder
   }
 
-  static make(): Namespace {
-    removeLeftovers()
+  /** @throws with what is missing and how to allow it when a namespace cannot be made here. */
+  static async make(): Promise<Namespace> {
     const id = 1 + Math.floor(Math.random() * 250)
-    const namespace = new Namespace(id)
-    const { name } = namespace
-    run("ip", "netns", "add", name)
+    const namespace = new Namespace(id, await startHolder())
+    const holder = String(namespace.#holder.pid)
     try {
       for (const [wire, outside, inside] of [
         [`ow${id}b`, `10.99.${id}.1/30`, `10.99.${id}.2/30`],
         [`ow${id}d`, `10.99.${id}.5/30`, `10.99.${id}.6/30`],
       ] as const) {
-        run("ip", "link", "add", wire, "type", "veth", "peer", "name", "eth0", "netns", name)
-        namespace.#within("ip", "link", "set", "eth0", "name", `${wire}i`)
+        const peer = ["peer", "name", `${wire}i`, "netns", holder]
+        run("ip", "link", "add", "name", wire, "type", "veth", ...peer)
         run("ip", "addr", "add", outside, "dev", wire)
         run("ip", "link", "set", wire, "up")
         namespace.#within("ip", "addr", "add", inside, "dev", `${wire}i`)
@@ -56,7 +97,7 @@ export class Namespace {
         namespace.#within("nft", "add", "chain", "inet", "faults", hook, chain)
       }
     } catch (error) {
-      namespace.remove()
+      await namespace.remove()
       throw error
     }
     return namespace
@@ -64,7 +105,7 @@ export class Namespace {
 
   /** What to put before a command so that it runs within. */
   get prefix(): readonly string[] {
-    return ["ip", "netns", "exec", this.name]
+    return ["nsenter", `--net=/proc/${this.#holder.pid}/ns/net`]
   }
 
   /** Drops every packet of the broker's wire in these directions. */
@@ -91,13 +132,16 @@ export class Namespace {
       this.#within("nft", "flush", "chain", "inet", "faults", hook)
     }
     // Nothing to delete where nothing was limited.
-    Bun.spawnSync(["tc", "qdisc", "del", "dev", this.#wire, "root"])
-    Bun.spawnSync([...this.prefix, "tc", "qdisc", "del", "dev", `${this.#wire}i`, "root"])
+    const unlimit = (wire: string) => [programOf("tc"), "qdisc", "del", "dev", wire, "root"]
+    Bun.spawnSync(unlimit(this.#wire))
+    Bun.spawnSync([...this.prefix, ...unlimit(`${this.#wire}i`)])
   }
 
-  /** With the namespace go its ends of the wires, and with them the others. */
-  remove(): void {
-    removeNamespace(this.name)
+  /** Ends what runs within; the namespace goes with it, and with the namespace its wires. */
+  async remove(): Promise<void> {
+    await this.#holder.stdin.end()
+    await within(this.#holder.exited, { what: "the namespace's holder to end" })
+    await until(() => !existsSync(`/sys/class/net/${this.#wire}`), { what: "its wires to go" })
   }
 
   #rule(direction: Direction, ...what: readonly string[]): void {
@@ -106,46 +150,64 @@ export class Namespace {
     this.#within("nft", "add", "rule", "inet", "faults", hook, side, `${this.#wire}i`, ...what)
   }
 
-  #within(...command: readonly string[]): void {
-    run(...this.prefix, ...command)
+  #within(program: Program, ...args: readonly string[]): void {
+    run("nsenter", ...this.prefix.slice(1), programOf(program), ...args)
   }
 }
 
-function run(...command: readonly string[]): void {
-  const needs = "network faults need root, a kernel with namespaces, and iproute2 and nftables"
-  let result: Bun.SyncSubprocess<"ignore", "pipe">
-  try {
-    result = Bun.spawnSync([...command], {
-      stdin: "ignore",
-      stdout: "ignore",
-      stderr: "pipe",
-    }) as never
-  } catch (error) {
-    throw new Error(`${needs}: ${error instanceof Error ? error.message : error}`)
+/** Resolves once it is in a network namespace of its own. */
+async function startHolder(): Promise<Bun.Subprocess<"pipe", "ignore", "pipe">> {
+  const holder = Bun.spawn(["unshare", "--net", "sh", "-c", HOLDER], {
+    stdio: ["pipe", "ignore", "pipe"],
+    // A signal from the terminal is for the tests; the holder ends after them.
+    detached: true,
+  })
+  const network = (id: number | "self") => readlinkSync(`/proc/${id}/ns/net`)
+  const apart = () => holder.exitCode !== null || network(holder.pid) !== network("self")
+  await until(apart, { what: "a network namespace" })
+  if (holder.exitCode === null) return holder
+  throw new Error(`${needs()}: ${(await new Response(holder.stderr).text()).trim()}`)
+}
+
+/** What keeps a namespace from being made here, and what to do about it. */
+function needs(): string {
+  const isOrdinary = process.getuid?.() !== 0
+  return namespaceAdvice(isOrdinary && ownNetwork().length > 0, (file) => {
+    const path = `/proc/sys/${file}`
+    return existsSync(path) ? readFileSync(path, "utf8").trim() : null
+  })
+}
+
+/**
+ * @param couldEnter whether the user may make a user namespace and has not.
+ * @param sysctl the value of a file below /proc/sys; null when there is none.
+ */
+export function namespaceAdvice(
+  couldEnter: boolean,
+  sysctl: (file: string) => string | null,
+): string {
+  const need = "network faults need a network namespace, made by root or in a user namespace"
+  if (couldEnter) return `${need}; bun run check and bun run faults make one`
+  const remedies = SYSCTLS.filter(([file, forbidding]) => sysctl(file) === forbidding).map(
+    ([, , remedy]) => remedy,
+  )
+  if (remedies.length > 0) {
+    return `${need}; this machine forbids user namespaces, allow them by: ${remedies.join("; ")}`
   }
+  return `${need}; this container allows neither, it needs CAP_SYS_ADMIN and CAP_NET_ADMIN or a seccomp profile that allows unshare`
+}
+
+type Program = keyof typeof PACKAGES
+
+function programOf(name: Program): string {
+  return findProgram(name, PACKAGES[name])
+}
+
+function run(program: Program, ...args: readonly string[]): void {
+  const result = Bun.spawnSync([programOf(program), ...args], {
+    stdio: ["ignore", "ignore", "pipe"],
+  })
   if (result.exitCode === 0) return
-  throw new Error(`${needs}: ${command.join(" ")}: ${result.stderr.toString().trim()}`)
-}
-
-function removeLeftovers(): void {
-  const listed = Bun.spawnSync(["ip", "netns", "list"]).stdout.toString()
-  for (const [name, pid] of listed.matchAll(new RegExp(`^${PREFIX}(\\d+)-\\d+`, "gm"))) {
-    if (!existsSync(`/proc/${pid}`)) removeNamespace(name)
-  }
-}
-
-/** What still runs within is ended first: it would keep the namespace, and with it the wires and their addresses. */
-function removeNamespace(name: string): void {
-  const within = Bun.spawnSync(["ip", "netns", "pids", name]).stdout.toString()
-  for (const [id] of within.matchAll(/\d+/g)) {
-    try {
-      process.kill(Number(id), "SIGKILL")
-    } catch {
-      // It ended by itself.
-    }
-  }
-  for (const end of ["b", "d"]) {
-    Bun.spawnSync(["ip", "link", "del", `ow${name.split("-")[1]}${end}`])
-  }
-  Bun.spawnSync(["ip", "netns", "del", name])
+  const command = [program, ...args].join(" ")
+  throw new Error(`${needs()}: ${command}: ${result.stderr.toString().trim()}`)
 }
