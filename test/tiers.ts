@@ -16,6 +16,8 @@ import { type PrivateBroker, startRabbitMq } from "./support/rabbitmq.ts"
 const ROOT = join(import.meta.dir, "..")
 const TIERS = ["unit", "integration", "faults"] as const
 const MIN_PROCESSES = 2
+/** Of a test that names none. Longer than any of its waits, so that the wait says what did not come; Bun's is 5 s. */
+const TEST_TIMEOUT_MS = 60_000
 
 export type Tier = (typeof TIERS)[number]
 
@@ -55,7 +57,8 @@ export async function runTests(
 ): Promise<TestRun> {
   const prefix = files.includes(NETWORK_FAULTS) ? ownNetwork() : []
   const paths = files.map((file) => `./${file}`)
-  const tests = Bun.spawn([...prefix, process.execPath, "test", ...paths], {
+  const command = [process.execPath, "test", `--timeout=${TEST_TIMEOUT_MS}`, ...paths]
+  const tests = Bun.spawn([...prefix, ...command], {
     cwd: ROOT,
     env: { ...process.env, ...environment },
     stdio: ["ignore", "pipe", "pipe"],

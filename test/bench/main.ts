@@ -44,7 +44,7 @@ const GOALS_END = "<!-- end of goals -->"
 const admissionBy = (auth: AdmissionAuth, what: string): Bench => ({
   what: `From the first byte to a device that is admitted, told of and, with a name, known to the fleet: ${what}. One worker and its supervisor, beside a bare \`Bun.listen\` TLS server that only counts, in turn.`,
   run: (smoke, beside) =>
-    admission(auth, { connections: smoke ? 300 : 5_000, rounds: smoke ? 1 : 5 }, beside),
+    admission(auth, { connections: smoke ? 60 : 5_000, rounds: smoke ? 1 : 5 }, beside),
   ...(auth === "none" ? { compares: true } : {}),
 })
 
@@ -68,7 +68,7 @@ export const BENCHES: Readonly<Record<string, Bench>> = {
   ),
   "connection-memory": {
     what: "What the gateway's own objects hold for one connection, part by part, in the order in which they come to be.",
-    run: async (smoke) => connectionMemory({ connections: smoke ? 500 : 50_000 }),
+    run: async (smoke) => connectionMemory({ connections: smoke ? 100 : 50_000 }),
   },
   lines: {
     what: "Lines from devices to a confirmed place in a quorum queue, two workers, beside a bare TLS server that only counts the bytes of the same lines, in turn.",
@@ -127,7 +127,7 @@ export const BENCHES: Readonly<Record<string, Bench>> = {
     what: "Connections that arrive at a rate, are held and then send lines of 100 bytes that are acknowledged (`DEVICE_ACK=seq`); beside it the same on a bare TLS server for each worker. Drivers, broker and back-end are on the same two cores.",
     run: (smoke) =>
       connections({
-        ...{ devices: smoke ? 300 : 50_000, workers: 3, rate: smoke ? 600 : 1_500 },
+        ...{ devices: smoke ? 90 : 50_000, workers: 3, rate: smoke ? 600 : 1_500 },
         few: smoke ? 30 : 1_000,
         ...{ linesPerSecond: smoke ? 300 : 10_000, seconds: smoke ? 0.5 : 10 },
       }),
@@ -135,13 +135,13 @@ export const BENCHES: Readonly<Record<string, Bench>> = {
   stampede: {
     what: "All devices connect at the same instant while others are connected and send; beside it the same devices 32 at a time, which is the capacity. Two workers.",
     run: (smoke) =>
-      stampede({ devices: smoke ? 200 : 20_000, crowds: 2, connected: smoke ? 5 : 50 }),
+      stampede({ devices: smoke ? 50 : 20_000, crowds: 2, connected: smoke ? 5 : 50 }),
   },
   registry: {
     what: "What it costs that every worker can find a device, for each that comes or goes, at 1,000 a second: by announcements between workers, which is what the gateway does, beside a binding for each device at the broker, in turn.",
     run: (smoke) =>
       registry({
-        devices: smoke ? 200 : 20_000,
+        devices: smoke ? 50 : 20_000,
         perSecond: smoke ? 0 : 1_000,
         rounds: smoke ? 1 : 2,
       }),
@@ -150,7 +150,7 @@ export const BENCHES: Readonly<Record<string, Bench>> = {
     what: "All devices come and go again and again; what the processes hold when all are gone.",
     run: (smoke) =>
       waves({
-        ...{ devices: smoke ? 150 : 50_000, workers: 3 },
+        ...{ devices: smoke ? 60 : 50_000, workers: 3 },
         ...{ waves: smoke ? 2 : 10, rest: smoke ? 0.1 : 60 },
       }),
   },
