@@ -133,82 +133,12 @@ describe("a RabbitMQ node", () => {
   )
 
   test(
-    "answers nothing while paused, and everything after",
-    async () => {
-      const queue = await declareQueue(broker.url, name("paused"))
-      broker.pause()
-      try {
-        const asked = broker.queueDepth(queue)
-        const answer = within(asked, { what: "an answer", timeoutMs: 300 })
-        await expect(answer).rejects.toThrow("an answer")
-        expect(() => broker.pause()).toThrow("the node is paused")
-        broker.resume()
-        expect(await asked).toBe(0)
-      } finally {
-        if (broker.processIds().some(isStopped)) broker.resume()
-      }
-    },
-    LIMIT_MS,
-  )
-
-  test(
-    "closes all connections with the reason that was given",
-    async () => {
-      const client = new AMQPClient(broker.url)
-      const failed = deferred<Error>()
-      client.onerror = failed.resolve
-      await client.connect()
-      await broker.closeAllConnections("moved elsewhere")
-      const error = await within(failed.promise, { what: "the connection to fail" })
-      expect(error.message).toContain("moved elsewhere")
-      expect(client.closed).toBe(true)
-    },
-    LIMIT_MS,
-  )
-
-  test(
-    "blocks publishers when ctl sets the memory alarm",
-    async () => {
-      const client = new AMQPClient(broker.url)
-      const blocked = deferred<string>()
-      const unblocked = deferred<void>()
-      client.onblocked = blocked.resolve
-      client.onunblocked = unblocked.resolve
-      await client.connect()
-      await broker.ctl("set_vm_memory_high_watermark", "0")
-      const channel = await client.channel()
-      await channel.basicPublish("", name("nowhere"), "x")
-      expect(await within(blocked.promise, { what: "blocked" })).toContain("memory")
-      await broker.ctl("set_vm_memory_high_watermark", "0.4")
-      await within(unblocked.promise, { what: "unblocked" })
-      await client.close()
-    },
-    LIMIT_MS,
-  )
-
-  test(
     "reports what ctl complains about",
     async () => {
       await expect(broker.ctl("no_such_command")).rejects.toThrow("no_such_command")
       expect(await broker.ctl("list_vhosts")).toBe("/\n")
     },
     LIMIT_MS,
-  )
-
-  test(
-    "keeps durable messages over stop and start",
-    async () => {
-      const queue = await declareQueue(broker.url, name("durable"))
-      const message = { url: broker.url, routingKey: queue, body: "kept", persistent: true }
-      await tools.amqpPublish(message)
-      await broker.stop()
-      await expect(broker.queueDepth(queue)).rejects.toThrow()
-      await expect(broker.stop()).rejects.toThrow("the node is stopped")
-      await broker.start()
-      const bodies = await tools.amqpConsume({ url: broker.url, queue, count: 1 })
-      expect(bodies.map(String)).toEqual(["kept"])
-    },
-    START_LIMIT_MS,
   )
 
   test(
@@ -523,8 +453,4 @@ function processState(id: number): string | undefined {
 function isAlive(id: number): boolean {
   const state = processState(id)
   return state !== undefined && state !== "Z" && state !== "X"
-}
-
-function isStopped(id: number): boolean {
-  return processState(id) === "T"
 }
