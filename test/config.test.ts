@@ -645,7 +645,7 @@ describe("the program", () => {
       cwd: directory,
       env: { PATH: process.env["PATH"] ?? "", HOME: directory, ...environment },
       stdio: ["ignore", "pipe", "pipe"],
-      timeout: 4_000,
+      timeout: 30_000,
       killSignal: "SIGKILL",
     })
     const [stdout, stderr, status] = await Promise.all([

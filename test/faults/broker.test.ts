@@ -72,7 +72,7 @@ brokerFault(
       const workers = bed.gateway.workers().size
       const back = async () =>
         (await bed.gateway.metric("owsla_broker_connects_total")) >= connects + workers
-      await until(back, { what: "every worker to be back", timeoutMs: 20_000 })
+      await until(back, { what: "every worker to be back", timeoutMs: 30_000 })
       slowestMs = Math.max(slowestMs, performance.now() - closedAtMs)
       await last(sized(5, 2) - (performance.now() - closedAtMs) / 1_000)
     }
@@ -193,7 +193,8 @@ fault(
     expectFollowed(messages, devices.length, 500)
     const returned = (await bed.gateway.metric("owsla_lines_returned_total")) - returnedBefore
     expect(returned).toBeGreaterThan(0)
-    expect(await bed.gateway.metric("owsla_connections")).toBe(devices.length)
+    const stay = async () => (await bed.gateway.metric("owsla_connections")) === devices.length
+    await until(stay, { what: "every device to be there" })
     for (const device of devices) device.end()
     return { "lines sent": all, lost: 0, returned, repeated: messages.length - all }
   },
@@ -216,7 +217,8 @@ fault(
     const args = { "x-max-length": 200, "x-overflow": "reject-publish" }
     await channel.queueDeclare(queue, { durable: true }, args)
     const gateway = await bed.startGateway()
-    expect(gateway.log.some(({ msg }) => msg.includes("other arguments"))).toBe(true)
+    const warned = () => gateway.log.some(({ msg }) => msg.includes("other arguments"))
+    await until(warned, { what: "the warning" })
     const devices = await Promise.all(
       Array.from({ length: 20 }, () => connectDevice({ port: gateway.devicePort })),
     )

@@ -122,7 +122,7 @@ meddlingFault(
     meddle((frame) => (methodOf(frame) === CONFIRM ? [] : [frame]))
     await until(() => mute() > before, {
       what: "the broker to be taken for mute",
-      timeoutMs: CONFIRM_TIMEOUT_MS + 5_000,
+      timeoutMs: CONFIRM_TIMEOUT_MS + 30_000,
     })
     const noticedMs = Math.round(performance.now() - startedAtMs)
     meddle((frame) => [frame])
@@ -145,7 +145,7 @@ meddlingFault(
       const code = Buffer.from([404 >> 8, 404 & 255, text.length])
       return [methodFrame(frame.channel, 20, 40, code, text, Buffer.from([0, 60, 0, 40]))]
     })
-    await until(() => closed > 0, { what: "the channel to be closed" })
+    await until(() => closed > 0, { what: "the channel to be closed", timeoutMs: 60_000 })
     await linesPass(500)
     return { closed: 1 }
   },

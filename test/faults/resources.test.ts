@@ -95,14 +95,17 @@ fault(
       rate: 0,
       flags: ["--lines", String(FLOOD_LINES)],
     })
-    started.broker.pause()
-    expect(await started.confirmed()).toBeLessThan(FLOODING * FLOOD_LINES)
     let most = 0
-    for (let at = 0; at < sized(30, 5); at += 1) {
-      await last(1)
-      most = Math.max(most, residentMegabytes(started.gateway))
+    started.broker.pause()
+    try {
+      expect(await started.confirmed()).toBeLessThan(FLOODING * FLOOD_LINES)
+      for (let at = 0; at < sized(30, 5); at += 1) {
+        await last(1)
+        most = Math.max(most, residentMegabytes(started.gateway))
+      }
+    } finally {
+      started.broker.resume()
     }
-    started.broker.resume()
     await started.flowsAgain(60_000)
     const all = async () => (await started.confirmed()) >= FLOODING * FLOOD_LINES
     await until(all, { what: "every line to be confirmed", timeoutMs: LIMIT_MS })

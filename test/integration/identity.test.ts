@@ -28,7 +28,7 @@ import { startGateway, type TestGateway } from "../support/gateway.ts"
 import { connectDevice, type TestDevice } from "../support/tls-device.ts"
 import { until } from "../support/wait.ts"
 
-const LIMIT_MS = 30_000
+const LIMIT_MS = 60_000
 const TIMES = 20
 // They work as numbers and are not in the types.
 const TLS_1_2 = { minVersion: 0x0303, maxVersion: 0x0303 } as Bun.TLSOptions
@@ -124,6 +124,7 @@ async function expectUndisturbed(site: Site) {
       what: "the event of the victim's line",
     })
     expect(events).toMatchObject(sent)
+    // The victim's line is the last that was read; what a stranger sent before it would be counted by now.
     const read = await gateway.metric("owsla_lines_in_total")
     expect(read - site.linesBefore).toBe(sent.length)
     expect(await gateway.metric("owsla_faults_total")).toBe(0)
@@ -509,7 +510,7 @@ describe("DEVICE_AUTH=hello", () => {
   test(
     "who says nothing in time, or nothing whole, is closed",
     async () => {
-      const settings = { HELLO_SECRETS: SECRETS[0], IDENTIFY_TIMEOUT_MS: "300" }
+      const settings = { HELLO_SECRETS: SECRETS[0], IDENTIFY_TIMEOUT_MS: "1500" }
       const impatient = await startSite({ DEVICE_AUTH: "hello", ...settings }, connectVictim)
       const port = impatient.gateway.devicePort
       try {

@@ -81,7 +81,9 @@ describe("a line", () => {
     const [message] = await take(1)
     expect(message?.body.toString()).toBe("only")
     expect(message?.headers["from_device_seq"]).toBe(0)
-    expect(await gateway.metric("owsla_empty_lines_total")).toBeGreaterThanOrEqual(3)
+    await until(async () => (await gateway.metric("owsla_empty_lines_total")) >= 3, {
+      what: "the empty lines to be counted",
+    })
     device.end()
   })
 

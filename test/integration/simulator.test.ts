@@ -161,7 +161,7 @@ describe("with DEVICE_AUTH=hello", () => {
   beforeAll(async () => {
     gateway = await startGateway({
       ...{ AMQP_URL: broker.url, ...queues, DEVICE_AUTH: "hello", HELLO_SECRETS: SECRET },
-      ...{ IDENTIFY_TIMEOUT_MS: "500", HANDSHAKE_TIMEOUT_MS: "1000" },
+      ...{ IDENTIFY_TIMEOUT_MS: "1500", HANDSHAKE_TIMEOUT_MS: "1500" },
     })
   }, LIMIT_MS)
 

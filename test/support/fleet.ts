@@ -146,7 +146,7 @@ export class TestFleet {
   }
 
   /** The receipt of a command by its number, once it has come. */
-  async receiptOf(command: number, timeoutMs = 10_000): Promise<ReceivedReceipt> {
+  async receiptOf(command: number, timeoutMs = 20_000): Promise<ReceivedReceipt> {
     await until(() => this.backEnd.receiptOf(command) !== undefined, {
       what: `the receipt of command ${command}`,
       timeoutMs,

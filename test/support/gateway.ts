@@ -31,7 +31,7 @@ export interface TestGateway {
   /** Resolves when every worker has its broker: its queues are declared and its commands consumed. */
   readonly ready: (timeoutMs?: number) => Promise<void>
   readonly signal: (signal: NodeJS.Signals) => void
-  /** Resolves with the exit status, or the signal's name. */
+  /** Resolves with the exit status, or the signal's name, once all that it logged is in `log`. */
   readonly exited: Promise<number | string>
   /** SIGTERM, then waits; SIGKILL when that takes longer than 20 s. */
   readonly stop: () => Promise<number | string>
@@ -63,6 +63,8 @@ export function testCaFile(): string {
   return join(certificateFiles().TLS_CERT_FILE, "../ca.crt")
 }
 
+const START_TIMEOUT_MS = 30_000
+const LOG_END_TIMEOUT_MS = 5_000
 const LOOPBACK = "127.0.0.1"
 const TOKEN = "a-token-of-the-tests"
 const AUTHORIZATION = { authorization: `Bearer ${TOKEN}` }
@@ -102,21 +104,31 @@ export async function startGateway(
   })
   const log: LogLine[] = []
   const other: string[] = []
-  void readLines(child.stdout, (line) => {
-    try {
-      log.push(JSON.parse(line))
-    } catch {
-      other.push(line)
-    }
+  const outputs = Promise.all([
+    readLines(child.stdout, (line) => {
+      try {
+        log.push(JSON.parse(line))
+      } catch {
+        other.push(line)
+      }
+    }),
+    readLines(child.stderr, (line) => other.push(line)),
+  ])
+  const exited = child.exited.then(async (status) => {
+    // Workers whose supervisor was killed keep the pipe open until they have drained.
+    const read = { what: "the end of the log", timeoutMs: LOG_END_TIMEOUT_MS }
+    await within(outputs, read).catch(() => undefined)
+    return child.signalCode ?? status
   })
-  void readLines(child.stderr, (line) => other.push(line))
-  const exited = child.exited.then((status) => child.signalCode ?? status)
   const expected = environment["AMQP_URL"] === undefined ? 1 : Number(environment["WORKERS"] ?? "2")
   const listening = () => log.filter((line) => line.msg === "listening")
   const output = () => other.join("\n")
   try {
     await Promise.race([
-      until(() => listening().length >= expected, { what: "the gateway to listen" }),
+      until(() => listening().length >= expected, {
+        what: "the gateway to listen",
+        timeoutMs: START_TIMEOUT_MS,
+      }),
       exited.then((status) => {
         throw new Error(`the gateway ended with ${status}`)
       }),

@@ -16,7 +16,7 @@ export interface TestDeviceOptions {
   host?: string
   /** Merged over `{ rejectUnauthorized }`, which is true exactly when a `ca` is given. */
   tls?: Bun.TLSOptions
-  /** Limit of TCP connect and handshake together; default 10000. */
+  /** Limit of TCP connect and handshake together; default 20000. */
   connectTimeoutMs?: number
 }
 
@@ -56,7 +56,7 @@ export interface TestDevice {
   resume(): void
 }
 
-const DEFAULT_TIMEOUT_MS = 10_000
+const DEFAULT_TIMEOUT_MS = 20_000
 const LF = 0x0a
 
 /** Resolves after the handshake; rejects with its error, or when the connection closes in it. */

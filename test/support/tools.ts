@@ -13,7 +13,7 @@ import { until, within } from "./wait.ts"
 const DEBIAN_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 const PYTHON = "/usr/bin/python3"
 const PIKA_BACKEND = join(import.meta.dir, "pika_backend.py")
-const DEFAULT_TIMEOUT_MS = 10_000
+const DEFAULT_TIMEOUT_MS = 20_000
 
 /** One message for `amqp-publish`, which can set these properties and no others. */
 export interface AmqpPublishOptions {

@@ -8,11 +8,11 @@
 export interface WaitOptions {
   /** What is waited for, in words that complete "waited 10000 ms for …". */
   what: string
-  /** Default 10000. */
+  /** Default 20000: a hang becomes a failure, on a busy machine too. */
   timeoutMs?: number
 }
 
-const DEFAULT_TIMEOUT_MS = 10_000
+const DEFAULT_TIMEOUT_MS = 20_000
 
 /**
  * Short, because a test's speed is the sum of these; not zero, because the gateway under test
