@@ -25,6 +25,8 @@ const markdown = [...new Bun.Glob("**/*.md").scanSync({ cwd: ROOT })]
   .filter((path) => !/^(node_modules|tmp)\//.test(path))
   .sort()
 
+const tests = [...new Bun.Glob("test/**/*.test.ts").scanSync({ cwd: ROOT })]
+
 const read = (path: string) => readFileSync(join(ROOT, path), "utf8")
 const present = (path: string) => existsSync(join(ROOT, path))
 
@@ -95,6 +97,14 @@ describe("what bun run docs makes", () => {
 describe.each(markdown)("%s", (path) => {
   test("knows no path outside the project", () => {
     for (const outside of [/\.\.\/shared/, /\/work\b/]) expect(read(path)).not.toMatch(outside)
+  })
+
+  test("names tests that exist", () => {
+    const named = [...read(path).matchAll(/`((?:[\w-]+\/)*[\w-]+\.test\.ts)`/g)].map(
+      ([, name = ""]) => name,
+    )
+    const exists = (name: string) => tests.some((file) => `/${file}`.endsWith(`/${name}`))
+    expect(named.filter((name) => !exists(name))).toEqual([])
   })
 
   test("has links that lead to a file, and to a heading of it", () => {
