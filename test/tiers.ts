@@ -2,8 +2,8 @@
  * `bun test/tiers.ts <tier …>`: runs the tests of these tiers (unit, integration, faults), prints a line for each
  * process that ran some, the whole output of those that failed, and the counts of all.
  *
- * The folder of a file says its tier. Unit tests run in one process, every other file in a process of its own, two
- * processes at a time or as many as the machine has cores. Files of the integration tier share one RabbitMQ node.
+ * The folder of a file says its tier. Unit tests run in one process, every other file in a process of its own, as many
+ * processes at a time as the machine has cores, two to four. Files of the integration tier share one RabbitMQ node.
  *
  * Exit status: 0 when every test passed, 1 when one failed, 2 for a tier that does not exist.
  */
@@ -15,7 +15,8 @@ import { type PrivateBroker, startRabbitMq } from "./support/rabbitmq.ts"
 
 const ROOT = join(import.meta.dir, "..")
 const TIERS = ["unit", "integration", "faults"] as const
-const MIN_PROCESSES = 2
+/** Two, since the tests wait more than they compute; no more than four, since each may bring a RabbitMQ node. */
+const PROCESSES = { min: 2, max: 4 }
 /** Of a test that names none. Longer than any of its waits, so that the wait says what did not come; Bun's is 5 s. */
 const TEST_TIMEOUT_MS = 60_000
 
@@ -143,7 +144,7 @@ async function main(args: readonly string[]): Promise<number> {
       )
     }
   }
-  const processes = Math.max(MIN_PROCESSES, availableParallelism())
+  const processes = Math.min(Math.max(PROCESSES.min, availableParallelism()), PROCESSES.max)
   try {
     await Promise.all(Array.from({ length: processes }, work))
   } finally {

@@ -24,7 +24,7 @@ import { type PrivateBroker, startRabbitMq, uniqueNames } from "../support/rabbi
 import { until } from "../support/wait.ts"
 
 const SIMULATOR = join(import.meta.dir, "../../src/simulator/main.ts")
-const FLOW_TIMEOUT_MS = 30_000
+const FLOW_TIMEOUT_MS = 60_000
 /** Longer than any fault lasts: a herd goes on until it is told to end. */
 const HERD_DURATION_S = 3_600
 const SETTLE_S = 90

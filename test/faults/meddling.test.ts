@@ -9,7 +9,7 @@ import { until } from "../support/wait.ts"
 import { expectKept, FaultBed, type RunningHerd } from "./bed.ts"
 import { type Fault, type Figures, fault, sized } from "./fault.ts"
 
-const LIMIT_MS = 120_000
+const LIMIT_MS = 240_000
 const DEVICES = sized(100, 20)
 const CONFIRM_TIMEOUT_MS = sized(15_000, 2_000)
 const CONFIRM = "60.80"

@@ -16,7 +16,7 @@ import { until } from "../support/wait.ts"
 import { bedsOnOneBroker, expectKept, residentMegabytes } from "./bed.ts"
 import { fault, last, sized } from "./fault.ts"
 
-const LIMIT_MS = sized(900_000, 120_000)
+const LIMIT_MS = sized(900_000, 300_000)
 const SECRET = "a-secret-of-the-faults"
 const start = bedsOnOneBroker(LIMIT_MS)
 

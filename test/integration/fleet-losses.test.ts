@@ -8,7 +8,7 @@ import type { DeviceView } from "../../src/fleet/device-view.ts"
 import { TestFleet } from "../support/fleet.ts"
 import { until } from "../support/wait.ts"
 
-const LIMIT_MS = 90_000
+const LIMIT_MS = 180_000
 /**
  * What is sent in the milliseconds until all have heard where a device is may be led to a worker that is dead,
  * and is sent again, as a caller would. Longer than the fleet takes to say no, with dead workers among those asked.

@@ -63,7 +63,7 @@ export function testCaFile(): string {
   return join(certificateFiles().TLS_CERT_FILE, "../ca.crt")
 }
 
-const START_TIMEOUT_MS = 30_000
+const START_TIMEOUT_MS = 60_000
 const LOG_END_TIMEOUT_MS = 5_000
 const LOOPBACK = "127.0.0.1"
 const TOKEN = "a-token-of-the-tests"
