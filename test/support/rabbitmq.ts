@@ -71,7 +71,7 @@ const DEBIAN_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 const START_TIMEOUT_MS = 60_000
 const STOP_TIMEOUT_MS = 30_000
 const DISPOSE_TIMEOUT_MS = 20_000
-const CTL_TIMEOUT_MS = 60_000
+const CTL_TIMEOUT_MS = 120_000
 const QUERY_TIMEOUT_MS = 10_000
 const ATTEMPT_TIMEOUT_MS = 5_000
 
