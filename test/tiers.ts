@@ -42,6 +42,7 @@ export function tierOf(file: string): Tier {
 export interface TestRun {
   readonly passed: number
   readonly failed: number
+  /** 0 when every test passed, else 1. */
   readonly status: number
   readonly output: string
 }
@@ -74,11 +75,13 @@ export async function runTests(
     }
   }
   await Promise.all([collect(tests.stdout), collect(tests.stderr)])
-  const status = await tests.exited
+  const exitStatus = await tests.exited
   const passed = countOf(output, "pass")
-  const failed = countOf(output, "fail")
-  // A process that ends badly without a failed test crashed, or failed outside of every test.
-  return { passed, failed: status !== 0 && failed === 0 ? 1 : failed, status, output }
+  const told = countOf(output, "fail")
+  // It crashed, failed outside of every test, or ended without a summary.
+  const failedElsewhere = told === 0 && (exitStatus !== 0 || passed === 0)
+  const failed = failedElsewhere ? 1 : told
+  return { passed, failed, status: failed === 0 ? 0 : 1, output }
 }
 
 /** The last count of this name in the summary of `bun test`. */
