@@ -40,6 +40,8 @@ export interface HerdOptions {
 
 export class FaultBed {
   readonly broker: PrivateBroker
+  /** Where the gateway and back-ends reach the broker, when that is not the node itself. */
+  readonly #givenUrl: string | undefined
   readonly queues = ownQueues(uniqueNames("fault"))
   /** Between gateway and broker, where one was asked for. */
   readonly proxy: AmqpProxy | null
@@ -56,8 +58,10 @@ export class FaultBed {
     environment: Record<string, string>,
     namespace: Namespace | null,
     prefix: readonly string[],
+    givenUrl: string | undefined,
   ) {
     this.broker = broker
+    this.#givenUrl = givenUrl
     this.proxy = proxy
     this.#environment = environment
     this.#brokerHost = namespace?.brokerAddress ?? "127.0.0.1"
@@ -72,18 +76,22 @@ export class FaultBed {
    * @param way with "proxied" the gateway's connections to the broker can be meddled with; in a namespace
    * they are too.
    * @param options `prefix`: a command that runs the gateway, such as one that limits it; `broker`: one that is
-   * there already and stays.
+   * there already and stays; `url`: where gateway and back-ends reach it, such as a load balancer.
    */
   static async start(
     environment: Record<string, string> = {},
     way: "straight" | "proxied" | Namespace = "straight",
-    { prefix = [], broker: given }: { prefix?: readonly string[]; broker?: PrivateBroker } = {},
+    {
+      prefix = [],
+      broker: given,
+      url,
+    }: { prefix?: readonly string[]; broker?: PrivateBroker; url?: string } = {},
   ): Promise<FaultBed> {
     const broker = given ?? (await startRabbitMq())
     const namespace = typeof way === "string" ? null : way
     const proxy =
       way === "straight" ? null : await AmqpProxy.start(broker.port, namespace?.brokerAddress)
-    const bed = new FaultBed(broker, proxy, environment, namespace, prefix)
+    const bed = new FaultBed(broker, proxy, environment, namespace, prefix, url)
     if (given === undefined) bed.#ownsBroker = true
     await bed.startGateway()
     return bed
@@ -94,10 +102,15 @@ export class FaultBed {
     return this.#gateway
   }
 
+  /** For back-ends. */
+  get brokerUrl(): string {
+    return this.#givenUrl ?? this.broker.url
+  }
+
   async startGateway(): Promise<TestGateway> {
-    const { broker, proxy } = this
-    const url = new URL(broker.url)
-    url.hostname = this.#brokerHost
+    const { proxy } = this
+    const url = new URL(this.brokerUrl)
+    if (this.#givenUrl === undefined) url.hostname = this.#brokerHost
     if (proxy !== null) url.port = String(proxy.port)
     const environment = { AMQP_URL: url.href, ...this.queues, ...this.#environment }
     this.#gateway = await startGateway(environment, this.#place)
@@ -198,7 +211,7 @@ export class RunningHerd {
         ...[...flag("devices", devices), ...flag("rate", rate), ...flag("bytes", bytes)],
         ...[...flag("ramp", 500), ...flag("duration", HERD_DURATION_S)],
         ...[...flag("settle", SETTLE_S), ...flag("ledger", this.#ledger)],
-        ...["--backend", ...flag("amqp-url", bed.broker.url)],
+        ...["--backend", ...flag("amqp-url", bed.brokerUrl)],
         ...flag("from-device", bed.queues.FROM_DEVICE_QUEUE),
         ...flag("to-device", bed.queues.TO_DEVICE_QUEUE),
         ...["--json", ...flags],

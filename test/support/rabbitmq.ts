@@ -1,6 +1,6 @@
 /**
- * A private RabbitMQ node for the tests: own directory, name, ports and epmd, made from Debian's
- * `rabbitmq-server` package.
+ * A private RabbitMQ node for the tests: own directory, name, ports and epmd, made from the machine's
+ * `rabbitmq-server` package or from that of Debian 13 (see `Release`). `rabbitmq-cluster.ts` joins several.
  *
  *     startRabbitMq ──► running ──pause──► paused
  *                        │  ▲ ◄──resume──    │
@@ -59,13 +59,45 @@ export interface PrivateBroker extends TestBroker {
   dispose(): Promise<void>
   /** The ids of the processes that run for this node, epmd and helpers included. */
   processIds(): number[]
+  /** As `ctl`, for another of RabbitMQ's programs, such as `rabbitmq-upgrade`. */
+  tool(program: string, ...args: string[]): Promise<string>
   readonly directory: string
 }
 
+/**
+ * `3.10`: the machine's own package, as Debian 12 has it. `4`: the package of Debian 13 in a folder that
+ * `sh test/install long` makes, run by chroot; without root in a user namespace.
+ */
+export type Release = "3.10" | "4"
+
+export interface NodeOptions {
+  /** Default: `3.10`. */
+  readonly release?: Release
+  /** Default: a node for itself on loopback. */
+  readonly member?: ClusterMember
+}
+
+/** A node that others can join, with an address of its own. */
+export interface ClusterMember {
+  /** A command that runs the node where its address is, such as one that enters a network namespace. */
+  readonly prefix: readonly string[]
+  /** Short host names of all members, and their addresses; node names are `rabbit@<host>`. */
+  readonly hosts: ReadonlyMap<string, string>
+  readonly host: string
+  /** The secret that the members share. */
+  readonly cookie: string
+}
+
+export const CLUSTER_NODE_PORTS = { amqp: 5672, distribution: 25672, epmd: 4369 }
+
 type NodeState = "running" | "paused" | "stopped" | "disposed"
 
-const SERVER = "/usr/lib/rabbitmq/bin/rabbitmq-server"
-const CTL = "/usr/lib/rabbitmq/bin/rabbitmqctl"
+const PROGRAMS = "/usr/lib/rabbitmq/bin"
+const SERVER = join(PROGRAMS, "rabbitmq-server")
+const RABBITMQ_4_FOLDER = process.env["OWSLA_RABBITMQ_4"] ?? "/var/cache/owsla-test/rabbitmq-4"
+/** The distribution declares a silent node dead after 75 % to 125 % of it; the default is 60 s. */
+export const CLUSTER_NET_TICK_S = 8
+const LOOPBACK = "127.0.0.1"
 const DEBIAN_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 const START_TIMEOUT_MS = 60_000
@@ -79,17 +111,42 @@ const ATTEMPT_TIMEOUT_MS = 5_000
  * Erlang's own configuration format, because rabbitmq.conf is translated to it at each start. The
  * free-disk limit is 1 MB: the default would block publishers on a full development machine.
  */
-const ADVANCED_CONFIG = `[
+function advancedConfig(address: string, member: ClusterMember | undefined): string {
+  const tuple = `{${address.replaceAll(".", ", ")}}`
+  const cluster = `
+    {cluster_partition_handling, pause_minority},`
+  const tick = `, {net_ticktime, ${CLUSTER_NET_TICK_S}}`
+  return `[
   {rabbit, [
-    {loopback_users, []},
+    {loopback_users, []},${member === undefined ? "" : cluster}
     {disk_free_limit, 1000000},
     {reverse_dns_lookups, false},
     {collect_statistics, none},
     {log, [{console, [{enabled, false}]}, {file, [{file, "node.log"}, {level, warning}]}]}
   ]},
-  {kernel, [{inet_dist_use_interface, {127, 0, 0, 1}}]}
+  {kernel, [{inet_dist_use_interface, ${tuple}}${member === undefined ? "" : tick}]}
 ].
 `
+}
+
+/** Binds what a node needs into the folder, in a mount namespace of its own, and runs a program there. */
+const IN_FOLDER = `
+folder=$1; tmp=$2; shift 2
+for at in /dev /proc /sys "$tmp"; do
+  mkdir -p "$folder$at" && mount --rbind "$at" "$folder$at" || exit 1
+done
+exec chroot "$folder" "$@"
+`
+
+/** A command that runs a program of this release; its id is that of the program. */
+function releasePrefix(release: Release): readonly string[] {
+  if (release === "3.10") return []
+  const asRoot = process.getuid?.() === 0 ? [] : ["--user", "--map-root-user"]
+  return [
+    ...["unshare", "--mount", ...asRoot],
+    ...["sh", "-c", IN_FOLDER, "sh", RABBITMQ_4_FOLDER, tmpdir()],
+  ]
+}
 
 /** Ids are found by HOME, which all processes of the node inherit and nobody else has. */
 const GUARD = `
@@ -110,12 +167,15 @@ const APART = `output=$1; shift; setsid "$@" </dev/null >>"$output" 2>&1 & echo 
  * Starts a node and resolves when it answers AMQP (about 5 s; 60 s at most, then it rejects with the
  * tail of the node's log). Rejects with what to install when the package is missing.
  */
-export async function startRabbitMq(): Promise<PrivateBroker> {
+export async function startRabbitMq(options: NodeOptions = {}): Promise<PrivateBroker> {
   if (!existsSync(SERVER)) {
     throw new Error("These tests need RabbitMQ: apt-get install rabbitmq-server")
   }
+  if (options.release === "4" && !existsSync(RABBITMQ_4_FOLDER)) {
+    throw new Error("These tests need RabbitMQ 4: sh test/install long")
+  }
   const directory = mkdtempSync(join(tmpdir(), "owsla-rabbitmq-"))
-  const node = new RabbitMqNode(directory, freePorts())
+  const node = new RabbitMqNode(directory, options)
   try {
     await node.prepare()
     await node.start()
@@ -165,15 +225,28 @@ class RabbitMqNode implements PrivateBroker {
   readonly url: string
   readonly port: number
   readonly #environment: Record<string, string>
+  readonly #member: ClusterMember | undefined
+  readonly #address: string
+  readonly #epmdPort: number
+  /** Before epmd, which is the machine's for every release. */
+  readonly #placePrefix: readonly string[]
+  /** Before RabbitMQ's own programs. */
+  readonly #prefix: readonly string[]
   readonly #aliveFd: number
   #state: NodeState = "stopped"
   #nodeId = 0
 
-  constructor(directory: string, ports: NodePorts) {
+  constructor(directory: string, { release = "3.10", member }: NodeOptions) {
+    const ports = member === undefined ? freePorts() : CLUSTER_NODE_PORTS
     this.directory = directory
     this.port = ports.amqp
-    this.url = `amqp://guest:guest@127.0.0.1:${ports.amqp}`
-    this.#environment = nodeEnvironment(directory, ports)
+    this.#member = member
+    this.#address = member?.hosts.get(member.host) ?? LOOPBACK
+    this.#epmdPort = ports.epmd
+    this.url = `amqp://guest:guest@${this.#address}:${ports.amqp}`
+    this.#placePrefix = member?.prefix ?? []
+    this.#prefix = [...this.#placePrefix, ...releasePrefix(release)]
+    this.#environment = nodeEnvironment(directory, this.#address, ports, member)
     mustRun(["mkfifo", join(directory, "alive")])
     // Read and write, because opening for writing alone waits for a reader.
     this.#aliveFd = openSync(join(directory, "alive"), constants.O_RDWR | constants.O_NONBLOCK)
@@ -186,18 +259,23 @@ class RabbitMqNode implements PrivateBroker {
     await startApart(guard, "/dev/null", { PATH: DEBIAN_PATH })
     await mkdir(join(directory, "log"))
     await writeFile(join(directory, "enabled_plugins"), "[].\n")
-    await writeFile(join(directory, "advanced.config"), ADVANCED_CONFIG)
-    const epmdPort = this.#environment["ERL_EPMD_PORT"] ?? ""
+    await writeFile(join(directory, "advanced.config"), advancedConfig(this.#address, this.#member))
+    if (this.#member !== undefined) {
+      const { cookie, hosts } = this.#member
+      await writeFile(join(directory, ".erlang.cookie"), cookie, { mode: 0o400 })
+      await writeFile(join(directory, "inetrc"), inetConfig(hosts))
+    }
+    const port = String(this.#epmdPort)
     // Ours in the foreground, because the one that a node starts by itself outlives it unseen.
-    const epmd = ["epmd", "-address", "127.0.0.1", "-port", epmdPort]
+    const epmd = [...this.#placePrefix, "epmd", "-address", this.#address, "-port", port]
     await startApart(epmd, join(directory, "log", "epmd.out"), this.#environment)
-    await until(() => listens(Number(epmdPort)), { what: "epmd to listen" })
+    await until(() => listens(this.#address, this.#epmdPort), { what: "epmd to listen" })
   }
 
   async start(): Promise<void> {
     this.#mustBe("start", "stopped")
     const output = join(this.directory, "log", "node.out")
-    this.#nodeId = await startApart([SERVER], output, this.#environment)
+    this.#nodeId = await startApart([...this.#prefix, SERVER], output, this.#environment)
     this.#state = "running"
     try {
       await until(async () => hasEnded(this.#nodeId) || (await this.#answers()), {
@@ -253,9 +331,14 @@ class RabbitMqNode implements PrivateBroker {
     return processesWithHome(this.directory)
   }
 
-  async ctl(...args: string[]): Promise<string> {
-    this.#mustBe("ctl", "running", "paused", "stopped")
-    const ctl = Bun.spawn([CTL, "--silent", ...args], {
+  ctl(...args: string[]): Promise<string> {
+    return this.tool("rabbitmqctl", ...args)
+  }
+
+  async tool(program: string, ...args: string[]): Promise<string> {
+    this.#mustBe(program, "running", "paused", "stopped")
+    const command = [...this.#prefix, join(PROGRAMS, program), "--silent", ...args]
+    const tool = Bun.spawn(command, {
       cwd: this.directory,
       env: this.#environment,
       stdin: "ignore",
@@ -264,10 +347,10 @@ class RabbitMqNode implements PrivateBroker {
       timeout: CTL_TIMEOUT_MS,
       killSignal: "SIGKILL",
     })
-    const [output, complaint] = await Promise.all([ctl.stdout.text(), ctl.stderr.text()])
-    if ((await ctl.exited) === 0) return output
-    const what = ctl.signalCode === null ? `status ${ctl.exitCode}` : `${ctl.signalCode}`
-    throw new Error(`rabbitmqctl ${args.join(" ")}: ${what}\n${complaint}${output}`)
+    const [output, complaint] = await Promise.all([tool.stdout.text(), tool.stderr.text()])
+    if ((await tool.exited) === 0) return output
+    const what = tool.signalCode === null ? `status ${tool.exitCode}` : `${tool.signalCode}`
+    throw new Error(`${program} ${args.join(" ")}: ${what}\n${complaint}${output}`)
   }
 
   async closeAllConnections(reason: string): Promise<void> {
@@ -279,7 +362,7 @@ class RabbitMqNode implements PrivateBroker {
   }
 
   async #answers(): Promise<boolean> {
-    if (!(await listens(this.port))) return false
+    if (!(await listens(this.#address, this.port))) return false
     await withClient(this.url, ATTEMPT_TIMEOUT_MS, () => Promise.resolve())
     return true
   }
@@ -365,15 +448,27 @@ interface NodePorts {
   epmd: number
 }
 
-function nodeEnvironment(directory: string, ports: NodePorts): Record<string, string> {
+function nodeEnvironment(
+  directory: string,
+  address: string,
+  ports: NodePorts,
+  member: ClusterMember | undefined,
+): Record<string, string> {
+  const alone = { RABBITMQ_NODENAME: `owsla${crypto.randomUUID().slice(0, 8)}@localhost` }
+  const joined = {
+    RABBITMQ_NODENAME: `rabbit@${member?.host}`,
+    ERL_INETRC: join(directory, "inetrc"),
+    // Schedulers that spin while they wait would take the cores from the other nodes.
+    RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS: "+sbwt none +sbwtdcpu none +sbwtdio none",
+  }
   return {
     PATH: DEBIAN_PATH,
     HOME: directory,
     LC_ALL: "C.UTF-8",
-    ERL_EPMD_ADDRESS: "127.0.0.1",
+    ERL_EPMD_ADDRESS: address,
     ERL_EPMD_PORT: String(ports.epmd),
-    RABBITMQ_NODENAME: `owsla${crypto.randomUUID().slice(0, 8)}@localhost`,
-    RABBITMQ_NODE_IP_ADDRESS: "127.0.0.1",
+    ...(member === undefined ? alone : joined),
+    RABBITMQ_NODE_IP_ADDRESS: address,
     RABBITMQ_NODE_PORT: String(ports.amqp),
     RABBITMQ_DIST_PORT: String(ports.distribution),
     RABBITMQ_MNESIA_BASE: join(directory, "mnesia"),
@@ -388,6 +483,13 @@ function nodeEnvironment(directory: string, ports: NodePorts): Record<string, st
   }
 }
 
+/** Names resolve by this file alone: neither the machine's hosts file nor its DNS knows the members. */
+function inetConfig(hosts: ReadonlyMap<string, string>): string {
+  const host = ([name, address]: [string, string]) =>
+    `{host, {${address.replaceAll(".", ",")}}, ["${name}"]}.`
+  return [...[...hosts].map(host), "{lookup, [file, native]}.", ""].join("\n")
+}
+
 /** Below those that the kernel gives to outgoing connections, which might take one until the node has it. */
 const NODE_PORTS = { first: 10_000, count: 20_000 }
 
@@ -397,7 +499,7 @@ function freePorts(): NodePorts {
   const listen = (tries = 100): Bun.TCPSocketListener => {
     const port = NODE_PORTS.first + Math.floor(Math.random() * NODE_PORTS.count)
     try {
-      return Bun.listen({ hostname: "127.0.0.1", port, exclusive: true, socket })
+      return Bun.listen({ hostname: LOOPBACK, port, exclusive: true, socket })
     } catch (error) {
       if (tries === 0) throw error
       return listen(tries - 1)
@@ -408,9 +510,9 @@ function freePorts(): NodePorts {
   return { amqp: held[0].port, distribution: held[1].port, epmd: held[2].port }
 }
 
-async function listens(port: number): Promise<boolean> {
+async function listens(hostname: string, port: number): Promise<boolean> {
   try {
-    const socket = await Bun.connect({ hostname: "127.0.0.1", port, socket: { data() {} } })
+    const socket = await Bun.connect({ hostname, port, socket: { data() {} } })
     socket.terminate()
     return true
   } catch {
