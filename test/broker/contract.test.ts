@@ -194,7 +194,7 @@ const AMQP: SharedWorld = {
     url.port = String(proxy.port)
     return new AmqpBroker(url.href, "contract test")
   },
-  lose: () => proxy.cut(),
+  lose: () => proxy.closeConnections(),
 }
 
 /** The simulated broker with nobody who chooses: what can happen happens at the next turn. */

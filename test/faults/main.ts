@@ -1,6 +1,10 @@
 /**
  * `bun run faults [--quick] [name …]`: makes every fault in its long size, or those of the files that are named, and
- * writes what was measured into the rows of the table of docs/RELIABILITY.md.
+ * writes what was measured into the rows of the table of docs/RELIABILITY.md. `broker` also names `broker-cluster` and
+ * every other file whose name begins with `broker-`.
+ *
+ * Files `*.long.ts` need what `sh test/install long` installs. `bun test` does not find them, and `--quick` makes
+ * their faults only when they are named.
  *
  * Exit status: 0 when every promise was kept, 1 when one was not, 2 for faults that do not exist. The table is written only when every promise was kept.
  */
@@ -17,21 +21,24 @@ const PAGE = join(import.meta.dir, "../../docs/RELIABILITY.md")
 const BEGIN = "<!-- faults: made by bun run faults -->"
 const END = "<!-- end of faults -->"
 const SUFFIX = ".test.ts"
+const LONG_SUFFIX = ".long.ts"
 
 async function main(): Promise<number> {
   const { values, positionals } = parseArgs({
     allowPositionals: true,
     options: { quick: { type: "boolean", default: false } },
   })
-  const all = readdirSync(import.meta.dir)
-    .filter((file) => file.endsWith(SUFFIX))
-    .map((file) => file.slice(0, -SUFFIX.length))
-  const unknown = positionals.filter((name) => !all.includes(name))
+  const files = readdirSync(import.meta.dir).filter((file) => nameOf(file) !== null)
+  const isNamed = (file: string, name: string) =>
+    nameOf(file) === name || nameOf(file)?.startsWith(`${name}-`) === true
+  const unknown = positionals.filter((name) => !files.some((file) => isNamed(file, name)))
   if (unknown.length > 0) {
-    console.error(`no faults ${unknown.join(", ")}; there are ${all.join(", ")}`)
+    console.error(`no faults ${unknown.join(", ")}; there are ${files.map(nameOf).join(", ")}`)
     return 2
   }
-  const names = positionals.length > 0 ? positionals : all
+  const named = files.filter((file) => positionals.some((name) => isNamed(file, name)))
+  const everyOne = values.quick ? files.filter((file) => file.endsWith(SUFFIX)) : files
+  const chosen = positionals.length > 0 ? named : everyOne
   const directory = mkdtempSync(join(tmpdir(), "owsla-faults-"))
   const results = join(directory, "results")
   writeFileSync(results, "")
@@ -41,8 +48,8 @@ async function main(): Promise<number> {
       FAULTS_RESULTS: results,
     }
     let status = 0
-    for (const name of names) {
-      const run = await runTests([`test/faults/${name}${SUFFIX}`], environment, true)
+    for (const file of chosen) {
+      const run = await runTests([`test/faults/${file}`], environment, true)
       if (run.status !== 0) status = 1
     }
     const kept = readFileSync(results, "utf8")
@@ -54,6 +61,12 @@ async function main(): Promise<number> {
   } finally {
     rmSync(directory, { recursive: true })
   }
+}
+
+/** Null for what makes no faults. */
+function nameOf(file: string): string | null {
+  const suffix = [SUFFIX, LONG_SUFFIX].find((each) => file.endsWith(each))
+  return suffix === undefined ? null : file.slice(0, -suffix.length)
 }
 
 /** Replaces the rows of these faults, and adds those that are new. */

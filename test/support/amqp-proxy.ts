@@ -98,13 +98,13 @@ export class AmqpProxy {
   }
 
   /** Closes every connection there is; new ones are taken. */
-  cut(): void {
+  closeConnections(): void {
     for (const socket of [...this.#sockets]) socket.destroy()
   }
 
   stop(): void {
     this.#server.close()
-    this.cut()
+    this.closeConnections()
   }
 }
 
