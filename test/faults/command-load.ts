@@ -89,16 +89,24 @@ export class CommandLoad {
     this.#receiptQueue = `${options.bed.queues.TO_DEVICE_QUEUE}.receipts`
   }
 
-  /** Resolves when the devices are connected and the first command was written. */
-  static async start(options: CommandLoadOptions): Promise<CommandLoad> {
+  /**
+   * Declares the queue for receipts. To be called some seconds before a node is killed: RabbitMQ 4.0.5 forgets a
+   * quorum queue that was declared just before ("configured member of queue … was not found on this node"), which
+   * then has no leader.
+   */
+  static async prepare(options: CommandLoadOptions): Promise<CommandLoad> {
     const load = new CommandLoad(options)
     options.bed.alsoEnd(() => load.#stop())
     await load.#declare()
-    for (let at = 0; at < options.devices; at += 1) await load.#connectDevice(at)
-    load.#publishing = load.#publish()
-    const arrives = () => load.#devices.some(({ lines }) => lines.length > 0)
-    await until(arrives, { what: "a first command to be read", timeoutMs: SETTLE_TIMEOUT_MS })
     return load
+  }
+
+  /** Resolves when the devices are connected and the first command was written. */
+  async start(): Promise<void> {
+    for (let at = 0; at < this.#options.devices; at += 1) await this.#connectDevice(at)
+    this.#publishing = this.#publish()
+    const arrives = () => this.#devices.some(({ lines }) => lines.length > 0)
+    await until(arrives, { what: "a first command to be read", timeoutMs: SETTLE_TIMEOUT_MS })
   }
 
   /** Ends publishing, waits until every command has ended, and judges. */

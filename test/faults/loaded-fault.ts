@@ -6,10 +6,12 @@
 import type { PrivateBroker } from "../support/rabbitmq.ts"
 import { expectKept, FaultBed } from "./bed.ts"
 import { COMMAND_LOAD, CommandLoad } from "./command-load.ts"
-import { type Fault, type Figures, fault, sized } from "./fault.ts"
+import { type Fault, type Figures, fault, last, sized } from "./fault.ts"
 
 export const LIMIT_MS = sized(400_000, 240_000)
 const HERD = { devices: sized(100, 30), rate: 20 }
+/** Load before the fault. */
+const BEFORE_S = sized(10, 3)
 const COMMANDED = { devices: 10, perS: 50 }
 export const KEPT = "devices stay, lost 0, in order, each command has one outcome"
 
@@ -38,12 +40,14 @@ export function loadedFault(
       const { broker, url, urls } = where()
       const bed = await FaultBed.start(COMMAND_LOAD.environment, "straight", { broker, url })
       try {
+        const commands = await CommandLoad.prepare({ bed, urls, ...COMMANDED })
         const herd = await bed.herd({ ...HERD, flags: COMMAND_LOAD.herdFlags })
-        const commands = await CommandLoad.start({ bed, urls, ...COMMANDED })
+        await commands.start()
+        await last(BEFORE_S)
         const figures = await act(bed)
         await bed.ready()
-        const ended = await commands.end()
-        return { ...expectKept(await herd.end(), HERD.devices), ...ended, ...figures }
+        const kept = expectKept(await herd.end(), HERD.devices)
+        return { ...kept, ...(await commands.end()), ...figures }
       } finally {
         await bed.stop()
       }

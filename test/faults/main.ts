@@ -1,7 +1,7 @@
 /**
- * `bun run faults [--quick] [name …]`: makes every fault in its long size, or those of the files that are named, and
+ * `bun run faults [--quick] [--only text] [name …]`: makes every fault in its long size, or those of the files that are named, and
  * writes what was measured into the rows of the table of docs/RELIABILITY.md. `broker` also names `broker-cluster` and
- * every other file whose name begins with `broker-`.
+ * every other file whose name begins with `broker-`. `--only` makes those faults of them whose name contains the text.
  *
  * Files `*.long.ts` need what `sh test/install long` installs. `bun test` does not find them, and `--quick` makes
  * their faults only when they are named.
@@ -26,7 +26,7 @@ const LONG_SUFFIX = ".long.ts"
 async function main(): Promise<number> {
   const { values, positionals } = parseArgs({
     allowPositionals: true,
-    options: { quick: { type: "boolean", default: false } },
+    options: { quick: { type: "boolean", default: false }, only: { type: "string" } },
   })
   const files = readdirSync(import.meta.dir).filter((file) => nameOf(file) !== null)
   const isNamed = (file: string, name: string) =>
@@ -38,6 +38,7 @@ async function main(): Promise<number> {
   }
   const named = files.filter((file) => positionals.some((name) => isNamed(file, name)))
   const everyOne = values.quick ? files.filter((file) => file.endsWith(SUFFIX)) : files
+  const only = values.only === undefined ? [] : ["-t", RegExp.escape(values.only)]
   const chosen = positionals.length > 0 ? named : everyOne
   const directory = mkdtempSync(join(tmpdir(), "owsla-faults-"))
   const results = join(directory, "results")
@@ -49,7 +50,7 @@ async function main(): Promise<number> {
     }
     let status = 0
     for (const file of chosen) {
-      const run = await runTests([`test/faults/${file}`], environment, true)
+      const run = await runTests([...only, `./test/faults/${file}`], environment, true)
       if (run.status !== 0) status = 1
     }
     const kept = readFileSync(results, "utf8")
