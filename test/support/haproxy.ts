@@ -39,7 +39,9 @@ export class HaProxy {
   }
 
   async start(): Promise<void> {
-    const started = Bun.spawn([HAPROXY, "-db", "-f", this.#configuration], {
+    // It ends with the test process, however that ends.
+    const command = ["setpriv", "--pdeathsig", "KILL", HAPROXY, "-db", "-f", this.#configuration]
+    const started = Bun.spawn(command, {
       stdio: ["ignore", "pipe", "pipe"],
     })
     this.#process = started
