@@ -12,6 +12,7 @@ import type { FaultBed } from "./bed.ts"
 import { type Figures, last, sized } from "./fault.ts"
 import { type BrokerPlace, KEPT, LIMIT_MS, loadedFault } from "./loaded-fault.ts"
 
+const MOVES = sized(6, 2)
 const DOWN_S = sized(10, 5)
 
 export function clusterFaults(release: Release): void {
@@ -58,11 +59,11 @@ export function clusterFaults(release: Release): void {
     loadedFault(
       {
         fault: `${name}, behind a load balancer: the load balancer killed`,
-        made: `SIGKILL to HAProxy, started again after 5 s, ${sized(6, 2)} times`,
+        made: `SIGKILL to HAProxy, started again after 5 s, ${sized(4, 2)} times`,
       },
       balanced,
       async (bed) => {
-        const times = sized(6, 2)
+        const times = sized(4, 2)
         let slowestMs = 0
         for (let at = 0; at < times; at += 1) {
           await balancer.stop()
@@ -78,7 +79,7 @@ export function clusterFaults(release: Release): void {
     loadedFault(
       {
         fault: `${name}, behind a load balancer: a node partitioned away`,
-        made: `every packet of the node that leads from_device dropped by nftables for ${sized(60, 20)} s; pause_minority`,
+        made: `every packet of the node that leads from_device dropped by nftables for ${sized(40, 20)} s; pause_minority`,
         promise: `${KEPT}, the gateway goes on with the majority`,
       },
       balanced,
@@ -89,7 +90,7 @@ export function clusterFaults(release: Release): void {
           await bed.ready()
           const flowingMs = await bed.flowsAgain()
           const before = await bed.confirmed()
-          await last(sized(60, 20))
+          await last(sized(40, 20))
           const meanwhile = (await bed.confirmed()) - before
           return { "flowing when cut, ms": flowingMs, "lines confirmed meanwhile": meanwhile }
         } finally {
@@ -101,16 +102,14 @@ export function clusterFaults(release: Release): void {
     loadedFault(
       {
         fault: `${name}: queue leaders moved`,
-        made: `the leaders of from_device and to_device handed to the next node, ${sized(12, 3)} times`,
+        made: `the leaders of from_device and to_device handed to the next node, ${MOVES} times`,
       },
       straight,
       async (bed) => {
-        const times = sized(12, 3)
+        const times = MOVES
+        const { FROM_DEVICE_QUEUE, TO_DEVICE_QUEUE } = bed.queues
         for (let at = 0; at < times; at += 1) {
-          for (const queue of [bed.queues.FROM_DEVICE_QUEUE, bed.queues.TO_DEVICE_QUEUE]) {
-            const leader = await cluster.leaderOf(queue)
-            await cluster.moveLeader(queue, (leader + 1) % cluster.nodes.length)
-          }
+          await cluster.moveLeaders([FROM_DEVICE_QUEUE, TO_DEVICE_QUEUE])
           await bed.flowsAgain()
         }
         return { moved: times * 2 }

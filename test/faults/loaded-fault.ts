@@ -8,10 +8,10 @@ import { expectKept, FaultBed } from "./bed.ts"
 import { COMMAND_LOAD, CommandLoad } from "./command-load.ts"
 import { type Fault, type Figures, fault, last, sized } from "./fault.ts"
 
-export const LIMIT_MS = sized(400_000, 240_000)
+export const LIMIT_MS = sized(600_000, 300_000)
 const HERD = { devices: sized(100, 30), rate: 20 }
 /** Load before the fault. */
-const BEFORE_S = sized(10, 3)
+const BEFORE_S = sized(5, 3)
 const COMMANDED = { devices: 10, perS: 50 }
 export const KEPT = "devices stay, lost 0, in order, each command has one outcome"
 

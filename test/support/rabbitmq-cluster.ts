@@ -6,14 +6,12 @@
  * `dispose`.
  */
 
-import * as v from "valibot"
 import { NodeNetwork } from "./node-network.ts"
 import { type ClusterMember, type PrivateBroker, type Release, startRabbitMq } from "./rabbitmq.ts"
 import { until } from "./wait.ts"
 
 const NODE_NUMBERS = [0, 1, 2]
-const SETTLE_TIMEOUT_MS = 60_000
-const STATUS = v.object({ running_nodes: v.array(v.string()) })
+const SETTLE_TIMEOUT_MS = 120_000
 
 export class RabbitMqCluster {
   readonly #nodes: PrivateBroker[] = []
@@ -32,8 +30,7 @@ export class RabbitMqCluster {
     try {
       await Promise.all(NODE_NUMBERS.map((at) => cluster.#start(at)))
       for (const at of NODE_NUMBERS.slice(1)) await cluster.#join(at)
-      const joined = async () => (await cluster.#running()) === NODE_NUMBERS.length
-      await until(joined, { what: "all nodes to run", timeoutMs: SETTLE_TIMEOUT_MS })
+      await cluster.canLose(0)
     } catch (error) {
       await cluster.dispose()
       throw error
@@ -71,32 +68,29 @@ export class RabbitMqCluster {
 
   /** Which node leads a quorum queue. */
   async leaderOf(queue: string): Promise<number> {
-    const rows = await this.#asked("list_queues", "--no-table-headers", "name", "leader")
-    const row = rows.map((line) => line.split("\t")).find(([name]) => name === queue)
-    return Number(/^rabbit@node(\d+)$/.exec(row?.[1] ?? "")?.[1] ?? Number.NaN)
+    const leader = await this.#evaluated(`${leaderIn(queue)}, io:format("~s", [Leader]).`)
+    return Number(/^rabbit@node(\d+)$/.exec(leader)?.[1] ?? Number.NaN)
   }
 
-  /** Asks the leader of a quorum queue to hand over to this node, and waits until it has. */
-  async moveLeader(queue: string, at: number): Promise<void> {
-    const expression =
-      `{ok, Q} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"${queue}">>)), ` +
-      `rabbit_quorum_queue:transfer_leadership(Q, 'rabbit@${hostOf(at)}').`
-    const moved = async () => {
-      if ((await this.leaderOf(queue)) === at) return true
-      await this.node(0).ctl("eval", expression)
-      return (await this.leaderOf(queue)) === at
+  /** Each leader hands its quorum queue over to the member after it. */
+  async moveLeaders(queues: readonly string[]): Promise<void> {
+    for (const queue of queues) {
+      const moved = () =>
+        this.#evaluated(
+          `${leaderIn(queue)}, Nodes = lists:sort([N || {_, N} <- Members]), ` +
+            "[To | _] = [N || N <- Nodes, N > Leader] ++ Nodes, " +
+            "{migrated, To} = rabbit_quorum_queue:transfer_leadership(Q, To), moved.",
+        )
+      await until(moved, { what: `${queue} to move`, timeoutMs: SETTLE_TIMEOUT_MS })
     }
-    await until(moved, { what: `node ${at} to lead ${queue}`, timeoutMs: SETTLE_TIMEOUT_MS })
   }
 
   /** Waits until every queue keeps its majority without this node, as an operator would before an upgrade. */
   async canLose(at: number): Promise<void> {
-    const node = this.node(at)
-    const can = async () => {
-      if ((await this.#running()) < NODE_NUMBERS.length) return false
-      await node.tool("rabbitmq-upgrade", "await_online_quorum_plus_one", "--timeout", "20")
-      return true
-    }
+    const expression =
+      "{3, true} = {length(rabbit_mnesia:cluster_nodes(running)), " +
+      "rabbit_upgrade_preparation:await_online_quorum_plus_one(10000)}, yes."
+    const can = async () => (await this.node(at).ctl("eval", expression)).includes("yes")
     await until(can, { what: `node ${at} to be dispensable`, timeoutMs: SETTLE_TIMEOUT_MS })
   }
 
@@ -122,24 +116,26 @@ export class RabbitMqCluster {
     await node.ctl("start_app")
   }
 
-  /** How many members run, as the first node that answers says. */
-  async #running(): Promise<number> {
-    const status = JSON.parse((await this.#asked("cluster_status", "--formatter", "json")).join(""))
-    return v.parse(STATUS, status).running_nodes.length
-  }
-
-  /** The lines of the first node's answer that has one. */
-  async #asked(...args: string[]): Promise<string[]> {
+  /** The output of the first node that answers. */
+  async #evaluated(expression: string): Promise<string> {
     let failure: unknown
     for (const node of this.#nodes) {
       try {
-        return (await node.ctl(...args)).trim().split("\n")
+        return (await node.ctl("eval", expression)).trim()
       } catch (error) {
         failure = error
       }
     }
     throw failure
   }
+}
+
+/** Erlang that binds `Q`, `Members` and `Leader`, a node. In one call, since each is a start of an Erlang machine. */
+function leaderIn(queue: string): string {
+  return (
+    `{ok, Q} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"${queue}">>)), ` +
+    "{ok, Members, {_, Leader}} = ra:members(amqqueue:get_pid(Q), 5000)"
+  )
 }
 
 function hostOf(at: number): string {
