@@ -94,6 +94,13 @@ export class RabbitMqCluster {
     await until(can, { what: `node ${at} to be dispensable`, timeoutMs: SETTLE_TIMEOUT_MS })
   }
 
+  /** Waits until the others go on without this node. */
+  async hasLeft(at: number): Promise<void> {
+    const other = this.node((at + 1) % NODE_NUMBERS.length)
+    const left = () => other.ctl("eval", "2 = length(rabbit_mnesia:cluster_nodes(running)).")
+    await until(left, { what: `node ${at} to be missed`, timeoutMs: SETTLE_TIMEOUT_MS })
+  }
+
   async dispose(): Promise<void> {
     await Promise.all(this.#nodes.map((node) => node.dispose()))
     this.#network.remove()
