@@ -9,10 +9,11 @@ import { COMMAND_LOAD, CommandLoad } from "./command-load.ts"
 import { type Fault, type Figures, fault, last, sized } from "./fault.ts"
 
 export const LIMIT_MS = sized(600_000, 300_000)
-const HERD = { devices: sized(100, 30), rate: 20 }
+/** Three nodes, a gateway and its devices share one machine. */
+const HERD = { devices: sized(50, 30), rate: 5 }
 /** Load before the fault. */
 const BEFORE_S = sized(5, 3)
-const COMMANDED = { devices: 10, perS: 50 }
+const COMMANDED = { devices: 10, perS: 20 }
 export const KEPT = "devices stay, lost 0, in order, each command has one outcome"
 
 interface LoadedFault extends Omit<Fault, "promise"> {

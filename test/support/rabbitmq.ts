@@ -100,7 +100,7 @@ export const CLUSTER_NET_TICK_S = 8
 const LOOPBACK = "127.0.0.1"
 const DEBIAN_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
-const START_TIMEOUT_MS = 60_000
+const START_TIMEOUT_MS = 120_000
 const STOP_TIMEOUT_MS = 30_000
 const DISPOSE_TIMEOUT_MS = 20_000
 const CTL_TIMEOUT_MS = 120_000
@@ -164,7 +164,7 @@ rm -rf "$1"
 const APART = `output=$1; shift; setsid "$@" </dev/null >>"$output" 2>&1 & echo $!`
 
 /**
- * Starts a node and resolves when it answers AMQP (about 5 s; 60 s at most, then it rejects with the
+ * Starts a node and resolves when it answers AMQP (about 5 s; 120 s at most, then it rejects with the
  * tail of the node's log). Rejects with what to install when the package is missing.
  */
 export async function startRabbitMq(options: NodeOptions = {}): Promise<PrivateBroker> {
