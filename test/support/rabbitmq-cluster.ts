@@ -68,8 +68,8 @@ export class RabbitMqCluster {
 
   /** Which node leads a quorum queue. */
   async leaderOf(queue: string): Promise<number> {
-    const leader = await this.#evaluated(`${leaderIn(queue)}, io:format("~s", [Leader]).`)
-    return Number(/^rabbit@node(\d+)$/.exec(leader)?.[1] ?? Number.NaN)
+    const leader = await this.#evaluated(`${leaderIn(queue)}, io:format("~s~n", [Leader]).`)
+    return Number(/^rabbit@node(\d+)$/m.exec(leader)?.[1] ?? Number.NaN)
   }
 
   /** Each leader hands its quorum queue over to the member after it. */
