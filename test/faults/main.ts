@@ -50,7 +50,10 @@ async function main(): Promise<number> {
     }
     let status = 0
     for (const file of chosen) {
-      const run = await runTests([`test/faults/${file}`], environment, { show: true, only: values.only })
+      const run = await runTests([`test/faults/${file}`], environment, {
+        show: true,
+        only: values.only,
+      })
       if (run.status !== 0) status = 1
     }
     const kept = readFileSync(results, "utf8")

@@ -77,7 +77,8 @@ describe("SIGTERM while a worker starts", () => {
     async () => {
       const gateway = await start({ WORKERS: "1" })
       process.kill(Number(gateway.workers().get(0)), "SIGKILL")
-      await until(() => times(gateway, "worker started").length === 2, { what: "its successor" })
+      const starts = () => gateway.log.filter(({ msg }) => msg === "worker started").length
+      await until(() => starts() === 2, { what: "its successor" })
       gateway.signal("SIGTERM")
       expect(await within(gateway.exited, { what: "the end", timeoutMs: 20_000 })).toBe(0)
     },
