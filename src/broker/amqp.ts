@@ -185,7 +185,9 @@ export class AmqpBroker implements Broker {
   }
 
   async #setUpPublishing(client: BatchingClient): Promise<void> {
-    const shared = this.#setup.queues.filter((queue) => queue.exclusive !== true)
+    const shared = this.#setup.queues.filter(
+      ({ exclusive, transient }) => !(exclusive || transient),
+    )
     await this.#declare(client, shared)
     this.#declareAgain = () => this.#declare(client, shared)
     const opened: [AmqpLane, AMQPChannel][] = []

@@ -127,6 +127,11 @@ export interface QueueDeclaration {
   readonly durable: boolean
   /** Used by this connection alone and gone with it. */
   readonly exclusive?: boolean
+  /**
+   * For the subscriptions of this client alone, and gone with the broker's node that holds it. Brokers that know no
+   * such queue, or no longer, make it exclusive.
+   */
+  readonly transient?: boolean
   readonly arguments: Record<string, string | number>
 }
 

@@ -16,7 +16,12 @@ import type { AMQPChannel } from "@cloudamqp/amqp-client"
 import type { BatchingClient } from "./batching-client.ts"
 import type { ExchangeDeclaration, QueueDeclaration } from "./broker.ts"
 import { readBrokerError } from "./broker-errors.ts"
-import { argumentsFor, hasDeliveryLimit, lacksQuorumQueues } from "./server-properties.ts"
+import {
+  argumentsFor,
+  hasDeliveryLimit,
+  lacksQuorumQueues,
+  lacksTransientQueues,
+} from "./server-properties.ts"
 
 /** @param about what it is about: one warning for each is enough. */
 export type Warn = (about: string, message: string) => void
@@ -132,7 +137,8 @@ function exchangeDeclaration({ name, type }: ExchangeDeclaration): Declaration {
 }
 
 function queueDeclaration(queue: QueueDeclaration, client: BatchingClient): Declaration {
-  const { name, durable, exclusive = false } = queue
+  const { name, durable, transient = false } = queue
+  const exclusive = queue.exclusive === true || (transient && lacksTransientQueues(client.server))
   const args = argumentsFor(queue.arguments, client.server)
   const params = { durable, exclusive, autoDelete: false, passive: false }
   // One that dead-letters is read from, and its dead letters are written to their exchange.

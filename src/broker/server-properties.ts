@@ -14,8 +14,6 @@ const METHOD_AT = 7
 const START = (10 << 16) | 10
 /** Class and method, and the two bytes of the protocol's version. */
 const PROPERTIES_AT = METHOD_AT + 6
-/** The first with a delivery limit of its own, which lost connections count towards. */
-const LIMITING_VERSION = 4
 
 /** Null when the frame, which is whole, is another. @throws when it can't be read. */
 export function serverOf(frame: Uint8Array): BrokerServer | null {
@@ -39,11 +37,20 @@ export function argumentsFor(
     : { ...args }
 }
 
-export function hasDeliveryLimit({ product, version }: BrokerServer): boolean {
-  return product === "RabbitMQ" && Number.parseInt(version, 10) >= LIMITING_VERSION
+export function hasDeliveryLimit(server: BrokerServer): boolean {
+  return isRabbit4(server)
+}
+
+/** RabbitMQ 4 deprecates queues that are neither durable nor one connection's alone, and a later one will refuse them. */
+export function lacksTransientQueues(server: BrokerServer): boolean {
+  return isRabbit4(server)
 }
 
 /** LavinMQ accepts the type and makes a classic queue. */
 export function lacksQuorumQueues({ product }: BrokerServer): boolean {
   return product === "LavinMQ"
+}
+
+function isRabbit4({ product, version }: BrokerServer): boolean {
+  return product === "RabbitMQ" && Number.parseInt(version, 10) >= 4
 }

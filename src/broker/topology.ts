@@ -100,9 +100,11 @@ export function queueDeclarations(names: QueueNames, self: WorkerProcess): Queue
     {
       name: fleetQueue(self),
       boundTo: [FLEET_EXCHANGE],
-      durable: true,
+      durable: false,
+      // Its messages are neither stored nor copied to other nodes of the broker. A durable one could not be declared
+      // again while the node that holds it is down.
+      transient: true,
       arguments: {
-        // Its messages are neither stored nor copied to other nodes of the broker.
         "x-queue-type": "classic",
         "x-message-ttl": FLEET_TTL_MS,
         "x-expires": FLEET_EXPIRES_MS,

@@ -115,7 +115,7 @@ export class Fleet {
 
   /** To be called now and then. @param steadyMs never jumps: a clock that is set must make no member unknown. */
   sweep(steadyMs: number): void {
-    this.#members.sweep(steadyMs)
+    if (this.#channel.open) this.#members.sweep(steadyMs)
     this.locator.sweep(steadyMs)
     this.census.sweep()
     if (!this.#channel.open || this.#leaving) return
@@ -130,6 +130,7 @@ export class Fleet {
   connected(): void {
     const steadyMs = this.#options.steadyMs()
     this.#connectedAtMs = steadyMs
+    this.#members.resumed(steadyMs)
     this.#tellAlive(steadyMs, true)
     this.#announcer.announceAll(steadyMs)
     this.locator.opened()

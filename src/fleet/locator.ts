@@ -8,7 +8,8 @@
  *                                                      └─ broker lost ─────────► asked again when it is back
  *
  * An announcement is a hint and may be old: whoever was led astray by one asks without it. In the first
- * `ACQUAINT_MS` with the broker no "no" is final, since not all members are known yet. Never holds a
+ * `ACQUAINT_MS` with the broker no "no" is final, since not all members are known yet; and in the first `REJOIN_MS`
+ * none is while a member that was known before has not been heard again: it may still be connecting. Never holds a
  * command: its caller does. Bounds: what its callers hold; `MAX_ASKS` questions of `MAX_ROWS` devices
  * unanswered; `ASK_TIMEOUT_MS` for the answers.
  */
@@ -23,6 +24,8 @@ import type { Whereabouts } from "./whereabouts.ts"
 /** With the sweep's period, less than the second within which a back-end is told "offline". */
 export const ASK_TIMEOUT_MS = 600
 const ACQUAINT_MS = 600
+/** Longer than the longest wait between two tries to connect to the broker. */
+const REJOIN_MS = 7_000
 const MAX_ASKS = 16
 
 export type Located =
@@ -54,6 +57,7 @@ export class Locator {
   #nextAsk = 0
   #scheduled = false
   #acquaintedAtMs = Number.POSITIVE_INFINITY
+  #rejoinedAtMs = Number.POSITIVE_INFINITY
 
   constructor(
     channel: Channel,
@@ -99,7 +103,9 @@ export class Locator {
 
   /** The broker is back, and members are about to say that they are there. */
   opened(): void {
-    this.#acquaintedAtMs = this.#options.steadyMs() + ACQUAINT_MS
+    const steadyMs = this.#options.steadyMs()
+    this.#acquaintedAtMs = steadyMs + ACQUAINT_MS
+    this.#rejoinedAtMs = steadyMs + REJOIN_MS
     this.#askSoon()
   }
 
@@ -188,8 +194,13 @@ export class Locator {
 
   /** Ends a question when all is found, when all have answered, or when its time is over. */
   #conclude(ask: number, { devices, awaited }: Question, overdue = false): void {
-    const final = awaited.size === 0 && this.#options.steadyMs() >= this.#acquaintedAtMs
+    const steadyMs = this.#options.steadyMs()
+    const final = awaited.size === 0 && steadyMs >= this.#acquaintedAtMs
     if (devices.size > 0 && !final && !overdue) return
+    if (devices.size > 0 && this.#members.someUnheard && steadyMs < this.#rejoinedAtMs) {
+      if (overdue) this.#askAgain(ask)
+      return
+    }
     this.#questions.delete(ask)
     const silent = [...awaited]
     const detail =

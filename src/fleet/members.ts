@@ -27,12 +27,15 @@ interface Member {
 
 export class Members {
   readonly #members = new Map<string, Member>()
+  /** Known when the broker was lost, and not heard since it is back. */
+  readonly #unheard = new Set<string>()
 
   get count(): number {
     return this.known().length
   }
 
   heard(worker: string, incarnation: string, steadyMs: number): void {
+    this.#unheard.delete(worker)
     const member = this.#members.get(worker)
     if (member?.incarnation === incarnation) {
       member.heardAtMs = steadyMs
@@ -43,7 +46,26 @@ export class Members {
     }
   }
 
+  /**
+   * The broker is back. Nobody could be heard while it was away, so that time does not count, and whoever was known
+   * before is expected to be heard again.
+   */
+  resumed(steadyMs: number): void {
+    this.#unheard.clear()
+    for (const [worker, member] of this.#members) {
+      if (member.state === "left") continue
+      member.heardAtMs = steadyMs
+      this.#unheard.add(worker)
+    }
+  }
+
+  /** Whether some that were known when the broker was lost have not been heard since it is back. */
+  get someUnheard(): boolean {
+    return this.#unheard.size > 0
+  }
+
   left(worker: string, incarnation: string): void {
+    this.#unheard.delete(worker)
     const member = this.#members.get(worker)
     if (member?.incarnation === incarnation) member.state = "left"
   }
@@ -58,7 +80,9 @@ export class Members {
     for (const [worker, member] of this.#members) {
       const quietMs = steadyMs - member.heardAtMs
       if (quietMs > SILENT_AFTER_MS && member.state === "heard_of") member.state = "silent"
-      if (quietMs > FORGET_AFTER_MS) this.#members.delete(worker)
+      if (quietMs <= FORGET_AFTER_MS) continue
+      this.#members.delete(worker)
+      this.#unheard.delete(worker)
     }
   }
 

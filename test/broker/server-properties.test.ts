@@ -5,6 +5,7 @@ import {
   argumentsFor,
   type BrokerServer,
   hasDeliveryLimit,
+  lacksTransientQueues,
   serverOf,
 } from "../../src/broker/server-properties.ts"
 
@@ -67,6 +68,8 @@ describe("a quorum queue", () => {
     (product, version, limited) => {
       const server: BrokerServer = { product, version }
       expect(hasDeliveryLimit(server)).toBe(limited)
+      // The same that no longer wants transient queues that several connections may use.
+      expect(lacksTransientQueues(server)).toBe(limited)
       expect(argumentsFor(quorum, server)).toEqual(
         limited ? { ...quorum, "x-delivery-limit": -1 } : quorum,
       )

@@ -47,9 +47,10 @@ describe.each(["quorum", "classic"] as const)("%s queues", (queueType) => {
     }
   })
 
-  test("the fleet's: classic, bounded in bytes and time, gone some time after its worker", () => {
-    const { boundTo, arguments: args } = queues.get(FLEET_QUEUE) ?? {}
+  test("the fleet's: classic, bounded in bytes and time, gone some time after its worker and with its node", () => {
+    const { boundTo, durable, transient, arguments: args } = queues.get(FLEET_QUEUE) ?? {}
     expect(boundTo).toEqual([FLEET_EXCHANGE])
+    expect([durable, transient]).toEqual([false, true])
     expect(args?.["x-queue-type"]).toBe("classic")
     expect(Number(args?.["x-message-ttl"])).toBeLessThanOrEqual(60_000)
     expect(Number(args?.["x-expires"])).toBeLessThanOrEqual(60_000)

@@ -172,3 +172,29 @@ describe("a process that replaced another", () => {
     expect(members.answers(worker(SECOND))).toBe(true)
   })
 })
+
+describe("while the broker is away", () => {
+  test("no member is forgotten, and each is expected to be heard again", () => {
+    const members = heardOf("gw.1", "gw.2", "gw.3")
+    members.left("gw.3", FIRST)
+    const backAtMs = NOW_MS + 10 * FORGET_AFTER_MS
+    members.resumed(backAtMs)
+    members.sweep(backAtMs + 1)
+    expect(members.known()).toEqual(["gw.1", "gw.2"])
+    expect(members.someUnheard).toBe(true)
+    members.heard("gw.1", FIRST, backAtMs + 2)
+    expect(members.someUnheard).toBe(true)
+    members.heard("gw.2", SECOND, backAtMs + 3)
+    expect(members.someUnheard).toBe(false)
+  })
+
+  test("one that is not heard again is forgotten in its time, and expected no longer", () => {
+    const members = heardOf("gw.1", "gw.2")
+    members.resumed(NOW_MS)
+    members.left("gw.2", FIRST)
+    members.sweep(NOW_MS + FORGET_AFTER_MS)
+    expect([members.known(), members.someUnheard]).toEqual([["gw.1"], true])
+    members.sweep(NOW_MS + FORGET_AFTER_MS + 1)
+    expect([members.known(), members.someUnheard]).toEqual([[], false])
+  })
+})

@@ -232,6 +232,36 @@ describe("a worker that has missed what the others said", () => {
   })
 })
 
+describe("a worker that is the first to be back with the broker", () => {
+  const late = /gw0.0.* (connects to|subscribes)/
+
+  test("calls no device offline that one holds which is still connecting", () => {
+    const fleet = settled(2)
+    const device = connect(fleet, 0, "a")
+    fleet.settle()
+    for (const slot of [0, 1]) fleet.cut(slot, ["publishing", "consuming"])
+    // For longer than members are remembered that are not heard.
+    fleet.pass(60_000, /connects to|subscribes/)
+    const command = publish(fleet, { deviceId: "a" })
+    fleet.pass(5_000, late)
+    expect(outcomes(command)).toEqual([])
+    fleet.calm()
+    expect(outcomes(command)).toEqual(["written"])
+    expect(wires(fleet, command)).toEqual([device.id])
+  })
+
+  test("does not wait for one for ever that does not come back", () => {
+    const fleet = settled(2)
+    connect(fleet, 0, "a")
+    fleet.settle()
+    fleet.cut(1, ["publishing", "consuming"])
+    fleet.kill(0)
+    const command = publish(fleet, { deviceId: "a" })
+    fleet.pass(ENDS_WITHIN_MS)
+    expect(outcomes(command)).toEqual(["offline"])
+  })
+})
+
 describe("a worker that looks for a device", () => {
   test("asks again when the broker was lost with its question", () => {
     const fleet = settled(2)
