@@ -23,6 +23,16 @@ export const LEFT_HEADER = "owsla-left"
 /** Milliseconds since 1970; AMQP's `expiration` would start anew in each queue. */
 export const EXPIRES_AT_HEADER = "owsla-expires-at"
 
+/** What workers tell each other about a command. A copy for somebody else has none of them: it may be sent again. */
+export const INTERNAL_HEADERS: readonly string[] = [
+  HOPS_HEADER,
+  COMMAND_ID_HEADER,
+  REDELIVERED_HEADER,
+  GIVEN_UP_HEADER,
+  LEFT_HEADER,
+  EXPIRES_AT_HEADER,
+]
+
 /** Which connection a command is for: that very one, or the one the device has now. */
 export interface Target {
   readonly connectionId: string | null

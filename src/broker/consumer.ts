@@ -164,8 +164,8 @@ export class Consumer {
       isWorkerQueue(death.queue) &&
       (expiration === null || Number(expiration) > WORKER_QUEUE_TTL_MS) &&
       read.expiresAtMs > nowMs()
-    // One that was left with a worker has not expired: it may be any command of that queue.
-    // The same of one that was forwarded after it was given up, whatever it was given up for.
+    // One that was left with a worker has not expired: it may be any command of that queue. Of one that was forwarded
+    // after it was given up, the first reason counts.
     const timeOver = given === null ? expired && !leftWithWorker : given.outcome === "expired"
     const deadLetter = { expired: timeOver, forwards, leftAtHops }
     if (!this.#unacknowledged.add(command, deadLetter)) return

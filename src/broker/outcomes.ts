@@ -13,7 +13,7 @@
 import type { Counters } from "../counters.ts"
 import type { Command, CommandSource, Outcome, Recipient } from "../device/command.ts"
 import type { HeaderValue, MessageProperties } from "./broker.ts"
-import type { Target } from "./command-message.ts"
+import { INTERNAL_HEADERS, type Target } from "./command-message.ts"
 import { pickedHeaders, republishable } from "./fields.ts"
 import type { PostOptions, Posts } from "./posts.ts"
 import type { FinalResult } from "./publish-window.ts"
@@ -157,6 +157,7 @@ export class Outcomes implements CommandSource {
   ): void {
     const added = { [OUTCOME_HEADER]: outcome, [DETAIL_HEADER]: detail }
     const { headers, ...others } = republishable(properties)
+    for (const name of INTERNAL_HEADERS) delete headers[name]
     this.#store(
       body,
       [

@@ -11,6 +11,7 @@ import type {
   OutgoingMessage,
   PublishResult,
 } from "../../src/broker/broker.ts"
+import { INTERNAL_HEADERS } from "../../src/broker/command-message.ts"
 import { EmbeddedBroker } from "../../src/broker/embedded.ts"
 import { Outcomes, receipt } from "../../src/broker/outcomes.ts"
 import { Posts } from "../../src/broker/posts.ts"
@@ -264,6 +265,17 @@ describe("the copy in the undelivered queue", () => {
       "owsla-outcome": "closed",
       "owsla-detail": "now",
     })
+  })
+
+  test("says nothing of its way between workers, so it can be sent again", async () => {
+    const subject = await new Subject().start()
+    const internal = Object.fromEntries(INTERNAL_HEADERS.map((name) => [name, 1]))
+    const delivery = new TestDelivery({ headers: { ...HEADERS, ...internal } })
+    subject.settle(delivery, "closed", "why", null)
+    await settled()
+    const { headers = {} } = subject.undelivered[0]?.properties ?? {}
+    expect(Object.keys(headers).filter((name) => INTERNAL_HEADERS.includes(name))).toEqual([])
+    expect(headers["device_id"]).toBe("thermostat:7")
   })
 
   test("does not name where it is to be routed by the broker, nor who sent it", async () => {
