@@ -366,9 +366,12 @@ export class Worker {
     this.#refusals.sweep(atMs)
     // Away, it may be the other connection alone that is lost, and this one as deaf.
     if (this.#broker.state.is === "blocked" || this.#broker.state.is === "closed") return
+    const { confirmTimeoutMs } = this.#options.config.broker
+    const sentByMs = atMs - confirmTimeoutMs
+    if (sentByMs >= this.#readySinceMs) this.#posts.giveUp(sentByMs, this.#fleet.confirmedAtMs)
     const silentMs = silentSinceMs([this.#lines, this.#posts, this.#fleet.presence])
     const unconfirmedMs = Math.round(atMs - Math.max(silentMs, this.#readySinceMs))
-    if (unconfirmedMs < this.#options.config.broker.confirmTimeoutMs) return
+    if (unconfirmedMs < confirmTimeoutMs) return
     this.#events.emit("broker_mute", { unconfirmedMs })
     this.#broker.reset(`nothing confirmed for ${unconfirmedMs} ms`)
   }

@@ -221,8 +221,8 @@ export class Outcomes implements CommandSource {
       else this.#counters.receiptsUnroutable += 1
       this.#unacknowledged.acknowledge(command)
     }
-    // A reply queue that is full must not hold up other receipts.
-    const final = { whenReturned: "final", whenNacked: "final" } as const
+    // A reply queue that is full, or never confirms, must not hold up other commands.
+    const final = { whenReturned: "final", whenNacked: "final", whenUnconfirmed: "final" } as const
     this.#posts.send(replyTo, body, properties, { ...storing, ...final, done })
   }
 }

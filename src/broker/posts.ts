@@ -21,6 +21,8 @@ export interface PostOptions {
   readonly whenReturned: "again" | "final"
   /** The same for one that the broker refused; "again" unless said otherwise. */
   readonly whenNacked?: "again" | "final"
+  /** Whether one that the broker leaves unconfirmed is done as "nacked" ("final") while the broker confirms others. */
+  readonly whenUnconfirmed?: "again" | "final"
   /** Asked before each publish, repeats included: false ends it as "withdrawn". */
   readonly wanted?: () => boolean
   /** Called when it is published for the first time. */
@@ -79,6 +81,22 @@ export class Posts {
 
   silentSinceMs(): number | null {
     return this.#publisher.silentSinceMs()
+  }
+
+  /**
+   * Ends what waits for a queue that confirms nothing, where `whenUnconfirmed` is "final". To be called now and then.
+   *
+   * @param sentByMs those sent at this time or before have waited long enough.
+   * @param confirmedAtMs when the broker last confirmed something on another lane: a broker that is mute altogether is
+   * no reason.
+   */
+  giveUp(sentByMs: number, confirmedAtMs: number): void {
+    if (this.#publisher.count === 0) return
+    const aliveAtMs = Math.max(confirmedAtMs, this.#publisher.confirmedAtMs)
+    this.#publisher.giveUp(
+      Math.min(sentByMs, aliveAtMs),
+      ({ whenUnconfirmed }) => whenUnconfirmed === "final",
+    )
   }
 
   /** Publishes to a queue, persistently, and takes the properties over. */

@@ -128,6 +128,16 @@ export class PublishWindow<T> {
     return null
   }
 
+  /** Those in flight that were sent at this time or before, oldest first. */
+  sentBy(atMs: number): Entry<T>[] {
+    const sent: Entry<T>[] = []
+    for (let i = this.#first; i < this.#next; i += 1) {
+      const entry = this.#entries[i]
+      if (entry?.state === "in_flight" && entry.sentAtMs <= atMs) sent.push(entry)
+    }
+    return sent
+  }
+
   /** The message needs no more sending: appends to `released` those at the front that are done. */
   done(entry: Entry<T>, result: FinalResult, released: Entry<T>[]): void {
     if (entry.state !== "in_flight") return

@@ -103,6 +103,20 @@ export class Publisher<T> {
     else this.#send()
   }
 
+  /** When the broker last confirmed a message; `-Infinity` when it never has. */
+  get confirmedAtMs(): number {
+    return this.#confirmedAtMs
+  }
+
+  /**
+   * Ends messages as "nacked" that the broker has had unconfirmed since `sentByMs`: those whose queue takes nothing
+   * while the broker confirms others. What it confirms of them later changes nothing.
+   */
+  giveUp(sentByMs: number, mayEnd: (item: T) => boolean): void {
+    const given = this.#window.sentBy(sentByMs).filter(({ item }) => mayEnd(item))
+    for (const entry of given) this.#settled(entry, "given_up")
+  }
+
   /** Stops the timer; what is in the window stays there. */
   stop(): void {
     if (this.#timer !== null) clearTimeout(this.#timer)
@@ -123,8 +137,11 @@ export class Publisher<T> {
     }
   }
 
-  #settled(entry: Entry<T>, result: PublishResult | "withdrawn"): void {
+  #settled(entry: Entry<T>, result: PublishResult | "withdrawn" | "given_up"): void {
     switch (result) {
+      case "given_up":
+        this.#done(entry, "nacked")
+        break
       case "confirmed":
         this.#attempt = 0
         this.#confirmedAtMs = this.#options.steadyMs()

@@ -19,6 +19,8 @@ const MAX_IN_FLIGHT = 1_000
 
 export interface ChannelOptions {
   readonly self: WorkerProcess
+  /** Milliseconds that never jump. */
+  readonly steadyMs: () => number
   readonly counters: Counters
 }
 
@@ -27,6 +29,7 @@ export class Channel {
   readonly #lane: Lane
   readonly #ownQueue: string
   #inFlight = 0
+  #confirmedAtMs = Number.NEGATIVE_INFINITY
   #nextId = 0
 
   constructor(broker: Broker, listener: LaneListener, options: ChannelOptions) {
@@ -37,6 +40,11 @@ export class Channel {
 
   get open(): boolean {
     return this.#lane.state === "open"
+  }
+
+  /** When the broker last confirmed a message; `-Infinity` when it never has. */
+  get confirmedAtMs(): number {
+    return this.#confirmedAtMs
   }
 
   /** False when one more message would be dropped. */
@@ -96,6 +104,7 @@ export class Channel {
       },
       (result) => {
         this.#inFlight -= 1
+        if (result === "confirmed") this.#confirmedAtMs = this.#options.steadyMs()
         settled(result)
       },
     )

@@ -51,7 +51,7 @@ export class Fleet {
     this.#options = options
     this.#connections = connections
     const listener = { opened: () => this.locator.opened() }
-    this.#channel = new Channel(broker, listener, { self, counters })
+    this.#channel = new Channel(broker, listener, { self, steadyMs, counters })
     this.#announcer = new Announcer(this.#channel, connections, this.#whereabouts)
     this.locator = new Locator(this.#channel, this.#members, this.#whereabouts, {
       steadyMs,
@@ -63,6 +63,11 @@ export class Fleet {
       counters,
     })
     this.presence = new Presence(broker, { workerId: self.worker, nowMs, steadyMs, counters })
+  }
+
+  /** When the broker last confirmed a message to other workers; one goes out every two seconds. */
+  get confirmedAtMs(): number {
+    return this.#channel.confirmedAtMs
   }
 
   gauges(): { whereabouts: number; members: number; presence: number } {

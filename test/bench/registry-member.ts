@@ -67,7 +67,11 @@ async function announcing(): Promise<Way> {
   const counters = new Counters()
   const broker = new AmqpBroker(values.url, values.worker)
   const whereabouts = new Whereabouts()
-  const channel = new Channel(broker, { opened: () => undefined }, { self, counters })
+  const channel = new Channel(
+    broker,
+    { opened: () => undefined },
+    { self, steadyMs: () => performance.now(), counters },
+  )
   const deadlines = { handshakeTimeoutMs: 1e4, identifyTimeoutMs: 1e4, idleTimeoutMs: 1e4 }
   const announcer = new Announcer(channel, new Connections(deadlines), whereabouts)
   const queue = fleetQueue(self)

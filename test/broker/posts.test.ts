@@ -6,6 +6,8 @@
 
 import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test"
 import {
+  type Lane,
+  type LaneListener,
   type OutgoingMessage,
   POST_ID_HEADER,
   type PublishResult,
@@ -27,13 +29,28 @@ afterEach(() => {
 
 /** The embedded broker with the results of the next publishes as the test wants them. */
 class ScriptedBroker extends EmbeddedBroker {
-  readonly results: PublishResult[] = []
+  readonly results: (PublishResult | "never")[] = []
   readonly published: OutgoingMessage[] = []
   redeclared = 0
 
+  override lane(listener: LaneListener): Lane {
+    const lane = super.lane(listener)
+    const broker = this
+    return {
+      get state() {
+        return lane.state
+      },
+      publish(message, settled) {
+        if (broker.results[0] !== "never") lane.publish(message, settled)
+        else broker.results.shift()
+      },
+    }
+  }
+
   override store(message: OutgoingMessage): PublishResult {
     this.published.push(message)
-    return this.results.shift() ?? super.store(message)
+    const [result] = this.results.splice(0, 1)
+    return result === undefined || result === "never" ? super.store(message) : result
   }
 
   override redeclare(): void {
@@ -212,6 +229,25 @@ describe("a post", () => {
     expect(subject.broker.bodies()).toEqual(["a", "c"])
     expect(begun).toEqual(["a"])
     expect(subject.posts.count).toBe(0)
+  })
+
+  test("to a queue that never confirms is given up while others are confirmed, and not before", async () => {
+    const subject = await new Subject().start()
+    subject.broker.results.push("never", "never")
+    const options = { whenReturned: "final", whenUnconfirmed: "final" } as const
+    const done = (body: string) => (result: string) => void subject.done.push(`${body} ${result}`)
+    subject.posts.send("q", Buffer.from("receipt"), {}, { ...options, done: done("receipt") })
+    subject.posts.send("q", Buffer.from("copy"), {}, { whenReturned: "again", done: done("copy") })
+    await settled()
+    // Nothing else was confirmed since: the broker may be mute.
+    subject.posts.giveUp(1_000, 999)
+    expect(subject.done).toEqual([])
+    // Not for long enough.
+    subject.posts.giveUp(999, 1_001)
+    expect(subject.done).toEqual([])
+    subject.posts.giveUp(1_000, 1_001)
+    expect(subject.done).toEqual(["receipt nacked"])
+    expect(subject.posts.count).toBe(1)
   })
 
   test("may be sent from within the end of another", async () => {

@@ -53,7 +53,11 @@ class ScriptedBroker extends EmbeddedBroker {
 class Subject {
   readonly broker = new ScriptedBroker()
   readonly counters = new Counters()
-  readonly channel = new Channel(this.broker, NO_LISTENER, { self: SELF, counters: this.counters })
+  readonly channel = new Channel(this.broker, NO_LISTENER, {
+    self: SELF,
+    steadyMs: () => 1_000,
+    counters: this.counters,
+  })
   readonly lane = this.broker.scripted
 
   /** Broadcasts; the list grows by each result that is told. */
@@ -233,7 +237,8 @@ describe("on a broker", () => {
     const broker = new EmbeddedBroker()
     const heard: (readonly [string, FleetMessage | null])[] = []
     const channels = [SELF, OTHER].map(
-      (self) => new Channel(broker, NO_LISTENER, { self, counters: new Counters() }),
+      (self) =>
+        new Channel(broker, NO_LISTENER, { self, steadyMs: () => 1_000, counters: new Counters() }),
     )
     broker.start(
       {

@@ -346,6 +346,8 @@ export class SimulatedWorker {
     this.connections.sweep(nowMs, nowMs)
     this.fleet.sweep(nowMs)
     if (this.client.state.is === "blocked" || this.client.state.is === "closed") return
+    const sentByMs = nowMs - this.#limits.confirmTimeoutMs
+    if (sentByMs >= this.#readySinceMs) this.posts.giveUp(sentByMs, this.fleet.confirmedAtMs)
     const oldest = [this.posts.silentSinceMs(), this.fleet.presence.silentSinceMs()]
     const sentAtMs = Math.min(...oldest.filter((atMs) => atMs !== null))
     const unconfirmedMs = nowMs - Math.max(sentAtMs, this.#readySinceMs)
