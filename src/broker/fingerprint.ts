@@ -31,8 +31,9 @@ export function fingerprint(body: Uint8Array, properties: MessageProperties): st
     timestamp === undefined || Number.isNaN(timestamp.getTime()) ? null : timestamp.getTime(),
     names.sort().map((name) => [name, headers[name]]),
   ]
+  // The same integer is read as a number or as a bigint.
   const text = JSON.stringify(said, (_, value: unknown) =>
-    typeof value === "bigint" ? String(value) : value,
+    typeof value === "bigint" || typeof value === "number" ? `number ${value}` : value,
   )
   return `${Bun.hash(body, SEED)} ${Bun.hash(text, SEED)} ${body.length}`
 }

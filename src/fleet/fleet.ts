@@ -19,7 +19,7 @@ import { Announcer } from "./announcer.ts"
 import { Census } from "./census.ts"
 import { Channel } from "./channel.ts"
 import { Locator } from "./locator.ts"
-import { ALIVE_EVERY_MS, FORGET_AFTER_MS, Members } from "./members.ts"
+import { ALIVE_EVERY_MS, Members, REJOIN_MS } from "./members.ts"
 import type { FleetMessage } from "./messages.ts"
 import { Presence } from "./presence.ts"
 import { Whereabouts } from "./whereabouts.ts"
@@ -109,7 +109,7 @@ export class Fleet {
   /** Whether a worker is known, or may not have been able to tell since the broker came back. */
   mayServe(worker: string): boolean {
     const sinceMs = this.#options.steadyMs() - this.#connectedAtMs
-    return sinceMs < FORGET_AFTER_MS || this.#members.isKnown(worker)
+    return sinceMs < REJOIN_MS || this.#members.isKnown(worker)
   }
 
   /** Takes a delivery from this worker's fleet queue. */

@@ -17,15 +17,13 @@
 import type { Counters } from "../counters.ts"
 import { processOfConnection } from "../device/ids.ts"
 import type { Channel } from "./channel.ts"
-import type { Members } from "./members.ts"
+import { type Members, REJOIN_MS } from "./members.ts"
 import { type Answer, MAX_ROWS } from "./messages.ts"
 import type { Whereabouts } from "./whereabouts.ts"
 
 /** With the sweep's period, less than the second within which a back-end is told "offline". */
 export const ASK_TIMEOUT_MS = 600
 const ACQUAINT_MS = 600
-/** Longer than the longest wait between two tries to connect to the broker. */
-const REJOIN_MS = 7_000
 const MAX_ASKS = 16
 
 export type Located =

@@ -17,6 +17,8 @@ import type { WorkerProcess } from "../device/ids.ts"
 /** How often a member tells that it is alive. */
 export const ALIVE_EVERY_MS = 2_000
 const SILENT_AFTER_MS = 6_000
+/** Once the broker is back: longer than the longest wait between two tries to connect to it. */
+export const REJOIN_MS = 7_000
 export const FORGET_AFTER_MS = 20_000
 
 interface Member {

@@ -216,7 +216,8 @@ describe("takeover", () => {
 })
 
 describe("order across the fleet", () => {
-  const COUNT = 500
+  /** Fewer than a worker's queue may have unacknowledged, beyond which gaps are given up. */
+  const COUNT = 200
   const shuffled = (numbers: number[]) => {
     // A fixed shuffle: the multiplier is coprime to the count.
     return numbers.map((_, at) => numbers[(at * 263) % numbers.length] ?? 0)

@@ -7,7 +7,7 @@ import { afterAll, beforeAll, expect, test } from "bun:test"
 import { readFileSync } from "node:fs"
 import { join } from "node:path"
 import { startGateway, type TestGateway } from "../support/gateway.ts"
-import { sharedRabbitMq, type TestBroker, uniqueNames } from "../support/rabbitmq.ts"
+import { type PrivateBroker, startRabbitMq, uniqueNames } from "../support/rabbitmq.ts"
 import { connectDevice } from "../support/tls-device.ts"
 import { pikaConsume, pikaPublish } from "../support/tools.ts"
 import { until } from "../support/wait.ts"
@@ -18,18 +18,18 @@ const name = uniqueNames("permissions")
 const OPERATING = readFileSync(join(import.meta.dir, "../../docs/OPERATING.md"), "utf8")
 /** A virtual host of its own, since the names are those of the defaults. */
 const vhost = name("vhost")
-let broker: TestBroker
+let broker: PrivateBroker
 let gateway: TestGateway | null = null
 
 beforeAll(async () => {
-  broker = await sharedRabbitMq()
+  broker = await startRabbitMq()
   await broker.ctl("add_vhost", vhost)
   await broker.ctl("set_permissions", "-p", vhost, "guest", ".*", ".*", ".*")
 }, LIMIT_MS)
 
 afterAll(async () => {
   await gateway?.stop()
-  await broker?.ctl("delete_vhost", vhost)
+  await broker?.dispose()
 }, LIMIT_MS)
 
 /** The permissions in the row of the documentation that begins so: configure, write, read. */
