@@ -28,14 +28,14 @@ export const settings = v.object({
     split: splitUrls,
     faultOf: urlFault,
     range: "amqp: or amqps: URLs",
-    text: "The broker; several URLs, separated by commas, are nodes of one cluster, tried in random order. A URL may have the query heartbeat, in seconds. CLOUDAMQP_URL is read when this is not set. Unset: an embedded in-memory broker.",
+    text: "The broker. Several URLs, separated by commas, are nodes of one cluster, tried in random order. A URL may have the query parameter heartbeat, in seconds. CLOUDAMQP_URL is read when AMQP_URL is not set. Unset: an embedded in-memory broker.",
     secret: true,
   }),
   AMQP_CA_FILE: text({
     default: "",
     match: /^.*$/,
     range: "a path",
-    text: "With amqps: URLs: the CAs, PEM, one of which must have signed the broker's certificate. Unset: those of the system.",
+    text: "A PEM file of the only CAs to trust for the broker's certificate. Needs an amqps: URL. Unset: the CAs of the system.",
   }),
   INSTANCE_ID: text({
     default: defaultInstanceId(hostname()),
@@ -103,7 +103,7 @@ export const settings = v.object({
     default: "",
     match: /^.*$/,
     range: "a path",
-    text: "Device ids and SHA-256 fingerprints of certificates that are kept out, one a line. A change takes effect within 2 s, of a list of hundreds of thousands within some more.",
+    text: "Device ids and SHA-256 fingerprints of certificates that are kept out, one a line. A change takes effect within 2 s, or a little later when the list has hundreds of thousands of lines.",
   }),
   DEVICE_ACK: choice({
     default: "off",
@@ -243,7 +243,7 @@ export const settings = v.object({
     min: 4,
     max: 65_535,
     unit: "messages",
-    text: "Messages that a worker may hold unacknowledged in all, commands that wait for a number included, divided over its queues. Shared plans of hosted brokers close a connection at 1,000; raise it for a broker of your own.",
+    text: "Unacknowledged messages that a worker may hold, divided over its queues; commands that wait for a missing number count too. Shared plans of hosted brokers close a connection at 1,000. Raise it on a broker of your own.",
   }),
   MAX_COMMAND_BYTES: integer({
     default: 67_108_864,
