@@ -129,7 +129,7 @@ function relations(settings: Partial<Settings>, values: Environment): string[] {
   return faults
 }
 
-/** The CAs for the broker's certificate, PEM; null when none are named or they are at fault. */
+/** The CAs for the broker's certificate, PEM; null when AMQP_CA_FILE is not set or not valid. */
 function readCa(path: string | undefined, faults: string[]): string | null {
   if (path === undefined) return null
   try {

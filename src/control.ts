@@ -37,7 +37,7 @@ export type ToSupervisor =
   /** Asks for the snapshots of all. */
   | { readonly type: "gather"; readonly id: number }
   | { readonly type: "snapshot"; readonly id: number; readonly snapshot: Snapshot }
-  /** A part of the denylist was taken; the next may come. */
+  /** Acknowledges a part of the denylist. */
   | { readonly type: "denylist_taken" }
 
 /**
@@ -52,7 +52,7 @@ export interface WorkerOrders {
 
 /** A piece of the denylist; see `denylist-feed.ts`. With `DENYLIST_FILE` no device is admitted before the first list is complete. */
 export interface DenylistPart {
-  /** Begins with no line. */
+  /** The list begins again, without lines. */
   readonly reset: boolean
   readonly add: readonly string[]
   readonly remove: readonly string[]
@@ -68,5 +68,5 @@ export type ToWorker =
   | { readonly type: "snapshot_wanted"; readonly id: number }
   | { readonly type: "gathered"; readonly id: number; readonly snapshots: readonly Snapshot[] }
 
-/** How long the supervisor waits for the workers' snapshots before it answers with what it knows of the rest. */
+/** How long the supervisor waits for the workers' snapshots before it answers without the missing ones. */
 export const GATHER_TIMEOUT_MS = 500

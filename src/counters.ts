@@ -30,9 +30,9 @@ export class Counters {
   commandsForwarded = 0
   deadLettersReceived = 0
   commandsRedelivered = 0
-  /** Lost before anything was done with them: the broker delivers them again or dead-letters them. */
+  /** Deliveries lost before the commands were written or forwarded: the broker delivers them again or dead-letters them. */
   commandsDropped = 0
-  /** Delivered before, without message id and number, and offered to a connection here. */
+  /** Commands without message id and number that were delivered before and are offered to a connection here. */
   commandsPossiblyRepeated = 0
   gapsSkipped = 0
   gapsGivenUpEarly = 0

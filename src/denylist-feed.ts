@@ -1,15 +1,15 @@
 /**
- * The denylist on its way from the supervisor, which reads it, to the workers, each of which has its own copy.
+ * Sends the denylist from the supervisor, which reads it, to the workers, each of which has a copy.
  *
  *   file ─► replace ─► parts: reset, add …, complete, add and remove …, complete ─┬─► worker 0
  *                                                                                └─► worker n
  *
- * The parts, taken in order from the first, make the list in force; a change of the file appends what is different. A worker that starts takes
- * them all, one that has them takes the new ones, each at its own pace: it acknowledges each, and `MAX_UNACKNOWLEDGED` are
- * on their way, so one that is stopped holds up nobody and costs nothing. A replicated log with compaction, as Kafka's.
+ * The parts, applied in order from the first, make the list in force; a change of the file appends the differences. A worker that
+ * starts takes all parts, later only the new ones, at its own pace: it acknowledges each, and at most `MAX_UNACKNOWLEDGED` are
+ * in flight. So a stopped worker delays no other and uses little memory. This is a replicated log with compaction, as in Kafka.
  *
- * Bounds: a part has `PART_LINES`; once the parts hold more than twice the list they are made again from it, and a worker
- * that is in the middle of the old ones begins with the new ones. `replace` lets the event loop go on after each part.
+ * Bounds: a part has `PART_LINES`. When the parts hold more than twice the list they are made again from it, and a worker
+ * that has taken some of the old parts begins with the new ones. `replace` lets the event loop go on after each part.
  */
 
 import type { DenylistPart } from "./control.ts"
@@ -17,7 +17,7 @@ import { Denylist } from "./device/denylist.ts"
 
 const PART_LINES = 500
 const MAX_UNACKNOWLEDGED = 32
-/** Lists that are shorter than this are not worth it. */
+/** Shorter lists are not compacted. */
 const MIN_COMPACTED_LINES = 10_000
 
 interface Reader {
@@ -109,7 +109,7 @@ export class DenylistFeed {
   }
 }
 
-/** The worker's end: the list that the parts make. */
+/** The worker's end: builds the list from the parts. */
 export class FedDenylist {
   #list = new Denylist()
 

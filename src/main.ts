@@ -159,7 +159,7 @@ function exit(status: number, lines: readonly string[]): never {
 try {
   await main()
 } catch (error) {
-  // Not left to Bun, which would block on standard error when nobody reads it.
+  // Not left to Bun, whose write to standard error blocks when it has no reader.
   const { stack, message } = asError(error)
   exit(1, [stack ?? message])
 }

@@ -1,6 +1,6 @@
 /**
  * A binary min-heap of numbers: the lowest of many in constant time, push and pop in logarithmic time.
- * Pure. Bound: its user's.
+ * Pure. The caller bounds its size.
  */
 export class MinHeap {
   #items: number[] = []

@@ -76,11 +76,11 @@ export function list(declared: Declared & { readonly match: RegExp; readonly ran
   )
 }
 
-/** Separated by commas, as `split` finds them; none by default. */
+/** URLs separated by commas, as `split` finds them; none by default. */
 export function urls(
   declared: Declared & {
     readonly split: (value: string) => string[]
-    /** Why it is none, without repeating any of it; or null. */
+    /** Why the URL is not valid, without repeating any part of it; null when it is valid. */
     readonly faultOf: (url: string) => string | null
     readonly range: string
   },

@@ -1,10 +1,10 @@
 /**
- * How often each key is there, for very many keys: spread over many small maps, since one map of a million entries stops the event
- * loop for tens of milliseconds each time that it grows. A key that is not there any more is forgotten. Pure. Bound: its user's.
+ * Counts keys, for very many keys. They are spread over many small maps, since one map of a million entries stops the event
+ * loop for tens of milliseconds each time that it grows. A key whose count is 0 is removed. Pure. The caller bounds its size.
  */
 
 const PARTS = 256
-/** Enough of a key's end to spread keys that are counted up. */
+/** Characters at a key's end that are hashed; enough to spread keys that end in a running number. */
 const HASHED_CHARS = 16
 
 export class SpreadMap {

@@ -2,10 +2,10 @@
  * The worker's end of the channel to its supervisor.
  *
  * Messages are kept from the start of the process until there is a handler: a supervisor that drains its workers does not know
- * which of them is still starting. When the other end is gone, so is the supervisor.
+ * which of them are still starting. The other end closes only when the supervisor has ended.
  *
- * Bounds: `MAX_GATHERINGS` questions unanswered, then the next fail at once. Messages wait only while the worker starts, and the
- * supervisor sends few until then.
+ * Bounds: `MAX_GATHERINGS` unanswered questions; beyond it a question fails at once. Messages wait only while the worker starts,
+ * and the supervisor sends few until then.
  */
 
 import {
@@ -16,7 +16,7 @@ import {
   type WorkerOrders,
 } from "./control.ts"
 
-/** A supervisor that is stopped reads no questions; they would wait in memory. */
+/** A stopped supervisor reads no questions; they would accumulate in memory. */
 const MAX_GATHERINGS = 16
 
 export interface SupervisorOrders {
@@ -56,7 +56,7 @@ export class SupervisorChannel {
     return promise
   }
 
-  /** Hands on what has come since the first message, and what comes from now on. */
+  /** Passes on the messages since the first one, and later ones as they arrive. */
   listen(orders: SupervisorOrders): void {
     this.#orders = orders
     for (const message of this.#early.splice(0)) this.#received(message)

@@ -1,6 +1,6 @@
 /**
  * The supervisor: starts one worker a slot, replaces those that die, drains them, and gathers what they
- * count so that any of them can speak for the instance, for those that have died too.
+ * count, the counts of dead workers included, so that any of them can report for the instance.
  *
  *   starting ──first worker listens──► running ──SIGTERM, SIGINT──► draining ──all ended──► exit 0
  *      │                                  └──restart intensity──► draining ──all ended──► exit 1
@@ -34,14 +34,14 @@ const DRAIN_GRACE_MS = 5_000
 /** Memory or processes that were missing may be there again. */
 const SPAWN_RETRY_MS = 1_000
 
-/** What a worker has counted since it was last asked is lost when it is killed. */
+/** A killed worker loses what it counted since it was last asked. */
 const ASK_EVERY_MS = 1_000
-/** Snapshots that a worker may owe; one that is stopped is not asked for more. */
+/** Bound on unanswered questions to a worker; a stopped worker is not asked any more. */
 const MAX_UNANSWERED = 16
 /** The id of a question that only keeps the counters up to date. */
 const NO_GATHERING = 0
 
-/** How long the end waits for what ended workers wrote to standard error. */
+/** How long the supervisor waits at its end for the standard error of ended workers. */
 const LAST_WORDS_MS = 1_000
 
 const STANDARD_ERROR = 2
@@ -53,14 +53,14 @@ interface Slot {
   /** Differs for each worker that was ever started. */
   readonly key: number
   readonly process: Worker
-  /** Snapshots that it was asked for and has not sent. */
+  /** Snapshots that the worker was asked for and has not sent. */
   unanswered: number
 }
 
 export class Supervisor {
   readonly #config: Config
   readonly #events: EventBus
-  /** Of these it counts log lines alone. */
+  /** Of these counters the supervisor uses only the log lines. */
   readonly #counters: Counters
   readonly #mainFile: string
   readonly #intensity: RestartIntensity
@@ -150,7 +150,7 @@ export class Supervisor {
         ...["--device-port", String(devicePort), "--http-port", String(httpPort)],
       ],
       {
-        // A worker that crashes writes there, and must not block before it is dead.
+        // A worker that crashes writes there, and must not block before it ends.
         stdio: ["ignore", "inherit", "pipe"],
         serialization: "json",
         ipc: (message: ToSupervisor) => this.#received(slot, key, message),
@@ -210,7 +210,7 @@ export class Supervisor {
     }
   }
 
-  /** Seen before it is handed on, so that what was shown once is never forgotten. */
+  /** Recorded before it is passed on, so that a count that was shown once is never lost. */
   #answered(slot: number, key: number, id: number, snapshot: Snapshot): void {
     this.#instanceCounters.seen(slot, key, snapshot.metrics)
     const worker = this.#slots.get(slot)
@@ -279,14 +279,14 @@ export class Supervisor {
     process.exit(this.#status)
   }
 
-  /** So that little of what a worker has counted is lost with it. */
+  /** Asks regularly, so that little of a worker's counts is lost with it. */
   #askAll(): void {
     for (const worker of this.#slots.values()) {
       if (worker.unanswered === 0) this.#ask(worker, NO_GATHERING)
     }
   }
 
-  /** @returns whether the worker was asked: one that is stopped reads nothing, and questions would pile up. */
+  /** @returns whether the worker was asked: a stopped worker reads nothing, and questions would accumulate. */
   #ask(worker: Slot, id: number): boolean {
     if (worker.unanswered >= MAX_UNANSWERED) return false
     worker.unanswered += 1
@@ -319,7 +319,7 @@ export class Supervisor {
   }
 }
 
-/** Snapshots as they come in; done when all are there, nobody is left to send one, or the time is over. */
+/** Collects snapshots; done when all have arrived, no worker is left to send one, or the time is over. */
 class Gathering {
   readonly #snapshots = new Map<number, Snapshot>()
   readonly #expected: Set<number>

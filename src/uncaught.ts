@@ -1,6 +1,6 @@
 /**
- * An error that nothing caught: logged, then the process ends with status 1. Not left to Bun, which would write it to standard
- * error and block there when nobody reads that.
+ * Uncaught errors: logged, then the process ends with status 1. Not left to Bun, whose write to standard error blocks when it
+ * has no reader.
  */
 
 import type { EventBus } from "./events.ts"

@@ -2,7 +2,7 @@
  * A worker as a process: signals and, where there is a supervisor, the channel to it.
  *
  *   waiting ──the whole denylist──► serving ──"drain", SIGTERM, supervisor gone──► draining ──► exit 0, or 1 when it
- *      └──the same signs──► exit 0                                                              was cut short
+ *      └──the same events──► exit 0                                                             was cut short
  *
  * Without `DENYLIST_FILE` it does not wait. Alone (the embedded broker) it takes SIGINT and SIGHUP too; a second stop signal ends
  * it. Under a supervisor those are left to that: a terminal sends them to both.
@@ -21,7 +21,7 @@ import { Worker, type WorkerOptions } from "./worker.ts"
 
 type ProcessOptions = Omit<WorkerOptions, "gather"> & {
   readonly tls: ListenerTls
-  /** Where it is told what to do: by a supervisor, or alone by signals. */
+  /** Where the worker gets its orders: from a supervisor, or from signals alone. */
   readonly orders:
     | { readonly from: "supervisor"; readonly channel: SupervisorChannel }
     /** `readTls` reads the certificate again on SIGHUP. */
@@ -42,7 +42,7 @@ export async function runWorker(options: ProcessOptions): Promise<void> {
 
   const drain = () => {
     if (state === "draining") return
-    // There is nothing yet that could be lost.
+    // Nothing can be lost yet.
     if (state === "waiting") process.exit(0)
     state = "draining"
     worker.drain().then(

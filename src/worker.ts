@@ -233,7 +233,7 @@ export class Worker {
     }
   }
 
-  /** Keeps out whom this list denies, from now on. */
+  /** Refuses the devices on this list from now on, and closes their connections. */
   deny(denylist: Denylist): void {
     this.#identity.denylist = denylist
     this.#connections.closeDenied(denylist)
@@ -312,7 +312,7 @@ export class Worker {
       stateChanged: (state) => {
         const up = state.is === "ready" || state.is === "blocked"
         if (up && before.is === "away") this.counters.brokerConnects += 1
-        // After an alarm too: what was to be announced during it was dropped.
+        // After an alarm too: announcements during it were dropped.
         if (state.is === "ready" && before.is !== "ready") this.#fleet.connected()
         if (state.is === "away" && before.is !== "away") this.counters.brokerLosses += 1
         // Each try that fails for the same reason is no news.

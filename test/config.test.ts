@@ -309,7 +309,7 @@ describe("the broker's URL", () => {
       AMQP_URL: "amqp://one,amqp://u:s3cret-pass@two/?insecure,amqp://three",
     })
     expect(faults).toEqual([
-      "AMQP_URL: URL 2 of 3 must have no query parameter but heartbeat; a ? within a name or password is %3F",
+      "AMQP_URL: URL 2 of 3 must have no query parameter except heartbeat; write %3F for a ? in a name or password",
     ])
   })
 

@@ -1,18 +1,18 @@
 /**
- * AMQP URLs as settings give them: several, separated by commas, and what a URL may hold. Pure.
+ * AMQP URLs of the settings: splits several URLs at commas and checks each. Pure.
  *
- * Nothing that is said of a URL repeats any part of it: a password with an unescaped `?` or `/` reads as a path or a query.
+ * A fault repeats no part of the URL: a password with an unescaped `?` or `/` reads as a path or a query.
  */
 
 const MAX_HEARTBEAT_S = 300
 
-/** A comma separates where another URL begins; any other may stand in a password. */
+/** A comma separates URLs only where another URL begins; any other comma may be part of a password. */
 export function splitUrls(value: string): string[] {
   const urls = value.split(/,(?=\s*(?:[a-z]+:\/\/|$))/i).map((url) => url.trim())
   return urls.filter((url) => url !== "")
 }
 
-/** Why this is no URL for the gateway, or null. */
+/** Why the gateway cannot use this URL, or null. */
 export function urlFault(url: string): string | null {
   const parsed = URL.parse(url)
   if (parsed === null) return "must be an amqp: or amqps: URL"
@@ -20,15 +20,15 @@ export function urlFault(url: string): string | null {
   if (protocol !== "amqp:" && protocol !== "amqps:") return "must be an amqp: or amqps: URL"
   if (hostname === "" || hostname.includes(",")) return "must be an amqp: or amqps: URL with a host"
   if (![pathname, username, password].every(isDecodable)) {
-    return "must have a % only where it escapes a character; % itself is %25"
+    return "must have a % only in the escape of a UTF-8 character; write %25 for % itself"
   }
-  if (hash !== "") return "must have no #; within a name or password it is %23"
+  if (hash !== "") return "must have no #; write %23 for it in a name or password"
   if ([...searchParams.keys()].some((name) => name !== "heartbeat")) {
-    return "must have no query parameter but heartbeat; a ? within a name or password is %3F"
+    return "must have no query parameter except heartbeat; write %3F for a ? in a name or password"
   }
   const heartbeats = searchParams.getAll("heartbeat")
   if (heartbeats.length > 1 || heartbeats.some((seconds) => !isHeartbeat(seconds))) {
-    return `must have one heartbeat, from 1 to ${MAX_HEARTBEAT_S} seconds`
+    return `must have at most one heartbeat, from 1 to ${MAX_HEARTBEAT_S} seconds`
   }
   return null
 }

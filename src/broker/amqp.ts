@@ -58,7 +58,7 @@ export class AmqpBroker implements Broker {
 
   /**
    * @param url one, or several of nodes of one broker; the two connections may be to different ones.
-   * @param name how the two connections are called in the broker's own tools.
+   * @param name the name of the two connections in the broker's own tools.
    * @param ca PEM; the only CAs to trust with `amqps:`. Null: those of the system.
    */
   constructor(url: string | readonly string[], name: string, ca: string | null = null) {
@@ -211,14 +211,14 @@ export class AmqpBroker implements Broker {
     )
   }
 
-  /** The limit on unacknowledged messages for which the broker has closed a connection holds from the next one on. */
+  /** Applies the limit on unacknowledged messages for which the broker closed a connection, from the next connection on. */
   #lowerPrefetch(reason: string): void {
     const error = readBrokerError(reason)
     if (error.kind !== "too_many_unacknowledged") return
     const { prefetch } = this.#subscriptions
     const limit = lowerLimit(prefetch, error.limit)
     this.#subscriptions.limit = limit
-    const advice = `at most ${limit} are held from now on, not ${prefetch}: set PREFETCH=${limit}`
+    const advice = `at most ${limit} unacknowledged messages from now on, not ${prefetch}: set PREFETCH=${limit}`
     this.#warnOnce(`${limit} unacknowledged`, `${reason}; ${advice}`)
   }
 

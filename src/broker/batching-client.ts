@@ -56,7 +56,7 @@ export class BatchingClient extends AMQPClient {
   readonly #spare: FrameWriter[] = []
   readonly #takers = new Map<number, ChannelTaker>()
   #server: BrokerServer | null = null
-  /** As the socket wants it: the client leaves IPv6 addresses in the brackets of their URLs. */
+  /** The host for the socket: the client leaves IPv6 addresses in the brackets of their URLs. */
   override readonly host: string
 
   /** @param ca PEM; the only CAs to trust with `amqps:`. Null: those of the system. */
@@ -65,7 +65,7 @@ export class BatchingClient extends AMQPClient {
     this.host = new URL(url).hostname.replace(/^\[(.*)\]$/, "$1")
   }
 
-  /** What the broker is; known once connected. */
+  /** Product and version of the broker, known once connected. */
   get server(): BrokerServer {
     return this.#server ?? { product: "unknown", version: "unknown" }
   }

@@ -1,6 +1,6 @@
 /**
- * What a broker means by the text of an error. The AMQP client has no codes, only messages such as
- * `channel 3 closed: NOT_FOUND - no queue 'a' in vhost '/' (404)`: this is the one place that reads them. Pure.
+ * Classifies the error texts of a broker. The AMQP client has no codes, only messages such as
+ * `channel 3 closed: NOT_FOUND - no queue 'a' in vhost '/' (404)`: no other file parses them. Pure.
  */
 
 export type BrokerError =
@@ -13,9 +13,9 @@ export type BrokerError =
       readonly resource: string | null
     }
   | { readonly kind: "not_found" }
-  /** Another connection has the queue for itself. */
+  /** Another connection uses the queue exclusively. */
   | { readonly kind: "locked" }
-  /** It exists with other arguments; `argument` is null when the text does not name one. */
+  /** The queue or exchange exists with other arguments; `argument` is null when the text does not name one. */
   | { readonly kind: "precondition_failed"; readonly argument: string | null }
   | { readonly kind: "other" }
 

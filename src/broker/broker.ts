@@ -25,7 +25,7 @@ export interface MessageProperties {
   type?: string
   userId?: string
   appId?: string
-  /** Of AMQP 0-8, without a meaning today. */
+  /** From AMQP 0-8; without meaning in AMQP 0-9-1. */
   clusterId?: string
 }
 
@@ -105,7 +105,7 @@ export interface Subscription {
   readonly prefetch: number
   /**
    * Must not throw.
-   * @param prefetch how many may be unacknowledged now, which is less than was asked for where the broker allows less.
+   * @param prefetch how many may be unacknowledged now; less than the setup asks for where the broker allows less.
    */
   readonly deliver: (delivery: Delivery, prefetch: number) => void
   /**
@@ -128,8 +128,8 @@ export interface QueueDeclaration {
   /** Used by this connection alone and gone with it. */
   readonly exclusive?: boolean
   /**
-   * For the subscriptions of this client alone, and gone with the broker's node that holds it. Brokers that know no
-   * such queue, or no longer, make it exclusive.
+   * Used by the subscriptions of this client alone, and deleted with the broker node that holds it. It is declared
+   * exclusive on brokers that do not support such queues.
    */
   readonly transient?: boolean
   readonly arguments: Record<string, string | number>

@@ -16,14 +16,14 @@ export const HOPS_HEADER = "owsla-hops"
 export const COMMAND_ID_HEADER = "owsla-command"
 /** The broker had handed it out before it was forwarded, which makes a new message of it. */
 export const REDELIVERED_HEADER = "owsla-redelivered"
-/** Why the broker gave a command up: its outcome, unless the worker that it is sent to knows the command. */
+/** The outcome of a command that the broker gave up, unless the worker that it is sent to knows the command. */
 export const GIVEN_UP_HEADER = "owsla-given-up"
-/** The hops of a command that was left in a worker's queue, when it was: that worker may have taken it and lost it. */
+/** The hops of a command when its time in a worker's queue was over: that worker may have taken it and lost its delivery. */
 export const LEFT_HEADER = "owsla-left"
 /** Milliseconds since 1970; AMQP's `expiration` would start anew in each queue. */
 export const EXPIRES_AT_HEADER = "owsla-expires-at"
 
-/** What workers tell each other about a command. A copy for somebody else has none of them: it may be sent again. */
+/** Headers between workers. A copy in the undelivered queue has none of them: it may be sent again. */
 export const INTERNAL_HEADERS: readonly string[] = [
   HOPS_HEADER,
   COMMAND_ID_HEADER,
@@ -93,7 +93,7 @@ export function readCommand(
   }
 }
 
-/** Why and where the broker gave a message up. */
+/** Why the broker gave a message up, and in which queue. */
 export interface Death {
   readonly reason: string
   readonly queue: string
@@ -142,8 +142,8 @@ function readExpiry(properties: MessageProperties, nowMs: number): number | unde
   if (properties.expiration === undefined) return Number.POSITIVE_INFINITY
   if (!/^[0-9]{1,15}$/.test(properties.expiration)) return undefined
   const secondMs = properties.timestamp?.getTime() ?? nowMs
-  // A timestamp has whole seconds: it was sent in that second, and not after it arrived. One in other units than
-  // seconds may be one that no Date can hold.
+  // A timestamp has whole seconds: the message was sent in that second, and not after it arrived. A timestamp
+  // in other units than seconds may be beyond what a Date can hold.
   const sentAtMs = Number.isNaN(secondMs) ? nowMs : Math.min(nowMs, secondMs + 999)
   return sentAtMs + Number(properties.expiration)
 }

@@ -43,7 +43,7 @@ export interface ConsumerOptions {
   /** The open connection of this worker with this connection or device id. */
   readonly find: (id: string) => Connection | undefined
   readonly locate: Locate
-  /** Whether a worker is known to the fleet, or may be there since the broker has only just come back. */
+  /** Whether a worker is known to the fleet, or may exist because the broker came back a short time ago. */
   readonly mayServe: (workerId: string) => boolean
   readonly commandIds: CommandIds
 }
@@ -59,7 +59,7 @@ export type Place =
  */
 export type Locate = (deviceId: string, trusting: boolean, found: (place: Place) => void) => void
 
-/** How a command ends that the broker gave up. */
+/** The outcome of a command that the broker gave up. */
 interface GivenUp {
   readonly outcome: Extract<Outcome, "expired" | "closed">
   readonly detail: string
@@ -75,7 +75,7 @@ interface Origin {
   readonly givenUp: GivenUp | null
 }
 
-/** Between workers that lose it with their connections again and again. */
+/** Bounds the forwards between workers that lose the command with their connections again and again. */
 const MAX_GIVEN_UP_FORWARDS = 16
 
 const FRESH: Origin = { leftIn: null, givenUp: null }
@@ -164,8 +164,8 @@ export class Consumer {
       isWorkerQueue(death.queue) &&
       (expiration === null || Number(expiration) > WORKER_QUEUE_TTL_MS) &&
       read.expiresAtMs > nowMs()
-    // One that was left with a worker has not expired: it may be any command of that queue. Of one that was forwarded
-    // after it was given up, the first reason counts.
+    // A command left in a worker's queue exceeded the time-to-live of the queue; it has not expired by itself. When a command was
+    // forwarded after it was given up, the first reason counts.
     const timeOver = given === null ? expired && !leftWithWorker : given.outcome === "expired"
     const deadLetter = { expired: timeOver, forwards, leftAtHops }
     if (!this.#unacknowledged.add(command, deadLetter)) return
@@ -173,7 +173,7 @@ export class Consumer {
     this.#route(command, read, { leftIn: death?.queue ?? null, givenUp })
   }
 
-  /** To be called now and then: gives up gaps that keep a queue from being read. */
+  /** To be called periodically: gives up gaps that keep a queue from being read. */
   sweep(): void {
     for (const [queue, prefetch] of this.#prefetchOf) {
       if (this.#unacknowledged.countFrom(queue) >= prefetch) this.#makeRoom(queue)
@@ -203,7 +203,7 @@ export class Consumer {
     const mayForward =
       givenUp === null ? message.hops < MAX_HOPS : givenUp.forwards < MAX_GIVEN_UP_FORWARDS
     if (owner !== null && owner !== workerId && mayForward && mayServe(owner)) {
-      // It may have taken the command and lost it with its connection: then it knows what was done with it.
+      // That worker may have taken the command and lost its delivery: then it knows what was done with it.
       this.#forward(command, message, workerQueue(owner), origin)
       return
     }
@@ -260,7 +260,7 @@ export class Consumer {
     const commandId = message.commandId ?? commandIds.mint()
     command.state = "forwarding"
     command.forwardedAs = commandId
-    // One that was given up is looked for by what it was when it was lost, so its hops stay the same.
+    // The worker recognises a command that was given up by its content when it was lost, so the hops stay the same.
     const hops = givenUp === null ? message.hops : message.hops - 1
     const carried = { ...message, hops, redelivered: command.redelivered, commandId }
     const properties = forwarded(command.delivery.properties, carried, nowMs())
@@ -270,7 +270,7 @@ export class Consumer {
     if (givenUp !== null && properties.headers !== undefined) {
       const { outcome, detail, forwards } = givenUp
       properties.headers[GIVEN_UP_HEADER] = `${outcome} ${forwards + 1} ${detail}`
-      // It is over already; its queue shall not give it up for that.
+      // The command has expired already; the worker's queue must not dead-letter it for that.
       delete properties.expiration
     }
     let published = false
@@ -284,7 +284,7 @@ export class Consumer {
       done: (result) => {
         if (result === "confirmed") this.#unacknowledged.acknowledge(command)
         else if (result === "withdrawn" && command.lost) this.#unacknowledged.drop(command)
-        // It was delivered again before its turn came.
+        // The command was delivered again before it was published.
         else if (result === "withdrawn") this.#forward(command, message, queue, origin)
         else if (givenUp !== null) this.#end(command, givenUp)
         else if (result === "returned") this.#offline(command, `no queue ${queue}`)
@@ -309,7 +309,7 @@ function givenUpBy(death: Death | null): GivenUp {
   return { outcome: "closed", detail, forwards: 0 }
 }
 
-/** The same of one that another worker has found given up; null when it was not. */
+/** The outcome that another worker found for a command that the broker gave up; null without one. */
 function readGivenUp({ properties }: Delivery): GivenUp | null {
   const text = properties.headers?.[GIVEN_UP_HEADER]
   if (typeof text !== "string") return null
@@ -317,7 +317,7 @@ function readGivenUp({ properties }: Delivery): GivenUp | null {
   return {
     outcome: outcome === "expired" ? "expired" : "closed",
     detail: detail.join(" "),
-    // What is not a number is as good as too many.
+    // A count that is not a number is treated as too many.
     forwards: /^[0-9]{1,2}$/.test(forwards ?? "") ? Number(forwards) : MAX_GIVEN_UP_FORWARDS,
   }
 }

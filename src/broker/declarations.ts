@@ -1,9 +1,9 @@
 /**
- * Declares exchanges, queues and bindings on a new connection. What exists is used as it is: with other arguments, with a
- * warning; by a user who may not declare it, silently.
+ * Declares exchanges, queues and bindings on a new connection. A queue or exchange that exists is used
+ * unchanged: when its arguments differ, with a warning; when the user may not declare it, without one.
  *
  *   declare ─┬─ done
- *            ├─ 405, another's alone ────────────► left to the subscription, which tries again
+ *            ├─ 405, exclusive to another ────────► left to the subscription, which tries again
  *            ├─ 406, other arguments ────────────► used as it is, warning
  *            ├─ 403, permission is missing ──► passive ─┬─ exists ──► used as it is
  *            │                                          └─ 404 ─────► rejected, with the permission's name
@@ -23,14 +23,14 @@ import {
   lacksTransientQueues,
 } from "./server-properties.ts"
 
-/** @param about what it is about: one warning for each is enough. */
+/** @param about the subject: a subject is warned of once. */
 export type Warn = (about: string, message: string) => void
 
 interface Declaration {
   readonly what: string
   readonly name: string
   readonly act: (on: AMQPChannel) => Promise<unknown>
-  /** Finds out whether it exists; null where AMQP has no way to. */
+  /** Checks whether it exists; null where AMQP has no method for that. */
   readonly check: ((on: AMQPChannel) => Promise<unknown>) | null
   /** The permissions on a resource that `act` needs, for brokers that do not say which of them is missing. */
   readonly needs: (resource: string) => string
@@ -87,7 +87,7 @@ class Declarer {
         return
       case "access_refused": {
         const absence = check === null ? refusal : await this.#try(check)
-        // One that is another connection's alone exists.
+        // A queue that is exclusive to another connection exists.
         if (absence === null || readBrokerError(absence.message).kind === "locked") return
         if (check !== null && readBrokerError(absence.message).kind !== "not_found") throw absence
         const resource = error.resource ?? name
@@ -141,7 +141,7 @@ function queueDeclaration(queue: QueueDeclaration, client: BatchingClient): Decl
   const exclusive = queue.exclusive === true || (transient && lacksTransientQueues(client.server))
   const args = argumentsFor(queue.arguments, client.server)
   const params = { durable, exclusive, autoDelete: false, passive: false }
-  // One that dead-letters is read from, and its dead letters are written to their exchange.
+  // RabbitMQ asks for read permission on a queue that dead-letters, and for write permission on its dead-letter exchange.
   const own = "x-dead-letter-exchange" in args ? `${CONFIGURE} or ${READ}` : CONFIGURE
   const limited = args["x-queue-type"] === "quorum" && hasDeliveryLimit(client.server)
   return {
@@ -150,7 +150,7 @@ function queueDeclaration(queue: QueueDeclaration, client: BatchingClient): Decl
     act: (on) => on.queueDeclare(name, params, args),
     check: (on) => on.queueDeclare(name, { passive: true }),
     needs: (resource) => (resource === name ? own : WRITE),
-    // Of another type it has no delivery limit. A policy is not seen from here.
+    // A queue of another type has no delivery limit. The gateway cannot see policies.
     advice: (argument) => (limited && argument !== "x-queue-type" ? deliveryLimitAdvice(name) : ""),
   }
 }

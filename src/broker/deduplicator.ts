@@ -1,6 +1,6 @@
 /**
- * Tells the copies of forwarded commands: a worker that loses the broker while it forwards publishes again, and
- * the command is in the queue twice. Either way it has one outcome.
+ * Recognises copies of forwarded commands: a worker that loses the broker while it forwards publishes again, and
+ * the command can be in the queue twice. It still has one outcome.
  *
  *   new ──► in hand ──ended──► ended
  *              └──dropped──► new
@@ -8,19 +8,19 @@
  * Pure. Bounds: the commands in hand; the last `REMEMBERED_ENDS` that have ended.
  */
 
-/** More than all workers together have on their way to one when a connection is lost. */
+/** More than the commands that all workers together have in flight to one worker when a connection is lost. */
 const REMEMBERED_ENDS = 65_536
 
 export class Deduplicator {
   readonly #inHand = new Set<string>()
   readonly #ended = new Set<string>()
-  /** The same in the order of their ends: a Set whose first is deleted again and again is slow to find its first. */
+  /** The keys of ended commands, oldest first: a Set whose first entry is deleted again and again is slow to find the next. */
   readonly #endings: string[] = []
   #oldest = 0
 
   /** @param hops a command that follows its device may pass a worker twice, and is then no copy. */
   static key(commandId: string, hops: number): string {
-    // Most are forwarded once, and a text less is made for them.
+    // Most commands are forwarded once; this saves a string for each.
     return hops === 1 ? commandId : `${commandId} ${hops}`
   }
 
@@ -31,7 +31,7 @@ export class Deduplicator {
     return true
   }
 
-  /** The command counts as new though it had ended for its copies: it was delivered again after it was dropped. */
+  /** The command counts as new although its copies counted as ended: it was delivered again after it was dropped. */
   reopen(key: string): void {
     this.#ended.delete(key)
     this.#inHand.add(key)

@@ -124,7 +124,7 @@ export class EmbeddedBroker implements Broker {
     return () => taps.delete(tap)
   }
 
-  /** What was delivered stays unacknowledged: it can still be acknowledged, and goes with the process otherwise. */
+  /** Deliveries stay unacknowledged: they can still be acknowledged, and end with the process otherwise. */
   stopConsuming(): Promise<void> {
     for (const queue of this.#queues.values()) {
       queue.consumers = queue.consumers.filter(({ subscription }) => subscription.untilClose)

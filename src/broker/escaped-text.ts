@@ -1,10 +1,10 @@
 /**
- * Bytes that are not UTF-8, kept in a string: each is escaped as a lone surrogate, U+DC80 to U+DCFF, which no UTF-8 decodes
- * to. The method is Python's "surrogateescape" (PEP 383), so that a `correlation_id` or a queue's name of any bytes
+ * Bytes that are not UTF-8, kept in a string: each is escaped as a lone surrogate, U+DC80 to U+DCFF, which valid UTF-8 never
+ * decodes to. The method is Python's "surrogateescape" (PEP 383), so that a `correlation_id` or a queue's name of any bytes
  * can be compared, stored and sent as a string and is the same bytes again on the wire.
  *
- * Rejected: Latin-1, by which ids that are UTF-8 would read wrongly; U+FFFD, by which different ids become equal.
- * No bound of its own: one character for at most one byte.
+ * Rejected: Latin-1, which would misread ids in UTF-8; U+FFFD, which would make different ids equal.
+ * The string has at most one character a byte.
  */
 
 const ESCAPE = 0xdc00
@@ -27,7 +27,7 @@ export function escapeBytes(bytes: Uint8Array): string {
   return text + utf8(bytes, from, bytes.length)
 }
 
-/** The bytes of a text; surrogates that are no escapes become U+FFFD, as everywhere. */
+/** The bytes of a text; surrogates that are not escapes become U+FFFD. */
 export function unescapeBytes(text: string): Uint8Array {
   const parts: Uint8Array[] = []
   let from = 0
@@ -42,7 +42,7 @@ function utf8(bytes: Uint8Array, from: number, to: number): string {
   return Buffer.from(bytes.buffer, bytes.byteOffset + from, to - from).toString()
 }
 
-/** Bytes of the UTF-8 sequence at `at`, 0 when there is none (RFC 3629: none is overlong, a surrogate or over U+10FFFF). */
+/** Bytes of the UTF-8 sequence at `at`, 0 when it is not valid (RFC 3629: not overlong, not a surrogate, not over U+10FFFF). */
 function sequenceLength(bytes: Uint8Array, at: number): number {
   const first = bytes[at] as number
   if (first < 0x80) return 1

@@ -1,9 +1,9 @@
 /**
- * Reads what AMQP 0-9-1 frames hold: numbers, texts, tables and the properties of a message.
+ * Reads the contents of AMQP 0-9-1 frames: numbers, texts, tables and the properties of a message.
  *
- * A value does not tell by which type and bytes it came: headers of which one could not be written again from its
- * value carry the table they were read from (`fields.ts`). Others, which are most, cost nothing more.
- * Pure. Bounds: `MOST_DEPTH` for what is nested; for all else the frame.
+ * A JavaScript value does not keep its AMQP type and bytes. Headers with a value that could not be written back to the same
+ * bytes carry the table they were read from (`fields.ts`). Most headers have no such value and cost nothing more.
+ * Pure. Bounds: `MOST_DEPTH` for nested tables; the frame for all else.
  */
 
 import type { HeaderValue, MessageProperties } from "./broker.ts"
@@ -14,27 +14,27 @@ const TWO_TO_32 = 2 ** 32
 const TWO_TO_63 = 2 ** 63
 const DIGIT_0 = 0x30
 const DIGIT_9 = 0x39
-/** Far more than anybody means; without a bound a message could use up the stack, again each time it is delivered. */
+/** Far more than any real message; without a bound a message could exhaust the stack, again each time it is delivered. */
 const MOST_DEPTH = 100
 
 /** An entry of a table, and where its value is in the table's bytes. */
 export interface TableEntry {
   readonly name: string
-  /** Of its value, the type included. */
+  /** The bytes of its value, the type included. */
   readonly from: number
   readonly to: number
 }
 
-/** One for all: texts are the same on every connection. */
+/** Shared by all readers: texts are the same on every connection. */
 const knownTexts = new KnownTexts()
 
 export class FieldReader {
-  /** What is read, as no subclass of `Uint8Array`. */
+  /** The bytes that are read; a plain `Uint8Array`, not a subclass. */
   bytes: Uint8Array = new Uint8Array(0)
-  /** The next byte, and where they end. */
+  /** Index of the next byte, and of the end. */
   at = 0
   end = 0
-  /** Of the table or array that is being read. */
+  /** The state of the table or array that is being read. */
   #depth = 0
   /** Whether the frame writer would write the values read so far as the bytes they were read from. */
   #exact = true
@@ -46,7 +46,7 @@ export class FieldReader {
     this.#depth = 0
   }
 
-  /** The entries of a table, which are given without its size: each name, and where its value begins and ends. */
+  /** The entries of a table's bytes without its size field: each name, and where its value begins and ends. */
   entries(table: Uint8Array): TableEntry[] {
     const entries: TableEntry[] = []
     this.begin(viewOf(table), 0, table.length)
@@ -79,7 +79,7 @@ export class FieldReader {
     return properties
   }
 
-  /** With the bytes they came in when these could not be made again of the values. */
+  /** With the bytes they came in, when the values could not be written back to the same bytes. */
   #headers(): Record<string, HeaderValue> {
     const at = this.at
     this.#exact = true
@@ -111,7 +111,7 @@ export class FieldReader {
     return values
   }
 
-  /** Where the table or array ends that begins here; what is nested too deep is passed over. */
+  /** The end of the table or array that begins here; one that is nested too deep is skipped. */
   #inside(): number {
     const size = this.uint32()
     const end = this.at + size
@@ -168,7 +168,7 @@ export class FieldReader {
     }
   }
 
-  /** Of the types that the frame writer does not write of itself. */
+  /** A value of a type that the frame writer does not choose for any JavaScript value. */
   #otherNumber(type: number): number {
     switch (type) {
       case 0x49: // I

@@ -1,6 +1,5 @@
 /**
- * Properties and headers of messages that came from the broker, made fit to be published again: what is passed on is,
- * byte for byte, what came. Pure.
+ * Prepares properties and headers of messages from the broker for publishing again, byte for byte as they came. Pure.
  *
  * A JavaScript value does not tell which of AMQP's types it had: -3 may have come as one of six. Headers of which
  * a value would be written in another way carry the table they were read from under the symbol `RECEIVED`, and copies of
@@ -22,14 +21,14 @@ const NOT_RENAMED: ReadonlyMap<string, string> = new Map()
 /** What the broker itself adds; a copy begins anew. */
 const BROKERS_OWN = /^x-(death$|delivery-count$|first-death-)/
 
-/** The key, in headers as they were read, of the entries of their table, where they need it. */
+/** The key, in received headers, of the entries of their table, on headers that need them. */
 export const RECEIVED = Symbol("headers as received")
 /** The key of `ReceivedHeaders`, in headers that are passed on. */
 const PASSED_ON = Symbol("headers passed on")
 
-/** Headers as they were read, kept with what is passed on of them. */
+/** Headers as they were received, kept with the headers that are passed on. */
 export interface ReceivedHeaders {
-  /** Its entries, without its size. */
+  /** The entries of the table, without its size field. */
   readonly bytes: Uint8Array
   /** The values as they were read: one that has changed since is written as it is now. */
   readonly values: Readonly<Headers>
@@ -37,19 +36,19 @@ export interface ReceivedHeaders {
   readonly renamed: ReadonlyMap<string, string>
 }
 
-/** Undefined for headers that are written as they were read anyway, and for those of the gateway. */
+/** Undefined for headers whose values are written back to the same bytes, and for the gateway's own headers. */
 export function receivedHeaders(headers: object): ReceivedHeaders | undefined {
   return (headers as { readonly [PASSED_ON]?: ReceivedHeaders })[PASSED_ON]
 }
 
-/** Lets what is passed on of headers keep their bytes. */
+/** Keeps the bytes of headers that are passed on. */
 function carryReceived(from: Headers, to: Headers, renamed: ReadonlyMap<string, string>): void {
   const bytes = (from as { readonly [RECEIVED]?: Uint8Array })[RECEIVED]
   const received = bytes === undefined ? receivedHeaders(from) : { bytes, values: from, renamed }
   if (received !== undefined) Object.assign(to, { [PASSED_ON]: received })
 }
 
-/** A time on the wire that is beyond what a `Date` can hold, as of a back-end that counts microseconds: an invalid `Date`. */
+/** A time on the wire beyond what a `Date` can hold, for example in microseconds, is an invalid `Date`. */
 export class OutOfRangeDate extends Date {
   readonly seconds: bigint
 
@@ -61,9 +60,9 @@ export class OutOfRangeDate extends Date {
 
 /**
  * New properties, fit to be published again. A `user_id` of another user, which the broker refuses, and CC and BCC,
- * by which it would send the copy elsewhere too, are kept as headers of ours; a timestamp that is none is left
+ * by which it would send the copy elsewhere too, are kept as `owsla-` headers; an invalid timestamp is left
  * out, and so are an expiration, which would count anew, and what the broker adds itself.
- * Headers are added by assignment or by `{ ...headers, added }`; both keep what came as it came.
+ * Headers are added by assignment or by `{ ...headers, added }`; both keep the received headers' bytes.
  */
 export function republishable(properties: MessageProperties): MessageProperties & {
   headers: Headers
@@ -82,7 +81,7 @@ export function republishable(properties: MessageProperties): MessageProperties 
     : Object.assign(again, { timestamp })
 }
 
-/** Those of the headers that have these names and fit, as they came. */
+/** The headers with these names whose values fit, with their bytes. */
 export function pickedHeaders(
   headers: Headers,
   names: readonly string[],
@@ -94,7 +93,7 @@ export function pickedHeaders(
   return picked
 }
 
-/** Assigns; a header of the name `__proto__` is one like others. */
+/** Assigns a header; `__proto__` is an ordinary name here. */
 export function setHeader(headers: Headers, name: string, value: HeaderValue): void {
   if (name !== "__proto__") headers[name] = value
   else Object.defineProperty(headers, name, { value, enumerable: true, writable: true })

@@ -1,7 +1,7 @@
 /**
- * The fingerprint of a command's message: what stays the same when the broker delivers it again, dead-letters
- * it, or another worker forwards it. Two messages with one fingerprint are alike in all that their sender
- * said, but for the expiration.
+ * The fingerprint of a command's message: it stays the same when the broker delivers the message again or
+ * dead-letters it, or another worker forwards it. Two messages with one fingerprint have the same content from
+ * their sender, except for the expiration.
  *
  * Left out: what the broker changes (`expiration` and the `x-` headers of dead letters, CC and BCC) and what the
  * gateway adds (`owsla-` headers, persistence). Pure. Computed only after a connection was lost.
@@ -12,7 +12,7 @@ import type { MessageProperties } from "./broker.ts"
 const CHANGED_HEADER =
   /^(owsla-|CC$|BCC$|x-(death$|first-death-|last-death-|delivery-count$|acquired-count$))/
 
-/** Drawn once for a process, so that nobody can prepare two messages with one fingerprint. */
+/** Random for each process, so that a sender cannot construct two messages with one fingerprint. */
 const SEED = crypto.getRandomValues(new BigUint64Array(1))[0] ?? 0n
 
 export function fingerprint(body: Uint8Array, properties: MessageProperties): string {
@@ -27,7 +27,7 @@ export function fingerprint(body: Uint8Array, properties: MessageProperties): st
     properties.contentType,
     properties.contentEncoding,
     properties.priority,
-    // No Date holds it when it is in other units than seconds, and copies are then without it.
+    // A timestamp in other units than seconds may be beyond what a Date can hold; copies are then without it.
     timestamp === undefined || Number.isNaN(timestamp.getTime()) ? null : timestamp.getTime(),
     names.sort().map((name) => [name, headers[name]]),
   ]

@@ -71,7 +71,7 @@ export class FrameReader {
   /** The beginning of a frame whose end has not come. */
   #partial: Uint8Array | null = null
   readonly #coming = new Map<number, Coming>()
-  /** Of the frame that is being read. */
+  /** The state of the frame that is being read. */
   readonly #fields = new FieldReader()
 
   /** @param mostBytes of a frame, its overhead included. */

@@ -214,7 +214,7 @@ export class FrameWriter {
     this.bytes[flagsAt + 1] = flags
   }
 
-  /** Entries whose values are as they came are copied, in the order in which they came; the others follow. */
+  /** Entries whose values have not changed are copied, in their received order; the others follow. */
   #receivedTable(headers: Record<string, HeaderValue>, received: ReceivedHeaders): void {
     const sizeAt = this.length
     this.#needs(4)
@@ -318,7 +318,7 @@ export class FrameWriter {
       this.#needs(8)
       this.#view.setBigInt64(this.length, date.seconds)
       this.length += 8
-    } else throw new Unencodable("a time that is none")
+    } else throw new Unencodable("an invalid time")
   }
 
   #shortString(text: string): void {

@@ -38,6 +38,6 @@ function isAt(frame: Uint8Array, at: number, bytes: number, text: string): boole
 
 function decode(frame: Uint8Array, at: number, bytes: number): string {
   const text = Buffer.from(frame.buffer, frame.byteOffset + at, bytes).toString()
-  // In place of what is not UTF-8, or because it stood there.
+  // U+FFFD: in place of bytes that are not UTF-8, or part of the text itself.
   return text.includes("\ufffd") ? escapeBytes(frame.subarray(at, at + bytes)) : text
 }

@@ -5,8 +5,8 @@
  *                        └──failed──────────────────────►┘
  *   any ──close──► closed
  *
- * After a failure the next URL is tried at once, and once all have failed after a wait. Of a connection that was up for less
- * than `STABLE_MS` the URL counts as failed, so that nodes that accept and then close are not tried in a loop.
+ * After a failure the next URL is tried at once; when all have failed, after a wait. The URL of a connection that was up for
+ * less than `STABLE_MS` counts as failed, so that nodes that accept and then close are not tried in a loop.
  * Never publishes or consumes itself: `setUp` opens the channels. Bounds: `CONNECT_TIMEOUT_MS` for
  * connecting and setting up together, `REACH_TIMEOUT_MS` of it for TCP; waits between tries of up to 5 s, or 0.7 s
  * while nobody listens or can be reached, with full jitter.
@@ -50,7 +50,7 @@ export class Link {
   #client: BatchingClient | null = null
   #attempt = 0
   #upSinceMs = 0
-  /** Whether nobody listened or could be reached at any URL tried since the last wait. */
+  /** Whether every URL tried since the last wait refused the connection or could not be reached. */
   #nobodyThere = true
   #timer: ReturnType<typeof setTimeout> | null = null
 

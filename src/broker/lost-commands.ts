@@ -13,16 +13,16 @@
  *   acknowledged  the broker may have lost the acknowledgement
  *
  * A message has no identity of its own in AMQP, so commands that are alike in everything (`fingerprint.ts`) cannot
- * be told apart, and need not be: of several the broker delivers those again that were never acknowledged,
- * and perhaps those whose acknowledgement it has lost. So the unfinished and ended ones are recognised
- * first, then the dropped ones, and the acknowledged ones last: one too many is written rather than one
- * too few.
+ * be told apart, and need not be. Of several, the broker delivers again those that were never acknowledged,
+ * and possibly those whose acknowledgement it has lost. So the unfinished and ended ones are recognised
+ * first, then the dropped ones, and the acknowledged ones last: in doubt a command is written twice rather than
+ * never.
  *
  * Pure. Time counts only while the broker is there: `pass`. Bound: `MAX_REMEMBERED`, then the oldest that is
  * not unfinished is forgotten.
  */
 
-/** The broker delivers again at once; this is for one that first has to find out that a connection is gone. */
+/** A broker delivers again at once; this is for a broker that has to detect the loss of a connection first. */
 export const REMEMBERED_MS = 120_000
 export const MAX_REMEMBERED = 65_536
 
@@ -30,9 +30,9 @@ export type LostState = "unfinished" | "ended" | "dropped" | "acknowledged"
 
 export interface LostCommand<C> {
   readonly fingerprint: string
-  /** What its copies have in common (`deduplicator.ts`); null on one that was not forwarded to this worker. */
+  /** The key that its copies share (`deduplicator.ts`); null on a command that was not forwarded to this worker. */
   readonly copyKey: string | null
-  /** Whether its queue may have given it up as expired by now. */
+  /** Whether its queue may have dead-lettered it as expired by now. */
   readonly mayExpire: boolean
   /** The command that is in hand while it is unfinished; null otherwise. */
   command: C | null
@@ -100,14 +100,14 @@ export class LostCommands<C> {
     if (alike?.size === 0) this.#byFingerprint.delete(lost.fingerprint)
   }
 
-  /** Lets time pass; to be called only for time in which the broker was there. */
+  /** Lets time pass; only time with a connection to the broker counts. */
   pass(ms: number): void {
     this.#nowMs += ms
     for (const [lost, untilMs] of this.#all) {
       if (untilMs > this.#nowMs) return
       if (lost.state !== "unfinished") this.forget(lost)
       else {
-        // Moved to the end, which keeps the order of the times.
+        // Moved to the end, which keeps the order by time.
         this.#all.delete(lost)
         this.#all.set(lost, this.#nowMs + REMEMBERED_MS)
       }
@@ -127,6 +127,6 @@ function rankOf(
     const at = copyKeys.indexOf(lost.copyKey)
     return at === -1 ? null : at * ORDER.length + byState
   }
-  // It may have come by another worker, unless it is what was forwarded from here.
+  // The command may have come by another worker, unless the message is the one that was forwarded from here.
   return lost.forwardedAs === commandId ? null : copyKeys.length * ORDER.length + byState
 }

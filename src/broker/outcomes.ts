@@ -136,7 +136,7 @@ export class Outcomes implements CommandSource {
     store()
   }
 
-  /** Nothing of an outcome was published; when the command was delivered again meanwhile, it is now. */
+  /** Nothing of the outcome was published. If the command was delivered again meanwhile, it is published now. */
   #withdrawn(command: QueuedCommand, again: () => void): void {
     if (command.lost) this.#unacknowledged.drop(command)
     else again()
@@ -221,7 +221,7 @@ export class Outcomes implements CommandSource {
       else this.#counters.receiptsUnroutable += 1
       this.#unacknowledged.acknowledge(command)
     }
-    // A reply queue that is full, or never confirms, must not hold up other commands.
+    // A reply queue that is full, or whose publishes are never confirmed, must not hold up other commands.
     const final = { whenReturned: "final", whenNacked: "final", whenUnconfirmed: "final" } as const
     this.#posts.send(replyTo, body, properties, { ...storing, ...final, done })
   }

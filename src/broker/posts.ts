@@ -19,17 +19,17 @@ const BACKOFF = { firstMs: 100, mostMs: 5_000 }
 export interface PostOptions {
   /** Whether a message that no queue took is published again ("again") or is done ("final"). */
   readonly whenReturned: "again" | "final"
-  /** The same for one that the broker refused; "again" unless said otherwise. */
+  /** The same for a message that the broker refused; default "again". */
   readonly whenNacked?: "again" | "final"
-  /** Whether one that the broker leaves unconfirmed is done as "nacked" ("final") while the broker confirms others. */
+  /** Whether a message that stays unconfirmed ends as "nacked" ("final") while the broker confirms others. */
   readonly whenUnconfirmed?: "again" | "final"
-  /** Asked before each publish, repeats included: false ends it as "withdrawn". */
+  /** Called before each publish, repeats included: false ends the message as "withdrawn". */
   readonly wanted?: () => boolean
   /** Called when it is published for the first time. */
   readonly begun?: () => void
   /**
    * Called once: "confirmed", "unencodable" when the properties are too large for a frame, "withdrawn", or,
-   * where that is said to be final, "returned" or "nacked".
+   * where the options make it final, "returned" or "nacked".
    */
   readonly done: (result: FinalResult) => void
 }
@@ -84,11 +84,11 @@ export class Posts {
   }
 
   /**
-   * Ends what waits for a queue that confirms nothing, where `whenUnconfirmed` is "final". To be called now and then.
+   * Ends messages to a queue that confirms nothing, where `whenUnconfirmed` is "final". To be called periodically.
    *
    * @param sentByMs those sent at this time or before have waited long enough.
-   * @param confirmedAtMs when the broker last confirmed something on another lane: a broker that is mute altogether is
-   * no reason.
+   * @param confirmedAtMs when the broker last confirmed something on another lane: nothing ends while the broker confirms
+   * nothing at all.
    */
   giveUp(sentByMs: number, confirmedAtMs: number): void {
     if (this.#publisher.count === 0) return
@@ -99,7 +99,7 @@ export class Posts {
     )
   }
 
-  /** Publishes to a queue, persistently, and takes the properties over. */
+  /** Publishes a persistent message to a queue, and takes ownership of the properties. */
   send(queue: string, body: Uint8Array, properties: MessageProperties, options: PostOptions): void {
     const id = String(this.#nextId)
     this.#nextId += 1

@@ -30,7 +30,7 @@ export type FinalResult =
   | "returned"
   | "nacked"
   | "unencodable"
-  /** It was not published, or not again, since it was not wanted any more. */
+  /** The message was not published, or not again, since it was no longer wanted. */
   | "withdrawn"
 
 export type EntryState = "waiting" | "in_flight" | "done" | "failed" | "released"
@@ -128,7 +128,7 @@ export class PublishWindow<T> {
     return null
   }
 
-  /** Those in flight that were sent at this time or before, oldest first. */
+  /** The messages in flight that were sent at this time or before, oldest first. */
   sentBy(atMs: number): Entry<T>[] {
     const sent: Entry<T>[] = []
     for (let i = this.#first; i < this.#next; i += 1) {

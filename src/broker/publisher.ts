@@ -32,7 +32,7 @@ export interface PublisherOptions<T> {
   readonly whenReturned: (item: T) => "again" | "final"
   /** The same for one that the broker refused; "again" unless said otherwise. */
   readonly whenNacked?: (item: T) => "again" | "final"
-  /** Asked before each publish: false ends the message as "withdrawn". Without it every message is wanted. */
+  /** Called before each publish: false ends the message as "withdrawn". Without it every message is wanted. */
   readonly wanted?: (item: T) => boolean
   /** The window was full and is half empty now. */
   readonly relieved: () => void
@@ -109,8 +109,8 @@ export class Publisher<T> {
   }
 
   /**
-   * Ends messages as "nacked" that the broker has had unconfirmed since `sentByMs`: those whose queue takes nothing
-   * while the broker confirms others. What it confirms of them later changes nothing.
+   * Ends as "nacked" the messages sent at `sentByMs` or before that are still unconfirmed: their queue takes nothing
+   * while the broker confirms others. A later confirm of such a message changes nothing.
    */
   giveUp(sentByMs: number, mayEnd: (item: T) => boolean): void {
     const given = this.#window.sentBy(sentByMs).filter(({ item }) => mayEnd(item))

@@ -1,5 +1,5 @@
 /**
- * A command that came by a queue, from its arrival until its delivery is acknowledged, or lost before anything
+ * A command from a queue, from its arrival until its delivery is acknowledged, or lost before anything
  * was done with it.
  *
  *   routing ─┬─► at_connection ─┬────────► ending ──stored──► ended
@@ -36,14 +36,14 @@ export class QueuedCommand implements Command {
   readonly source: CommandSource
   isOffered = false
   delivery: Delivery
-  /** The queue that it is counted for. */
+  /** The queue whose prefetch it counts against. */
   readonly queue: string
   /** Null when the message could not be read as a command. */
   readonly message: CommandMessage | null
   state: QueuedCommandState = "routing"
   /** Set while it is at a connection. */
   connection: Connection | null = null
-  /** By which its copies are told; null when it was not forwarded. */
+  /** The key that its copies share; null when it was not forwarded. */
   copyKey: string | null = null
   /** It was lost here before anything was done with it, so it is not written yet. */
   droppedBefore = false

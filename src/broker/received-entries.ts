@@ -1,5 +1,5 @@
 /**
- * Which entries of a table that came are written as they came, and which headers are written from their values. Pure.
+ * Decides which entries of a received table are copied byte for byte, and which headers are written from their values. Pure.
  */
 
 import type { HeaderValue } from "./broker.ts"
@@ -8,11 +8,11 @@ import type { ReceivedHeaders } from "./fields.ts"
 
 interface ReceivedEntry {
   readonly name: string
-  /** Its value's type and value. */
+  /** The bytes of the value, its type included. */
   readonly bytes: Uint8Array
 }
 
-/** `copied` in the order in which they came; `changed` are the names of those that came otherwise, or not at all. */
+/** `copied` in received order; `changed` are the names of headers that have changed since, or were added. */
 export function receivedEntries(
   headers: Readonly<Record<string, HeaderValue>>,
   { bytes, values, renamed }: ReceivedHeaders,

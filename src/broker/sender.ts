@@ -228,7 +228,7 @@ export class Sender {
 }
 
 interface HttpCommand extends Command {
-  /** 0 once nobody waits for its outcome any more. */
+  /** 0 once its request has ended. */
   expiresAtMs: number
   readonly properties: MessageProperties
   readonly correlationId: string

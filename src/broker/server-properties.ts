@@ -1,6 +1,6 @@
 /**
- * What a broker is, by the `server-properties` with which it begins each connection (`connection.start`, AMQP 0-9-1 section
- * 1.4.2.1), and what differs for the gateway's queues. Pure.
+ * Product and version of a broker, from the `server-properties` that begin each connection (`connection.start`, AMQP 0-9-1
+ * section 1.4.2.1), and the differences between brokers for the gateway's queues. Pure.
  */
 
 import { FieldReader, uint32, viewOf } from "./field-reader.ts"
@@ -12,10 +12,10 @@ export interface BrokerServer {
 
 const METHOD_AT = 7
 const START = (10 << 16) | 10
-/** Class and method, and the two bytes of the protocol's version. */
+/** Size of the class id, the method id and the two bytes of the protocol version. */
 const PROPERTIES_AT = METHOD_AT + 6
 
-/** Null when the frame, which is whole, is another. @throws when it can't be read. */
+/** @param frame whole. @returns null for another method's frame. @throws when it cannot be read. */
 export function serverOf(frame: Uint8Array): BrokerServer | null {
   if (frame.length < PROPERTIES_AT || uint32(frame, METHOD_AT) !== START) return null
   const fields = new FieldReader()
@@ -25,8 +25,8 @@ export function serverOf(frame: Uint8Array): BrokerServer | null {
 }
 
 /**
- * The arguments to declare a queue with. RabbitMQ 4 takes a message out of a quorum queue on its 21st return unless it is
- * told otherwise; a loss of the connection is a return. Earlier ones have no limit and refuse a negative one.
+ * The arguments to declare a queue with. RabbitMQ 4 removes a message from a quorum queue on its 21st return by
+ * default; a lost connection is a return. Earlier versions have no limit and refuse a negative one.
  */
 export function argumentsFor(
   args: Readonly<Record<string, string | number>>,
@@ -41,7 +41,7 @@ export function hasDeliveryLimit(server: BrokerServer): boolean {
   return isRabbit4(server)
 }
 
-/** RabbitMQ 4 deprecates queues that are neither durable nor one connection's alone, and a later one will refuse them. */
+/** RabbitMQ 4 deprecates queues that are neither durable nor exclusive, and a later version will refuse them. */
 export function lacksTransientQueues(server: BrokerServer): boolean {
   return isRabbit4(server)
 }

@@ -22,7 +22,7 @@ import {
 export const FLEET_MESSAGE_TYPE = "owsla.fleet"
 
 /**
- * Parts of `PREFETCH`. What comes on the fleet's queue is acknowledged at once, so its share is only what is on the way;
+ * Shares of `PREFETCH`. Messages of the fleet's queue are acknowledged at once, so its share covers only those in flight;
  * dead letters are rare.
  */
 const SHARES = { fleet: 2, toDevice: 4, worker: 3, deadLetters: 1 }
@@ -31,7 +31,7 @@ export interface Takers {
   /** @param prefetch how many deliveries of its queue may be unacknowledged. */
   readonly command: (delivery: Delivery, prefetch: number) => void
   readonly deadLetter: (delivery: Delivery) => void
-  /** The connection was lost on which commands and dead letters came; called for each of their queues. */
+  /** The connection that delivers commands and dead letters was lost; called for each of their queues. */
   readonly commandsLost: () => void
   readonly fleetMessage: (delivery: Delivery) => void
   readonly receipt: (delivery: Delivery) => void

@@ -18,15 +18,15 @@ import { fingerprint } from "./fingerprint.ts"
 import { type LostCommand, LostCommands, type LostState } from "./lost-commands.ts"
 import type { QueuedCommand } from "./queued-command.ts"
 
-/** More than the broker leaves unprocessed for long: a fence every `FENCE_MS` says which it has processed. */
+/** More than the broker leaves unprocessed for long: a fence every `FENCE_MS` shows which it has processed. */
 const MAX_ACKNOWLEDGED = 16_384
 
 export interface DeadLetter {
-  /** It was given up because its time was over. */
+  /** The broker gave it up because it had expired. */
   readonly expired: boolean
   /** How often it was forwarded since it was given up for good. */
   readonly forwards: number
-  /** Its hops when it was left in a worker's queue, on the way back to that worker; null otherwise. */
+  /** Its hops when its time in a worker's queue was over and it is sent to that worker again; null otherwise. */
   readonly leftAtHops: number | null
 }
 
@@ -72,7 +72,7 @@ export class UnacknowledgedCommands {
 
   /**
    * Takes a command in hand, unless it is known: one that was lost and has come again, or a copy of one that was
-   * forwarded twice. Those are taken care of.
+   * forwarded twice. A known command is dealt with here.
    *
    * @param deadLetter the broker has given it up.
    * @returns false when it was known.
@@ -92,14 +92,14 @@ export class UnacknowledgedCommands {
     return true
   }
 
-  /** Its outcome is stored, or another delivery tells it: the broker is to forget it. */
+  /** Its outcome is stored, or another delivery decides it: the delivery is acknowledged. */
   acknowledge(command: QueuedCommand): void {
     command.state = "ended"
     if (command.copyKey !== null) this.#copies.ended(command.copyKey)
     command.connection = null
     const { delivery, loss } = command
     if (loss !== null) finish(loss, "ended")
-    // Lost, and not told yet: `lost` remembers it.
+    // The delivery is lost, and `lost` was not called yet: it will remember the command.
     else if (delivery.lost) return
     else this.#acknowledge(delivery, command)
     this.#release(command)
@@ -124,7 +124,7 @@ export class UnacknowledgedCommands {
         lost && connection !== null ? [connection] : [],
       ),
     )
-    // Those that wait there come back by `drop`.
+    // The commands that wait at the connection come back through `drop`.
     for (const connection of connections) connection.withdrawLost()
     for (const command of this.#commands) {
       if (!command.lost || command.loss !== null) continue
@@ -156,7 +156,7 @@ export class UnacknowledgedCommands {
   #isKnown(command: QueuedCommand, deadLetter: DeadLetter | null): boolean {
     const { delivery, message } = command
     const key = keyOf(command)
-    // One that was given up may come back here again and again, and is no copy of itself.
+    // A command that was given up may come back here again and again, and must not count as its own copy.
     const forwards = deadLetter?.forwards ?? 0
     command.copyKey = key === null || forwards === 0 ? key : `${key} given up ${forwards}`
     if (this.#lost.count > 0 && (command.redelivered || deadLetter !== null)) {
@@ -169,7 +169,7 @@ export class UnacknowledgedCommands {
         key === null || commandId === null ? null : { commandId, copyKeys: [key, ...leftAs] }
       const lost = this.#lost.recognise(print, forwarded, deadLetter?.expired === true)
       if (lost !== null && lost.state !== "dropped") {
-        // Its copies have nothing to add, whatever becomes of it.
+        // Copies of the command need no outcome of their own.
         if (command.copyKey !== null) this.#copies.ended(command.copyKey)
         if (lost.command === null) this.#acknowledge(delivery, command)
         else {

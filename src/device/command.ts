@@ -53,7 +53,7 @@ export interface Command {
    * before. Absent on commands that came by no delivery.
    */
   readonly lost?: boolean
-  /** False until bytes of it are offered to a socket, which sets it. Absent where nobody wants to know. */
+  /** Set when bytes of it are offered to a socket. Absent where the source does not need it. */
   isOffered?: boolean
   readonly source: CommandSource
 }

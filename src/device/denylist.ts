@@ -6,14 +6,14 @@
  * without colons, and as tools label it: `sha256 Fingerprint=…`). Both have the alphabet of ids, so a line that fits both denies both. Empty lines and
  * those that begin with # mean nothing. Bound: `MAX_DENIED` lines.
  *
- * A list grows and shrinks line by line, so that the longest takes no long step of the event loop.
+ * A list grows and shrinks line by line, so that no step of the event loop is long.
  */
 
 import { SpreadMap } from "../spread-map.ts"
 import { DEVICE_ID } from "./ids.ts"
 
 const MAX_DENIED = 1_000_000
-/** More than any line that means something, white space at its ends included. */
+/** Longer than any valid line, white space at its ends included. */
 export const MAX_LINE_CHARS = 4_096
 const SHOWN_FAULTS = 5
 
@@ -24,10 +24,10 @@ const LABEL = /^sha-?256( fingerprint)?[ =:]+/i
 export class Denylist {
   static readonly none = new Denylist()
   readonly #lines = new SpreadMap()
-  /** How many lines name each: it is spelled with and without colons. */
+  /** How many lines name each fingerprint: it can be written with and without colons. */
   readonly #fingerprints = new SpreadMap()
 
-  /** @returns the list, and the numbers, from 1, of the first lines that say nothing it understands. */
+  /** @returns the list, and the numbers, from 1, of the first lines that are not valid. */
   static parse(text: string): { denylist: Denylist; faultyLines: readonly number[] } {
     const reader = new DenylistReader()
     for (const line of text.replace(/^\uFEFF/, "").split("\n")) reader.read(line)
@@ -72,7 +72,7 @@ export class Denylist {
 /** Makes a list of the lines of a file, one after the other. */
 export class DenylistReader {
   readonly denylist = new Denylist()
-  /** The numbers, from 1, of the first `SHOWN_FAULTS` lines that say nothing it understands. */
+  /** The numbers, from 1, of the first `SHOWN_FAULTS` lines that are not valid. */
   readonly firstFaultyLines: number[] = []
   faultyLines = 0
   #number = 0

@@ -173,7 +173,7 @@ export class Endpoint {
     const duplicate = settle(command, "duplicate", `message_id ${messageId}`)
     if (byId === "written") return redelivered ? { do: "acknowledge", command } : duplicate
     const waiting = byId ?? bySeq
-    // What waits here has a delivery of its own, by which the outcome is told.
+    // The command that waits here has a delivery of its own, which decides the outcome.
     if (waiting !== undefined && redelivered && isSame(waiting, command)) {
       return { do: "acknowledge", command }
     }

@@ -121,7 +121,7 @@ function unknown(reason: CloseReason, detail: string): Verdict {
   return { is: "unknown", reason, detail }
 }
 
-/** Why a HELLO that was refused is. */
+/** Why a HELLO was refused. */
 function helloFault(deviceId: string): string {
   return isDeviceName(deviceId) ? "the proof is wrong" : "not a device id"
 }

@@ -42,12 +42,12 @@ export function processOfConnection(connectionId: string): WorkerProcess | null 
   return worker === undefined || incarnation === undefined ? null : { worker, incarnation }
 }
 
-/** What `isDeviceName` checks, for a person. */
+/** The rule of `isDeviceName`, for messages. */
 export const DEVICE_NAME_RULE =
   "a device id has 1 to 128 characters of A-Z a-z 0-9 . _ : -, is not . or .., and is not of the form of a connection id"
 
 /**
- * Whether a device may be called so. An id of the form that is minted here leads to a connection. The segments
+ * Whether this is a valid device id. An id of the form that the gateway generates names a connection. The segments
  * `.` and `..` are removed from a URL by every client, escaped or not (RFC 3986, section 5.2.4), so no route
  * would reach such a device.
  */

@@ -53,7 +53,7 @@ export interface ListenerHooks {
   readonly admitted: (connection: Connection) => void
   /** The epoch of the newest connection of a device that was heard of from other workers. */
   readonly epochElsewhere: (deviceId: string) => number | undefined
-  /** A handshake failed, or the device did not say who it is or was not believed. `detail` says why. */
+  /** A handshake failed, or the device did not identify itself or was refused. `detail` says why. */
   readonly unidentified: (
     connection: Connection,
     reason: CloseReason,

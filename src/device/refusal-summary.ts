@@ -1,7 +1,7 @@
 /**
  * Refusals in the log: connections that did not become a device are logged one by one at debug only, since anyone
- * who reaches the port can make any number of them. This tells the operator of each reason at once, and from then
- * on once a minute with their number and the latest detail.
+ * who reaches the port can make any number of them. The first refusal of each reason is logged at once; the
+ * following ones once a minute, with their number and the latest detail.
  *
  * Pure: the time is passed in, the message is handed out. Bound: one entry a reason, of a closed list.
  */
@@ -38,11 +38,11 @@ export class RefusalSummary {
     refusals.address = address
   }
 
-  /** To be called now and then. */
+  /** To be called periodically. */
   sweep(steadyMs: number): void {
     for (const [reason, { count, detail, address, toldAtMs }] of this.#byReason) {
       if (steadyMs - toldAtMs < SUMMARY_EVERY_MS) continue
-      // A minute without any: the next one is told of at once again.
+      // A minute without refusals: the next one is logged at once again.
       if (count === 0) this.#byReason.delete(reason)
       else {
         this.#byReason.set(reason, { count: 0, detail, address, toldAtMs: steadyMs })

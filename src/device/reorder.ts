@@ -20,7 +20,7 @@ import { MinHeap } from "../min-heap.ts"
 import type { Command } from "./command.ts"
 
 const SKIPPED_RANGES = 128
-/** Entries of the heap beyond twice what is held before it is made again. */
+/** The heap is rebuilt when it exceeds twice the held commands by this many entries. */
 const HEAP_SLACK = 64
 
 export interface ReorderLimits {

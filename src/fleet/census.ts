@@ -6,13 +6,13 @@
  *   describe, kick ─► here, or the connection's process, or (a device id) where the locator finds it
  *   kick, elsewhere ─► describe ─► described, with the holder's clock ─► kick, valid until a time of that clock
  *
- * A kick is not carried out after `QUESTION_TIMEOUT_MS`, and not when its message waited on its way: the holder
- * refuses one that comes late. Nothing is sent once the caller has hung up; what has been sent by then stays
- * valid for the rest of `ANSWER_TIMEOUT_MS`, since it cannot be called back. The holder compares the limit with
- * its own clock, since the clocks of two machines may differ by more than the limit: the holder's clock comes
- * with its first answer, and the asking worker adds to it what is left of the time.
- * A relative time-to-live at the broker was rejected: it does not count the time before the broker has the
- * message nor after it has handed it out.
+ * A kick is not carried out after `QUESTION_TIMEOUT_MS`: the holder refuses a kick that arrives late, so one that
+ * waited in a queue closes nothing. Nothing is sent once the caller has hung up; a message that was sent before stays
+ * valid for the rest of `ANSWER_TIMEOUT_MS`, since it cannot be recalled. The holder compares the limit with
+ * its own clock, since the clocks of two machines may differ by more than the limit: the holder sends its clock
+ * with its first answer, and the asking worker adds the time that is left.
+ * Rejected: a relative time-to-live at the broker, which does not count the time before the broker has the
+ * message or after it has delivered it.
  *
  * Bounds: `MAX_ASKS` questions at a time, `MAX_ROWS` devices an answer, `ANSWER_TIMEOUT_MS` for it,
  * `QUESTION_TIMEOUT_MS` for all messages of one question and the look-up before them.
@@ -29,7 +29,7 @@ import type { Members } from "./members.ts"
 import type { Answer, FleetContent, FleetMessage } from "./messages.ts"
 
 const ANSWER_TIMEOUT_MS = 1_000
-/** More than a look-up among workers that have just met (1.2 s) and two answers take when all is well. */
+/** More than two answers and a look-up among workers that have just met (1.2 s) take without faults. */
 const QUESTION_TIMEOUT_MS = 3_000
 const MAX_ASKS = 100
 
@@ -46,7 +46,7 @@ export interface DeviceList {
   readonly devices: readonly DeviceView[]
   /** How many fit the request, those beyond the limit included. */
   readonly total: number
-  /** Workers that answered in time, and whose answers could be read whole. */
+  /** Workers that answered in time with an answer that could be read completely. */
   readonly answered: number
   /** Workers of the fleet, as far as they have been heard of lately. */
   readonly workers: number
@@ -65,7 +65,7 @@ interface Question {
   readonly answers: Answer[]
   /** Steady milliseconds. */
   readonly deadlineMs: number
-  /** Whether the workers had all of `ANSWER_TIMEOUT_MS`: then those that kept silent are slow or dead. */
+  /** Whether the workers had all of `ANSWER_TIMEOUT_MS`; if so, those that did not answer are slow or dead. */
   readonly fullTime: boolean
   readonly done: (answers: readonly Answer[] | CensusFailure) => void
 }
@@ -76,7 +76,7 @@ interface LookUp {
   readonly end: (result: CensusFailure) => void
 }
 
-/** For how long, and for whom, a question is asked. */
+/** The deadline and the caller of a question. */
 interface Asking {
   /** Steady milliseconds. */
   readonly deadlineMs: number
@@ -119,7 +119,7 @@ export class Census {
     this.#options = options
   }
 
-  /** @param caller aborted when nobody waits for the answer any more. */
+  /** @param caller aborted when the HTTP client hangs up. */
   async list(request: ListRequest, caller?: AbortSignal): Promise<DeviceList | CensusFailure> {
     // Who else there is would be a guess, and a part would pass for the whole.
     if (!this.#channel.open) return "unreachable"
@@ -140,7 +140,7 @@ export class Census {
       const views = answer.devices.map((row) => this.#read(row)).filter((view) => view !== null)
       devices.push(...views)
       total += answer.total
-      // With a row missing, the list must not pass for complete.
+      // A list with a missing row must not count as complete.
       if (views.length === answer.devices.length) answered += 1
     }
     return {
@@ -153,7 +153,7 @@ export class Census {
 
   /**
    * Null when no worker holds it.
-   * @param caller aborted when nobody waits for the answer any more.
+   * @param caller aborted when the HTTP client hangs up.
    */
   describe(id: string, caller?: AbortSignal): Promise<DeviceView | null | CensusFailure> {
     return this.#one("describe", id, this.#asking(caller))
@@ -161,7 +161,7 @@ export class Census {
 
   /**
    * Closes the connection; returns what it was, or null when no worker holds it.
-   * @param caller aborted when nobody waits for the answer any more: then nothing is closed.
+   * @param caller aborted when the HTTP client hangs up: then nothing is closed.
    */
   kick(id: string, caller?: AbortSignal): Promise<DeviceView | null | CensusFailure> {
     return this.#one("kick", id, this.#asking(caller))
@@ -206,7 +206,7 @@ export class Census {
     if (question.awaited.size === 0) this.#end(answer.ask, question.answers)
   }
 
-  /** Ends what has lasted too long, and look-ups that wait for a broker that is away. */
+  /** Ends questions that are overdue, and look-ups that wait for a broker that is away. */
   sweep(): void {
     const nowMs = this.#options.steadyMs()
     for (const lookUp of this.#lookUps) {
@@ -243,7 +243,7 @@ export class Census {
     if (typeof place === "string") return place
     if (this.#isOver(asking)) return "timeout"
     if (place.is === "with") return this.#elsewhere(act, place.connectionId, asking)
-    // It may have come to this worker while the others were asked.
+    // The device may have connected to this worker while the others were asked.
     return this.#perform(act, this.#connections.find(id))
   }
 
@@ -303,7 +303,7 @@ export class Census {
     return answers[0] ?? "timeout"
   }
 
-  /** When the answer to a question that is asked now is waited for no longer. */
+  /** The deadline for the answer to a question that is asked now. */
   #answerDeadlineMs({ deadlineMs }: Asking): number {
     return Math.min(deadlineMs, this.#options.steadyMs() + ANSWER_TIMEOUT_MS)
   }
@@ -353,7 +353,7 @@ export class Census {
     return view
   }
 
-  /** What another worker says of a connection; null, and counted, when it cannot be read. */
+  /** Reads another worker's description of a connection; null, and counted, when it cannot be read. */
   #read(row: Readonly<Record<string, unknown>>): DeviceView | null {
     const view = readDeviceView(row)
     if (view === null) this.#options.counters.fleetMessagesUnknown += 1
@@ -375,7 +375,7 @@ export class Census {
   }
 }
 
-/** Of each member of the union, all but the number that a question is given last. */
+/** Each member of the union without the number, which a question gets last. */
 type Unnumbered<T> = T extends unknown ? Omit<T, "ask"> : never
 
 function rowOf(device: DeviceView | null): Record<string, unknown> | null {

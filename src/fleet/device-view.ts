@@ -1,4 +1,4 @@
-/** What the fleet tells an operator of one connection: plain data, for JSON, and its check. */
+/** An operator's view of one connection: plain data, for JSON, and its check. */
 
 import * as v from "valibot"
 import { type Connection, PAUSED_BY, type PauseSource } from "../device/connection.ts"
@@ -19,7 +19,7 @@ export interface DeviceView {
   readonly lines_out: number
   /** When bytes last came from the device. */
   readonly last_activity: number
-  /** Why the device is not read: `window`, `memory`, `drain`; empty when it is. A later version may have others. */
+  /** Why the device is not read: `window`, `memory`, `drain`; empty when the device is read. A later version may add others. */
   readonly reading_paused_by: readonly string[]
   /** Bytes of commands that wait for its socket. */
   readonly outgoing_bytes: number
@@ -36,7 +36,7 @@ const schema = v.object({
   worker: text,
   state: text,
   since: count,
-  // Absent when the system no longer knew the peer.
+  // Absent when the socket had no peer address any more.
   remote_address: v.optional(text, ""),
   tls_version: v.optional(text, ""),
   lines_in: count,
@@ -47,7 +47,7 @@ const schema = v.object({
   reorder: v.object({ held: count, gaps: count }),
 })
 
-/** What another worker says of one of its connections, or null when that cannot be read. */
+/** Reads another worker's view of one of its connections; null when it cannot be read. */
 export function readDeviceView(value: unknown): DeviceView | null {
   const checked = v.safeParse(schema, value)
   return checked.success ? checked.output : null

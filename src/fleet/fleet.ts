@@ -106,7 +106,7 @@ export class Fleet {
     this.presence.disconnected(connection, reason)
   }
 
-  /** Whether a worker is known, or may not have been able to tell since the broker came back. */
+  /** Whether a worker is known, or may not have announced itself yet since the broker came back. */
   mayServe(worker: string): boolean {
     const sinceMs = this.#options.steadyMs() - this.#connectedAtMs
     return sinceMs < REJOIN_MS || this.#members.isKnown(worker)
@@ -118,7 +118,7 @@ export class Fleet {
     if (message !== null) this.#heard(message)
   }
 
-  /** To be called now and then. @param steadyMs never jumps: a clock that is set must make no member unknown. */
+  /** To be called periodically. @param steadyMs never jumps, so that setting a clock removes no member. */
   sweep(steadyMs: number): void {
     if (this.#channel.open) this.#members.sweep(steadyMs)
     this.locator.sweep(steadyMs)

@@ -8,8 +8,8 @@
  *                                                      └─ broker lost ─────────► asked again when it is back
  *
  * An announcement is a hint and may be old: whoever was led astray by one asks without it. In the first
- * `ACQUAINT_MS` with the broker no "no" is final, since not all members are known yet; and in the first `REJOIN_MS`
- * none is while a member that was known before has not been heard again: it may still be connecting. Never holds a
+ * `ACQUAINT_MS` with the broker no "no" is final, since not all members are known yet. In the first `REJOIN_MS` no
+ * "no" is final while a member that was known before has not been heard again: it may still be connecting. Never holds a
  * command: its caller does. Bounds: what its callers hold; `MAX_ASKS` questions of `MAX_ROWS` devices
  * unanswered; `ASK_TIMEOUT_MS` for the answers.
  */
@@ -92,7 +92,7 @@ export class Locator {
     this.#askSoon()
   }
 
-  /** The caller of `locate` waits no longer, and is told nothing any more. */
+  /** The caller of `locate` no longer waits; `found` is not called any more. */
   forget(deviceId: string, found: Found): void {
     without(this.#wanted.get(deviceId), found)
     if (this.#wanted.get(deviceId)?.length === 0) this.#wanted.delete(deviceId)

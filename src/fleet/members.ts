@@ -17,7 +17,7 @@ import type { WorkerProcess } from "../device/ids.ts"
 /** How often a member tells that it is alive. */
 export const ALIVE_EVERY_MS = 2_000
 const SILENT_AFTER_MS = 6_000
-/** Once the broker is back: longer than the longest wait between two tries to connect to it. */
+/** Counted from the broker's return; longer than the longest wait between two tries to connect to it. */
 export const REJOIN_MS = 7_000
 export const FORGET_AFTER_MS = 20_000
 
@@ -29,7 +29,7 @@ interface Member {
 
 export class Members {
   readonly #members = new Map<string, Member>()
-  /** Known when the broker was lost, and not heard since it is back. */
+  /** Members that were known when the broker was lost, and not heard since its return. */
   readonly #unheard = new Set<string>()
 
   get count(): number {
@@ -49,8 +49,8 @@ export class Members {
   }
 
   /**
-   * The broker is back. Nobody could be heard while it was away, so that time does not count, and whoever was known
-   * before is expected to be heard again.
+   * The broker is back. No member could be heard while it was away, so that time does not count, and members that were
+   * known before are expected to be heard again.
    */
   resumed(steadyMs: number): void {
     this.#unheard.clear()
@@ -61,7 +61,7 @@ export class Members {
     }
   }
 
-  /** Whether some that were known when the broker was lost have not been heard since it is back. */
+  /** Whether a member that was known when the broker was lost has not been heard since its return. */
   get someUnheard(): boolean {
     return this.#unheard.size > 0
   }

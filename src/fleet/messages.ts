@@ -23,7 +23,7 @@ const id = v.pipe(v.string(), v.maxLength(MAX_ID_CHARACTERS))
 const ask = v.pipe(v.number(), v.safeInteger())
 const sender = { from: id, incarnation: id }
 const sightings = v.pipe(v.array(v.custom<Sighting>(isSighting)), v.maxLength(MAX_ROWS))
-/** Read further by `readDeviceView`, one by one: one row that cannot be read spoils no other. */
+/** `readDeviceView` checks each row by itself: a row that cannot be read does not affect the others. */
 const view = v.record(v.string(), v.unknown())
 /** Milliseconds of the clock of the process that holds the connection; it never jumps. */
 const holderMs = v.optional(v.pipe(v.number(), v.finite()))

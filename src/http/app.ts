@@ -1,6 +1,6 @@
 /**
  * The HTTP sidecar: health, metrics, the fleet's devices and commands for an operator. Puts the groups of routes together
- * with what holds for all of them: bearer tokens, a bound on bodies, no encoding of bodies, errors as JSON.
+ * with the rules that all of them share: bearer tokens, a bound on bodies, no content encoding, errors as JSON.
  *
  * Never holds state of its own and never repeats a secret or a stack. Bound: `maxBodyBytes` a request.
  */
@@ -26,7 +26,7 @@ export interface AppDependencies
     FleetDependencies,
     HealthDependencies,
     MetricsDependencies {
-  /** Any of them opens all routes, and the details of `/health` and `/ready`; none: all are open. */
+  /** Any one of them gives access to all routes and to the details of `/health` and `/ready`. Empty: all routes are open. */
   readonly tokens: readonly string[]
   /** Only with the embedded broker. */
   readonly messages: MessagesDependencies | null
@@ -63,8 +63,8 @@ export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
   routes.use(async (c, next) => {
     if (isEncoded(c.req.header("content-encoding"))) {
       c.header("Accept-Encoding", "identity")
-      const rule = "send the body as it is, without Content-Encoding"
-      return refuse(c, "unsupported_encoding", `a compressed body is not read: ${rule}`)
+      const rule = "send the body without Content-Encoding"
+      return refuse(c, "unsupported_encoding", `compressed bodies are not supported: ${rule}`)
     }
     return next()
   })
@@ -93,7 +93,7 @@ export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
   return routes
 }
 
-/** Whether a body is anything but the bytes that are meant (RFC 9110, section 8.4). */
+/** Whether the body has a content coding other than `identity` (RFC 9110, section 8.4). */
 function isEncoded(contentEncoding: string | undefined): boolean {
   const codings = (contentEncoding ?? "").split(",").map((coding) => coding.trim().toLowerCase())
   return codings.some((coding) => coding !== "" && coding !== "identity")

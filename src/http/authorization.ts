@@ -1,8 +1,7 @@
 /**
- * Bearer tokens: whether a request holds one of `HTTP_TOKENS`. The form of the header is that of RFC 6750,
- * section 2.1.
+ * Bearer tokens: whether a request has one of `HTTP_TOKENS`. RFC 6750, section 2.1, defines the header.
  *
- * Every token is compared, each in constant time, so that the time of an answer tells nothing of them.
+ * Every token is compared, each in constant time, so that response times reveal nothing about the tokens.
  */
 
 import { createHash, timingSafeEqual } from "node:crypto"
@@ -12,7 +11,7 @@ const BEARER = /^bearer +([A-Za-z0-9._~+/-]+=*) *$/i
 /** @param header the value of `Authorization`. */
 export type HoldsToken = (header: string | undefined) => boolean
 
-/** @param tokens none: every request may do everything. */
+/** @param tokens empty: every request is authorized. */
 export function authorization(tokens: readonly string[]): HoldsToken {
   const digests = tokens.map(digest)
   return (header) => {
@@ -26,7 +25,7 @@ export function authorization(tokens: readonly string[]): HoldsToken {
   }
 }
 
-/** Of one length, as the comparison needs them. */
+/** Digests of equal length, which the comparison needs. */
 function digest(token: string): Buffer {
   return createHash("sha256").update(token).digest()
 }

@@ -2,8 +2,8 @@
  * `GET /devices`, `GET /devices/:id` and `DELETE /devices/:id/connection`: the fleet's connections, asked
  * of every worker of every instance, or of the one that holds the device.
  *
- * A request whose client hangs up is given up: what was not done for it by then is not done. Bound: `MAX_LIMIT`
- * devices a page.
+ * A request ends when its client hangs up; what was not done by then is not done. Bound: `MAX_LIMIT` devices a
+ * page.
  */
 
 import { type Context, Hono } from "hono"
@@ -77,7 +77,7 @@ function fail(c: Context<HttpEnvironment>, failure: CensusFailure): Response {
       return refuse(
         c,
         "broker_away",
-        "the broker is not available, and it is the way to the other workers",
+        "the broker is not available, and requests for other workers go through it",
       )
     case "timeout":
       return refuse(c, "timeout", "the worker that holds it did not answer in time")

@@ -2,7 +2,7 @@
  * `GET /health` and `GET /ready`: whether the process serves, and whether devices and messages would
  * be taken right now.
  *
- * Neither route needs a token. When tokens are set, a request without one is told codes of closed lists only:
+ * Neither route needs a token. When tokens are set, a request without one gets only codes of closed lists:
  * process ids, names, counts and the text of the broker or the client library, which may hold addresses and
  * user names, need a token. Such a request costs the other workers nothing.
  */
@@ -27,7 +27,7 @@ type ReasonCode = "draining" | "broker_unavailable" | "broker_blocked" | CloseRe
 
 interface Unready {
   readonly code: ReasonCode
-  /** For those who may know everything. */
+  /** For requests that have a token, or that need none. */
   readonly text: string
 }
 
@@ -66,7 +66,7 @@ export function health(
   return routes
 }
 
-/** Null when devices and messages are taken. */
+/** Null when the worker takes devices and the broker takes messages. */
 function unready({ state, broker, refusing = null }: WorkerReport): Unready | null {
   if (state !== "serving") return { code: state, text: state }
   if (broker.is !== "ready") {

@@ -1,7 +1,7 @@
 /**
  * `GET /metrics`: Prometheus text, summed over the processes of the instance.
  *
- * Without the supervisor there is no sum, and the numbers of one worker would be counters that fall: 503 then.
+ * Without the supervisor there is no sum, and the counters of one worker alone would be lower than the last sum: 503 then.
  */
 
 import { Hono } from "hono"

@@ -176,21 +176,21 @@ async function makeDevices(directory: string, deviceIds: ReadonlySet<string>, fo
 }
 
 /**
- * A disk may not tell two ids apart that differ in case only: the certificate of one must not replace, or pass for,
- * that of the other.
+ * A file system may ignore case, so that two ids that differ in case only have one file: the certificate of one id must
+ * not replace, or be shown as, that of the other.
  */
 async function refuseOthers({ certFile }: PairFiles, deviceId: string): Promise<void> {
   let certificate: X509Certificate
   try {
     certificate = await readCertificate(certFile)
   } catch {
-    // Missing, or no certificate: the caller finds out what to do about that.
+    // Missing, or not a certificate: the caller handles both.
     return
   }
-  // Whose it is does not depend on whether it is valid now.
+  // The owner of an expired certificate counts too.
   const named = identityOf(certificate, Date.parse(certificate.validFrom))
   if ("fault" in named || named.deviceId === deviceId) return
-  const remedy = "this disk does not tell the two ids apart: use another --dir"
+  const remedy = "the file system ignores case, so both ids have one file: use another --dir"
   const message = `${certFile} is the certificate of the device ${named.deviceId}: ${remedy}`
   throw new CertificateError("present", message)
 }

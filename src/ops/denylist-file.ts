@@ -3,7 +3,7 @@
  *
  * It is looked at every `LOOK_EVERY_MS` rather than watched: editors and configuration tools replace
  * files by renaming, which a watch of the old file does not see. While it cannot be read the last list
- * stays in force. It is read a piece at a time, and the event loop goes on in between. Never logs what stands in it.
+ * stays in force. It is read a piece at a time, and the event loop goes on in between. Never logs its contents.
  * Bound: `MAX_FILE_BYTES`.
  */
 
@@ -26,7 +26,7 @@ export class DenylistFile {
   #timer: ReturnType<typeof setInterval> | null = null
 
   /**
-   * @param changed told of the list when it was read, and again after each change; the file is not looked at until it is done.
+   * @param changed called with the list when it was read, and again after each change; the file is not checked again until it resolves.
    * @param warn told once of each thing that is wrong with the file.
    */
   constructor(
@@ -39,7 +39,7 @@ export class DenylistFile {
     this.#warn = warn
   }
 
-  /** Resolves when it has been looked at once. */
+  /** Resolves when the file was checked once. */
   async follow(): Promise<void> {
     this.#timer = setInterval(() => void this.look(), LOOK_EVERY_MS)
     this.#timer.unref()
@@ -63,18 +63,19 @@ export class DenylistFile {
       const stats = await stat(this.#path)
       const version = versionOf(stats)
       if (version === this.#seen) return
-      // To open one waits for its other end.
-      if (stats.isFIFO()) throw new Error("it is a pipe")
+      // Opening a FIFO blocks until its other end is opened.
+      if (stats.isFIFO()) throw new Error("the file is a pipe")
       if (stats.size > MAX_FILE_BYTES) throw new TooLargeError()
       const { denylist, faultyLines, firstFaultyLines } = await readDenylist(this.#path)
       this.#seen = version
-      if (denylist.size === 0 && faultyLines > 0) throw new Error("no line of it means anything")
+      if (denylist.size === 0 && faultyLines > 0)
+        throw new Error("no line is a device id or fingerprint")
       this.#trouble = ""
       await this.#changed(denylist)
       if (faultyLines > 0) {
         const shown = firstFaultyLines.join(", ")
         this.#warn(
-          `DENYLIST_FILE: ${faultyLines} line(s) are no id or fingerprint, first: ${shown}`,
+          `DENYLIST_FILE: ${faultyLines} line(s) are not a device id or fingerprint, first: ${shown}`,
         )
       }
     } catch (error) {
@@ -98,19 +99,19 @@ async function readDenylist(path: string): Promise<DenylistReader> {
   const file = await open(path)
   try {
     const buffer = new Uint8Array(PIECE_BYTES)
-    // It takes away a byte order mark.
+    // The decoder removes a byte order mark.
     const decoder = new TextDecoder()
     let rest = ""
     for (let total = 0; ; ) {
       const { bytesRead } = await file.read(buffer)
       if (bytesRead === 0) break
       total += bytesRead
-      // It may grow while it is read.
+      // The file may grow while it is read.
       if (total > MAX_FILE_BYTES) throw new TooLargeError()
       const lines = decoder.decode(buffer.subarray(0, bytesRead), { stream: true }).split("\n")
       const last = lines.pop() ?? ""
       if (lines.length === 0) {
-        // What is cut off would not make it mean anything.
+        // A line that is longer than this is not valid, whatever its rest.
         rest = (rest + last).slice(0, MAX_LINE_CHARS + 1)
         continue
       }

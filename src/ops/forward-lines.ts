@@ -1,12 +1,12 @@
 /**
- * Lines of another process's output, handed on whole. Bound: a line is cut after `MAX_LINE_CHARS`.
+ * Passes on whole lines of another process's output. Bound: a line is cut after `MAX_LINE_CHARS`.
  */
 
 import type { Output } from "./output.ts"
 
 const MAX_LINE_CHARS = 65_536
 
-/** Resolves at the end of the stream, or when it cannot be read any more. */
+/** Resolves at the end of the stream, or when reading fails. */
 export async function forwardLines(
   stream: ReadableStream<Uint8Array>,
   output: Pick<Output, "write">,

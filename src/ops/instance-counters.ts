@@ -1,10 +1,10 @@
 /**
- * What the workers of an instance have counted, those included that have died or do not answer: sums over the instance
- * must never fall, since Prometheus takes a counter that falls for one that began again at zero and adds it once more.
+ * Sums the counters of an instance's workers, including workers that have died or do not answer. The sums must never
+ * fall: Prometheus takes a counter that falls for one that restarted at zero, and adds its value again.
  *
- * Keeps the last snapshot of each worker, without its gauges. The supervisor asks for one every `ASK_EVERY_MS`, so at most that much
- * of what a worker counted is lost with it; what was shown by `/metrics` never is, because it was seen here first. A snapshot that was
- * on its way when its worker died still counts: the last worker of a slot is kept apart until the next one dies there.
+ * Keeps the last snapshot of each worker, without its gauges. The supervisor asks for one every `ASK_EVERY_MS`, so a
+ * worker that dies loses about that much of its counts. Counts that `/metrics` has shown are never lost, because they were recorded here
+ * first. A snapshot that was in flight when its worker died still counts: the last worker of a slot is kept apart until the next one dies.
  *
  * Pure. Bound: two snapshots for each slot, and one sum; labels come from closed lists.
  */
@@ -41,7 +41,7 @@ export class InstanceCounters {
     if (life) life.counters = snapshot.filter(isCounted)
   }
 
-  /** What belongs to the sum beside the snapshots of these workers, each of which was seen. */
+  /** The part of the sum that is not in the snapshots of these workers, each of which was seen. */
   beside(keys: ReadonlySet<number>): MetricsSnapshot[] {
     const silent = [...this.#slots.values()].flatMap(({ current, last }) => [
       ...(last === null ? [] : [last.counters]),
@@ -51,7 +51,7 @@ export class InstanceCounters {
   }
 }
 
-/** Gauges are not: they tell of a moment. */
+/** Gauges are not summed over dead workers: they describe a moment. */
 function isCounted({ type }: Metric): boolean {
   // As prom-client exchanges them, whatever its types say.
   const name = String(type)

@@ -119,12 +119,12 @@ export class WorkerMetrics {
     counter("owsla_dead_letters_total", "Commands the broker gave up", () => c.deadLettersReceived)
     counter(
       "owsla_commands_dropped_total",
-      "Commands lost with a broker connection before anything was done with them; the broker delivers them again",
+      "Commands whose delivery was lost with a broker connection before they were written or forwarded; the broker delivers them again",
       () => c.commandsDropped,
     )
     counter(
       "owsla_commands_possibly_repeated_total",
-      "Commands without message_id and to_device_seq that the broker had delivered before, perhaps to a worker that wrote them",
+      "Commands without message_id and to_device_seq that the broker had delivered before, possibly to another worker that wrote them",
       () => c.commandsPossiblyRepeated,
     )
     counter("owsla_gaps_skipped_total", "Gaps in numbers given up", () => c.gapsSkipped)

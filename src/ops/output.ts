@@ -5,9 +5,9 @@
  *      ▲                                        │  ▲                              │
  *      └────────────── all written ─────────────┘  └──half of the buffer is free──┘
  *
- * A write to a pipe, socket or terminal that nobody reads blocks its process for ever. Setting O_NONBLOCK on an inherited
- * descriptor is no way out: the flag belongs to the open file description, which is shared with the shell, `tee` or whatever
- * else holds it. So each kind of descriptor is written without changing what others share; see `openSink`.
+ * A write to a pipe, socket or terminal without a reader blocks its process for ever. Rejected: setting O_NONBLOCK on an inherited
+ * descriptor. The flag belongs to the open file description, which is shared with the shell, `tee` and every other process that
+ * has it. So each kind of descriptor is written without changing what others share; see `openSink`.
  *
  * Rejected: sonic-boom (pino's own destination), tried on Bun 1.4.5. Asynchronous, it leaves one thread of the runtime blocked in
  * `write`, and its flush at the exit blocks for ever; synchronous, it sleeps until the descriptor takes more.
@@ -21,9 +21,9 @@ import { Fifo } from "../fifo.ts"
 import { openSink, PIPE_BUF, type Sink } from "./sink.ts"
 
 const MAX_WAITING_BYTES = 1_048_576
-/** Pauses between two tries while the descriptor takes nothing: they double from the first to the last. */
+/** Pauses between two tries while the descriptor takes no bytes; they double from `first` to `last`. */
 const RETRY_MS = { first: 10, last: 200 }
-/** How long an ending process goes on trying to write what waits. */
+/** How long an ending process keeps trying to write the waiting lines. */
 const EXIT_FLUSH_MS = 1_000
 const EXIT_RETRY_MS = 5
 
@@ -44,7 +44,7 @@ export class Output {
   #unreported = 0
   #retryMs = RETRY_MS.first
   #timer: ReturnType<typeof setTimeout> | null = null
-  /** Called with the number of lines that were dropped, once lines are taken again; what it writes comes next. */
+  /** Called with the number of dropped lines once lines are taken again; its own output comes next. */
   resumed: (lines: number) => void = () => undefined
 
   /** @param dropped called with the number of lines, each time that some are dropped. */
@@ -138,7 +138,7 @@ export class Output {
     return { bytes: Buffer.concat(parts, length), lines: parts.length }
   }
 
-  /** Says how many lines are missing where they are missing, once there is room for the next ones. */
+  /** Reports dropped lines at their place in the output, once there is room for the next lines. */
   #report(): void {
     if (this.#unreported === 0 || this.#waitingBytes > MAX_WAITING_BYTES / 2) return
     this.#isDropping = false
@@ -147,7 +147,7 @@ export class Output {
     this.resumed(lines)
   }
 
-  /** A full disk, a closed pipe: what waits would wait for ever. The next line is tried again. */
+  /** After a full disk or a closed pipe the waiting lines could wait for ever. They are dropped; the next line is tried again. */
   #fail(): void {
     const lines = (this.#chunk?.lines ?? 0) + this.#waiting.length
     this.#chunk = null

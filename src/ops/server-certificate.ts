@@ -45,7 +45,7 @@ export function readServerCertificate({ certFile, keyFile }: PairFiles): PemPair
 
 /**
  * Everything that a listener needs for TLS. `clientCaFile` null: devices are asked for no certificate.
- * @throws CertificateError `unusable`, naming all that is at fault in any of the files.
+ * @throws CertificateError `unusable`, with all faults of all files.
  */
 export function readListenerTls(files: PairFiles, clientCaFile: string | null): ListenerTls {
   const faults: string[] = []
@@ -90,10 +90,10 @@ export function readClientAuthorities(path: string): string {
     try {
       isAuthority = new X509Certificate(certificate).ca
     } catch {
-      throw fault(`holds something that is not a certificate, number ${at + 1}`)
+      throw fault(`holds something other than a certificate, entry ${at + 1}`)
     }
     // OpenSSL would refuse every device that it signed, with nothing said at start.
-    if (!isAuthority) throw fault(`holds a certificate that is not a CA's, number ${at + 1}`)
+    if (!isAuthority) throw fault(`holds a certificate that is not a CA, entry ${at + 1}`)
   }
   return pem
 }

@@ -1,13 +1,13 @@
 /**
- * A descriptor that is written without blocking, whatever it is, and without changing what other processes share.
+ * Writes to a descriptor of any kind without blocking, and without changing what other processes share.
  *
  * | kind | how |
  * |---|---|
  * | file, null device | `write`: the page cache takes it. A disk that hangs blocks; nothing but a thread would help |
- * | pipe, terminal | opened once more with O_NONBLOCK, by way of /proc: an open file description of our own |
- * | pipe that may not be opened (it belongs to another user, as under `sudo`) | `splice` from a pipe of our own, with SPLICE_F_NONBLOCK |
+ * | pipe, terminal | opened once more with O_NONBLOCK, by way of /proc: an open file description that no other process shares |
+ * | pipe that may not be opened (it belongs to another user, as under `sudo`) | `splice` from a private pipe, with SPLICE_F_NONBLOCK |
  * | socket (systemd's journal) | `send` with MSG_DONTWAIT |
- * | terminal that may not be opened | `write` of at most PIPE_BUF bytes after `poll` says that there is room. Another process may take the room in between |
+ * | terminal that may not be opened | `write` of at most PIPE_BUF bytes after `poll` says that there is room. Another process may take the room in between, and then the write blocks |
  *
  * On Linux. Elsewhere `write`, which may block. No state but descriptors, which stay open as long as the process lives.
  */
@@ -22,7 +22,7 @@ import { isatty } from "node:tty"
  */
 export type Sink = (bytes: Uint8Array) => number
 
-/** What a pipe on Linux takes as one: all of it or nothing, and never mixed with others' (pipe(7)). */
+/** The largest write that is atomic on a Linux pipe: all or nothing, never mixed with other writes (pipe(7)). */
 export const PIPE_BUF = 4_096
 
 // From Linux' headers; the same on x86-64 and arm64.
@@ -71,20 +71,20 @@ function ownDescription(descriptor: number): Sink | null {
   }
 }
 
-/** Bytes go through a pipe of our own, one page at a time, so what is in it is moved as one. */
+/** Bytes go through a private pipe, one page at a time, so that its contents are moved as one. */
 export function splicedPipe(descriptor: number): Sink {
   const { pipe2, splice } = libc()
   const ends = new Int32Array(2)
   if (pipe2(ptr(ends), O_NONBLOCK_CLOEXEC) !== 0) throw new Error("pipe2 failed")
   const [readEnd = -1, writeEnd = -1] = ends
-  /** What is in the pipe already: the beginning of what is offered. */
+  /** Bytes that are in the pipe already: the beginning of the offered bytes. */
   let inside = 0
   return (bytes) => {
     if (inside === 0) inside = writeSync(writeEnd, bytes.subarray(0, PIPE_BUF))
     const taken = Number(splice(readEnd, null, descriptor, null, inside, SPLICE_F_NONBLOCK))
     if (taken <= 0) {
       if (room(descriptor) !== "fault") return 0
-      // The line is given up; the rest of it must not come before the next one.
+      // The line is given up; its rest must not be written before the next one.
       readSync(readEnd, new Uint8Array(PIPE_BUF))
       inside = 0
       throw new Error("the pipe takes no bytes")
@@ -107,13 +107,13 @@ function socketSink(descriptor: number): Sink {
 
 function polled(descriptor: number): Sink {
   return (bytes) => {
-    // `write` says what the fault is.
+    // `write` reports the fault.
     if (room(descriptor) === "none") return 0
     return writeSync(descriptor, bytes.subarray(0, PIPE_BUF))
   }
 }
 
-/** `errno` of a call through `bun:ffi` is gone by the time it could be read; poll(2) says the same. */
+/** `errno` of a call through `bun:ffi` is lost before it could be read; poll(2) gives the same information. */
 function room(descriptor: number): "some" | "none" | "fault" {
   const entry = new Int32Array([descriptor, POLLOUT])
   if (libc().poll(ptr(entry), 1, 0) <= 0) return "none"

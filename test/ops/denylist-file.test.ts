@@ -236,7 +236,7 @@ describe("lines that say nothing it understands", () => {
     const subject = await Subject.of("a\n# a remark\ns3cret and more\n\nb\n\ttwo words\n")
     expect(subject.told).toEqual(["ab"])
     expect(subject.warnings).toEqual([
-      "DENYLIST_FILE: 2 line(s) are no id or fingerprint, first: 3, 6",
+      "DENYLIST_FILE: 2 line(s) are not a device id or fingerprint, first: 3, 6",
     ])
   })
 
@@ -260,7 +260,7 @@ describe("lines that say nothing it understands", () => {
   test("are all counted, the first five of them named", async () => {
     const subject = await Subject.of(`${"a b\n".repeat(1_000)}a\n`)
     expect(subject.warnings).toEqual([
-      "DENYLIST_FILE: 1000 line(s) are no id or fingerprint, first: 1, 2, 3, 4, 5",
+      "DENYLIST_FILE: 1000 line(s) are not a device id or fingerprint, first: 1, 2, 3, 4, 5",
     ])
   })
 
@@ -271,7 +271,7 @@ describe("lines that say nothing it understands", () => {
     await subject.file.look()
     expect(subject.told).toEqual(["a"])
     expect(subject.warnings).toEqual([
-      "DENYLIST_FILE: the last list stays in force: no line of it means anything",
+      "DENYLIST_FILE: the last list stays in force: no line is a device id or fingerprint",
     ])
   })
 
@@ -289,7 +289,7 @@ describe("a file that", () => {
     const subject = await Subject.of(null)
     expect(Bun.spawnSync(["mkfifo", subject.path]).success).toBe(true)
     await subject.file.look()
-    expect(subject.warnings.at(-1)).toContain("it is a pipe")
+    expect(subject.warnings.at(-1)).toContain("the file is a pipe")
   })
 
   test("has a line without end is read, and that line is none", async () => {

@@ -45,5 +45,5 @@ test("all that is wrong with the files is told at once, the CAs of devices inclu
   const read = () => readListenerTls(files, path("one.crt"))
   expect(read).toThrow("TLS_CERT_FILE: ")
   expect(read).toThrow("TLS_KEY_FILE: ")
-  expect(read).toThrow("one.crt holds a certificate that is not a CA's, number 1")
+  expect(read).toThrow("one.crt holds a certificate that is not a CA, entry 1")
 })
