@@ -1,6 +1,6 @@
 /**
- * The denylist between supervisor and workers: that each worker's copy becomes the list of the file whatever the order of changes, starts
- * and delays, that it is in force only when it is complete, and that neither its pieces nor what waits grow without bound.
+ * The denylist between supervisor and workers: each worker's copy becomes the list of the file in any order of changes, starts and
+ * delays, a list is in force only when it is complete, and neither the parts nor the waiting messages grow without bound.
  */
 
 import { describe, expect, test } from "bun:test"
@@ -20,7 +20,7 @@ const numbered = (count: number, from = 0) =>
   Array.from({ length: count }, (_, n) => `device-${from + n}`)
 const linesOf = (list: Denylist | null) => [...(list?.lines() ?? [])].sort()
 
-/** A worker that takes what it is sent, through JSON as over the channel, when it is told to. */
+/** A worker that takes its messages only when the test lets it, through JSON as over the channel. */
 class TestWorker {
   readonly received: DenylistPart[] = []
   readonly #fed = new FedDenylist()
@@ -85,7 +85,7 @@ describe("a worker", () => {
   })
 
   test(
-    "that takes nothing is sent 32 pieces, of 500 lines at most, and holds up nobody",
+    "that takes nothing is sent 32 parts, of 500 lines at most, and delays no other",
     async () => {
       const feed = new DenylistFeed()
       const [stopped, other] = [new TestWorker(feed, 0), new TestWorker(feed, 1)]

@@ -1,6 +1,6 @@
 /**
  * `bun test/tiers.ts <tier …>`: runs the tests of these tiers (unit, integration, faults), prints a line for each
- * process that ran some, the whole output of those that failed, and the counts of all.
+ * process, the whole output of those that failed, and the total counts.
  *
  * The folder of a file says its tier. Unit tests run in one process, every other file in a process of its own, as many
  * processes at a time as the machine has cores, two to four. Files of the integration tier share one RabbitMQ node.
@@ -17,16 +17,16 @@ const ROOT = join(import.meta.dir, "..")
 const TIERS = ["unit", "integration", "faults"] as const
 /** Two, since the tests wait more than they compute; no more than four, since each may bring a RabbitMQ node. */
 const PROCESSES = { min: 2, max: 4 }
-/** Of a test that names none. Longer than any of its waits, so that the wait says what did not come; Bun's is 5 s. */
+/** Limit of a test that sets none. Longer than its waits, so that the failing wait reports its condition; Bun's default is 5 s. */
 const TEST_TIMEOUT_MS = 60_000
 
 export type Tier = (typeof TIERS)[number]
 
-/** Outside of its folder because it is asked of the embedded broker too. */
+/** Outside of the integration folder because it tests the embedded broker too. */
 const ALSO_INTEGRATION = "test/broker/contract.test.ts"
 /** Its faults are made in a network namespace. */
 const NETWORK_FAULTS = "test/faults/network.test.ts"
-/** Started first, since the others fill the time beside them. */
+/** The slowest files, started first so that the others run beside them. */
 const SLOWEST = [
   "test/faults/process.test.ts",
   "test/faults/broker.test.ts",

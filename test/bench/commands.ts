@@ -46,7 +46,7 @@ export async function commands(
   const workers = way === "here" ? "1" : "2"
   const environment = { SEQ_GAP_TIMEOUT_MS: "60000", WORKERS: workers }
   const bed = await makeBedWithBackEnd(
-    // Shuffled, the next number of a connection may be behind nearly all commands of the round.
+    // In shuffled order the next number of a connection may come after nearly all commands of the round.
     way === "shuffled" ? { ...environment, PREFETCH: "65535" } : environment,
   )
   const { ledger } = bed

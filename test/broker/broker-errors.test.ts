@@ -1,4 +1,4 @@
-/** What is read of the texts with which brokers refuse and close. */
+/** How error texts of brokers are classified. */
 
 import { expect, test } from "bun:test"
 import { type BrokerError, readBrokerError } from "../../src/broker/broker-errors.ts"
@@ -12,7 +12,7 @@ const refused = (permission: string | null, resource: string | null): BrokerErro
 const other: BrokerError = { kind: "other" }
 
 test.each<[string, BrokerError]>([
-  // CloudAMQP's own words; those after it are as other brokers might put it.
+  // CloudAMQP's text; the following are texts that other brokers might use.
   [
     "connection closed: CONNECTION_FORCED - Too many unacked messages (max 1000) (320)",
     tooMany(1_000),

@@ -67,7 +67,7 @@ test("everything a command can have", () => {
     target: { connectionId: "c", deviceId: "d" },
     seq: 7,
     messageId: "m",
-    // It was sent in that second, and by the end of it at the latest.
+    // The message was sent within that second, so by its end at the latest.
     expiresAtMs: NOW_MS - 2_000 + 999 + 500,
     hops: 2,
     commandId: "gw1.0.x.7",

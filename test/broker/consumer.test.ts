@@ -26,7 +26,7 @@ import type { Connection } from "../../src/device/connection.ts"
 
 const LONGEST_WAIT_MS = 5_000
 const NOW_MS = 1_750_000_000_123
-/** The whole second before it, as a timestamp would have it. */
+/** The time cut to whole seconds, as in a timestamp. */
 const SECOND_MS = 1_750_000_000_000
 const UNDELIVERED = "to_device.undelivered"
 const REPLIES = "replies"
@@ -71,9 +71,9 @@ class ScriptedBroker extends EmbeddedBroker {
 /** A connection that keeps what it is offered. */
 class ScriptedConnection {
   readonly offered: Command[] = []
-  /** Its socket has been offered bytes of all commands. */
+  /** A connection whose socket was offered bytes of all commands. */
   writing = false
-  /** Its commands wait for a missing number. */
+  /** A connection whose commands wait for a missing number. */
   atGap = false
   gapsGivenUp = 0
   readonly endpoint = { isHeld: () => this.atGap }
@@ -401,7 +401,7 @@ describe("a command for another worker's connection", () => {
   test("takes along when it expires, and how much of its expiration is left", async () => {
     const subject = await new Subject().start()
     const timestamp = new Date(SECOND_MS - 2_000)
-    // That of the timestamp is over 1,124 ms ago at the most.
+    // The second of the timestamp ended at most 1,124 ms ago.
     const pastMs = NOW_MS - SECOND_MS + 1_001
     const headers = { connection_id: OTHER }
     await subject.deliver({ headers, expiration: "10000", timestamp })
@@ -721,7 +721,7 @@ describe("a command whose delivery is lost", () => {
     await settled()
     expect([first.acknowledged, again.acknowledged]).toEqual([0, 1])
     expect(subject.receipts()).toMatchObject([{ outcome: "written" }])
-    // It is known not to have been written before.
+    // This worker knows that it did not write the command before.
     expect(subject.counters.commandsPossiblyRepeated).toBe(0)
   })
 
@@ -854,7 +854,7 @@ describe("commands that all wait for missing numbers", () => {
     expect(subject.counters.gapsGivenUpEarly).toBe(1)
     subject.consumer.sweep()
     expect(subject.connection.gapsGivenUp).toBe(2)
-    // One that waits for something else will make room.
+    // A command that waits for something else makes room when it ends.
     subject.connection.atGap = false
     subject.consumer.sweep()
     expect(subject.connection.gapsGivenUp).toBe(2)
@@ -935,7 +935,7 @@ describe("a dead letter", () => {
       ])
       expect(holder.receipts()).toMatchObject([{ outcome }])
       expect([arrived.acknowledged, holder.unacknowledged.count]).toEqual([1, 0])
-      // The worker was gone, and its queue gave up what it was sent.
+      // The worker was gone, and its queue dead-lettered the command.
       const orphan = { ...properties, headers: { ...properties.headers, ...death(OTHER_QUEUE) } }
       subject.place = { is: "nowhere", detail: "nobody holds it" }
       await subject.deliverDead(orphan)

@@ -53,7 +53,7 @@ class User {
   readonly lane: Lane
   readonly states: BrokerState["is"][] = []
   readonly deliveries: Delivery[] = []
-  /** What it was told of lost connections, and what had come by then. */
+  /** The calls for lost connections, and the deliveries before each. */
   readonly losses: { queue: string; deliveries: number; lost: boolean }[] = []
   /** The lane's state each time it was said to be open. */
   readonly openings: string[] = []
@@ -76,7 +76,7 @@ class User {
       prefetch,
       untilClose: untilClose.includes(queue),
       lost: () => {
-        // None that came on the lost connection is left to be acknowledged, and none has come on the next.
+        // No delivery of the lost connection is left to be acknowledged, and the next connection has none yet.
         const came = this.from(queue)
         this.losses.push({ queue, deliveries: came.length, lost: came.every(({ lost }) => lost) })
       },
@@ -166,10 +166,10 @@ async function userOf(broker: Broker, prefetch = 100): Promise<{ user: User; inb
   return { user: await user.ready(), inbox: inbox.name }
 }
 
-/** A broker that several clients may have in common. */
+/** A broker that several clients can share. */
 interface World {
   readonly kind: "embedded" | "amqp" | "simulated"
-  /** A client of it; of the embedded one, a broker of its own. */
+  /** A client of the broker; for the embedded broker, a broker of its own. */
   make(): Broker
 }
 
@@ -197,7 +197,7 @@ const AMQP: SharedWorld = {
   lose: () => proxy.closeConnections(),
 }
 
-/** The simulated broker with nobody who chooses: what can happen happens at the next turn. */
+/** The simulated broker without a scheduler: whatever can happen happens at the next tick. */
 const simulated = new SimulatedBroker(Date.now())
 const simulatedClients: SimulatedClient[] = []
 
@@ -969,7 +969,7 @@ describe.each([AMQP, SIMULATED])("when the connections of the $kind broker are l
         [true, false],
         [true, false],
       ])
-      // What is lost can't be acknowledged any more; what is acknowledged now stays so.
+      // A lost delivery cannot be acknowledged any more; an acknowledged one stays acknowledged.
       for (const delivery of [...before, ...again]) delivery.acknowledge()
       await until(() => again.every(({ settled }) => settled), { what: "both to be settled" })
       expect(before.map(({ settled }) => settled)).toEqual([false, true, false])

@@ -1,4 +1,4 @@
-/** Which of the messages that carry one forwarded command is a copy, and for how long that is known. */
+/** Which messages of one forwarded command are copies, and for how long that is known. */
 
 import { describe, expect, test } from "bun:test"
 import { Deduplicator } from "../../src/broker/deduplicator.ts"
@@ -49,7 +49,7 @@ test("the last ends are remembered, the oldest is forgotten first, and what is i
   for (let n = 0; n <= REMEMBERED_ENDS; n += 1) {
     deduplicator.take(String(n))
     deduplicator.ended(String(n))
-    // Told twice, it is one end.
+    // A second call for the same end changes nothing.
     deduplicator.ended(String(n))
   }
   expect(deduplicator.take("0")).toBe(true)

@@ -1,4 +1,4 @@
-/** What makes two messages the same command: all that their sender said, and nothing that is added on the way. */
+/** What makes two messages the same command: the content from their sender, without additions on the way. */
 
 import { describe, expect, test } from "bun:test"
 import type { MessageProperties } from "../../src/broker/broker.ts"

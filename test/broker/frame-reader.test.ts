@@ -73,7 +73,7 @@ function other(frame: Buffer): Told {
   return { channel: frame.readUInt16BE(1), other: frame.toString("hex") }
 }
 
-/** The values alone; `received-entries.test.ts` has the bytes they came in. */
+/** The values only; `received-entries.test.ts` tests the bytes they came in. */
 function valuesAlone(properties: MessageProperties): MessageProperties {
   if (properties.headers !== undefined) Reflect.deleteProperty(properties.headers, RECEIVED)
   return properties
@@ -191,7 +191,7 @@ describe("a message", () => {
   test.each<[string, typeof encodedByWriter, typeof asClientSays, (value: unknown) => boolean]>([
     // It knows no -0.
     ["frame writer", encodedByWriter, (value) => value + 0, all],
-    // It leaves out what is empty or 0.
+    // It leaves out properties that are empty or 0.
     ["AMQP client", encodedByClient, asClientSays, Boolean],
   ])("has the properties that the %s gave it", (_, encoded, number, isWritten) => {
     check(

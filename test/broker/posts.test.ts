@@ -239,10 +239,10 @@ describe("a post", () => {
     subject.posts.send("q", Buffer.from("receipt"), {}, { ...options, done: done("receipt") })
     subject.posts.send("q", Buffer.from("copy"), {}, { whenReturned: "again", done: done("copy") })
     await settled()
-    // Nothing else was confirmed since: the broker may be mute.
+    // No other message was confirmed since: the broker may confirm nothing at all.
     subject.posts.giveUp(1_000, 999)
     expect(subject.done).toEqual([])
-    // Not for long enough.
+    // The wait was not long enough.
     subject.posts.giveUp(999, 1_001)
     expect(subject.done).toEqual([])
     subject.posts.giveUp(1_000, 1_001)

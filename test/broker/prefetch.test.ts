@@ -52,7 +52,7 @@ describe("a limit on unacknowledged messages", () => {
     const shares = subscriptions.map((subscription) => subscription.prefetch)
     expect(Math.min(...shares)).toBeGreaterThanOrEqual(1)
     expect(shares.reduce((sum, share) => sum + share, 0)).toBeLessThanOrEqual(prefetch)
-    // More for those on which commands wait for devices.
+    // Larger shares for the queues whose commands wait for devices.
     const ofQueue = (queue: string) =>
       subscriptions.find((each) => each.queue === queue)?.prefetch ?? 0
     const [toDevice, worker, deadLetters] = ["t", "owsla.worker.i.0", "owsla.dead_letters"].map(

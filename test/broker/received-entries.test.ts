@@ -1,6 +1,6 @@
 /**
- * What is passed on is, byte for byte, what came: headers of every type of AMQP, whatever their order, and texts that
- * are not UTF-8, read from frames, made fit to be published again, given headers of the gateway, and written.
+ * Headers and properties are passed on byte for byte: headers of every AMQP type in any order, and texts that are not
+ * UTF-8, are read from frames, prepared for publishing again, given headers of the gateway, and written.
  */
 
 import { describe, expect, test } from "bun:test"
@@ -13,7 +13,7 @@ import { FrameWriter } from "../../src/broker/frame-writer.ts"
 import { CHEAP_RUNS, check } from "../support/property.ts"
 
 const CAPACITY = 262_144
-/** Class, weight and the size of the body, before the properties in a header frame. */
+/** Bytes of class, weight and body size before the properties in a header frame. */
 const PROPERTIES_AT = 12
 
 function sized(sizeBytes: 1 | 4, bytes: Uint8Array): Buffer {
@@ -48,7 +48,7 @@ function read(properties: Uint8Array): MessageProperties {
   const header = frame(2, hex("003c 0000 0000000000000000"), properties)
   const bytes = Buffer.concat([deliver, header])
   reader.push(bytes)
-  // What is kept must be a copy.
+  // What is kept must be a copy, since the buffer is reused.
   bytes.fill(0xaa)
   if (came[0] === undefined) throw new Error("no message came")
   return came[0]
@@ -76,7 +76,7 @@ const type = (letter: string, ...bytes: Uint8Array[]) =>
 const fixed = (letter: string, length: number) =>
   fc.uint8Array({ minLength: length, maxLength: length }).map((bytes) => type(letter, bytes))
 const long = (letter: string) => fc.uint8Array().map((bytes) => type(letter, sized(4, bytes)))
-/** Bytes of any kind, and names that JavaScript's objects treat in their own way. */
+/** Arbitrary bytes, and names that are special in JavaScript objects. */
 const anyName = fc.oneof(
   fc.uint8Array({ maxLength: 255 }),
   fc
@@ -102,7 +102,7 @@ const { entries } = fc.letrec<{ value: Buffer; entries: Buffer }>((tie) => ({
 }))
 const shortText = fc.uint8Array({ maxLength: 255 }).map((bytes) => sized(1, bytes))
 
-/** None that the gateway renames or leaves out. */
+/** No header that the gateway renames or leaves out. */
 const passedOn = entries.filter((bytes) => !/CC|x-|owsla/.test(bytes.toString("latin1")))
 
 describe("headers that are passed on are, byte for byte, what came:", () => {

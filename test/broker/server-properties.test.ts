@@ -1,4 +1,4 @@
-/** What a broker says of itself when a connection begins, and what follows for the queues. */
+/** Product and version in the first frame of a connection, and what follows for the queues. */
 
 import { describe, expect, test } from "bun:test"
 import {
@@ -68,7 +68,7 @@ describe("a quorum queue", () => {
     (product, version, limited) => {
       const server: BrokerServer = { product, version }
       expect(hasDeliveryLimit(server)).toBe(limited)
-      // The same that no longer wants transient queues that several connections may use.
+      // The versions that deprecate transient queues which several connections may use.
       expect(lacksTransientQueues(server)).toBe(limited)
       expect(argumentsFor(quorum, server)).toEqual(
         limited ? { ...quorum, "x-delivery-limit": -1 } : quorum,

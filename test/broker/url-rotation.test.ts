@@ -1,4 +1,4 @@
-/** In which order a broker's URLs are tried. */
+/** The order in which a broker's URLs are tried. */
 
 import { describe, expect, test } from "bun:test"
 import fc from "fast-check"

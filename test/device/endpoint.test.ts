@@ -44,7 +44,7 @@ function brief(decisions: readonly Decision[]): unknown[] {
   })
 }
 
-/** How a command ended. "withdrawn": it was lost, and its next delivery tells the outcome instead. */
+/** How a command ended. "withdrawn": its delivery was lost, and the next delivery decides the outcome. */
 type End = "written" | "acknowledged" | "withdrawn" | string
 
 /** Performs decisions as a connection does, with a socket that takes commands when it is told to. */
@@ -88,7 +88,7 @@ class Performer {
     this.#end(dropped, outcome)
   }
 
-  /** All deliveries so far are lost, when the socket was offered bytes of the first `offered` that wait. */
+  /** Loses all deliveries so far; the socket was offered bytes of the first `offered` commands that wait. */
   lose(offered: number): Command[] {
     for (const each of this.ends.keys()) (each as { lost?: boolean }).lost = true
     const unoffered = this.waiting.splice(offered)

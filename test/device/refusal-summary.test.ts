@@ -1,4 +1,4 @@
-/** Connections that did not become a device are found in the log, and do not flood it. The clock is held. */
+/** Refused connections are logged without flooding the log. The test sets the clock. */
 
 import { describe, expect, test } from "bun:test"
 import { RefusalSummary, SUMMARY_EVERY_MS } from "../../src/device/refusal-summary.ts"

@@ -40,7 +40,7 @@ export interface HerdOptions {
 
 export class FaultBed {
   readonly broker: PrivateBroker
-  /** Where the gateway and back-ends reach the broker, when that is not the node itself. */
+  /** The address of the broker for the gateway and back-ends, when it is not the node itself. */
   readonly #givenUrl: string | undefined
   readonly queues = ownQueues(uniqueNames("fault"))
   /** Between gateway and broker, where one was asked for. */

@@ -5,9 +5,9 @@
  *
  * The gateway must run with `environment` of `COMMAND_LOAD`, since commands are addressed by device id.
  *
- * The back-end tries the broker's URLs in turn. A command whose confirm it never got may or may not be with the
+ * The back-end tries the broker's URLs in turn. A command without a confirm may or may not be stored by the
  * broker: it is not published again, and may have no outcome. Receipts stay in a quorum queue until the end, so that
- * the death of a consumer loses none. Bounds: a test's worth of commands; `MAX_UNCONFIRMED` on their way.
+ * the death of a consumer loses none. Bounds: a test's worth of commands; `MAX_UNCONFIRMED` unconfirmed.
  */
 
 import { expect } from "bun:test"
@@ -29,12 +29,12 @@ export const COMMAND_LOAD = {
 } as const
 
 const CONNECT_TIMEOUT_MS = 3_000
-/** A broker that confirms nothing for this long is left for the next. */
+/** After this long without a confirm the back-end connects to the next URL. */
 const CONFIRM_TIMEOUT_MS = 5_000
 const MAX_UNCONFIRMED = 200
 const SETTLE_TIMEOUT_MS = 90_000
 
-/** Each one's messages, ready or not, as its leader has them: `list_queues` tells what was up to 5 s ago. */
+/** The messages of each queue, ready or not, as its leader counts them: `list_queues` can be 5 s old. */
 const QUORUM_QUEUES = `lists:foreach(fun(Q) ->
   {ok, {_, N}, _} = ra:leader_query(amqqueue:get_pid(Q), fun rabbit_fifo:query_messages_total/1),
   {resource, _, queue, Name} = amqqueue:get_name(Q),
@@ -45,9 +45,9 @@ const RECEIPT = v.object({ outcome: v.string(), at: v.number(), detail: v.string
 
 export interface CommandLoadOptions {
   readonly bed: FaultBed
-  /** Of every node of the broker. */
+  /** One URL for every node of the broker. */
   readonly urls: readonly string[]
-  /** Which node to ask what queues still hold; default: the bed's. */
+  /** The node that reports the contents of queues; default: the bed's. */
   readonly broker?: PrivateBroker
   readonly devices: number
   readonly perS: number
@@ -58,7 +58,7 @@ interface Sent {
   confirmed: boolean
 }
 
-/** How a command ended, as one receipt says. */
+/** The outcome of a command in one receipt. */
 interface Ending {
   readonly outcome: string
   readonly at: number
@@ -161,7 +161,7 @@ export class CommandLoad {
     }
   }
 
-  /** Receipts that differ in outcome or time are of different endings; equal ones are one that came again. */
+  /** Receipts that differ in outcome or time are different endings; equal receipts are one that was delivered again. */
   async #collectReceipts(): Promise<Map<number, Ending[]>> {
     const endings = new Map<number, Ending[]>()
     await this.#drain(this.#receiptQueue, (message) => {
@@ -199,7 +199,7 @@ export class CommandLoad {
     }
   }
 
-  /** Waits until every command that the broker has has its receipt, and no queue that it passes holds one. */
+  /** Waits until every confirmed command has a receipt, and no queue on its way holds a command. */
   async #allEnded(): Promise<void> {
     const confirmed = this.#sent.filter((sent) => sent.confirmed).length
     const { bed, broker = bed.broker } = this.#options
@@ -249,13 +249,13 @@ export class CommandLoad {
           client.socket?.destroy()
         }
       } catch {
-        // This node is away: the next one is tried.
+        // This node is down: the next one is tried.
         await Bun.sleep(100)
       }
     }
   }
 
-  /** Resolves or rejects when the connection is of no more use. */
+  /** Resolves or rejects when the connection can no longer be used. */
   async #publishOn(client: AMQPClient): Promise<void> {
     const channel = await client.channel()
     channel.onerror = () => undefined

@@ -20,12 +20,12 @@ interface LoadedFault extends Omit<Fault, "promise"> {
   readonly promise?: string
 }
 
-/** Where the broker is. */
+/** The broker and its addresses. */
 export interface BrokerPlace {
   readonly broker: PrivateBroker
   /** For the gateway and the herd's back-end. */
   readonly url: string
-  /** For the back-end that sends commands: of every node. */
+  /** For the back-end that sends commands: the URLs of all nodes. */
   readonly urls: readonly string[]
 }
 

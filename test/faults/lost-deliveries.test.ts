@@ -1,6 +1,6 @@
 /**
- * One outcome each, whatever is lost: commands in the hands of a worker when its connections to the broker are
- * closed. The real program and a real RabbitMQ, commands without `message_id` unless said, and a device that
+ * One outcome for each command whose delivery is lost: a worker holds commands when its connections to the broker
+ * are closed. The real program and a real RabbitMQ, commands without `message_id` unless said, and a device that
  * reads nothing for a while.
  */
 
@@ -28,7 +28,7 @@ afterEach(async () => {
 
 afterAll(() => broker?.dispose(), START_LIMIT_MS)
 
-/** A gateway with one worker and queues of its own, and what a back-end does with them. */
+/** A gateway with one worker and queues of its own, and the back-end's use of them. */
 class Subject {
   readonly gateway: TestGateway
   readonly queues: ReturnType<typeof ownQueues>
@@ -184,7 +184,7 @@ function expectOneOutcomeEach(count: number, receipts: ReadonlyMap<number, strin
   )
 }
 
-/** Each command is either on the wire once, with the receipt `written`, or kept once, with another. */
+/** Each command is either on the wire once, with the receipt `written`, or kept once, with another outcome. */
 async function expectOnePlaceEach(
   subject: Subject,
   bodies: readonly string[],

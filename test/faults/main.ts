@@ -1,7 +1,7 @@
 /**
- * `bun run faults [--quick] [--only text] [name …]`: makes every fault in its long size, or those of the files that are named, and
- * writes what was measured into the rows of the table of docs/RELIABILITY.md. `broker` also names `broker-cluster` and
- * every other file whose name begins with `broker-`. `--only` makes those faults of them whose name contains the text.
+ * `bun run faults [--quick] [--only text] [name …]`: makes every fault in its long size, or the faults of the named files, and
+ * writes the measurements into the table of docs/RELIABILITY.md. `broker` also names `broker-cluster` and
+ * every other file whose name begins with `broker-`. `--only` makes only faults whose name contains the text.
  *
  * Files `*.long.ts` need what `sh test/install long` installs. `bun test` does not find them, and `--quick` makes
  * their faults only when they are named.
@@ -67,7 +67,7 @@ async function main(): Promise<number> {
   }
 }
 
-/** Null for what makes no faults. */
+/** Null for a name that makes no faults. */
 function nameOf(file: string): string | null {
   const suffix = [SUFFIX, LONG_SUFFIX].find((each) => file.endsWith(each))
   return suffix === undefined ? null : file.slice(0, -suffix.length)

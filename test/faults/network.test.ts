@@ -25,7 +25,7 @@ let namespace: Namespace | null = null
 let site: Promise<Site> | null = null
 let herd: RunningHerd | null = null
 
-/** Made by the first test and not by a hook, so that what is missing is told under the name of a test. */
+/** Created by the first test and not by a hook, so that a failure is reported under the name of a test. */
 function theSite(): Promise<Site> {
   site ??= (async () => {
     namespace = await Namespace.make()

@@ -88,7 +88,7 @@ fault(
     const startedAtMs = performance.now()
     const device = await connectDevice({ port: bed.gateway.devicePort, connectTimeoutMs: 30_000 })
     const tookMs = Math.round(performance.now() - startedAtMs)
-    // None of the silent ones has made room for it.
+    // No silent connection was closed to make room for the device.
     expect(await bed.gateway.metric("owsla_connections_closed_total", "handshake_timeout")).toBe(0)
     device.end()
     return { silent: SILENT, "let in after, ms": tookMs }

@@ -45,10 +45,10 @@ interface DeviceList {
   readonly devices: readonly { readonly connection_id: string; readonly worker: string }[]
 }
 
-/** Kills one worker after the other, and sees that the others' devices stay; returns how many. */
+/** Kills one worker after the other, and checks that the others' devices stay; returns how many were killed. */
 async function killWorkers(bed: FaultBed): Promise<number> {
   const times = sized(12, 3)
-  // All devices may be with one worker: they come back while the successor of their own starts.
+  // All devices may be with one worker: they reconnect while its successor starts.
   let stayed = 0
   for (let at = 0; at < times; at += 1) {
     const slot = at % 2
@@ -198,7 +198,7 @@ fault(
 /** Enough to reach both workers whatever the kernel draws: one of them is missed once in 2^19 runs. */
 const LOOKS = 20
 
-/** Of the certificate that a device that connects now is shown. */
+/** The fingerprint of the certificate that a new connection sees. */
 async function fingerprintShown(port: number): Promise<string> {
   const socket = tls.connect({ host: "127.0.0.1", port, rejectUnauthorized: false })
   await new Promise((resolve, reject) =>

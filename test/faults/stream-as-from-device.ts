@@ -76,7 +76,7 @@ async function streamFault(broker: TestBroker) {
   }
 }
 
-/** Reads a stream from its first message until so many lines, each counted once, were seen. */
+/** Reads a stream from its first message until it has seen this many distinct lines. */
 async function readStream(url: string, queue: string, wanted: number): Promise<StreamLine[]> {
   const client = new AMQPClient(url)
   await client.connect()
@@ -101,7 +101,7 @@ async function readStream(url: string, queue: string, wanted: number): Promise<S
   return lines
 }
 
-/** Offsets rise, and of each connection who takes only the number that comes next gets every line. */
+/** Offsets rise, and a back-end that takes only the next number of each connection gets every line. */
 function expectInOrder(lines: readonly StreamLine[]): void {
   const offsets = lines.map(({ offset }) => offset)
   expect(offsets).toEqual(offsets.toSorted((a, b) => a - b))

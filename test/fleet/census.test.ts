@@ -55,7 +55,7 @@ class Subject {
   nowMs = NOW_MS
   steadyMs = 5_000
   readonly counters = new Counters()
-  /** Look-ups that the census has given up. */
+  /** Look-ups that the census has ended. */
   readonly forgotten: string[] = []
   readonly channel = new ScriptedChannel()
   readonly members = new Members()
@@ -144,7 +144,7 @@ class Subject {
   }
 }
 
-/** What another worker tells of a device that it has. */
+/** Another worker's view of a device that it holds. */
 function viewOf(worker: string, deviceId: string): Record<string, unknown> & DeviceView {
   return {
     device_id: deviceId,
@@ -399,7 +399,7 @@ describe.each(ACTS)("to %s", (act, answer, closes) => {
   const elsewhere = viewOf("gw.1", "lock:1")
   const described = (device: Record<string, unknown> | null, ask = 0, from = "gw.1") =>
     ({ type: "described", from, incarnation: INCARNATION, ask, device, clock_ms: 70_000 }) as Answer
-  /** The holder answers what it is asked; a kick is preceded by the question what it is. */
+  /** The holder answers `describe`, and then the kick when the test makes one. */
   const answerAll = async (subject: Subject) => {
     subject.answer(described(elsewhere))
     await settled()
@@ -766,7 +766,7 @@ describe("nothing is done for a caller that has gone", () => {
     const sender = { from: "gw.1", incarnation: INCARNATION, connection: at("gw.0", "lock:1") }
     subject.census.asked({ type: "describe", ...sender, ask: 1 })
     expect(subject.channel.said).toMatchObject([{ type: "described", clock_ms: subject.steadyMs }])
-    // Its wall clock is an hour ahead: that of another machine says nothing.
+    // The holder's wall clock is an hour ahead: clocks of other machines must not matter.
     subject.nowMs += 3_600_000
     subject.census.asked({ type: "kick", ...sender, ask: 2, until_ms: subject.steadyMs })
     expect(subject.closed).toEqual([])

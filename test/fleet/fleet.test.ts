@@ -1,7 +1,7 @@
 /**
- * What an operator asks of the fleet and no longer waits for: nothing is done for it, whatever the broker does
- * meanwhile. And what a clock that is set must not change. With a real fleet of one worker; the test is the broker
- * and the other workers.
+ * Questions to the fleet whose caller has hung up: nothing is done for them, whatever the broker does meanwhile.
+ * Also what setting a clock must not change. With a real fleet of one worker; the test plays the broker and the
+ * other workers.
  */
 
 import { describe, expect, test } from "bun:test"
@@ -15,7 +15,7 @@ const SELF = { worker: "gw.0", incarnation: "mb2k3f9zq7x2" }
 const OTHER = { from: "gw.1", incarnation: "mb2k3f9zzzzz" }
 const CONNECTION = `${OTHER.from}.${OTHER.incarnation}.1`
 
-/** A broker whose channel between workers the test opens and cuts. */
+/** A broker on which the test opens and cuts the channel between workers. */
 class Subject {
   nowMs = 1_750_000_000_000
   steadyMs = 5_000
@@ -66,7 +66,7 @@ class Subject {
     this.fleet.deliver(delivery as Delivery)
   }
 
-  /** The last question where devices are. */
+  /** The last `where` question. */
   where(): Extract<FleetMessage, { type: "where" }> | undefined {
     return this.published.findLast((message) => message.type === "where")
   }
@@ -78,7 +78,7 @@ class Subject {
   }
 }
 
-/** Lets happen what needs no time: what is asked is asked at the end of a turn. */
+/** Lets everything happen that needs no time: questions are sent at the end of a tick. */
 async function turns(): Promise<void> {
   for (let n = 0; n < 5; n += 1) await new Promise((resolve) => setImmediate(resolve))
 }

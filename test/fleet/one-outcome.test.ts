@@ -157,16 +157,16 @@ function verifyRepeats({ fleet }: Performed, evidence: Evidence): void {
   const copies = cut + abandoned
   const leftInQueue = command.deadLetters > 0
   const someEnded = fleet.allWorkers.some(({ ended }) => ended !== null)
-  // What a worker knew is gone with it.
+  // The memory of a worker ends with its process.
   const dead = fleet.allWorkers.filter(
     ({ ended, process }) =>
       ended !== null &&
       (command.takenBy.has(process.name) ||
         command.endings.some((ending) => ending.process === process.name)),
   ).length
-  // Another worker may find the dead letter of a command that one has ended or forwarded, and several a dead letter
-  // that was delivered again. Where the command was written without having been forwarded it is recognised, as long
-  // as its connection is there, by which it is found.
+  // Another worker may get the dead letter of a command that one worker has ended or forwarded, and several workers a
+  // dead letter that was delivered again. A command that was written without being forwarded is recognised as long as
+  // its connection exists, by which its worker is found.
   const writtenAndThere = wires.some((seen) => fleet.isOpen(seen)) && command.forwardedAs.size === 0
   const found = [...command.foundDeadBy].filter((name) => !command.takenBy.has(name)).length
   const others = writtenAndThere ? Math.max(0, command.foundDeadBy.size - 1) : found

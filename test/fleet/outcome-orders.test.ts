@@ -240,7 +240,7 @@ describe("a worker that is the first to be back with the broker", () => {
     const device = connect(fleet, 0, "a")
     fleet.settle()
     for (const slot of [0, 1]) fleet.cut(slot, ["publishing", "consuming"])
-    // For longer than members are remembered that are not heard.
+    // Longer than a member that is not heard is remembered.
     fleet.pass(60_000, /connects to|subscribes/)
     const command = publish(fleet, { deviceId: "a" })
     fleet.pass(5_000, late)

@@ -247,7 +247,7 @@ describe("a body with an encoding", () => {
     Promise.resolve(
       gateway.routes.request(path, {
         method,
-        // The beginning of a gzip stream: no LF in it, so that it could pass for a line.
+        // The beginning of a gzip stream without an LF, so that it could be taken for a line.
         body: new Uint8Array([0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 75]),
         headers: { "content-type": "text/plain", "content-encoding": encoding },
       }),

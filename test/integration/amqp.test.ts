@@ -350,7 +350,7 @@ describe("a connection that only the gateway knows to be lost", () => {
       await backEnd.publish(shared.name, "after")
       await until(() => user.bodies().includes("after"), {
         what: "a delivery of a queue that is not exclusive",
-        // Less than the broker takes to notice, with room for a busy machine.
+        // Less than the broker needs to detect the loss, with room for a busy machine.
         timeoutMs: 15_000,
       })
     },

@@ -22,7 +22,7 @@ beforeAll(async () => {
     MAX_LINE_BYTES: String(MAX_LINE_BYTES),
     MAX_OUTGOING_BYTES: "65536",
     MAX_CONNECTIONS: "50",
-    // Longer than a good device takes on a busy machine.
+    // Longer than a handshake takes on a busy machine.
     HANDSHAKE_TIMEOUT_MS: "2000",
     IDLE_TIMEOUT_MS: "5000",
     SLOW_DEVICE_TIMEOUT_MS: "1000",
@@ -188,7 +188,7 @@ describe("a device", () => {
 test("more connections than there may be are refused, and one that goes makes room", async () => {
   await expectClosed("overloaded", async () => {
     const connect = () => connectDevice({ port: gateway.devicePort })
-    // All at once, so that none is idle before the last is there.
+    // All at once, so that no connection is idle before the last one is open.
     const devices = await Promise.all(Array.from({ length: 49 }, connect))
     await until(async () => (await gateway.metric("owsla_connections")) === 50, {
       what: "the gateway to be full",

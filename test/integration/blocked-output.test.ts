@@ -1,6 +1,6 @@
 /**
- * Nobody reads what the program writes: its output is a pipe that is full, and the program serves, counts what it drops, and ends
- * as it should. The program is started as users do, also by `bun run start`.
+ * The program's output is a full pipe without a reader: the program serves, counts the lines that it drops, and ends
+ * with the right status. The program is started as users do, also by `bun run start`.
  */
 
 import { afterEach, beforeAll, describe, expect, test } from "bun:test"
@@ -45,7 +45,7 @@ function freePort(): number {
   return listener.port
 }
 
-/** The program with its outputs in the test's hand. What is started is a process group of its own. */
+/** The program with outputs that the test controls, in a process group of its own. */
 class Program {
   readonly devicePort = freePort()
   readonly httpPort = freePort()
@@ -78,7 +78,7 @@ class Program {
   }
 
   async fetch(path: string): Promise<Response> {
-    // Limited: a process that is blocked has the port all the same.
+    // Limited: a blocked process still has the port open.
     const signal = AbortSignal.timeout(2_000)
     return fetch(`http://127.0.0.1:${this.httpPort}${path}`, { keepalive: false, signal })
   }
@@ -94,7 +94,7 @@ class Program {
     })
   }
 
-  /** Each connects, sends a line and ends: lines enough in the log for a pipe and the buffer behind it. */
+  /** Devices that connect, send a line and end: enough log lines to fill a pipe and the buffer behind it. */
   async connectMany(count: number): Promise<void> {
     const each = async () => {
       const device = await connectDevice({ port: this.devicePort })
@@ -152,7 +152,7 @@ describe("standard output that nobody reads", () => {
     async (_, command, environment) => {
       const stdout = newPipe()
       stdout.fill()
-      // Each process has a buffer of its own, which is to overflow.
+      // Each process has a buffer of its own, and each must overflow.
       program = new Program(command, { stdout }, environment())
       await program.ready()
       let sent = 0

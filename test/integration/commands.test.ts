@@ -98,7 +98,7 @@ function send(id: string, line: string): Promise<Response> {
   return gateway.fetch(`/devices/${id}/send`, { method: "POST", headers, body: line })
 }
 
-/** That the device was written these lines and no other: one more is sent after them, and waited for. */
+/** Checks that the device got these lines and no other: sends one more line and waits for it. */
 async function expectLines(device: TestDevice, connectionId: string, lines: readonly string[]) {
   expect((await send(connectionId, "after")).status).toBe(200)
   expect(await device.waitLines(lines.length + 1)).toEqual([...lines, "after"])

@@ -1,6 +1,6 @@
 /**
- * The counters of an instance never fall while it runs, whatever dies: `/metrics` is read all the time while workers under traffic are
- * killed and stopped, as Prometheus would read it.
+ * The counters of an instance never fall while it runs, even when workers die: `/metrics` is read continuously, as Prometheus reads
+ * it, while workers under traffic are killed and stopped.
  */
 
 import { afterEach, beforeAll, expect, test } from "bun:test"
@@ -51,7 +51,7 @@ function startTraffic(port: number): void {
         }
         device.end()
       } catch {
-        // Cut off, or nobody listens just now.
+        // The connection was cut, or no worker listens at the moment.
       }
     }
   }
@@ -64,7 +64,7 @@ function startTraffic(port: number): void {
 
 type Counters = ReadonlyMap<string, number>
 
-/** Every series of every counter; null when the answer did not come, as from a worker that is stopped. */
+/** Every series of every counter; null without an answer, as from a stopped worker. */
 async function scrape(gateway: TestGateway): Promise<Counters | null> {
   let text: string
   try {
@@ -82,7 +82,7 @@ async function scrape(gateway: TestGateway): Promise<Counters | null> {
   return counters
 }
 
-/** Reads on and on, and keeps what fell. */
+/** Reads continuously, and records every counter that fell. */
 function startScraping(gateway: TestGateway) {
   const fallen: string[] = []
   let last: Counters = new Map()
@@ -140,7 +140,7 @@ test(
     for (const end of ["SIGCONT", "SIGKILL"] as const) {
       process.kill(victim, "SIGSTOP")
       const before = scraped.linesIn()
-      // By the other one, whenever the kernel gives the request to that.
+      // Answered by the other worker whenever the kernel gives it the request.
       await until(() => scraped.linesIn() > before + 100, {
         what: "100 lines of the other worker",
         timeoutMs: 30_000,

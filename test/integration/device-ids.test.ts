@@ -1,5 +1,5 @@
 /**
- * Every id that a device may have leads to it by every route, and an id that no route could reach is refused.
+ * Every valid device id works on every route, and an id that no route could reach is refused.
  * Against the real program, with its own URLs and an HTTP client that normalises them.
  */
 
@@ -24,7 +24,7 @@ import { until } from "../support/wait.ts"
 const LIMIT_MS = 60_000
 const SECRET = "a-secret-of-the-tests"
 const GENERATED = 60
-/** What a URL, a shell, a disk, a router or an object may take for something else. */
+/** Ids that a URL, a shell, a file system, a router or an object may interpret. */
 const ODD = [
   ...["...", "..a", "a..", ".a", "a.", "-", "-rf", "--force", "_", ":", "::", "a:b", ":id"],
   ...["con", "NUL", "com1.txt", "Lock", "lock", "0", "007", "1e3", "-1", "true", "null"],

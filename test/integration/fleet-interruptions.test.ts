@@ -1,6 +1,6 @@
 /**
- * What an interruption leaves behind in a fleet: a worker that stands still while it is asked, a broker that takes
- * nothing for a while. Two instances of the real program on one RabbitMQ.
+ * The effects of interruptions on a fleet: a worker that is stopped while it is asked, a broker that takes no messages
+ * for a while. Two instances of the real program on one RabbitMQ.
  */
 
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test"
@@ -35,7 +35,7 @@ describe("a worker that stands still while it is to close a connection", () => {
       } finally {
         process.kill(pid, "SIGCONT")
       }
-      // What it was asked meanwhile comes before this, on the same queue.
+      // Questions that arrived meanwhile come before this one, on the same queue.
       await until(
         async () => {
           const asked = await fleet.instance(0).fetch(`/devices/${view.connection_id}`)

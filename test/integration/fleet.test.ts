@@ -24,7 +24,7 @@ afterEach(() => fleet.releaseDevices())
 
 afterAll(() => fleet?.stop(), LIMIT_MS)
 
-/** What an instance says of a device, once the worker that has it answers. */
+/** The view of a device from an instance, once the worker that holds it answers. */
 function described(at: number, id: string): Promise<DeviceView> {
   const answered = async () => {
     const response = await fleet.instance(at).fetch(`/devices/${id}`)
@@ -216,7 +216,7 @@ describe("takeover", () => {
 })
 
 describe("order across the fleet", () => {
-  /** Fewer than a worker's queue may have unacknowledged, beyond which gaps are given up. */
+  /** Fewer than the prefetch of a worker's queue, at which gaps are given up. */
   const COUNT = 200
   const shuffled = (numbers: number[]) => {
     // A fixed shuffle: the multiplier is coprime to the count.
@@ -277,7 +277,7 @@ describe("order across the fleet", () => {
 })
 
 describe("the fleet by HTTP", () => {
-  /** A list to which every worker has contributed; on a busy machine one may be too late for it. */
+  /** Waits for a list with every worker's answer; on a busy machine one may answer too late. */
   function wholeList(gateway: TestGateway, query: string): Promise<FleetList> {
     const whole = async () => {
       const list = await fleet.list(gateway, query)

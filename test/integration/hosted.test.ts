@@ -1,7 +1,7 @@
 /**
- * The AMQP broker as hosted and grown brokers are: with a limit on unacknowledged messages, several nodes, IPv6, a private
- * CA, users without all permissions, other versions and products. A real RabbitMQ, and proxies before it for what
- * RabbitMQ 3.10 itself does not do.
+ * Conditions of hosted brokers: a limit on unacknowledged messages, several nodes, IPv6, a private CA, users without all
+ * permissions, other versions and products. A real RabbitMQ, with proxies in front of it for behaviour that RabbitMQ 3.10
+ * does not have.
  */
 
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "bun:test"
@@ -27,7 +27,7 @@ const DELIVER = "60.60"
 
 let rabbit: PrivateBroker
 let name: (noun: string) => string
-/** What a test has opened and is to be closed after it. */
+/** Resources that a test has opened; closed after it. */
 const closers: (() => unknown)[] = []
 
 beforeAll(async () => {
@@ -44,7 +44,7 @@ afterEach(async () => {
 
 afterAll(() => rabbit?.dispose(), START_LIMIT_MS)
 
-/** A gateway's view of its broker, with everything it was told. It acknowledges nothing. */
+/** A gateway's view of its broker, with all states and warnings. It acknowledges nothing. */
 class User {
   readonly broker: AmqpBroker
   readonly states: BrokerState[] = []
@@ -78,7 +78,7 @@ class User {
     return this
   }
 
-  /** Why the broker is away, once a reason fits. */
+  /** Waits until the broker was away for a matching reason. */
   async awayFor(reason: RegExp): Promise<void> {
     const fits = (state: BrokerState) => state.is === "away" && reason.test(state.reason)
     await until(() => this.states.some(fits), {

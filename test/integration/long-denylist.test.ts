@@ -1,5 +1,5 @@
 /**
- * A denylist near its bound: nobody waits for it who is connected, and a worker that starts has all of it before it admits a device.
+ * A denylist near its bound: connected devices are not delayed, and a worker that starts has the whole list before it admits a device.
  */
 
 import { afterEach, beforeAll, describe, expect, test } from "bun:test"
@@ -44,7 +44,7 @@ async function start(environment: Record<string, string>): Promise<TestGateway> 
   return gateway
 }
 
-/** Renamed into its place, as a whole. */
+/** Written beside its place and renamed, so that it changes atomically. */
 function deny(last: string): void {
   const path = join(directory, "next")
   const lines = Array.from({ length: LINES }, (_, n) => `device-${n}`)
@@ -95,7 +95,7 @@ describe.each(["embedded", "RabbitMQ"])("a long list, with the broker %s,", (kin
       await within(victim.closed, { what: "the victim to be closed", timeoutMs: LIMIT_MS })
       const tookMs = performance.now() - changedAtMs
       await stop()
-      // Read and parsed in one step, it is one wait for nearly all of this time.
+      // A list that was parsed in one step would cause one wait of nearly this length.
       expect(longestMs()).toBeLessThan(tookMs / 3)
       device.end()
     },
@@ -118,7 +118,7 @@ test(
       const device = await connect(gateway, "victim")
       return device.closed
     }
-    // Refused until somebody listens.
+    // Refused until a worker listens.
     await until(again, { what: "the victim to be closed again", timeoutMs: LIMIT_MS })
     const welcome = await connect(gateway, "welcome")
     await welcome.send("admitted")

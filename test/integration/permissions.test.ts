@@ -1,6 +1,6 @@
 /**
- * What docs/OPERATING.md says that an instance needs of its broker: with these permissions, and no more, lines and commands
- * go through; and that many connections, channels and queues are what it has.
+ * What an instance needs of its broker according to docs/OPERATING.md: lines and commands go through with these permissions
+ * and no more, and the instance has these numbers of connections, channels and queues.
  */
 
 import { afterAll, beforeAll, expect, test } from "bun:test"
@@ -32,7 +32,7 @@ afterAll(async () => {
   await broker?.dispose()
 }, LIMIT_MS)
 
-/** The permissions in the row of the documentation that begins so: configure, write, read. */
+/** The permissions in this row of the documentation: configure, write, read. */
 function documented(row: string): string[] {
   const line = OPERATING.split("\n").find((line) => line.startsWith(`| ${row} |`)) ?? ""
   return [...line.matchAll(/`([^`]+)`/g)].map(

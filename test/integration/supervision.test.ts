@@ -1,6 +1,6 @@
 /**
- * Supervision: a worker that is replaced when its files are gone, many devices that are cut at once, a second instance
- * by mistake. Processes that are killed or told to end under load are in `test/faults/process.test.ts`.
+ * Supervision: a worker is replaced while its files are gone, many devices are cut at once, a second instance is started
+ * by mistake. Tests that kill or stop processes under load are in `test/faults/process.test.ts`.
  */
 
 import { afterEach, beforeAll, describe, expect, test } from "bun:test"

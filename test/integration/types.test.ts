@@ -1,6 +1,6 @@
 /**
- * What the gateway passes on is, byte for byte, what came: real RabbitMQ, the real program, and Python's pika, which
- * has types that JavaScript has not.
+ * The gateway passes on headers and properties byte for byte: real RabbitMQ, the real program, and Python's pika, which
+ * has types that JavaScript does not have.
  */
 
 import { afterAll, beforeAll, expect, test } from "bun:test"
@@ -12,7 +12,7 @@ import { pikaConsume, pikaPublish } from "../support/tools.ts"
 const LIMIT_MS = 60_000
 const name = uniqueNames("types")
 const queues = ownQueues(name)
-/** The queues of a worker that does not exist, and of whoever waits for receipts. */
+/** The queue of a worker that does not exist, and the queue for receipts. */
 const GHOST = `g${crypto.randomUUID().slice(0, 8)}`
 const GHOSTS_QUEUE = `owsla.worker.${GHOST}.0`
 const RECEIPTS = name("receipts")
@@ -64,7 +64,7 @@ function entry(name: string, value: string): Buffer {
   return Buffer.concat([Buffer.from([name.length]), Buffer.from(name), bytes])
 }
 
-/** A command for a connection that its worker does not have, or that nobody has. */
+/** A command for a connection that its worker does not have, or that no worker has. */
 function publish(connectionId: string) {
   const properties = {
     reply_to: RECEIPTS,

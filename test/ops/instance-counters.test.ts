@@ -1,5 +1,5 @@
 /**
- * The counters of an instance: that sums over it never fall, whatever becomes of its workers, and that gauges go with theirs.
+ * The counters of an instance: sums over it never fall when workers die, and gauges of a dead worker are not summed.
  */
 
 import { describe, expect, test } from "bun:test"
@@ -25,7 +25,7 @@ async function snapshot(lines: number, reasons: Record<string, number> = {}, wai
   return JSON.parse(JSON.stringify(await registry.getMetricsAsJSON())) as MetricsSnapshot
 }
 
-/** The samples of the text that would be served. */
+/** The samples of the text that `/metrics` would serve. */
 async function served(counters: InstanceCounters, answers: Record<number, MetricsSnapshot> = {}) {
   const keys = new Set(Object.keys(answers).map(Number))
   const text = await summed([...Object.values(answers), ...counters.beside(keys)])

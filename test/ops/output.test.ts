@@ -1,6 +1,6 @@
 /**
- * Output that never blocks: what becomes of lines when the descriptor takes them, takes none, takes some, or fails. The order of
- * events on a sink in the test's hand; each kind of descriptor in a process of its own, since a fault would block it.
+ * Output that never blocks: lines when the descriptor takes all, none or some of them, or fails. A sink that the test controls
+ * shows the order of events; each kind of descriptor is tested in a process of its own, since a fault would block it.
  */
 
 import { afterEach, describe, expect, test } from "bun:test"
@@ -215,7 +215,7 @@ describe.each(descriptors)("a %s", (_kind, make, sink) => {
     async () => {
       descriptor = make()
       const { read } = descriptor
-      // It goes on once its standard error, and so its count, has been read.
+      // The test goes on once it has read the process's standard error, which has the count.
       const code = `${WRITE_ALL}
         console.error(dropped())
         setInterval(() => { if (!missing) return; output.write("last\\n"); process.exit(0) }, 10)

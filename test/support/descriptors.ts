@@ -1,8 +1,8 @@
 /**
- * Descriptors that a process can be given as its output, whose other end the test holds and reads when it wants to: nobody
- * reads in between. Every kind that a shell, a service manager or a container hands to a process. Linux only.
+ * Descriptors for a process's output; the test has the other end and reads only when it wants to. Every kind that a shell,
+ * a service manager or a container gives to a process. Linux only.
  *
- * What they hold is the kernel's; `close` gives it back.
+ * They hold kernel buffers; `close` frees them.
  */
 
 import { dlopen, FFIType, ptr } from "bun:ffi"
@@ -15,7 +15,7 @@ export interface Unread {
   readonly descriptor: number
   /** Everything that can be read at this moment. */
   readonly read: () => string
-  /** Writes until it takes no more. */
+  /** Writes until the descriptor takes no more bytes. */
   readonly fill: () => void
   /** No reader is left. */
   readonly hangUp: () => void
@@ -36,7 +36,7 @@ const { O_RDONLY, O_RDWR, O_WRONLY, O_NONBLOCK, O_NOCTTY } = constants
 
 export const KINDS = { pipe, socket, terminal } as const
 
-/** As a shell's `|` and Docker give. */
+/** A pipe, as with a shell's `|` and in Docker. */
 export function pipe(): Unread {
   const directory = mkdtempSync(join(tmpdir(), "owsla-pipe-"))
   const path = join(directory, "pipe")
@@ -47,7 +47,7 @@ export function pipe(): Unread {
   return unread(reader, writer, filler, () => rmSync(directory, { recursive: true }))
 }
 
-/** As systemd gives for its journal. */
+/** A socket, as from systemd for its journal. */
 export function socket(): Unread {
   const ends = new Int32Array(2)
   const [unix, stream] = [1, 1]
@@ -109,7 +109,7 @@ function readAll(descriptor: number): string {
       text += decoder.decode(bytes.subarray(0, count), { stream: true })
     }
   } catch (error) {
-    // EIO: a terminal that nobody has open any more.
+    // EIO: a terminal that no process has open any more.
     if (isAgain(error) || hasCode(error, "EIO")) return text
     throw error
   }

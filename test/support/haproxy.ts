@@ -39,7 +39,7 @@ export class HaProxy {
   }
 
   async start(): Promise<void> {
-    // It ends with the test process, however that ends.
+    // HAProxy ends with the test process, also when that is killed.
     const command = ["setpriv", "--pdeathsig", "KILL", HAPROXY, "-db", "-f", this.#configuration]
     const started = Bun.spawn(command, {
       stdio: ["ignore", "pipe", "pipe"],

@@ -29,12 +29,12 @@ for process in /proc/[0-9]*; do
 done
 `
 
-/** Where Debian has the programs; an ordinary user's PATH does not lead to all of them. */
+/** Debian's folders for the programs; an ordinary user's PATH does not have all of them. */
 const PACKAGES = { ip: "iproute2", tc: "iproute2", nft: "nftables", nsenter: "util-linux" } as const
 
 const NEW_USER_NAMESPACE = ["unshare", "--user", "--map-root-user", "--net"]
 
-/** What forbids user namespaces, the value with which it does, and what allows them. */
+/** Settings that forbid user namespaces: the file, the value that forbids them, and the command that allows them. */
 const SYSCTLS: readonly (readonly [file: string, forbidding: string, remedy: string])[] = [
   ["kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1"],
   ["user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=10000"],
@@ -47,9 +47,9 @@ const SYSCTLS: readonly (readonly [file: string, forbidding: string, remedy: str
 ]
 
 /**
- * What to put before a command so that it may make network namespaces: nothing for root. An ordinary user's command
- * runs as root of a new user namespace, in a new network that has the loopback interface alone. Nothing too where that
- * is forbidden: `Namespace.make` then says why.
+ * The prefix for a command that must create network namespaces: empty for root. An ordinary user's command
+ * runs as root of a new user namespace, in a new network that has the loopback interface alone. Empty too where user
+ * namespaces are forbidden: `Namespace.make` then says why.
  */
 export function ownNetwork(): readonly string[] {
   if (process.getuid?.() === 0) return []
@@ -137,7 +137,7 @@ export class Namespace {
     Bun.spawnSync([...this.prefix, ...unlimit(`${this.#wire}i`)])
   }
 
-  /** Ends what runs within; the namespace goes with it, and with the namespace its wires. */
+  /** Ends the processes within; the kernel then removes the namespace and its wires. */
   async remove(): Promise<void> {
     await this.#holder.stdin.end()
     await within(this.#holder.exited, { what: "the namespace's holder to end" })
@@ -169,7 +169,7 @@ async function startHolder(): Promise<Bun.Subprocess<"pipe", "ignore", "pipe">> 
   throw new Error(`${needs()}: ${(await new Response(holder.stderr).text()).trim()}`)
 }
 
-/** What keeps a namespace from being made here, and what to do about it. */
+/** Why a namespace cannot be created here, and how to allow it. */
 function needs(): string {
   const isOrdinary = process.getuid?.() !== 0
   return namespaceAdvice(isOrdinary && ownNetwork().length > 0, (file) => {

@@ -7,7 +7,7 @@
  *                               └── 10.98.n.13 node 2
  *
  * A node is cut off by nftables, which drops every packet that enters or leaves its namespace. Needs root, or to be
- * root of a user namespace. `remove` takes everything away; what a killed run left is taken away by the next.
+ * root of a user namespace. `remove` deletes everything; the next run deletes what a killed run left behind.
  */
 
 import { existsSync } from "node:fs"
@@ -57,12 +57,12 @@ export class NodeNetwork {
     return network
   }
 
-  /** What to put before a command so that it runs where this node does. */
+  /** The prefix for a command that must run in this node's namespace. */
   prefix(node: number): readonly string[] {
     return ["ip", "netns", "exec", this.#names[node] ?? ""]
   }
 
-  /** Drops every packet between this node and everything else; within itself it goes on. */
+  /** Drops every packet between this node and all else; its own loopback still works. */
   cutOff(node: number): void {
     const rules = [
       ["input", "iifname"],
@@ -84,7 +84,7 @@ export class NodeNetwork {
     }
   }
 
-  /** With a namespace goes its end of its wire, and with that the other. */
+  /** Deleting a namespace deletes its end of the wire, and so the other end. */
   remove(): void {
     for (const name of this.#names) removeNamespace(name)
     Bun.spawnSync(["ip", "link", "del", this.#bridge])
@@ -107,7 +107,7 @@ function removeLeftovers(): void {
   }
 }
 
-/** What still runs within is ended first: it would keep the namespace and its wire. */
+/** Ends the processes within first, since they would keep the namespace and its wire. */
 function removeNamespace(name: string): void {
   const within = Bun.spawnSync(["ip", "netns", "pids", name]).stdout.toString()
   for (const [id] of within.matchAll(/\d+/g)) {

@@ -65,7 +65,7 @@ export interface PrivateBroker extends TestBroker {
 }
 
 /**
- * `3.10`: the machine's own package, as Debian 12 has it. `4`: the package of Debian 13 in a folder that
+ * `3.10`: the system's package, as in Debian 12. `4`: the package of Debian 13 in a folder that
  * `sh test/install long` makes, run by chroot; without root in a user namespace.
  */
 export type Release = "3.10" | "4"
@@ -79,7 +79,7 @@ export interface NodeOptions {
 
 /** A node that others can join, with an address of its own. */
 export interface ClusterMember {
-  /** A command that runs the node where its address is, such as one that enters a network namespace. */
+  /** A command prefix that runs the node at its address, such as one that enters a network namespace. */
   readonly prefix: readonly string[]
   /** Short host names of all members, and their addresses; node names are `rabbit@<host>`. */
   readonly hosts: ReadonlyMap<string, string>
@@ -129,7 +129,7 @@ function advancedConfig(address: string, member: ClusterMember | undefined): str
 `
 }
 
-/** Binds what a node needs into the folder, in a mount namespace of its own, and runs a program there. */
+/** Bind-mounts what a node needs into the folder, in a mount namespace of its own, and runs a program there. */
 const IN_FOLDER = `
 folder=$1; tmp=$2; shift 2
 for at in /dev /proc /sys "$tmp"; do

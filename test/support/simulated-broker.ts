@@ -47,7 +47,7 @@ export interface StoredMessage {
   readonly properties: MessageProperties
   readonly expiresAtMs: number
   readonly redelivered: boolean
-  /** How often it was put back, since the consumer that had it was lost. */
+  /** How often the message was returned because its consumer was lost. */
   readonly returns: number
 }
 
@@ -68,7 +68,7 @@ export interface SimulatedBrokerOptions {
     how: Disturbance,
     queue: string,
   ) => void
-  /** Told of each message that comes to a client. */
+  /** Called for each message that comes to a client. */
   readonly delivered?: (
     client: string,
     message: Pick<StoredMessage, "body" | "properties">,
@@ -219,7 +219,7 @@ export class SimulatedBroker {
     return queues.length === 0 && mandatory !== false ? "returned" : "confirmed"
   }
 
-  /** Puts back what a lost consumer had in hand, each where it was; what was put back too often is given up. */
+  /** Returns the messages of a lost consumer to their places; one that was returned too often is dead-lettered. */
   requeue(queue: Queue, messages: Iterable<Message>): void {
     const limit = this.#limit(queue, "delivery-limit")
     for (const message of messages) {
@@ -519,7 +519,7 @@ class ConsumerChannel {
   readonly #toClient: ToClient[] = []
   #toBroker: ToBroker[] = []
   #cancelled = false
-  /** Acknowledgements that were taken, and how many of them the client knows to be. */
+  /** Acknowledgements that were processed, and how many of them the client knows of. */
   #acknowledgements = 0
   #taken = 0
   #knownTaken = 0
@@ -630,7 +630,7 @@ class ConsumerChannel {
     })
   }
 
-  /** A quorum queue tells how often a message was put back. */
+  /** A quorum queue adds how often a message was returned. */
   #counted({ properties, returns }: Message): MessageProperties {
     if (returns === 0 || this.#queue.arguments["x-queue-type"] !== "quorum") return properties
     return { ...properties, headers: { ...properties.headers, "x-delivery-count": returns } }

@@ -1,4 +1,4 @@
-"""A device with a small receive buffer that reads nothing until it is told to, by a line on standard input.
+"""A device with a small receive buffer that reads nothing until it gets a line on standard input.
 
 Writes what it then reads to standard output as it comes, after one line that says that it is connected.
 """

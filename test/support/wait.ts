@@ -8,7 +8,7 @@
 export interface WaitOptions {
   /** What is waited for, in words that complete "waited 10000 ms for …". */
   what: string
-  /** Default 20000: a hang becomes a failure, on a busy machine too. */
+  /** Default 20000, long enough for a busy machine; a hang becomes a failure. */
   timeoutMs?: number
 }
 
