@@ -67,7 +67,7 @@ export class DenylistFeed {
       return
     }
     let isChanged = false
-    // Nobody who stays denied is let in for a moment.
+    // Lines are added before others are removed, so that a device that stays denied is never admitted in between.
     for await (const part of partsOf(next, (line) => !before.has(line), "add")) {
       isChanged = true
       this.#append(part)

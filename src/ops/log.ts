@@ -36,7 +36,7 @@ export function createLog(
   const timestamp = pino.stdTimeFunctions.isoTime
   const log = pino({ level: options.level, base: about, timestamp }, destination)
   output.resumed = (lines) => {
-    log.warn({ lines }, `${lines} log lines dropped: standard output was not read in time`)
+    log.warn({ lines }, `${lines} log lines dropped: standard output did not take them`)
   }
   return log
 }
