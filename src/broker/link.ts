@@ -9,7 +9,7 @@
  * less than `STABLE_MS` counts as failed, so that nodes that accept and then close are not tried in a loop.
  * Never publishes or consumes itself: `setUp` opens the channels. Bounds: `CONNECT_TIMEOUT_MS` for
  * connecting and setting up together, `REACH_TIMEOUT_MS` of it for TCP; waits between tries of up to 5 s, or 0.7 s
- * while nobody listens or can be reached, with full jitter.
+ * while nobody listens or can be reached, with jitter (`backoff.ts`).
  */
 
 import { backoffMs } from "../backoff.ts"

@@ -6,7 +6,7 @@
  *
  * One sweep serves all devices: no device has a timer. Never sends a line again: what is lost is lost, so
  * that the ledger tells. Bounds: `--handshakes` at a time, each `HANDSHAKE_TIMEOUT_MS`; waits between
- * tries from the first to the longest that `--backoff-*` say, with full jitter.
+ * tries from the first to the longest that `--backoff-*` say, with jitter (`backoff.ts`).
  */
 
 import { backoffMs } from "../backoff.ts"
