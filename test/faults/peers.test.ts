@@ -151,7 +151,9 @@ fault(
       { stdio: ["pipe", "ignore", "ignore"] },
     )
     bed.alsoEnd(() => program.kill("SIGKILL"))
-    await until(async () => (await bed.gateway.metric("owsla_connections")) === 2, { what: "both" })
+    // Stopped in its handshake it would end as handshake_timeout.
+    const admitted = () => bed.gateway.metric("owsla_connections_admitted_total")
+    await until(async () => (await admitted()) === 2, { what: "both to be admitted" })
     program.kill("SIGSTOP")
     const idle = () => bed.gateway.metric("owsla_connections_closed_total", "idle")
     const startedAtMs = performance.now()
