@@ -63,7 +63,8 @@ async function streamFault(broker: TestBroker) {
     const sent = DEVICES * LINES
     const all = async () => (await confirmed()) === sent
     await until(all, { what: "every line to be confirmed", timeoutMs: 60_000 })
-    expect(await gateway.metric("owsla_connections")).toBe(DEVICES)
+    const stay = async () => (await gateway.metric("owsla_connections")) === DEVICES
+    await until(stay, { what: "every device to be there still" })
     const lines = await readStream(broker.url, queue, sent)
     expectInOrder(lines)
     for (const device of devices) device.end()
