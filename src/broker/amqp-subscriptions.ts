@@ -7,7 +7,9 @@
  *            └──paused──► none, until it is resumed
  *
  * A queue that another connection has for itself holds up no other subscription: it may be our own
- * connection of before, which the broker has not missed yet, or another instance of the same name.
+ * connection of before, which the broker has not missed yet, or another instance of the same name. A quorum queue keeps
+ * the consumer of a node that is cut off until that node is back; when this client had the queue before and it stays
+ * locked for `STALE_CONSUMER_MS`, the one consumer counts as such a one.
  * Bound: the prefetch of each subscription.
  */
 
@@ -19,6 +21,8 @@ import type { Content } from "./frame-reader.ts"
 import { divided } from "./prefetch.ts"
 
 const LOCKED_RETRY_MS = 1_000
+/** Longer than a broker takes to miss a connection that is reset; shorter than anybody should wait for a partition. */
+const STALE_CONSUMER_MS = 5_000
 /** How often the broker is asked to have processed the acknowledgements sent so far, while any are sent. */
 const FENCE_MS = 250
 /** Enough for hundreds at once; were it too short, commands would come again and none be lost. */
@@ -38,6 +42,10 @@ export class Subscriptions {
   #channels: AMQPChannel[] = []
   #consumers: { cancel(): Promise<unknown> }[] = []
   readonly #locked = new Set<Subscription>()
+  /** Exclusive ones that this client has had on some connection. */
+  readonly #had = new Set<Subscription>()
+  /** Since when each of them is locked, over all connections; by a clock that never jumps. */
+  readonly #lockedSinceMs = new Map<Subscription, number>()
   /** Those that deliveries may have come by on this connection. */
   readonly #subscribed = new Set<Subscription>()
   #retry: ReturnType<typeof setTimeout> | null = null
@@ -127,7 +135,8 @@ export class Subscriptions {
     const { exclusive = false } = subscription
     const options = { noAck: false, exclusive }
     try {
-      if (exclusive) await refuseCompany(channel, subscription.queue, 0)
+      const stale = exclusive && this.#hasStaleConsumer(subscription) ? 1 : 0
+      if (exclusive) await refuseCompany(channel, subscription.queue, stale)
       let cancelled = false
       const acknowledgements = new Acknowledgements(client, channel, prefetch)
       this.#subscribed.add(subscription)
@@ -147,12 +156,14 @@ export class Subscriptions {
       if (cancelled || channel.closed) throw new Error(`${subscription.queue}: cancelled at once`)
       if (exclusive) {
         // Another may have come between; then both leave, and who comes back first stays.
-        await refuseCompany(channel, subscription.queue, 1).catch((error: unknown) =>
+        await refuseCompany(channel, subscription.queue, stale + 1).catch((error: unknown) =>
           consumer.cancel().then(() => Promise.reject(error)),
         )
       }
       ended = this.#hooks.failed
       this.#channels.push(channel)
+      if (exclusive) this.#had.add(subscription)
+      this.#lockedSinceMs.delete(subscription)
       if (this.#stopped) await consumer.cancel()
       else if (subscription.untilClose !== true) this.#consumers.push(consumer)
       // Rejects when the broker cancels the consumer, for example because its queue was deleted.
@@ -161,6 +172,9 @@ export class Subscriptions {
       if (!isLocked(error)) throw error
       // Some locks close the channel, some do not.
       if (!channel.closed) await channel.close()
+      if (!this.#lockedSinceMs.has(subscription)) {
+        this.#lockedSinceMs.set(subscription, performance.now())
+      }
       if (!this.#locked.has(subscription)) {
         this.#locked.add(subscription)
         this.#hooks.lockedChanged()
@@ -170,6 +184,11 @@ export class Subscriptions {
       return
     }
     if (this.#locked.delete(subscription)) this.#hooks.lockedChanged()
+  }
+
+  #hasStaleConsumer(subscription: Subscription): boolean {
+    const sinceMs = this.#lockedSinceMs.get(subscription) ?? Number.POSITIVE_INFINITY
+    return this.#had.has(subscription) && performance.now() - sinceMs >= STALE_CONSUMER_MS
   }
 
   #prefetchOf(subscription: Subscription): number {

@@ -36,14 +36,15 @@ export function clusterFaults(release: Release): void {
       url: cluster.node(0).url,
       urls: cluster.urls,
     })
+    const listed = (): BrokerPlace => ({ ...straight(), url: cluster.urls.join(",") })
     const balanced = (): BrokerPlace => ({ ...straight(), url: balancer.url })
 
     loadedFault(
       {
         fault: `${name}: each node killed in turn`,
-        made: `SIGKILL and started again, one node after the other, each down for ${DOWN_S} s; the gateway has the URL of the first`,
+        made: `SIGKILL and started again, one node after the other, each down for ${DOWN_S} s; the gateway has the URLs of all`,
       },
-      straight,
+      listed,
       (bed) => killEachInTurn(bed, cluster),
     )
 
