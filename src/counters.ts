@@ -32,7 +32,7 @@ export class Counters {
   commandsRedelivered = 0
   /** Deliveries lost before the commands were written or forwarded: the broker delivers them again or dead-letters them. */
   commandsDropped = 0
-  /** Commands without message id and number that were delivered before and are offered to a connection here. */
+  /** Commands that were delivered before, perhaps to a worker that ended them, and are ended here. */
   commandsPossiblyRepeated = 0
   gapsSkipped = 0
   gapsGivenUpEarly = 0

@@ -302,7 +302,7 @@ export class Worker {
     let before: BrokerState = { is: "away", reason: "" }
     const setup = brokerSetup(this.#options.config.broker, this.#self, {
       command: (delivery, prefetch) => this.#consumer.deliver(delivery, prefetch),
-      deadLetter: (delivery) => this.#consumer.deliverDeadLetter(delivery),
+      deadLetter: (delivery, prefetch) => this.#consumer.deliverDeadLetter(delivery, prefetch),
       commandsLost: () => this.#unacknowledged.lost(),
       fleetMessage: (delivery) => this.#fleet.deliver(delivery),
       receipt: (delivery) => this.#sender.deliverReceipt(delivery),

@@ -126,7 +126,8 @@ export class Subscriptions {
   }
 
   async #subscribe(client: BatchingClient, subscription: Subscription): Promise<void> {
-    if (this.#stopped) return
+    const { untilClose = false } = subscription
+    if (this.#stopped && !untilClose) return
     const channel = await client.channel()
     let ended = (_reason: string): void => undefined
     channel.onerror = (reason) => ended(reason)
@@ -164,14 +165,18 @@ export class Subscriptions {
       this.#channels.push(channel)
       if (exclusive) this.#had.add(subscription)
       this.#lockedSinceMs.delete(subscription)
-      if (this.#stopped) await consumer.cancel()
-      else if (subscription.untilClose !== true) this.#consumers.push(consumer)
+      if (untilClose) {
+        // Not among those that a stop cancels.
+      } else if (this.#stopped) await consumer.cancel()
+      else this.#consumers.push(consumer)
       // Rejects when the broker cancels the consumer, for example because its queue was deleted.
       consumer.wait().catch((error: unknown) => this.#hooks.failed(String(error)))
     } catch (error) {
       if (!isLocked(error)) throw error
       // Some locks close the channel, some do not.
       if (!channel.closed) await channel.close()
+      // What came before the lock was found is lost with the channel.
+      if (this.#subscribed.delete(subscription)) queueMicrotask(() => subscription.lost?.())
       if (!this.#lockedSinceMs.has(subscription)) {
         this.#lockedSinceMs.set(subscription, performance.now())
       }

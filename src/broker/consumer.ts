@@ -87,6 +87,8 @@ export class Consumer {
   readonly #unacknowledged: UnacknowledgedCommands
   /** How many deliveries of each queue may be unacknowledged. */
   readonly #prefetchOf = new Map<string, number>()
+  /** Deliveries at the last sweep. */
+  #receivedBefore = 0
 
   constructor(
     posts: Posts,
@@ -108,6 +110,7 @@ export class Consumer {
   deliver(delivery: Delivery, prefetch: number): void {
     const { counters, nowMs, maxLineBytes } = this.#options
     counters.commandsReceived += 1
+    this.#note(delivery.queue, prefetch)
     const read = readCommand(delivery.body, delivery.properties, nowMs(), maxLineBytes)
     if ("outcome" in read) {
       const command = new QueuedCommand(delivery, null, this.#outcomes)
@@ -128,16 +131,13 @@ export class Consumer {
           }
     if (!this.#unacknowledged.add(command, deadLetter)) return
     this.#route(command, read, givenUp === null ? FRESH : { leftIn: null, givenUp })
-    if (this.#prefetchOf.get(delivery.queue) !== prefetch) {
-      this.#prefetchOf.set(delivery.queue, prefetch)
-    }
-    if (this.#unacknowledged.countFrom(delivery.queue) >= prefetch) this.#makeRoom(delivery.queue)
   }
 
   /** Takes a delivery that the broker gave up in another queue. */
-  deliverDeadLetter(delivery: Delivery): void {
+  deliverDeadLetter(delivery: Delivery, prefetch: number): void {
     const { counters, nowMs, maxLineBytes } = this.#options
     counters.deadLettersReceived += 1
+    this.#note(delivery.queue, prefetch)
     const death = readDeath(delivery.properties)
     const given = readGivenUp(delivery)
     const forwards = given?.forwards ?? 0
@@ -173,17 +173,26 @@ export class Consumer {
     this.#route(command, read, { leftIn: death?.queue ?? null, givenUp })
   }
 
-  /** To be called periodically: gives up gaps that keep a queue from being read. */
+  /**
+   * To be called periodically: gives up the gap that has been waited for longest while every delivery that a queue
+   * may have unacknowledged waits for a missing number, and nothing has come by any queue between two calls. The
+   * missing command cannot come by that queue then, and is not on its way by another.
+   */
   sweep(): void {
+    const { commandsReceived, deadLettersReceived } = this.#options.counters
+    const received = commandsReceived + deadLettersReceived
+    const isIdle = received === this.#receivedBefore
+    this.#receivedBefore = received
+    if (!isIdle) return
     for (const [queue, prefetch] of this.#prefetchOf) {
       if (this.#unacknowledged.countFrom(queue) >= prefetch) this.#makeRoom(queue)
     }
   }
 
-  /**
-   * While every delivery that a queue may have unacknowledged waits for a missing number, the missing ones cannot
-   * come by that queue: the gap that has been waited for longest is given up.
-   */
+  #note(queue: string, prefetch: number): void {
+    if (this.#prefetchOf.get(queue) !== prefetch) this.#prefetchOf.set(queue, prefetch)
+  }
+
   #makeRoom(queue: string): void {
     let oldest: QueuedCommand | null = null
     for (const command of this.#unacknowledged.all()) {
@@ -236,20 +245,24 @@ export class Consumer {
   }
 
   #offer(command: QueuedCommand, connection: Connection): void {
-    const { redelivered, droppedBefore, messageId, seq } = command
-    if (redelivered && !droppedBefore && messageId === null && seq === null) {
-      this.#options.counters.commandsPossiblyRepeated += 1
-    }
+    // With an id or a number the connection knows whether it has written the command.
+    if (command.messageId === null && command.seq === null) this.#countRepeat(command)
     command.state = "at_connection"
     command.connection = connection
     connection.offer(command)
   }
 
+  #countRepeat({ redelivered, droppedBefore }: QueuedCommand): void {
+    if (redelivered && !droppedBefore) this.#options.counters.commandsPossiblyRepeated += 1
+  }
+
   #offline(command: QueuedCommand, detail: string): void {
+    this.#countRepeat(command)
     this.#outcomes.settle(command, "offline", detail, null)
   }
 
   #end(command: QueuedCommand, { outcome, detail }: GivenUp): void {
+    this.#countRepeat(command)
     this.#outcomes.settle(command, outcome, detail, null)
   }
 

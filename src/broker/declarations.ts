@@ -87,8 +87,14 @@ class Declarer {
         return
       case "access_refused": {
         const absence = check === null ? refusal : await this.#try(check)
+        if (absence === null) {
+          const hint = advice(null)
+          if (hint !== "")
+            this.#warn(what, `${what} is used as it is; its arguments are not known${hint}`)
+          return
+        }
         // A queue that is exclusive to another connection exists.
-        if (absence === null || readBrokerError(absence.message).kind === "locked") return
+        if (readBrokerError(absence.message).kind === "locked") return
         if (check !== null && readBrokerError(absence.message).kind !== "not_found") throw absence
         const resource = error.resource ?? name
         const missing = error.permission === null ? needs(resource) : `"${error.permission}"`

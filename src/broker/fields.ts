@@ -19,7 +19,7 @@ const RENAMED: ReadonlyMap<string, string> = new Map([
 ])
 const NOT_RENAMED: ReadonlyMap<string, string> = new Map()
 /** What the broker itself adds; a copy begins anew. */
-const BROKERS_OWN = /^x-(death$|delivery-count$|first-death-)/
+export const BROKERS_OWN = /^x-(death$|(first|last)-death-|(delivery|acquired)-count$)/
 
 /** The key, in received headers, of the entries of their table, on headers that need them. */
 export const RECEIVED = Symbol("headers as received")

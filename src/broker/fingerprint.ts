@@ -8,16 +8,18 @@
  */
 
 import type { MessageProperties } from "./broker.ts"
+import { BROKERS_OWN } from "./fields.ts"
 
-const CHANGED_HEADER =
-  /^(owsla-|CC$|BCC$|x-(death$|first-death-|last-death-|delivery-count$|acquired-count$))/
+const CHANGED_HEADER = /^(owsla-|CC$|BCC$)/
 
 /** Random for each process, so that a sender cannot construct two messages with one fingerprint. */
 const SEED = crypto.getRandomValues(new BigUint64Array(1))[0] ?? 0n
 
 export function fingerprint(body: Uint8Array, properties: MessageProperties): string {
   const { headers = {}, timestamp } = properties
-  const names = Object.keys(headers).filter((name) => !CHANGED_HEADER.test(name))
+  const names = Object.keys(headers).filter(
+    (name) => !CHANGED_HEADER.test(name) && !BROKERS_OWN.test(name),
+  )
   const said = [
     properties.messageId,
     properties.correlationId,

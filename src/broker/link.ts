@@ -147,7 +147,6 @@ export class Link {
     }
     if (this.#client !== client || this.#state !== "connecting") return
     this.#state = "up"
-    this.#attempt = 0
     this.#upSinceMs = performance.now()
     this.#hooks.up()
   }
@@ -172,6 +171,7 @@ export class Link {
     if (client === null || this.#client !== client || this.#state === "closed") return
     this.#client = null
     if (this.#state === "up" && performance.now() - this.#upSinceMs >= STABLE_MS) {
+      this.#attempt = 0
       this.#urls.avoidTaken()
     }
     // Reset, or the kernel would still deliver what is published again by then: late repeats, from a past connection.

@@ -10,7 +10,7 @@
  *   unfinished    bytes were offered to the socket, or its outcome is being stored: its one outcome comes here
  *   ended         its outcome is stored, and its delivery was never acknowledged
  *   dropped       nothing was done with it: the next delivery decides
- *   acknowledged  the broker may have lost the acknowledgement
+ *   acknowledged  the broker may have lost the acknowledgement; only commands with an id or a number of some kind
  *
  * A message has no identity of its own in AMQP, so commands that are alike in everything (`fingerprint.ts`) cannot
  * be told apart, and need not be. Of several, the broker delivers again those that were never acknowledged,

@@ -49,6 +49,8 @@ export class Posts {
         maxCount: Number.POSITIVE_INFINITY,
         maxBytes: Number.POSITIVE_INFINITY,
         maxInFlight: MAX_IN_FLIGHT,
+        // A queue that takes nothing must not hold up what others have taken.
+        ordered: false,
       },
       backoff: BACKOFF,
       steadyMs,

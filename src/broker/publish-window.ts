@@ -22,6 +22,11 @@ export interface WindowLimits {
   readonly maxBytes: number
   /** How many may be with the broker, unconfirmed, at a time. */
   readonly maxInFlight: number
+  /**
+   * False: each message is released when it is done, without waiting for those before it, and is not sent again then.
+   * True by default.
+   */
+  readonly ordered?: boolean
 }
 
 /** How a message that needs no more sending ended. */
@@ -55,6 +60,8 @@ export class PublishWindow<T> {
   #inFlight = 0
   #failed = 0
   #bytes = 0
+  /** Released entries behind one that is not released. */
+  #gaps = 0
 
   constructor(limits: WindowLimits, groupOf: (item: T) => unknown) {
     this.#limits = limits
@@ -62,7 +69,7 @@ export class PublishWindow<T> {
   }
 
   get count(): number {
-    return this.#entries.length - this.#first
+    return this.#entries.length - this.#first - this.#gaps
   }
 
   get bytes(): number {
@@ -144,18 +151,38 @@ export class PublishWindow<T> {
     this.#inFlight -= 1
     entry.state = "done"
     entry.result = result
+    if (this.#limits.ordered === false) {
+      this.#release(entry, released)
+      this.#gaps += 1
+    }
     for (;;) {
       const front = this.#entries[this.#first]
-      if (front?.state !== "done") break
-      front.state = "released"
+      if (front?.state === "done") this.#release(front, released)
+      else if (front?.state === "released") this.#gaps -= 1
+      else break
       this.#entries[this.#first] = undefined
-      this.#bytes -= front.bytes
       this.#first += 1
-      released.push(front)
     }
     // After going back, `maxInFlight` may have stopped the sending before what was done already.
     this.#next = Math.max(this.#next, this.#first)
     this.#cutOff()
+    if (this.#gaps >= CUT_OFF_AFTER) this.#closeGaps()
+  }
+
+  #release(entry: Entry<T>, released: Entry<T>[]): void {
+    entry.state = "released"
+    this.#bytes -= entry.bytes
+    released.push(entry)
+  }
+
+  #closeGaps(): void {
+    const isKept = (entry: Entry<T> | undefined) =>
+      entry !== undefined && entry.state !== "released"
+    const sent = this.#entries.slice(this.#first, this.#next).filter(isKept)
+    this.#entries = [...sent, ...this.#entries.slice(this.#next).filter(isKept)]
+    this.#first = 0
+    this.#next = sent.length
+    this.#gaps = 0
   }
 
   notConfirmed(entry: Entry<T>): void {
@@ -172,7 +199,7 @@ export class PublishWindow<T> {
     let again = 0
     for (let i = this.#first; i < this.#next; i += 1) {
       const entry = this.#entries[i]
-      if (entry === undefined) continue
+      if (entry === undefined || entry.state === "released") continue
       const group = this.#groupOf(entry.item)
       if (entry.state === "failed") failedGroups.add(group)
       else if (!failedGroups.has(group)) continue

@@ -211,8 +211,13 @@ export class Sender {
     }
     this.#posts.send(queue, command.body, properties, {
       whenReturned: "final",
+      wanted: () => nowMs() < command.expiresAtMs,
       done: (result) => {
         if (result === "confirmed") return
+        if (result === "withdrawn") {
+          this.#settled(command, "expired", "before it could be sent to another worker", null)
+          return
+        }
         if (result === "unencodable") {
           this.#settled(command, "invalid", "it cannot be encoded", null)
         } else this.#settled(command, "offline", `${queue}: ${result}`, null)

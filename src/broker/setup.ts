@@ -30,7 +30,7 @@ const SHARES = { fleet: 2, toDevice: 4, worker: 3, deadLetters: 1 }
 export interface Takers {
   /** @param prefetch how many deliveries of its queue may be unacknowledged. */
   readonly command: (delivery: Delivery, prefetch: number) => void
-  readonly deadLetter: (delivery: Delivery) => void
+  readonly deadLetter: (delivery: Delivery, prefetch: number) => void
   /** The connection that delivers commands and dead letters was lost; called for each of their queues. */
   readonly commandsLost: () => void
   readonly fleetMessage: (delivery: Delivery) => void

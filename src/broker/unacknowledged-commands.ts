@@ -7,7 +7,7 @@
  *                   └─ lost, bytes offered or outcome begun ► in hand until it ends; see `lost-commands.ts`
  *
  * Bounds: the prefetch of each queue; `maxBytes` of bodies, beyond which the broker is read no further;
- * `MAX_ACKNOWLEDGED` acknowledgements that the broker may not have processed.
+ * `MAX_ACKNOWLEDGED` acknowledgements, with `MAX_ACKNOWLEDGED_BYTES` of bodies, that the broker may not have processed.
  */
 
 import type { Counters } from "../counters.ts"
@@ -20,6 +20,7 @@ import type { QueuedCommand } from "./queued-command.ts"
 
 /** More than the broker leaves unprocessed for long: a fence every `FENCE_MS` shows which it has processed. */
 const MAX_ACKNOWLEDGED = 16_384
+const MAX_ACKNOWLEDGED_BYTES = 16_777_216
 
 export interface DeadLetter {
   /** The broker gave it up because it had expired. */
@@ -45,6 +46,7 @@ export class UnacknowledgedCommands {
   readonly #lost = new LostCommands<QueuedCommand>()
   readonly #copies = new Deduplicator()
   #bytes = 0
+  #acknowledgedBytes = 0
   #paused = false
 
   constructor(
@@ -142,9 +144,15 @@ export class UnacknowledgedCommands {
     }
     for (;;) {
       const acknowledged = this.#acknowledged.shift()
-      if (acknowledged === undefined) return
+      if (acknowledged === undefined) {
+        this.#acknowledgedBytes = 0
+        return
+      }
       const { delivery, command } = acknowledged
-      if (!delivery.settled) this.#lost.add(lossOf(delivery, command, "acknowledged"))
+      // The broker has processed most of these acknowledgements. Without anything that tells a command from others with
+      // the same text, one that has never arrived here would be taken for it, and never be written.
+      if (delivery.settled || !isDistinct(command)) continue
+      this.#lost.add(lossOf(delivery, command, "acknowledged"))
     }
   }
 
@@ -196,9 +204,16 @@ export class UnacknowledgedCommands {
 
   #acknowledge(delivery: Delivery, command: QueuedCommand): void {
     delivery.acknowledge()
-    while (this.#acknowledged.peek()?.delivery.settled === true) this.#acknowledged.shift()
-    if (this.#acknowledged.length >= MAX_ACKNOWLEDGED) this.#acknowledged.shift()
-    this.#acknowledged.push({ delivery, command })
+    const before = this.#acknowledged
+    while (
+      before.peek()?.delivery.settled === true ||
+      before.length >= MAX_ACKNOWLEDGED ||
+      (before.length > 0 && this.#acknowledgedBytes > MAX_ACKNOWLEDGED_BYTES)
+    ) {
+      this.#acknowledgedBytes -= before.shift()?.delivery.body.length ?? 0
+    }
+    before.push({ delivery, command })
+    this.#acknowledgedBytes += delivery.body.length
   }
 
   #release(command: QueuedCommand): void {
@@ -224,6 +239,13 @@ function lossOf(
     forwardedAs: command.forwardedAs,
     state,
   }
+}
+
+/** Whether something tells it from other commands with the same text. */
+function isDistinct({ messageId, seq, message, delivery }: QueuedCommand): boolean {
+  const { correlationId } = delivery.properties
+  const forwarded = message !== null && message.commandId !== null
+  return messageId !== null || seq !== null || forwarded || correlationId !== undefined
 }
 
 function finish(loss: LostCommand<QueuedCommand>, state: "ended" | "dropped"): void {

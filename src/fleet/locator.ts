@@ -172,14 +172,16 @@ export class Locator {
     counters.locationsAsked += devices.size
     if (question.awaited.size > 0 || steadyMs() < this.#acquaintedAtMs) {
       this.#channel.broadcast({ type: "where", ask, devices: [...devices.keys()] }, (result) => {
-        if (result !== "confirmed") this.#askAgain(ask)
+        // No fleet queue exists, so the sweep asks again: asking at once would loop.
+        if (result === "returned") this.#askAgain(ask, false)
+        else if (result !== "confirmed") this.#askAgain(ask)
       })
     }
     this.#conclude(ask, question)
     this.#askSoon()
   }
 
-  #askAgain(ask: number): void {
+  #askAgain(ask: number, soon = true): void {
     const question = this.#questions.get(ask)
     if (question === undefined) return
     this.#questions.delete(ask)
@@ -187,7 +189,7 @@ export class Locator {
       if (waiting.length === 0) continue
       this.#wanted.set(deviceId, [...waiting, ...(this.#wanted.get(deviceId) ?? [])])
     }
-    this.#askSoon()
+    if (soon) this.#askSoon()
   }
 
   /** Ends a question when all is found, when all have answered, or when its time is over. */

@@ -44,7 +44,7 @@ export class InstanceCounters {
   /** The part of the sum that is not in the snapshots of these workers, each of which was seen. */
   beside(keys: ReadonlySet<number>): MetricsSnapshot[] {
     const silent = [...this.#slots.values()].flatMap(({ current, last }) => [
-      ...(last === null ? [] : [last.counters]),
+      ...(last === null || keys.has(last.key) ? [] : [last.counters]),
       ...(keys.has(current.key) ? [] : [current.counters]),
     ])
     return [this.#ended, ...silent]

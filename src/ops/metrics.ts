@@ -124,7 +124,7 @@ export class WorkerMetrics {
     )
     counter(
       "owsla_commands_possibly_repeated_total",
-      "Commands without message_id and to_device_seq that the broker had delivered before, possibly to another worker that wrote them",
+      "Commands ended by this instance that the broker had delivered before, possibly to a worker that wrote or ended them; not counted with a message_id that the connection knows",
       () => c.commandsPossiblyRepeated,
     )
     counter("owsla_gaps_skipped_total", "Gaps in numbers given up", () => c.gapsSkipped)

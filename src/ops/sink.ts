@@ -7,13 +7,22 @@
  * | pipe, terminal | opened once more with O_NONBLOCK, by way of /proc: an open file description that no other process shares |
  * | pipe that may not be opened (it belongs to another user, as under `sudo`) | `splice` from a private pipe, with SPLICE_F_NONBLOCK |
  * | socket (systemd's journal) | `send` with MSG_DONTWAIT |
- * | terminal that may not be opened | `write` of at most PIPE_BUF bytes after `poll` says that there is room. Another process may take the room in between, and then the write blocks |
+ * | terminal that may not be opened (as under `su`) | `/dev/tty`, opened with O_NONBLOCK, when it is the same terminal; every process may open it |
+ * | terminal of another session that may not be opened | `write` of one byte at a time after `poll` says that there is room |
  *
  * On Linux. Elsewhere `write`, which may block. No state but descriptors, which stay open as long as the process lives.
  */
 
 import { dlopen, FFIType, ptr } from "bun:ffi"
-import { constants, fstatSync, openSync, readSync, writeSync } from "node:fs"
+import {
+  constants,
+  fstatSync,
+  openSync,
+  readFileSync,
+  readSync,
+  type Stats,
+  writeSync,
+} from "node:fs"
 import { isatty } from "node:tty"
 
 /**
@@ -48,16 +57,29 @@ export function openSink(descriptor: number): Sink {
     if (!stats.isFIFO() && !isatty(descriptor)) return plain
     const own = ownDescription(descriptor)
     if (own !== null) return own
-    return stats.isFIFO() ? splicedPipe(descriptor) : polled(descriptor)
+    return stats.isFIFO()
+      ? splicedPipe(descriptor)
+      : (controllingTerminal(stats) ?? polled(descriptor))
   } catch {
     return plain
   }
 }
 
 function ownDescription(descriptor: number): Sink | null {
+  return reopened(`/proc/self/fd/${descriptor}`)
+}
+
+/** Null when the terminal with these stats does not control this process. */
+function controllingTerminal({ rdev }: Stats): Sink | null {
+  // `tty_nr` of proc_pid_stat(5): the fifth field after the name, which may hold spaces and ends with the last ")".
+  const fields = readFileSync("/proc/self/stat", "utf8").split(") ").at(-1)?.split(" ") ?? []
+  return Number(fields[4]) === rdev ? reopened("/dev/tty") : null
+}
+
+function reopened(path: string): Sink | null {
   try {
     const { O_WRONLY, O_NONBLOCK, O_NOCTTY } = constants
-    const own = openSync(`/proc/self/fd/${descriptor}`, O_WRONLY | O_NONBLOCK | O_NOCTTY)
+    const own = openSync(path, O_WRONLY | O_NONBLOCK | O_NOCTTY)
     return (bytes) => {
       try {
         return writeSync(own, bytes)
@@ -107,9 +129,9 @@ function socketSink(descriptor: number): Sink {
 
 function polled(descriptor: number): Sink {
   return (bytes) => {
-    // `write` reports the fault.
+    // `poll` promises room for some bytes, not for how many: more than one might block. `write` reports a fault.
     if (room(descriptor) === "none") return 0
-    return writeSync(descriptor, bytes.subarray(0, PIPE_BUF))
+    return writeSync(descriptor, bytes.subarray(0, 1))
   }
 }
 

@@ -995,6 +995,26 @@ describe.each([AMQP, SIMULATED])("when the connections of the $kind broker are l
   )
 
   test(
+    "a subscription that lasts until the broker is closed comes back though the others are stopped",
+    fresh(async () => {
+      const [inbox, lasting] = [queue("inbox"), queue("lasting")]
+      const user = new User(world.makeLosable())
+      user.start([inbox, lasting], { [inbox.name]: 10, [lasting.name]: 10 }, [lasting.name])
+      await user.ready()
+      await within(user.broker.stopConsuming(), { what: "stopConsuming" })
+      world.lose()
+      await until(() => user.states.at(-1) === "ready" && user.states.length > 2, {
+        what: "the broker to be back",
+      })
+      await user.publish(message(inbox.name))
+      await user.publish(message(lasting.name, { body: text("after") }))
+      expect(contents(await user.delivered(1, lasting.name))).toEqual(["after"])
+      expect(user.from(inbox.name)).toEqual([])
+    }),
+    LIMIT_MS,
+  )
+
+  test(
     "another client may be given what was delivered before",
     fresh(async () => {
       const inbox = queue("inbox")

@@ -231,6 +231,20 @@ describe("a post", () => {
     expect(subject.posts.count).toBe(0)
   })
 
+  test("is done when its queue has it, whatever a queue before it refuses", async () => {
+    const subject = await new Subject().start()
+    subject.broker.results.push("nacked")
+    subject.send("q", "refused")
+    for (let n = 0; n < 3; n += 1) subject.send("r", `taken ${n}`)
+    await settled()
+    expect(subject.done).toEqual(["taken 0 confirmed", "taken 1 confirmed", "taken 2 confirmed"])
+    expect(subject.posts.count).toBe(1)
+    await subject.waitOut()
+    expect(subject.done.at(-1)).toBe("refused confirmed")
+    expect(subject.broker.bodies()).toEqual(["refused", "taken 0", "taken 1", "taken 2", "refused"])
+    expect(subject.posts.count).toBe(0)
+  })
+
   test("to a queue that never confirms is given up while others are confirmed, and not before", async () => {
     const subject = await new Subject().start()
     subject.broker.results.push("never", "never")
@@ -280,7 +294,7 @@ describe("many posts", () => {
     subject.send("q", "q1")
     await settled()
     await subject.waitOut()
-    expect(subject.broker.bodies()).toEqual(["q0", "r0", "q1", "q0", "q1"])
+    expect(subject.broker.bodies()).toEqual(["q0", "r0", "q1", "q0"])
     expect(subject.done.sort()).toEqual(["q0 confirmed", "q1 confirmed", "r0 confirmed"])
   })
 

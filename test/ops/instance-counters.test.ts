@@ -56,6 +56,16 @@ describe("the counters of a worker", () => {
     expect(samples).not.toHaveProperty("connections")
   })
 
+  test("that answers, dies and is replaced before the others have answered are counted once", async () => {
+    const counters = new InstanceCounters()
+    counters.started(0, 0)
+    const last = await snapshot(5)
+    counters.seen(0, 0, last)
+    counters.started(0, 1)
+    expect(await served(counters, { 0: last })).toMatchObject({ lines_total: 5 })
+    expect(await served(counters)).toMatchObject({ lines_total: 5 })
+  })
+
   test("that have died are kept, label by label, over many deaths", async () => {
     const counters = new InstanceCounters()
     for (let life = 0; life < 5; life += 1) {

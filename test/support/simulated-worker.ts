@@ -222,7 +222,7 @@ export class SimulatedWorker {
   start(): void {
     const setup = brokerSetup({ ...QUEUES, prefetch: this.#limits.prefetch }, this.self, {
       command: (delivery, prefetch) => this.consumer.deliver(delivery, prefetch),
-      deadLetter: (delivery) => this.consumer.deliverDeadLetter(delivery),
+      deadLetter: (delivery, prefetch) => this.consumer.deliverDeadLetter(delivery, prefetch),
       commandsLost: () => this.unacknowledged.lost(),
       fleetMessage: (delivery) => this.fleet.deliver(delivery),
       receipt: (delivery) => this.sender.deliverReceipt(delivery),
