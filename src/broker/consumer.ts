@@ -87,6 +87,9 @@ export class Consumer {
   readonly #unacknowledged: UnacknowledgedCommands
   /** How many deliveries of each queue may be unacknowledged. */
   readonly #prefetchOf = new Map<string, number>()
+  /** What was noted last: most deliveries come from the same queue as the one before. */
+  #notedQueue = ""
+  #notedPrefetch = 0
   /** Deliveries at the last sweep. */
   #receivedBefore = 0
 
@@ -190,13 +193,16 @@ export class Consumer {
   }
 
   #note(queue: string, prefetch: number): void {
-    if (this.#prefetchOf.get(queue) !== prefetch) this.#prefetchOf.set(queue, prefetch)
+    if (queue === this.#notedQueue && prefetch === this.#notedPrefetch) return
+    this.#notedQueue = queue
+    this.#notedPrefetch = prefetch
+    this.#prefetchOf.set(queue, prefetch)
   }
 
   #makeRoom(queue: string): void {
     let oldest: QueuedCommand | null = null
     for (const command of this.#unacknowledged.all()) {
-      if (command.queue !== queue) continue
+      if (command.countedFor?.queue !== queue) continue
       if (command.connection?.endpoint?.isHeld(command) !== true) return
       oldest ??= command
     }

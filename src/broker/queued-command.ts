@@ -19,6 +19,12 @@ import type { Delivery } from "./broker.ts"
 import type { CommandMessage } from "./command-message.ts"
 import type { LostCommand } from "./lost-commands.ts"
 
+/** How many commands of one queue are in hand. */
+export interface QueueCount {
+  readonly queue: string
+  count: number
+}
+
 export type QueuedCommandState =
   | "routing"
   | "at_connection"
@@ -36,8 +42,8 @@ export class QueuedCommand implements Command {
   readonly source: CommandSource
   isOffered = false
   delivery: Delivery
-  /** The queue whose prefetch it counts against. */
-  readonly queue: string
+  /** The count of the queue that it came from; null before it is counted. */
+  countedFor: QueueCount | null = null
   /** Null when the message could not be read as a command. */
   readonly message: CommandMessage | null
   state: QueuedCommandState = "routing"
@@ -60,7 +66,6 @@ export class QueuedCommand implements Command {
     this.redelivered = delivery.redelivered || message?.redelivered === true
     this.source = source
     this.delivery = delivery
-    this.queue = delivery.queue
     this.message = message
   }
 

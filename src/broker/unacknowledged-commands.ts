@@ -16,7 +16,7 @@ import type { Broker, Delivery } from "./broker.ts"
 import { Deduplicator } from "./deduplicator.ts"
 import { fingerprint } from "./fingerprint.ts"
 import { type LostCommand, LostCommands, type LostState } from "./lost-commands.ts"
-import type { QueuedCommand } from "./queued-command.ts"
+import type { QueueCount, QueuedCommand } from "./queued-command.ts"
 
 /** More than the broker leaves unprocessed for long: a fence every `FENCE_MS` shows which it has processed. */
 const MAX_ACKNOWLEDGED = 16_384
@@ -41,7 +41,7 @@ export class UnacknowledgedCommands {
   readonly #maxBytes: number
   readonly #counters: Counters
   readonly #commands = new Set<QueuedCommand>()
-  readonly #byQueue = new Map<string, number>()
+  readonly #byQueue = new Map<string, QueueCount>()
   readonly #acknowledged = new Fifo<Acknowledged>()
   readonly #lost = new LostCommands<QueuedCommand>()
   readonly #copies = new Deduplicator()
@@ -64,7 +64,7 @@ export class UnacknowledgedCommands {
   }
 
   countFrom(queue: string): number {
-    return this.#byQueue.get(queue) ?? 0
+    return this.#byQueue.get(queue)?.count ?? 0
   }
 
   /** In the order of their arrival. */
@@ -85,7 +85,8 @@ export class UnacknowledgedCommands {
       return false
     }
     this.#commands.add(command)
-    this.#byQueue.set(command.queue, this.countFrom(command.queue) + 1)
+    command.countedFor = this.#countOf(command.delivery.queue)
+    command.countedFor.count += 1
     this.#bytes += command.body.length
     if (!this.#paused && this.#bytes > this.#maxBytes) {
       this.#paused = true
@@ -216,9 +217,17 @@ export class UnacknowledgedCommands {
     this.#acknowledgedBytes += delivery.body.length
   }
 
+  #countOf(queue: string): QueueCount {
+    const known = this.#byQueue.get(queue)
+    if (known !== undefined) return known
+    const count = { queue, count: 0 }
+    this.#byQueue.set(queue, count)
+    return count
+  }
+
   #release(command: QueuedCommand): void {
     if (!this.#commands.delete(command)) return
-    this.#byQueue.set(command.queue, this.countFrom(command.queue) - 1)
+    if (command.countedFor !== null) command.countedFor.count -= 1
     this.#bytes -= command.body.length
     if (!this.#paused || this.#bytes > this.#maxBytes / 2) return
     this.#paused = false
