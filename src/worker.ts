@@ -30,7 +30,7 @@ import type { Counters } from "./counters.ts"
 import { acknowledgement } from "./device/acknowledgement.ts"
 import { Backpressure } from "./device/backpressure.ts"
 import type { ConnectionContext } from "./device/connection.ts"
-import { Connections, SWEEP_EVERY_MS } from "./device/connections.ts"
+import { Connections, PAUSED_MS, SWEEP_EVERY_MS } from "./device/connections.ts"
 import type { Denylist } from "./device/denylist.ts"
 import { Flushes } from "./device/flushes.ts"
 import { Identity } from "./device/identity.ts"
@@ -88,7 +88,10 @@ export class Worker {
   #sweeping: ReturnType<typeof setInterval> | null = null
   #sweptAtMs = Number.POSITIVE_INFINITY
   #state: "serving" | "draining" = "serving"
-  /** Since when the broker takes messages: what waited through an alarm is not overdue at once. */
+  /**
+   * Since when the broker takes messages and we read its answers: what waited through an alarm, or a pause of this
+   * process, is not overdue at once.
+   */
   #readySinceMs = 0
 
   constructor(options: WorkerOptions) {
@@ -359,6 +362,7 @@ export class Worker {
     const sinceMs = atMs - this.#sweptAtMs
     this.#listener.sweep(sinceMs - SWEEP_EVERY_MS)
     this.#sweptAtMs = atMs
+    if (sinceMs > PAUSED_MS) this.#readySinceMs = atMs
     if (this.#broker.state.is !== "away") this.#unacknowledged.pass(Math.max(0, sinceMs))
     this.#consumer.sweep()
     this.#connections.sweep(Date.now(), atMs)

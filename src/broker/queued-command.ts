@@ -44,8 +44,8 @@ export class QueuedCommand implements Command {
   delivery: Delivery
   /** The count of the queue that it came from; null before it is counted. */
   countedFor: QueueCount | null = null
-  /** Null when the message could not be read as a command. */
-  readonly message: CommandMessage | null
+  /** Of the delivery; null when it could not be read as a command. */
+  message: CommandMessage | null
   state: QueuedCommandState = "routing"
   /** Set while it is at a connection. */
   connection: Connection | null = null

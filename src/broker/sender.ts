@@ -209,9 +209,14 @@ export class Sender {
       replyTo: replyQueue,
       correlationId: command.correlationId,
     }
+    let published = false
     this.#posts.send(queue, command.body, properties, {
       whenReturned: "final",
-      wanted: () => nowMs() < command.expiresAtMs,
+      // Once it was published it may have arrived, and then ends there: its copies have one id.
+      wanted: () => published || nowMs() < command.expiresAtMs,
+      begun: () => {
+        published = true
+      },
       done: (result) => {
         if (result === "confirmed") return
         if (result === "withdrawn") {

@@ -182,7 +182,9 @@ export class UnacknowledgedCommands {
         if (command.copyKey !== null) this.#copies.ended(command.copyKey)
         if (lost.command === null) this.#acknowledge(delivery, command)
         else {
+          // It may have come by another way, with other hops.
           lost.command.delivery = delivery
+          lost.command.message = message
           lost.command.loss = null
         }
         return true

@@ -11,6 +11,8 @@ import type { Connection } from "./connection.ts"
 import type { Denylist } from "./denylist.ts"
 
 export const SWEEP_EVERY_MS = 250
+/** Of a process that did not sweep for so long the answers of others may wait unread. */
+export const PAUSED_MS = 2_000
 /** Idle and write time-outs are long; their sweep over all connections runs less often. */
 const SWEEP_ALL_EVERY_MS = 1_000
 

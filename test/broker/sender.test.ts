@@ -6,6 +6,7 @@
 
 import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test"
 import type { Delivery, OutgoingMessage, PublishResult } from "../../src/broker/broker.ts"
+import { COMMAND_ID_HEADER } from "../../src/broker/command-message.ts"
 import type { Place } from "../../src/broker/consumer.ts"
 import { EmbeddedBroker } from "../../src/broker/embedded.ts"
 import { CommandIds } from "../../src/broker/forwarding.ts"
@@ -426,7 +427,23 @@ describe("a command for another worker's connection", () => {
     expect(subject.counters.commandsReceived).toBe(0)
   })
 
-  test("whose forward is lost on the way is sent again until the request is over", async () => {
+  test("whose forward is lost on the way is sent again, and ends where it arrives though it has expired", async () => {
+    const subject = await new Subject().start()
+    subject.broker.results.push("cut")
+    await subject.send(OTHER, { ttlMs: 60 })
+    subject.nowMs += 61
+    jest.advanceTimersByTime(1_000)
+    await settled()
+    const ids = subject.broker.published.map(
+      ({ properties }) => properties.headers?.[COMMAND_ID_HEADER],
+    )
+    expect(ids.length).toBe(2)
+    expect(ids[0]).toBe(ids[1])
+    expect(subject.kept()).toEqual([])
+    expect(subject.counters.commandsSettled.expired).toBe(0)
+  })
+
+  test("whose forward is lost on the way is sent again", async () => {
     const subject = await new Subject().start()
     subject.broker.results.push("cut")
     const { answers } = await subject.send(OTHER)

@@ -24,7 +24,15 @@ afterEach(async () => {
   meddle((frame) => [frame])
   await herd?.kill()
   herd = null
-})
+  // Confirms that were held back: their lines are published again, and belong to no later herd.
+  const unconfirmed = async () =>
+    (await bed.gateway.metric("owsla_lines_in_total")) - (await bed.confirmed())
+  await until(async () => (await unconfirmed()) === 0, {
+    what: "every line to be confirmed",
+    timeoutMs: 60_000,
+  })
+  await bed.broker.ctl("purge_queue", bed.queues.FROM_DEVICE_QUEUE)
+}, LIMIT_MS)
 
 afterAll(() => bed?.stop(), LIMIT_MS)
 

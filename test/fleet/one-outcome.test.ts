@@ -14,6 +14,7 @@
 import { test } from "bun:test"
 import fc from "fast-check"
 import { MAX_HOPS } from "../../src/broker/routing.ts"
+import { WORKER_QUEUE_TTL_MS } from "../../src/broker/topology.ts"
 import type { PresenceEvent } from "../../src/fleet/presence.ts"
 import { isNewer } from "../../src/fleet/sighting.ts"
 import { check } from "../support/property.ts"
@@ -31,12 +32,16 @@ import {
   type Scenario,
   scenario,
 } from "../support/simulated-scenario.ts"
-import { QUEUES, type SimulatedWorker } from "../support/simulated-worker.ts"
+import { DEFAULT_LIMITS, QUEUES, type SimulatedWorker } from "../support/simulated-worker.ts"
 
 /** Some 3 ms each. */
 const ORDERS = 1_000
-/** The longest that a command may be without an outcome once nothing keeps it from having one. */
-const ENDS_WITHIN_MS = 60_000
+/**
+ * The longest that a command may be without an outcome once nothing keeps it from having one: twice the wait in the
+ * queue of a worker that died, a gap in the numbers, a slow device, and the sweeps that notice each.
+ */
+const { gapTimeoutMs, slowDeviceTimeoutMs } = DEFAULT_LIMITS
+const ENDS_WITHIN_MS = 2 * WORKER_QUEUE_TTL_MS + gapTimeoutMs + slowDeviceTimeoutMs + 1_000
 /** As long as a worker that died is believed to be there; see `members.ts`. */
 const BELIEVED_MS = 7_000
 /** Several times what the busiest scenario takes: more would be a loop. */

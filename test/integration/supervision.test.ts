@@ -30,6 +30,9 @@ afterEach(async () => {
 
 async function start(environment: Record<string, string> = {}): Promise<TestGateway> {
   gateway = await startGateway({ AMQP_URL: broker.url, ...queues, ...environment })
+  // A worker that is killed before the supervisor has heard that it listens ends the instance. The metrics come by the
+  // supervisor, after that.
+  await gateway.metric("owsla_connections")
   return gateway
 }
 

@@ -8,7 +8,7 @@
  * Keeps what AMQP promises: a lane's order into the queues, a queue's order to one consumer, what was
  * sent on one channel in the order of sending. Keeps nothing else: of what was on its way when a
  * connection is cut the broker takes as much as the test lets it, and it may miss the connection only
- * after its successor is there. Means what RabbitMQ means by default and fanout exchanges, mandatory,
+ * after its successor is there; or the broker ends the connection first, and the client learns of it later. Means what RabbitMQ means by default and fanout exchanges, mandatory,
  * confirms, prefetch, redelivery, expiration (at a queue's head), dead letters and `x-expires`.
  */
 
@@ -370,6 +370,8 @@ class Session {
   readonly consumers: ConsumerChannel[] = []
   /** The client has it. */
   attached = true
+  /** The broker has ended it: it takes nothing more, and what it has sent may still arrive. */
+  isEnded = false
   readonly #broker: SimulatedBroker
   readonly #missing: PossibleStep
 
@@ -381,6 +383,20 @@ class Session {
       () => `the broker misses ${this.name}`,
       () => !this.attached,
       () => this.end(),
+    )
+  }
+
+  /** The broker ends it first; `noticed` is called in a step of its own. */
+  endFirst(noticed: () => void): void {
+    this.isEnded = true
+    for (const consumer of this.consumers) consumer.leave()
+    const step = this.#broker.addStep(
+      () => `the client of ${this.name} learns that it is lost`,
+      () => true,
+      () => {
+        this.#broker.removeStep(step)
+        if (this.attached) noticed()
+      },
     )
   }
 
@@ -421,7 +437,7 @@ class LaneChannel {
     const steps = [
       broker.addStep(
         () => `take ${brief(this.#sent[0]?.message)} from ${name}`,
-        () => this.#sent.length > 0,
+        () => this.#sent.length > 0 && !this.#session.isEnded,
         () => this.takeOne(),
       ),
       broker.addStep(
@@ -453,6 +469,7 @@ class LaneChannel {
   }
 
   takeOne(): boolean {
+    if (this.#session.isEnded) return false
     const first = this.#sent.shift()
     if (first === undefined) return false
     first.result = this.#broker.route(first.message)
@@ -551,7 +568,7 @@ class ConsumerChannel {
       ),
       broker.addStep(
         () => `take ${brief(this.#nextAcknowledged())} acknowledged, from ${where}`,
-        () => this.#toBroker.length > 0,
+        () => this.#toBroker.length > 0 && !session.isEnded,
         () => this.takeOne(),
       ),
       broker.addStep(
@@ -570,6 +587,7 @@ class ConsumerChannel {
   }
 
   takeOne(): boolean {
+    if (this.#session.isEnded) return false
     const first = this.#toBroker.shift()
     if (first === undefined) return false
     if ("acknowledged" in first) {
@@ -585,12 +603,18 @@ class ConsumerChannel {
   }
 
   end(): void {
+    if (!this.#session.isEnded) this.leave()
+    for (const step of this.#steps) this.#broker.removeStep(step)
+  }
+
+  /** The broker returns what is not acknowledged, and dispatches nothing more. */
+  leave(): void {
+    this.#cancelled = true
     this.#queue.consumers.delete(this)
     this.#queue.unusedSinceMs = this.#broker.nowMs
     this.#toBroker = []
     this.#broker.requeue(this.#queue, this.unacknowledged)
     this.unacknowledged.clear()
-    for (const step of this.#steps) this.#broker.removeStep(step)
   }
 
   #mayHave(message: Message | undefined): boolean {
@@ -727,17 +751,20 @@ export class SimulatedClient implements Broker {
     )
     add(
       "subscribes",
-      () => this.#toSubscribe.length > 0,
+      () => this.#toSubscribe.length > 0 && this.#consuming?.isEnded !== true,
       () => this.#subscribe(this.#toSubscribe.shift()),
     )
     add(
       "subscribes to a queue that was locked",
-      () => this.#locked.length > 0 && this.#toSubscribe.length === 0,
+      () =>
+        this.#locked.length > 0 &&
+        this.#toSubscribe.length === 0 &&
+        this.#consuming?.isEnded !== true,
       () => this.#subscribe(this.#locked.shift()),
     )
     add(
       "declares its queues again",
-      () => this.#redeclaring && this.#publishing !== null,
+      () => this.#redeclaring && this.#publishing?.isEnded === false,
       () => this.#redeclare(),
     )
     add(
@@ -813,6 +840,13 @@ export class SimulatedClient implements Broker {
   /** Loses one of the connections; the client knows at once, the broker when it misses it. */
   cut(link: Link, reason = "cut by the test"): void {
     this.enter(() => this.#lose(link, reason))
+  }
+
+  /** The broker ends one of the connections, and the client learns of it later. */
+  cutByBroker(link: Link): void {
+    const session = link === "publishing" ? this.#publishing : this.#consuming
+    if (session === null || session.isEnded) return
+    session.endFirst(() => this.cut(link, "ended by the broker"))
   }
 
   isUp(link: Link): boolean {

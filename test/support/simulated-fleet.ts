@@ -16,6 +16,7 @@ import type { Outcome } from "../../src/device/command.ts"
 import { incarnation } from "../../src/device/ids.ts"
 import {
   type Disturbance,
+  type Link,
   SimulatedBroker,
   type Step,
   type StoredMessage,
@@ -198,14 +199,15 @@ export class SimulatedFleet {
     worker.start()
   }
 
-  /** Cuts one or both connections of a worker to the broker. */
-  cut(slot: number, links: readonly ("publishing" | "consuming")[]): void {
+  /** Cuts one or both connections of a worker to the broker. `first` is who learns of it first. */
+  cut(slot: number, links: readonly Link[], first: "client" | "broker" = "client"): void {
     const worker = this.workers[slot]
     if (worker === undefined || worker.state === "gone") return
     for (const link of links) {
       if (!worker.client.isUp(link)) continue
       this.losses += 1
-      worker.client.cut(link)
+      if (first === "client") worker.client.cut(link)
+      else worker.client.cutByBroker(link)
     }
   }
 

@@ -74,7 +74,11 @@ const connect = of("connect", { slot, name: mostly(name, 4) })
 const hangUp = of("hang_up", { nth })
 /** The device reads so many bytes more. */
 const read = of("read", { nth, room: fc.constantFrom(0, 1, 2, 4, Number.POSITIVE_INFINITY) })
-const cut = of("cut", { slot, links: fc.constantFrom("publishing", "consuming", "both") })
+const cut = of("cut", {
+  slot,
+  links: fc.constantFrom("publishing", "consuming", "both"),
+  first: fc.constantFrom("client", "broker"),
+})
 const kill = of("kill", { slot })
 const start = of("start", { slot })
 const drain = of("drain", { slot })
@@ -256,7 +260,7 @@ function act(fleet: SimulatedFleet, action: Action, workers: number): void {
       break
     }
     case "cut":
-      fleet.cut(at(action.slot), LINKS[action.links])
+      fleet.cut(at(action.slot), LINKS[action.links], action.first)
       break
     case "kill":
       fleet.kill(at(action.slot))

@@ -17,7 +17,7 @@ import { Backpressure } from "../../src/device/backpressure.ts"
 import type { CloseReason } from "../../src/device/close-reason.ts"
 import type { Command } from "../../src/device/command.ts"
 import { Connection, type ConnectionContext } from "../../src/device/connection.ts"
-import { Connections, SWEEP_EVERY_MS } from "../../src/device/connections.ts"
+import { Connections, PAUSED_MS, SWEEP_EVERY_MS } from "../../src/device/connections.ts"
 import { Flushes } from "../../src/device/flushes.ts"
 import { ConnectionIds, type WorkerProcess } from "../../src/device/ids.ts"
 import { BATCH_BYTES } from "../../src/device/outgoing.ts"
@@ -346,6 +346,7 @@ export class SimulatedWorker {
     this.connections.sweep(nowMs, nowMs)
     this.fleet.sweep(nowMs)
     if (this.client.state.is === "blocked" || this.client.state.is === "closed") return
+    if (sinceMs > PAUSED_MS) this.#readySinceMs = nowMs
     const sentByMs = nowMs - this.#limits.confirmTimeoutMs
     if (sentByMs >= this.#readySinceMs) this.posts.giveUp(sentByMs, this.fleet.confirmedAtMs)
     const oldest = [this.posts.silentSinceMs(), this.fleet.presence.silentSinceMs()]
