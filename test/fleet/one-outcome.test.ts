@@ -153,7 +153,7 @@ function verifyEnds(performed: Performed, evidence: Evidence): void {
 }
 
 /** At least once: what a fault may repeat, and nothing else. */
-function verifyRepeats({ fleet }: Performed, evidence: Evidence): void {
+function verifyRepeats({ fleet, jumped }: Performed, evidence: Evidence): void {
   const { command, outcomes, wires, fail } = evidence
   const { requeued, cut, abandoned } = command.disturbed
   // Being handed out again is the one way to begin anew. A publish that is repeated is told by the
@@ -175,7 +175,9 @@ function verifyRepeats({ fleet }: Performed, evidence: Evidence): void {
   const writtenAndThere = wires.some((seen) => fleet.isOpen(seen)) && command.forwardedAs.size === 0
   const found = [...command.foundDeadBy].filter((name) => !command.takenBy.has(name)).length
   const others = writtenAndThere ? Math.max(0, command.foundDeadBy.size - 1) : found
-  const takers = Math.max(1, command.takenBy.size) + others
+  // Workers that nobody has run for long forget each other, and then the worker that forwarded a command may end it.
+  const forgotten = jumped && command.forwardedAs.size > 0 ? command.foundDeadBy.size : 0
+  const takers = Math.max(1, command.takenBy.size) + others + forgotten
   // Like others of its text: when its acknowledgement may be lost, it is written again rather than left out.
   const isDistinct = command.messageId !== null || command.seq !== null || command.wantsReceipt
   const unsure = command.by === "queue" && !isDistinct ? requeued : 0
