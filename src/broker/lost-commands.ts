@@ -38,7 +38,18 @@ export interface LostCommand<C> {
   command: C | null
   /** The id under which it was forwarded from here: a message with this id is the forward, not the lost command. */
   readonly forwardedAs: string | null
+  /** How often it had been forwarded since the broker gave it up. */
+  readonly forwards: number
   state: LostState
+}
+
+/** What a message says that one worker forwarded to another. */
+export interface Forwarded {
+  readonly commandId: string
+  /** The keys that its copies may have, the likeliest first. */
+  readonly copyKeys: readonly string[]
+  /** How often it was forwarded since the broker gave it up. */
+  readonly forwards: number
 }
 
 const ORDER: readonly LostState[] = ["unfinished", "ended", "dropped", "acknowledged"]
@@ -69,14 +80,13 @@ export class LostCommands<C> {
   /**
    * The lost command that this message is, forgotten from now on; null when it matches none.
    *
-   * @param forwarded the id under which the message was forwarded to this worker, and the keys that its copies may
-   * have, the likeliest first; null when it was not. One that was not forwarded when it was lost may come by another
-   * worker now, and then has both.
+   * @param forwarded null when the message was not forwarded to this worker. One that was not forwarded when it was
+   * lost may come by another worker now.
    * @param expired the broker gave the message up because its time was over.
    */
   recognise(
     fingerprint: string,
-    forwarded: { readonly commandId: string; readonly copyKeys: readonly string[] } | null,
+    forwarded: Forwarded | null,
     expired: boolean,
   ): LostCommand<C> | null {
     const alike = this.#byFingerprint.get(fingerprint)
@@ -116,17 +126,17 @@ export class LostCommands<C> {
 }
 
 /** The lower, the likelier; null when the message cannot be that command. */
-function rankOf(
-  lost: LostCommand<unknown>,
-  forwarded: { readonly commandId: string; readonly copyKeys: readonly string[] } | null,
-): number | null {
+function rankOf(lost: LostCommand<unknown>, forwarded: Forwarded | null): number | null {
   const byState = ORDER.indexOf(lost.state)
   if (forwarded === null) return lost.copyKey === null ? byState : null
-  const { commandId, copyKeys } = forwarded
+  const { commandId, copyKeys, forwards } = forwarded
+  // The message is the one that was forwarded from here, and decides for itself.
+  const isForward = lost.copyKey === null || forwards > lost.forwards
+  if (isForward && lost.forwardedAs === commandId) return null
   if (lost.copyKey !== null) {
     const at = copyKeys.indexOf(lost.copyKey)
     return at === -1 ? null : at * ORDER.length + byState
   }
-  // The command may have come by another worker, unless the message is the one that was forwarded from here.
-  return lost.forwardedAs === commandId ? null : copyKeys.length * ORDER.length + byState
+  // The command may have come by another worker.
+  return copyKeys.length * ORDER.length + byState
 }

@@ -55,6 +55,8 @@ export class QueuedCommand implements Command {
   droppedBefore = false
   /** The id under which it was forwarded; null before. */
   forwardedAs: string | null = null
+  /** How often it had been forwarded since the broker gave it up. */
+  forwards = 0
   /** Set from the loss of its delivery until it is delivered again. */
   loss: LostCommand<QueuedCommand> | null = null
 

@@ -167,6 +167,7 @@ export class UnacknowledgedCommands {
     const key = keyOf(command)
     // A command that was given up may come back here again and again, and must not count as its own copy.
     const forwards = deadLetter?.forwards ?? 0
+    command.forwards = forwards
     command.copyKey = key === null || forwards === 0 ? key : `${key} given up ${forwards}`
     if (this.#lost.count > 0 && (command.redelivered || deadLetter !== null)) {
       const print = fingerprint(delivery.body, delivery.properties)
@@ -175,7 +176,9 @@ export class UnacknowledgedCommands {
       const leftAs =
         commandId === null || leftAtHops === null ? [] : [Deduplicator.key(commandId, leftAtHops)]
       const forwarded =
-        key === null || commandId === null ? null : { commandId, copyKeys: [key, ...leftAs] }
+        key === null || commandId === null
+          ? null
+          : { commandId, copyKeys: [key, ...leftAs], forwards }
       const lost = this.#lost.recognise(print, forwarded, deadLetter?.expired === true)
       if (lost !== null && lost.state !== "dropped") {
         // Copies of the command need no outcome of their own.
@@ -185,6 +188,7 @@ export class UnacknowledgedCommands {
           // It may have come by another way, with other hops.
           lost.command.delivery = delivery
           lost.command.message = message
+          lost.command.forwards = forwards
           lost.command.loss = null
         }
         return true
@@ -248,6 +252,7 @@ function lossOf(
     mayExpire: Number.isFinite(command.expiresAtMs),
     command: state === "unfinished" ? command : null,
     forwardedAs: command.forwardedAs,
+    forwards: command.forwards,
     state,
   }
 }

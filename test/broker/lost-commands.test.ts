@@ -19,6 +19,7 @@ function lost(state: LostState, about: Partial<LostCommand<string>> = {}): LostC
     mayExpire: false,
     command: state === "unfinished" ? "command" : null,
     forwardedAs: null,
+    forwards: 0,
     state,
     ...about,
   }
@@ -48,7 +49,7 @@ describe("of several that are alike", () => {
 })
 
 describe("a message that was forwarded", () => {
-  const forwarded = { commandId: "id", copyKeys: ["id", "id 2"] }
+  const forwarded = { commandId: "id", copyKeys: ["id", "id 2"], forwards: 0 }
 
   test("is the lost one with its key, before one that came without another worker", () => {
     const [direct, same] = [lost("unfinished"), lost("ended", { copyKey: "id" })]
@@ -67,6 +68,18 @@ describe("a message that was forwarded", () => {
     const remembered = commands(lost("acknowledged", { forwardedAs: "id" }))
     expect(remembered.recognise("f", forwarded, false)).toBeNull()
     expect(remembered.recognise("f", null, false)?.state).toBe("acknowledged")
+  })
+
+  test("again after it was given up is not the dead letter that was lost here, which comes with the same count", () => {
+    const remembered = commands(lost("acknowledged", { copyKey: "id", forwardedAs: "id" }))
+    expect(remembered.recognise("f", { ...forwarded, forwards: 1 }, false)).toBeNull()
+    expect(remembered.recognise("f", forwarded, false)?.state).toBe("acknowledged")
+  })
+
+  test("after it was given up is the command that was lost where it was to be written", () => {
+    const remembered = commands(lost("unfinished", { copyKey: "id" }))
+    const recognised = remembered.recognise("f", { ...forwarded, forwards: 1 }, false)
+    expect(recognised?.state).toBe("unfinished")
   })
 
   test("is not one that came by another worker, when it comes without one", () => {
