@@ -805,6 +805,24 @@ describe("a command whose delivery is lost", () => {
     },
   )
 
+  test("twice, and comes each time by another worker that found it left in the queue, is written once", async () => {
+    const subject = await new Subject().start()
+    const comes = (hops: number, left: object) => {
+      const headers = { ...asked.headers, "owsla-command": "gw.1.x.0", "owsla-hops": hops, ...left }
+      return subject.deliver({ ...asked, headers })
+    }
+    const first = await comes(1, {})
+    subject.connection.writing = true
+    await subject.lose(first)
+    const second = await comes(2, { "owsla-left": 1 })
+    await subject.lose(second)
+    const third = await comes(3, { "owsla-left": 2 })
+    subject.connection.settle("written")
+    await settled()
+    expect([first.acknowledged, second.acknowledged, third.acknowledged]).toEqual([0, 0, 1])
+    expect([subject.connection.offered.length, subject.receipts().length]).toEqual([0, 1])
+  })
+
   test("before anything of its outcome was published has none: the next delivery decides", async () => {
     const subject = await new Subject().start()
     // The broker takes nothing while the copy of another is tried again.

@@ -171,8 +171,11 @@ function verifyRepeats({ fleet, jumped }: Performed, evidence: Evidence): void {
   ).length
   // Another worker may get the dead letter of a command that one worker has ended or forwarded, and several workers a
   // dead letter that was delivered again. A command that was written without being forwarded is recognised as long as
-  // its connection exists, by which its worker is found.
-  const writtenAndThere = wires.some((seen) => fleet.isOpen(seen)) && command.forwardedAs.size === 0
+  // its connection exists, by which its worker is found, unless its device has had another: the worker of that one may
+  // not know yet.
+  const moved = fleet.connections.filter(({ name }) => name === command.deviceId).length > 1
+  const isThere = wires.some((seen) => fleet.isOpen(seen)) && !moved
+  const writtenAndThere = isThere && command.forwardedAs.size === 0
   const found = [...command.foundDeadBy].filter((name) => !command.takenBy.has(name)).length
   const others = writtenAndThere ? Math.max(0, command.foundDeadBy.size - 1) : found
   // Workers that nobody has run for long forget each other, and then the worker that forwarded a command may end it.
