@@ -108,14 +108,19 @@ export class FaultBed {
   }
 
   async startGateway(): Promise<TestGateway> {
-    const { proxy } = this
-    const url = new URL(this.brokerUrl)
-    if (this.#givenUrl === undefined) url.hostname = this.#brokerHost
-    if (proxy !== null) url.port = String(proxy.port)
-    const environment = { AMQP_URL: url.href, ...this.queues, ...this.#environment }
+    const environment = { AMQP_URL: this.#gatewayUrl(), ...this.queues, ...this.#environment }
     this.#gateway = await startGateway(environment, this.#place)
     await this.ready()
     return this.#gateway
+  }
+
+  /** A URL that was given may be a list, and leads past the proxy. */
+  #gatewayUrl(): string {
+    if (this.#givenUrl !== undefined) return this.#givenUrl
+    const url = new URL(this.broker.url)
+    url.hostname = this.#brokerHost
+    if (this.proxy !== null) url.port = String(this.proxy.port)
+    return url.href
   }
 
   /** Waits until devices are accepted and every worker's broker takes messages. */

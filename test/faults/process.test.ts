@@ -31,7 +31,9 @@ async function connectionsOf(bed: FaultBed, has: (slot: number) => boolean): Pro
   const whole = async () => {
     const response = await bed.gateway.fetch("/devices?limit=1000")
     const list = (await response.json()) as DeviceList
-    return list.answered === list.workers ? list.devices : null
+    // A worker that has just started may not have heard of the others.
+    const knowsAll = list.workers === bed.gateway.workers().size
+    return knowsAll && list.answered === list.workers ? list.devices : null
   }
   const devices = await until(whole, { what: "every worker to list its devices" })
   return devices

@@ -87,7 +87,7 @@ describe("with DEVICE_ACK=seq", () => {
       const { devices, lines, backEnd, latencyMs } = run.said
       expect(devices).toMatchObject({ wanted: 50, neverConnected: 0, connections: 50 })
       const commands = backEnd?.commandsAnswered ?? 0
-      expect(commands).toBeGreaterThan(50)
+      expect(commands).toBeGreaterThan(0)
       // Each device sends its lines, and one more for each command.
       expect(lines).toMatchObject({ sent: 600 + commands, acked: 600 + commands, cutOff: 0 })
       expect(latencyMs.connect.count).toBe(50)
