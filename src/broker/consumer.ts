@@ -87,7 +87,7 @@ export class Consumer {
   readonly #unacknowledged: UnacknowledgedCommands
   /** How many deliveries of each queue may be unacknowledged. */
   readonly #prefetchOf = new Map<string, number>()
-  /** What was noted last: most deliveries come from the same queue as the one before. */
+  /** Queue and prefetch of the last delivery. Most deliveries come from the queue that the last one came from. */
   #notedQueue = ""
   #notedPrefetch = 0
   /** Deliveries at the last sweep. */

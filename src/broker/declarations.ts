@@ -9,7 +9,7 @@
  *            │                                          └─ 404 ─────► rejected, with the permission's name
  *            └─ any other ───────────────────────► rejected
  *
- * Bound: one declaration at a time, each on a channel that the one before has not closed.
+ * Bound: one declaration at a time. When a declaration closes its channel, the next one opens another.
  */
 
 import type { AMQPChannel } from "@cloudamqp/amqp-client"

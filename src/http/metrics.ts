@@ -1,7 +1,8 @@
 /**
  * `GET /metrics`: Prometheus text, summed over the processes of the instance.
  *
- * Without the supervisor there is no sum, and the counters of one worker alone would be lower than the last sum: 503 then.
+ * Only the supervisor can sum up the workers' counters. Those of one worker alone would be lower than the last sum, so the
+ * answer is 503 while the supervisor does not answer.
  */
 
 import { Hono } from "hono"
