@@ -85,6 +85,11 @@ export class Outcomes implements CommandSource {
     this.#unacknowledged.acknowledge(command as QueuedCommand)
   }
 
+  replace(waiting: Command, command: Command): void {
+    this.#counters.commandsRedelivered += 1
+    this.#unacknowledged.replace(waiting as QueuedCommand, command as QueuedCommand)
+  }
+
   withdrawn(command: Command): void {
     this.#unacknowledged.drop(command as QueuedCommand)
   }

@@ -39,6 +39,7 @@ export class QueuedCommand implements Command {
   readonly messageId: string | null
   readonly expiresAtMs: number
   readonly redelivered: boolean
+  readonly forwarded: boolean
   readonly source: CommandSource
   isOffered = false
   delivery: Delivery
@@ -66,9 +67,14 @@ export class QueuedCommand implements Command {
     this.messageId = message?.messageId ?? null
     this.expiresAtMs = message?.expiresAtMs ?? Number.POSITIVE_INFINITY
     this.redelivered = delivery.redelivered || message?.redelivered === true
+    this.forwarded = (message?.commandId ?? null) !== null
     this.source = source
     this.delivery = delivery
     this.message = message
+  }
+
+  get bodyHash(): bigint | number {
+    return Bun.hash(this.body)
   }
 
   get lost(): boolean {

@@ -123,6 +123,7 @@ export class Sender {
       messageId: request.messageId,
       expiresAtMs,
       redelivered: false,
+      forwarded: false,
       source: this.#source,
       properties: propertiesOf(request),
       correlationId,

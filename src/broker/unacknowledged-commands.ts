@@ -108,6 +108,17 @@ export class UnacknowledgedCommands {
     this.#release(command)
   }
 
+  /** A command in hand goes on with the delivery of another one that is the same; its own delivery is acknowledged. */
+  replace(command: QueuedCommand, other: QueuedCommand): void {
+    const { delivery, message, copyKey, countedFor } = command
+    command.delivery = other.delivery
+    command.message = other.message
+    command.copyKey = other.copyKey
+    command.countedFor = other.countedFor
+    Object.assign(other, { delivery, message, copyKey, countedFor })
+    this.acknowledge(other)
+  }
+
   /** Nothing was done with a command that is lost: the next delivery of it decides. */
   drop(command: QueuedCommand): void {
     if (command.state === "dropped") return

@@ -33,6 +33,7 @@ export function acknowledgement(connection: Connection, seq: number): Command {
     messageId: null,
     expiresAtMs: Number.POSITIVE_INFINITY,
     redelivered: false,
+    forwarded: false,
     source: new AcknowledgementSource(connection),
   }
 }

@@ -33,6 +33,11 @@ export interface CommandSource {
   settled(command: Command, outcome: Outcome, detail: string, recipient: Recipient | null): void
   /** Called instead for a repeated delivery of a command whose outcome another delivery tells. */
   acknowledge(command: Command): void
+  /**
+   * Called instead when the same command waits at the connection, by a delivery that may be lost without coming
+   * here again: it goes on with the delivery of this one. Absent where commands come by no delivery.
+   */
+  replace?(waiting: Command, command: Command): void
   /** Called instead when the connection gave back a command that was lost; see `Command.lost`. */
   withdrawn?(command: Command): void
 }
@@ -47,6 +52,10 @@ export interface Command {
   readonly expiresAtMs: number
   /** True when the broker says that it handed this command out before. */
   readonly redelivered: boolean
+  /** Of the body. Absent on commands that came by no delivery. */
+  readonly bodyHash?: bigint | number
+  /** True when another worker took it from the broker and forwarded it. */
+  readonly forwarded: boolean
   /**
    * True once the delivery that brought it can no longer be acknowledged: the broker delivers the command
    * again or dead-letters it, and that decides its outcome unless bytes of it were offered to the socket

@@ -378,6 +378,9 @@ export class Connection {
         case "acknowledge":
           decision.command.source.acknowledge(decision.command)
           break
+        case "replace":
+          decision.command.source.replace?.(decision.waiting, decision.command)
+          break
       }
     }
   }

@@ -7,7 +7,8 @@
  *   offer(command) ─┬─ write             hand it to the socket, in this order
  *                   ├─ (nothing)         it waits in the reorder buffer
  *                   ├─ settle            it ends here: duplicate, late or closed
- *                   └─ acknowledge       the broker delivered it again, and it was written or waits here
+ *                   ├─ acknowledge       the broker delivered it again, and it was written or waits here
+ *                   └─ replace           another worker forwarded it and lost its delivery, which has come here itself
  *
  * Pure: takes data and the time, returns decisions; `connection.ts` performs them. Never touches a
  * socket and holds no timer. Bounds: those of its reorder buffer and of its remembered ids, both made
@@ -28,6 +29,8 @@ export type Decision =
     }
   /** Its one outcome was or will be told by the delivery that was written. */
   | { readonly do: "acknowledge"; readonly command: Command }
+  /** The same command waits here: it goes on with the delivery of this one, and its own is acknowledged. */
+  | { readonly do: "replace"; readonly command: Command; readonly waiting: Command }
 
 export class Endpoint {
   readonly recipient: Recipient
@@ -166,16 +169,28 @@ export class Endpoint {
 
   /** What becomes of a command whose message id, or whose place, another one has. */
   #repeated(command: Command): Decision | null {
-    const { messageId, seq, redelivered } = command
+    const { messageId, seq, redelivered, forwarded } = command
     const byId = messageId === null ? undefined : this.#remembered?.find(messageId)
     const bySeq = seq === null ? undefined : this.#waitingUnder(seq)
     if (byId === undefined && (bySeq === undefined || bySeq.messageId !== messageId)) return null
     const duplicate = settle(command, "duplicate", `message_id ${messageId}`)
     if (byId === "written") return redelivered ? { do: "acknowledge", command } : duplicate
+    if (byId !== undefined && "writtenSeq" in byId) {
+      if (redelivered) return { do: "acknowledge", command }
+      // A worker that forwards a command may lose its delivery. The broker then delivers the command again, and when it
+      // was written from that delivery, the forward is the same command and not another one with its id.
+      const isAlike = byId.writtenSeq === seq && byId.bodyHash === command.bodyHash
+      if (!forwarded || !isAlike || messageId === null) return duplicate
+      this.#remembered?.forwardCame(messageId)
+      return { do: "acknowledge", command }
+    }
     const waiting = byId ?? bySeq
     // The command that waits here has a delivery of its own, which decides the outcome.
-    if (waiting !== undefined && redelivered && isSame(waiting, command)) {
-      return { do: "acknowledge", command }
+    if (waiting !== undefined && isSame(waiting, command)) {
+      if (redelivered) return { do: "acknowledge", command }
+      // When the redelivery is lost too, the broker may hand it to the worker that has forwarded the command: that one
+      // acknowledges it, since the forward is stored. So the forward is kept and not the redelivery.
+      if (forwarded && waiting.redelivered) return { do: "replace", command, waiting }
     }
     return byId === undefined ? null : duplicate
   }

@@ -7,14 +7,22 @@ import type { Command } from "./command.ts"
 
 export const REMEMBERED_COMMANDS = 1024
 
-export class RememberedIds {
-  /** The command while it waits, null once it was written. */
-  readonly #commands = new Map<string, Command | null>()
+/** Written from a delivery that another worker may have had before, and may have forwarded. */
+export interface WrittenRedelivery {
+  readonly writtenSeq: number | null
+  /** Bodies are not kept. */
+  readonly bodyHash: bigint | number
+}
 
-  /** The waiting command with this id, "written", or undefined for an id not seen lately. */
-  find(messageId: string): Command | "written" | undefined {
-    const found = this.#commands.get(messageId)
-    return found === null ? "written" : found
+/** The command while it waits, or how it was written. */
+export type Remembered = Command | "written" | WrittenRedelivery
+
+export class RememberedIds {
+  readonly #commands = new Map<string, Remembered>()
+
+  /** Undefined for an id not seen lately. */
+  find(messageId: string): Remembered | undefined {
+    return this.#commands.get(messageId)
   }
 
   waiting(messageId: string, command: Command): void {
@@ -28,7 +36,15 @@ export class RememberedIds {
 
   /** The command was written; says nothing of another that has its id by now. */
   written(messageId: string, command: Command): void {
-    if (this.#commands.get(messageId) === command) this.#commands.set(messageId, null)
+    if (this.#commands.get(messageId) !== command) return
+    const { seq, redelivered, bodyHash } = command
+    const isRedelivery = redelivered && bodyHash !== undefined
+    this.#commands.set(messageId, isRedelivery ? { writtenSeq: seq, bodyHash } : "written")
+  }
+
+  /** The forward of a command that was written from a redelivery has come: a further one is a duplicate. */
+  forwardCame(messageId: string): void {
+    this.#commands.set(messageId, "written")
   }
 
   /** The command ended unwritten: a later one with its id may be written. */

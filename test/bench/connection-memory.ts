@@ -89,7 +89,8 @@ export function connectionMemory({ connections }: ConnectionMemoryParameters): B
 function offer(connection: Connection, seq: number | null, messageId: string | null): void {
   const command: Command = {
     body: Buffer.from("a command"),
-    ...{ seq, messageId, expiresAtMs: Number.POSITIVE_INFINITY, redelivered: false },
+    ...{ seq, messageId, expiresAtMs: Number.POSITIVE_INFINITY },
+    ...{ redelivered: false, forwarded: false },
     source: SOURCE,
   }
   connection.offer(command)

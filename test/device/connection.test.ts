@@ -115,6 +115,7 @@ class BackEnd implements CommandSource {
       messageId: null,
       expiresAtMs: Number.POSITIVE_INFINITY,
       redelivered: false,
+      forwarded: false,
       ...about,
       source: this,
     }

@@ -19,15 +19,18 @@ interface About {
   readonly seq?: number | null
   readonly messageId?: string | null
   readonly redelivered?: boolean
+  readonly forwarded?: boolean
 }
 
-function command({ seq = null, messageId = null, redelivered = false }: About = {}): Command {
+function command(about: About = {}): Command {
+  const { seq = null, messageId = null, redelivered = false, forwarded = false } = about
   return {
     body: Buffer.from("x"),
     seq,
     messageId,
     expiresAtMs: Number.POSITIVE_INFINITY,
     redelivered,
+    forwarded,
     source: SOURCE,
   }
 }
@@ -418,6 +421,45 @@ describe("a number", () => {
       ["write", two],
     ])
     expect([endpoint.heldCommands, endpoint.gaps]).toEqual([0, 0])
+  })
+})
+
+describe("the forward of a command that was written from a redelivery", () => {
+  const bodyHash = 1
+  const redelivery = { ...command({ messageId: "m", redelivered: true }), bodyHash }
+  const forward = () => ({ ...command({ messageId: "m", forwarded: true }), bodyHash })
+
+  test("is the same command: it has no outcome of its own", () => {
+    const endpoint = endpointOf()
+    endpoint.offer(redelivery, 0)
+    endpoint.written(redelivery)
+    const first = forward()
+    expect(brief(endpoint.offer(first, 0))).toEqual([["acknowledge", first]])
+    const second = forward()
+    expect(brief(endpoint.offer(second, 0))).toEqual([["duplicate", second]])
+  })
+
+  test("takes the place of its delivery while that one waits for the socket", () => {
+    const endpoint = endpointOf()
+    endpoint.offer(redelivery, 0)
+    const first = forward()
+    expect(endpoint.offer(first, 0)).toEqual([
+      { do: "replace", command: first, waiting: redelivery },
+    ])
+  })
+
+  test("is a duplicate when it was not forwarded, is not alike, or when the first was no redelivery", () => {
+    for (const [before, after] of [
+      [redelivery, command({ messageId: "m" })],
+      [redelivery, { ...forward(), body: Buffer.from("y"), bodyHash: 2 }],
+      [command({ messageId: "m" }), forward()],
+    ] as const) {
+      const endpoint = endpointOf()
+      endpoint.offer(before, 0)
+      expect(brief(endpoint.offer(after, 0))).toEqual([["duplicate", after]])
+      endpoint.written(before)
+      expect(brief(endpoint.offer(after, 0))).toEqual([["duplicate", after]])
+    }
   })
 })
 

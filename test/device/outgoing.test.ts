@@ -19,6 +19,7 @@ function command(text: string, expiresAtMs = NEVER_MS): Command {
     messageId: null,
     expiresAtMs,
     redelivered: false,
+    forwarded: false,
     source: { settled: () => undefined, acknowledge: () => undefined },
   }
 }

@@ -14,6 +14,7 @@ function command(messageId: string): Command {
     messageId,
     expiresAtMs: Number.POSITIVE_INFINITY,
     redelivered: false,
+    forwarded: false,
     source: { settled: () => undefined, acknowledge: () => undefined },
   }
 }

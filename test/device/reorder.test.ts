@@ -18,6 +18,7 @@ function numbered(seq: number): NumberedCommand {
     messageId: null,
     expiresAtMs: Number.POSITIVE_INFINITY,
     redelivered: false,
+    forwarded: false,
     source: { settled: () => undefined, acknowledge: () => undefined },
   }
 }

@@ -96,6 +96,66 @@ describe("a command that is on its way from worker to worker", () => {
   })
 })
 
+describe("a command whose delivery is lost while it is forwarded, and that comes to the other worker itself", () => {
+  const forward = /"c0" comes from owsla.worker.gw0.1/
+  const redelivery = /"c0" comes from to_device/
+
+  /** Worker 0 has forwarded the command to worker 1, which has not got it yet, and loses its delivery. */
+  function forwardedAndLost(seq: number | null = null) {
+    const fleet = settled(2)
+    const device = connect(fleet, 1, "a")
+    fleet.settle()
+    fleet.cut(1, ["consuming"])
+    const command = publish(fleet, { deviceId: "a", messageId: "m0", seq, wantsReceipt: true })
+    fleet.settle(/confirmed: "c0" of lane 0 of gw0.0|gw0.1.* connects to consume/)
+    fleet.step(/gw0.1.* connects to consume/)
+    const waiting = /"c0" comes from|confirmed: "c0" of lane 0 of gw0.0|gw0.0.* connects to consume/
+    fleet.settle(waiting)
+    fleet.cut(0, ["consuming"])
+    fleet.settle(waiting)
+    return { fleet, device, command }
+  }
+
+  test("before the forward: it is written once and has one receipt", () => {
+    const { fleet, device, command } = forwardedAndLost()
+    fleet.step(redelivery)
+    fleet.settle(forward)
+    expect(wires(fleet, command)).toEqual([device.id])
+    fleet.calm()
+    expect(wires(fleet, command)).toEqual([device.id])
+    expect(receipts(fleet, command)).toEqual(["written"])
+  })
+
+  test("after the forward: it is written once and has one receipt", () => {
+    const { fleet, device, command } = forwardedAndLost()
+    fleet.step(forward)
+    fleet.settle(redelivery)
+    expect(wires(fleet, command)).toEqual([device.id])
+    fleet.calm()
+    expect(wires(fleet, command)).toEqual([device.id])
+    expect(receipts(fleet, command)).toEqual(["written"])
+  })
+
+  test("before the forward, and is lost again while it waits for a number: it is written once", () => {
+    const { fleet, device, command } = forwardedAndLost(1)
+    fleet.step(redelivery)
+    fleet.settle()
+    fleet.cut(1, ["consuming"])
+    fleet.calm()
+    expect(wires(fleet, command)).toEqual([device.id])
+    expect(receipts(fleet, command)).toEqual(["written"])
+  })
+
+  test("before the forward, and is then sent once more by its back-end: that one is a duplicate", () => {
+    const { fleet, device, command } = forwardedAndLost()
+    fleet.calm()
+    const again = publish(fleet, { deviceId: "a", messageId: "m0", wantsReceipt: true })
+    fleet.calm()
+    expect(wires(fleet, command)).toEqual([device.id])
+    expect([receipts(fleet, command), receipts(fleet, again)]).toEqual([["written"], ["duplicate"]])
+  })
+})
+
 describe("a command in the queue of a worker that was killed", () => {
   /** Leaves a command in the queue of a worker that its device is connected to, and kills the worker. */
   function orphan(fleet: SimulatedFleet): SentCommand {
