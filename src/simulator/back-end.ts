@@ -240,7 +240,10 @@ export class BackEnd {
       this.counts.mislabelled += 1
       this.#ledger?.append("mislabelled", connectionId, seq)
     }
-    this.#lines?.take({ connectionId, run, device, attempt, n, seq })
+    this.#lines?.take({
+      ...{ connectionId, run, device, attempt, n, seq },
+      redelivered: message.redelivered,
+    })
     this.#taken(run, device, attempt, n)
     if (answers !== null) this.#answered(answers, nowMs)
     const { commandEvery } = this.#options

@@ -78,6 +78,8 @@ export class DeviceConnection {
   #acked = 0
   #recordedSent = 0
   #takenNext = 0
+  /** Lines that were taken before one that precedes them. */
+  readonly #takenAhead = new Set<number>()
   /** One line at a time is timed. */
   #timedLine = -1
   #timedAtMs = 0
@@ -158,7 +160,10 @@ export class DeviceConnection {
 
   /** A back-end in this process took line `n`. */
   taken(n: number): void {
-    if (n === this.#takenNext) this.#takenNext += 1
+    if (n < this.#takenNext) return
+    // A message that the broker takes back from a lost connection may come after those behind it.
+    this.#takenAhead.add(n)
+    while (this.#takenAhead.delete(this.#takenNext)) this.#takenNext += 1
   }
 
   /**

@@ -26,6 +26,8 @@ export interface Segment {
   readonly connection: string
   readonly n: number
   readonly seq: number
+  /** The broker had delivered these lines before. */
+  readonly redelivered: boolean
   count: number
 }
 
@@ -137,12 +139,15 @@ function readBackEnd(line: string, ledger: Ledger): boolean {
   switch (record) {
     case "took": {
       const [, , run, device, attempt] = fields
-      const [n = Number.NaN, seq = Number.NaN, lines = Number.NaN] = fields.slice(5).map(count)
-      if (fields.length !== 8 || !(n >= 0 && seq >= 0 && lines >= 1)) return false
+      const [n = Number.NaN, seq = Number.NaN, lines = Number.NaN] = fields.slice(5, 8).map(count)
+      if (!(n >= 0 && seq >= 0 && lines >= 1)) return false
+      const redelivered = fields[8] === "again"
+      if (fields.length !== (redelivered ? 9 : 8)) return false
       take(ledger, connectionId, {
         connection: `${run} ${device} ${attempt}`,
         n,
         seq,
+        redelivered,
         count: lines,
       })
       return true
@@ -173,7 +178,8 @@ export function take(ledger: Ledger, connectionId: string, segment: Segment): vo
     last !== undefined &&
     last.connection === segment.connection &&
     last.n + last.count === segment.n &&
-    last.seq + last.count === segment.seq
+    last.seq + last.count === segment.seq &&
+    last.redelivered === segment.redelivered
   if (follows) last.count += segment.count
   else segments.push(segment)
 }

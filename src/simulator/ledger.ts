@@ -11,9 +11,10 @@
  *                                                       the connection is over; lines up to `offered` may
  *                                                       have left, those up to `sent` were taken whole
  *              done                                     nothing follows: the herd ended by itself
- *   back-end   took <connection id> <run> <device> <attempt> <n> <seq> <count>
+ *   back-end   took <connection id> <run> <device> <attempt> <n> <seq> <count> [again]
  *                                                       so many lines, each with the next n and the next
- *                                                       from_device_seq, in the order they were taken
+ *                                                       from_device_seq, in the order they were taken; again:
+ *                                                       the broker had delivered them before
  *              stray <connection id> <seq>              a line that no simulated device writes
  *              mislabelled <connection id> <seq>        its message id, or its device id, is not what the
  *                                                       contract says
@@ -73,6 +74,7 @@ export interface TakenLine {
   readonly attempt: number
   readonly n: number
   readonly seq: number
+  readonly redelivered: boolean
 }
 
 /**
@@ -103,8 +105,10 @@ export class TakenLines {
     this.#file.flush()
   }
 
-  #write({ connectionId, run, device, attempt, n, seq, count }: TakenLine & { count: number }) {
-    this.#file.append("took", connectionId, run, device, attempt, n, seq, count)
+  #write(open: TakenLine & { count: number }) {
+    const { connectionId, run, device, attempt, n, seq, count, redelivered } = open
+    const again = redelivered ? ["again"] : []
+    this.#file.append("took", connectionId, run, device, attempt, n, seq, count, ...again)
   }
 }
 
@@ -112,6 +116,7 @@ function follows(open: TakenLine & { count: number }, line: TakenLine): boolean 
   return (
     line.n === open.n + open.count &&
     line.seq === open.seq + open.count &&
+    line.redelivered === open.redelivered &&
     line.device === open.device &&
     line.attempt === open.attempt &&
     line.run === open.run

@@ -98,6 +98,7 @@ export function verdictText(verdict: Verdict): string {
     ["unexpected", number(verdict.unexpected)],
     ["duplicated", number(verdict.duplicated)],
     ["out of order", `${number(verdict.outOfOrder)} (${number(verdict.neverInOrder)} for good)`],
+    ["late after the broker took them back", number(verdict.lateAgain)],
     ["mislabelled", number(verdict.mislabelled)],
     ["undecided", number(verdict.undecided)],
     [

@@ -15,6 +15,9 @@
  *   outOfOrder    the first message of it came after that of a later line of its connection.
  *   neverInOrder  even a back-end that goes by from_device_seq, and leaves a line alone until its
  *                 predecessor has come, does not find it: it came before its predecessor and not again after.
+ *   lateAgain     the first message of it that was taken is one that the broker had delivered before, to a connection that
+ *                 was lost, and it came after a later line. Breaks no promise: the broker hands on what is behind such a
+ *                 message before it notices the loss, and no gateway can change that.
  *   mislabelled   its message id, its device id or its number is not what the contract says.
  *
  * A gap is no disorder: a line that never came is lost, and those after it are judged without it.
@@ -50,6 +53,7 @@ export interface Verdict {
   readonly unexpected: number
   readonly outOfOrder: number
   readonly neverInOrder: number
+  readonly lateAgain: number
   readonly mislabelled: number
   /** In the back-end's queue when it ended: what counts as lost may be there. */
   readonly left: number
@@ -68,6 +72,7 @@ class Counts {
   undecided = 0
   recovered = 0
   neverInOrder = 0
+  lateAgain = 0
   readonly faults: Record<Fault, number> = {
     lost: 0,
     duplicated: 0,
@@ -169,14 +174,17 @@ function judgeOrder(counts: Counts, connectionId: string, segments: readonly Seg
   const early: Range[] = []
   const owner = segments[0]?.connection
   let largest = -1
-  for (const { connection, n, seq, count } of segments) {
+  for (const { connection, n, seq, count, redelivered } of segments) {
     const last = seq + count - 1
     // An id is never used again: two connections under one cannot be told apart.
     if (seq !== n || connection !== owner) {
       counts.add("mislabelled", [{ from: n, to: n + count - 1 }], connectionId)
     }
     for (const { from, to } of seen.add(seq, last)) {
-      if (from < largest) early.push({ from, to: Math.min(to, largest - 1) })
+      if (from >= largest) continue
+      const late = { from, to: Math.min(to, largest - 1) }
+      if (redelivered) counts.lateAgain += sizeOf([late])
+      else early.push(late)
     }
     largest = Math.max(largest, last)
   }
@@ -185,13 +193,17 @@ function judgeOrder(counts: Counts, connectionId: string, segments: readonly Seg
   if (early.length > 0) counts.neverInOrder += countNeverInOrder(segments)
 }
 
-/** Follows one connection line by line; only for those few that were out of order. */
+/** Follows one connection line by line; only for those few that were out of order. Without those that are `lateAgain`. */
 function countNeverInOrder(segments: readonly Segment[]): number {
   const places = new Map<number, number[]>()
+  const skipped = new Set<number>()
   let place = 0
-  for (const { seq, count } of segments) {
+  let largest = -1
+  for (const { seq, count, redelivered } of segments) {
     for (let at = seq; at < seq + count; at += 1) {
       const known = places.get(at)
+      if (known === undefined && redelivered && at < largest) skipped.add(at)
+      largest = Math.max(largest, at)
       if (known === undefined) places.set(at, [place])
       else known.push(place)
       place += 1
@@ -200,6 +212,7 @@ function countNeverInOrder(segments: readonly Segment[]): number {
   let reached = -1
   let never = 0
   for (const seq of [...places.keys()].sort((a, b) => a - b)) {
+    if (skipped.has(seq)) continue
     const found = places.get(seq)?.find((at) => at > reached)
     if (found === undefined) never += 1
     else reached = found
@@ -223,6 +236,7 @@ function verdict(counts: Counts, ledger: Ledger, { allowLost, order }: Rules): V
     unexpected,
     outOfOrder,
     neverInOrder: counts.neverInOrder,
+    lateAgain: counts.lateAgain,
     mislabelled,
     left: ledger.left,
     unfinished: ledger.unfinished.size,

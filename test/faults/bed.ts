@@ -267,6 +267,7 @@ export function expectKept({ report, verdict }: HerdEnd, devices: number): Recor
   expect(verdict.examples).toEqual([])
   expect(verdict).toMatchObject({ kept: true, lost: 0, unexpected: 0, neverInOrder: 0, left: 0 })
   expect(report.devices).toMatchObject({ connections: devices, notConnected: 0 })
-  const { sent, lost, recovered } = verdict
-  return { "lines sent": sent, lost, repeated: recovered }
+  const { sent, lost, recovered, lateAgain } = verdict
+  const kept = { "lines sent": sent, lost, repeated: recovered }
+  return lateAgain === 0 ? kept : { ...kept, "late after the broker took them back": lateAgain }
 }

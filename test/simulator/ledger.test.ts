@@ -18,7 +18,16 @@ beforeEach(() => {
 afterEach(() => rmSync(directory, { recursive: true, force: true }))
 
 function line(connectionId: string, n: number, more: Partial<TakenLine> = {}): TakenLine {
-  return { connectionId, run: "run1", device: "sim-0", attempt: 1, n, seq: n, ...more }
+  return {
+    connectionId,
+    run: "run1",
+    device: "sim-0",
+    attempt: 1,
+    n,
+    seq: n,
+    redelivered: false,
+    ...more,
+  }
 }
 
 /** A ledger in which one device sent `sent` lines and nothing was taken. */
@@ -88,12 +97,30 @@ describe("what the back-end took", () => {
     const ledger = await readLedger(directory)
     const connection = "run1 sim-0 1"
     expect(ledger.taken.get("c1")).toEqual([
-      { connection, n: 0, seq: 0, count: 4 },
-      { connection, n: 2, seq: 2, count: 1 },
-      { connection, n: 3, seq: 4, count: 1 },
+      { connection, n: 0, seq: 0, redelivered: false, count: 4 },
+      { connection, n: 2, seq: 2, redelivered: false, count: 1 },
+      { connection, n: 3, seq: 4, redelivered: false, count: 1 },
     ])
-    expect(ledger.taken.get("c2")).toEqual([{ connection: "run1 sim-1 1", n: 0, seq: 0, count: 3 }])
+    expect(ledger.taken.get("c2")).toEqual([
+      { connection: "run1 sim-1 1", n: 0, seq: 0, redelivered: false, count: 3 },
+    ])
     expect(ledger).toMatchObject({ stray: 1, mislabelled: 1, left: 7 })
+  })
+
+  test("is apart from what the broker had delivered before", async () => {
+    const file = new LedgerFile(directory, "run3", "back-end")
+    new LedgerFile(directory, "run3", "devices").close()
+    const lines = new TakenLines(file)
+    for (const n of [0, 1, 2]) lines.take(line("c1", n, { redelivered: n > 0 }))
+    lines.flush()
+    file.close()
+    const records = readFileSync(join(directory, "run3.back-end"), "utf8")
+    expect(records).toBe("took c1 run1 sim-0 1 0 0 1\ntook c1 run1 sim-0 1 1 1 2 again\n")
+    const connection = "run1 sim-0 1"
+    expect((await readLedger(directory)).taken.get("c1")).toEqual([
+      { connection, n: 0, seq: 0, redelivered: false, count: 1 },
+      { connection, n: 1, seq: 1, redelivered: true, count: 2 },
+    ])
   })
 
   test("is on file when flush returns", () => {

@@ -25,8 +25,14 @@ interface Sent {
   readonly acked?: readonly number[]
 }
 
-/** One message: its connection id, the device's connection, n, and its number if that differs. */
-type Taken = readonly [connectionId: string, connection: string, n: number, seq?: number]
+/** One message: its connection id, the device's connection, n, its number, and whether it was delivered before. */
+type Taken = readonly [
+  connectionId: string,
+  connection: string,
+  n: number,
+  seq?: number,
+  redelivered?: boolean,
+]
 
 function ledgerOf(sent: Readonly<Record<string, Sent>>, taken: readonly Taken[]): Ledger {
   const ledger = emptyLedger()
@@ -36,8 +42,8 @@ function ledgerOf(sent: Readonly<Record<string, Sent>>, taken: readonly Taken[])
     const offered = says.offered ?? says.sent
     ledger.sent.set(connection, { sent: says.sent, offered, end: says.end ?? "drained", acked })
   }
-  for (const [connectionId, connection, n, seq = n] of taken) {
-    take(ledger, connectionId, { connection, n, seq, count: 1 })
+  for (const [connectionId, connection, n, seq = n, redelivered = false] of taken) {
+    take(ledger, connectionId, { connection, n, seq, redelivered, count: 1 })
   }
   return ledger
 }
@@ -55,6 +61,7 @@ const COUNTS = [
   "unexpected",
   "outOfOrder",
   "neverInOrder",
+  "lateAgain",
   "mislabelled",
 ] as const
 
@@ -198,6 +205,15 @@ describe("out of order", () => {
     expect(judged(sent, takenOf(0, 2, 1, 3), follow).kept).toBe(false)
   })
 
+  test("is no line that the broker took back from a lost connection", () => {
+    const sent = { [A]: { sent: 4 } }
+    const again: Taken = ["a", A, 1, 1, true]
+    const taken = [...takenOf(0, 2), again, ...takenOf(3)]
+    for (const order of ["first", "follow"] as const) {
+      expect(judged(sent, taken, { ...RULES, order })).toEqual({ kept: true, lateAgain: 1 })
+    }
+  })
+
   test("is no line that comes again, and no gap", () => {
     const sent = { [A]: { sent: 5, end: "broken" } as const }
     expect(judged(sent, takenOf(0, 1, 4, 0, 1, 4))).toEqual({
@@ -268,12 +284,18 @@ function judgeLineByLine(sent: Readonly<Record<string, Sent>>, taken: readonly T
       if (seq !== n || connection !== mine[0]?.[1]) counts.mislabelled += 1
     }
     const seqs = mine.map(([, , n, seq = n]) => seq)
-    const firsts = seqs.filter((seq, at) => seqs.indexOf(seq) === at)
-    counts.outOfOrder += firsts.filter((seq, at) =>
-      firsts.slice(0, at).some((before) => before > seq),
-    ).length
+    const wasDelivered = mine.map(([, , , , redelivered = false]) => redelivered)
+    const late = seqs.filter(
+      (seq, at) => seqs.indexOf(seq) === at && seqs.slice(0, at).some((before) => before > seq),
+    )
+    const lateAgain = late.filter((seq) => wasDelivered[seqs.indexOf(seq)])
+    counts.lateAgain += lateAgain.length
+    counts.outOfOrder += late.length - lateAgain.length
     let reached = -1
     for (const seq of [...new Set(seqs)].sort((a, b) => a - b)) {
+      // Whoever follows the numbers is judged where a line is late for another reason.
+      if (late.length === lateAgain.length) break
+      if (lateAgain.includes(seq)) continue
       const found = seqs.findIndex((each, at) => each === seq && at > reached)
       if (found === -1) counts.neverInOrder += 1
       else reached = found
@@ -296,15 +318,24 @@ test("all counts are what a judge that goes line by line finds", () => {
     fc.constantFrom(A, A, A, B),
     fc.nat(14),
     fc.constantFrom(0, 0, 0, 0, 1),
+    fc.boolean(),
   )
   // Mostly in order, as a gateway gives them, with disturbances.
-  const inOrder = fc.nat(12).map((count) => Array.from({ length: count }, (_, n) => ["a", A, n, 0]))
+  const inOrder = fc
+    .nat(12)
+    .map((count) => Array.from({ length: count }, (_, n) => ["a", A, n, 0, false]))
   const taken = fc
     .tuple(inOrder, fc.array(message, { maxLength: 8 }), fc.array(fc.nat(20), { maxLength: 8 }))
     .map(([plain, odd, places]) => {
-      const all = [...plain] as [string, string, number, number][]
+      const all = [...plain] as [string, string, number, number, boolean][]
       for (const [at, each] of odd.entries()) all.splice(places[at] ?? 0, 0, each)
-      return all.map(([id, connection, n, offset]): Taken => [id, connection, n, n + offset])
+      return all.map(
+        ([id, connection, n, offset, again]): Taken => [
+          ...([id, connection, n] as const),
+          n + offset,
+          again,
+        ],
+      )
     })
   check(
     fc.property(sent, fc.option(sent), taken, (a, b, messages) => {
