@@ -11,6 +11,8 @@ import { accessSync, constants, readFileSync } from "node:fs"
 import * as v from "valibot"
 import { SETTINGS, type Settings, settings } from "./settings.ts"
 
+/** RabbitMQ's and the AMQP client's, for a URL without one. */
+const DEFAULT_PASSWORD = "guest"
 const PEM_CERTIFICATE = /-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----/g
 
 export type Environment = Readonly<Record<string, string | undefined>>
@@ -185,6 +187,8 @@ function shape(settings: Settings, values: Environment, ca: string | null) {
     instanceId: settings.INSTANCE_ID,
     /** Null: the embedded broker. */
     amqp: embedded ? null : { urls: settings.AMQP_URL, ca },
+    /** Shared by all instances on the broker; null with the embedded broker, which one process has for itself. */
+    fleetSecret: embedded ? null : settings.FLEET_SECRET || passwordsOf(settings.AMQP_URL),
     workers: embedded ? 1 : settings.WORKERS,
     drainTimeoutMs: settings.DRAIN_TIMEOUT_MS,
     tls: {
@@ -236,6 +240,12 @@ function shape(settings: Settings, values: Environment, ca: string | null) {
     restarts: { most: settings.MAX_RESTARTS, windowMs: settings.MAX_RESTARTS_WINDOW_MS },
     log: { level: settings.LOG_LEVEL, format: settings.LOG_FORMAT },
   } as const
+}
+
+/** The passwords in the URLs, in an order that does not depend on the order of the URLs. */
+function passwordsOf(urls: readonly string[]): string {
+  const passwords = urls.map((url) => decodeURIComponent(new URL(url).password) || DEFAULT_PASSWORD)
+  return [...new Set(passwords)].sort().join("\n")
 }
 
 /** What an operator should know of a configuration that is allowed: a sentence each. */

@@ -20,6 +20,8 @@ export interface WorkerReport {
   }
   readonly connections: number
   readonly admission?: AdmissionReport
+  /** True while the commands in hand fill `MAX_COMMAND_BYTES` and no further ones are taken. */
+  readonly consumingPaused?: boolean
   /** Why a device that came now would be refused. */
   readonly refusing?: CloseReason | null
 }

@@ -45,6 +45,9 @@ export class Counters {
   fleetMessagesSent = 0
   fleetMessagesDropped = 0
   fleetMessagesUnknown = 0
+  /** Larger than any message of a member, or with a MAC that is not a member's. */
+  fleetMessagesUnverified = 0
+  fleetRowsRefused = 0
   presenceSent = 0
   presenceDropped = 0
 

@@ -23,6 +23,8 @@ import {
 const QUEUE_NAME = (name: string) =>
   /^(?!amq\.|owsla\.)\S+$/.test(name) && Buffer.byteLength(name) <= 200
 
+const MIN_FLEET_SECRET_CHARACTERS = 32
+
 export const settings = v.object({
   AMQP_URL: urls({
     split: splitUrls,
@@ -36,6 +38,14 @@ export const settings = v.object({
     match: /^.*$/,
     range: "a path",
     text: "A PEM file of the only CAs to trust for the broker's certificate. Needs an amqps: URL. Unset: the CAs of the system.",
+  }),
+  FLEET_SECRET: text({
+    default: "",
+    defaultText: "derived from the password in AMQP_URL",
+    match: (value) => value === "" || value.length >= MIN_FLEET_SECRET_CHARACTERS,
+    range: `at least ${MIN_FLEET_SECRET_CHARACTERS} characters`,
+    text: "Proves to the workers of all instances that a message comes from one of them. The same on all instances of one broker. To be set where instances have different users at the broker.",
+    secret: true,
   }),
   INSTANCE_ID: text({
     default: defaultInstanceId(hostname()),

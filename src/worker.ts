@@ -15,6 +15,7 @@ import { AmqpBroker } from "./broker/amqp.ts"
 import type { Broker, BrokerState } from "./broker/broker.ts"
 import { Consumer, type Locate } from "./broker/consumer.ts"
 import { EmbeddedBroker } from "./broker/embedded.ts"
+import { FleetKeys } from "./broker/fleet-keys.ts"
 import { CommandIds } from "./broker/forwarding.ts"
 import { Lines } from "./broker/lines.ts"
 import { Outcomes } from "./broker/outcomes.ts"
@@ -22,7 +23,7 @@ import { Posts } from "./broker/posts.ts"
 import { silentSinceMs } from "./broker/publisher.ts"
 import { Sender } from "./broker/sender.ts"
 import { brokerSetup } from "./broker/setup.ts"
-import { fleetQueue, workerQueue } from "./broker/topology.ts"
+import { fleetQueue, isGatewayQueue, workerQueue } from "./broker/topology.ts"
 import { UnacknowledgedCommands } from "./broker/unacknowledged-commands.ts"
 import { type Config, risks } from "./config.ts"
 import type { Snapshot, WorkerReport } from "./control.ts"
@@ -97,6 +98,7 @@ export class Worker {
   constructor(options: WorkerOptions) {
     const { config, events, counters } = options
     const clock = new TurnClock()
+    const keys = new FleetKeys(config.fleetSecret ?? crypto.randomUUID())
     this.#options = options
     this.#events = events
     this.counters = counters
@@ -116,7 +118,8 @@ export class Worker {
       find: (id: string) => this.#connections.find(id),
       locate: ((deviceId, trusting, found) =>
         this.#fleet.locator.locate(deviceId, trusting, found)) satisfies Locate,
-      commandIds: new CommandIds(this.#self),
+      commandIds: new CommandIds(this.#self, crypto.randomUUID()),
+      keys,
     }
     this.#lines = new Lines(this.#broker, {
       queue: config.broker.fromDeviceQueue,
@@ -148,6 +151,8 @@ export class Worker {
       ...routing,
       maxLineBytes: config.device.maxLineBytes,
       mayServe: (worker) => this.#fleet.mayServe(worker),
+      isGatewayQueue: (queue) => isGatewayQueue(config.broker, queue),
+      fault: (error, queue) => this.#fault(error, queue),
     })
     this.#sender = new Sender(this.#broker, this.#posts, outcomes, {
       ...routing,
@@ -158,6 +163,8 @@ export class Worker {
       self: this.#self,
       ...clock,
       counters,
+      keys,
+      warn: (message) => events.emit("notice", { message }),
     })
     this.#backpressure = new Backpressure(
       config.device.maxHeldBytes,
@@ -249,6 +256,7 @@ export class Worker {
       state: this.#state,
       broker: this.#broker.state,
       connections: this.#connections.count,
+      consumingPaused: this.#unacknowledged.paused,
       refusing: this.#listener.refusing,
       admission: this.#listener.admission,
     }

@@ -52,11 +52,35 @@ function faultsOf(environment: Environment): readonly string[] {
 const faultsNaming = (name: string, environment: Environment) =>
   faultsOf(environment).filter((fault) => fault.startsWith(`${name}:`))
 
+describe("the secret of the fleet", () => {
+  const secretOf = (environment: Environment) => load(environment).fleetSecret
+
+  test("is FLEET_SECRET where it is set", () => {
+    const secret = "a-fleet-secret-of-the-tests-0123456789"
+    expect(secretOf({ FLEET_SECRET: secret, AMQP_URL: "amqp://a:b@host" })).toBe(secret)
+  })
+
+  test("is the password of AMQP_URL otherwise, alike for all orders of its URLs", () => {
+    expect(secretOf({ AMQP_URL: "amqp://a:b%2Fc@host" })).toBe("b/c")
+    expect(secretOf({ AMQP_URL: "amqp://a:x@one,amqp://a:y@two" })).toBe(
+      secretOf({ AMQP_URL: "amqp://a:y@two,amqp://a:x@one" }),
+    )
+    expect(secretOf({ AMQP_URL: "amqp://host" })).toBe("guest")
+  })
+
+  test("has 32 characters at least, and is never shown", () => {
+    expect(faultsOf({ FLEET_SECRET: "secret" })).toEqual([
+      "FLEET_SECRET: must be at least 32 characters",
+    ])
+  })
+})
+
 describe("defaults", () => {
   test("are those of the contract, with nothing in the environment", () => {
     expect(load({})).toEqual({
       instanceId: defaultInstanceId(hostname()),
       amqp: null,
+      fleetSecret: null,
       workers: 1,
       drainTimeoutMs: 60_000,
       tls: { certFile: "certs/server.crt", keyFile: "certs/server.key", development: true },
@@ -370,7 +394,7 @@ describe("secrets in files", () => {
   const secrets = SETTINGS.filter(({ secret }) => secret).map(({ name }) => name)
 
   test("are these", () => {
-    expect(secrets).toEqual(["AMQP_URL", "HELLO_SECRETS", "HTTP_TOKENS"])
+    expect(secrets).toEqual(["AMQP_URL", "FLEET_SECRET", "HELLO_SECRETS", "HTTP_TOKENS"])
   })
 
   test.each(["", "\n", "\r\n", "\n\n", " \n"])(
@@ -393,7 +417,7 @@ describe("secrets in files", () => {
   })
 
   test.each([...secrets, "CLOUDAMQP_URL"])("%s and its file at once are a fault", (name) => {
-    const value = name.endsWith("AMQP_URL") ? AMQP_URL : TOKEN
+    const value = name.endsWith("AMQP_URL") ? AMQP_URL : TOKEN.padEnd(32, "0")
     const faults = faultsOf({ [name]: value, [`${name}_FILE`]: file("both", value) })
     expect(faults).toEqual([`${name}: set it or ${name}_FILE, not both`])
   })

@@ -117,13 +117,22 @@ export interface Subscription {
 
 export interface ExchangeDeclaration {
   readonly name: string
-  readonly type: "fanout" | "topic"
+  readonly type: "fanout" | "topic" | "direct"
+  /** The gateway works without it: when it cannot be made there is a warning. */
+  readonly optional?: true
+}
+
+export interface Binding {
+  readonly exchange: string
+  /** "" for a fanout exchange. */
+  readonly routingKey: string
+  /** As for an exchange. */
+  readonly optional?: true
 }
 
 export interface QueueDeclaration {
   readonly name: string
-  /** Fanout exchanges that it takes every message of. */
-  readonly boundTo?: readonly string[]
+  readonly boundTo?: readonly Binding[]
   readonly durable: boolean
   /** Used by this connection alone and gone with it. */
   readonly exclusive?: boolean

@@ -20,6 +20,8 @@ export const REDELIVERED_HEADER = "owsla-redelivered"
 export const GIVEN_UP_HEADER = "owsla-given-up"
 /** The hops of a command when its time in a worker's queue was over: that worker may have taken it and lost its delivery. */
 export const LEFT_HEADER = "owsla-left"
+/** Proves that a member of the fleet has sent a command, so that its other headers of this kind count; see `fleet-keys.ts`. */
+export const MEMBER_HEADER = "owsla-member"
 /** Milliseconds since 1970; AMQP's `expiration` would start anew in each queue. */
 export const EXPIRES_AT_HEADER = "owsla-expires-at"
 
@@ -31,6 +33,7 @@ export const INTERNAL_HEADERS: readonly string[] = [
   GIVEN_UP_HEADER,
   LEFT_HEADER,
   EXPIRES_AT_HEADER,
+  MEMBER_HEADER,
 ]
 
 /** Which connection a command is for: that very one, or the one the device has now. */
@@ -101,17 +104,14 @@ export interface Death {
   readonly expiration: string | null
 }
 
-/** From the `x-death` header; null when there is none. */
+/** From the `x-death` header, which may have been sent by anybody; null when there is none that can be read. */
 export function readDeath(properties: MessageProperties): Death | null {
   const deaths = properties.headers?.["x-death"]
   const death: unknown = Array.isArray(deaths) ? deaths[0] : null
   if (typeof death !== "object" || death === null) return null
   const { reason, queue, "original-expiration": expiration } = death as Record<string, unknown>
-  return {
-    reason: String(reason),
-    queue: String(queue),
-    expiration: typeof expiration === "string" ? expiration : null,
-  }
+  if (typeof reason !== "string" || typeof queue !== "string") return null
+  return { reason, queue, expiration: typeof expiration === "string" ? expiration : null }
 }
 
 function invalid(detail: string): Refusal {

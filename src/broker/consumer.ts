@@ -18,22 +18,25 @@
 import type { Counters } from "../counters.ts"
 import type { Outcome } from "../device/command.ts"
 import type { Connection } from "../device/connection.ts"
-import type { Delivery } from "./broker.ts"
+import { asError } from "../uncaught.ts"
+import type { Delivery, MessageProperties } from "./broker.ts"
 import {
   type CommandMessage,
   type Death,
   GIVEN_UP_HEADER,
   LEFT_HEADER,
+  type Refusal,
   readCommand,
   readDeath,
 } from "./command-message.ts"
+import type { FleetKeys } from "./fleet-keys.ts"
 import { type CommandIds, forwarded } from "./forwarding.ts"
 import type { Outcomes } from "./outcomes.ts"
 import type { Posts } from "./posts.ts"
 import { QueuedCommand } from "./queued-command.ts"
 import { MAX_HOPS, route } from "./routing.ts"
 import { isWorkerQueue, WORKER_QUEUE_TTL_MS, workerOfQueue, workerQueue } from "./topology.ts"
-import type { UnacknowledgedCommands } from "./unacknowledged-commands.ts"
+import type { DeadLetter, UnacknowledgedCommands } from "./unacknowledged-commands.ts"
 
 export interface ConsumerOptions {
   readonly workerId: string
@@ -46,6 +49,11 @@ export interface ConsumerOptions {
   /** Whether a worker is known to the fleet, or may exist because the broker came back a short time ago. */
   readonly mayServe: (workerId: string) => boolean
   readonly commandIds: CommandIds
+  readonly keys: FleetKeys
+  /** Whether a queue is one of the gateway's, where no receipt of a back-end's command may go. */
+  readonly isGatewayQueue: (queue: string) => boolean
+  /** Told of an error in the handling of a delivery. */
+  readonly fault: (error: Error, queue: string) => void
 }
 
 /** Where another worker holds a device. */
@@ -111,14 +119,33 @@ export class Consumer {
    * @param prefetch how many deliveries of its queue may be unacknowledged.
    */
   deliver(delivery: Delivery, prefetch: number): void {
-    const { counters, nowMs, maxLineBytes } = this.#options
-    counters.commandsReceived += 1
+    this.#options.counters.commandsReceived += 1
     this.#note(delivery.queue, prefetch)
-    const read = readCommand(delivery.body, delivery.properties, nowMs(), maxLineBytes)
+    try {
+      this.#take(delivery)
+    } catch (error) {
+      this.#failed(delivery, error)
+    }
+  }
+
+  /** Takes a delivery that the broker gave up in another queue. */
+  deliverDeadLetter(delivery: Delivery, prefetch: number): void {
+    this.#options.counters.deadLettersReceived += 1
+    this.#note(delivery.queue, prefetch)
+    try {
+      this.#takeDeadLetter(delivery)
+    } catch (error) {
+      this.#failed(delivery, error)
+    }
+  }
+
+  #take(delivery: Delivery): void {
+    const { nowMs, maxLineBytes } = this.#options
+    const read =
+      this.#admit(delivery.properties) ??
+      readCommand(delivery.body, delivery.properties, nowMs(), maxLineBytes)
     if ("outcome" in read) {
-      const command = new QueuedCommand(delivery, null, this.#outcomes)
-      if (!this.#unacknowledged.add(command, null)) return
-      this.#outcomes.settle(command, read.outcome, read.detail, null)
+      this.#refuse(delivery, read, null)
       return
     }
     const command = new QueuedCommand(delivery, read, this.#outcomes)
@@ -136,11 +163,9 @@ export class Consumer {
     this.#route(command, read, givenUp === null ? FRESH : { leftIn: null, givenUp })
   }
 
-  /** Takes a delivery that the broker gave up in another queue. */
-  deliverDeadLetter(delivery: Delivery, prefetch: number): void {
-    const { counters, nowMs, maxLineBytes } = this.#options
-    counters.deadLettersReceived += 1
-    this.#note(delivery.queue, prefetch)
+  #takeDeadLetter(delivery: Delivery): void {
+    const { nowMs, maxLineBytes } = this.#options
+    const refusal = this.#admit(delivery.properties)
     const death = readDeath(delivery.properties)
     const given = readGivenUp(delivery)
     const forwards = given?.forwards ?? 0
@@ -154,11 +179,9 @@ export class Consumer {
       const waitedMs = undated ? WORKER_QUEUE_TTL_MS : 0
       properties.expiration = String(Math.max(0, Number(expiration) - waitedMs))
     }
-    const read = readCommand(delivery.body, properties, nowMs(), maxLineBytes)
+    const read = refusal ?? readCommand(delivery.body, properties, nowMs(), maxLineBytes)
     if ("outcome" in read) {
-      const command = new QueuedCommand(delivery, null, this.#outcomes)
-      if (!this.#unacknowledged.add(command, { expired, forwards, leftAtHops })) return
-      this.#outcomes.settle(command, read.outcome, read.detail, null)
+      this.#refuse(delivery, read, { expired, forwards, leftAtHops })
       return
     }
     const command = new QueuedCommand(delivery, read, this.#outcomes)
@@ -189,6 +212,42 @@ export class Consumer {
     if (!isIdle) return
     for (const [queue, prefetch] of this.#prefetchOf) {
       if (this.#unacknowledged.countFrom(queue) >= prefetch) this.#makeRoom(queue)
+    }
+  }
+
+  /**
+   * Ignores what only members of the fleet may say when the message is not from one.
+   * @returns why no command is read from it, or null.
+   */
+  #admit(properties: MessageProperties): Refusal | null {
+    const { keys, isGatewayQueue } = this.#options
+    const { replyTo } = properties
+    if (keys.admit(properties) || replyTo === undefined || !isGatewayQueue(replyTo)) return null
+    // A receipt there would be read as a line, a command or the receipt of another command.
+    delete properties.replyTo
+    return { outcome: "invalid", detail: `reply_to names a queue of the gateway: ${replyTo}` }
+  }
+
+  #refuse(delivery: Delivery, { outcome, detail }: Refusal, deadLetter: DeadLetter | null): void {
+    const command = new QueuedCommand(delivery, null, this.#outcomes)
+    if (!this.#unacknowledged.add(command, deadLetter)) return
+    this.#outcomes.settle(command, outcome, detail, null)
+  }
+
+  /** Ends the command of a delivery whose handling threw, so that it is neither lost nor held for ever. */
+  #failed(delivery: Delivery, error: unknown): void {
+    this.#options.fault(asError(error), delivery.queue)
+    const command =
+      this.#unacknowledged.of(delivery) ?? new QueuedCommand(delivery, null, this.#outcomes)
+    // The connection may hold the command or not: what it holds ends with it.
+    if (command.state === "at_connection") command.connection?.close("fault")
+    if (command.state === "ended" || command.state === "dropped") return
+    this.#unacknowledged.hold(command)
+    try {
+      this.#outcomes.fail(command, "internal error, see the server log")
+    } catch (again) {
+      this.#options.fault(asError(again), delivery.queue)
+      this.#unacknowledged.acknowledge(command)
     }
   }
 
@@ -234,20 +293,34 @@ export class Consumer {
 
   #locate(command: QueuedCommand, message: CommandMessage, deviceId: string, origin: Origin): void {
     const { find, locate } = this.#options
-    const { leftIn, givenUp } = origin
+    const { leftIn } = origin
     // What came here by an announcement, or was left where one led, is not sent after another.
     locate(deviceId, leftIn === null && message.hops === 0, (place) => {
       // Lost meanwhile: the next delivery is looked up by itself.
       if (command.state === "dropped") return
-      // It may have come to this worker in the meantime.
-      const connection = find(deviceId)
-      const mayForward = givenUp === null || givenUp.forwards < MAX_GIVEN_UP_FORWARDS
-      if (connection === undefined && place.is === "with" && mayForward) {
-        this.#forward(command, message, workerQueue(place.worker), origin)
-      } else if (givenUp !== null) this.#end(command, givenUp)
-      else if (connection !== undefined) this.#offer(command, connection)
-      else if (place.is === "nowhere") this.#offline(command, place.detail)
+      try {
+        this.#located(command, message, find(deviceId), place, origin)
+      } catch (error) {
+        this.#failed(command.delivery, error)
+      }
     })
+  }
+
+  /** @param connection of this worker: the device may have come here in the meantime. */
+  #located(
+    command: QueuedCommand,
+    message: CommandMessage,
+    connection: Connection | undefined,
+    place: Place,
+    origin: Origin,
+  ): void {
+    const { givenUp } = origin
+    const mayForward = givenUp === null || givenUp.forwards < MAX_GIVEN_UP_FORWARDS
+    if (connection === undefined && place.is === "with" && mayForward) {
+      this.#forward(command, message, workerQueue(place.worker), origin)
+    } else if (givenUp !== null) this.#end(command, givenUp)
+    else if (connection !== undefined) this.#offer(command, connection)
+    else if (place.is === "nowhere") this.#offline(command, place.detail)
   }
 
   #offer(command: QueuedCommand, connection: Connection): void {
@@ -273,7 +346,7 @@ export class Consumer {
   }
 
   #forward(command: QueuedCommand, message: CommandMessage, queue: string, origin: Origin): void {
-    const { counters, commandIds, nowMs } = this.#options
+    const { counters, commandIds, nowMs, keys } = this.#options
     const { leftIn, givenUp } = origin
     counters.commandsForwarded += 1
     const commandId = message.commandId ?? commandIds.mint()
@@ -282,7 +355,7 @@ export class Consumer {
     // The worker recognises a command that was given up by its content when it was lost, so the hops stay the same.
     const hops = givenUp === null ? message.hops : message.hops - 1
     const carried = { ...message, hops, redelivered: command.redelivered, commandId }
-    const properties = forwarded(command.delivery.properties, carried, nowMs())
+    const properties = forwarded(command.delivery.properties, carried, nowMs(), keys.commandKey)
     if (givenUp === null && leftIn !== null && properties.headers !== undefined) {
       properties.headers[LEFT_HEADER] = message.hops
     }

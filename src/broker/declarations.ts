@@ -13,8 +13,9 @@
  */
 
 import type { AMQPChannel } from "@cloudamqp/amqp-client"
+import { asError } from "../uncaught.ts"
 import type { BatchingClient } from "./batching-client.ts"
-import type { ExchangeDeclaration, QueueDeclaration } from "./broker.ts"
+import type { Binding, ExchangeDeclaration, QueueDeclaration } from "./broker.ts"
 import { readBrokerError } from "./broker-errors.ts"
 import {
   argumentsFor,
@@ -22,6 +23,7 @@ import {
   lacksQuorumQueues,
   lacksTransientQueues,
 } from "./server-properties.ts"
+import { COMMANDS_EXCHANGE } from "./topology.ts"
 
 /** @param about the subject: a subject is warned of once. */
 export type Warn = (about: string, message: string) => void
@@ -34,6 +36,8 @@ interface Declaration {
   readonly check: ((on: AMQPChannel) => Promise<unknown>) | null
   /** The permissions on a resource that `act` needs, for brokers that do not say which of them is missing. */
   readonly needs: (resource: string) => string
+  /** When it cannot be made there is a warning and no error. */
+  readonly optional: boolean
   /** What to add to the warning that it exists with other arguments. */
   readonly advice: (argument: string | null) => string
 }
@@ -56,7 +60,7 @@ export async function declareAll(
   for (const exchange of exchanges) await declare.one(exchangeDeclaration(exchange))
   for (const queue of queues) {
     await declare.one(queueDeclaration(queue, client))
-    for (const exchange of queue.boundTo ?? []) await declare.one(binding(queue.name, exchange))
+    for (const bound of queue.boundTo ?? []) await declare.one(binding(queue.name, bound))
   }
   await declare.end()
 }
@@ -72,7 +76,21 @@ class Declarer {
     this.#warn = warn
   }
 
-  async one({ what, name, act, check, needs, advice }: Declaration): Promise<void> {
+  async one(declaration: Declaration): Promise<void> {
+    const { what, optional } = declaration
+    try {
+      await this.#declare(declaration)
+    } catch (error) {
+      // A lost connection is no refusal.
+      if (!optional || this.#client.closed) throw error
+      this.#warn(
+        what,
+        `back-ends cannot publish to ${COMMANDS_EXCHANGE}: ${asError(error).message}`,
+      )
+    }
+  }
+
+  async #declare({ what, name, act, check, needs, advice }: Declaration): Promise<void> {
     const refusal = await this.#try(act)
     if (refusal === null) return
     const error = readBrokerError(refusal.message)
@@ -131,13 +149,15 @@ class Declarer {
   }
 }
 
-function exchangeDeclaration({ name, type }: ExchangeDeclaration): Declaration {
+function exchangeDeclaration(exchange: ExchangeDeclaration): Declaration {
+  const { name, type, optional = false } = exchange
   return {
     what: `exchange ${name}`,
     name,
     act: (on) => on.exchangeDeclare(name, type, { durable: true }),
     check: (on) => on.exchangeDeclare(name, type, { passive: true }),
     needs: () => CONFIGURE,
+    optional,
     advice: noAdvice,
   }
 }
@@ -156,18 +176,21 @@ function queueDeclaration(queue: QueueDeclaration, client: BatchingClient): Decl
     act: (on) => on.queueDeclare(name, params, args),
     check: (on) => on.queueDeclare(name, { passive: true }),
     needs: (resource) => (resource === name ? own : WRITE),
+    optional: false,
     // A queue of another type has no delivery limit. The gateway cannot see policies.
     advice: (argument) => (limited && argument !== "x-queue-type" ? deliveryLimitAdvice(name) : ""),
   }
 }
 
-function binding(queue: string, exchange: string): Declaration {
+function binding(queue: string, bound: Binding): Declaration {
+  const { exchange, routingKey, optional = false } = bound
   return {
     what: `the binding of ${queue} to ${exchange}`,
     name: queue,
-    act: (on) => on.queueBind(queue, exchange, ""),
+    act: (on) => on.queueBind(queue, exchange, routingKey),
     check: null,
     needs: (resource) => (resource === exchange ? READ : WRITE),
+    optional,
     advice: noAdvice,
   }
 }

@@ -1,7 +1,7 @@
 /**
  * The broker in memory: the same interface for a first try and for fast tests, in one process.
  *
- * Keeps what it can of RabbitMQ's meaning: default exchange, fanout exchanges, mandatory, confirms,
+ * Keeps what it can of RabbitMQ's meaning: default exchange, fanout and direct exchanges, mandatory, confirms,
  * prefetch, redelivery, per-message expiration, dead-lettering. Keeps nothing on disk and shares nothing with
  * another process. Bound: `MAX_QUEUE_MESSAGES` a queue; then the oldest is dropped, as a queue with
  * `x-max-length` does, and counted in the one warning about it.
@@ -52,8 +52,8 @@ export class EmbeddedBroker implements Broker {
   readonly kind = "embedded"
   readonly #nowMs: () => number
   readonly #queues = new Map<string, Queue>()
-  /** The queues of each exchange; none for a topic, which nobody in this process listens to. */
-  readonly #exchanges = new Map<string, Queue[]>()
+  /** The queues of each exchange, by routing key; none for a topic, which nobody in this process listens to. */
+  readonly #exchanges = new Map<string, Map<string, Queue[]>>()
   readonly #taps = new Map<string, Set<Tap>>()
   readonly #lanes: { lane: EmbeddedLane; listener: LaneListener }[] = []
   #listener: BrokerListener | null = null
@@ -70,7 +70,7 @@ export class EmbeddedBroker implements Broker {
 
   start(setup: BrokerSetup, listener: BrokerListener): void {
     this.#listener = listener
-    for (const { name } of setup.exchanges) this.#exchanges.set(name, [])
+    for (const { name } of setup.exchanges) this.#exchanges.set(name, new Map())
     for (const { name, arguments: args, boundTo = [] } of setup.queues) {
       const deadLetterTo = args["x-dead-letter-routing-key"]
       const messageTtlMs = args["x-message-ttl"]
@@ -84,7 +84,10 @@ export class EmbeddedBroker implements Broker {
         dropped: 0,
       }
       this.#queues.set(name, queue)
-      for (const exchange of boundTo) this.#exchanges.get(exchange)?.push(queue)
+      for (const { exchange, routingKey } of boundTo) {
+        const keys = this.#exchanges.get(exchange)
+        keys?.set(routingKey, [...(keys.get(routingKey) ?? []), queue])
+      }
     }
     for (const subscription of setup.subscriptions) {
       this.#queues
@@ -143,7 +146,8 @@ export class EmbeddedBroker implements Broker {
 
   /** Stores one message for `EmbeddedLane`. */
   store({ exchange, routingKey, body, properties, mandatory }: OutgoingMessage): PublishResult {
-    const queues = exchange === "" ? this.#byName(routingKey) : this.#exchanges.get(exchange)
+    const queues =
+      exchange === "" ? this.#byName(routingKey) : this.#exchanges.get(exchange)?.get(routingKey)
     if (queues === undefined || queues.length === 0) {
       return mandatory === false ? "confirmed" : "returned"
     }

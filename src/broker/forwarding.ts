@@ -6,13 +6,14 @@
  * repeated after a lost connection is a second message. So each goes along as a header.
  */
 
-import { ConnectionIds } from "../device/ids.ts"
+import type { WorkerProcess } from "../device/ids.ts"
 import type { MessageProperties } from "./broker.ts"
 import {
   COMMAND_ID_HEADER,
   type CommandMessage,
   EXPIRES_AT_HEADER,
   HOPS_HEADER,
+  MEMBER_HEADER,
   REDELIVERED_HEADER,
 } from "./command-message.ts"
 import { republishable } from "./fields.ts"
@@ -20,20 +21,41 @@ import { republishable } from "./fields.ts"
 /** The most that RabbitMQ takes; it closes the channel at more. */
 const MAX_EXPIRATION_MS = 2 ** 32 - 1
 
-/** Mints the ids of the commands that one process is the first to forward: of the form of its connections'. */
-export const CommandIds = ConnectionIds
-export type CommandIds = ConnectionIds
+/**
+ * Mints the ids of the commands that one process is the first to forward: worker, incarnation, a random part that nobody
+ * else can guess, and a counter.
+ */
+export class CommandIds {
+  readonly #prefix: string
+  #next = 0
 
-/** The properties of a command on its way to another worker. */
+  /** @param random at least 64 bits, drawn once for a process. */
+  constructor({ worker, incarnation }: WorkerProcess, random: string) {
+    this.#prefix = `${worker}.${incarnation}.${random}.`
+  }
+
+  mint(): string {
+    const id = this.#prefix + this.#next.toString(36)
+    this.#next += 1
+    return id
+  }
+}
+
+/**
+ * The properties of a command on its way to another worker.
+ * @param commandKey by which that worker knows that a member of the fleet has forwarded it; see `fleet-keys.ts`.
+ */
 export function forwarded(
   properties: MessageProperties,
   message: Pick<CommandMessage, "expiresAtMs" | "hops" | "redelivered"> & {
     readonly commandId: string
   },
   nowMs: number,
+  commandKey: string,
 ): MessageProperties {
   const again = republishable(properties)
   const { headers } = again
+  headers[MEMBER_HEADER] = commandKey
   headers[HOPS_HEADER] = message.hops + 1
   headers[COMMAND_ID_HEADER] = message.commandId
   if (message.redelivered) headers[REDELIVERED_HEADER] = true

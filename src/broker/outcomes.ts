@@ -10,14 +10,22 @@
  * the prefetch of the consumers.
  */
 
+import * as v from "valibot"
 import type { Counters } from "../counters.ts"
-import type { Command, CommandSource, Outcome, Recipient } from "../device/command.ts"
+import {
+  type Command,
+  type CommandSource,
+  OUTCOMES,
+  type Outcome,
+  type Recipient,
+} from "../device/command.ts"
 import type { HeaderValue, MessageProperties } from "./broker.ts"
 import { INTERNAL_HEADERS, type Target } from "./command-message.ts"
 import { pickedHeaders, republishable } from "./fields.ts"
 import type { PostOptions, Posts } from "./posts.ts"
 import type { FinalResult } from "./publish-window.ts"
 import type { QueuedCommand } from "./queued-command.ts"
+import { OWN_QUEUE_PREFIX } from "./topology.ts"
 import type { UnacknowledgedCommands } from "./unacknowledged-commands.ts"
 
 const OUTCOME_HEADER = "owsla-outcome"
@@ -25,6 +33,8 @@ const DETAIL_HEADER = "owsla-detail"
 /** Headers that stay, as far as they are short, when all of them together are too large for a frame. */
 const ESSENTIAL_HEADERS = ["connection_id", "device_id", "to_device_seq"]
 const SHORT_CHARACTERS = 256
+/** More than a receipt with the longest ids and detail has. */
+const MAX_RECEIPT_BYTES = 65_536
 
 /** The fields of a receipt and of the answer to an HTTP request. */
 export interface Receipt {
@@ -36,6 +46,27 @@ export interface Receipt {
   /** Milliseconds since 1970. */
   readonly at: number
   readonly detail: string
+}
+
+const text = v.nullable(v.string())
+const receiptSchema = v.object({
+  outcome: v.picklist(OUTCOMES),
+  device_id: text,
+  connection_id: text,
+  epoch: v.nullable(v.number()),
+  at: v.number(),
+  detail: v.string(),
+})
+
+/** The receipt in a message's body; null when it is none, for example of another version. */
+export function readReceipt(body: Uint8Array): Receipt | null {
+  if (body.length > MAX_RECEIPT_BYTES) return null
+  try {
+    const checked = v.safeParse(receiptSchema, JSON.parse(Buffer.from(body).toString()))
+    return checked.success ? checked.output : null
+  } catch {
+    return null
+  }
 }
 
 export function receipt(
@@ -141,6 +172,20 @@ export class Outcomes implements CommandSource {
     store()
   }
 
+  /**
+   * Ends a command whose handling threw: it is kept as invalid, without most of its headers, one of which may be the
+   * cause.
+   */
+  fail(command: QueuedCommand, detail: string): void {
+    const { properties } = command.delivery
+    const { headers = {} } = properties
+    properties.headers = {}
+    for (const name of ESSENTIAL_HEADERS) {
+      if (isShort(headers[name])) properties.headers[name] = headers[name]
+    }
+    this.settle(command, "invalid", detail, null)
+  }
+
   /** Nothing of the outcome was published. If the command was delivered again meanwhile, it is published now. */
   #withdrawn(command: QueuedCommand, again: () => void): void {
     if (command.lost) this.#unacknowledged.drop(command)
@@ -162,6 +207,11 @@ export class Outcomes implements CommandSource {
   ): void {
     const added = { [OUTCOME_HEADER]: outcome, [DETAIL_HEADER]: detail }
     const { headers, ...others } = republishable(properties)
+    // Only a command that came by HTTP has a receipt on a worker's own queue.
+    if (others.replyTo?.startsWith(OWN_QUEUE_PREFIX)) {
+      delete others.replyTo
+      delete others.correlationId
+    }
     for (const name of INTERNAL_HEADERS) delete headers[name]
     this.#store(
       body,
@@ -233,9 +283,13 @@ export class Outcomes implements CommandSource {
 }
 
 function essential(headers: Record<string, HeaderValue>): Record<string, HeaderValue> {
-  const short = (value: HeaderValue) =>
+  return pickedHeaders(headers, ESSENTIAL_HEADERS, isShort)
+}
+
+function isShort(value: HeaderValue): boolean {
+  return (
     typeof value === "number" || (typeof value === "string" && value.length <= SHORT_CHARACTERS)
-  return pickedHeaders(headers, ESSENTIAL_HEADERS, short)
+  )
 }
 
 function stringOrNull(value: unknown): string | null {

@@ -11,19 +11,14 @@
  */
 
 import type { Counters } from "../counters.ts"
-import {
-  type Command,
-  type CommandSource,
-  OUTCOMES,
-  type Outcome,
-  type Recipient,
-} from "../device/command.ts"
+import type { Command, CommandSource, Outcome, Recipient } from "../device/command.ts"
 import type { Connection } from "../device/connection.ts"
 import type { Broker, Delivery, MessageProperties } from "./broker.ts"
 import type { Locate } from "./consumer.ts"
+import type { FleetKeys } from "./fleet-keys.ts"
 import { type CommandIds, forwarded } from "./forwarding.ts"
 import type { Outcomes, Receipt } from "./outcomes.ts"
-import { receipt } from "./outcomes.ts"
+import { readReceipt, receipt } from "./outcomes.ts"
 import type { Posts } from "./posts.ts"
 import { route } from "./routing.ts"
 import { workerQueue } from "./topology.ts"
@@ -58,6 +53,7 @@ export interface SenderOptions {
   readonly find: (id: string) => Connection | undefined
   readonly locate: Locate
   readonly commandIds: CommandIds
+  readonly keys: FleetKeys
 }
 
 export class Sender {
@@ -67,7 +63,6 @@ export class Sender {
   readonly #outcomes: Outcomes
   /** Answers to those that wait for an outcome, by correlation id. */
   readonly #pending = new Map<string, (result: SendResult) => void>()
-  #nextId = 0
   /** Commands for connections of this worker that have no outcome yet, asked for still or not. */
   #unsettled = 0
   #stopped = false
@@ -101,8 +96,8 @@ export class Sender {
     if (elsewhere && this.#broker.state.is !== "ready") {
       return Promise.resolve({ outcome: "unreachable" })
     }
-    const correlationId = `${this.#nextId}`
-    this.#nextId += 1
+    // Random, since a back-end may be able to publish to the queue where the receipt is awaited.
+    const correlationId = crypto.randomUUID()
     const expiresAtMs = nowMs() + (request.ttlMs ?? timeoutMs)
     const { promise, resolve } = Promise.withResolvers<SendResult>()
     const giveUp = () => {
@@ -148,13 +143,10 @@ export class Sender {
   /** Takes a delivery from this worker's reply queue. */
   deliverReceipt(delivery: Delivery): void {
     const { correlationId } = delivery.properties
-    if (correlationId === undefined) return
-    try {
-      const told: Receipt | null = JSON.parse(Buffer.from(delivery.body).toString())
-      if (told !== null && OUTCOMES.includes(told.outcome)) this.#answer(correlationId, told)
-    } catch {
-      // Not a receipt of ours; whoever waits for one gets its time-out.
-    }
+    // Anything but a receipt is ignored: a caller that waits for one gets its time-out.
+    if (correlationId === undefined || !this.#pending.has(correlationId)) return
+    const told = readReceipt(delivery.body)
+    if (told !== null) this.#answer(correlationId, told)
   }
 
   readonly #source: CommandSource = {
@@ -201,12 +193,12 @@ export class Sender {
   }
 
   #forward(command: HttpCommand, queue: string): void {
-    const { counters, nowMs, replyQueue, commandIds } = this.#options
+    const { counters, nowMs, replyQueue, commandIds, keys } = this.#options
     counters.commandsForwarded += 1
     const commandId = commandIds.mint()
     const message = { expiresAtMs: command.expiresAtMs, hops: 0, redelivered: false, commandId }
     const properties = {
-      ...forwarded(command.properties, message, nowMs()),
+      ...forwarded(command.properties, message, nowMs(), keys.commandKey),
       replyTo: replyQueue,
       correlationId: command.correlationId,
     }

@@ -12,6 +12,8 @@
  *
  *   owsla.fleet            to the fleet queues of all workers (fanout)
  *   owsla.presence         devices that connect and disconnect, for whoever wants to know (topic)
+ *   owsla.commands         commands, by the name of the queue that they are for (direct): a back-end needs permission
+ *                          to write to this exchange alone, and not to every queue by the default exchange
  *
  * Bound in time: a command waits `WORKER_QUEUE_TTL_MS` at most in the queue of a worker that does not
  * take it, then it is a dead letter; an unused worker queue goes after `WORKER_QUEUE_EXPIRES_MS`. What
@@ -37,15 +39,20 @@ const FLEET_MAX_BYTES = 67_108_864
 
 export const FLEET_EXCHANGE = "owsla.fleet"
 export const PRESENCE_EXCHANGE = "owsla.presence"
+export const COMMANDS_EXCHANGE = "owsla.commands"
 
 export const EXCHANGES: readonly ExchangeDeclaration[] = [
   { name: FLEET_EXCHANGE, type: "fanout" },
   { name: PRESENCE_EXCHANGE, type: "topic" },
+  // Its absence would stop an instance whose user has the permissions of a version before it.
+  { name: COMMANDS_EXCHANGE, type: "direct", optional: true },
 ]
 
 export const DEAD_LETTERS = "owsla.dead_letters"
 
-const WORKER_QUEUE_PREFIX = "owsla.worker."
+/** Of every queue but those of the settings, whose names may not begin with it. */
+export const OWN_QUEUE_PREFIX = "owsla."
+const WORKER_QUEUE_PREFIX = `${OWN_QUEUE_PREFIX}worker.`
 
 export function workerQueue(workerId: string): string {
   return `${WORKER_QUEUE_PREFIX}${workerId}`
@@ -72,6 +79,15 @@ export interface QueueNames {
   readonly queueType: "quorum" | "classic"
 }
 
+/** Whether this is one of the gateway's queues, of any instance: none of them takes receipts of a back-end's command. */
+export function isGatewayQueue(names: QueueNames, queue: string): boolean {
+  const { fromDeviceQueue, toDeviceQueue, undeliveredQueue } = names
+  return (
+    queue.startsWith(OWN_QUEUE_PREFIX) ||
+    [fromDeviceQueue, toDeviceQueue, undeliveredQueue].includes(queue)
+  )
+}
+
 export function queueDeclarations(names: QueueNames, self: WorkerProcess): QueueDeclaration[] {
   const type = { "x-queue-type": names.queueType }
   const deadLettering = {
@@ -91,15 +107,17 @@ export function queueDeclarations(names: QueueNames, self: WorkerProcess): Queue
     durable(DEAD_LETTERS, {}),
     durable(names.undeliveredQueue, {}),
     durable(names.fromDeviceQueue, {}),
-    durable(names.toDeviceQueue, deadLettering),
-    durable(workerQueue(self.worker), {
-      ...deadLettering,
-      "x-message-ttl": WORKER_QUEUE_TTL_MS,
-      "x-expires": WORKER_QUEUE_EXPIRES_MS,
-    }),
+    takingCommands(durable(names.toDeviceQueue, deadLettering)),
+    takingCommands(
+      durable(workerQueue(self.worker), {
+        ...deadLettering,
+        "x-message-ttl": WORKER_QUEUE_TTL_MS,
+        "x-expires": WORKER_QUEUE_EXPIRES_MS,
+      }),
+    ),
     {
       name: fleetQueue(self),
-      boundTo: [FLEET_EXCHANGE],
+      boundTo: [{ exchange: FLEET_EXCHANGE, routingKey: "" }],
       durable: false,
       // Its messages are neither stored nor copied to other nodes of the broker. A durable one could not be declared
       // again while the node that holds it is down.
@@ -112,4 +130,10 @@ export function queueDeclarations(names: QueueNames, self: WorkerProcess): Queue
       },
     },
   ]
+}
+
+/** Under its own name, as in the default exchange. */
+function takingCommands(queue: QueueDeclaration): QueueDeclaration {
+  const binding = { exchange: COMMANDS_EXCHANGE, routingKey: queue.name, optional: true } as const
+  return { ...queue, boundTo: [binding] }
 }

@@ -84,6 +84,19 @@ export class UnacknowledgedCommands {
       this.#counters.commandsRedelivered += 1
       return false
     }
+    this.hold(command)
+    return true
+  }
+
+  /** The command of a delivery that is in hand; null when none is. */
+  of(delivery: Delivery): QueuedCommand | null {
+    for (const command of this.#commands) if (command.delivery === delivery) return command
+    return null
+  }
+
+  /** Takes a command in hand without asking whether it is known. */
+  hold(command: QueuedCommand): void {
+    if (this.#commands.has(command)) return
     this.#commands.add(command)
     command.countedFor = this.#countOf(command.delivery.queue)
     command.countedFor.count += 1
@@ -92,7 +105,11 @@ export class UnacknowledgedCommands {
       this.#paused = true
       this.#broker.pauseConsuming()
     }
-    return true
+  }
+
+  /** Whether the broker is read no further because the bodies of these commands fill their bound. */
+  get paused(): boolean {
+    return this.#paused
   }
 
   /** Its outcome is stored, or another delivery decides it: the delivery is acknowledged. */

@@ -3,11 +3,15 @@
  * them. Nothing on it is stored: what is said while the broker is away is not said, and whoever asked
  * finds out.
  *
- * Never waits and never repeats. Bound: `MAX_IN_FLIGHT` messages that the broker has not confirmed;
- * one more is dropped and counted.
+ *   message ─► JSON ─► owsla-mac ─► broker ─► size ─► owsla-mac verified ─► parsed ─► each row checked
+ *
+ * A message that does not verify is dropped and counted: anybody who may publish through the default exchange can
+ * send one. Never waits and never repeats. Bounds: `MAX_IN_FLIGHT` messages that the broker has not confirmed;
+ * one more is dropped and counted; `MAX_MESSAGE_BYTES` of a message that is read.
  */
 
 import type { Broker, Delivery, Lane, LaneListener, PublishResult } from "../broker/broker.ts"
+import { type FleetKeys, MAC_HEADER } from "../broker/fleet-keys.ts"
 import { FLEET_MESSAGE_TYPE } from "../broker/setup.ts"
 import { FLEET_EXCHANGE, fleetQueue } from "../broker/topology.ts"
 import type { Counters } from "../counters.ts"
@@ -16,12 +20,16 @@ import { type FleetContent, type FleetMessage, parseFleetMessage } from "./messa
 
 /** What may come twice after a lost connection. */
 const MAX_IN_FLIGHT = 1_000
+/** More than `MAX_ROWS` of the largest rows have. */
+const MAX_MESSAGE_BYTES = 2_097_152
 
 export interface ChannelOptions {
   readonly self: WorkerProcess
   /** Milliseconds that never jump. */
   readonly steadyMs: () => number
+  readonly nowMs: () => number
   readonly counters: Counters
+  readonly keys: FleetKeys
 }
 
 export class Channel {
@@ -61,14 +69,22 @@ export class Channel {
     this.#publish("", fleetQueue(to), content, settled)
   }
 
-  /** The message of a delivery; null when it is our own or none that we know. */
-  read(delivery: Delivery): FleetMessage | null {
-    const { replyTo } = delivery.properties
+  /** The message of a delivery; null when it is our own, not from a member, or none that we know. */
+  read({ body, properties }: Delivery): FleetMessage | null {
+    const { counters, keys, nowMs } = this.#options
     // What we broadcast comes to us too.
-    if (replyTo === this.#ownQueue) return null
-    const message = parseFleetMessage(Buffer.from(delivery.body).toString())
-    if (message === null) this.#options.counters.fleetMessagesUnknown += 1
-    return message
+    if (properties.replyTo === this.#ownQueue) return null
+    if (body.length > MAX_MESSAGE_BYTES || !keys.verifies(body, properties.headers?.[MAC_HEADER])) {
+      counters.fleetMessagesUnverified += 1
+      return null
+    }
+    const read = parseFleetMessage(Buffer.from(body).toString(), nowMs())
+    if (read === null) {
+      counters.fleetMessagesUnknown += 1
+      return null
+    }
+    counters.fleetRowsRefused += read.refusedRows
+    return read.message
   }
 
   #publish(
@@ -77,13 +93,14 @@ export class Channel {
     content: FleetContent,
     settled: (result: PublishResult) => void = () => undefined,
   ): void {
-    const { self, counters } = this.#options
+    const { self, counters, keys } = this.#options
     if (!this.open || !this.hasRoom) {
       counters.fleetMessagesDropped += 1
       queueMicrotask(() => settled("cut"))
       return
     }
     const message = { from: self.worker, incarnation: self.incarnation, ...content }
+    const body = Buffer.from(JSON.stringify(message))
     const id = String(this.#nextId)
     this.#nextId += 1
     this.#inFlight += 1
@@ -93,13 +110,14 @@ export class Channel {
         id,
         exchange,
         routingKey,
-        body: Buffer.from(JSON.stringify(message)),
+        body,
         properties: {
           contentType: "application/json",
           type: FLEET_MESSAGE_TYPE,
           messageId: id,
           replyTo: this.#ownQueue,
           appId: "owsla",
+          headers: { [MAC_HEADER]: keys.mac(body) },
         },
       },
       (result) => {

@@ -10,6 +10,7 @@
  */
 
 import type { Broker, Delivery } from "../broker/broker.ts"
+import type { FleetKeys } from "../broker/fleet-keys.ts"
 import type { Counters } from "../counters.ts"
 import type { CloseReason } from "../device/close-reason.ts"
 import type { Connection } from "../device/connection.ts"
@@ -24,12 +25,16 @@ import type { FleetMessage } from "./messages.ts"
 import { Presence } from "./presence.ts"
 import { Whereabouts } from "./whereabouts.ts"
 
+const TELL_UNVERIFIED_EVERY_MS = 60_000
+
 export interface FleetOptions {
   readonly self: WorkerProcess
   readonly nowMs: () => number
   /** Milliseconds that never jump. */
   readonly steadyMs: () => number
   readonly counters: Counters
+  readonly keys: FleetKeys
+  readonly warn: (message: string) => void
 }
 
 export class Fleet {
@@ -45,13 +50,16 @@ export class Fleet {
   #toldAliveAtMs = 0
   #connectedAtMs = Number.NEGATIVE_INFINITY
   #leaving = false
+  /** Messages that did not verify when the log was last told. */
+  #toldUnverified = 0
+  #toldUnverifiedAtMs = Number.NEGATIVE_INFINITY
 
   constructor(broker: Broker, connections: Connections, options: FleetOptions) {
-    const { self, nowMs, steadyMs, counters } = options
+    const { self, nowMs, steadyMs, counters, keys } = options
     this.#options = options
     this.#connections = connections
     const listener = { opened: () => this.locator.opened() }
-    this.#channel = new Channel(broker, listener, { self, steadyMs, counters })
+    this.#channel = new Channel(broker, listener, { self, steadyMs, nowMs, counters, keys })
     this.#announcer = new Announcer(this.#channel, connections, this.#whereabouts)
     this.locator = new Locator(this.#channel, this.#members, this.#whereabouts, {
       steadyMs,
@@ -123,6 +131,7 @@ export class Fleet {
     if (this.#channel.open) this.#members.sweep(steadyMs)
     this.locator.sweep(steadyMs)
     this.census.sweep()
+    this.#tellUnverified(steadyMs)
     if (!this.#channel.open || this.#leaving) return
     this.#announcer.sweep(steadyMs)
     if (steadyMs - this.#toldAliveAtMs >= ALIVE_EVERY_MS) this.#tellAlive(steadyMs, false)
@@ -149,6 +158,18 @@ export class Fleet {
 
   stop(): void {
     this.presence.stop()
+  }
+
+  #tellUnverified(steadyMs: number): void {
+    const { fleetMessagesUnverified: count } = this.#options.counters
+    if (count === this.#toldUnverified) return
+    if (steadyMs - this.#toldUnverifiedAtMs < TELL_UNVERIFIED_EVERY_MS) return
+    this.#options.warn(
+      `${count - this.#toldUnverified} message(s) to this worker's fleet queue do not verify and were dropped: ` +
+        "another instance has another FLEET_SECRET or an earlier version, or a broker user that is no member of the fleet sent them",
+    )
+    this.#toldUnverified = count
+    this.#toldUnverifiedAtMs = steadyMs
   }
 
   #tellAlive(steadyMs: number, asks: boolean): void {

@@ -8,8 +8,8 @@
  *
  * Nothing is sent after a device to a silent member, which may have died, but its "no" is still waited
  * for: it may also be slow, or we may. One that has left is no member any more, though it goes on telling
- * of the devices that it closes. Pure: the time is passed in, by a clock that never jumps. Bound: those that were heard within
- * `FORGET_AFTER_MS`.
+ * of the devices that it closes. Pure: the time is passed in, by a clock that never jumps. Bounds: those that were heard within
+ * `FORGET_AFTER_MS`, `MAX_MEMBERS` of them.
  */
 
 import type { WorkerProcess } from "../device/ids.ts"
@@ -20,6 +20,8 @@ const SILENT_AFTER_MS = 6_000
 /** Counted from the broker's return; longer than the longest wait between two tries to connect to it. */
 export const REJOIN_MS = 7_000
 export const FORGET_AFTER_MS = 20_000
+/** Far more than one broker has connections for. */
+export const MAX_MEMBERS = 4_096
 
 interface Member {
   readonly incarnation: string
@@ -42,7 +44,9 @@ export class Members {
     if (member?.incarnation === incarnation) {
       member.heardAtMs = steadyMs
       if (member.state === "silent") member.state = "heard_of"
-    } else if (member === undefined || incarnation > member.incarnation) {
+    } else if (
+      member === undefined ? this.#members.size < MAX_MEMBERS : incarnation > member.incarnation
+    ) {
       // Incarnations sort by their start; what one says that was replaced comes late.
       this.#members.set(worker, { incarnation, heardAtMs: steadyMs, state: "heard_of" })
     }

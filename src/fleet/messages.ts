@@ -8,21 +8,33 @@
  *   list ──► listed       what devices do you hold
  *   describe ──► described, kick ──► kicked      one connection
  *
- * Bound: `MAX_ROWS` devices a message.
+ * Each row of a message is checked by itself: one that is not valid does not affect the others. A member tells of its own
+ * connections alone, and no epoch is more than `MAX_EPOCH_AHEAD_MS` ahead of the clock: a larger one would keep its
+ * device from ever being taken over. Bound: `MAX_ROWS` devices a message.
  */
 
 import * as v from "valibot"
+import { CONNECTION_ID, DEVICE_ID, processOfConnection } from "../device/ids.ts"
 import type { Parting, Sighting } from "./sighting.ts"
 
 export const MAX_ROWS = 1_000
 
-/** The longest ids are those of devices. */
-const MAX_ID_CHARACTERS = 128
+/** More than the clocks of two machines differ, and two time zones. */
+const MAX_EPOCH_AHEAD_MS = 86_400_000
 
-const id = v.pipe(v.string(), v.maxLength(MAX_ID_CHARACTERS))
+const id = v.pipe(v.string(), v.regex(DEVICE_ID))
 const ask = v.pipe(v.number(), v.safeInteger())
 const sender = { from: id, incarnation: id }
-const sightings = v.pipe(v.array(v.custom<Sighting>(isSighting)), v.maxLength(MAX_ROWS))
+/** Rows that are not checked yet; `checkRows` does. */
+const rows = v.pipe(v.array(v.unknown()), v.maxLength(MAX_ROWS))
+const sightings = v.pipe(
+  rows,
+  v.transform((unchecked) => unchecked as readonly Sighting[]),
+)
+const partings = v.pipe(
+  rows,
+  v.transform((unchecked) => unchecked as readonly Parting[]),
+)
 /** `readDeviceView` checks each row by itself: a row that cannot be read does not affect the others. */
 const view = v.record(v.string(), v.unknown())
 /** Milliseconds of the clock of the process that holds the connection; it never jumps. */
@@ -36,7 +48,7 @@ const message = v.variant("type", [
     type: v.literal("devices"),
     ...sender,
     here: sightings,
-    gone: v.pipe(v.array(v.custom<Parting>(isParting)), v.maxLength(MAX_ROWS)),
+    gone: partings,
   }),
   v.object({
     type: v.literal("where"),
@@ -91,8 +103,17 @@ export type FleetContent = FleetMessage extends infer M
 
 export type Answer = Extract<FleetMessage, { type: "there" | "listed" | "described" | "kicked" }>
 
-/** The message, or null when the text is none, for example of a later version. */
-export function parseFleetMessage(text: string): FleetMessage | null {
+export interface ReadMessage {
+  readonly message: FleetMessage
+  /** Rows that were left out, since they are not valid. */
+  readonly refusedRows: number
+}
+
+/**
+ * The message, or null when the text is none, for example of a later version.
+ * @param nowMs milliseconds since 1970, as epochs are.
+ */
+export function parseFleetMessage(text: string, nowMs: number): ReadMessage | null {
   let parsed: unknown
   try {
     parsed = JSON.parse(text)
@@ -100,19 +121,46 @@ export function parseFleetMessage(text: string): FleetMessage | null {
     return null
   }
   const checked = v.safeParse(message, parsed)
-  return checked.success ? checked.output : null
+  return checked.success ? checkRows(checked.output, nowMs) : null
 }
 
-function isSighting(value: unknown): boolean {
-  if (!Array.isArray(value) || value.length !== 3) return false
-  const [deviceId, connectionId, epoch] = value
-  return isId(deviceId) && isId(connectionId) && Number.isSafeInteger(epoch)
+function checkRows(message: FleetMessage, nowMs: number): ReadMessage {
+  if (message.type === "there") {
+    const devices = message.devices.filter((row) => isSighting(row, message, nowMs))
+    const refusedRows = message.devices.length - devices.length
+    return { message: { ...message, devices }, refusedRows }
+  }
+  if (message.type !== "devices") return { message, refusedRows: 0 }
+  const here = message.here.filter((row) => isSighting(row, message, nowMs))
+  const gone = message.gone.filter((row) => isParting(row, message))
+  const refusedRows = message.here.length - here.length + message.gone.length - gone.length
+  return { message: { ...message, here, gone }, refusedRows }
 }
 
-function isParting(value: unknown): boolean {
-  return Array.isArray(value) && value.length === 2 && value.every(isId)
+interface Sender {
+  readonly from: string
+  readonly incarnation: string
 }
 
-function isId(value: unknown): boolean {
-  return typeof value === "string" && value.length <= MAX_ID_CHARACTERS
+function isSighting(row: unknown, sender: Sender, nowMs: number): boolean {
+  if (!Array.isArray(row) || row.length !== 3) return false
+  const [deviceId, connectionId, epoch] = row
+  if (!isDevice(deviceId) || !isConnectionOf(connectionId, sender)) return false
+  return Number.isSafeInteger(epoch) && epoch >= 0 && epoch <= nowMs + MAX_EPOCH_AHEAD_MS
+}
+
+function isParting(row: unknown, sender: Sender): boolean {
+  return (
+    Array.isArray(row) && row.length === 2 && isDevice(row[0]) && isConnectionOf(row[1], sender)
+  )
+}
+
+function isDevice(value: unknown): boolean {
+  return typeof value === "string" && DEVICE_ID.test(value)
+}
+
+function isConnectionOf(value: unknown, { from, incarnation }: Sender): boolean {
+  if (typeof value !== "string" || !CONNECTION_ID.test(value)) return false
+  const holder = processOfConnection(value)
+  return holder?.worker === from && holder.incarnation === incarnation
 }

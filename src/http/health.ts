@@ -23,7 +23,12 @@ export interface HealthDependencies {
 }
 
 /** Why a worker is not ready. */
-type ReasonCode = "draining" | "broker_unavailable" | "broker_blocked" | CloseReason
+type ReasonCode =
+  | "draining"
+  | "broker_unavailable"
+  | "broker_blocked"
+  | "consuming_paused"
+  | CloseReason
 
 interface Unready {
   readonly code: ReasonCode
@@ -66,13 +71,18 @@ export function health(
   return routes
 }
 
-/** Null when the worker takes devices and the broker takes messages. */
-function unready({ state, broker, refusing = null }: WorkerReport): Unready | null {
+/** Null when the worker takes devices and commands and the broker takes messages. */
+function unready(report: WorkerReport): Unready | null {
+  const { state, broker, consumingPaused = false, refusing = null } = report
   if (state !== "serving") return { code: state, text: state }
   if (broker.is !== "ready") {
     const code = broker.is === "blocked" ? "broker_blocked" : "broker_unavailable"
     const reason = broker.reason === undefined ? "" : `: ${broker.reason}`
     return { code, text: `broker ${broker.is}${reason}` }
+  }
+  if (consumingPaused) {
+    const text = "no commands are consumed: those that have no outcome yet fill MAX_COMMAND_BYTES"
+    return { code: "consuming_paused", text }
   }
   if (refusing !== null) return { code: refusing, text: `devices are refused: ${refusing}` }
   return null

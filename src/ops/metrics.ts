@@ -151,6 +151,16 @@ export class WorkerMetrics {
     counter("owsla_fleet_messages_total", "To other workers", () => c.fleetMessagesSent)
     counter("owsla_fleet_messages_dropped_total", "Not sent", () => c.fleetMessagesDropped)
     counter("owsla_fleet_messages_unknown_total", "Not read", () => c.fleetMessagesUnknown)
+    counter(
+      "owsla_fleet_messages_unverified_total",
+      "Messages in a fleet queue dropped because no member of the fleet has signed them",
+      () => c.fleetMessagesUnverified,
+    )
+    counter(
+      "owsla_fleet_rows_refused_total",
+      "Devices in messages between workers that were ignored because they are not valid",
+      () => c.fleetRowsRefused,
+    )
     counter("owsla_presence_total", "Presence events stored", () => c.presenceSent)
     counter("owsla_presence_dropped_total", "Presence events lost", () => c.presenceDropped)
     gauge("owsla_broker_ready_workers", "Workers whose broker takes messages", () =>

@@ -21,6 +21,7 @@ import { ConnectionIds, incarnation } from "../../src/device/ids.ts"
 import { Announcer } from "../../src/fleet/announcer.ts"
 import { Channel } from "../../src/fleet/channel.ts"
 import { Whereabouts } from "../../src/fleet/whereabouts.ts"
+import { FLEET_KEYS } from "../support/fleet-keys.ts"
 import { until } from "../support/wait.ts"
 import { report } from "./child.ts"
 
@@ -70,7 +71,7 @@ async function announcing(): Promise<Way> {
   const channel = new Channel(
     broker,
     { opened: () => undefined },
-    { self, steadyMs: () => performance.now(), counters },
+    { self, steadyMs: () => performance.now(), nowMs: Date.now, counters, keys: FLEET_KEYS },
   )
   const deadlines = { handshakeTimeoutMs: 1e4, identifyTimeoutMs: 1e4, idleTimeoutMs: 1e4 }
   const announcer = new Announcer(channel, new Connections(deadlines), whereabouts)
@@ -79,7 +80,14 @@ async function announcing(): Promise<Way> {
   broker.start(
     {
       exchanges: EXCHANGES,
-      queues: [{ name: queue, boundTo: [FLEET_EXCHANGE], durable: true, arguments: args }],
+      queues: [
+        {
+          name: queue,
+          boundTo: [{ exchange: FLEET_EXCHANGE, routingKey: "" }],
+          durable: true,
+          arguments: args,
+        },
+      ],
       subscriptions: [
         {
           queue,

@@ -47,7 +47,7 @@ describe("stays the same", () => {
     ["made persistent", { ...SENT, deliveryMode: 2 }],
     [
       "forwarded by another worker",
-      forwarded(SENT, { expiresAtMs: 1, hops: 0, redelivered: true, commandId: "id" }, 0),
+      forwarded(SENT, { expiresAtMs: 1, hops: 0, redelivered: true, commandId: "id" }, 0, "key"),
     ],
   ]
   test.each(SAME)("%s", (_, properties) => {

@@ -24,7 +24,7 @@ function carried(
   properties: MessageProperties,
   message: Partial<typeof FRESH> = {},
 ): MessageProperties {
-  return forwarded(properties, { ...FRESH, ...message }, NOW_MS)
+  return forwarded(properties, { ...FRESH, ...message }, NOW_MS, "key")
 }
 
 /** What the next worker reads of it, on its arrival that much later. */
@@ -42,19 +42,19 @@ function readAfter(properties: MessageProperties, laterMs: number): CommandMessa
 }
 
 describe("command ids", () => {
-  test("begin with the process that minted them", () => {
-    expect(new CommandIds(SELF).mint()).toBe("gw.0.mb2k3f9zq7x2.0")
+  test("begin with the process that minted them, and have a part that nobody can guess", () => {
+    expect(new CommandIds(SELF, "r4nd0m").mint()).toBe("gw.0.mb2k3f9zq7x2.r4nd0m.0")
   })
 
   test("are all different", () => {
-    const ids = new CommandIds(SELF)
+    const ids = new CommandIds(SELF, "r4nd0m")
     const minted = Array.from({ length: 1_000 }, () => ids.mint())
     expect(new Set(minted).size).toBe(1_000)
   })
 
   test("differ from those of the process before", () => {
-    const before = new CommandIds({ ...SELF, incarnation: "mb2k3f9zaaaa" })
-    expect(new CommandIds(SELF).mint()).not.toBe(before.mint())
+    const before = new CommandIds({ ...SELF, incarnation: "mb2k3f9zaaaa" }, "r4nd0m")
+    expect(new CommandIds(SELF, "r4nd0m").mint()).not.toBe(before.mint())
   })
 })
 
@@ -77,7 +77,11 @@ describe("a forwarded command", () => {
 
   test("carries its id and one hop more", () => {
     const { headers } = carried({ headers: { "owsla-hops": 1 } }, { hops: 1, commandId: "id" })
-    expect(headers).toEqual({ "owsla-hops": 2, "owsla-command": "id" })
+    expect(headers).toEqual({
+      "owsla-hops": 2,
+      "owsla-command": "id",
+      "owsla-member": "key",
+    })
   })
 
   test("says that it was handed out before, if it was", () => {
@@ -129,7 +133,7 @@ describe("the expiration", () => {
   })
 
   test("is whole milliseconds", () => {
-    const { expiration } = forwarded({}, { ...FRESH, expiresAtMs: NOW_MS + 5 }, NOW_MS + 0.4)
+    const { expiration } = forwarded({}, { ...FRESH, expiresAtMs: NOW_MS + 5 }, NOW_MS + 0.4, "key")
     expect(expiration).toBe("4")
   })
 })

@@ -18,6 +18,7 @@ import { UnacknowledgedCommands } from "../../src/broker/unacknowledged-commands
 import { Counters } from "../../src/counters.ts"
 import { type Command, OUTCOMES, type Outcome } from "../../src/device/command.ts"
 import type { Connection } from "../../src/device/connection.ts"
+import { FLEET_KEYS, RANDOM_PART } from "../support/fleet-keys.ts"
 
 const NOW_MS = 1_750_000_000_123
 const TIMEOUT_MS = 5_000
@@ -112,7 +113,8 @@ class Subject {
         if (this.searching === null) found(this.place)
         else this.searching.push(() => found(this.place))
       },
-      commandIds: new CommandIds({ worker: "gw.0", incarnation: "mb2k3f9zq7" }),
+      commandIds: new CommandIds({ worker: "gw.0", incarnation: "mb2k3f9zq7" }, RANDOM_PART),
+      keys: FLEET_KEYS,
     })
   }
 

@@ -5,10 +5,12 @@
 
 import { describe, expect, test } from "bun:test"
 import {
+  COMMANDS_EXCHANGE,
   DEAD_LETTERS,
   EXCHANGES,
   FLEET_EXCHANGE,
   fleetQueue,
+  isGatewayQueue,
   isWorkerQueue,
   PRESENCE_EXCHANGE,
   queueDeclarations,
@@ -49,7 +51,7 @@ describe.each(["quorum", "classic"] as const)("%s queues", (queueType) => {
 
   test("the fleet's: classic, bounded in bytes and time, gone some time after its worker and with its node", () => {
     const { boundTo, durable, transient, arguments: args } = queues.get(FLEET_QUEUE) ?? {}
-    expect(boundTo).toEqual([FLEET_EXCHANGE])
+    expect(boundTo).toEqual([{ exchange: FLEET_EXCHANGE, routingKey: "" }])
     expect([durable, transient]).toEqual([false, true])
     expect(args?.["x-queue-type"]).toBe("classic")
     expect(Number(args?.["x-message-ttl"])).toBeLessThanOrEqual(60_000)
@@ -103,9 +105,31 @@ test("two incarnations of a worker have two fleet queues", () => {
   expect(fleetQueue(later)).not.toBe(FLEET_QUEUE)
 })
 
-test("the fleet's exchange goes to all, presence is by topic", () => {
+test("the fleet's exchange goes to all, presence is by topic, commands go by the name of their queue", () => {
   expect(EXCHANGES).toEqual([
     { name: FLEET_EXCHANGE, type: "fanout" },
     { name: PRESENCE_EXCHANGE, type: "topic" },
+    { name: COMMANDS_EXCHANGE, type: "direct", optional: true },
   ])
+})
+
+test.each([NAMES.toDeviceQueue, workerQueue(WORKER)])(
+  "commands for %s reach it by the commands' exchange, under its name",
+  (name) => {
+    const queue = queueDeclarations({ ...NAMES, queueType: "quorum" }, SELF).find(
+      (each) => each.name === name,
+    )
+    expect(queue?.boundTo).toEqual([
+      { exchange: COMMANDS_EXCHANGE, routingKey: name, optional: true },
+    ])
+  },
+)
+
+test("the gateway's queues are those of the settings, and all whose names begin with its prefix", () => {
+  const names = { ...NAMES, queueType: "quorum" } as const
+  const own = [...Object.values(NAMES), DEAD_LETTERS, workerQueue("another.0"), "owsla.later"]
+  for (const queue of own) expect(isGatewayQueue(names, queue)).toBe(true)
+  for (const queue of ["replies", "", `${NAMES.toDeviceQueue}.replies`, "owsla"]) {
+    expect(isGatewayQueue(names, queue)).toBe(false)
+  }
 })

@@ -14,15 +14,18 @@ import type {
   PublishResult,
 } from "../../src/broker/broker.ts"
 import { EmbeddedBroker } from "../../src/broker/embedded.ts"
+import type { FleetKeys } from "../../src/broker/fleet-keys.ts"
 import { FLEET_MESSAGE_TYPE } from "../../src/broker/setup.ts"
 import { EXCHANGES, FLEET_EXCHANGE, fleetQueue } from "../../src/broker/topology.ts"
 import { Counters } from "../../src/counters.ts"
 import { Channel } from "../../src/fleet/channel.ts"
-import type { FleetMessage } from "../../src/fleet/messages.ts"
+import { type FleetMessage, MAX_ROWS } from "../../src/fleet/messages.ts"
+import { FLEET_KEYS, OTHER_KEYS } from "../support/fleet-keys.ts"
 
 const SELF = { worker: "gw.0", incarnation: "mb2k3f9zq7x2" }
 const OTHER = { worker: "gw.1", incarnation: "mb2k3f9zq7x3" }
 const MAX_IN_FLIGHT = 1_000
+const NOW_MS = 1_750_000_000_000
 const NO_LISTENER: LaneListener = { opened: () => undefined }
 
 class ScriptedLane implements Lane {
@@ -56,7 +59,9 @@ class Subject {
   readonly channel = new Channel(this.broker, NO_LISTENER, {
     self: SELF,
     steadyMs: () => 1_000,
+    nowMs: () => NOW_MS,
     counters: this.counters,
+    keys: FLEET_KEYS,
   })
   readonly lane = this.broker.scripted
 
@@ -68,11 +73,20 @@ class Subject {
   }
 }
 
-function delivery(body: string | object, replyTo?: string): Delivery {
+/** @param keys those of the sender; null: it has none. */
+function delivery(
+  content: string | object,
+  replyTo?: string,
+  keys: FleetKeys | null = FLEET_KEYS,
+): Delivery {
+  const body = Buffer.from(typeof content === "string" ? content : JSON.stringify(content))
   return {
     queue: fleetQueue(SELF),
-    body: Buffer.from(typeof body === "string" ? body : JSON.stringify(body)),
-    properties: replyTo === undefined ? {} : { replyTo },
+    body,
+    properties: {
+      ...(replyTo === undefined ? {} : { replyTo }),
+      headers: keys === null ? {} : { "owsla-mac": keys.mac(body) },
+    },
     redelivered: false,
     lost: false,
     settled: false,
@@ -230,6 +244,63 @@ describe("what is heard", () => {
     expect(channel.read(delivery(""))).toBeNull()
     expect(counters.fleetMessagesUnknown).toBe(3)
   })
+
+  test.each([
+    ["without a MAC", delivery(alive, fleetQueue(OTHER), null)],
+    ["with the MAC of another secret", delivery(alive, fleetQueue(OTHER), OTHER_KEYS)],
+  ])("%s is dropped and counted", (_, message) => {
+    const { channel, counters } = new Subject()
+    expect(channel.read(message)).toBeNull()
+    expect([counters.fleetMessagesUnverified, counters.fleetMessagesUnknown]).toEqual([1, 0])
+  })
+
+  test.each([[null], [7], [""], ["x"], [{}], [[]], [new Uint8Array(32)], [new Date(0)]])(
+    "with %p for a MAC is dropped and counted",
+    (mac) => {
+      const { channel, counters } = new Subject()
+      const message = delivery(alive, fleetQueue(OTHER))
+      message.properties.headers = { "owsla-mac": mac }
+      expect(channel.read(message)).toBeNull()
+      expect(counters.fleetMessagesUnverified).toBe(1)
+    },
+  )
+
+  test("that was changed on the way is dropped", () => {
+    const { channel, counters } = new Subject()
+    const { properties } = delivery(alive, fleetQueue(OTHER))
+    const changed = delivery({ ...alive, asks: false }, fleetQueue(OTHER))
+    expect(channel.read({ ...changed, properties })).toBeNull()
+    expect(counters.fleetMessagesUnverified).toBe(1)
+  })
+
+  test("that is larger than any message of a member is dropped before it is read", () => {
+    const { channel, counters } = new Subject()
+    const large = { ...alive, more: "x".repeat(2_097_152) }
+    expect(channel.read(delivery(large, fleetQueue(OTHER)))).toBeNull()
+    expect(counters.fleetMessagesUnverified).toBe(1)
+  })
+
+  test("of as many devices as one message may tell of, with the longest ids, is read", () => {
+    const { channel } = new Subject()
+    const rows = Array.from({ length: MAX_ROWS }, (_, n) => String(n).padStart(128, "d"))
+    const where = { type: "where", from: "gw.1", incarnation: "i", ask: 0, devices: rows }
+    expect(channel.read(delivery(where, fleetQueue(OTHER)))).not.toBeNull()
+  })
+
+  test("with rows that are not valid is read without them, and they are counted", () => {
+    const { channel, counters } = new Subject()
+    const connection = `${OTHER.worker}.${OTHER.incarnation}.1`
+    const here = [
+      ["lock:1", connection, NOW_MS],
+      ["lock:2", connection, 2 ** 53 - 1],
+    ]
+    const devices = { type: "devices", from: OTHER.worker, ...OTHER, here, gone: [7] }
+    expect(channel.read(delivery(devices, fleetQueue(OTHER)))).toMatchObject({
+      here: [["lock:1", connection, NOW_MS]],
+      gone: [],
+    })
+    expect(counters.fleetRowsRefused).toBe(2)
+  })
 })
 
 describe("on a broker", () => {
@@ -238,14 +309,20 @@ describe("on a broker", () => {
     const heard: (readonly [string, FleetMessage | null])[] = []
     const channels = [SELF, OTHER].map(
       (self) =>
-        new Channel(broker, NO_LISTENER, { self, steadyMs: () => 1_000, counters: new Counters() }),
+        new Channel(broker, NO_LISTENER, {
+          self,
+          steadyMs: () => 1_000,
+          nowMs: () => NOW_MS,
+          counters: new Counters(),
+          keys: FLEET_KEYS,
+        }),
     )
     broker.start(
       {
         exchanges: EXCHANGES,
         queues: [SELF, OTHER].map((self) => ({
           name: fleetQueue(self),
-          boundTo: [FLEET_EXCHANGE],
+          boundTo: [{ exchange: FLEET_EXCHANGE, routingKey: "" }],
           durable: true,
           arguments: {},
         })),

@@ -10,6 +10,7 @@ import { Counters } from "../../src/counters.ts"
 import { Connections } from "../../src/device/connections.ts"
 import { Fleet } from "../../src/fleet/fleet.ts"
 import type { FleetMessage } from "../../src/fleet/messages.ts"
+import { FLEET_KEYS } from "../support/fleet-keys.ts"
 
 const SELF = { worker: "gw.0", incarnation: "mb2k3f9zq7x2" }
 const OTHER = { from: "gw.1", incarnation: "mb2k3f9zzzzz" }
@@ -21,6 +22,7 @@ class Subject {
   steadyMs = 5_000
   state: "open" | "closed" = "closed"
   readonly published: FleetMessage[] = []
+  readonly warnings: string[] = []
   readonly fleet: Fleet
   #settle: ((result: "confirmed" | "cut") => void)[] = []
   #opened: LaneListener[] = []
@@ -42,7 +44,13 @@ class Subject {
     const limits = { handshakeTimeoutMs: 1, identifyTimeoutMs: 1, idleTimeoutMs: 1 }
     const clock = { nowMs: () => this.nowMs, steadyMs: () => this.steadyMs }
     const broker = { lane } as Partial<Broker> as Broker
-    const options = { self: SELF, ...clock, counters: new Counters() }
+    const options = {
+      self: SELF,
+      ...clock,
+      counters: new Counters(),
+      keys: FLEET_KEYS,
+      warn: (message: string) => void this.warnings.push(message),
+    }
     this.fleet = new Fleet(broker, new Connections(limits), options)
   }
 
@@ -59,9 +67,10 @@ class Subject {
   }
 
   hear(message: FleetMessage): void {
+    const body = Buffer.from(JSON.stringify(message))
     const delivery: Partial<Delivery> = {
-      body: Buffer.from(JSON.stringify(message)),
-      properties: {},
+      body,
+      properties: { headers: { "owsla-mac": FLEET_KEYS.mac(body) } },
     }
     this.fleet.deliver(delivery as Delivery)
   }

@@ -11,6 +11,8 @@ import { CHEAP_RUNS, check } from "../support/property.ts"
 
 const SENDER = { from: "gw.1", incarnation: "mb2k3f9zq7x2" }
 const CONNECTION = "gw.1.mb2k3f9zq7x2.1a"
+const NOW_MS = 1_750_000_000_000
+const DAY_MS = 86_400_000
 
 /** One of each type; the compiler misses none. */
 const MESSAGES: { readonly [T in FleetMessage["type"]]: Extract<FleetMessage, { type: T }> } = {
@@ -32,7 +34,8 @@ const MESSAGES: { readonly [T in FleetMessage["type"]]: Extract<FleetMessage, { 
   kicked: { type: "kicked", ...SENDER, ask: 7, device: null },
 }
 
-const parsed = (message: object) => parseFleetMessage(JSON.stringify(message))
+const read = (text: string) => parseFleetMessage(text, NOW_MS)
+const parsed = (message: object) => read(JSON.stringify(message))?.message ?? null
 const changed = (type: FleetMessage["type"], change: object) =>
   parsed({ ...MESSAGES[type], ...change })
 
@@ -96,7 +99,7 @@ describe("no message", () => {
     ["a type by inheritance", `{"__proto__":${JSON.stringify(MESSAGES.alive)}}`],
     ["deep beyond measure", "[".repeat(100_000) + "]".repeat(100_000)],
   ])("is %s", (_, text) => {
-    expect(parseFleetMessage(text)).toBeNull()
+    expect(read(text)).toBeNull()
   })
 
   test.each([[""], ["ALIVE"], ["constructor"], ["adopt"], [null], [1], [["alive"]]])(
@@ -111,22 +114,11 @@ describe("no message", () => {
     ["alive", { from: 7 }],
     ["alive", { incarnation: null }],
     ["devices", { here: {} }],
-    ["devices", { here: [["lock:1", CONNECTION]] }],
-    ["devices", { here: [["lock:1", CONNECTION, 5, 6]] }],
-    ["devices", { here: [["lock:1", CONNECTION, "5"]] }],
-    ["devices", { here: [["lock:1", CONNECTION, 0.5]] }],
-    ["devices", { here: [["lock:1", CONNECTION, 2 ** 53]] }],
-    ["devices", { here: [[7, CONNECTION, 5]] }],
-    ["devices", { here: [["lock:1", null, 5]] }],
-    ["devices", { here: ["lock:1"] }],
-    ["devices", { gone: [["lock:1", CONNECTION, 5]] }],
-    ["devices", { gone: [["lock:1"]] }],
-    ["devices", { gone: [["lock:1", 7]] }],
     ["where", { devices: [7] }],
     ["where", { ask: 0.5 }],
     ["where", { ask: "0" }],
     ["where", { ask: 2 ** 53 }],
-    ["there", { devices: [["lock:1", CONNECTION]] }],
+    ["there", { devices: {} }],
     ["list", { limit: -1 }],
     ["list", { limit: 0.5 }],
     ["list", { limit: MAX_ROWS + 1 }],
@@ -151,7 +143,7 @@ describe("no message", () => {
     check(
       fc.property(fc.string(), fc.string({ minLength: 1 }), (before, after) => {
         fc.pre(`${before}${after}`.trim() !== "")
-        expect(parseFleetMessage(`${before}${json}${after}`)).toBeNull()
+        expect(read(`${before}${json}${after}`)).toBeNull()
       }),
       CHEAP_RUNS,
     )
@@ -160,7 +152,58 @@ describe("no message", () => {
   test("is any other JSON, and none of it throws", () => {
     check(
       fc.property(fc.json(), (text) => {
-        expect(parseFleetMessage(text)).toBeNull()
+        expect(read(text)).toBeNull()
+      }),
+      CHEAP_RUNS,
+    )
+  })
+})
+
+describe("a row that is not valid is left out, and the others are read", () => {
+  const good = ["lock:1", CONNECTION, NOW_MS]
+  const parting = ["bell:2", CONNECTION]
+
+  test.each([
+    ["without an epoch", ["lock:1", CONNECTION]],
+    ["with more than an epoch", ["lock:1", CONNECTION, 5, 6]],
+    ["with a string for the epoch", ["lock:1", CONNECTION, "5"]],
+    ["with half an epoch", ["lock:1", CONNECTION, 0.5]],
+    ["with a negative epoch", ["lock:1", CONNECTION, -1]],
+    ["with an epoch a day ahead", ["lock:1", CONNECTION, NOW_MS + DAY_MS + 1]],
+    ["with the largest epoch", ["lock:1", CONNECTION, 2 ** 53 - 1]],
+    ["with a number for the device", [7, CONNECTION, 5]],
+    ["with a space in the device", ["lock 1", CONNECTION, 5]],
+    ["with nothing for the connection", ["lock:1", null, 5]],
+    ["with a connection of another process", ["lock:1", "gw.1.mb2k3f9zzzzz.1a", 5]],
+    ["with a connection of another worker", ["lock:1", "gw.2.mb2k3f9zq7x2.1a", 5]],
+    ["that is a string", "lock:1"],
+    ["that is nothing", null],
+    ["that is an object", { length: 3, 0: "lock:1", 1: CONNECTION, 2: 5 }],
+  ])("a sighting %s", (_, row) => {
+    for (const type of ["devices", "there"] as const) {
+      const name = type === "devices" ? "here" : "devices"
+      const text = JSON.stringify({ ...MESSAGES[type], [name]: [good, row, good] })
+      expect(read(text)?.message).toMatchObject({ [name]: [good, good] })
+      expect(read(text)?.refusedRows).toBe(1)
+    }
+  })
+
+  test.each([
+    ["with an epoch", ["lock:1", CONNECTION, 5]],
+    ["without a connection", ["lock:1"]],
+    ["with a number for the connection", ["lock:1", 7]],
+    ["with a connection of another worker", ["lock:1", "gw.2.mb2k3f9zq7x2.1a"]],
+  ])("a parting %s", (_, row) => {
+    const text = JSON.stringify({ ...MESSAGES.devices, gone: [parting, row, parting] })
+    expect(read(text)?.message).toMatchObject({ gone: [parting, parting] })
+    expect(read(text)?.refusedRows).toBe(1)
+  })
+
+  test("and any JSON at all in its place is no fault", () => {
+    check(
+      fc.property(fc.jsonValue(), fc.jsonValue(), (row, other) => {
+        const text = JSON.stringify({ ...MESSAGES.devices, here: [row, good], gone: [other] })
+        expect(read(text)?.message).toMatchObject({ here: [good] })
       }),
       CHEAP_RUNS,
     )
@@ -175,11 +218,6 @@ describe("an id", () => {
     ["where", (id) => ({ devices: [id] })],
     ["describe", (connection) => ({ connection })],
     ["kick", (connection) => ({ connection })],
-    ["devices", (id) => ({ here: [[id, CONNECTION, 5]] })],
-    ["devices", (id) => ({ here: [["lock:1", id, 5]] })],
-    ["devices", (id) => ({ gone: [[id, CONNECTION]] })],
-    ["devices", (id) => ({ gone: [["lock:1", id]] })],
-    ["there", (id) => ({ devices: [[id, CONNECTION, 5]] })],
   ]
 
   test.each(PLACES)("has 128 characters at most, in %s %#", (type, change) => {

@@ -25,6 +25,7 @@ import { Outcomes } from "../../src/broker/outcomes.ts"
 import { Posts } from "../../src/broker/posts.ts"
 import { UnacknowledgedCommands } from "../../src/broker/unacknowledged-commands.ts"
 import { Counters } from "../../src/counters.ts"
+import { FLEET_KEYS, RANDOM_PART } from "../support/fleet-keys.ts"
 import { type PrivateBroker, startRabbitMq, uniqueNames } from "../support/rabbitmq.ts"
 import { until, within } from "../support/wait.ts"
 
@@ -1061,7 +1062,12 @@ describe("a command that cannot be written, whatever its properties,", () => {
       mayServe: () => false,
       find: () => undefined,
       locate: (_id, _trusting, found) => found({ is: "nowhere", detail: "nobody holds it" }),
-      commandIds: new CommandIds({ worker: "gw.0", incarnation: "mb2k3f9zq7" }),
+      commandIds: new CommandIds({ worker: "gw.0", incarnation: "mb2k3f9zq7" }, RANDOM_PART),
+      keys: FLEET_KEYS,
+      isGatewayQueue: () => false,
+      fault: (error) => {
+        throw error
+      },
     })
     user.onDelivery = (delivery) => consumer.deliver(delivery, 1_000)
     user.start([toDevice, undelivered], [toDevice])

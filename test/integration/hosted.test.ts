@@ -303,7 +303,7 @@ describe("a user without all permissions", () => {
     async () => {
       const exchange = { name: name("exchange"), type: "fanout" } as const
       const shared = queue("shared")
-      const own = queue("own", { boundTo: [exchange.name] })
+      const own = queue("own", { boundTo: [{ exchange: exchange.name, routingKey: "" }] })
       await asDeclared(shared)
       await declared((on) => on.exchangeDeclare(exchange.name, "fanout", { durable: true }))
       const url = await urlWith(`^${own.name}$`, `^${own.name}$`, ".*")
@@ -343,7 +343,7 @@ describe("a user without all permissions", () => {
     "is told which permission a binding needs",
     async () => {
       const exchange = { name: name("exchange"), type: "fanout" } as const
-      const own = queue("own", { boundTo: [exchange.name] })
+      const own = queue("own", { boundTo: [{ exchange: exchange.name, routingKey: "" }] })
       const setup = { exchanges: [exchange], queues: [own] }
       const unwritten = new User(await urlWith(".*", "^$", ".*")).start(setup)
       await unwritten.awayFor(new RegExp(`permission "write" on ${own.name} is missing`))

@@ -101,7 +101,8 @@ export class SimulatedBroker {
   nowMs: number
   readonly options: SimulatedBrokerOptions
   readonly #queues = new Map<string, Queue>()
-  readonly #bindings = new Map<string, Set<string>>()
+  /** Of each exchange: the queues bound to it, with their routing keys. */
+  readonly #bindings = new Map<string, Map<string, Set<string>>>()
   readonly #policies = new Map<string, Policy>()
   readonly #steps = new Set<PossibleStep>()
   #arrivals = 0
@@ -200,20 +201,29 @@ export class SimulatedBroker {
 
   declare({ exchanges, queues }: BrokerSetup): void {
     for (const { name } of exchanges) {
-      if (!this.#bindings.has(name)) this.#bindings.set(name, new Set())
+      if (!this.#bindings.has(name)) this.#bindings.set(name, new Map())
     }
     for (const { name, arguments: args, boundTo = [], exclusive = false } of queues) {
       if (exclusive) throw new Error("exclusive queues are not simulated")
       const known = this.#queues.get(name)
       if (known !== undefined) known.unusedSinceMs = this.nowMs
       else this.#addQueue(name, args)
-      for (const exchange of boundTo) this.#bindings.get(exchange)?.add(name)
+      for (const { exchange, routingKey } of boundTo) {
+        const bound = this.#bindings.get(exchange)
+        bound?.set(name, new Set([...(bound.get(name) ?? []), routingKey]))
+      }
     }
+  }
+
+  /** A binding key is one word, or "#" for all, as a topic exchange has it. */
+  #boundBy(exchange: string, routingKey: string): string[] {
+    const bound = [...(this.#bindings.get(exchange) ?? [])]
+    return bound.flatMap(([name, keys]) => (keys.has(routingKey) || keys.has("#") ? [name] : []))
   }
 
   /** Takes one publish from a lane. */
   route({ exchange, routingKey, mandatory, body, properties }: OutgoingMessage): PublishResult {
-    const names = exchange === "" ? [routingKey] : [...(this.#bindings.get(exchange) ?? [])]
+    const names = exchange === "" ? [routingKey] : this.#boundBy(exchange, routingKey)
     const queues = names.flatMap((name) => this.#queues.get(name) ?? [])
     for (const queue of queues) this.#store(queue, body, properties)
     return queues.length === 0 && mandatory !== false ? "returned" : "confirmed"

@@ -284,6 +284,11 @@ function act(fleet: SimulatedFleet, action: Action, workers: number): void {
 }
 
 function listenToPresence(fleet: SimulatedFleet): void {
-  const queue = { name: PRESENCE, durable: true, arguments: {}, boundTo: [PRESENCE_EXCHANGE] }
+  const queue = {
+    name: PRESENCE,
+    durable: true,
+    arguments: {},
+    boundTo: [{ exchange: PRESENCE_EXCHANGE, routingKey: "#" }],
+  }
   fleet.broker.declare({ exchanges: [], queues: [queue], subscriptions: [] })
 }

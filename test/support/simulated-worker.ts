@@ -10,7 +10,7 @@ import { Outcomes } from "../../src/broker/outcomes.ts"
 import { Posts } from "../../src/broker/posts.ts"
 import { Sender, type SendRequest, type SendResult } from "../../src/broker/sender.ts"
 import { brokerSetup } from "../../src/broker/setup.ts"
-import { fleetQueue } from "../../src/broker/topology.ts"
+import { fleetQueue, isGatewayQueue } from "../../src/broker/topology.ts"
 import { UnacknowledgedCommands } from "../../src/broker/unacknowledged-commands.ts"
 import { Counters } from "../../src/counters.ts"
 import { Backpressure } from "../../src/device/backpressure.ts"
@@ -24,6 +24,7 @@ import { BATCH_BYTES } from "../../src/device/outgoing.ts"
 import type { DeviceSocket } from "../../src/device/peer.ts"
 import { drain } from "../../src/drain.ts"
 import { Fleet } from "../../src/fleet/fleet.ts"
+import { FLEET_KEYS, RANDOM_PART } from "./fleet-keys.ts"
 import type { SimulatedBroker, SimulatedClient, Step } from "./simulated-broker.ts"
 import { SimulatedProcess } from "./simulated-process.ts"
 
@@ -167,7 +168,8 @@ export class SimulatedWorker {
       find: (id: string) => this.connections.find(id),
       locate: ((deviceId, trusting, found) =>
         this.fleet.locator.locate(deviceId, trusting, found)) satisfies Locate,
-      commandIds: new CommandIds(self),
+      commandIds: new CommandIds(self, RANDOM_PART),
+      keys: FLEET_KEYS,
     }
     this.posts = new Posts(this.client, counters, nowMs)
     this.unacknowledged = new UnacknowledgedCommands(this.client, limits.maxHeldBytes, counters)
@@ -182,6 +184,10 @@ export class SimulatedWorker {
       ...routing,
       maxLineBytes: limits.maxLineBytes,
       mayServe: (worker) => this.fleet.mayServe(worker),
+      isGatewayQueue: (queue) => isGatewayQueue(QUEUES, queue),
+      fault: (error) => {
+        throw error
+      },
     })
     this.sender = new Sender(this.client, this.posts, this.outcomes, {
       ...routing,
@@ -193,6 +199,8 @@ export class SimulatedWorker {
       nowMs,
       steadyMs: nowMs,
       counters,
+      keys: FLEET_KEYS,
+      warn: () => undefined,
     })
     this.#context = {
       limits,
