@@ -8,8 +8,10 @@
 import { availableParallelism, hostname } from "node:os"
 import * as v from "valibot"
 import { splitUrls, urlFault } from "./broker/amqp-url.ts"
+import { MIN_DISTINCT_CHARACTERS, SECRET_RANGE, secretFault } from "./device/hello-secret.ts"
 import { INSTANCE_ID } from "./device/ids.ts"
 import {
+  checkedList,
   choice,
   integer,
   list,
@@ -86,10 +88,10 @@ export const settings = v.object({
     range: "a path",
     text: "With DEVICE_AUTH=mtls: the CAs, PEM, one of which must have signed a device's certificate.",
   }),
-  HELLO_SECRETS: list({
-    match: /^[A-Za-z0-9._~+/-]{16,}=*$/,
-    range: "at least 16 of A-Z a-z 0-9 . _ ~ + / -",
-    text: "With DEVICE_AUTH=hello: the secrets, separated by commas, with any of which a device may prove its id; several, for rotation.",
+  HELLO_SECRETS: checkedList({
+    faultOf: secretFault,
+    range: `${SECRET_RANGE}, ${MIN_DISTINCT_CHARACTERS} of them different`,
+    text: "With DEVICE_AUTH=hello: the secrets, separated by commas, with any of which a device may prove its id; several, for rotation. Make one with openssl rand -hex 32: whoever has a device's proof can try weak secrets without connecting. A secret that the documentation shows is refused.",
     secret: true,
   }),
   IDENTIFY_TIMEOUT_MS: integer({
