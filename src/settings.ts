@@ -119,6 +119,20 @@ export const settings = v.object({
     unit: "bytes",
     text: "The longest line in either direction, without its terminator.",
   }),
+  LINE_TIMEOUT_MS: integer({
+    default: 30_000,
+    min: 100,
+    max: 600_000,
+    unit: "ms",
+    text: "How long the end of a line may take after its first byte (line_timeout). Time in which the device is not read does not count.",
+  }),
+  MAX_PARTIAL_BYTES: integer({
+    default: 16_777_216,
+    min: 65_536,
+    max: 4_294_967_296,
+    unit: "bytes",
+    text: "Bytes of unfinished lines of one worker; beyond it the device whose unfinished line is the oldest is closed (line_timeout). More than MAX_LINE_BYTES.",
+  }),
   MAX_CONNECTIONS: integer({
     default: 0,
     defaultText: "the open-files limit less a reserve",

@@ -80,6 +80,8 @@ describe("defaults", () => {
         backlog: 4_096,
         maxOutgoingBytes: 1_048_576,
         maxHeldBytes: 33_554_432,
+        maxPartialBytes: 16_777_216,
+        lineTimeoutMs: 30_000,
         handshakeTimeoutMs: 10_000,
         idleTimeoutMs: 600_000,
         slowDeviceTimeoutMs: 30_000,
@@ -583,6 +585,14 @@ describe("rules between settings", () => {
     expect(faultsOf(out)).toEqual([])
     expect(faultsOf({ ...out, MAX_LINE_BYTES: "2000" })).toEqual([
       "MAX_OUTGOING_BYTES: must be more than MAX_LINE_BYTES",
+    ])
+  })
+
+  test("unfinished lines may be at least one line", () => {
+    const partial = { MAX_PARTIAL_BYTES: "70000", MAX_LINE_BYTES: "69999" }
+    expect(faultsOf(partial)).toEqual([])
+    expect(faultsOf({ ...partial, MAX_LINE_BYTES: "70000" })).toEqual([
+      "MAX_PARTIAL_BYTES: must be more than MAX_LINE_BYTES",
     ])
   })
 
