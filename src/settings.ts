@@ -138,7 +138,7 @@ export const settings = v.object({
     defaultText: "the open-files limit less a reserve",
     min: 0,
     max: 1_000_000,
-    text: "Connections of one worker; one more is refused (overloaded). 0 derives it from the open-files limit.",
+    text: "Connections of one worker; one more takes the place of the oldest that has stalled before it became a device, else it is refused (overloaded). 0 derives it from the open-files limit.",
   }),
   MAX_WAITING: integer({
     default: 10_000,

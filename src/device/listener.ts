@@ -8,8 +8,9 @@
 
 import type { X509Certificate } from "node:crypto"
 import type { Socket, TCPSocketListener } from "bun"
+import { ByAge } from "../by-age.ts"
 import type { Counters } from "../counters.ts"
-import { Admission, type AdmissionLimits } from "./admission.ts"
+import { Admission, type AdmissionDecision, type AdmissionLimits } from "./admission.ts"
 import { setBacklog } from "./backlog.ts"
 import type { CloseReason } from "./close-reason.ts"
 import { Connection, type ConnectionContext } from "./connection.ts"
@@ -90,6 +91,8 @@ export class Listener {
   readonly #turns: Turns<DeviceTlsSocket>
   /** Those whose handshakes are under way and have not stalled. */
   readonly #handshaking = new Set<Connection>()
+  /** Those that have begun and are no devices yet, also while they are closed as such. */
+  readonly #unadmitted = new ByAge<DeviceTlsSocket>()
   #listening: TCPSocketListener<DeviceTlsSocket["data"]> | null = null
   #draining = false
 
@@ -123,12 +126,8 @@ export class Listener {
 
   /** Why a connection that came now would be refused, or null. */
   get refusing(): CloseReason | null {
-    return this.#admission.refusal({
-      connections: this.#connections.count,
-      waiting: this.#turns.waiting,
-      suspended: this.#context.backpressure.suspended,
-      draining: this.#draining,
-    })
+    const decision = this.#decide()
+    return decision.kind === "refuse" ? decision.reason : null
   }
 
   get admission(): AdmissionReport {
@@ -219,19 +218,50 @@ export class Listener {
     }
   }
 
+  #decide(): AdmissionDecision {
+    return this.#admission.decide({
+      connections: this.#connections.count,
+      waiting: this.#turns.waiting,
+      suspended: this.#context.backpressure.suspended,
+      draining: this.#draining,
+      oldestBeganAtMs: this.#unadmitted.oldest?.atMs ?? null,
+      steadyMs: this.#context.steadyMs(),
+    })
+  }
+
   #opened(socket: DeviceTlsSocket): void {
     this.#counters.connectionsAccepted += 1
-    const reason = this.refusing
-    if (reason !== null) {
-      this.#refuse(socket, reason)
+    const decision = this.#decide()
+    if (decision.kind === "refuse") {
+      this.#refuse(socket, decision.reason)
       return
     }
+    if (decision.kind === "replace_oldest") this.#endOldestUnadmitted()
     const now = this.#admission.beginsInMs(this.#context.steadyMs()) === 0
     if (now && this.#turns.waiting === 0) this.#begin(socket)
     else {
       socket.data = this.#turns.wait(socket)
       this.#turns.next()
     }
+  }
+
+  /** Makes room for a newcomer to a full worker. */
+  #endOldestUnadmitted(): void {
+    const { oldest } = this.#unadmitted
+    if (oldest === null) return
+    const { item: socket, atMs } = oldest
+    // Here, and not when its socket is gone: whatever that takes, the next newcomer ends another one.
+    this.#unadmitted.delete(socket)
+    this.#admission.replaced()
+    const connection = connectionOf(socket)
+    if (connection === undefined) return
+    const ms = Math.round(this.#context.steadyMs() - atMs)
+    // One that is being closed keeps its reason.
+    if (connection.state !== "closing") {
+      const detail = `no device ${ms} ms after it began, and the worker is full`
+      this.#unidentified(socket, connection, "overloaded", detail)
+    }
+    socket.terminate()
   }
 
   #refuse(socket: DeviceTlsSocket, reason: CloseReason): void {
@@ -244,6 +274,7 @@ export class Listener {
     socket.data = connection
     this.#connections.add(connection)
     this.#handshaking.add(connection)
+    this.#unadmitted.add(socket, connection.acceptedAtMs)
     this.#admission.began(connection.acceptedAtMs)
   }
 
@@ -261,11 +292,12 @@ export class Listener {
       )
       return
     }
+    const steadyMs = this.#context.steadyMs()
+    const tookMs = steadyMs - connection.acceptedAtMs
     if (this.#handshaking.delete(connection)) {
-      const steadyMs = this.#context.steadyMs()
-      this.#admission.completed(steadyMs - connection.acceptedAtMs, steadyMs)
+      this.#admission.completed(tookMs, steadyMs)
       this.#turns.next()
-    }
+    } else this.#admission.completedLate(tookMs, steadyMs)
     connection.identify()
     const verdict = this.#identity.handshaken(connection, {
       // Bun reports success for a certificate that it does not trust too.
@@ -298,6 +330,7 @@ export class Listener {
         const { remoteAddress } = socket
         const tlsVersion = socket.getTLSVersion()
         connection.admit(deviceId, epoch, { remoteAddress, tlsVersion, fingerprint })
+        this.#unadmitted.delete(socket)
         this.#counters.connectionsAdmitted += 1
         this.#connections.enter(connection)?.close("taken_over")
         this.#hooks.admitted(connection)
@@ -326,6 +359,7 @@ export class Listener {
     }
     const connection = data
     if (connection === undefined) return
+    this.#unadmitted.delete(socket)
     this.#identity.forget(connection)
     connection.socketClosed()
     this.#connections.remove(connection)
