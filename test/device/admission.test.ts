@@ -114,7 +114,7 @@ describe("a newcomer to a full worker", () => {
     const storm = fc.record({
       places: fc.integer({ min: 10, max: 400 }),
       handshakeMs: fc.integer({ min: 1, max: 3_500 }),
-      newcomersPerS: fc.integer({ min: 100, max: 20_000 }),
+      newcomersPerS: fc.integer({ min: 100, max: 3_000 }),
       maxWaiting: fc.integer({ min: 1, max: 500 }),
     })
     check(
