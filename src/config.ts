@@ -125,6 +125,10 @@ function relations(settings: Partial<Settings>, values: Environment): string[] {
   if (isNumber(window) && isNumber(line) && window < line) {
     faults.push("PUBLISH_WINDOW_BYTES: must be at least MAX_LINE_BYTES")
   }
+  const { MAX_PARTIAL_BYTES: partial } = settings
+  if (isNumber(partial) && isNumber(line) && partial <= line) {
+    faults.push("MAX_PARTIAL_BYTES: must be more than MAX_LINE_BYTES")
+  }
   if (isNumber(out) && isNumber(line) && out <= line) {
     faults.push("MAX_OUTGOING_BYTES: must be more than MAX_LINE_BYTES")
   }
@@ -214,6 +218,8 @@ function shape(settings: Settings, values: Environment, ca: string | null) {
       backlog: settings.LISTEN_BACKLOG,
       maxOutgoingBytes: settings.MAX_OUTGOING_BYTES,
       maxHeldBytes: settings.MAX_HELD_BYTES,
+      maxPartialBytes: settings.MAX_PARTIAL_BYTES,
+      lineTimeoutMs: settings.LINE_TIMEOUT_MS,
       handshakeTimeoutMs: settings.HANDSHAKE_TIMEOUT_MS,
       idleTimeoutMs: settings.IDLE_TIMEOUT_MS,
       slowDeviceTimeoutMs: settings.SLOW_DEVICE_TIMEOUT_MS,

@@ -1,5 +1,6 @@
 /**
- * Reload: how an instance takes a new certificate, and new CAs of devices, without closing a connection.
+ * Reload: how an instance takes a new certificate, and new CAs of devices. Connections stay, except those of devices that
+ * these CAs do not vouch for (`device/recheck.ts`).
  *
  *   serving ──SIGHUP──► reading the files ─┬─ good ─► a second listener on the same port, the old one
  *      ▲                                   │          stopped; its connections stay ───────────────┐

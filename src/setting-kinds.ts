@@ -76,6 +76,23 @@ export function list(declared: Declared & { readonly match: RegExp; readonly ran
   )
 }
 
+/** As `list`, each item with a rule of its own. */
+export function checkedList(
+  declared: Declared & {
+    /** The rule that the item breaks, without repeating any part of it; null when it is valid. */
+    readonly faultOf: (item: string) => string | null
+    readonly range: string
+  },
+) {
+  return v.pipe(
+    v.optional(v.string(), ""),
+    v.check((value) => value === "" || items(value).length > 0, "must not be set to nothing"),
+    v.transform(items),
+    eachItem("item", declared.faultOf),
+    metadata(declared, "", declared.range),
+  )
+}
+
 /** URLs separated by commas, as `split` finds them; none by default. */
 export function urls(
   declared: Declared & {
@@ -92,17 +109,22 @@ export function urls(
       "must not be set to nothing",
     ),
     v.transform(declared.split),
-    v.rawCheck(({ dataset, addIssue }) => {
-      if (!dataset.typed) return
-      const { length } = dataset.value
-      for (const [index, url] of dataset.value.entries()) {
-        const fault = declared.faultOf(url)
-        const which = length === 1 ? "" : `URL ${index + 1} of ${length} `
-        if (fault !== null) addIssue({ message: `${which}${fault}` })
-      }
-    }),
+    eachItem("URL", declared.faultOf),
     metadata(declared, "", declared.range),
   )
+}
+
+/** An issue for each item at fault, which is named by its place, since the list may be secret. */
+function eachItem(noun: string, faultOf: (item: string) => string | null) {
+  return v.rawCheck<string[]>(({ dataset, addIssue }) => {
+    if (!dataset.typed) return
+    const { length } = dataset.value
+    for (const [index, item] of dataset.value.entries()) {
+      const fault = faultOf(item)
+      const which = length === 1 ? "" : `${noun} ${index + 1} of ${length} `
+      if (fault !== null) addIssue({ message: `${which}${fault}` })
+    }
+  })
 }
 
 function items(value: string): string[] {

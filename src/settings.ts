@@ -8,8 +8,10 @@
 import { availableParallelism, hostname } from "node:os"
 import * as v from "valibot"
 import { splitUrls, urlFault } from "./broker/amqp-url.ts"
+import { MIN_DISTINCT_CHARACTERS, SECRET_RANGE, secretFault } from "./device/hello-secret.ts"
 import { INSTANCE_ID } from "./device/ids.ts"
 import {
+  checkedList,
   choice,
   integer,
   list,
@@ -96,10 +98,10 @@ export const settings = v.object({
     range: "a path",
     text: "With DEVICE_AUTH=mtls: the CAs, PEM, one of which must have signed a device's certificate.",
   }),
-  HELLO_SECRETS: list({
-    match: /^[A-Za-z0-9._~+/-]{16,}=*$/,
-    range: "at least 16 of A-Z a-z 0-9 . _ ~ + / -",
-    text: "With DEVICE_AUTH=hello: the secrets, separated by commas, with any of which a device may prove its id; several, for rotation.",
+  HELLO_SECRETS: checkedList({
+    faultOf: secretFault,
+    range: `${SECRET_RANGE}, ${MIN_DISTINCT_CHARACTERS} of them different`,
+    text: "With DEVICE_AUTH=hello: the secrets, separated by commas, with any of which a device may prove its id; several, for rotation. Make one with openssl rand -hex 32: whoever has a device's proof can try weak secrets without connecting. A secret that the documentation shows is refused.",
     secret: true,
   }),
   IDENTIFY_TIMEOUT_MS: integer({
@@ -127,12 +129,26 @@ export const settings = v.object({
     unit: "bytes",
     text: "The longest line in either direction, without its terminator.",
   }),
+  LINE_TIMEOUT_MS: integer({
+    default: 30_000,
+    min: 100,
+    max: 600_000,
+    unit: "ms",
+    text: "How long the end of a line may take after its first byte (line_timeout). Time in which the device is not read does not count.",
+  }),
+  MAX_PARTIAL_BYTES: integer({
+    default: 16_777_216,
+    min: 65_536,
+    max: 4_294_967_296,
+    unit: "bytes",
+    text: "Bytes of unfinished lines of one worker; beyond it the device whose unfinished line is the oldest is closed (line_timeout). More than MAX_LINE_BYTES.",
+  }),
   MAX_CONNECTIONS: integer({
     default: 0,
     defaultText: "the open-files limit less a reserve",
     min: 0,
     max: 1_000_000,
-    text: "Connections of one worker; one more is refused (overloaded). 0 derives it from the open-files limit.",
+    text: "Connections of one worker; one more takes the place of the oldest that has stalled before it became a device, else it is refused (overloaded). 0 derives it from the open-files limit.",
   }),
   MAX_WAITING: integer({
     default: 10_000,

@@ -39,6 +39,7 @@ import { ConnectionIds, incarnation, type WorkerProcess, workerId } from "./devi
 import { Listener, type ListenerTls } from "./device/listener.ts"
 import { BATCH_BYTES } from "./device/outgoing.ts"
 import { RefusalSummary } from "./device/refusal-summary.ts"
+import { UnfinishedLines } from "./device/unfinished-lines.ts"
 import { drain } from "./drain.ts"
 import type { EventBus } from "./events.ts"
 import { Fleet } from "./fleet/fleet.ts"
@@ -78,6 +79,7 @@ export class Worker {
   readonly #sender: Sender
   readonly #fleet: Fleet
   readonly #backpressure: Backpressure
+  readonly #unfinishedLines: UnfinishedLines
   readonly #connections: Connections
   readonly #identity: Identity
   readonly #listener: Listener
@@ -171,10 +173,12 @@ export class Worker {
       () => this.#lines.hasRoom,
       (suspended) => this.#suspend(suspended),
     )
+    this.#unfinishedLines = new UnfinishedLines(config.device)
     const context: ConnectionContext = {
       limits: config.device,
       counters,
       backpressure: this.#backpressure,
+      unfinishedLines: this.#unfinishedLines,
       scratch: new Uint8Array(BATCH_BYTES),
       ...clock,
       takeLine: (connection, seq, line) => this.#lines.take(connection, seq, line),
@@ -374,6 +378,7 @@ export class Worker {
     if (this.#broker.state.is !== "away") this.#unacknowledged.pass(Math.max(0, sinceMs))
     this.#consumer.sweep()
     this.#connections.sweep(Date.now(), atMs)
+    this.#unfinishedLines.sweep(atMs, sinceMs > PAUSED_MS)
     this.#fleet.sweep(atMs)
     this.#refusals.sweep(atMs)
     // Away, it may be the other connection alone that is lost, and this one as deaf.
@@ -404,6 +409,7 @@ export class Worker {
       windowLines: this.#lines.count,
       windowBytes: this.#lines.bytes,
       heldBytes: this.#backpressure.heldBytes,
+      partialLineBytes: this.#unfinishedLines.bytes,
       waitingForRoom: this.#backpressure.waitingCount,
       unacknowledgedCommands: this.#unacknowledged.count,
       heldCommands: this.#connections.heldCommands(),

@@ -5,6 +5,7 @@
  */
 
 import { afterAll, describe, expect, test } from "bun:test"
+import { randomBytes } from "node:crypto"
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { availableParallelism, hostname, tmpdir } from "node:os"
 import { join } from "node:path"
@@ -15,6 +16,7 @@ import {
   loadConfig,
   risks,
 } from "../src/config.ts"
+import { DOCUMENTED_SECRETS } from "../src/device/hello-secret.ts"
 import { INSTANCE_ID } from "../src/device/ids.ts"
 import { createCertificateAuthority } from "../src/ops/certificates.ts"
 import { defaultInstanceId, SETTINGS } from "../src/settings.ts"
@@ -25,6 +27,9 @@ const load = (environment: Environment) => loadConfig(environment, () => null)
 const MAIN_FILE = join(import.meta.dir, "../src/main.ts")
 const TOKEN = "token-0123456789abcdef"
 const OTHER_TOKEN = "other.token~ABC+/-_==="
+/** As `openssl rand -hex 16` and `-base64 32` print them. */
+const SECRET = "5f0c3a9be1d24768a1b0c2d3e4f56789"
+const OTHER_SECRET = "nJ6m2cV0bq+R9sKxT1yUe/4LwZ8hGdPf3aQoXiCvB7E="
 const AMQP_URL = "amqp://user:s3cret-pass@broker.test:5672/vhost"
 
 const { certPem: certificate } = await createCertificateAuthority()
@@ -99,6 +104,8 @@ describe("defaults", () => {
         backlog: 4_096,
         maxOutgoingBytes: 1_048_576,
         maxHeldBytes: 33_554_432,
+        maxPartialBytes: 16_777_216,
+        lineTimeoutMs: 30_000,
         handshakeTimeoutMs: 10_000,
         idleTimeoutMs: 600_000,
         slowDeviceTimeoutMs: 30_000,
@@ -272,6 +279,61 @@ describe("tokens", () => {
   })
 })
 
+describe("secrets of devices", () => {
+  const TOO_SHORT = "must be at least 32 of A-Z a-z 0-9 . _ ~ + / -"
+  const TOO_FEW = "must have at least 10 different characters"
+  const SHOWN = "must not be or contain a secret that the documentation shows"
+
+  test("several, separated by commas with or without blanks", () => {
+    const { helloSecrets } = load({ HELLO_SECRETS: ` ${SECRET},${OTHER_SECRET} , ` }).device
+    expect(helloSecrets).toEqual([SECRET, OTHER_SECRET])
+  })
+
+  test.each([
+    [SECRET.slice(0, 31), TOO_SHORT],
+    ["s3cret-of-today", TOO_SHORT],
+    ["with blank 0123456789 abcdefghijklmnop", TOO_SHORT],
+    ["umlaut-\u00e4-0123456789-abcdefghijklmnopq", TOO_SHORT],
+    ["0".repeat(64), TOO_FEW],
+    ["abcabcabcabcabcabcabcabcabcabcabcabc", TOO_FEW],
+    ["123456789".repeat(8), TOO_FEW],
+    ...DOCUMENTED_SECRETS.map((shown) => [shown.padEnd(32, SECRET), SHOWN] as const),
+    ["Change-Me-To-16-Or-More-0123456789", SHOWN],
+    [`${SECRET}-change-me`, SHOWN],
+  ])("not %j, alone or beside a good one, and the fault names the rule only", (secret, rule) => {
+    expect(faultsOf({ HELLO_SECRETS: secret })).toEqual([`HELLO_SECRETS: ${rule}`])
+    expect(faultsOf({ HELLO_SECRETS: `${SECRET},${secret}` })).toEqual([
+      `HELLO_SECRETS: item 2 of 2 ${rule}`,
+    ])
+    expect(faultsOf({ HELLO_SECRETS: `${secret},${SECRET}` })).toEqual([
+      `HELLO_SECRETS: item 1 of 2 ${rule}`,
+    ])
+  })
+
+  test("each that is wrong is a fault", () => {
+    expect(faultsOf({ HELLO_SECRETS: `${"0".repeat(40)},${SECRET},short` })).toEqual([
+      `HELLO_SECRETS: item 1 of 3 ${TOO_FEW}`,
+      `HELLO_SECRETS: item 3 of 3 ${TOO_SHORT}`,
+    ])
+  })
+
+  test("10 different characters in 32 are enough", () => {
+    expect(faultsOf({ HELLO_SECRETS: "0123456789".padEnd(32, "0") })).toEqual([])
+  })
+
+  test("what tools make at random is good enough", () => {
+    for (let n = 0; n < 1_000; n += 1) {
+      for (const secret of [randomBytes(32).toString("hex"), randomBytes(24).toString("base64")]) {
+        expect(faultsOf({ HELLO_SECRETS: secret })).toEqual([])
+      }
+    }
+  })
+
+  test.each([",", " ", " , ,"])("set to %j, which holds none, is a fault", (value) => {
+    expect(faultsNaming("HELLO_SECRETS", { HELLO_SECRETS: value })).toHaveLength(1)
+  })
+})
+
 const urlsOf = (environment: Environment) => load(environment).amqp?.urls
 
 describe("the broker's URL", () => {
@@ -417,7 +479,7 @@ describe("secrets in files", () => {
   })
 
   test.each([...secrets, "CLOUDAMQP_URL"])("%s and its file at once are a fault", (name) => {
-    const value = name.endsWith("AMQP_URL") ? AMQP_URL : TOKEN.padEnd(32, "0")
+    const value = name.endsWith("AMQP_URL") ? AMQP_URL : SECRET
     const faults = faultsOf({ [name]: value, [`${name}_FILE`]: file("both", value) })
     expect(faults).toEqual([`${name}: set it or ${name}_FILE, not both`])
   })
@@ -475,8 +537,8 @@ describe("rules between settings", () => {
     expect(faultsOf({ DEVICE_AUTH: "hello" })).toEqual([
       "HELLO_SECRETS: needed with DEVICE_AUTH=hello",
     ])
-    const { device } = load({ DEVICE_AUTH: "hello", HELLO_SECRETS: `${TOKEN},${OTHER_TOKEN}` })
-    expect(device.helloSecrets).toEqual([TOKEN, OTHER_TOKEN])
+    const { device } = load({ DEVICE_AUTH: "hello", HELLO_SECRETS: `${SECRET},${OTHER_SECRET}` })
+    expect(device.helloSecrets).toEqual([SECRET, OTHER_SECRET])
   })
 
   test.each([
@@ -503,7 +565,7 @@ describe("rules between settings", () => {
       { AMQP_URL, DEVICE_HOST: "0.0.0.0" },
       ["DEVICE_AUTH=none on 0.0.0.0: whoever reaches the port is admitted"],
     ],
-    [{ AMQP_URL, DEVICE_HOST: "0.0.0.0", DEVICE_AUTH: "hello", HELLO_SECRETS: "0".repeat(64) }, []],
+    [{ AMQP_URL, DEVICE_HOST: "0.0.0.0", DEVICE_AUTH: "hello", HELLO_SECRETS: SECRET }, []],
   ] satisfies [Environment, string[]][])("what is allowed and risky is told: %j", (set, told) => {
     expect(risks(load({ DEVICE_HOST: "127.0.0.1", ...set }))).toEqual(told)
   })
@@ -550,6 +612,14 @@ describe("rules between settings", () => {
     ])
   })
 
+  test("unfinished lines may be at least one line", () => {
+    const partial = { MAX_PARTIAL_BYTES: "70000", MAX_LINE_BYTES: "69999" }
+    expect(faultsOf(partial)).toEqual([])
+    expect(faultsOf({ ...partial, MAX_LINE_BYTES: "70000" })).toEqual([
+      "MAX_PARTIAL_BYTES: must be more than MAX_LINE_BYTES",
+    ])
+  })
+
   test("certificates are checked", () => {
     const [fault, ...others] = faultsOf({ NODE_TLS_REJECT_UNAUTHORIZED: "0" })
     expect(fault).toStartWith("NODE_TLS_REJECT_UNAUTHORIZED: ")
@@ -561,6 +631,7 @@ describe("rules between settings", () => {
 const ALL_WRONG: Record<string, string> = {
   AMQP_URL: "http://user:s3cret-pass@host",
   HTTP_TOKENS: "s3cret-token",
+  HELLO_SECRETS: "s3cret-of-devices",
   INSTANCE_ID: "a b",
   DEVICE_PORT: "65536",
   HTTP_PORT: "abc",

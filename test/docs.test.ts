@@ -9,6 +9,7 @@ import { describe, expect, test } from "bun:test"
 import { existsSync, readFileSync } from "node:fs"
 import { dirname, join, normalize } from "node:path"
 import { loadConfig } from "../src/config.ts"
+import { secretFault } from "../src/device/hello-secret.ts"
 import { SETTINGS } from "../src/settings.ts"
 import {
   ENVIRONMENT_FILE,
@@ -110,6 +111,27 @@ describe.each(markdown)("%s", (path) => {
   test("has links that lead to a file, and to a heading of it", () => {
     const dead = [...linksOf(read(path))].filter((link) => !leadsSomewhere(path, link))
     expect(dead).toEqual([])
+  })
+})
+
+/** Whoever copies a command from a document must not run a gateway whose secret everybody knows. */
+describe("a secret of devices that a document shows", () => {
+  const shownIn = (text: string) =>
+    [...text.matchAll(/(?:HELLO_SECRETS=|--secret[ =])["']?([A-Za-z0-9._~+/-]+)/g)].map(
+      ([, secret = ""]) => secret,
+    )
+
+  test.each([...markdown, ".env.example", "fly.toml", "Dockerfile"].filter(present))(
+    "in %s is refused",
+    (path) => {
+      const accepted = shownIn(read(path)).filter((secret) => secretFault(secret) === null)
+      expect(accepted).toEqual([])
+    },
+  )
+
+  test("is found by these rules", () => {
+    const text = 'HELLO_SECRETS=a-b --secret c/d HELLO_SECRETS="e=" HELLO_SECRETS="$(openssl rand)"'
+    expect(shownIn(text)).toEqual(["a-b", "c/d", "e"])
   })
 })
 

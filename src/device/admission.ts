@@ -3,6 +3,7 @@
  * decided before a byte of TLS.
  *
  *   accepted ─┬─ refused: draining, suspended, full, too many wait
+ *             ├─ full, and one that has begun is overdue: that one ends (overloaded), this one goes on below
  *             ├─ waits, first come first served ──turn──┐
  *             └─ begins at once ────────────────────────┴─► handshake ─► completed or ended: the next one's turn
  *
@@ -10,6 +11,18 @@
  * late, which is the network's time, and shrinks when they wait for each other or the event loop lags. So in a storm
  * devices that are connected keep their latency, and those that wait do so in the order in which they came instead
  * of starving each other. A peer that stalls gives its place back. Pure: the time is passed in. Bounds: `maxConnections`, `maxWaiting`.
+ *
+ * Connections that say nothing cost a peer nothing, and as many as `maxConnections` of them would keep every device out
+ * until their handshakes time out. So a newcomer to a full worker ends the oldest connection that is not a device yet,
+ * once it is overdue: begun longer ago than `stalledAfterMs`. Those that wait for their turn are never ended: it is we
+ * who do not read them. A storm of honest devices does not go round in circles:
+ *
+ * - A newcomer ends one connection at most, and none that has not had four times the time of the quickest handshake of
+ *   late for itself, while admission keeps those that are under way to twice that time.
+ * - A handshake that completes is a device that stays, and there is one less to come.
+ * - When as many connections as the worker holds were ended and not one handshake was completed meanwhile, the limit is
+ *   shorter than any handshake can be on their network. It doubles each time, up to `MAX_STALL_MS`, until one completes;
+ *   from then on `stalledAfterMs` knows how long a handshake takes.
  */
 
 import type { CloseReason } from "./close-reason.ts"
@@ -30,6 +43,9 @@ export interface AdmissionState {
   /** True while held lines fill the worker's memory bound. */
   readonly suspended: boolean
   readonly draining: boolean
+  /** Since when the oldest connection that has begun is no device yet; null when there is none. */
+  readonly oldestBeganAtMs: number | null
+  readonly steadyMs: number
 }
 
 const LEAST_AT_ONCE = 8
@@ -41,11 +57,24 @@ const PATIENCE_MS = 20
 const QUICK_FOR_ONE_MORE = 8
 const SHRINK = 0.8
 const LEAST_STALL_MS = 250
+/** Longer than a handshake takes on any network that devices are served over; a peer could make it any length. */
+const MAX_STALL_MS = 4_000
 /** Of the event loop, between two looks. */
 const MOST_LAG_MS = 50
 /** The quickest of late: of this time and of that before it. */
 const QUICKEST_OF_MS = 10_000
 const RATE_OF_MS = 1_000
+
+export type AdmissionDecision =
+  /** It begins, or waits for its turn. */
+  | { readonly kind: "accept" }
+  /** The oldest that is no device yet ends first. */
+  | { readonly kind: "replace_oldest" }
+  | { readonly kind: "refuse"; readonly reason: CloseReason }
+
+const ACCEPT: AdmissionDecision = { kind: "accept" }
+const REPLACE_OLDEST: AdmissionDecision = { kind: "replace_oldest" }
+const OVERLOADED: AdmissionDecision = { kind: "refuse", reason: "overloaded" }
 
 export class Admission {
   readonly #limits: AdmissionLimits
@@ -59,6 +88,9 @@ export class Admission {
   #completed = 0
   #completedSinceMs = 0
   #ratePerS = 0
+  /** Ended for newcomers since the last handshake was completed, or since the limit was doubled. */
+  #replaced = 0
+  #doublings = 0
 
   constructor(limits: AdmissionLimits) {
     this.#limits = limits
@@ -78,12 +110,29 @@ export class Admission {
     return this.#ratePerS
   }
 
-  /** Why a connection that came now would be refused, or null. */
-  refusal({ connections, waiting, suspended, draining }: AdmissionState): CloseReason | null {
-    if (draining) return "drained"
-    if (suspended || connections + waiting >= this.#limits.maxConnections) return "overloaded"
-    if (waiting >= this.#limits.maxWaiting) return "overloaded"
-    return null
+  /** What becomes of a connection that comes now. */
+  decide(state: AdmissionState): AdmissionDecision {
+    const { connections, waiting, suspended, draining, oldestBeganAtMs, steadyMs } = state
+    if (draining) return { kind: "refuse", reason: "drained" }
+    if (suspended || waiting >= this.#limits.maxWaiting) return OVERLOADED
+    if (connections + waiting < this.#limits.maxConnections) return ACCEPT
+    if (oldestBeganAtMs === null || steadyMs - oldestBeganAtMs <= this.overdueAfterMs) {
+      return OVERLOADED
+    }
+    return REPLACE_OLDEST
+  }
+
+  /** How long one that is no device yet has before it may end for a newcomer. */
+  get overdueAfterMs(): number {
+    return Math.min(MAX_STALL_MS, this.stalledAfterMs * 2 ** this.#doublings)
+  }
+
+  /** To be told when one ended for a newcomer. */
+  replaced(): void {
+    this.#replaced += 1
+    if (this.#replaced < this.#limits.maxConnections) return
+    this.#replaced = 0
+    if (this.overdueAfterMs < MAX_STALL_MS) this.#doublings += 1
   }
 
   /** Milliseconds until one more may begin: 0 for now, Infinity for not before another has ended. */
@@ -100,11 +149,18 @@ export class Admission {
 
   completed(tookMs: number, steadyMs: number): void {
     this.#underWay -= 1
-    this.#completed += 1
-    this.#remember(tookMs, steadyMs)
+    this.completedLate(tookMs, steadyMs)
     const quickestMs = Math.min(this.#quickestMs, this.#quickestBeforeMs)
     if (tookMs > quickestMs * 2 + PATIENCE_MS) this.#shrink(tookMs, steadyMs)
     else this.#atOnce = Math.min(MOST_AT_ONCE, this.#atOnce + 1 / QUICK_FOR_ONE_MORE)
+  }
+
+  /** One that had stalled, and had given its place back, was completed after all. */
+  completedLate(tookMs: number, steadyMs: number): void {
+    this.#completed += 1
+    this.#replaced = 0
+    this.#doublings = 0
+    this.#remember(tookMs, steadyMs)
   }
 
   /** A handshake ended without being completed. */
@@ -115,7 +171,8 @@ export class Admission {
   /** How long a handshake may take before its place is given to another: it waits for its peer, and costs nothing. */
   get stalledAfterMs(): number {
     const quickestMs = Math.min(this.#quickestMs, this.#quickestBeforeMs)
-    return Math.max(LEAST_STALL_MS, Number.isFinite(quickestMs) ? quickestMs * 4 : 0)
+    const slowMs = Number.isFinite(quickestMs) ? quickestMs * 4 : 0
+    return Math.min(MAX_STALL_MS, Math.max(LEAST_STALL_MS, slowMs))
   }
 
   /**

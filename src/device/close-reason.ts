@@ -15,6 +15,8 @@ export const CLOSE_REASONS = [
   "taken_over",
   "idle",
   "line_too_long",
+  /** An unfinished line took too long, or was the oldest when those of the worker took too much memory. */
+  "line_timeout",
   "slow_device",
   "overloaded",
   "kicked",

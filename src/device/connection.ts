@@ -24,6 +24,7 @@ import { Framer, LineTooLong } from "./framing.ts"
 import { Outgoing } from "./outgoing.ts"
 import { type DeviceSocket, type PeerInfo, UNKNOWN_PEER } from "./peer.ts"
 import type { ReorderLimits } from "./reorder.ts"
+import type { UnfinishedLines } from "./unfinished-lines.ts"
 
 /** How long a peer may take to answer our close. */
 const CLOSING_MS = 2_000
@@ -45,6 +46,7 @@ export interface ConnectionContext {
   readonly limits: ConnectionLimits
   readonly counters: Counters
   readonly backpressure: Backpressure
+  readonly unfinishedLines: UnfinishedLines
   /** `BATCH_BYTES` long; used within one call of `flush`. */
   readonly scratch: Uint8Array
   /** Milliseconds since 1970, for what is compared with others' clocks; it may jump. */
@@ -72,7 +74,10 @@ export class Connection {
   #framer: Framer | null = null
   #outgoing: Outgoing | null = null
   #pausedBy = 0
+  /** As accounted for with `backpressure`. */
   #heldBytes = 0
+  /** As accounted for with `unfinishedLines`. */
+  #partialBytes = 0
   #lastActivityMs: number
   /** Since when the socket has taken nothing of what it was offered; null while it takes all. */
   #stalledSinceMs: number | null = null
@@ -162,10 +167,12 @@ export class Connection {
     const { backpressure, counters } = this.#context
     const framer = this.#framer
     if (framer === null) return true
+    let ended = false
     for (;;) {
       if (framer.drained) break
       if (!backpressure.hasRoom) {
         this.#accountHeld()
+        this.#accountPartial(ended)
         return false
       }
       let line: Uint8Array | null
@@ -179,13 +186,20 @@ export class Connection {
         break
       }
       if (line === null) break
+      ended = true
       if (line.length === 0) counters.emptyLines += 1
       else this.#takeLine(line)
     }
     this.#accountHeld()
     if (this.#reason === null) this.resume("window")
     else this.#countUnterminated()
+    // Last, since it may end this connection.
+    this.#accountPartial(ended)
     return true
+  }
+
+  closeUnfinished(): void {
+    this.close("line_timeout")
   }
 
   /** Performs what becomes of one command. */
@@ -270,7 +284,9 @@ export class Connection {
     const before = this.#pausedBy
     this.#pausedBy |= PAUSED_BY[by]
     // A handshake goes on; the socket is paused when it is complete.
-    if (before === 0 && this.#state === "open") this.socket.pause()
+    if (before !== 0 || this.#state !== "open") return
+    this.socket.pause()
+    if (this.#partialBytes > 0) this.#context.unfinishedLines.stopped(this)
   }
 
   resume(by: PauseSource): void {
@@ -279,6 +295,7 @@ export class Connection {
     if (before !== 0 && this.#pausedBy === 0 && this.#state === "open") {
       // The time it was not read is not held against the device.
       this.#lastActivityMs = this.#context.steadyMs()
+      if (this.#partialBytes > 0) this.#context.unfinishedLines.began(this, this.#lastActivityMs)
       this.socket.resume()
     }
   }
@@ -404,16 +421,32 @@ export class Connection {
   }
 
   #accountHeld(): void {
-    const held = this.#framer?.drained === false ? this.#framer.heldBytes : 0
+    const framer = this.#framer
+    const held = framer?.drained === false ? framer.heldBytes - framer.partialBytes : 0
     if (held === this.#heldBytes) return
     const change = held - this.#heldBytes
     this.#heldBytes = held
     this.#context.backpressure.hold(change)
   }
 
+  /** @param ended whether a line has ended since the last call, so that an unfinished one is another. */
+  #accountPartial(ended: boolean): void {
+    const partial = this.#framer?.partialBytes ?? 0
+    const before = this.#partialBytes
+    if (partial === 0 && before === 0) return
+    const { unfinishedLines } = this.#context
+    this.#partialBytes = partial
+    if (partial === 0) unfinishedLines.stopped(this)
+    else if ((ended || before === 0) && this.#pausedBy === 0) {
+      unfinishedLines.began(this, this.#lastActivityMs)
+    }
+    unfinishedLines.hold(partial - before)
+  }
+
   #countUnterminated(): void {
     if (this.#framer === null) return
     this.#context.counters.unterminatedBytes += this.#framer.heldBytes
     this.#framer = null
+    this.#accountPartial(false)
   }
 }

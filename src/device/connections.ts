@@ -93,6 +93,11 @@ export class Connections {
     for (const connection of this.#all.values()) visit(connection)
   }
 
+  /** All in the order in which they came; one that is added later is given too. */
+  values(): MapIterator<Connection> {
+    return this.#all.values()
+  }
+
   /** Begins to close up to `most` open connections; returns how many are left. */
   closeSome(most: number, reason: CloseReason): number {
     let closed = 0

@@ -6,7 +6,7 @@
  *
  *   offer(command) ─┬─ write             hand it to the socket, in this order
  *                   ├─ (nothing)         it waits in the reorder buffer
- *                   ├─ settle            it ends here: duplicate, late or closed
+ *                   ├─ settle            it ends here: duplicate, late, invalid or closed
  *                   ├─ acknowledge       the broker delivered it again, and it was written or waits here
  *                   └─ replace           another worker forwarded it and lost its delivery, which has come here itself
  *
@@ -17,7 +17,12 @@
 
 import type { Command, Outcome, Recipient } from "./command.ts"
 import { RememberedIds } from "./remembered-ids.ts"
-import { type NumberedCommand, ReorderBuffer, type ReorderLimits } from "./reorder.ts"
+import {
+  MAX_SEQ_AHEAD,
+  type NumberedCommand,
+  ReorderBuffer,
+  type ReorderLimits,
+} from "./reorder.ts"
 
 export type Decision =
   | { readonly do: "write"; readonly command: Command }
@@ -81,6 +86,10 @@ export class Endpoint {
       const released: NumberedCommand[] = []
       const verdict = this.#reorder.offer(command, nowMs, released)
       this.#release(released, decisions)
+      if (verdict === "too_far") {
+        decisions.push(settle(command, "invalid", tooFar(command.seq, this.#reorder.farthest)))
+        return decisions
+      }
       if (verdict === "late" || verdict === "duplicate") {
         decisions.push(this.#used(command, verdict))
         return decisions
@@ -222,6 +231,11 @@ function isSame(a: Command, b: Command): boolean {
 
 function isNumbered(command: Command): command is NumberedCommand {
   return command.seq !== null
+}
+
+function tooFar(seq: number, farthest: number): string {
+  const next = farthest - MAX_SEQ_AHEAD
+  return `to_device_seq ${seq} is more than ${MAX_SEQ_AHEAD} beyond the next number, ${next}`
 }
 
 function settle(command: Command, outcome: Outcome, detail: string): Decision {

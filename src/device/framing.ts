@@ -9,7 +9,8 @@
  *                       └──► throws LineTooLong        (once; then the framer is spent)
  *
  * Pure: no socket, no clock. Never decodes or trims. Bounds: an unfinished line holds at most
- * `maxLineBytes` + 1 bytes (the 1 is a CR that may yet be dropped); what is pushed and not yet taken
+ * `maxLineBytes` + 1 bytes (the 1 is a CR that may yet be dropped), those of all devices together
+ * what `unfinished-lines.ts` allows; what is pushed and not yet taken
  * is bounded by the socket, which its owner pauses while the framer is not `drained`.
  */
 
@@ -50,6 +51,11 @@ export class Framer {
   /** Bytes pushed that are not yet part of a line that was handed out. */
   get heldBytes(): number {
     return this.#chunk.length - this.#position + this.#partialBytes
+  }
+
+  /** Bytes of the line whose end has not come, as far as they were looked at. */
+  get partialBytes(): number {
+    return this.#partialBytes
   }
 
   push(chunk: Uint8Array): void {

@@ -8,15 +8,19 @@
 
 import type { X509Certificate } from "node:crypto"
 import type { Socket, TCPSocketListener } from "bun"
+import { ByAge } from "../by-age.ts"
 import type { Counters } from "../counters.ts"
-import { Admission, type AdmissionLimits } from "./admission.ts"
+import { Admission, type AdmissionDecision, type AdmissionLimits } from "./admission.ts"
 import { setBacklog } from "./backlog.ts"
+import { ClientAuthorities } from "./client-authorities.ts"
 import type { CloseReason } from "./close-reason.ts"
 import { Connection, type ConnectionContext } from "./connection.ts"
 import type { Connections } from "./connections.ts"
 import type { Identity, Verdict } from "./identity.ts"
 import type { ConnectionIds } from "./ids.ts"
 import { issuersValidUntilMs } from "./issuers.ts"
+import { Recheck } from "./recheck.ts"
+import { shownChain } from "./shown-chain.ts"
 import { Turn, Turns } from "./turns.ts"
 
 const TLS_1_2 = 0x0303
@@ -90,7 +94,14 @@ export class Listener {
   readonly #turns: Turns<DeviceTlsSocket>
   /** Those whose handshakes are under way and have not stalled. */
   readonly #handshaking = new Set<Connection>()
+  /** Those that have begun and are no devices yet, also while they are closed as such. */
+  readonly #unadmitted = new ByAge<DeviceTlsSocket>()
+  readonly #recheck: Recheck
   #listening: TCPSocketListener<DeviceTlsSocket["data"]> | null = null
+  /** Differs for each certificate that devices were shown, and so for each set of CAs. */
+  #generation = 0
+  /** Null until there was a reload, and where devices are asked for no certificate. */
+  #authorities: ClientAuthorities | null = null
   #draining = false
 
   constructor(
@@ -109,6 +120,15 @@ export class Listener {
     this.#identity = identity
     this.#hooks = hooks
     this.#admission = new Admission(options.admission)
+    this.#recheck = new Recheck({
+      nowMs: context.nowMs,
+      chainOf: ({ socket }) => shownChain(socket),
+      refused: (connection, detail) => {
+        const { remoteAddress } = connection.peer
+        this.#hooks.unidentified(connection, "refused", detail, remoteAddress)
+        connection.close("refused")
+      },
+    })
     this.#turns = new Turns(this.#admission, {
       steadyMs: context.steadyMs,
       open: () => !context.backpressure.suspended,
@@ -123,12 +143,8 @@ export class Listener {
 
   /** Why a connection that came now would be refused, or null. */
   get refusing(): CloseReason | null {
-    return this.#admission.refusal({
-      connections: this.#connections.count,
-      waiting: this.#turns.waiting,
-      suspended: this.#context.backpressure.suspended,
-      draining: this.#draining,
-    })
+    const decision = this.#decide()
+    return decision.kind === "refuse" ? decision.reason : null
   }
 
   get admission(): AdmissionReport {
@@ -155,26 +171,32 @@ export class Listener {
     }
     this.#admission.look(lagMs, stalled, steadyMs)
     this.#turns.next()
+    this.#recheck.sweep()
   }
 
   /** @throws when the address is in use or the certificate and key are no pair. */
   listen(tls: ListenerTls): void {
-    this.#listening = this.#listen(tls, this.#options.port)
+    this.#listening = this.#listen(tls, this.#options.port, this.#generation)
   }
 
   /**
-   * Shows a new certificate to devices that connect from now on; live connections stay.
+   * Shows a new certificate to devices that connect from now on. Live connections stay, except those whose own
+   * certificates the CAs of `tls` do not vouch for, or have expired.
    * @throws when it can't be used: then the old one serves on.
    */
   renew(tls: ListenerTls): void {
     const before = this.#listening
     if (before === null || this.#draining) return
     // `reload` of Bun ignores TLS. Both share the port for a moment.
-    this.#listening = this.#listen(tls, before.port)
+    const authorities = tls.clientCaPem === null ? null : new ClientAuthorities(tls.clientCaPem)
+    this.#listening = this.#listen(tls, before.port, this.#generation + 1)
     before.stop(false)
+    this.#generation += 1
+    this.#authorities = authorities
+    if (authorities !== null) this.#recheck.start(authorities, this.#connections.values())
   }
 
-  #listen({ certPem, keyPem, clientCaPem }: ListenerTls, port: number) {
+  #listen({ certPem, keyPem, clientCaPem }: ListenerTls, port: number, generation: number) {
     const options = {
       hostname: this.#options.host,
       port,
@@ -193,7 +215,7 @@ export class Listener {
         binaryType: "uint8array" as const,
         open: (socket: DeviceTlsSocket) => this.#opened(socket),
         handshake: (socket: DeviceTlsSocket, success: boolean, error: HandshakeError | null) =>
-          this.#handshook(socket, success, error),
+          this.#handshook(socket, success, error, generation),
         data: (socket: DeviceTlsSocket, chunk: Uint8Array) => this.#received(socket, chunk),
         drain: (socket: DeviceTlsSocket) => connectionOf(socket)?.flush(),
         close: (socket: DeviceTlsSocket) => this.#closed(socket),
@@ -219,19 +241,50 @@ export class Listener {
     }
   }
 
+  #decide(): AdmissionDecision {
+    return this.#admission.decide({
+      connections: this.#connections.count,
+      waiting: this.#turns.waiting,
+      suspended: this.#context.backpressure.suspended,
+      draining: this.#draining,
+      oldestBeganAtMs: this.#unadmitted.oldest?.atMs ?? null,
+      steadyMs: this.#context.steadyMs(),
+    })
+  }
+
   #opened(socket: DeviceTlsSocket): void {
     this.#counters.connectionsAccepted += 1
-    const reason = this.refusing
-    if (reason !== null) {
-      this.#refuse(socket, reason)
+    const decision = this.#decide()
+    if (decision.kind === "refuse") {
+      this.#refuse(socket, decision.reason)
       return
     }
+    if (decision.kind === "replace_oldest") this.#endOldestUnadmitted()
     const now = this.#admission.beginsInMs(this.#context.steadyMs()) === 0
     if (now && this.#turns.waiting === 0) this.#begin(socket)
     else {
       socket.data = this.#turns.wait(socket)
       this.#turns.next()
     }
+  }
+
+  /** Makes room for a newcomer to a full worker. */
+  #endOldestUnadmitted(): void {
+    const { oldest } = this.#unadmitted
+    if (oldest === null) return
+    const { item: socket, atMs } = oldest
+    // Here, and not when its socket is gone: whatever that takes, the next newcomer ends another one.
+    this.#unadmitted.delete(socket)
+    this.#admission.replaced()
+    const connection = connectionOf(socket)
+    if (connection === undefined) return
+    const ms = Math.round(this.#context.steadyMs() - atMs)
+    // One that is being closed keeps its reason.
+    if (connection.state !== "closing") {
+      const detail = `no device ${ms} ms after it began, and the worker is full`
+      this.#unidentified(socket, connection, "overloaded", detail)
+    }
+    socket.terminate()
   }
 
   #refuse(socket: DeviceTlsSocket, reason: CloseReason): void {
@@ -244,10 +297,16 @@ export class Listener {
     socket.data = connection
     this.#connections.add(connection)
     this.#handshaking.add(connection)
+    this.#unadmitted.add(socket, connection.acceptedAtMs)
     this.#admission.began(connection.acceptedAtMs)
   }
 
-  #handshook(socket: DeviceTlsSocket, success: boolean, error: HandshakeError | null): void {
+  #handshook(
+    socket: DeviceTlsSocket,
+    success: boolean,
+    error: HandshakeError | null,
+    generation: number,
+  ): void {
     const connection = connectionOf(socket)
     if (connection === undefined || connection.state !== "handshaking") return
     if (!success) {
@@ -261,20 +320,27 @@ export class Listener {
       )
       return
     }
+    const steadyMs = this.#context.steadyMs()
+    const tookMs = steadyMs - connection.acceptedAtMs
     if (this.#handshaking.delete(connection)) {
-      const steadyMs = this.#context.steadyMs()
-      this.#admission.completed(steadyMs - connection.acceptedAtMs, steadyMs)
+      this.#admission.completed(tookMs, steadyMs)
       this.#turns.next()
-    }
+    } else this.#admission.completedLate(tookMs, steadyMs)
     connection.identify()
+    const outdated = generation === this.#generation ? null : this.#outdated(socket)
     const verdict = this.#identity.handshaken(connection, {
       // Bun reports success for a certificate that it does not trust too.
-      authorized: error === null && socket.authorized,
-      fault: error?.message ?? null,
+      authorized: error === null && socket.authorized && outdated === null,
+      fault: error?.message ?? outdated,
       certificate: () => socket.getPeerX509Certificate() as X509Certificate | undefined,
       issuersValidUntilMs: () => issuersValidUntilMs(socket),
     })
     this.#perform(socket, connection, verdict)
+  }
+
+  /** Why the CAs of today would refuse one that was accepted, and perhaps waited, before a reload; null: they would not. */
+  #outdated(socket: DeviceTlsSocket): string | null {
+    return this.#authorities?.faultOf(shownChain(socket), this.#context.nowMs()) ?? null
   }
 
   #received(socket: DeviceTlsSocket, chunk: Uint8Array): void {
@@ -298,6 +364,7 @@ export class Listener {
         const { remoteAddress } = socket
         const tlsVersion = socket.getTLSVersion()
         connection.admit(deviceId, epoch, { remoteAddress, tlsVersion, fingerprint })
+        this.#unadmitted.delete(socket)
         this.#counters.connectionsAdmitted += 1
         this.#connections.enter(connection)?.close("taken_over")
         this.#hooks.admitted(connection)
@@ -326,6 +393,7 @@ export class Listener {
     }
     const connection = data
     if (connection === undefined) return
+    this.#unadmitted.delete(socket)
     this.#identity.forget(connection)
     connection.socketClosed()
     this.#connections.remove(connection)

@@ -5,7 +5,8 @@
  *              ┌─ the next number ──────────► released, with all that follow it without a gap
  *   offer ─────┼─ beyond the next number ───► held, until the gap is filled or given up
  *              ├─ passed over, or unwritten ► late
- *              └─ released before, or held ─► duplicate
+ *              ├─ released before, or held ─► duplicate
+ *              └─ too far beyond ───────────► too_far; nothing moves
  *
  * Released commands that are lost before they were offered to the socket come again: `rewind` makes their
  * numbers the next ones again, and what was passed over meanwhile stays passed over.
@@ -13,12 +14,15 @@
  * Pure: the time is passed in. Bounds: `windowCommands` held; a command is held `gapTimeoutMs` at
  * most, then every gap below it is given up; when the buffer is full the lowest gap is given up at
  * once, found by a heap in logarithmic time. `SKIPPED_RANGES` gaps are remembered; a number below the
- * oldest of them is called late, since a late command is kept and a duplicate is not.
+ * oldest of them is called late, since a late command is kept and a duplicate is not. A number more than
+ * `MAX_SEQ_AHEAD` beyond the next is refused: one gap up to 2^53 - 1 would leave the connection no numbers.
  */
 
 import { MinHeap } from "../min-heap.ts"
 import type { Command } from "./command.ts"
 
+/** As many numbers are passed over by one gap at most. */
+export const MAX_SEQ_AHEAD = 1_000_000
 const SKIPPED_RANGES = 128
 /** The heap is rebuilt when it exceeds twice the held commands by this many entries. */
 const HEAP_SLACK = 64
@@ -31,7 +35,7 @@ export interface ReorderLimits {
 /** A command that has a number. */
 export type NumberedCommand = Command & { readonly seq: number }
 
-export type ReorderVerdict = "released" | "held" | "duplicate" | "late"
+export type ReorderVerdict = "released" | "held" | "duplicate" | "late" | "too_far"
 
 interface Held {
   readonly command: NumberedCommand
@@ -65,6 +69,14 @@ export class ReorderBuffer {
     return this.#gaps
   }
 
+  /**
+   * The largest number that is not too far. Counted from the largest that was ever the next, so that a number that
+   * was accepted is accepted again after `rewind`, in whatever order the broker delivers the commands again.
+   */
+  get farthest(): number {
+    return this.#high + MAX_SEQ_AHEAD
+  }
+
   /** The command waiting under this number, if any. */
   heldAt(seq: number): NumberedCommand | undefined {
     return this.#held.get(seq)?.command
@@ -78,6 +90,7 @@ export class ReorderBuffer {
     const { seq } = command
     if (seq < this.#high && this.#wasSkipped(seq)) return "late"
     if (seq < this.#next || this.#held.has(seq)) return "duplicate"
+    if (seq > this.farthest) return "too_far"
     if (seq > this.#next) {
       this.#hold(command, nowMs)
       if (this.#held.size <= this.#limits.windowCommands) return "held"

@@ -25,6 +25,7 @@ export interface Gauges {
   readonly windowLines: number
   readonly windowBytes: number
   readonly heldBytes: number
+  readonly partialLineBytes: number
   readonly waitingForRoom: number
   readonly unacknowledgedCommands: number
   readonly heldCommands: number
@@ -109,6 +110,11 @@ export class WorkerMetrics {
     gauge("owsla_window_lines", "Lines unconfirmed", () => gauges().windowLines)
     gauge("owsla_window_bytes", "Bytes of those lines", () => gauges().windowBytes)
     gauge("owsla_held_bytes", "Bytes read and waiting for the window", () => gauges().heldBytes)
+    gauge(
+      "owsla_partial_line_bytes",
+      "Bytes of lines whose end has not come, bounded by MAX_PARTIAL_BYTES in each worker",
+      () => gauges().partialLineBytes,
+    )
     gauge("owsla_waiting_for_room", "Connections with such bytes", () => gauges().waitingForRoom)
     counter("owsla_commands_received_total", "Commands taken", () => c.commandsReceived)
     counter("owsla_commands_forwarded_total", "Sent to other workers", () => c.commandsForwarded)

@@ -21,7 +21,7 @@ export interface AdmissionParameters {
 
 export type AdmissionAuth = "none" | "hello" | "mtls"
 
-const SECRET = "a-secret-of-the-benches"
+const SECRET = "a-secret-of-the-benches-0123456789"
 const LIMIT_MS = 120_000
 
 interface Wave {

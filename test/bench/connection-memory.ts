@@ -13,6 +13,7 @@ import { Connections } from "../../src/device/connections.ts"
 import { ConnectionIds } from "../../src/device/ids.ts"
 import { BATCH_BYTES } from "../../src/device/outgoing.ts"
 import type { DeviceSocket } from "../../src/device/peer.ts"
+import { UnfinishedLines } from "../../src/device/unfinished-lines.ts"
 import { type BenchResult, round } from "./harness.ts"
 
 export interface ConnectionMemoryParameters {
@@ -105,6 +106,7 @@ function makeContext(): ConnectionContext {
       () => true,
       () => undefined,
     ),
+    unfinishedLines: new UnfinishedLines({ maxPartialBytes: 1e9, lineTimeoutMs: 1e9 }),
     scratch: new Uint8Array(BATCH_BYTES),
     nowMs: () => 0,
     steadyMs: () => 0,

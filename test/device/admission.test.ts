@@ -2,11 +2,14 @@
 
 import { describe, expect, test } from "bun:test"
 import fc from "fast-check"
-import { Admission, type AdmissionLimits } from "../../src/device/admission.ts"
-import { CHEAP_RUNS, check } from "../support/property.ts"
+import { Admission, type AdmissionLimits, type AdmissionState } from "../../src/device/admission.ts"
+import { CHEAP_RUNS, check, RUNS } from "../support/property.ts"
 
 const LIMITS: AdmissionLimits = { maxConnections: 100, maxWaiting: 10, perS: 0 }
-const QUIET = { connections: 0, waiting: 0, suspended: false, draining: false }
+const QUIET = {
+  ...{ connections: 0, waiting: 0, suspended: false, draining: false },
+  ...{ oldestBeganAtMs: null, steadyMs: 0 },
+}
 const FIRST_AT_ONCE = 64
 const LEAST_AT_ONCE = 8
 
@@ -34,23 +37,150 @@ describe("who is refused", () => {
     [0, 9, null],
     [0, 10, "overloaded"],
   ] as const)("with %d connections and %d waiting: %p", (connections, waiting, expected) => {
-    expect(admission().refusal({ ...QUIET, connections, waiting })).toBe(expected)
+    expect(reasonOf({ ...QUIET, connections, waiting })).toBe(expected)
   })
 
   test("while reading is suspended, everybody", () => {
-    expect(admission().refusal({ ...QUIET, suspended: true })).toBe("overloaded")
+    expect(reasonOf({ ...QUIET, suspended: true })).toBe("overloaded")
+    const stalled = { connections: 100, oldestBeganAtMs: 0, steadyMs: 1_000 }
+    expect(reasonOf({ ...QUIET, ...stalled, suspended: true })).toBe("overloaded")
   })
 
   test("draining is the reason whatever else is true", () => {
     check(
       fc.property(fc.nat(200), fc.nat(20), fc.boolean(), (connections, waiting, suspended) => {
-        const state = { connections, waiting, suspended, draining: true }
-        expect(admission().refusal(state)).toBe("drained")
+        const stalled = { oldestBeganAtMs: 0, steadyMs: 1_000 }
+        const state = { connections, waiting, suspended, draining: true, ...stalled }
+        expect(reasonOf(state)).toBe("drained")
       }),
       CHEAP_RUNS,
     )
   })
 })
+
+function reasonOf(state: AdmissionState, subject = admission()): string | null {
+  const decision = subject.decide(state)
+  return decision.kind === "refuse" ? decision.reason : null
+}
+
+describe("a newcomer to a full worker", () => {
+  const FULL = { ...QUIET, connections: 95, waiting: 5 }
+
+  test("takes the place of the oldest that is no device yet once that has stalled, and not before", () => {
+    const subject = admission()
+    expect(subject.decide({ ...FULL, steadyMs: 9_999 })).toMatchObject({ reason: "overloaded" })
+    const at = (steadyMs: number) => subject.decide({ ...FULL, oldestBeganAtMs: 1_000, steadyMs })
+    expect(at(1_000 + subject.stalledAfterMs)).toMatchObject({ reason: "overloaded" })
+    expect(at(1_001 + subject.stalledAfterMs)).toEqual({ kind: "replace_oldest" })
+  })
+
+  test("takes none while there is room, or when too many wait", () => {
+    const stalled = { oldestBeganAtMs: 0, steadyMs: 60_000 }
+    const room = { ...FULL, ...stalled, connections: 94 }
+    expect(admission().decide(room)).toEqual({ kind: "accept" })
+    const waiting = { ...FULL, ...stalled, waiting: 10 }
+    expect(admission().decide(waiting)).toMatchObject({ reason: "overloaded" })
+  })
+
+  test("waits longer while none completes: the time doubles for each 100 that ended, to four seconds", () => {
+    const subject = admission()
+    const times = []
+    for (let n = 0; n < 600; n += 1) {
+      if (n % 100 === 0) times.push(subject.overdueAfterMs)
+      subject.replaced()
+    }
+    expect(times).toEqual([250, 500, 1_000, 2_000, 4_000, 4_000])
+    handshakes(subject, 1, 50)
+    expect(subject.overdueAfterMs).toBe(250)
+    for (let n = 0; n < 99; n += 1) subject.replaced()
+    handshakes(subject, 1, 50)
+    for (let n = 0; n < 99; n += 1) subject.replaced()
+    expect(subject.overdueAfterMs).toBe(250)
+  })
+
+  test("of a slow network leaves each four times the quickest handshake of late, four seconds at most", () => {
+    const subject = admission()
+    for (let n = 0; n < 200; n += 1) subject.replaced()
+    subject.completedLate(600, 1_000)
+    expect([subject.underWay, subject.stalledAfterMs, subject.overdueAfterMs]).toEqual([
+      0, 2_400, 2_400,
+    ])
+    const slow = admission()
+    slow.completedLate(9_000, 9_000)
+    expect([slow.stalledAfterMs, slow.overdueAfterMs]).toEqual([4_000, 4_000])
+  })
+
+  test("in a storm that never ends does not keep honest devices out, however long their handshakes take", () => {
+    const storm = fc.record({
+      places: fc.integer({ min: 10, max: 400 }),
+      handshakeMs: fc.integer({ min: 1, max: 3_500 }),
+      newcomersPerS: fc.integer({ min: 100, max: 3_000 }),
+      maxWaiting: fc.integer({ min: 1, max: 500 }),
+    })
+    check(
+      fc.property(storm, (about) => {
+        expect(filledAfterMs(about)).toBeLessThan(60_000)
+      }),
+      RUNS,
+    )
+  })
+})
+
+/** A worker in a storm of honest devices, each of which tries again at once; until it holds as many as it can. */
+function filledAfterMs(storm: {
+  readonly places: number
+  readonly handshakeMs: number
+  readonly newcomersPerS: number
+  readonly maxWaiting: number
+}): number {
+  const { places, handshakeMs, newcomersPerS, maxWaiting } = storm
+  const subject = admission({ maxConnections: places, maxWaiting })
+  const STEP_MS = 10
+  const begun: { readonly atMs: number; stalled: boolean }[] = []
+  let waiting = 0
+  let devices = 0
+  let owed = 0
+  for (let nowMs = 0; nowMs < 60_000; nowMs += STEP_MS) {
+    const beginSome = () => {
+      while (waiting > 0 && subject.beginsInMs(nowMs) === 0) {
+        waiting -= 1
+        begun.push({ atMs: nowMs, stalled: false })
+        subject.began(nowMs)
+      }
+    }
+    while (begun[0] !== undefined && nowMs - begun[0].atMs >= handshakeMs) {
+      if (begun.shift()?.stalled === false) subject.completed(handshakeMs, nowMs)
+      else subject.completedLate(handshakeMs, nowMs)
+      devices += 1
+    }
+    if (devices === places) return nowMs
+    if (nowMs % 250 === 0) {
+      let stalled = 0
+      for (const each of begun) {
+        if (each.stalled || each.atMs > nowMs - subject.stalledAfterMs) continue
+        each.stalled = true
+        stalled += 1
+      }
+      subject.look(0, stalled, nowMs)
+    }
+    beginSome()
+    for (owed += (newcomersPerS * STEP_MS) / 1_000; owed >= 1; owed -= 1) {
+      const state = {
+        ...{ connections: devices + begun.length, waiting, suspended: false, draining: false },
+        ...{ oldestBeganAtMs: begun[0]?.atMs ?? null, steadyMs: nowMs },
+      }
+      const { kind } = subject.decide(state)
+      if (kind === "refuse") continue
+      if (kind === "replace_oldest") {
+        if (begun.shift()?.stalled === false) subject.ended()
+        subject.replaced()
+      }
+      waiting += 1
+      beginSome()
+    }
+  }
+  return Number.POSITIVE_INFINITY
+}
 
 describe("how many at once", () => {
   test("one more waits for one that ends, completed or not", () => {

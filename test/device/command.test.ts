@@ -14,7 +14,7 @@ test("the outcomes are the contract's, in its order", () => {
 test("the close reasons are the contract's, in its order", () => {
   const contract =
     "peer_closed handshake_failed handshake_timeout not_identified refused denied taken_over idle " +
-    "line_too_long slow_device overloaded kicked drained fault"
+    "line_too_long line_timeout slow_device overloaded kicked drained fault"
   expect([...CLOSE_REASONS]).toEqual(contract.split(" ") as (typeof CLOSE_REASONS)[number][])
 })
 

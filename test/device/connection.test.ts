@@ -14,6 +14,7 @@ import type { Command, CommandSource, Outcome, Recipient } from "../../src/devic
 import { Connection, type ConnectionLimits, type PauseSource } from "../../src/device/connection.ts"
 import { BATCH_BYTES } from "../../src/device/outgoing.ts"
 import type { DeviceSocket } from "../../src/device/peer.ts"
+import { UnfinishedLines } from "../../src/device/unfinished-lines.ts"
 import { CHEAP_RUNS, check } from "../support/property.ts"
 
 const LIMITS: ConnectionLimits = {
@@ -31,6 +32,8 @@ const DEADLINES = {
   identifyTimeoutMs: IDENTIFY_TIMEOUT_MS,
   idleTimeoutMs: IDLE_TIMEOUT_MS,
 }
+/** Five lines of 20 bytes. */
+const UNFINISHED = { maxPartialBytes: 100, lineTimeoutMs: 4_000 }
 const CLOSING_MS = 2_000
 const START_MS = 1_000_000
 const PEER = { remoteAddress: "192.0.2.1", tlsVersion: "TLSv1.3", fingerprint: null }
@@ -173,6 +176,7 @@ class Harness {
   readonly connections: Connection[] = []
   readonly suspensions: boolean[] = []
   readonly backpressure: Backpressure
+  readonly unfinishedLines = new UnfinishedLines(UNFINISHED)
   readonly scratch = new Uint8Array(BATCH_BYTES)
   readonly backEnd = new BackEnd()
   readonly limits: ConnectionLimits
@@ -200,6 +204,7 @@ class Harness {
       limits: this.limits,
       counters: this.counters,
       backpressure: this.backpressure,
+      unfinishedLines: this.unfinishedLines,
       scratch: this.scratch,
       nowMs: () => this.nowMs,
       steadyMs: () => this.steadyMs,
@@ -243,6 +248,7 @@ class Harness {
     for (const connection of this.connections) {
       connection.sweep(this.steadyMs, DEADLINES)
     }
+    this.unfinishedLines.sweep(this.steadyMs, false)
   }
 
   roomAgain(room: number): void {
@@ -412,6 +418,126 @@ describe("lines from the device", () => {
     connection.socketClosed()
     connection.received(bytesOf("c"))
     expect([harness.texts(), harness.counters.bytesAfterClose]).toEqual([[], 5])
+  })
+})
+
+describe("an unfinished line", () => {
+  const { lineTimeoutMs, maxPartialBytes } = UNFINISHED
+
+  test("has its time from its first byte, however many bytes of it come", () => {
+    const harness = new Harness()
+    const { connection } = harness.admit()
+    connection.received(bytesOf("a"))
+    for (let ms = 1_000; ms < lineTimeoutMs; ms += 1_000) {
+      harness.after(1_000)
+      connection.received(bytesOf("b"))
+    }
+    harness.after(999)
+    expect(harness.reasons()).toEqual([])
+    harness.after(1)
+    expect(harness.reasons()).toEqual(["line_timeout"])
+    expect(harness.unfinishedLines).toMatchObject({ bytes: 0, timedCount: 0 })
+    expect(harness.counters.unterminatedBytes).toBe(4)
+  })
+
+  test("that begins with the end of another has a time of its own", () => {
+    const harness = new Harness()
+    const { connection } = harness.admit()
+    connection.received(bytesOf("a"))
+    harness.after(lineTimeoutMs - 1)
+    connection.received(bytesOf("\nb"))
+    harness.after(lineTimeoutMs - 1)
+    expect([harness.texts(), harness.reasons()]).toEqual([["a"], []])
+    harness.after(1)
+    expect(harness.reasons()).toEqual(["line_timeout"])
+  })
+
+  test("that ends is forgotten, and whole lines are never counted", () => {
+    const harness = new Harness()
+    const { connection } = harness.admit()
+    connection.received(bytesOf("a\nb\n"))
+    expect(harness.unfinishedLines).toMatchObject({ bytes: 0, timedCount: 0 })
+    connection.received(bytesOf("c\nde"))
+    expect(harness.unfinishedLines).toMatchObject({ bytes: 2, timedCount: 1 })
+    connection.received(bytesOf("f\n"))
+    expect(harness.unfinishedLines).toMatchObject({ bytes: 0, timedCount: 0 })
+    harness.after(lineTimeoutMs)
+    expect(harness.reasons()).toEqual([])
+  })
+
+  test.each(["window", "memory", "drain"] as const)(
+    "of a device that is not read (%s) has no time, and its whole time afterwards",
+    (source) => {
+      const harness = new Harness()
+      const { connection } = harness.admit()
+      connection.received(bytesOf("a"))
+      harness.after(lineTimeoutMs - 1)
+      connection.pause(source)
+      harness.after(2 * lineTimeoutMs)
+      expect(harness.unfinishedLines).toMatchObject({ bytes: 1, timedCount: 0 })
+      connection.resume(source)
+      harness.after(lineTimeoutMs - 1)
+      expect(harness.unfinishedLines.timedCount).toBe(1)
+      expect(harness.reasons()).toEqual([])
+      harness.after(1)
+      expect(harness.reasons()).toEqual(["line_timeout"])
+    },
+  )
+
+  test("whose end waits for room in the window is not unfinished", () => {
+    const harness = new Harness()
+    const { connection } = harness.admit()
+    connection.received(bytesOf("a"))
+    harness.window.room = 0
+    connection.received(bytesOf("b\nc"))
+    expect([harness.backpressure.heldBytes, harness.unfinishedLines.bytes]).toEqual([3, 1])
+    harness.after(2 * lineTimeoutMs)
+    expect(harness.reasons()).toEqual([])
+    harness.roomAgain(1)
+    expect(harness.texts()).toEqual(["ab"])
+    harness.roomAgain(1)
+    expect([harness.backpressure.heldBytes, harness.unfinishedLines.bytes]).toEqual([0, 1])
+    harness.after(lineTimeoutMs)
+    expect(harness.reasons()).toEqual(["line_timeout"])
+  })
+
+  test("beyond the bytes of all, the oldest one ends its connection, and no other", () => {
+    const harness = new Harness()
+    const devices = Array.from({ length: 7 }, () => harness.admit().connection)
+    for (const each of devices.slice(0, 5)) each.received(bytesOf("x".repeat(20)))
+    expect(harness.unfinishedLines.bytes).toBe(maxPartialBytes)
+    devices[0]?.received(bytesOf("\n"))
+    devices[5]?.received(bytesOf("x".repeat(20)))
+    expect(harness.reasons()).toEqual([])
+    devices[6]?.received(bytesOf("x"))
+    expect(harness.closed.map(({ connection }) => connection)).toEqual([devices[1]] as Connection[])
+    expect(harness.reasons()).toEqual(["line_timeout"])
+    expect(harness.unfinishedLines.bytes).toBe(81)
+  })
+
+  test("beyond the bytes of all, those of paused devices stay, and one that grows ends", () => {
+    const harness = new Harness()
+    const devices = Array.from({ length: 6 }, () => harness.admit().connection)
+    for (const each of devices.slice(0, 5)) {
+      each.received(bytesOf("x".repeat(20)))
+      each.pause("memory")
+    }
+    devices[5]?.received(bytesOf("a\nb"))
+    expect(harness.closed.map(({ connection }) => connection)).toEqual([devices[5]] as Connection[])
+    expect([harness.texts(), harness.reasons()]).toEqual([["a"], ["line_timeout"]])
+    expect(harness.unfinishedLines.bytes).toBe(maxPartialBytes)
+  })
+
+  test.each<[string, (connection: Connection) => void]>([
+    ["closed", (connection) => connection.close("kicked")],
+    ["cut", (connection) => connection.socketClosed()],
+    ["too long", (connection) => connection.received(bytesOf("x".repeat(30)))],
+  ])("of a connection that is %s is forgotten", (_, end) => {
+    const harness = new Harness()
+    const { connection } = harness.admit()
+    connection.received(bytesOf("abc"))
+    end(connection)
+    expect(harness.unfinishedLines).toMatchObject({ bytes: 0, timedCount: 0 })
   })
 })
 
@@ -1250,6 +1376,7 @@ function expectWhole(done: ReturnType<typeof run>, inOrder = true): void {
   expect(counters.emptyLines).toBe(complete.length - expected.length)
   if (tooLong === -1) expect(counters.unterminatedBytes).toBe(unterminated.length)
   expect(backpressure).toMatchObject({ heldBytes: 0, waitingCount: 0, suspended: false })
+  expect(harness.unfinishedLines).toMatchObject({ bytes: 0, timedCount: 0 })
 
   const flow = socket.calls.filter((call) => call === "pause" || call === "resume")
   expect(flow).toEqual(flow.map((_, i) => (i % 2 === 0 ? "pause" : "resume")))

@@ -463,6 +463,30 @@ describe("the forward of a command that was written from a redelivery", () => {
   })
 })
 
+describe("a number more than 1,000,000 beyond the next", () => {
+  test("makes the command invalid, names the rule, and leaves numbers and message id as they were", () => {
+    const endpoint = endpointOf()
+    const zero = command({ seq: 0 })
+    endpoint.offer(zero, 0)
+    const far = command({ seq: 1_000_002, messageId: "m", redelivered: true })
+    const detail = "to_device_seq 1000002 is more than 1000000 beyond the next number, 1"
+    const invalid = { do: "settle", command: far, outcome: "invalid", detail } as const
+    expect(endpoint.offer(far, 0)).toEqual([invalid])
+    expect(endpoint.offer(far, 0)).toEqual([invalid])
+    endpoint.unwritten(far)
+    expect(endpoint.expire(1_000)).toEqual([])
+    expect([endpoint.heldCommands, endpoint.gaps]).toEqual([0, 0])
+    const next = command({ seq: 1, messageId: "m" })
+    expect(brief(endpoint.offer(next, 0))).toEqual([["write", next]])
+  })
+
+  test("is decided by the connection: 1,000,000 beyond waits", () => {
+    const endpoint = endpointOf()
+    expect(endpoint.offer(command({ seq: 1_000_000 }), 0)).toEqual([])
+    expect(endpoint.heldCommands).toBe(1)
+  })
+})
+
 describe("a redelivered command", () => {
   test.each([{ messageId: "m" }, { messageId: "m", seq: 1 }, { seq: 1 }, { seq: 0 }])(
     "that came by another worker is acknowledged while the first waits here: %p",

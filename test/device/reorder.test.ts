@@ -6,7 +6,7 @@
 import { heapSize } from "bun:jsc"
 import { describe, expect, test } from "bun:test"
 import fc from "fast-check"
-import { type NumberedCommand, ReorderBuffer } from "../../src/device/reorder.ts"
+import { MAX_SEQ_AHEAD, type NumberedCommand, ReorderBuffer } from "../../src/device/reorder.ts"
 import { CHEAP_RUNS, check, RUNS } from "../support/property.ts"
 
 const GAP_TIMEOUT_MS = 10
@@ -57,6 +57,9 @@ class Watched {
       expect(out).toEqual([])
     } else if (seq < before) {
       expect(verdict).toBe("late")
+      expect(out).toEqual([])
+    } else if (seq > before + MAX_SEQ_AHEAD) {
+      expect(verdict).toBe("too_far")
       expect(out).toEqual([])
     } else {
       this.held.set(seq, nowMs)
@@ -319,19 +322,52 @@ describe("the window", () => {
 
 describe("far numbers", () => {
   const LAST = Number.MAX_SAFE_INTEGER
+  const limits = { windowCommands: 4, gapTimeoutMs: GAP_TIMEOUT_MS }
 
-  test("2^53 - 1 is released after its gap, then everything is late or a duplicate", () => {
+  test("more than 1,000,000 beyond the next are too far, and nothing moves", () => {
+    const buffer = new ReorderBuffer(limits)
+    const out: NumberedCommand[] = []
+    buffer.offer(numbered(0), 0, out)
+    for (const seq of [1_000_002, 2_000_000, LAST]) {
+      for (let n = 0; n < 10; n += 1) expect(buffer.offer(numbered(seq), 0, out)).toBe("too_far")
+      expect(buffer.heldAt(seq)).toBeUndefined()
+    }
+    buffer.expire(1_000, out)
+    buffer.giveUpGap(out)
+    expect([seqsOf(out), buffer.heldCount, buffer.gaps]).toEqual([[0], 0, 0])
+    expect(buffer.offer(numbered(1), 0, out)).toBe("released")
+  })
+
+  test("1,000,000 beyond the next waits, and after its gap the limit has moved with it", () => {
     const watched = new Watched(4)
-    watched.offer(LAST, 0)
-    watched.offer(LAST - 1, 0)
+    watched.offer(0, 0)
+    watched.offer(1_000_001, 0)
+    watched.offer(1_000_002, 0)
+    expect([...watched.held.keys()]).toEqual([1_000_001])
     watched.expire(GAP_TIMEOUT_MS)
-    expect(watched.released).toEqual([LAST - 1, LAST])
-    for (const seq of [LAST, LAST - 1, LAST - 2, 0, 1]) watched.offer(seq, 20)
-    expect(watched.buffer.gaps).toBe(1)
+    expect([watched.released, watched.gaps]).toEqual([[0, 1_000_001], 1])
+    watched.offer(2_000_002, 20)
+    expect([...watched.held.keys()]).toEqual([2_000_002])
+  })
+
+  test("a number that was not too far is not after a rewind either, whatever comes first", () => {
+    const buffer = new ReorderBuffer(limits)
+    buffer.offer({ ...numbered(0), lost: true }, 0, [])
+    expect(buffer.offer({ ...numbered(1_000_001), lost: true }, 0, [])).toBe("held")
+    expect(seqsOf(buffer.withdrawLost())).toEqual([1_000_001])
+    buffer.rewind(0)
+    const out: NumberedCommand[] = []
+    expect(buffer.offer(numbered(1_000_002), 0, out)).toBe("too_far")
+    expect(buffer.offer(numbered(1_000_001), 0, out)).toBe("held")
+    expect(buffer.offer(numbered(0), 0, out)).toBe("released")
+    expect(seqsOf(out)).toEqual([0])
   })
 
   test("any safe integers keep to the model", () => {
-    const seq = fc.oneof(fc.nat(3), fc.integer({ min: LAST - 3, max: LAST }), fc.maxSafeNat())
+    const near = fc.integer({ min: MAX_SEQ_AHEAD - 3, max: MAX_SEQ_AHEAD + 5 })
+    const twice = fc.integer({ min: 2 * MAX_SEQ_AHEAD - 3, max: 2 * MAX_SEQ_AHEAD + 5 })
+    const last = fc.integer({ min: LAST - 3, max: LAST })
+    const seq = fc.oneof(fc.nat(5), near, twice, last, fc.maxSafeNat())
     check(
       fc.property(fc.array(seq, { maxLength: 20, size: "max" }), (seqs) => {
         const watched = new Watched(3)

@@ -17,7 +17,7 @@ import { bedsOnOneBroker, expectKept, residentMegabytes } from "./bed.ts"
 import { fault, last, sized } from "./fault.ts"
 
 const LIMIT_MS = sized(900_000, 300_000)
-const SECRET = "a-secret-of-the-faults"
+const SECRET = "a-secret-of-the-faults-0123456789"
 const start = bedsOnOneBroker(LIMIT_MS)
 
 const GOOD = sized(200, 40)

@@ -11,6 +11,7 @@ import { Backpressure } from "../../src/device/backpressure.ts"
 import type { CloseReason } from "../../src/device/close-reason.ts"
 import { Connection, type ConnectionContext } from "../../src/device/connection.ts"
 import { Connections } from "../../src/device/connections.ts"
+import { UnfinishedLines } from "../../src/device/unfinished-lines.ts"
 import { Announcer } from "../../src/fleet/announcer.ts"
 import type { Channel } from "../../src/fleet/channel.ts"
 import { type FleetContent, MAX_ROWS } from "../../src/fleet/messages.ts"
@@ -77,6 +78,7 @@ class Subject {
       () => true,
       () => undefined,
     ),
+    unfinishedLines: new UnfinishedLines({ maxPartialBytes: 1e9, lineTimeoutMs: 1e9 }),
     scratch: new Uint8Array(0),
     nowMs: () => EPOCH,
     steadyMs: () => 0,

@@ -11,6 +11,7 @@ import { Backpressure } from "../../src/device/backpressure.ts"
 import type { CloseReason } from "../../src/device/close-reason.ts"
 import { Connection, type ConnectionContext } from "../../src/device/connection.ts"
 import { Connections } from "../../src/device/connections.ts"
+import { UnfinishedLines } from "../../src/device/unfinished-lines.ts"
 import { Census, type CensusFailure } from "../../src/fleet/census.ts"
 import type { Channel } from "../../src/fleet/channel.ts"
 import type { DeviceView } from "../../src/fleet/device-view.ts"
@@ -81,6 +82,7 @@ class Subject {
       () => true,
       () => undefined,
     ),
+    unfinishedLines: new UnfinishedLines({ maxPartialBytes: 1e9, lineTimeoutMs: 1e9 }),
     scratch: new Uint8Array(10),
     nowMs: () => this.nowMs,
     steadyMs: () => this.steadyMs,

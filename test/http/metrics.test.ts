@@ -22,6 +22,7 @@ const GAUGES: Gauges = {
   windowLines: 1,
   windowBytes: 2,
   heldBytes: 3,
+  partialLineBytes: 12,
   waitingForRoom: 4,
   unacknowledgedCommands: 5,
   heldCommands: 6,

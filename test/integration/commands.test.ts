@@ -234,6 +234,39 @@ describe("numbered commands", () => {
   })
 })
 
+describe("a number more than 1,000,000 beyond the next", () => {
+  test("makes the command invalid, and the connection's numbering goes on", async () => {
+    const { device, connectionId } = await knownDevice()
+    const numbered = (n: string | number) =>
+      command(
+        `${n}`,
+        { connection_id: connectionId, to_device_seq: n },
+        { reply_to: RECEIPTS, correlation_id: String(n) },
+      )
+    const gaps = await gateway.metric("owsla_gaps_skipped_total")
+    const last = String(2 ** 53 - 1)
+    await publish(numbered(0), numbered(last), numbered(1_000_002))
+    const [, far, farthest] = await receipts(3)
+    for (const [receipt, n] of [
+      [far, 1_000_002],
+      [farthest, last],
+    ] as const) {
+      const detail = `to_device_seq ${n} is more than 1000000 beyond the next number, `
+      expect(receipt).toMatchObject({ outcome: "invalid", connection_id: connectionId })
+      expect(receipt?.["detail"]).toStartWith(detail)
+    }
+    expect((await undelivered(2)).map(({ headers }) => headers["owsla-outcome"])).toEqual([
+      "invalid",
+      "invalid",
+    ])
+    await publish(numbered(1), numbered(2))
+    expect((await receipts(2)).map(({ outcome }) => outcome)).toEqual(["written", "written"])
+    expect(await gateway.metric("owsla_gaps_skipped_total")).toBe(gaps)
+    await expectLines(device, connectionId, ["0", "1", "2"])
+    device.end()
+  })
+})
+
 describe("a command that cannot be written", () => {
   test("is kept with its outcome, its headers and its properties, and its receipt tells so", async () => {
     const { device, connectionId } = await knownDevice()

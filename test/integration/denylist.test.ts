@@ -29,7 +29,7 @@ const TIMES = 20
 const EFFECT_MS = 10_000
 /** Long enough for four visits on a busy machine, short enough to be waited for: a certificate's whole life. */
 const SHORT_LIFE_MS = 8_000
-const SECRET = "a-secret-of-sixteen"
+const SECRET = "a-secret-of-the-denylist-0123456789"
 const VERSIONS = ["-tls1_2", "-tls1_3"]
 const directory = mkdtempSync(join(tmpdir(), "owsla-denylist-"))
 const denylistFile = join(directory, "denylist")

@@ -22,7 +22,7 @@ import { connectDevice, type TestDevice } from "../support/tls-device.ts"
 import { until } from "../support/wait.ts"
 
 const LIMIT_MS = 60_000
-const SECRET = "a-secret-of-the-tests"
+const SECRET = "a-secret-of-the-tests-0123456789"
 const GENERATED = 60
 /** Ids that a URL, a shell, a file system, a router or an object may interpret. */
 const ODD = [

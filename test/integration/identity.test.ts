@@ -37,7 +37,7 @@ const LONGEST_ID = "x".repeat(128)
 /** Longer than what else a device sends in one TLS record before it is admitted. */
 const LONG_LINE = `long${"g".repeat(5_000)}`
 const A_CONNECTION_ID = "gw1.0.mb2k3f9zq7x2.1a"
-const SECRETS = ["the-older-secret-of-16", "the-newer/secret+of~16"] as const
+const SECRETS = ["the-older-secret-of-32-characters", "the-newer/secret+of~32.characters"] as const
 
 type Kind = () => ClientCertificateOptions | Promise<ClientCertificateOptions>
 
@@ -473,7 +473,7 @@ describe("DEVICE_AUTH=hello", () => {
   test.each([
     ["under another's proof", () => `HELLO victim ${proof("lock-1")}`],
     ["with a proof of zeroes", () => `HELLO victim ${"0".repeat(64)}`],
-    ["by a secret that is none", () => hello("victim", "another-secret-of-16")],
+    ["by a secret that is none", () => hello("victim", "another-secret-of-32-characters-")],
     ["by both secrets as one", () => hello("victim", SECRETS.join(","))],
     ["by an empty secret", () => hello("victim", "")],
     ["in another case", () => `HELLO Victim ${proof("victim")}`],

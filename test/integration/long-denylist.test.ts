@@ -14,7 +14,7 @@ import { until, within } from "../support/wait.ts"
 
 const LIMIT_MS = 240_000
 const LINES = 600_000
-const SECRET = "a-secret-of-the-tests"
+const SECRET = "a-secret-of-the-tests-0123456789"
 const queues = ownQueues(uniqueNames("long"))
 let broker: TestBroker
 let gateway: TestGateway | undefined

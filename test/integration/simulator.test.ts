@@ -17,7 +17,7 @@ import { until } from "../support/wait.ts"
 
 const MAIN_FILE = join(import.meta.dir, "../../src/simulator/main.ts")
 const LIMIT_MS = 60_000
-const SECRET = "a-secret-of-devices"
+const SECRET = "a-secret-of-the-devices-0123456789"
 const name = uniqueNames("simulator")
 let broker: TestBroker
 let directory: string

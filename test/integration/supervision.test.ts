@@ -49,7 +49,7 @@ describe("files that are gone when a worker is replaced", () => {
         DENYLIST_FILE: join(directory, "denylist"),
         HELLO_SECRETS_FILE: join(directory, "secrets"),
       }
-      const secret = "a-secret-of-the-tests"
+      const secret = "a-secret-of-the-tests-0123456789"
       writeFileSync(files.DENYLIST_FILE, "denied\n")
       writeFileSync(files.HELLO_SECRETS_FILE, secret)
       const gateway = await start({ WORKERS: "1", DEVICE_AUTH: "hello", ...files })

@@ -70,18 +70,20 @@ export function clientAuthority(): Promise<Issuer> {
   return authority
 }
 
-/** A root, or with `issuer` an intermediate CA below that. */
+/** A root, or with `issuer` an intermediate CA below that; with keys of its own unless `keys` are given. */
 export async function makeAuthority(
   commonName: string,
   issuer?: Issuer,
   notAfter?: Date,
+  keys?: CryptoKeyPair,
 ): Promise<Issuer> {
   const subject = nameOf([{ CN: commonName }])
   const times = notAfter === undefined ? {} : { notAfter }
-  const made = await sign(subject, issuer ?? "self", times, [
+  const extensions = [
     new x509.BasicConstraintsExtension(true, undefined, true),
     new x509.KeyUsagesExtension(x509.KeyUsageFlags.keyCertSign | x509.KeyUsageFlags.cRLSign, true),
-  ])
+  ]
+  const made = await sign(subject, issuer ?? "self", times, extensions, keys)
   return { ...made, chain: issuer === undefined ? [] : [made.certificate, ...issuer.chain] }
 }
 
@@ -147,8 +149,9 @@ async function sign(
   issuer: Issuer | "self",
   times: { readonly notBefore?: Date; readonly notAfter?: Date },
   extensions: x509.Extension[],
+  given?: CryptoKeyPair,
 ): Promise<Issuer> {
-  const keys = await crypto.subtle.generateKey(ECDSA_P256, true, ["sign", "verify"])
+  const keys = given ?? (await crypto.subtle.generateKey(ECDSA_P256, true, ["sign", "verify"]))
   const parent = issuer === "self" ? null : issuer
   const certificate = await x509.X509CertificateGenerator.create({
     subject,

@@ -22,6 +22,7 @@ import { Flushes } from "../../src/device/flushes.ts"
 import { ConnectionIds, type WorkerProcess } from "../../src/device/ids.ts"
 import { BATCH_BYTES } from "../../src/device/outgoing.ts"
 import type { DeviceSocket } from "../../src/device/peer.ts"
+import { UnfinishedLines } from "../../src/device/unfinished-lines.ts"
 import { drain } from "../../src/drain.ts"
 import { Fleet } from "../../src/fleet/fleet.ts"
 import { FLEET_KEYS, RANDOM_PART } from "./fleet-keys.ts"
@@ -210,6 +211,8 @@ export class SimulatedWorker {
         () => true,
         () => undefined,
       ),
+      // Its devices send no lines.
+      unfinishedLines: new UnfinishedLines({ maxPartialBytes: 1e9, lineTimeoutMs: 1e9 }),
       scratch: new Uint8Array(BATCH_BYTES),
       nowMs,
       steadyMs: nowMs,
