@@ -1,6 +1,7 @@
 /**
  * The HTTP sidecar: health, metrics, the fleet's devices and commands for an operator. Puts the groups of routes together
- * with the rules that all of them share: bearer tokens, a bound on bodies, no content encoding, errors as JSON.
+ * with the rules that all of them share, in this order: without tokens only requests of this machine's programs, bearer tokens, no
+ * content encoding, a bound on bodies; errors as JSON.
  *
  * Never holds state of its own and never repeats a secret or a stack. Bound: `maxBodyBytes` a request.
  */
@@ -18,6 +19,7 @@ import {
 import { type ErrorCode, type HttpEnvironment, refuse } from "./errors.ts"
 import { type FleetDependencies, fleet } from "./fleet.ts"
 import { type HealthDependencies, health } from "./health.ts"
+import { sourceFault } from "./loopback-requests.ts"
 import { type MessagesDependencies, messages } from "./messages.ts"
 import { type MetricsDependencies, metrics } from "./metrics.ts"
 
@@ -26,7 +28,10 @@ export interface AppDependencies
     FleetDependencies,
     HealthDependencies,
     MetricsDependencies {
-  /** Any one of them gives access to all routes and to the details of `/health` and `/ready`. Empty: all routes are open. */
+  /**
+   * Any one of them gives access to all routes and to the details of `/health` and `/ready`. Empty: all routes are open to
+   * programs on this machine.
+   */
   readonly tokens: readonly string[]
   /** Only with the embedded broker. */
   readonly messages: MessagesDependencies | null
@@ -51,6 +56,16 @@ export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
     c.set("refused", count)
     await next()
   })
+  if (tokens.length === 0) {
+    routes.use(async (c, next) => {
+      const fault = sourceFault({
+        host: c.req.header("host"),
+        origin: c.req.header("origin"),
+        site: c.req.header("sec-fetch-site"),
+      })
+      return fault === null ? next() : refuse(c, "forbidden", fault)
+    })
+  }
   const holdsToken = authorization(tokens)
   routes.route("/", health(dependencies, holdsToken))
   routes.use(async (c, next) => {
