@@ -103,7 +103,7 @@ export const settings = v.object({
     default: "",
     match: /^.*$/,
     range: "a path",
-    text: "Device ids and SHA-256 fingerprints of certificates that are kept out, one a line. A change takes effect within 2 s, or a little later when the list has hundreds of thousands of lines.",
+    text: "Device ids and SHA-256 fingerprints of certificates that are kept out, one a line; # begins a comment. A change takes effect within 2 s, or a little later when the list has hundreds of thousands of lines.",
   }),
   DEVICE_ACK: choice({
     default: "off",
