@@ -23,6 +23,10 @@ import {
 const QUEUE_NAME = (name: string) =>
   /^(?!amq\.|owsla\.)\S+$/.test(name) && Buffer.byteLength(name) <= 200
 
+/** RFC 6750, section 2.1. */
+const TOKEN = /^[A-Za-z0-9._~+/-]{16,}=*$/
+const TOKEN_RANGE = "at least 16 of A-Z a-z 0-9 . _ ~ + / -"
+
 export const settings = v.object({
   AMQP_URL: urls({
     split: splitUrls,
@@ -87,8 +91,8 @@ export const settings = v.object({
     text: "With DEVICE_AUTH=mtls: the CAs, PEM, one of which must have signed a device's certificate.",
   }),
   HELLO_SECRETS: list({
-    match: /^[A-Za-z0-9._~+/-]{16,}=*$/,
-    range: "at least 16 of A-Z a-z 0-9 . _ ~ + / -",
+    match: TOKEN,
+    range: TOKEN_RANGE,
     text: "With DEVICE_AUTH=hello: the secrets, separated by commas, with any of which a device may prove its id; several, for rotation.",
     secret: true,
   }),
@@ -256,7 +260,7 @@ export const settings = v.object({
     default: "127.0.0.1",
     match: /^\S+$/,
     range: "an address",
-    text: "Where health, metrics and the API are served. Anything but loopback needs HTTP_TOKENS.",
+    text: "Where health, metrics and the API are served. Anything but loopback needs HTTP_TOKENS or HTTP_READ_TOKENS.",
   }),
   HTTP_PORT: integer({
     default: 8080,
@@ -265,9 +269,15 @@ export const settings = v.object({
     text: "Its port. 0 takes a free port, which the log names.",
   }),
   HTTP_TOKENS: list({
-    match: /^[A-Za-z0-9._~+/-]{16,}=*$/,
-    range: "at least 16 of A-Z a-z 0-9 . _ ~ + / -",
-    text: "Bearer tokens, separated by commas, any of which opens the API; several, for rotation.",
+    match: TOKEN,
+    range: TOKEN_RANGE,
+    text: "Bearer tokens, separated by commas, any of which gives access to all routes; several, for rotation.",
+    secret: true,
+  }),
+  HTTP_READ_TOKENS: list({
+    match: TOKEN,
+    range: TOKEN_RANGE,
+    text: "Bearer tokens, separated by commas, any of which gives access to the GET routes only; none of them may be in HTTP_TOKENS too. When HTTP_TOKENS is not set, nobody may send to a device or close its connection.",
     secret: true,
   }),
   SEND_TIMEOUT_MS: integer({

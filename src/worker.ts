@@ -334,6 +334,7 @@ export class Worker {
     const broker = this.#broker
     const routes = app({
       tokens: config.http.tokens,
+      readTokens: config.http.readTokens,
       maxLineBytes: config.device.maxLineBytes,
       version: VERSION,
       startedAtMs: this.#startedAtMs,

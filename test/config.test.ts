@@ -92,7 +92,7 @@ describe("defaults", () => {
         prefetch: 900,
         maxCommandBytes: 67_108_864,
       },
-      http: { host: "127.0.0.1", port: 8080, tokens: [], sendTimeoutMs: 5_000 },
+      http: { host: "127.0.0.1", port: 8080, tokens: [], readTokens: [], sendTimeoutMs: 5_000 },
       restarts: { most: 5, windowMs: 10_000 },
       log: { level: "info", format: "json" },
     })
@@ -233,18 +233,37 @@ describe("tokens", () => {
   test.each(["short", "x".repeat(15), "with blank 0123456789", "umlaut-ä-0123456789", '"quoted"'])(
     "not %j, alone or beside a good one",
     (token) => {
-      for (const value of [token, `${TOKEN},${token}`, `${token},${TOKEN}`]) {
-        const faults = faultsOf({ HTTP_TOKENS: value })
-        expect(faults).toHaveLength(1)
-        expect(faults[0]).toStartWith("HTTP_TOKENS: each must be at least 16 of ")
-        expect(faults[0]).not.toContain(token)
+      for (const name of ["HTTP_TOKENS", "HTTP_READ_TOKENS"]) {
+        for (const value of [token, `${TOKEN},${token}`, `${token},${TOKEN}`]) {
+          const faults = faultsOf({ [name]: value })
+          expect(faults).toHaveLength(1)
+          expect(faults[0]).toStartWith(`${name}: each must be at least 16 of `)
+          expect(faults[0]).not.toContain(token)
+        }
       }
     },
   )
 
+  test("to read with are a list of their own", () => {
+    const { http } = load({ HTTP_TOKENS: TOKEN, HTTP_READ_TOKENS: ` ${OTHER_TOKEN} ,` })
+    expect([http.tokens, http.readTokens]).toEqual([[TOKEN], [OTHER_TOKEN]])
+    expect(load({ HTTP_READ_TOKENS: TOKEN }).http.tokens).toEqual([])
+  })
+
+  test("one that may both read and act is a fault, told without it", () => {
+    const faults = faultsOf({
+      HTTP_TOKENS: `x${OTHER_TOKEN},${TOKEN}`,
+      HTTP_READ_TOKENS: `${OTHER_TOKEN},${TOKEN}`,
+    })
+    expect(faults).toEqual(["HTTP_READ_TOKENS: must have no token of HTTP_TOKENS"])
+    expect(faultsOf({ HTTP_TOKENS: TOKEN, HTTP_READ_TOKENS: `x${TOKEN}` })).toEqual([])
+  })
+
   // Whoever sets the variable wants the API guarded; taking it for "no tokens" opens it instead.
   test.each([",", " ", " , ,"])("set to %j, which holds none, is a fault", (value) => {
-    expect(faultsNaming("HTTP_TOKENS", { HTTP_TOKENS: value })).toHaveLength(1)
+    for (const name of ["HTTP_TOKENS", "HTTP_READ_TOKENS"]) {
+      expect(faultsNaming(name, { [name]: value })).toHaveLength(1)
+    }
   })
 })
 
@@ -370,7 +389,7 @@ describe("secrets in files", () => {
   const secrets = SETTINGS.filter(({ secret }) => secret).map(({ name }) => name)
 
   test("are these", () => {
-    expect(secrets).toEqual(["AMQP_URL", "HELLO_SECRETS", "HTTP_TOKENS"])
+    expect(secrets).toEqual(["AMQP_URL", "HELLO_SECRETS", "HTTP_TOKENS", "HTTP_READ_TOKENS"])
   })
 
   test.each(["", "\n", "\r\n", "\n\n", " \n"])(
@@ -462,10 +481,11 @@ describe("rules between settings", () => {
     "example.test",
     "127.0.0.1.example.test",
     "localhost.test",
-  ])("HTTP_HOST=%s needs HTTP_TOKENS", (host) => {
-    const fault = `HTTP_HOST: ${JSON.stringify(host)} is not loopback and needs HTTP_TOKENS`
+  ])("HTTP_HOST=%s needs tokens of either kind", (host) => {
+    const fault = `HTTP_HOST: ${JSON.stringify(host)} is not loopback and needs HTTP_TOKENS or HTTP_READ_TOKENS`
     expect(faultsOf({ HTTP_HOST: host })).toEqual([fault])
     expect(faultsOf({ HTTP_HOST: host, HTTP_TOKENS: TOKEN })).toEqual([])
+    expect(faultsOf({ HTTP_HOST: host, HTTP_READ_TOKENS: TOKEN })).toEqual([])
   })
 
   test.each(["127.0.0.1", "127.9.8.7", "::1", "localhost"])("HTTP_HOST=%s needs none", (host) => {

@@ -9,7 +9,7 @@
 import { Hono } from "hono"
 import { bodyLimit } from "hono/body-limit"
 import type { Counters } from "../counters.ts"
-import { authorization } from "./authorization.ts"
+import { authorization, isReading, suffices } from "./authorization.ts"
 import {
   type DevicesDependencies,
   devices,
@@ -29,10 +29,12 @@ export interface AppDependencies
     HealthDependencies,
     MetricsDependencies {
   /**
-   * Any one of them gives access to all routes and to the details of `/health` and `/ready`. Empty: all routes are open to
-   * programs on this machine.
+   * Any one of them gives access to all routes and to the details of `/health` and `/ready`. When neither list has one, all
+   * routes are open to programs on this machine.
    */
   readonly tokens: readonly string[]
+  /** Any one of them gives access to all routes by GET, and to those details. */
+  readonly readTokens: readonly string[]
   /** Only with the embedded broker. */
   readonly messages: MessagesDependencies | null
   readonly counters: Counters
@@ -46,7 +48,7 @@ export function maxBodyBytes(maxLineBytes: number): number {
 }
 
 export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
-  const { tokens, counters, fault } = dependencies
+  const { tokens, readTokens, counters, fault } = dependencies
   const routes = new Hono<HttpEnvironment>()
 
   const count = (code: ErrorCode) =>
@@ -56,7 +58,7 @@ export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
     c.set("refused", count)
     await next()
   })
-  if (tokens.length === 0) {
+  if (tokens.length + readTokens.length === 0) {
     routes.use(async (c, next) => {
       const fault = sourceFault({
         host: c.req.header("host"),
@@ -66,14 +68,21 @@ export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
       return fault === null ? next() : refuse(c, "forbidden", fault)
     })
   }
-  const holdsToken = authorization(tokens)
-  routes.route("/", health(dependencies, holdsToken))
+  const accessOf = authorization(dependencies)
+  routes.route("/", health(dependencies, accessOf))
   routes.use(async (c, next) => {
-    if (!holdsToken(c.req.header("authorization"))) {
-      c.header("WWW-Authenticate", "Bearer")
-      return refuse(c, "unauthorized", "send Authorization: Bearer <one of HTTP_TOKENS>")
+    const access = accessOf(c.req.header("authorization"))
+    if (suffices(access, c.req.method)) return next()
+    if (access === "read") {
+      return refuse(
+        c,
+        "forbidden",
+        "a token of HTTP_READ_TOKENS is for GET only: use one of HTTP_TOKENS",
+      )
     }
-    return next()
+    c.header("WWW-Authenticate", "Bearer")
+    const which = isReading(c.req.method) ? "HTTP_TOKENS or HTTP_READ_TOKENS" : "HTTP_TOKENS"
+    return refuse(c, "unauthorized", `send Authorization: Bearer <one of ${which}>`)
   })
   routes.use(async (c, next) => {
     if (isEncoded(c.req.header("content-encoding"))) {

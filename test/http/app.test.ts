@@ -39,6 +39,7 @@ function sidecar(changes: Partial<AppDependencies> = {}) {
   const faults: Error[] = []
   const routes = localApp({
     tokens: [],
+    readTokens: [],
     maxLineBytes: MAX_LINE_BYTES,
     version: "1.2.3",
     startedAtMs: 1_000,

@@ -71,7 +71,14 @@ class Subject {
       send: async () => ({ outcome: "busy" }) as const,
     }
     const fault = (error: Error) => void this.faults.push(error)
-    this.#routes = localApp({ tokens, counters: this.counters, fault, census, ...others })
+    this.#routes = localApp({
+      tokens,
+      readTokens: [],
+      counters: this.counters,
+      fault,
+      census,
+      ...others,
+    })
   }
 
   request(path: string, method = "GET", headers: Record<string, string> = {}): Promise<Response> {

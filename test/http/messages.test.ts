@@ -28,6 +28,7 @@ function sidecar(tokens: readonly string[] = []) {
   const taps = new Set<Tap>()
   const routes = localApp({
     tokens,
+    readTokens: [],
     maxLineBytes: 65_536,
     version: "1",
     startedAtMs: 0,

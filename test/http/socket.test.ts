@@ -34,6 +34,7 @@ beforeAll(() => {
   counters = new Counters()
   const routes = app({
     tokens: [],
+    readTokens: [],
     maxLineBytes: MAX_LINE_BYTES,
     version: "1",
     startedAtMs: 0,
