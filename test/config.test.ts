@@ -5,7 +5,7 @@
  */
 
 import { afterAll, describe, expect, test } from "bun:test"
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs"
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { availableParallelism, hostname, tmpdir } from "node:os"
 import { join } from "node:path"
 import {
@@ -328,8 +328,47 @@ describe("the broker's URL", () => {
       AMQP_URL: "amqp://one,amqp://u:s3cret-pass@two/?insecure,amqp://three",
     })
     expect(faults).toEqual([
-      "AMQP_URL: URL 2 of 3 must have no query parameter except heartbeat; write %3F for a ? in a name or password",
+      "AMQP_URL: URL 2 of 3 must have no query parameter that changes how the broker's certificate is checked; to trust a private CA, set AMQP_CA_FILE",
     ])
+  })
+
+  test.each([
+    "insecure",
+    "insecure=0",
+    "insecure=false",
+    "heartbeat=5&insecure",
+    "insecure&heartbeat=5",
+    "%69nsecure",
+    "in\tsecure",
+    "INSECURE",
+    "verify=verify_none",
+    "cacertfile=/s3cret-pass",
+  ])(
+    "may not switch off the check of the broker's certificate, and names AMQP_CA_FILE: ?%s",
+    (query) => {
+      for (const scheme of ["amqps", "amqp"]) {
+        const url = `${scheme}://user:s3cret-pass@host/vhost?${query}`
+        for (const name of ["AMQP_URL", "CLOUDAMQP_URL"]) {
+          const faults = faultsOf({ [name]: url })
+          expect(faults).toEqual([
+            `${name}: must have no query parameter that changes how the broker's certificate is checked; to trust a private CA, set AMQP_CA_FILE`,
+          ])
+        }
+      }
+    },
+  )
+
+  // Whatever the AMQP client reads beside these would pass unseen: it must be refused first.
+  test("has no query parameter that the AMQP client understands, but heartbeat", () => {
+    const client = readFileSync(
+      join(import.meta.dir, "../node_modules/@cloudamqp/amqp-client/src/amqp-socket-client.ts"),
+      "utf8",
+    )
+    const names = [...client.matchAll(/searchParams\.get\("(\w+)"\)/g)].map(([, name]) => name)
+    expect(names).toContain("insecure")
+    for (const name of names.filter((name) => name !== "heartbeat")) {
+      expect([name, faultsOf({ AMQP_URL: `amqps://host/?${name}=1` }).length]).toEqual([name, 1])
+    }
   })
 
   test.each([",", " ", " , "])("set to %j, which holds none, is a fault", (value) => {
