@@ -234,6 +234,7 @@ function shape(settings: Settings, values: Environment, ca: string | null) {
       port: settings.HTTP_PORT,
       tokens: settings.HTTP_TOKENS,
       readTokens: settings.HTTP_READ_TOKENS,
+      maxConnections: settings.MAX_HTTP_CONNECTIONS,
       sendTimeoutMs: settings.SEND_TIMEOUT_MS,
     },
     restarts: { most: settings.MAX_RESTARTS, windowMs: settings.MAX_RESTARTS_WINDOW_MS },

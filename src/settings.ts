@@ -123,7 +123,7 @@ export const settings = v.object({
   }),
   MAX_CONNECTIONS: integer({
     default: 0,
-    defaultText: "the open-files limit less a reserve",
+    defaultText: "the open-files limit less 256 and MAX_HTTP_CONNECTIONS, at least half of it",
     min: 0,
     max: 1_000_000,
     text: "Connections of one worker; one more is refused (overloaded). 0 derives it from the open-files limit.",
@@ -279,6 +279,13 @@ export const settings = v.object({
     range: TOKEN_RANGE,
     text: "Bearer tokens, separated by commas, any of which gives access to the GET routes only; none of them may be in HTTP_TOKENS too. When HTTP_TOKENS is not set, nobody may send to a device or close its connection.",
     secret: true,
+  }),
+  MAX_HTTP_CONNECTIONS: integer({
+    default: 256,
+    min: 1,
+    max: 65_536,
+    unit: "connections",
+    text: "HTTP connections of one worker, a quarter of the open-files limit at most. One more takes the place of the one that has waited longest for a request; when none waits it is closed.",
   }),
   SEND_TIMEOUT_MS: integer({
     default: 5_000,

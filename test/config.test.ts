@@ -92,7 +92,14 @@ describe("defaults", () => {
         prefetch: 900,
         maxCommandBytes: 67_108_864,
       },
-      http: { host: "127.0.0.1", port: 8080, tokens: [], readTokens: [], sendTimeoutMs: 5_000 },
+      http: {
+        host: "127.0.0.1",
+        port: 8080,
+        tokens: [],
+        readTokens: [],
+        maxConnections: 256,
+        sendTimeoutMs: 5_000,
+      },
       restarts: { most: 5, windowMs: 10_000 },
       log: { level: "info", format: "json" },
     })

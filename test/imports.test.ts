@@ -42,6 +42,7 @@ const PURE = [
   "src/device/outgoing.ts",
   "src/device/remembered-ids.ts",
   "src/device/reorder.ts",
+  "src/http/http-connections.ts",
   "src/http/loopback-requests.ts",
   "src/fleet/members.ts",
   "src/fleet/sighting.ts",

@@ -1,22 +1,22 @@
 /**
- * The sidecar behind a real `Bun.serve`, for what `app.request()` cannot show: bodies and event
+ * The sidecar behind its real server, for what `app.request()` cannot show: bodies and event
  * streams on a socket, requests written by hand, clients that hang up. The port is 0, the options are
  * those that `worker.ts` passes.
  */
 
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "bun:test"
-import type { Server } from "bun"
 import type { Tap } from "../../src/broker/embedded.ts"
 import type { SendRequest } from "../../src/broker/sender.ts"
 import { Counters } from "../../src/counters.ts"
 import { app, maxBodyBytes } from "../../src/http/app.ts"
+import { type HttpServer, serve } from "../../src/http/server.ts"
 import { RawHttp } from "../support/raw-http.ts"
 import { until } from "../support/wait.ts"
 
 const MAX_LINE_BYTES = 1_024
 const LIMIT = maxBodyBytes(MAX_LINE_BYTES)
 
-let server: Server<undefined>
+let server: HttpServer
 let counters: Counters
 const taps = new Set<Tap>()
 const sent: SendRequest[] = []
@@ -30,7 +30,7 @@ const neverAnswered = (caller: AbortSignal | undefined) => {
   })
 }
 
-beforeAll(() => {
+beforeAll(async () => {
   counters = new Counters()
   const routes = app({
     tokens: [],
@@ -67,16 +67,20 @@ beforeAll(() => {
     },
     fault: (error) => faults.push(error),
   })
-  server = Bun.serve({
-    hostname: "127.0.0.1",
-    port: 0,
-    idleTimeout: 15,
-    maxRequestBodySize: Number.MAX_SAFE_INTEGER,
-    fetch: routes.fetch,
-  })
+  server = await serve(
+    routes,
+    {
+      host: "127.0.0.1",
+      sendTimeoutMs: 5_000,
+      maxConnections: 64,
+      closed: () => undefined,
+      fault: (error) => faults.push(error),
+    },
+    0,
+  )
 })
 
-afterAll(() => server.stop(true))
+afterAll(() => server.stop())
 
 beforeEach(() => {
   sent.length = 0
@@ -85,7 +89,7 @@ beforeEach(() => {
 })
 
 async function withClient(use: (client: RawHttp) => Promise<void>): Promise<void> {
-  const client = new RawHttp(server.port ?? 0)
+  const client = new RawHttp(server.port)
   try {
     await use(client)
   } finally {
@@ -142,14 +146,14 @@ describe("a body", () => {
 
   test("that is cut off is neither a command nor a fault of the gateway", async () => {
     for (const lines of [["Content-Length: 100"], ["Transfer-Encoding: chunked"]]) {
-      const client = new RawHttp(server.port ?? 0)
+      const client = new RawHttp(server.port)
       const part = lines[0]?.startsWith("Transfer") ? asChunk("half a li") : "half a li"
       client.write(head(lines) + part)
-      await until(() => server.pendingRequests === 1, { what: "the request to have begun" })
+      await until(() => server.busyCount === 1, { what: "the request to have begun" })
       client.socket.destroy()
       await until(() => client.closed, { what: "the socket to close" })
     }
-    await until(() => server.pendingRequests === 0, { what: "no request to be pending" })
+    await until(() => server.busyCount === 0, { what: "no request to be pending" })
     expect(sent).toEqual([])
     expect(faults).toEqual([])
   })
@@ -192,7 +196,7 @@ describe("a client that hangs up", () => {
     const asked: AbortSignal[] = []
     unanswered = asked
     try {
-      const client = new RawHttp(server.port ?? 0)
+      const client = new RawHttp(server.port)
       const lines = [
         "Host: localhost",
         "Content-Type: text/plain",
@@ -211,7 +215,7 @@ describe("a client that hangs up", () => {
 
 describe("an event stream", () => {
   test("brings lines, and its follower is removed when the socket is gone", async () => {
-    const client = new RawHttp(server.port ?? 0)
+    const client = new RawHttp(server.port)
     client.write("GET /messages HTTP/1.1\r\nHost: localhost\r\n\r\n")
     await until(() => client.received.includes("\n\n"), { what: "the stream to begin" })
     expect(client.received).toMatch(/^HTTP\/1\.1 200/)
@@ -224,7 +228,7 @@ describe("an event stream", () => {
   })
 
   test("whose reader has stopped reading is removed too", async () => {
-    const client = new RawHttp(server.port ?? 0)
+    const client = new RawHttp(server.port)
     client.write("GET /messages HTTP/1.1\r\nHost: localhost\r\n\r\n")
     await until(() => taps.size === 1, { what: "the follower" })
     client.socket.pause()
@@ -235,10 +239,10 @@ describe("an event stream", () => {
   })
 
   test("is refused to the 17th; hung up, all 16 make room", async () => {
-    const clients = Array.from({ length: 16 }, () => new RawHttp(server.port ?? 0))
+    const clients = Array.from({ length: 16 }, () => new RawHttp(server.port))
     for (const client of clients) client.write("GET /messages HTTP/1.1\r\nHost: localhost\r\n\r\n")
     await until(() => taps.size === 16, { what: "16 followers" })
-    expect((await fetch(new URL("/messages", server.url))).status).toBe(503)
+    expect((await fetch(`http://127.0.0.1:${server.port}/messages`)).status).toBe(503)
     for (const client of clients) client.socket.destroy()
     await until(() => taps.size === 0, { what: "all followers to be removed" })
   })
