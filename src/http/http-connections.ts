@@ -16,7 +16,7 @@
 /** Also the time in which an idle connection is kept for the next request, as in Node. */
 export const WAITING_MS = 5_000
 const RECEIVING_MS = 30_000
-const MAX_PIPELINED = 16
+const MAX_PIPELINED = 100
 
 export const HTTP_CLOSE_REASONS = [
   /** All connections were being answered. */

@@ -66,7 +66,11 @@ export async function serve(
   // The time-out is only told to clients, in the header Keep-Alive.
   const http = createHttpServer({ keepAliveTimeout: WAITING_MS }, (incoming, outgoing) => {
     const { socket } = incoming
-    if (!connections.asked(socket, steadyMs())) return close(socket, "pipelined")
+    if (!connections.asked(socket, steadyMs())) {
+      // Others of the same read may follow after it is closed.
+      if (!socket.destroyed) close(socket, "pipelined")
+      return
+    }
     const received = () => connections.received(socket, steadyMs())
     if (hasBody(incoming)) incoming.on("end", received)
     else received()

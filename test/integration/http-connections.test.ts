@@ -134,4 +134,26 @@ describe("a connection that is used", () => {
     await until(async () => (await gateway.fetch("/health")).status === 200, { what: "room" })
     expect(await closedFor("refused")).toBeGreaterThanOrEqual(1)
   })
+
+  test("answers requests that are sent at once, up to 100 of them", async () => {
+    gateway = await startGateway()
+    const request = "GET /ready HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    const [many] = connect(1, request.repeat(100))
+    const answers = () => (many?.received.match(/HTTP\/1\.1 200/g) ?? []).length
+    await until(() => answers() === 100, { what: "all answers" })
+    const [tooMany] = connect(1, request.repeat(101))
+    await until(() => tooMany?.closed, { what: "the close" })
+    expect(await closedFor("pipelined")).toBe(1)
+  })
+
+  test("ends when the gateway drains, also an event stream", async () => {
+    gateway = await startGateway()
+    const [follower, idle] = connect(2, "")
+    follower?.write("GET /messages HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    idle?.write("GET /ready HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await until(() => follower?.received.includes("as they come"), { what: "the stream" })
+    await until(() => idle?.received.includes("ready"), { what: "an answer" })
+    expect(await gateway.stop()).toBe(0)
+    await until(() => openOf(clients) === 0, { what: "all to be closed" })
+  })
 })
