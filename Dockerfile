@@ -15,5 +15,5 @@ RUN mkdir certs && chown bun:bun certs
 USER bun
 EXPOSE 8443 8080
 STOPSIGNAL SIGTERM
-# As a list: the signal must reach the supervisor and no shell.
-CMD ["bun", "src/main.ts"]
+# As a list: the signal must reach the supervisor and no shell. A missing package is an error, never a download.
+CMD ["bun", "--no-install", "src/main.ts"]

@@ -79,14 +79,16 @@ export function loadHelloSecrets(environment: Environment = process.env): readon
 /** Rules between settings. A setting that is at fault itself may be missing or of any type. */
 function relations(settings: Partial<Settings>, values: Environment): string[] {
   const faults: string[] = []
-  const { HTTP_HOST, HTTP_TOKENS, AMQP_URL, NODE_ENV } = settings
-  if (
-    HTTP_HOST !== undefined &&
-    !isLoopback(HTTP_HOST) &&
-    Array.isArray(HTTP_TOKENS) &&
-    HTTP_TOKENS.length === 0
-  ) {
-    faults.push(`HTTP_HOST: ${JSON.stringify(HTTP_HOST)} is not loopback and needs HTTP_TOKENS`)
+  const { HTTP_HOST, HTTP_TOKENS, HTTP_READ_TOKENS, AMQP_URL, NODE_ENV } = settings
+  if (Array.isArray(HTTP_TOKENS) && Array.isArray(HTTP_READ_TOKENS)) {
+    const open = HTTP_TOKENS.length + HTTP_READ_TOKENS.length === 0
+    if (open && HTTP_HOST !== undefined && !isLoopback(HTTP_HOST)) {
+      const needed = "needs HTTP_TOKENS or HTTP_READ_TOKENS"
+      faults.push(`HTTP_HOST: ${JSON.stringify(HTTP_HOST)} is not loopback and ${needed}`)
+    }
+    if (HTTP_READ_TOKENS.some((token) => HTTP_TOKENS.includes(token))) {
+      faults.push("HTTP_READ_TOKENS: must have no token of HTTP_TOKENS")
+    }
   }
   const embedded = Array.isArray(AMQP_URL) && AMQP_URL.length === 0
   if (embedded && NODE_ENV === "production") {
@@ -241,6 +243,8 @@ function shape(settings: Settings, values: Environment, ca: string | null) {
       host: settings.HTTP_HOST,
       port: settings.HTTP_PORT,
       tokens: settings.HTTP_TOKENS,
+      readTokens: settings.HTTP_READ_TOKENS,
+      maxConnections: settings.MAX_HTTP_CONNECTIONS,
       sendTimeoutMs: settings.SEND_TIMEOUT_MS,
     },
     restarts: { most: settings.MAX_RESTARTS, windowMs: settings.MAX_RESTARTS_WINDOW_MS },

@@ -5,6 +5,7 @@
 
 import { CLOSE_REASONS, type CloseReason } from "./device/close-reason.ts"
 import { OUTCOMES, type Outcome } from "./device/command.ts"
+import { HTTP_CLOSE_REASONS, type HttpCloseReason } from "./http/http-connections.ts"
 
 export class Counters {
   connectionsAccepted = 0
@@ -54,6 +55,7 @@ export class Counters {
   brokerConnects = 0
   brokerLosses = 0
   httpErrors = new Map<string, number>()
+  readonly httpConnectionsClosed = zeroes<HttpCloseReason>(HTTP_CLOSE_REASONS)
   logLinesDropped = 0
   faults = 0
 }

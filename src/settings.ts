@@ -26,6 +26,9 @@ const QUEUE_NAME = (name: string) =>
   /^(?!amq\.|owsla\.)\S+$/.test(name) && Buffer.byteLength(name) <= 200
 
 const MIN_FLEET_SECRET_CHARACTERS = 32
+/** RFC 6750, section 2.1. */
+const TOKEN = /^[A-Za-z0-9._~+/-]{16,}=*$/
+const TOKEN_RANGE = "at least 16 of A-Z a-z 0-9 . _ ~ + / -"
 
 export const settings = v.object({
   AMQP_URL: urls({
@@ -115,7 +118,7 @@ export const settings = v.object({
     default: "",
     match: /^.*$/,
     range: "a path",
-    text: "Device ids and SHA-256 fingerprints of certificates that are kept out, one a line. A change takes effect within 2 s, or a little later when the list has hundreds of thousands of lines.",
+    text: "Device ids and SHA-256 fingerprints of certificates that are kept out, one a line; # begins a comment. A change takes effect within 2 s, or a little later when the list has hundreds of thousands of lines.",
   }),
   DEVICE_ACK: choice({
     default: "off",
@@ -145,7 +148,7 @@ export const settings = v.object({
   }),
   MAX_CONNECTIONS: integer({
     default: 0,
-    defaultText: "the open-files limit less a reserve",
+    defaultText: "the open-files limit less 256 and MAX_HTTP_CONNECTIONS, at least half of it",
     min: 0,
     max: 1_000_000,
     text: "Connections of one worker; one more takes the place of the oldest that has stalled before it became a device, else it is refused (overloaded). 0 derives it from the open-files limit.",
@@ -282,7 +285,7 @@ export const settings = v.object({
     default: "127.0.0.1",
     match: /^\S+$/,
     range: "an address",
-    text: "Where health, metrics and the API are served. Anything but loopback needs HTTP_TOKENS.",
+    text: "Where health, metrics and the API are served. Anything but loopback needs HTTP_TOKENS or HTTP_READ_TOKENS.",
   }),
   HTTP_PORT: integer({
     default: 8080,
@@ -291,10 +294,23 @@ export const settings = v.object({
     text: "Its port. 0 takes a free port, which the log names.",
   }),
   HTTP_TOKENS: list({
-    match: /^[A-Za-z0-9._~+/-]{16,}=*$/,
-    range: "at least 16 of A-Z a-z 0-9 . _ ~ + / -",
-    text: "Bearer tokens, separated by commas, any of which opens the API; several, for rotation.",
+    match: TOKEN,
+    range: TOKEN_RANGE,
+    text: "Bearer tokens, separated by commas, any of which gives access to all routes; several, for rotation.",
     secret: true,
+  }),
+  HTTP_READ_TOKENS: list({
+    match: TOKEN,
+    range: TOKEN_RANGE,
+    text: "Bearer tokens, separated by commas, any of which gives access to the GET routes only; none of them may be in HTTP_TOKENS too. When HTTP_TOKENS is not set, nobody may send to a device or close its connection.",
+    secret: true,
+  }),
+  MAX_HTTP_CONNECTIONS: integer({
+    default: 256,
+    min: 1,
+    max: 65_536,
+    unit: "connections",
+    text: "HTTP connections of one worker, a quarter of the open-files limit at most. One more takes the place of the one that has waited longest for a request; when none waits it is closed.",
   }),
   SEND_TIMEOUT_MS: integer({
     default: 5_000,

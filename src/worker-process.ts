@@ -80,7 +80,7 @@ export async function runWorker(options: ProcessOptions): Promise<void> {
   }
 
   try {
-    const ports = worker.start(tls)
+    const ports = await worker.start(tls)
     state = "serving"
     channel?.send({ type: "listening", ...ports })
   } catch (error) {

@@ -6,11 +6,10 @@
  *   broker ─► consumer ─► connection ─► devices        HTTP ─► sender ─► connection or broker
  *                  └─► fleet ◄─► the other workers ◄──────────────┘
  *
- * Decides nothing about lines or commands. Starts in the order broker, listener, HTTP, and stops in
- * the reverse of it.
+ * Decides nothing about lines or commands. Starts in the order HTTP, broker, listener, so that nothing waits once devices are let in.
+ * Stops in the order listener, HTTP, broker.
  */
 
-import type { Server } from "bun"
 import { AmqpBroker } from "./broker/amqp.ts"
 import type { Broker, BrokerState } from "./broker/broker.ts"
 import { Consumer, type Locate } from "./broker/consumer.ts"
@@ -44,9 +43,9 @@ import { drain } from "./drain.ts"
 import type { EventBus } from "./events.ts"
 import { Fleet } from "./fleet/fleet.ts"
 import { app } from "./http/app.ts"
-import { serve } from "./http/server.ts"
+import { type HttpServer, serve } from "./http/server.ts"
 import { type Gauges, summed, WorkerMetrics } from "./ops/metrics.ts"
-import { connectionsUnder, openFilesLimit } from "./ops/open-files.ts"
+import { connectionsUnder, httpConnectionsUnder, openFilesLimit } from "./ops/open-files.ts"
 import { TurnClock } from "./turn-clock.ts"
 import { VERSION } from "./version.ts"
 
@@ -86,8 +85,9 @@ export class Worker {
   readonly #refusals = new RefusalSummary((message) => this.#events.emit("notice", { message }))
   readonly #metrics: WorkerMetrics
   readonly #maxConnections: number
+  readonly #maxHttpConnections: number
   readonly #startedAtMs = Date.now()
-  #http: Server<undefined> | null = null
+  #http: HttpServer | null = null
   #sweeping: ReturnType<typeof setInterval> | null = null
   #sweptAtMs = Number.POSITIVE_INFINITY
   #state: "serving" | "draining" = "serving"
@@ -105,7 +105,10 @@ export class Worker {
     this.#events = events
     this.counters = counters
     this.id = workerId(config.instanceId, options.slot)
-    this.#maxConnections = config.device.maxConnections ?? connectionsUnder(openFilesLimit())
+    const limit = openFilesLimit()
+    this.#maxHttpConnections = httpConnectionsUnder(limit, config.http.maxConnections)
+    this.#maxConnections =
+      config.device.maxConnections ?? connectionsUnder(limit, this.#maxHttpConnections)
     this.#broker =
       config.amqp === null
         ? new EmbeddedBroker()
@@ -224,13 +227,14 @@ export class Worker {
     this.#metrics = new WorkerMetrics(counters, () => this.#gauges())
   }
 
-  /** @throws when a port can't be had or the certificate can't be used. */
-  start(tls: ListenerTls): { devicePort: number; httpPort: number } {
+  /** Rejects when a port can't be had or the certificate can't be used. */
+  async start(tls: ListenerTls): Promise<{ devicePort: number; httpPort: number }> {
+    // First, since it is the only step that takes time: a device that is let in is served at once.
+    this.#http = await this.#serveHttp()
     this.#startBroker()
     this.#listener.listen(tls)
-    this.#http = this.#serveHttp()
     this.#sweeping = setInterval(() => this.#sweep(), SWEEP_EVERY_MS)
-    const ports = { devicePort: this.#listener.port, httpPort: this.#http.port ?? 0 }
+    const ports = { devicePort: this.#listener.port, httpPort: this.#http.port }
     // The warnings first: whoever waits for "listening" has read them.
     for (const message of risks(this.#options.config)) this.#events.emit("notice", { message })
     this.#events.emit("listening", { ...ports, maxConnections: this.#maxConnections })
@@ -304,7 +308,7 @@ export class Worker {
       },
       this.#options.config.drainTimeoutMs,
     )
-    await this.#http?.stop(true)
+    await this.#http?.stop()
     if (this.#sweeping !== null) clearInterval(this.#sweeping)
     this.#lines.stop()
     this.#posts.stop()
@@ -339,13 +343,14 @@ export class Worker {
     })
   }
 
-  #serveHttp(): Server<undefined> {
+  #serveHttp(): Promise<HttpServer> {
     const { config, httpPort, gather } = this.#options
     const own = () => this.snapshot()
     const { fromDeviceQueue } = config.broker
     const broker = this.#broker
     const routes = app({
       tokens: config.http.tokens,
+      readTokens: config.http.readTokens,
       maxLineBytes: config.device.maxLineBytes,
       version: VERSION,
       startedAtMs: this.#startedAtMs,
@@ -366,7 +371,18 @@ export class Worker {
           : null,
       fault: (error) => this.#fault(error, "http"),
     })
-    return serve(routes, config.http, httpPort)
+    return serve(
+      routes,
+      {
+        ...config.http,
+        maxConnections: this.#maxHttpConnections,
+        closed: (reason) => {
+          this.counters.httpConnectionsClosed[reason] += 1
+        },
+        fault: (error) => this.#fault(error, "http"),
+      },
+      httpPort,
+    )
   }
 
   #sweep(): void {

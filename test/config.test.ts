@@ -6,7 +6,7 @@
 
 import { afterAll, describe, expect, test } from "bun:test"
 import { randomBytes } from "node:crypto"
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs"
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { availableParallelism, hostname, tmpdir } from "node:os"
 import { join } from "node:path"
 import {
@@ -123,7 +123,14 @@ describe("defaults", () => {
         prefetch: 900,
         maxCommandBytes: 67_108_864,
       },
-      http: { host: "127.0.0.1", port: 8080, tokens: [], sendTimeoutMs: 5_000 },
+      http: {
+        host: "127.0.0.1",
+        port: 8080,
+        tokens: [],
+        readTokens: [],
+        maxConnections: 256,
+        sendTimeoutMs: 5_000,
+      },
       restarts: { most: 5, windowMs: 10_000 },
       log: { level: "info", format: "json" },
     })
@@ -264,18 +271,37 @@ describe("tokens", () => {
   test.each(["short", "x".repeat(15), "with blank 0123456789", "umlaut-ä-0123456789", '"quoted"'])(
     "not %j, alone or beside a good one",
     (token) => {
-      for (const value of [token, `${TOKEN},${token}`, `${token},${TOKEN}`]) {
-        const faults = faultsOf({ HTTP_TOKENS: value })
-        expect(faults).toHaveLength(1)
-        expect(faults[0]).toStartWith("HTTP_TOKENS: each must be at least 16 of ")
-        expect(faults[0]).not.toContain(token)
+      for (const name of ["HTTP_TOKENS", "HTTP_READ_TOKENS"]) {
+        for (const value of [token, `${TOKEN},${token}`, `${token},${TOKEN}`]) {
+          const faults = faultsOf({ [name]: value })
+          expect(faults).toHaveLength(1)
+          expect(faults[0]).toStartWith(`${name}: each must be at least 16 of `)
+          expect(faults[0]).not.toContain(token)
+        }
       }
     },
   )
 
+  test("to read with are a list of their own", () => {
+    const { http } = load({ HTTP_TOKENS: TOKEN, HTTP_READ_TOKENS: ` ${OTHER_TOKEN} ,` })
+    expect([http.tokens, http.readTokens]).toEqual([[TOKEN], [OTHER_TOKEN]])
+    expect(load({ HTTP_READ_TOKENS: TOKEN }).http.tokens).toEqual([])
+  })
+
+  test("one that may both read and act is a fault, told without it", () => {
+    const faults = faultsOf({
+      HTTP_TOKENS: `x${OTHER_TOKEN},${TOKEN}`,
+      HTTP_READ_TOKENS: `${OTHER_TOKEN},${TOKEN}`,
+    })
+    expect(faults).toEqual(["HTTP_READ_TOKENS: must have no token of HTTP_TOKENS"])
+    expect(faultsOf({ HTTP_TOKENS: TOKEN, HTTP_READ_TOKENS: `x${TOKEN}` })).toEqual([])
+  })
+
   // Whoever sets the variable wants the API guarded; taking it for "no tokens" opens it instead.
   test.each([",", " ", " , ,"])("set to %j, which holds none, is a fault", (value) => {
-    expect(faultsNaming("HTTP_TOKENS", { HTTP_TOKENS: value })).toHaveLength(1)
+    for (const name of ["HTTP_TOKENS", "HTTP_READ_TOKENS"]) {
+      expect(faultsNaming(name, { [name]: value })).toHaveLength(1)
+    }
   })
 })
 
@@ -395,8 +421,47 @@ describe("the broker's URL", () => {
       AMQP_URL: "amqp://one,amqp://u:s3cret-pass@two/?insecure,amqp://three",
     })
     expect(faults).toEqual([
-      "AMQP_URL: URL 2 of 3 must have no query parameter except heartbeat; write %3F for a ? in a name or password",
+      "AMQP_URL: URL 2 of 3 must have no query parameter that changes how the broker's certificate is checked; to trust a private CA, set AMQP_CA_FILE",
     ])
+  })
+
+  test.each([
+    "insecure",
+    "insecure=0",
+    "insecure=false",
+    "heartbeat=5&insecure",
+    "insecure&heartbeat=5",
+    "%69nsecure",
+    "in\tsecure",
+    "INSECURE",
+    "verify=verify_none",
+    "cacertfile=/s3cret-pass",
+  ])(
+    "may not switch off the check of the broker's certificate, and names AMQP_CA_FILE: ?%s",
+    (query) => {
+      for (const scheme of ["amqps", "amqp"]) {
+        const url = `${scheme}://user:s3cret-pass@host/vhost?${query}`
+        for (const name of ["AMQP_URL", "CLOUDAMQP_URL"]) {
+          const faults = faultsOf({ [name]: url })
+          expect(faults).toEqual([
+            `${name}: must have no query parameter that changes how the broker's certificate is checked; to trust a private CA, set AMQP_CA_FILE`,
+          ])
+        }
+      }
+    },
+  )
+
+  // Whatever the AMQP client reads beside these would pass unseen: it must be refused first.
+  test("has no query parameter that the AMQP client understands, but heartbeat", () => {
+    const client = readFileSync(
+      join(import.meta.dir, "../node_modules/@cloudamqp/amqp-client/src/amqp-socket-client.ts"),
+      "utf8",
+    )
+    const names = [...client.matchAll(/searchParams\.get\("(\w+)"\)/g)].map(([, name]) => name)
+    expect(names).toContain("insecure")
+    for (const name of names.filter((name) => name !== "heartbeat")) {
+      expect([name, faultsOf({ AMQP_URL: `amqps://host/?${name}=1` }).length]).toEqual([name, 1])
+    }
   })
 
   test.each([",", " ", " , "])("set to %j, which holds none, is a fault", (value) => {
@@ -456,7 +521,13 @@ describe("secrets in files", () => {
   const secrets = SETTINGS.filter(({ secret }) => secret).map(({ name }) => name)
 
   test("are these", () => {
-    expect(secrets).toEqual(["AMQP_URL", "FLEET_SECRET", "HELLO_SECRETS", "HTTP_TOKENS"])
+    expect(secrets).toEqual([
+      "AMQP_URL",
+      "FLEET_SECRET",
+      "HELLO_SECRETS",
+      "HTTP_TOKENS",
+      "HTTP_READ_TOKENS",
+    ])
   })
 
   test.each(["", "\n", "\r\n", "\n\n", " \n"])(
@@ -548,10 +619,11 @@ describe("rules between settings", () => {
     "example.test",
     "127.0.0.1.example.test",
     "localhost.test",
-  ])("HTTP_HOST=%s needs HTTP_TOKENS", (host) => {
-    const fault = `HTTP_HOST: ${JSON.stringify(host)} is not loopback and needs HTTP_TOKENS`
+  ])("HTTP_HOST=%s needs tokens of either kind", (host) => {
+    const fault = `HTTP_HOST: ${JSON.stringify(host)} is not loopback and needs HTTP_TOKENS or HTTP_READ_TOKENS`
     expect(faultsOf({ HTTP_HOST: host })).toEqual([fault])
     expect(faultsOf({ HTTP_HOST: host, HTTP_TOKENS: TOKEN })).toEqual([])
+    expect(faultsOf({ HTTP_HOST: host, HTTP_READ_TOKENS: TOKEN })).toEqual([])
   })
 
   test.each(["127.0.0.1", "127.9.8.7", "::1", "localhost"])("HTTP_HOST=%s needs none", (host) => {

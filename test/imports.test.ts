@@ -45,13 +45,16 @@ const PURE = [
   "src/device/remembered-ids.ts",
   "src/device/reorder.ts",
   "src/device/unfinished-lines.ts",
+  "src/http/http-connections.ts",
+  "src/http/loopback-requests.ts",
   "src/fleet/members.ts",
   "src/fleet/sighting.ts",
   "src/fleet/whereabouts.ts",
 ]
-/** `main.ts` only for faults before there is a log; `certs-command.ts` and the simulator are tools. */
+/** `main.ts` and `program.ts` only for faults before there is a log; `certs-command.ts` and the simulator are tools. */
 const MAY_WRITE = [
   "src/main.ts",
+  "src/program.ts",
   "src/ops/certs-command.ts",
   "src/ops/log.ts",
   "src/simulator/main.ts",
@@ -145,6 +148,20 @@ describe("imports", () => {
     expect(wrong).toEqual([])
   })
 
+  test("the entry imports no package, so that it can say that one is missing", () => {
+    const reached = new Set<string>()
+    const reach = (path: string) => {
+      if (reached.has(path)) return
+      reached.add(path)
+      const source = sources.find((source) => source.path === path)
+      for (const { from, isType } of source?.imports ?? []) if (!isType) reach(from)
+    }
+    reached.add("src/program.ts")
+    reach("src/main.ts")
+    const packages = [...reached].filter((from) => !/^(src\/|node:|bun:|package\.json$)/.test(from))
+    expect(packages).toEqual([])
+  })
+
   test("the list of pure files names files that exist", () => {
     const paths = sources.map(({ path }) => path)
     expect(PURE.filter((path) => !paths.includes(path))).toEqual([])
@@ -195,8 +212,8 @@ describe("everywhere", () => {
       /\bconsole\b|\bprocess\.std(out|err)\b|\bBun\.std(out|err)\b|\bwriteSync\(\s*[12]\b|\bfd: [12]\b/
     const writing = matching(writes)
     expect(writing.filter((path) => !MAY_WRITE.includes(path))).toEqual([])
-    const main = sources.find(({ path }) => path === "src/main.ts")?.code ?? ""
-    expect(main).not.toMatch(/\bconsole\b|\bprocess\.stdout\b|\bBun\.stdout\b/)
+    const mains = sources.filter(({ path }) => /^src\/(main|program)\.ts$/.test(path))
+    expect(matching(/\bconsole\b|\bprocess\.stdout\b|\bBun\.stdout\b/, mains)).toEqual([])
   })
 
   test.each(sources.map(({ path, text }) => ({ path, text })))(

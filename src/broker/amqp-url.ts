@@ -5,6 +5,8 @@
  */
 
 const MAX_HEARTBEAT_S = 300
+/** The first is of the AMQP client, and makes it send the password to any server; the others are of RabbitMQ's URI specification. */
+const TLS_PARAMETERS: readonly string[] = ["insecure", "verify", "cacertfile"]
 
 /** A comma separates URLs only where another URL begins; any other comma may be part of a password. */
 export function splitUrls(value: string): string[] {
@@ -23,7 +25,11 @@ export function urlFault(url: string): string | null {
     return "must have a % only in the escape of a UTF-8 character; write %25 for % itself"
   }
   if (hash !== "") return "must have no #; write %23 for it in a name or password"
-  if ([...searchParams.keys()].some((name) => name !== "heartbeat")) {
+  const names = [...searchParams.keys()]
+  if (names.some((name) => TLS_PARAMETERS.includes(name.toLowerCase()))) {
+    return "must have no query parameter that changes how the broker's certificate is checked; to trust a private CA, set AMQP_CA_FILE"
+  }
+  if (names.some((name) => name !== "heartbeat")) {
     return "must have no query parameter except heartbeat; write %3F for a ? in a name or password"
   }
   const heartbeats = searchParams.getAll("heartbeat")

@@ -2,9 +2,12 @@
  * The denylist: which devices and certificates are kept out. Pure; `ops/denylist-file.ts` reads the file
  * and follows its changes.
  *
- * A line is a device id or the SHA-256 fingerprint of a certificate (64 hexadecimal digits, with or
- * without colons, and as tools label it: `sha256 Fingerprint=…`). Both have the alphabet of ids, so a line that fits both denies both. Empty lines and
- * those that begin with # mean nothing. Bound: `MAX_DENIED` lines.
+ *   lock:9 # stolen        the device `lock:9`: # begins a comment anywhere, since no id and no fingerprint contains one
+ *   <64 hex digits>        the certificate with this SHA-256 fingerprint, with or without colons, and the device of this id
+ *   sha256:<64 hex digits> the same, labelled as tools do, also `sha256 Fingerprint=…`, and the device whose id is the whole line
+ *   sha256:17              the device `sha256:17`: a label counts only before a fingerprint
+ *
+ * So a line that can be read in two ways denies both. Bound: `MAX_DENIED` ids and fingerprints.
  *
  * A list grows and shrinks line by line, so that no step of the event loop is long.
  */
@@ -12,8 +15,8 @@
 import { SpreadMap } from "../spread-map.ts"
 import { DEVICE_ID } from "./ids.ts"
 
-const MAX_DENIED = 1_000_000
-/** Longer than any valid line, white space at its ends included. */
+export const MAX_DENIED = 1_000_000
+/** Longer than any valid line, white space at its ends included and its comment excluded. */
 export const MAX_LINE_CHARS = 4_096
 const SHOWN_FAULTS = 5
 
@@ -75,20 +78,35 @@ export class DenylistReader {
   /** The numbers, from 1, of the first `SHOWN_FAULTS` lines that are not valid. */
   readonly firstFaultyLines: number[] = []
   faultyLines = 0
+  /** Valid lines beyond `MAX_DENIED`, which are left out. */
+  surplusLines = 0
+  /** Whether every line was blank: not even a comment was read. */
+  isEmpty = true
   #number = 0
 
   read(raw: string): void {
     this.#number += 1
-    const line = raw.slice(0, MAX_LINE_CHARS).trim().replace(LABEL, "")
-    if (line === "" || line.startsWith("#")) return
-    const { denylist } = this
-    if (denylist.size < MAX_DENIED && raw.length <= MAX_LINE_CHARS && DEVICE_ID.test(line)) {
-      denylist.add(line)
-      return
-    }
-    this.faultyLines += 1
-    if (this.faultyLines <= SHOWN_FAULTS) this.firstFaultyLines.push(this.#number)
+    const comment = raw.slice(0, MAX_LINE_CHARS).indexOf("#")
+    const isWhole = comment !== -1 || raw.length <= MAX_LINE_CHARS
+    const line = (comment === -1 ? raw : raw.slice(0, comment)).trim()
+    if (line === "" && comment === -1 && isWhole) return
+    this.isEmpty = false
+    if (line === "" && isWhole) return
+    const entries = isWhole ? entriesOf(line) : []
+    if (entries.length === 0) {
+      this.faultyLines += 1
+      if (this.faultyLines <= SHOWN_FAULTS) this.firstFaultyLines.push(this.#number)
+    } else if (this.denylist.size + entries.length > MAX_DENIED) this.surplusLines += 1
+    else for (const entry of entries) this.denylist.add(entry)
   }
+}
+
+/** The ids and fingerprints that a line without its comment means; none when it is not valid. */
+function entriesOf(line: string): string[] {
+  const entries = DEVICE_ID.test(line) ? [line] : []
+  const unlabelled = line.replace(LABEL, "")
+  if (unlabelled !== line && FINGERPRINT.test(normal(unlabelled))) entries.push(unlabelled)
+  return entries
 }
 
 function normal(fingerprint: string): string {

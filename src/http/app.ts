@@ -1,6 +1,7 @@
 /**
  * The HTTP sidecar: health, metrics, the fleet's devices and commands for an operator. Puts the groups of routes together
- * with the rules that all of them share: bearer tokens, a bound on bodies, no content encoding, errors as JSON.
+ * with the rules that all of them share, in this order: without tokens only requests of this machine's programs, bearer tokens, no
+ * content encoding, a bound on bodies; errors as JSON.
  *
  * Never holds state of its own and never repeats a secret or a stack. Bound: `maxBodyBytes` a request.
  */
@@ -8,7 +9,7 @@
 import { Hono } from "hono"
 import { bodyLimit } from "hono/body-limit"
 import type { Counters } from "../counters.ts"
-import { authorization } from "./authorization.ts"
+import { authorization, isReading, suffices } from "./authorization.ts"
 import {
   type DevicesDependencies,
   devices,
@@ -18,6 +19,7 @@ import {
 import { type ErrorCode, type HttpEnvironment, refuse } from "./errors.ts"
 import { type FleetDependencies, fleet } from "./fleet.ts"
 import { type HealthDependencies, health } from "./health.ts"
+import { sourceFault } from "./loopback-requests.ts"
 import { type MessagesDependencies, messages } from "./messages.ts"
 import { type MetricsDependencies, metrics } from "./metrics.ts"
 
@@ -26,8 +28,13 @@ export interface AppDependencies
     FleetDependencies,
     HealthDependencies,
     MetricsDependencies {
-  /** Any one of them gives access to all routes and to the details of `/health` and `/ready`. Empty: all routes are open. */
+  /**
+   * Any one of them gives access to all routes and to the details of `/health` and `/ready`. When neither list has one, all
+   * routes are open to programs on this machine.
+   */
   readonly tokens: readonly string[]
+  /** Any one of them gives access to all routes by GET, and to those details. */
+  readonly readTokens: readonly string[]
   /** Only with the embedded broker. */
   readonly messages: MessagesDependencies | null
   readonly counters: Counters
@@ -41,7 +48,7 @@ export function maxBodyBytes(maxLineBytes: number): number {
 }
 
 export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
-  const { tokens, counters, fault } = dependencies
+  const { tokens, readTokens, counters, fault } = dependencies
   const routes = new Hono<HttpEnvironment>()
 
   const count = (code: ErrorCode) =>
@@ -51,14 +58,31 @@ export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
     c.set("refused", count)
     await next()
   })
-  const holdsToken = authorization(tokens)
-  routes.route("/", health(dependencies, holdsToken))
+  if (tokens.length + readTokens.length === 0) {
+    routes.use(async (c, next) => {
+      const fault = sourceFault({
+        host: c.req.header("host"),
+        origin: c.req.header("origin"),
+        site: c.req.header("sec-fetch-site"),
+      })
+      return fault === null ? next() : refuse(c, "forbidden", fault)
+    })
+  }
+  const accessOf = authorization(dependencies)
+  routes.route("/", health(dependencies, accessOf))
   routes.use(async (c, next) => {
-    if (!holdsToken(c.req.header("authorization"))) {
-      c.header("WWW-Authenticate", "Bearer")
-      return refuse(c, "unauthorized", "send Authorization: Bearer <one of HTTP_TOKENS>")
+    const access = accessOf(c.req.header("authorization"))
+    if (suffices(access, c.req.method)) return next()
+    if (access === "read") {
+      return refuse(
+        c,
+        "forbidden",
+        "a token of HTTP_READ_TOKENS is for GET only: use one of HTTP_TOKENS",
+      )
     }
-    return next()
+    c.header("WWW-Authenticate", "Bearer")
+    const which = isReading(c.req.method) ? "HTTP_TOKENS or HTTP_READ_TOKENS" : "HTTP_TOKENS"
+    return refuse(c, "unauthorized", `send Authorization: Bearer <one of ${which}>`)
   })
   routes.use(async (c, next) => {
     if (isEncoded(c.req.header("content-encoding"))) {

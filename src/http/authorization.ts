@@ -1,5 +1,9 @@
 /**
- * Bearer tokens: whether a request has one of `HTTP_TOKENS`. RFC 6750, section 2.1, defines the header.
+ * Bearer tokens: what a request may do. RFC 6750, section 2.1, defines the header.
+ *
+ *   token of HTTP_TOKENS ───────► act    every route
+ *   token of HTTP_READ_TOKENS ──► read   routes that only show: GET and HEAD
+ *   any other, or none ─────────► none
  *
  * Every token is compared, each in constant time, so that response times reveal nothing about the tokens.
  */
@@ -8,24 +12,44 @@ import { createHash, timingSafeEqual } from "node:crypto"
 
 const BEARER = /^bearer +([A-Za-z0-9._~+/-]+=*) *$/i
 
-/** @param header the value of `Authorization`. */
-export type HoldsToken = (header: string | undefined) => boolean
+export type Access = "none" | "read" | "act"
 
-/** @param tokens empty: every request is authorized. */
-export function authorization(tokens: readonly string[]): HoldsToken {
-  const digests = tokens.map(digest)
+/** @param header the value of `Authorization`. */
+export type AccessOf = (header: string | undefined) => Access
+
+export interface Tokens {
+  readonly tokens: readonly string[]
+  readonly readTokens: readonly string[]
+}
+
+/** No list has a token: every request may act. */
+export function authorization({ tokens, readTokens }: Tokens): AccessOf {
+  const known = [
+    ...tokens.map((token) => ({ digest: digestOf(token), access: "act" as const })),
+    ...readTokens.map((token) => ({ digest: digestOf(token), access: "read" as const })),
+  ]
   return (header) => {
-    if (digests.length === 0) return true
+    if (known.length === 0) return "act"
     const token = BEARER.exec(header ?? "")?.[1]
-    if (token === undefined) return false
-    const shown = digest(token)
-    let holds = false
-    for (const known of digests) if (timingSafeEqual(shown, known)) holds = true
-    return holds
+    if (token === undefined) return "none"
+    const shown = digestOf(token)
+    let found: Access = "none"
+    for (const { digest, access } of known) if (timingSafeEqual(shown, digest)) found = access
+    return found
   }
 }
 
+/** Whether this access suffices for the method. */
+export function suffices(access: Access, method: string): boolean {
+  return access === "act" || (access === "read" && isReading(method))
+}
+
+/** Whether a request with this method changes nothing and commands nothing. */
+export function isReading(method: string): boolean {
+  return method === "GET" || method === "HEAD"
+}
+
 /** Digests of equal length, which the comparison needs. */
-function digest(token: string): Buffer {
+function digestOf(token: string): Buffer {
   return createHash("sha256").update(token).digest()
 }

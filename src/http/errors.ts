@@ -9,6 +9,7 @@ import type { ContentfulStatusCode } from "hono/utils/http-status"
 const STATUS = {
   invalid: 400,
   unauthorized: 401,
+  forbidden: 403,
   not_found: 404,
   offline: 404,
   closed: 404,

@@ -10,7 +10,7 @@
 import { Hono } from "hono"
 import type { WorkerReport } from "../control.ts"
 import type { CloseReason } from "../device/close-reason.ts"
-import type { HoldsToken } from "./authorization.ts"
+import type { AccessOf } from "./authorization.ts"
 
 export interface HealthDependencies {
   readonly version: string
@@ -38,14 +38,14 @@ interface Unready {
 
 export function health(
   { version, startedAtMs, nowMs, report, reports }: HealthDependencies,
-  holdsToken: HoldsToken,
+  accessOf: AccessOf,
 ): Hono {
   const routes = new Hono()
 
   routes.get("/health", async (c) => {
     const own = report()
     const status = own.state === "serving" ? "ok" : own.state
-    if (!holdsToken(c.req.header("authorization"))) {
+    if (accessOf(c.req.header("authorization")) === "none") {
       return c.json({ status, broker: own.broker.is, reason: unready(own)?.code ?? null })
     }
     const workers = await reports()
@@ -64,7 +64,8 @@ export function health(
   routes.get("/ready", (c) => {
     const why = unready(report())
     if (why === null) return c.json({ ready: true })
-    const reason = holdsToken(c.req.header("authorization")) ? why.text : why.code
+    const isStranger = accessOf(c.req.header("authorization")) === "none"
+    const reason = isStranger ? why.code : why.text
     return c.json({ ready: false, reason }, 503)
   })
 

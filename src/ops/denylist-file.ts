@@ -1,20 +1,27 @@
 /**
  * The file of the denylist: read at start and followed from then on.
  *
+ *   look ─► stat ─► read ─► stat ─┬─ differs from the first ──────────────────────► read again at the next look
+ *                                 ├─ empty, or more faulty lines than in force ──► the last list stays in force
+ *                                 └─ otherwise ──────────────────────────────────► in force
+ *
  * It is looked at every `LOOK_EVERY_MS` rather than watched: editors and configuration tools replace
- * files by renaming, which a watch of the old file does not see. While it cannot be read the last list
- * stays in force. It is read a piece at a time, and the event loop goes on in between. Never logs its contents.
- * Bound: `MAX_FILE_BYTES`.
+ * files by renaming, which a watch of the old file does not see. A file that cannot be read, is empty or has become faulty is more
+ * likely half-written or damaged than meant, and taking it would let denied devices in, so the last list stays in force. At the start
+ * there is no last list, and the valid lines are taken. The file is read a piece at a time, and the event loop goes on in between.
+ * Never logs its contents. Bounds: `MAX_FILE_BYTES`, `MAX_UNSETTLED` reads in a row that are not taken without a warning.
  */
 
 import type { Stats } from "node:fs"
 import { open, stat } from "node:fs/promises"
-import { type Denylist, DenylistReader, MAX_LINE_CHARS } from "../device/denylist.ts"
+import { type Denylist, DenylistReader, MAX_DENIED, MAX_LINE_CHARS } from "../device/denylist.ts"
 import { asError } from "../uncaught.ts"
 
 const LOOK_EVERY_MS = 500
 const MAX_FILE_BYTES = 134_217_728
 const PIECE_BYTES = 65_536
+/** As many as fit into the 2 s within which a change takes effect. */
+const MAX_UNSETTLED = 4
 
 export class DenylistFile {
   readonly #path: string
@@ -22,6 +29,10 @@ export class DenylistFile {
   readonly #warn: (message: string) => void
   #seen = ""
   #trouble = ""
+  /** Faulty lines of the file in force; null: none was taken yet. */
+  #faultyInForce: number | null = null
+  /** How many times in a row the file changed while it was read. */
+  #unsettled = 0
   #looking: Promise<void> | null = null
   #timer: ReturnType<typeof setInterval> | null = null
 
@@ -39,11 +50,12 @@ export class DenylistFile {
     this.#warn = warn
   }
 
-  /** Resolves when the file was checked once. */
+  /** Resolves when the first list was taken, or the file cannot be read. */
   async follow(): Promise<void> {
     this.#timer = setInterval(() => void this.look(), LOOK_EVERY_MS)
     this.#timer.unref()
-    await this.look()
+    do await this.look()
+    while (this.#faultyInForce === null && this.#unsettled > 0)
   }
 
   stop(): void {
@@ -66,25 +78,63 @@ export class DenylistFile {
       // Opening a FIFO blocks until its other end is opened.
       if (stats.isFIFO()) throw new Error("the file is a pipe")
       if (stats.size > MAX_FILE_BYTES) throw new TooLargeError()
-      const { denylist, faultyLines, firstFaultyLines } = await readDenylist(this.#path)
+      const read = await readDenylist(this.#path)
+      if (version !== versionOf(await stat(this.#path))) {
+        this.#unsettled += 1
+        if (this.#unsettled < MAX_UNSETTLED) return
+        if (this.#faultyInForce !== null) throw new UnsettledError()
+      }
+      this.#unsettled = 0
       this.#seen = version
-      if (denylist.size === 0 && faultyLines > 0)
-        throw new Error("no line is a device id or fingerprint")
+      const reason = reasonToKeep(read, this.#faultyInForce)
+      if (reason !== null) {
+        this.#warnOfLast(reason)
+        return
+      }
       this.#trouble = ""
-      await this.#changed(denylist)
-      if (faultyLines > 0) {
-        const shown = firstFaultyLines.join(", ")
-        this.#warn(
-          `DENYLIST_FILE: ${faultyLines} line(s) are not a device id or fingerprint, first: ${shown}`,
-        )
+      this.#faultyInForce = read.faultyLines
+      await this.#changed(read.denylist)
+      if (read.faultyLines > 0) this.#warn(`DENYLIST_FILE: ${faultsOf(read)}`)
+      if (read.surplusLines > 0) {
+        this.#warn(`DENYLIST_FILE: ${read.surplusLines} line(s) beyond ${MAX_DENIED} are left out`)
       }
     } catch (error) {
-      const trouble = asError(error).message
-      if (trouble === this.#trouble) return
-      this.#trouble = trouble
-      this.#seen = ""
-      this.#warn(`DENYLIST_FILE: the last list stays in force: ${trouble}`)
+      this.#unsettled = 0
+      if (this.#warnOfLast(asError(error).message)) this.#seen = ""
     }
+  }
+
+  /** @returns whether this is a new reason. */
+  #warnOfLast(reason: string): boolean {
+    if (reason === this.#trouble) return false
+    this.#trouble = reason
+    this.#warn(`DENYLIST_FILE: the last list stays in force: ${reason}`)
+    return true
+  }
+}
+
+/** Why this file is not taken, and what to do; null when it is. @param faultyInForce null: there is no last list. */
+function reasonToKeep(read: DenylistReader, faultyInForce: number | null): string | null {
+  if (read.denylist.size === 0 && read.faultyLines > 0) {
+    return `no line is a device id or fingerprint: ${faultsOf(read)}; ${CORRECTION}`
+  }
+  if (faultyInForce === null) return null
+  if (read.isEmpty) return `the file is empty; to deny nobody, write a comment line: # nobody`
+  if (read.faultyLines <= faultyInForce) return null
+  return `${faultsOf(read)}, more than in the last list (${faultyInForce}); ${CORRECTION}`
+}
+
+const CORRECTION = "correct these lines, or write # before them"
+
+function faultsOf({ faultyLines, firstFaultyLines }: DenylistReader): string {
+  return `${faultyLines} line(s) are not a device id or fingerprint, first: ${firstFaultyLines.join(", ")}`
+}
+
+class UnsettledError extends Error {
+  constructor() {
+    super(
+      `the file changed each time it was read; write it under another name, then rename it into its place`,
+    )
   }
 }
 

@@ -175,6 +175,12 @@ export class WorkerMetrics {
     counter("owsla_broker_connects_total", "Times the broker was reached", () => c.brokerConnects)
     counter("owsla_broker_losses_total", "Times it was lost", () => c.brokerLosses)
     counterBy("owsla_http_errors_total", "Requests refused, by code", "code", () => c.httpErrors)
+    counterBy(
+      "owsla_http_connections_closed_total",
+      "HTTP connections closed by the gateway, by reason",
+      "reason",
+      () => Object.entries(c.httpConnectionsClosed),
+    )
     counter("owsla_log_lines_dropped_total", LOG_LINES_DROPPED, () => c.logLinesDropped)
     counter("owsla_faults_total", "Defects met and survived", () => c.faults)
     gauge("owsla_resident_bytes", "Resident memory", () => process.memoryUsage.rss())

@@ -8,7 +8,7 @@ import type { Connection } from "../../src/device/connection.ts"
 import { Denylist } from "../../src/device/denylist.ts"
 import { FirstLine, helloLine, MAX_HELLO_BYTES, verifyHello } from "../../src/device/hello.ts"
 import { type DeviceAuth, Identity, type TlsPeer } from "../../src/device/identity.ts"
-import { ConnectionIds, incarnation } from "../../src/device/ids.ts"
+import { ConnectionIds, incarnation, isDeviceName } from "../../src/device/ids.ts"
 import { check } from "../support/property.ts"
 
 const NOW_MS = Date.parse("2026-06-01T00:00:00Z")
@@ -144,6 +144,59 @@ describe("the denylist", () => {
     (label) => {
       const { denylist, faultyLines } = Denylist.parse(label + FINGERPRINT.join(":"))
       expect([faultyLines, denylist.denies("other", FINGERPRINT.join(":"))]).toEqual([[], true])
+    },
+  )
+
+  const HEX = FINGERPRINT.join("").toLowerCase()
+  test.each([
+    ["sha256:17", ["sha256:17"], ["17"]],
+    ["SHA-256:lock", ["SHA-256:lock"], ["lock", "sha-256:lock"]],
+    [`sha256:${HEX}`, [`sha256:${HEX}`], []],
+    [`sha256:${HEX}0`, [`sha256:${HEX}0`], [`${HEX}0`]],
+    [HEX, [HEX], []],
+  ])("a label counts only before a fingerprint: %s", (line, denied, admitted) => {
+    const { denylist, faultyLines } = Denylist.parse(line)
+    expect(faultyLines).toEqual([])
+    for (const id of denied) expect([id, denylist.denies(id, null)]).toEqual([id, true])
+    for (const id of admitted) expect([id, denylist.denies(id, null)]).toEqual([id, false])
+    const isFingerprint = line.endsWith(HEX)
+    expect(denylist.denies("other", FINGERPRINT.join(":"))).toBe(isFingerprint)
+  })
+
+  test.each(["sha256 Fingerprint=17", "SHA-256 lock:9", `sha256 ${HEX.slice(1)}`])(
+    "a label before anything else makes a line faulty: %s",
+    (line) => {
+      const { denylist, faultyLines } = Denylist.parse(line)
+      expect([denylist.size, faultyLines]).toEqual([0, [1]])
+    },
+  )
+
+  test.each([
+    "lock:9 # stolen",
+    "lock:9# stolen",
+    "  lock:9\t#",
+    "lock:9 # stolen # twice",
+    `lock:9 # ${"x".repeat(10_000)}`,
+  ])("takes an id with a comment behind it: %j", (line) => {
+    const { denylist, faultyLines } = Denylist.parse(line)
+    expect([denylist.denies("lock:9", null), denylist.size, faultyLines]).toEqual([true, 1, []])
+  })
+
+  test("takes a fingerprint with a comment behind it", () => {
+    const { denylist } = Denylist.parse(`sha256 Fingerprint=${FINGERPRINT.join(":")} # stolen`)
+    expect(denylist.denies("other", FINGERPRINT.join(":"))).toBe(true)
+  })
+
+  test("no id contains the # of a comment", () => {
+    expect(isDeviceName("lock#9")).toBe(false)
+    expect(isDeviceName("#")).toBe(false)
+  })
+
+  test.each([`${" ".repeat(5_000)}lock:9`, "x".repeat(5_000), `${"x".repeat(5_000)} # y`])(
+    "a line that is too long is faulty",
+    (line) => {
+      const { denylist, faultyLines } = Denylist.parse(line)
+      expect([denylist.size, faultyLines]).toEqual([0, [1]])
     },
   )
 

@@ -8,8 +8,9 @@ import { describe, expect, test } from "bun:test"
 import type { SendRequest, SendResult } from "../../src/broker/sender.ts"
 import type { WorkerReport } from "../../src/control.ts"
 import { Counters } from "../../src/counters.ts"
-import { type AppDependencies, app, maxBodyBytes } from "../../src/http/app.ts"
+import { type AppDependencies, maxBodyBytes } from "../../src/http/app.ts"
 import { ERROR_CODES } from "../../src/http/errors.ts"
+import { localApp } from "../support/local-app.ts"
 
 const MAX_LINE_BYTES = 16
 const TOKENS = ["first-token-0123456789", "second.token~ABC+/-_==", "third-token-9876543210"]
@@ -36,8 +37,9 @@ function sidecar(changes: Partial<AppDependencies> = {}) {
   const counters = new Counters()
   const sent: SendRequest[] = []
   const faults: Error[] = []
-  const routes = app({
+  const routes = localApp({
     tokens: [],
+    readTokens: [],
     maxLineBytes: MAX_LINE_BYTES,
     version: "1.2.3",
     startedAtMs: 1_000,

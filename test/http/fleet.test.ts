@@ -8,7 +8,8 @@ import { describe, expect, test } from "bun:test"
 import { Counters } from "../../src/counters.ts"
 import type { CensusFailure, DeviceList, ListRequest } from "../../src/fleet/census.ts"
 import type { DeviceView } from "../../src/fleet/device-view.ts"
-import { type AppDependencies, app } from "../../src/http/app.ts"
+import type { AppDependencies } from "../../src/http/app.ts"
+import { localApp } from "../support/local-app.ts"
 
 const TOKEN = "first-token-0123456789"
 const DEVICE: DeviceView = {
@@ -70,7 +71,14 @@ class Subject {
       send: async () => ({ outcome: "busy" }) as const,
     }
     const fault = (error: Error) => void this.faults.push(error)
-    this.#routes = app({ tokens, counters: this.counters, fault, census, ...others })
+    this.#routes = localApp({
+      tokens,
+      readTokens: [],
+      counters: this.counters,
+      fault,
+      census,
+      ...others,
+    })
   }
 
   request(path: string, method = "GET", headers: Record<string, string> = {}): Promise<Response> {

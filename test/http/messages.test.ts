@@ -7,7 +7,7 @@ import { afterEach, describe, expect, jest, test } from "bun:test"
 import type { MessageProperties } from "../../src/broker/broker.ts"
 import type { Tap } from "../../src/broker/embedded.ts"
 import { Counters } from "../../src/counters.ts"
-import { app } from "../../src/http/app.ts"
+import { localApp } from "../support/local-app.ts"
 import { until } from "../support/wait.ts"
 
 const MAX_FOLLOWERS = 16
@@ -26,8 +26,9 @@ afterEach(async () => {
 function sidecar(tokens: readonly string[] = []) {
   const counters = new Counters()
   const taps = new Set<Tap>()
-  const routes = app({
+  const routes = localApp({
     tokens,
+    readTokens: [],
     maxLineBytes: 65_536,
     version: "1",
     startedAtMs: 0,

@@ -1,22 +1,22 @@
 /**
- * The sidecar behind a real `Bun.serve`, for what `app.request()` cannot show: bodies and event
+ * The sidecar behind its real server, for what `app.request()` cannot show: bodies and event
  * streams on a socket, requests written by hand, clients that hang up. The port is 0, the options are
  * those that `worker.ts` passes.
  */
 
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "bun:test"
-import { connect, type Socket } from "node:net"
-import type { Server } from "bun"
 import type { Tap } from "../../src/broker/embedded.ts"
 import type { SendRequest } from "../../src/broker/sender.ts"
 import { Counters } from "../../src/counters.ts"
 import { app, maxBodyBytes } from "../../src/http/app.ts"
+import { type HttpServer, serve } from "../../src/http/server.ts"
+import { RawHttp } from "../support/raw-http.ts"
 import { until } from "../support/wait.ts"
 
 const MAX_LINE_BYTES = 1_024
 const LIMIT = maxBodyBytes(MAX_LINE_BYTES)
 
-let server: Server<undefined>
+let server: HttpServer
 let counters: Counters
 const taps = new Set<Tap>()
 const sent: SendRequest[] = []
@@ -30,10 +30,11 @@ const neverAnswered = (caller: AbortSignal | undefined) => {
   })
 }
 
-beforeAll(() => {
+beforeAll(async () => {
   counters = new Counters()
   const routes = app({
     tokens: [],
+    readTokens: [],
     maxLineBytes: MAX_LINE_BYTES,
     version: "1",
     startedAtMs: 0,
@@ -66,16 +67,20 @@ beforeAll(() => {
     },
     fault: (error) => faults.push(error),
   })
-  server = Bun.serve({
-    hostname: "127.0.0.1",
-    port: 0,
-    idleTimeout: 15,
-    maxRequestBodySize: Number.MAX_SAFE_INTEGER,
-    fetch: routes.fetch,
-  })
+  server = await serve(
+    routes,
+    {
+      host: "127.0.0.1",
+      sendTimeoutMs: 5_000,
+      maxConnections: 64,
+      closed: () => undefined,
+      fault: (error) => faults.push(error),
+    },
+    0,
+  )
 })
 
-afterAll(() => server.stop(true))
+afterAll(() => server.stop())
 
 beforeEach(() => {
   sent.length = 0
@@ -83,45 +88,8 @@ beforeEach(() => {
   counters.httpErrors.clear()
 })
 
-/** A client that writes what it is told to, byte for byte. */
-class RawClient {
-  readonly socket: Socket
-  received = ""
-  closed = false
-
-  constructor() {
-    this.socket = connect(server.port ?? 0, "127.0.0.1")
-    this.socket.setEncoding("utf8")
-    this.socket.on("data", (text: string) => {
-      this.received += text
-    })
-    this.socket.on("close", () => {
-      this.closed = true
-    })
-    this.socket.on("error", () => {})
-  }
-
-  write(data: string | Uint8Array): void {
-    this.socket.write(data)
-  }
-
-  /** The head and the body of the first answer. */
-  async answer(): Promise<{ status: number; contentType: string | undefined; body: string }> {
-    return until(
-      () => {
-        const [head = "", body] = this.received.split("\r\n\r\n")
-        const length = Number(/^content-length: (\d+)/im.exec(head)?.[1])
-        if (body === undefined || Buffer.byteLength(body) < length) return undefined
-        const status = Number(/^HTTP\/1\.1 (\d+)/.exec(head)?.[1])
-        return { status, contentType: /^content-type: (.+)\r?$/im.exec(head)?.[1], body }
-      },
-      { what: "an answer" },
-    )
-  }
-}
-
-async function withClient(use: (client: RawClient) => Promise<void>): Promise<void> {
-  const client = new RawClient()
+async function withClient(use: (client: RawHttp) => Promise<void>): Promise<void> {
+  const client = new RawHttp(server.port)
   try {
     await use(client)
   } finally {
@@ -130,7 +98,7 @@ async function withClient(use: (client: RawClient) => Promise<void>): Promise<vo
 }
 
 const head = (lines: string[], path = "/devices/d/send") =>
-  `${[`POST ${path} HTTP/1.1`, "Host: x", "Content-Type: text/plain", ...lines].join("\r\n")}\r\n\r\n`
+  `${[`POST ${path} HTTP/1.1`, "Host: localhost", "Content-Type: text/plain", ...lines].join("\r\n")}\r\n\r\n`
 
 const asChunk = (data: string) => `${Buffer.byteLength(data).toString(16)}\r\n${data}\r\n`
 
@@ -178,20 +146,20 @@ describe("a body", () => {
 
   test("that is cut off is neither a command nor a fault of the gateway", async () => {
     for (const lines of [["Content-Length: 100"], ["Transfer-Encoding: chunked"]]) {
-      const client = new RawClient()
+      const client = new RawHttp(server.port)
       const part = lines[0]?.startsWith("Transfer") ? asChunk("half a li") : "half a li"
       client.write(head(lines) + part)
-      await until(() => server.pendingRequests === 1, { what: "the request to have begun" })
+      await until(() => server.busyCount === 1, { what: "the request to have begun" })
       client.socket.destroy()
       await until(() => client.closed, { what: "the socket to close" })
     }
-    await until(() => server.pendingRequests === 0, { what: "no request to be pending" })
+    await until(() => server.busyCount === 0, { what: "no request to be pending" })
     expect(sent).toEqual([])
     expect(faults).toEqual([])
   })
 })
 
-async function expectTooLarge(client: RawClient): Promise<void> {
+async function expectTooLarge(client: RawHttp): Promise<void> {
   const { status, contentType, body } = await client.answer()
   expect({ status, contentType, body }).toEqual({
     status: 413,
@@ -228,8 +196,12 @@ describe("a client that hangs up", () => {
     const asked: AbortSignal[] = []
     unanswered = asked
     try {
-      const client = new RawClient()
-      const lines = ["Host: x", "Content-Type: text/plain", `Content-Length: ${body.length}`]
+      const client = new RawHttp(server.port)
+      const lines = [
+        "Host: localhost",
+        "Content-Type: text/plain",
+        `Content-Length: ${body.length}`,
+      ]
       client.write(`${[`${request} HTTP/1.1`, ...lines].join("\r\n")}\r\n\r\n${body}`)
       await until(() => asked.length === 1, { what: "the request to be asked" })
       expect(asked[0]?.aborted).toBe(false)
@@ -243,8 +215,8 @@ describe("a client that hangs up", () => {
 
 describe("an event stream", () => {
   test("brings lines, and its follower is removed when the socket is gone", async () => {
-    const client = new RawClient()
-    client.write("GET /messages HTTP/1.1\r\nHost: x\r\n\r\n")
+    const client = new RawHttp(server.port)
+    client.write("GET /messages HTTP/1.1\r\nHost: localhost\r\n\r\n")
     await until(() => client.received.includes("\n\n"), { what: "the stream to begin" })
     expect(client.received).toMatch(/^HTTP\/1\.1 200/)
     expect(client.received).toMatch(/content-type: text\/event-stream/i)
@@ -256,8 +228,8 @@ describe("an event stream", () => {
   })
 
   test("whose reader has stopped reading is removed too", async () => {
-    const client = new RawClient()
-    client.write("GET /messages HTTP/1.1\r\nHost: x\r\n\r\n")
+    const client = new RawHttp(server.port)
+    client.write("GET /messages HTTP/1.1\r\nHost: localhost\r\n\r\n")
     await until(() => taps.size === 1, { what: "the follower" })
     client.socket.pause()
     const line = Buffer.alloc(65_536, "x")
@@ -267,10 +239,10 @@ describe("an event stream", () => {
   })
 
   test("is refused to the 17th; hung up, all 16 make room", async () => {
-    const clients = Array.from({ length: 16 }, () => new RawClient())
-    for (const client of clients) client.write("GET /messages HTTP/1.1\r\nHost: x\r\n\r\n")
+    const clients = Array.from({ length: 16 }, () => new RawHttp(server.port))
+    for (const client of clients) client.write("GET /messages HTTP/1.1\r\nHost: localhost\r\n\r\n")
     await until(() => taps.size === 16, { what: "16 followers" })
-    expect((await fetch(new URL("/messages", server.url))).status).toBe(503)
+    expect((await fetch(`http://127.0.0.1:${server.port}/messages`)).status).toBe(503)
     for (const client of clients) client.socket.destroy()
     await until(() => taps.size === 0, { what: "all followers to be removed" })
   })

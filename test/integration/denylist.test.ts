@@ -99,6 +99,12 @@ describe("DEVICE_AUTH=mtls", () => {
     const denials: [string, (certificate: ClientCertificate) => string, typeof deny][] = [
       ["an id, written in place", () => "leaver", deny],
       ["an id, renamed into place", () => "leaver", denyByRename],
+      ["an id with a comment behind it", () => "leaver # stolen", deny],
+      [
+        "a labelled fingerprint with a comment behind it",
+        ({ fingerprint }) => `sha256 Fingerprint=${colons(fingerprint)} # stolen`,
+        deny,
+      ],
       ["a fingerprint, written in place", ({ fingerprint }) => fingerprint, deny],
       [
         "a fingerprint with colons and CR LF, renamed into place",
@@ -135,6 +141,21 @@ describe("DEVICE_AUTH=mtls", () => {
       deny([])
     })
 
+    test("an id that begins like a label denies the device of this id and no other", async () => {
+      const certificate = await deviceCertificate("sha256:17")
+      const labelled = await connect(certificate)
+      const other = await connect(await deviceCertificate("17"))
+      await speak(labelled)
+      await expectClosed("denied", 1 + TIMES, async () => {
+        deny(["sha256:17"])
+        await within(labelled.closed, { what: "the device to be closed", timeoutMs: EFFECT_MS })
+        await times(() => intrude(certificate))
+      })
+      await speak(other)
+      other.end()
+      deny([])
+    })
+
     test("a denied certificate does not take over from its device", async () => {
       const lost = await deviceCertificate("target")
       deny([lost.fingerprint])
@@ -155,13 +176,18 @@ describe("DEVICE_AUTH=mtls", () => {
           mkdirSync(denylistFile)
         },
       ],
+      ["empty", () => writeFileSync(denylistFile, "")],
+      ["more faulty than before", () => deny(["another fault"])],
     ])("while it is %s its last list stays in force", async (_what, spoil) => {
       const certificate = await deviceCertificate("kept")
       const device = await connect(certificate)
       deny(["kept"])
       await device.closed
       const warnings = () =>
-        gateway.log.filter(({ level, msg }) => level === 40 && msg.includes("DENYLIST_FILE")).length
+        gateway.log.filter(
+          ({ level, msg }) =>
+            level === 40 && msg.startsWith("DENYLIST_FILE: the last list stays in force"),
+        ).length
       const before = warnings()
       spoil()
       await until(() => warnings() > before, { what: "a warning" })

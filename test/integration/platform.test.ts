@@ -4,6 +4,7 @@
  */
 
 import { afterAll, beforeAll, describe, expect, test } from "bun:test"
+import http from "node:http"
 import net from "node:net"
 import { AMQPView } from "../../node_modules/@cloudamqp/amqp-client/src/amqp-view.ts"
 import { createCertificateAuthority, createServerCertificate } from "../../src/ops/certificates.ts"
@@ -191,6 +192,44 @@ describe("Bun.listen", () => {
     expect(errors[0]?.message).toBe("ours")
     expect("errno" in (errors[0] as Error)).toBe(false)
     device.terminate()
+  })
+})
+
+describe("node:net and node:http", () => {
+  const servers: (net.Server | http.Server)[] = []
+  afterAll(() => {
+    for (const server of servers) server.close()
+  })
+
+  /** The port, or the code of the error. */
+  function listenOn(server: net.Server | http.Server, port: number): Promise<number | string> {
+    servers.push(server)
+    return new Promise((resolve) => {
+      server.on("error", (error) => resolve("code" in error ? String(error.code) : error.message))
+      server.on("listening", () => resolve((server.address() as net.AddressInfo).port))
+      server.listen({ host: "127.0.0.1", port, reusePort: true })
+    })
+  }
+
+  test("share a port with reusePort as net.Server, and not yet as http.Server", async () => {
+    const port = Number(await listenOn(net.createServer(), 0))
+    expect(await listenOn(net.createServer(), port)).toBe(port)
+    const alone = Number(await listenOn(http.createServer(), 0))
+    expect(await listenOn(http.createServer(), alone)).toBe("EADDRINUSE")
+  })
+
+  test("take a connection by the event `connection`, with the same socket in each request", async () => {
+    const sockets = new Set<net.Socket>()
+    const server = http.createServer(({ socket }, response) => {
+      response.end(String(sockets.has(socket)))
+    })
+    const acceptor = net.createServer((socket) => {
+      sockets.add(socket)
+      server.emit("connection", socket)
+    })
+    const port = await listenOn(acceptor, 0)
+    expect(await (await fetch(`http://127.0.0.1:${port}/`)).text()).toBe("true")
+    for (const socket of sockets) socket.destroy()
   })
 })
 

@@ -8,6 +8,8 @@ import {
   appendFileSync,
   mkdirSync,
   mkdtempSync,
+  readdirSync,
+  readlinkSync,
   renameSync,
   rmSync,
   symlinkSync,
@@ -101,12 +103,16 @@ describe("a change is followed", () => {
     expect(subject.told).toEqual(["a", "ac"])
   })
 
-  test("that takes everything away", async () => {
-    const subject = await Subject.of("a\n")
-    truncateSync(subject.path)
-    await subject.file.look()
-    expect(subject.told).toEqual(["a", ""])
-  })
+  test.each(["# nobody\n", "  #", "\n#\n\n"])(
+    "that takes everything away and has a comment: %j",
+    async (text) => {
+      const subject = await Subject.of("a\n")
+      subject.write(text)
+      await subject.file.look()
+      expect(subject.told).toEqual(["a", ""])
+      expect(subject.warnings).toEqual([])
+    },
+  )
 
   test("that has the same size at another time", async () => {
     const subject = await Subject.of("a\n")
@@ -231,6 +237,138 @@ describe("the last list stays in force, and that is warned of once,", () => {
   })
 })
 
+describe("a file that is likelier damaged than meant leaves the last list in force", () => {
+  test.each(["", "\n", " \r\n\t\n", "\uFEFF"])("when it is empty: %j", async (text) => {
+    const subject = await Subject.of("a\n")
+    subject.write(text)
+    for (let n = 0; n < 3; n += 1) await subject.file.look()
+    expect(subject.told).toEqual(["a"])
+    expect(subject.warnings).toEqual([
+      "DENYLIST_FILE: the last list stays in force: the file is empty; to deny nobody, write a comment line: # nobody",
+    ])
+  })
+
+  test("when it has more faulty lines than the file in force, and says which and what to do", async () => {
+    const subject = await Subject.of("a\nold fault\n")
+    subject.write("b\nold fault\nc\nnew fault\n")
+    for (let n = 0; n < 3; n += 1) await subject.file.look()
+    expect(subject.told).toEqual(["a"])
+    expect(subject.warnings.slice(1)).toEqual([
+      "DENYLIST_FILE: the last list stays in force: 2 line(s) are not a device id or fingerprint, first: 2, 4, more than in the last list (1); correct these lines, or write # before them",
+    ])
+  })
+
+  test("but not when it has as many or fewer", async () => {
+    const subject = await Subject.of("a\none fault\nanother fault\n")
+    subject.write("b\nother faults\nof one file\n")
+    await subject.file.look()
+    subject.write("c\none fault\n")
+    await subject.file.look()
+    expect(subject.told).toEqual(["a", "b", "c"])
+    subject.write("a\none fault\nanother fault\n")
+    await subject.file.look()
+    expect(subject.told).toEqual(["a", "b", "c"])
+  })
+
+  test("until it is corrected", async () => {
+    const subject = await Subject.of("a\n")
+    subject.write("b\na fault\n")
+    await subject.file.look()
+    subject.write("b\nc\n")
+    await subject.file.look()
+    expect(subject.told).toEqual(["a", "bc"])
+  })
+
+  test("also when it was away in between", async () => {
+    const subject = await Subject.of("a\n")
+    rmSync(subject.path)
+    await subject.file.look()
+    subject.write("b\na fault\n")
+    await subject.file.look()
+    expect(subject.told).toEqual(["a"])
+  })
+
+  test("but at the start its valid lines are taken, since there is no last list", async () => {
+    const subject = await Subject.of("a\na fault\n")
+    expect(subject.told).toEqual(["a"])
+    expect(subject.warnings).toEqual([
+      "DENYLIST_FILE: 1 line(s) are not a device id or fingerprint, first: 2",
+    ])
+  })
+})
+
+describe("a file that changes while it is read", () => {
+  /** Reading takes hundreds of turns of the event loop. */
+  const LONG = `a\n${`# ${"x".repeat(1_000)}\n`.repeat(20_000)}`
+
+  /** Changes the file in the middle of one look at it. */
+  async function lookDuring(subject: Subject, change: () => void): Promise<void> {
+    const looking = subject.file.look()
+    await until(() => isOpen(subject.path), { what: "the file to be open" })
+    change()
+    await looking
+  }
+
+  test("is not taken, and read again at the next look", async () => {
+    const subject = await Subject.of(null)
+    subject.write(LONG)
+    await lookDuring(subject, () => appendFileSync(subject.path, "b\n"))
+    expect(subject.told).toEqual([])
+    await subject.file.look()
+    expect(subject.told).toEqual(["ab"])
+  })
+
+  test("is not taken when another was renamed into its place", async () => {
+    const subject = await Subject.of("a\nb\n")
+    subject.write(LONG)
+    const next = join(folder, "next")
+    writeFileSync(next, "c\n")
+    await lookDuring(subject, () => renameSync(next, subject.path))
+    expect(subject.told).toEqual(["ab"])
+    await subject.file.look()
+    expect(subject.told).toEqual(["ab", "c"])
+  })
+
+  test("each time leaves the last list in force, and is warned of once", async () => {
+    const subject = await Subject.of("b\n")
+    subject.write(LONG)
+    for (let n = 0; n < 9; n += 1) {
+      await lookDuring(subject, () => appendFileSync(subject.path, "# more\n"))
+    }
+    expect(subject.told).toEqual(["b"])
+    expect(subject.warnings).toEqual([expect.stringContaining("changed each time it was read")])
+    await subject.file.look()
+    expect(subject.told).toEqual(["b", "a"])
+  })
+
+  test("each time is taken at the start, where nobody would be denied otherwise", async () => {
+    const subject = await Subject.of(null)
+    subject.write(LONG)
+    let following = true
+    const followed = subject.file.follow().finally(() => {
+      following = false
+    })
+    while (following) {
+      if (isOpen(subject.path)) appendFileSync(subject.path, "# more\n")
+      await new Promise((resolve) => setImmediate(resolve))
+    }
+    await followed
+    expect(subject.told[0]).toBe("a")
+    subject.file.stop()
+  })
+})
+
+/** Whether this process has the file open. */
+function isOpen(path: string): boolean {
+  return readdirSync("/proc/self/fd").some((fd) => {
+    try {
+      return readlinkSync(`/proc/self/fd/${fd}`) === path
+    } catch {
+      return false
+    }
+  })
+}
+
 describe("lines that say nothing it understands", () => {
   test("are warned of by their numbers, and the others count", async () => {
     const subject = await Subject.of("a\n# a remark\ns3cret and more\n\nb\n\ttwo words\n")
@@ -271,7 +409,7 @@ describe("lines that say nothing it understands", () => {
     await subject.file.look()
     expect(subject.told).toEqual(["a"])
     expect(subject.warnings).toEqual([
-      "DENYLIST_FILE: the last list stays in force: no line is a device id or fingerprint",
+      "DENYLIST_FILE: the last list stays in force: no line is a device id or fingerprint: 1 line(s) are not a device id or fingerprint, first: 1; correct these lines, or write # before them",
     ])
   })
 

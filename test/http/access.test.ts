@@ -1,0 +1,209 @@
+/**
+ * Who may see and who may act: each route of the app, tried by everybody who can ask. The routes come from Hono's own list, so a new
+ * route without an entry in the table fails.
+ */
+
+import { describe, expect, test } from "bun:test"
+import type { SendRequest } from "../../src/broker/sender.ts"
+import type { WorkerReport } from "../../src/control.ts"
+import { Counters } from "../../src/counters.ts"
+import type { DeviceView } from "../../src/fleet/device-view.ts"
+import type { AppDependencies } from "../../src/http/app.ts"
+import { localApp } from "../support/local-app.ts"
+
+/** everybody: no token needed. see: a token of either kind. act: one of HTTP_TOKENS. */
+const ROUTES: Readonly<Record<string, "everybody" | "see" | "act">> = {
+  "GET /health": "everybody",
+  "GET /ready": "everybody",
+  "GET /metrics": "see",
+  "GET /devices": "see",
+  "GET /devices/:id": "see",
+  "GET /messages": "see",
+  "POST /devices/:id/send": "act",
+  "DELETE /devices/:id/connection": "act",
+}
+const ACT_TOKEN = "act-token-0123456789"
+const READ_TOKEN = "read-token-0123456789"
+const BOTH = { tokens: ["old-act-token-0123456789", ACT_TOKEN], readTokens: [READ_TOKEN] }
+const READ_ONLY = { tokens: [], readTokens: ["old-read-token-0123456789", READ_TOKEN] }
+const NO_TOKENS = { tokens: [], readTokens: [] }
+const SERVING: WorkerReport = {
+  worker: "gw.0",
+  pid: 424_242,
+  state: "serving",
+  broker: { is: "ready" },
+  connections: 0,
+}
+
+/** The app, and whether a request came as far as a device or the fleet. */
+function subject(given: Pick<AppDependencies, "tokens" | "readTokens">) {
+  const counters = new Counters()
+  const acts: string[] = []
+  const device = { device_id: "lock:1" } as DeviceView
+  const app = localApp({
+    ...given,
+    maxLineBytes: 64,
+    version: "1",
+    startedAtMs: 0,
+    nowMs: () => 0,
+    counters,
+    report: () => SERVING,
+    reports: async () => [SERVING],
+    metricsText: async () => "owsla_connections 0\n",
+    census: {
+      list: async () => ({ devices: [device], total: 1, answered: 1, workers: 1 }),
+      describe: async () => device,
+      kick: async (id) => {
+        acts.push(`kick ${id}`)
+        return device
+      },
+    },
+    messages: { tap: () => () => {} },
+    send: async ({ id }: SendRequest) => {
+      acts.push(`send ${id}`)
+      const written = { connection_id: "c", epoch: 1, at: 1, detail: "" } as const
+      return { outcome: "written", device_id: id, ...written }
+    },
+    fault: (error) => {
+      throw error
+    },
+  })
+  const ask = async (method: string, path: string, headers: Record<string, string> = {}) => {
+    const response = await app.request(path.replace(":id", "lock:1"), {
+      method,
+      headers: { "content-type": "text/plain", ...headers },
+      ...(method === "POST" ? { body: "open" } : {}),
+    })
+    const isStream = response.headers.get("content-type")?.startsWith("text/event-stream") === true
+    if (isStream) await response.body?.cancel()
+    return { status: response.status, text: isStream ? "" : await response.text() }
+  }
+  return { ...app, ask, acts, counted: () => Object.fromEntries(counters.httpErrors) }
+}
+
+const bearer = (token: string) => ({ authorization: `Bearer ${token}` })
+const routes = Object.entries(ROUTES).map(([route, access]) => {
+  const [method = "", path = ""] = route.split(" ")
+  return { method, path, access }
+})
+
+test("each route of the app has an entry in the table, and each entry a route", () => {
+  const ofApp = subject(NO_TOKENS)
+    .routes.routes.filter(({ method, path }) => !(method === "ALL" && path === "/*"))
+    .map(({ method, path }) => `${method} ${path}`)
+  expect([...new Set(ofApp)].sort()).toEqual(Object.keys(ROUTES).sort())
+})
+
+describe.each(routes)("$method $path, for $access:", ({ method, path, access }) => {
+  const shouldAct = access === "act" ? 1 : 0
+  const errorOf = (text: string) => JSON.parse(text).error?.code
+
+  describe("with both kinds of tokens set", () => {
+    const refusedToStrangers = access === "everybody" ? 200 : 401
+
+    test.each<[string, Record<string, string>]>([
+      ["no token", {}],
+      ["a wrong one", bearer("wrong-token-0123456789")],
+      ["a part of one", bearer(ACT_TOKEN.slice(1))],
+      ["both in one header", { authorization: `Bearer ${READ_TOKEN},${ACT_TOKEN}` }],
+    ])("%s", async (_, headers) => {
+      const { ask, acts } = subject(BOTH)
+      const { status, text } = await ask(method, path, headers)
+      expect(status).toBe(refusedToStrangers)
+      if (status === 401) expect(errorOf(text)).toBe("unauthorized")
+      else expect(text).not.toContain(String(SERVING.pid))
+      expect(acts).toEqual([])
+    })
+
+    test("a read token", async () => {
+      const { ask, acts, counted } = subject(BOTH)
+      const { status, text } = await ask(method, path, bearer(READ_TOKEN))
+      expect(status).toBe(access === "act" ? 403 : 200)
+      if (status === 403) {
+        expect(errorOf(text)).toBe("forbidden")
+        expect(counted()).toEqual({ forbidden: 1 })
+      }
+      if (path === "/health") expect(text).toContain(String(SERVING.pid))
+      expect(acts).toEqual([])
+    })
+
+    test("an act token", async () => {
+      const { ask, acts } = subject(BOTH)
+      const { status, text } = await ask(method, path, bearer(ACT_TOKEN))
+      expect(status).toBe(200)
+      if (path === "/health") expect(text).toContain(String(SERVING.pid))
+      expect(acts).toHaveLength(shouldAct)
+    })
+
+    test("a page of another site, which knows no token", async () => {
+      const { ask, acts } = subject(BOTH)
+      const headers = { origin: "https://evil.test", "sec-fetch-site": "cross-site" }
+      expect((await ask(method, path, headers)).status).toBe(refusedToStrangers)
+      expect(acts).toEqual([])
+    })
+
+    test("every other method on this path needs an act token", async () => {
+      for (const other of ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND"]) {
+        if (other === method) continue
+        const { ask, acts } = subject(BOTH)
+        expect([other, (await ask(other, path)).status]).toEqual([other, 401])
+        const statusOfRead = (await ask(other, path, bearer(READ_TOKEN))).status
+        expect([other, statusOfRead]).toEqual([other, 403])
+        expect(acts).toEqual([])
+      }
+    })
+
+    test("HEAD counts as GET", async () => {
+      if (method !== "GET") return
+      const { ask } = subject(BOTH)
+      expect((await ask("HEAD", path)).status).toBe(refusedToStrangers)
+      expect((await ask("HEAD", path, bearer(READ_TOKEN))).status).toBe(200)
+    })
+  })
+
+  describe("with read tokens alone", () => {
+    test.each<[string, Record<string, string>, number]>([
+      ["no token", {}, 401],
+      ["an act token of before", bearer(ACT_TOKEN), 401],
+      ["a read token", bearer(READ_TOKEN), 403],
+    ])("%s acts nowhere", async (_, headers, status) => {
+      const { ask, acts } = subject(READ_ONLY)
+      const allowed = access === "everybody" || (access === "see" && status === 403)
+      expect((await ask(method, path, headers)).status).toBe(allowed ? 200 : status)
+      expect(acts).toEqual([])
+    })
+  })
+
+  describe("without tokens", () => {
+    test("a program on the machine", async () => {
+      const { ask, acts } = subject(NO_TOKENS)
+      expect((await ask(method, path)).status).toBe(200)
+      expect(acts).toHaveLength(shouldAct)
+    })
+
+    test.each<[string, Record<string, string>]>([
+      ["a page of another site", { origin: "https://evil.test", "sec-fetch-site": "cross-site" }],
+      ["a page of another port", { origin: "http://localhost:9999" }],
+      ["an image or a link of another site", { "sec-fetch-site": "cross-site" }],
+      ["a page of another port, by an older browser's GET", { "sec-fetch-site": "same-site" }],
+      ["a sandboxed frame", { origin: "null" }],
+      ["a name that is rebound to loopback", { host: "evil.test:8080" }],
+    ])("%s", async (_, headers) => {
+      const { ask, acts, counted } = subject(NO_TOKENS)
+      const { status, text } = await ask(method, path, headers)
+      expect([status, errorOf(text)]).toEqual([403, "forbidden"])
+      expect(counted()).toEqual({ forbidden: 1 })
+      expect(acts).toEqual([])
+    })
+  })
+})
+
+describe("a route that does not exist", () => {
+  test.each([
+    ["no token", {}, 401],
+    ["a read token", bearer(READ_TOKEN), 404],
+    ["an act token", bearer(ACT_TOKEN), 404],
+  ])("tells that it does not exist only to a token: %s", async (_, headers, status) => {
+    expect((await subject(BOTH).ask("GET", "/nothing", headers)).status).toBe(status)
+  })
+})
