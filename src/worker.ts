@@ -74,6 +74,7 @@ export class Worker {
   readonly #lines: Lines
   readonly #posts: Posts
   readonly #unacknowledged: UnacknowledgedCommands
+  readonly #outcomes: Outcomes
   readonly #consumer: Consumer
   readonly #sender: Sender
   readonly #fleet: Fleet
@@ -145,21 +146,21 @@ export class Worker {
       counters,
     )
     const { undeliveredQueue } = config.broker
-    const outcomes = new Outcomes(
+    this.#outcomes = new Outcomes(
       this.#posts,
       this.#unacknowledged,
       counters,
       undeliveredQueue,
       clock.nowMs,
     )
-    this.#consumer = new Consumer(this.#posts, outcomes, this.#unacknowledged, {
+    this.#consumer = new Consumer(this.#posts, this.#outcomes, this.#unacknowledged, {
       ...routing,
       maxLineBytes: config.device.maxLineBytes,
       mayServe: (worker) => this.#fleet.mayServe(worker),
       isGatewayQueue: (queue) => isGatewayQueue(config.broker, queue),
       fault: (error, queue) => this.#fault(error, queue),
     })
-    this.#sender = new Sender(this.#broker, this.#posts, outcomes, {
+    this.#sender = new Sender(this.#broker, this.#posts, this.#outcomes, {
       ...routing,
       replyQueue: fleetQueue(this.#self),
       timeoutMs: config.http.sendTimeoutMs,
@@ -297,6 +298,7 @@ export class Worker {
           this.#unacknowledged.count === 0 &&
           this.#sender.pendingCount === 0 &&
           this.#posts.count === 0 &&
+          this.#outcomes.late.count === 0 &&
           this.#fleet.told,
         enter: (phase) => {
           const unconfirmedLines = this.#lines.count
@@ -393,6 +395,7 @@ export class Worker {
     if (sinceMs > PAUSED_MS) this.#readySinceMs = atMs
     if (this.#broker.state.is !== "away") this.#unacknowledged.pass(Math.max(0, sinceMs))
     this.#consumer.sweep()
+    this.#outcomes.late.sweep(atMs)
     this.#connections.sweep(Date.now(), atMs)
     this.#unfinishedLines.sweep(atMs, sinceMs > PAUSED_MS)
     this.#fleet.sweep(atMs)

@@ -4,7 +4,7 @@
  *   written, duplicate ──────────────────────► receipt, if asked for ──► acknowledge
  *   any other ──► copy in the undelivered queue ─► receipt, if asked for ──► acknowledge
  *
- * The delivery is acknowledged only when the broker has both. When the delivery is lost before the first of them
+ * The delivery is acknowledged only when the broker has both, or has refused the receipt; see `late-receipts.ts`. When the delivery is lost before the first of them
  * is published, and no byte of the command was offered to a socket, nothing is published: the next delivery decides.
  * Later the outcome stands. Never decides on an outcome. Bound: one entry for each unacknowledged delivery, so
  * the prefetch of the consumers.
@@ -22,6 +22,7 @@ import {
 import type { HeaderValue, MessageProperties } from "./broker.ts"
 import { INTERNAL_HEADERS, type Target } from "./command-message.ts"
 import { pickedHeaders, republishable } from "./fields.ts"
+import { LateReceipts } from "./late-receipts.ts"
 import type { PostOptions, Posts } from "./posts.ts"
 import type { FinalResult } from "./publish-window.ts"
 import type { QueuedCommand } from "./queued-command.ts"
@@ -92,6 +93,8 @@ export class Outcomes implements CommandSource {
   readonly #counters: Counters
   readonly #undeliveredQueue: string
   readonly #nowMs: () => number
+  /** Receipts that the broker has refused for now. */
+  readonly late: LateReceipts
 
   constructor(
     posts: Posts,
@@ -101,10 +104,16 @@ export class Outcomes implements CommandSource {
     nowMs: () => number,
   ) {
     this.#posts = posts
+    this.late = new LateReceipts(posts)
     this.#unacknowledged = unacknowledged
     this.#counters = counters
     this.#undeliveredQueue = undeliveredQueue
     this.#nowMs = nowMs
+  }
+
+  readonly #told = (isSent: boolean): void => {
+    if (isSent) this.#counters.receiptsSent += 1
+    else this.#counters.receiptsUnroutable += 1
   }
 
   settled(command: Command, outcome: Outcome, detail: string, recipient: Recipient | null): void {
@@ -272,8 +281,8 @@ export class Outcomes implements CommandSource {
         this.#withdrawn(command, () => this.#sendReceipt(command, replyTo, body, storing))
         return
       }
-      if (result === "confirmed") this.#counters.receiptsSent += 1
-      else this.#counters.receiptsUnroutable += 1
+      const isLate = result === "nacked" && this.late.add(replyTo, body, properties, this.#told)
+      if (!isLate) this.#told(result === "confirmed")
       this.#unacknowledged.acknowledge(command)
     }
     // A reply queue that is full, or whose publishes are never confirmed, must not hold up other commands.

@@ -13,6 +13,7 @@ import type {
 } from "../../src/broker/broker.ts"
 import { INTERNAL_HEADERS } from "../../src/broker/command-message.ts"
 import { EmbeddedBroker } from "../../src/broker/embedded.ts"
+import { MAX_LATE, RETRY_FOR_MS } from "../../src/broker/late-receipts.ts"
 import { Outcomes, receipt } from "../../src/broker/outcomes.ts"
 import { Posts } from "../../src/broker/posts.ts"
 import { QueuedCommand } from "../../src/broker/queued-command.ts"
@@ -50,6 +51,7 @@ class ScriptedBroker extends EmbeddedBroker {
 }
 
 class Subject {
+  nowMs = NOW_MS
   readonly broker = new ScriptedBroker()
   readonly counters = new Counters()
   readonly posts = new Posts(this.broker, this.counters, () => NOW_MS)
@@ -392,6 +394,70 @@ describe("the receipt", () => {
       at: 5,
       detail: "why",
     })
+  })
+})
+
+describe("a receipt that the broker refuses", () => {
+  /** Lets the worker sweep for so long. */
+  async function sweep(subject: Subject, forMs: number): Promise<void> {
+    for (let ms = 0; ms <= forMs; ms += 250) {
+      subject.nowMs += 250
+      subject.outcomes.late.sweep(subject.nowMs)
+      await settled()
+    }
+  }
+
+  async function refused(times: number): Promise<{ subject: Subject; delivery: TestDelivery }> {
+    const subject = await new Subject().start()
+    subject.broker.results.push(...Array(times).fill("nacked"))
+    const delivery = new TestDelivery(ASKING)
+    subject.settle(delivery, "written", "", RECIPIENT)
+    await settled()
+    return { subject, delivery }
+  }
+
+  test("is published again and is sent once; the command is acknowledged meanwhile", async () => {
+    const { subject, delivery } = await refused(3)
+    expect([delivery.acknowledged, subject.outcomes.late.count]).toEqual([1, 1])
+    await sweep(subject, RETRY_FOR_MS)
+    expect(subject.receipts()).toMatchObject([{ outcome: "written", at: NOW_MS }])
+    expect(subject.replies[0]?.properties.correlationId).toBe("request 1")
+    expect([delivery.acknowledged, subject.outcomes.late.count]).toEqual([1, 0])
+    expect([subject.counters.receiptsSent, subject.counters.receiptsUnroutable]).toEqual([1, 0])
+  })
+
+  test("for as long as it is tried is given up and counted", async () => {
+    const { subject } = await refused(1_000)
+    await sweep(subject, RETRY_FOR_MS + 5_000)
+    expect(subject.outcomes.late.count).toBe(0)
+    expect([subject.counters.receiptsSent, subject.counters.receiptsUnroutable]).toEqual([0, 1])
+    // The waits become longer.
+    expect(subject.broker.attempts.length).toBeLessThan(15)
+  })
+
+  test("and whose queue is gone then is given up at once", async () => {
+    const { subject } = await refused(1)
+    subject.broker.results.push("returned")
+    await sweep(subject, 1_000)
+    expect([subject.outcomes.late.count, subject.counters.receiptsUnroutable]).toEqual([0, 1])
+  })
+
+  test("beyond the bound is given up", async () => {
+    const { subject } = await refused(0)
+    const given: boolean[] = []
+    for (let n = 0; n < MAX_LATE; n += 1) {
+      expect(subject.outcomes.late.add(REPLIES, Buffer.of(), {}, () => undefined)).toBe(true)
+    }
+    expect(subject.outcomes.late.add(REPLIES, Buffer.of(), {}, (sent) => given.push(sent))).toBe(
+      false,
+    )
+    subject.broker.results.push("nacked")
+    subject.settle(new TestDelivery(ASKING), "written", "", RECIPIENT)
+    await settled()
+    expect([subject.outcomes.late.count, subject.counters.receiptsUnroutable]).toEqual([
+      MAX_LATE,
+      1,
+    ])
   })
 })
 

@@ -342,6 +342,7 @@ export class SimulatedWorker {
       (this.state === "serving" &&
         this.unacknowledged.count === 0 &&
         this.posts.count === 0 &&
+        this.outcomes.late.count === 0 &&
         this.sender.pendingCount === 0 &&
         this.fleet.locator.pendingCount === 0 &&
         this.fleet.told)
@@ -353,6 +354,7 @@ export class SimulatedWorker {
     const sinceMs = nowMs - this.#sweepDueMs + SWEEP_EVERY_MS
     if (this.client.state.is !== "away") this.unacknowledged.pass(Math.max(0, sinceMs))
     this.consumer.sweep()
+    this.outcomes.late.sweep(nowMs)
     this.#sweepDueMs = nowMs + SWEEP_EVERY_MS
     this.connections.sweep(nowMs, nowMs)
     this.fleet.sweep(nowMs)
@@ -393,6 +395,7 @@ export class SimulatedWorker {
           this.unacknowledged.count === 0 &&
           this.sender.pendingCount === 0 &&
           this.posts.count === 0 &&
+          this.outcomes.late.count === 0 &&
           this.fleet.told,
         enter: () => undefined,
         nowMs: this.#nowMs,
