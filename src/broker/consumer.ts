@@ -273,6 +273,11 @@ export class Consumer {
   #route(command: QueuedCommand, message: CommandMessage, origin: Origin): void {
     const { workerId, find, mayServe } = this.#options
     const { leftIn, givenUp } = origin
+    const { decided } = command
+    if (decided !== null) {
+      this.#outcomes.settle(command, decided.outcome, decided.detail, decided.recipient)
+      return
+    }
     const owner = leftIn === null ? null : workerOfQueue(leftIn)
     const mayForward =
       givenUp === null ? message.hops < MAX_HOPS : givenUp.forwards < MAX_GIVEN_UP_FORWARDS

@@ -9,7 +9,8 @@
  *
  *   unfinished    bytes were offered to the socket, or its outcome is being stored: its one outcome comes here
  *   ended         its outcome is stored, and its delivery was never acknowledged
- *   dropped       nothing was done with it: the next delivery decides
+ *   dropped       nothing was done with it, or its outcome is not known to be stored: the next delivery decides, and has the
+ *                 same outcome when it comes here
  *   acknowledged  the broker may have lost the acknowledgement; only commands with an id or a number of some kind
  *
  * A message has no identity of its own in AMQP, so commands that are alike in everything (`fingerprint.ts`) cannot
@@ -21,6 +22,8 @@
  * Pure. Time counts only while the broker is there: `pass`. Bound: `MAX_REMEMBERED`, then the oldest that is
  * not unfinished is forgotten.
  */
+
+import type { Decided } from "./queued-command.ts"
 
 /** A broker delivers again at once; this is for a broker that has to detect the loss of a connection first. */
 export const REMEMBERED_MS = 120_000
@@ -40,6 +43,8 @@ export interface LostCommand<C> {
   readonly forwardedAs: string | null
   /** How often it had been forwarded since the broker gave it up. */
   readonly forwards: number
+  /** The outcome that a dropped command had here, of which the broker may have something. */
+  readonly decided: Decided | null
   state: LostState
 }
 

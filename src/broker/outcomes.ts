@@ -4,9 +4,9 @@
  *   written, duplicate ──────────────────────► receipt, if asked for ──► acknowledge
  *   any other ──► copy in the undelivered queue ─► receipt, if asked for ──► acknowledge
  *
- * The delivery is acknowledged only when the broker has both, or has refused the receipt; see `late-receipts.ts`. When the delivery is lost before the first of them
- * is published, and no byte of the command was offered to a socket, nothing is published: the next delivery decides.
- * Later the outcome stands. Never decides on an outcome. Bound: one entry for each unacknowledged delivery, so
+ * The delivery is acknowledged only when the broker has both, or has refused the receipt; see `late-receipts.ts`. When the delivery is lost
+ * before the broker has confirmed the first of them, and no byte of the command was offered to a socket, nothing more is published:
+ * the next delivery decides. When it comes here, the outcome is the same as before. After the first confirm the outcome stands. Never decides on an outcome. Bound: one entry for each unacknowledged delivery, so
  * the prefetch of the consumers.
  */
 
@@ -87,6 +87,11 @@ export function receipt(
   }
 }
 
+interface Storing extends Required<Pick<PostOptions, "wanted" | "begun">> {
+  /** To be called when the outcome can no longer change. */
+  readonly stand: () => void
+}
+
 export class Outcomes implements CommandSource {
   readonly #posts: Posts
   readonly #unacknowledged: UnacknowledgedCommands
@@ -147,23 +152,27 @@ export class Outcomes implements CommandSource {
       this.#unacknowledged.acknowledge(command)
       return
     }
-    let stands = false
     const begun = () => {
+      command.decided = { outcome, detail, recipient }
+    }
+    let stands = false
+    const stand = () => {
       if (stands) return
       stands = true
       this.stands(command, outcome, detail)
     }
-    if (outcome === "written") begun()
+    if (outcome === "written") stand()
+    // Asked before each publish. One that was cut off may have reached the broker or not: when the delivery is lost too, it
+    // is not repeated, since another worker may get the command and end it.
     const wanted = () => stands || command.isOffered || !command.lost
-    const storing = { wanted, begun }
     const sendReceipt = () => {
       const { replyTo } = command.delivery.properties
       if (replyTo !== undefined) {
         const body = this.#receipt(command, outcome, detail, recipient)
-        this.#sendReceipt(command, replyTo, body, storing)
+        this.#sendReceipt(command, replyTo, body, { wanted, begun, stand })
         return
       }
-      begun()
+      stand()
       this.#unacknowledged.acknowledge(command)
     }
     if (outcome === "written" || outcome === "duplicate") {
@@ -172,10 +181,15 @@ export class Outcomes implements CommandSource {
     }
     const store = () =>
       this.keep(command.body, command.delivery.properties, outcome, detail, {
-        ...storing,
+        wanted,
+        begun,
         done: (result) => {
-          if (result !== "withdrawn") sendReceipt()
-          else this.#withdrawn(command, store)
+          if (result === "withdrawn") {
+            this.#withdrawn(command, store)
+            return
+          }
+          stand()
+          sendReceipt()
         },
       })
     store()
@@ -195,7 +209,10 @@ export class Outcomes implements CommandSource {
     this.settle(command, "invalid", detail, null)
   }
 
-  /** Nothing of the outcome was published. If the command was delivered again meanwhile, it is published now. */
+  /**
+   * The broker is not known to have anything of the outcome. If the command was delivered again meanwhile, it is published
+   * now. Otherwise it is the outcome of the next delivery, if that one comes to this worker.
+   */
   #withdrawn(command: QueuedCommand, again: () => void): void {
     if (command.lost) this.#unacknowledged.drop(command)
     else again()
@@ -263,12 +280,8 @@ export class Outcomes implements CommandSource {
     return Buffer.from(JSON.stringify(receipt(outcome, detail, recipient, target, this.#nowMs())))
   }
 
-  #sendReceipt(
-    command: QueuedCommand,
-    replyTo: string,
-    body: Buffer,
-    storing: Pick<PostOptions, "wanted" | "begun">,
-  ): void {
+  #sendReceipt(command: QueuedCommand, replyTo: string, body: Buffer, storing: Storing): void {
+    const { wanted, begun, stand } = storing
     const { correlationId } = command.delivery.properties
     const properties: MessageProperties = {
       contentType: "application/json",
@@ -281,13 +294,14 @@ export class Outcomes implements CommandSource {
         this.#withdrawn(command, () => this.#sendReceipt(command, replyTo, body, storing))
         return
       }
+      stand()
       const isLate = result === "nacked" && this.late.add(replyTo, body, properties, this.#told)
       if (!isLate) this.#told(result === "confirmed")
       this.#unacknowledged.acknowledge(command)
     }
     // A reply queue that is full, or whose publishes are never confirmed, must not hold up other commands.
     const final = { whenReturned: "final", whenNacked: "final", whenUnconfirmed: "final" } as const
-    this.#posts.send(replyTo, body, properties, { ...storing, ...final, done })
+    this.#posts.send(replyTo, body, properties, { wanted, begun, ...final, done })
   }
 }
 

@@ -13,11 +13,17 @@
  * The delivery changes when the command is delivered again while its outcome is still to come.
  */
 
-import type { Command, CommandSource } from "../device/command.ts"
+import type { Command, CommandSource, Outcome, Recipient } from "../device/command.ts"
 import type { Connection } from "../device/connection.ts"
 import type { Delivery } from "./broker.ts"
 import type { CommandMessage } from "./command-message.ts"
 import type { LostCommand } from "./lost-commands.ts"
+
+export interface Decided {
+  readonly outcome: Outcome
+  readonly detail: string
+  readonly recipient: Recipient | null
+}
 
 /** How many commands of one queue are in hand. */
 export interface QueueCount {
@@ -54,6 +60,8 @@ export class QueuedCommand implements Command {
   copyKey: string | null = null
   /** It was lost here before anything was done with it, so it is not written yet. */
   droppedBefore = false
+  /** Its outcome once the first of it was published, also while it is not known whether the broker has that. */
+  decided: Decided | null = null
   /** The id under which it was forwarded; null before. */
   forwardedAs: string | null = null
   /** How often it had been forwarded since the broker gave it up. */

@@ -222,6 +222,7 @@ export class UnacknowledgedCommands {
         return true
       }
       command.droppedBefore = lost !== null
+      command.decided = lost?.decided ?? null
       if (lost !== null && command.copyKey !== null) {
         this.#copies.reopen(command.copyKey)
         return false
@@ -281,6 +282,7 @@ function lossOf(
     command: state === "unfinished" ? command : null,
     forwardedAs: command.forwardedAs,
     forwards: command.forwards,
+    decided: command.decided,
     state,
   }
 }

@@ -20,6 +20,7 @@ function lost(state: LostState, about: Partial<LostCommand<string>> = {}): LostC
     command: state === "unfinished" ? "command" : null,
     forwardedAs: null,
     forwards: 0,
+    decided: null,
     state,
     ...about,
   }

@@ -156,6 +156,41 @@ describe("a command whose delivery is lost while it is forwarded, and that comes
   })
 })
 
+describe("a command that a worker calls offline, and whose copy may not have reached the broker when both connections are lost", () => {
+  const other = /gw0.1.* connects to consume/
+
+  /** Worker 0 has decided and published, and loses its connections before the broker has taken anything. */
+  function decidedAndLost() {
+    const fleet = settled(2)
+    fleet.cut(1, ["consuming"])
+    const command = publish(fleet, { deviceId: "a", wantsReceipt: true })
+    fleet.pass(3_000, /gw0.1.* connects to consume|take "c0" from lane/)
+    fleet.cut(0, ["publishing", "consuming"])
+    return { fleet, command }
+  }
+
+  test("is written by the worker that has the device by then, and by nobody else called offline", () => {
+    const { fleet, command } = decidedAndLost()
+    const device = connect(fleet, 1, "a")
+    fleet.step(other)
+    fleet.settle(/gw0.0.* connects/)
+    expect(wires(fleet, command)).toEqual([device.id])
+    fleet.calm()
+    expect(receipts(fleet, command)).toEqual(["written"])
+    expect(kept(fleet, command)).toEqual([])
+  })
+
+  test("ends as offline once, when it comes to the same worker again, though its device has come", () => {
+    const { fleet, command } = decidedAndLost()
+    fleet.settle(other)
+    connect(fleet, 0, "a")
+    fleet.calm()
+    expect(receipts(fleet, command)).toEqual(["offline"])
+    expect(kept(fleet, command)).toEqual(["offline"])
+    expect(wires(fleet, command)).toEqual([])
+  })
+})
+
 describe("a command in the queue of a worker that was killed", () => {
   /** Leaves a command in the queue of a worker that its device is connected to, and kills the worker. */
   function orphan(fleet: SimulatedFleet): SentCommand {
