@@ -139,12 +139,13 @@ export class Subscriptions {
       const stale = exclusive && this.#hasStaleConsumer(subscription) ? 1 : 0
       if (exclusive) await refuseCompany(channel, subscription.queue, stale)
       let cancelled = false
+      let began = false
       const acknowledgements = new Acknowledgements(client, channel, prefetch)
       this.#subscribed.add(subscription)
       client.take(channel.id, {
         content: (content) => {
-          // What can't be acknowledged comes again.
-          if (channel.closed) return
+          // What can't be acknowledged comes again, and so does what comes by a consumer that is cancelled as soon as it began.
+          if (channel.closed || (this.#stopped && !began && !untilClose)) return
           const delivery = new AmqpDelivery(subscription.queue, acknowledgements, content)
           subscription.deliver(delivery, prefetch)
         },
@@ -162,6 +163,7 @@ export class Subscriptions {
         )
       }
       ended = this.#hooks.failed
+      began = !this.#stopped
       this.#channels.push(channel)
       if (exclusive) this.#had.add(subscription)
       this.#lockedSinceMs.delete(subscription)
