@@ -5,12 +5,14 @@
  */
 
 import { describe, expect, test } from "bun:test"
+import fc from "fast-check"
 import type { Broker, Delivery, LaneListener, OutgoingMessage } from "../../src/broker/broker.ts"
 import { Counters } from "../../src/counters.ts"
 import { Connections } from "../../src/device/connections.ts"
 import { Fleet } from "../../src/fleet/fleet.ts"
 import type { FleetMessage } from "../../src/fleet/messages.ts"
-import { FLEET_KEYS } from "../support/fleet-keys.ts"
+import { FLEET_KEYS, OTHER_KEYS } from "../support/fleet-keys.ts"
+import { CHEAP_RUNS, checkAsync } from "../support/property.ts"
 
 const SELF = { worker: "gw.0", incarnation: "mb2k3f9zq7x2" }
 const OTHER = { from: "gw.1", incarnation: "mb2k3f9zzzzz" }
@@ -67,10 +69,15 @@ class Subject {
   }
 
   hear(message: FleetMessage): void {
+    this.hearAnything(message, "a member")
+  }
+
+  hearAnything(message: unknown, from: "a member" | "a stranger"): void {
     const body = Buffer.from(JSON.stringify(message))
+    const keys = from === "a member" ? FLEET_KEYS : OTHER_KEYS
     const delivery: Partial<Delivery> = {
       body,
-      properties: { headers: { "owsla-mac": FLEET_KEYS.mac(body) } },
+      properties: { headers: { "owsla-mac": keys.mac(body) } },
     }
     this.fleet.deliver(delivery as Delivery)
   }
@@ -137,5 +144,52 @@ describe.each([3_600_000, -3_600_000])("a clock that is set by %d ms", (ms) => {
     const ask = subject.where()?.ask ?? 0
     subject.hear({ type: "there", ...OTHER, ask, devices: [["lock:1", CONNECTION, 5]] })
     expect(places).toEqual(["with"])
+  })
+})
+
+describe("messages with the fields of the schema and values of any type", () => {
+  const known = fc.constantFrom(
+    ...[OTHER.from, OTHER.incarnation, CONNECTION, SELF.worker, "gw.9", "lock:1", "", "."],
+    ...[0, 1, -1, 5, 2 ** 53 - 1, 0.5, true, false, null],
+  )
+  const row = fc.oneof(
+    fc.tuple(known, known, known),
+    fc.tuple(known, known),
+    fc.dictionary(fc.constantFrom("device_id", "connection_id", "epoch", "reorder"), known),
+    known,
+  )
+  const value = fc.oneof(known, fc.array(row, { maxLength: 4 }), fc.jsonValue())
+  const types = ["alive", "leaving", "devices", "where", "there", "list", "listed"].concat(
+    ...[["describe", "described", "kick", "kicked"]],
+  )
+  const fields = [
+    ...["from", "incarnation", "asks", "here", "gone", "ask", "devices", "prefix", "after"],
+    ...["limit", "total", "connection", "device", "clock_ms", "until_ms", "overdue"],
+  ]
+  const message = fc
+    .tuple(fc.constantFrom(...types), fc.dictionary(fc.constantFrom(...fields), value))
+    .map(([type, content]) => ({ type, ...OTHER, ask: 0, ...content }))
+
+  test("throw nothing, whoever sent them; those of a stranger change nothing", async () => {
+    const subject = new Subject()
+    subject.open()
+    subject.pass(600)
+    await checkAsync(
+      fc.asyncProperty(fc.array(message, { maxLength: 5 }), async (messages) => {
+        const before = subject.fleet.gauges()
+        const published = subject.published.length
+        for (const each of messages) subject.hearAnything(each, "a stranger")
+        expect([subject.fleet.gauges(), subject.published.length]).toEqual([before, published])
+        // Questions that the messages may answer.
+        subject.fleet.locator.locate("lock:1", false, () => undefined)
+        void subject.fleet.census.describe("lock:1")
+        void subject.fleet.census.list({ prefix: "", after: "", limit: 10 })
+        await turns()
+        for (const each of messages) subject.hearAnything(each, "a member")
+        subject.pass(5_000)
+        subject.published.length = 0
+      }),
+      CHEAP_RUNS,
+    )
   })
 })
