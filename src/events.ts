@@ -9,7 +9,7 @@
 import type { BrokerState } from "./broker/broker.ts"
 import type { CloseReason } from "./device/close-reason.ts"
 import type { Connection } from "./device/connection.ts"
-import type { DrainPhase } from "./drain.ts"
+import type { DrainPhase } from "./process/drain.ts"
 
 export interface Events {
   listening: { devicePort: number; httpPort: number; maxConnections: number }

@@ -26,4 +26,4 @@ if (missing.length > 0 && !isBundle) {
   )
   process.exit(1)
 }
-await import("./program.ts")
+await import("./process/program.ts")

@@ -8,9 +8,9 @@
 import { describe, expect, test } from "bun:test"
 import { existsSync, readFileSync } from "node:fs"
 import { dirname, join, normalize } from "node:path"
-import { loadConfig } from "../src/config.ts"
+import { loadConfig } from "../src/config/config.ts"
+import { SETTINGS } from "../src/config/settings.ts"
 import { secretFault } from "../src/device/hello-secret.ts"
-import { SETTINGS } from "../src/settings.ts"
 import {
   ENVIRONMENT_FILE,
   environmentExample,

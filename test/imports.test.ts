@@ -14,22 +14,23 @@ const SOURCES = join(ROOT, "src")
 const PURE = [
   "src/backoff.ts",
   "src/counters.ts",
-  "src/drain.ts",
-  "src/min-heap.ts",
-  "src/fifo.ts",
-  "src/by-age.ts",
-  "src/restart.ts",
-  "src/spread-map.ts",
+  "src/errors.ts",
+  "src/process/drain.ts",
+  "src/structures/min-heap.ts",
+  "src/structures/fifo.ts",
+  "src/structures/by-age.ts",
+  "src/process/restart.ts",
+  "src/structures/spread-map.ts",
   "src/ops/instance-counters.ts",
-  "src/broker/command-message.ts",
-  "src/broker/deduplicator.ts",
-  "src/broker/lost-commands.ts",
-  "src/broker/forwarding.ts",
-  "src/broker/fields.ts",
+  "src/commands/command-message.ts",
+  "src/commands/deduplicator.ts",
+  "src/commands/lost-commands.ts",
+  "src/commands/forwarding.ts",
+  "src/broker/republishing.ts",
   "src/broker/publish-window.ts",
-  "src/broker/routing.ts",
+  "src/commands/routing.ts",
   "src/broker/topology.ts",
-  "src/broker/unconfirmed.ts",
+  "src/amqp/unconfirmed.ts",
   "src/device/admission.ts",
   "src/device/backpressure.ts",
   "src/device/certificate-identity.ts",
@@ -37,24 +38,24 @@ const PURE = [
   "src/device/command.ts",
   "src/device/denylist.ts",
   "src/device/endpoint.ts",
-  "src/device/framing.ts",
+  "src/device/framer.ts",
   "src/device/hello-secret.ts",
   "src/device/ids.ts",
   "src/device/issuers.ts",
   "src/device/outgoing.ts",
   "src/device/remembered-ids.ts",
-  "src/device/reorder.ts",
+  "src/device/reorder-buffer.ts",
   "src/device/unfinished-lines.ts",
   "src/http/http-connections.ts",
   "src/http/loopback-requests.ts",
   "src/fleet/members.ts",
-  "src/fleet/sighting.ts",
-  "src/fleet/whereabouts.ts",
+  "src/fleet/registration.ts",
+  "src/fleet/location-cache.ts",
 ]
 /** `main.ts` and `program.ts` only for faults before there is a log; `certs-command.ts` and the simulator are tools. */
 const MAY_WRITE = [
   "src/main.ts",
-  "src/program.ts",
+  "src/process/program.ts",
   "src/ops/certs-command.ts",
   "src/ops/log.ts",
   "src/simulator/main.ts",
@@ -140,11 +141,28 @@ describe("the reader of imports", () => {
 })
 
 describe("imports", () => {
-  test("the devices' side never imports the broker's or HTTP, not even types", () => {
+  /** Which folders a folder may import from, types included; files at the top of `src` may be imported by all. */
+  const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
+    structures: [],
+    device: ["structures"],
+    broker: ["device"],
+    lines: ["broker", "device"],
+    amqp: ["broker"],
+    fleet: ["broker", "commands", "device", "structures"],
+    commands: ["broker", "device", "fleet", "structures"],
+    config: ["amqp", "device"],
+    http: ["broker", "commands", "device", "fleet", "process"],
+  }
+
+  test.each(Object.entries(MAY_IMPORT))("src/%s imports from %j alone", (folder, others) => {
     const wrong = sources
-      .filter(({ path }) => path.startsWith("src/device/"))
-      .flatMap(({ path, imports }) => imports.map(({ from }) => `${path} imports ${from}`))
-      .filter((sentence) => /imports src\/(broker|http)\//.test(sentence))
+      .filter(({ path }) => path.startsWith(`src/${folder}/`))
+      .flatMap(({ path, imports }) =>
+        imports
+          .map(({ from }) => [from, /^src\/([^/]+)\//.exec(from)?.[1] ?? folder] as const)
+          .filter(([, to]) => to !== folder && !others.includes(to))
+          .map(([from]) => `${path} imports ${from}`),
+      )
     expect(wrong).toEqual([])
   })
 
@@ -156,7 +174,7 @@ describe("imports", () => {
       const source = sources.find((source) => source.path === path)
       for (const { from, isType } of source?.imports ?? []) if (!isType) reach(from)
     }
-    reached.add("src/program.ts")
+    reached.add("src/process/program.ts")
     reach("src/main.ts")
     const packages = [...reached].filter((from) => !/^(src\/|node:|bun:|package\.json$)/.test(from))
     expect(packages).toEqual([])
@@ -203,7 +221,7 @@ describe("pure files", () => {
 describe("everywhere", () => {
   test("only the configuration reads the environment", () => {
     expect(matching(/\bprocess\.env\b|\bBun\.env\b|\bimport\.meta\.env\b/)).toEqual([
-      "src/config.ts",
+      "src/config/config.ts",
     ])
   })
 

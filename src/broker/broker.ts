@@ -1,6 +1,6 @@
 /**
  * What the gateway asks of a message broker: lanes to publish on, subscriptions to consume from.
- * `amqp.ts` does it with RabbitMQ, `embedded.ts` in memory; one test suite holds both to this file.
+ * `amqp/broker.ts` does it with RabbitMQ, `embedded.ts` in memory; one test suite holds both to this file.
  *
  * Lanes and subscriptions outlive connections: a lane closes when the broker is lost and opens again
  * when it is back; a subscription goes on delivering by itself.

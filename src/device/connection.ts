@@ -20,10 +20,10 @@ import type { CloseReason } from "./close-reason.ts"
 import type { Command, Outcome } from "./command.ts"
 import type { Deadlines } from "./connections.ts"
 import { type Decision, Endpoint } from "./endpoint.ts"
-import { Framer, LineTooLong } from "./framing.ts"
+import { Framer, LineTooLong } from "./framer.ts"
 import { Outgoing } from "./outgoing.ts"
 import { type DeviceSocket, type PeerInfo, UNKNOWN_PEER } from "./peer.ts"
-import type { ReorderLimits } from "./reorder.ts"
+import type { ReorderLimits } from "./reorder-buffer.ts"
 import type { UnfinishedLines } from "./unfinished-lines.ts"
 
 /** How long a peer may take to answer our close. */

@@ -12,7 +12,7 @@
  * A list grows and shrinks line by line, so that no step of the event loop is long.
  */
 
-import { SpreadMap } from "../spread-map.ts"
+import { SpreadMap } from "../structures/spread-map.ts"
 import { DEVICE_ID } from "./ids.ts"
 
 export const MAX_DENIED = 1_000_000

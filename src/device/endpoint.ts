@@ -22,7 +22,7 @@ import {
   type NumberedCommand,
   ReorderBuffer,
   type ReorderLimits,
-} from "./reorder.ts"
+} from "./reorder-buffer.ts"
 
 export type Decision =
   | { readonly do: "write"; readonly command: Command }

@@ -8,20 +8,20 @@
 
 import type { X509Certificate } from "node:crypto"
 import type { Socket, TCPSocketListener } from "bun"
-import { ByAge } from "../by-age.ts"
 import type { Counters } from "../counters.ts"
+import { ByAge } from "../structures/by-age.ts"
 import { Admission, type AdmissionDecision, type AdmissionLimits } from "./admission.ts"
+import type { Identity, Verdict } from "./authenticator.ts"
 import { setBacklog } from "./backlog.ts"
 import { ClientAuthorities } from "./client-authorities.ts"
 import type { CloseReason } from "./close-reason.ts"
 import { Connection, type ConnectionContext } from "./connection.ts"
 import type { Connections } from "./connections.ts"
-import type { Identity, Verdict } from "./identity.ts"
+import { Turn, Turns } from "./handshake-queue.ts"
 import type { ConnectionIds } from "./ids.ts"
 import { issuersValidUntilMs } from "./issuers.ts"
 import { Recheck } from "./recheck.ts"
 import { shownChain } from "./shown-chain.ts"
-import { Turn, Turns } from "./turns.ts"
 
 const TLS_1_2 = 0x0303
 

@@ -17,7 +17,7 @@
  * Bound: `maxPartialBytes`, plus one chunk. The framers' memory may be twice that, and 256 bytes for a short line.
  */
 
-import { ByAge } from "../by-age.ts"
+import { ByAge } from "../structures/by-age.ts"
 
 export interface UnfinishedLinesLimits {
   readonly maxPartialBytes: number

@@ -14,9 +14,9 @@
 import type { Connection } from "../device/connection.ts"
 import type { Connections } from "../device/connections.ts"
 import type { Channel } from "./channel.ts"
+import type { Whereabouts } from "./location-cache.ts"
 import { type FleetMessage, MAX_ROWS } from "./messages.ts"
-import { isNewer, type Parting, type Sighting } from "./sighting.ts"
-import type { Whereabouts } from "./whereabouts.ts"
+import { isNewer, type Parting, type Sighting } from "./registration.ts"
 
 const REANNOUNCE_MS = 300_000
 /** A device alone is told of at once; others within this time after it wait for its end. */

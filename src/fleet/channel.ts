@@ -11,11 +11,11 @@
  */
 
 import type { Broker, Delivery, Lane, LaneListener, PublishResult } from "../broker/broker.ts"
-import { type FleetKeys, MAC_HEADER } from "../broker/fleet-keys.ts"
 import { FLEET_MESSAGE_TYPE } from "../broker/setup.ts"
 import { FLEET_EXCHANGE, fleetQueue } from "../broker/topology.ts"
 import type { Counters } from "../counters.ts"
 import type { WorkerProcess } from "../device/ids.ts"
+import { type FleetKeys, MAC_HEADER } from "./fleet-keys.ts"
 import { type FleetContent, type FleetMessage, parseFleetMessage } from "./messages.ts"
 
 /** What may come twice after a lost connection. */

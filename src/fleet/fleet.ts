@@ -10,20 +10,20 @@
  */
 
 import type { Broker, Delivery } from "../broker/broker.ts"
-import type { FleetKeys } from "../broker/fleet-keys.ts"
 import type { Counters } from "../counters.ts"
 import type { CloseReason } from "../device/close-reason.ts"
 import type { Connection } from "../device/connection.ts"
 import type { Connections } from "../device/connections.ts"
 import type { WorkerProcess } from "../device/ids.ts"
 import { Announcer } from "./announcer.ts"
-import { Census } from "./census.ts"
 import { Channel } from "./channel.ts"
+import type { FleetKeys } from "./fleet-keys.ts"
+import { Census } from "./fleet-query.ts"
+import { Whereabouts } from "./location-cache.ts"
 import { Locator } from "./locator.ts"
 import { ALIVE_EVERY_MS, Members, REJOIN_MS } from "./members.ts"
 import type { FleetMessage } from "./messages.ts"
 import { Presence } from "./presence.ts"
-import { Whereabouts } from "./whereabouts.ts"
 
 const TELL_UNVERIFIED_EVERY_MS = 60_000
 

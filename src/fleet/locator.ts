@@ -17,9 +17,9 @@
 import type { Counters } from "../counters.ts"
 import { processOfConnection } from "../device/ids.ts"
 import type { Channel } from "./channel.ts"
+import type { Whereabouts } from "./location-cache.ts"
 import { type Members, REJOIN_MS } from "./members.ts"
 import { type Answer, MAX_ROWS } from "./messages.ts"
-import type { Whereabouts } from "./whereabouts.ts"
 
 /** With the sweep's period, less than the second within which a back-end is told "offline". */
 export const ASK_TIMEOUT_MS = 600

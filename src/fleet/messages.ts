@@ -15,7 +15,7 @@
 
 import * as v from "valibot"
 import { CONNECTION_ID, DEVICE_ID, processOfConnection } from "../device/ids.ts"
-import type { Parting, Sighting } from "./sighting.ts"
+import type { Parting, Sighting } from "./registration.ts"
 
 export const MAX_ROWS = 1_000
 

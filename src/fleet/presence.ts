@@ -16,7 +16,7 @@ import { PRESENCE_EXCHANGE } from "../broker/topology.ts"
 import type { Counters } from "../counters.ts"
 import type { CloseReason } from "../device/close-reason.ts"
 import type { Connection } from "../device/connection.ts"
-import { Fifo } from "../fifo.ts"
+import { Fifo } from "../structures/fifo.ts"
 import { instanceOf } from "./device-view.ts"
 
 const MAX_WAITING = 100_000

@@ -7,7 +7,7 @@
 
 import { type Context, Hono } from "hono"
 import * as v from "valibot"
-import type { SendRequest, SendResult } from "../broker/sender.ts"
+import type { SendRequest, SendResult } from "../commands/http-sender.ts"
 import { bodyFault } from "../device/command.ts"
 import { DEVICE_ID } from "../device/ids.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"

@@ -9,8 +9,8 @@
 import { type Context, Hono } from "hono"
 import * as v from "valibot"
 import { DEVICE_ID } from "../device/ids.ts"
-import type { Census, CensusFailure } from "../fleet/census.ts"
 import type { DeviceView } from "../fleet/device-view.ts"
+import type { Census, CensusFailure } from "../fleet/fleet-query.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
 
 const MAX_LIMIT = 1_000

@@ -8,8 +8,8 @@
  */
 
 import { Hono } from "hono"
-import type { WorkerReport } from "../control.ts"
 import type { CloseReason } from "../device/close-reason.ts"
+import type { WorkerReport } from "../process/control.ts"
 import type { AccessOf } from "./authorization.ts"
 
 export interface HealthDependencies {

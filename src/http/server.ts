@@ -19,7 +19,7 @@
 
 import { createServer as createHttpServer } from "node:http"
 import { type AddressInfo, createServer, type Socket } from "node:net"
-import { asError } from "../uncaught.ts"
+import { asError } from "../errors.ts"
 import { answer, type Fetch, hasBody } from "./fetch-adapter.ts"
 import { type HttpCloseReason, HttpConnections, WAITING_MS } from "./http-connections.ts"
 

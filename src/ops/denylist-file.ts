@@ -15,7 +15,7 @@
 import type { Stats } from "node:fs"
 import { open, stat } from "node:fs/promises"
 import { type Denylist, DenylistReader, MAX_DENIED, MAX_LINE_CHARS } from "../device/denylist.ts"
-import { asError } from "../uncaught.ts"
+import { asError } from "../errors.ts"
 
 const LOOK_EVERY_MS = 500
 const MAX_FILE_BYTES = 134_217_728

@@ -17,7 +17,7 @@
  * Bound: `MAX_WAITING_BYTES` wait in memory. Beyond it new lines are dropped and counted until half of them are written.
  */
 
-import { Fifo } from "../fifo.ts"
+import { Fifo } from "../structures/fifo.ts"
 import { openSink, PIPE_BUF, type Sink } from "./sink.ts"
 
 const MAX_WAITING_BYTES = 1_048_576

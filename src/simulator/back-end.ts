@@ -11,8 +11,8 @@
  */
 
 import type { AMQPBaseClient, AMQPChannel, AMQPMessage } from "@cloudamqp/amqp-client"
-import { splitUrls } from "../broker/amqp-url.ts"
-import { Link } from "../broker/link.ts"
+import { Link } from "../amqp/connection.ts"
+import { splitUrls } from "../amqp/url.ts"
 import { Histogram } from "./histogram.ts"
 import { type LedgerFile, TakenLines } from "./ledger.ts"
 import { command, readHostile, readLine } from "./line.ts"

@@ -6,7 +6,7 @@
  * Exit status: 0 good, 1 the promise is broken or devices could not do their part, 2 asked wrongly.
  */
 
-import { onStopSignals } from "../signals.ts"
+import { onStopSignals } from "../process/signals.ts"
 import { CredentialsError } from "./credentials.ts"
 import { LedgerError, readLedger } from "./ledger-reader.ts"
 import { parseRequest, type RunOptions, UsageError, usage, type VerifyOptions } from "./options.ts"

@@ -6,7 +6,7 @@
  */
 
 import { parseArgs } from "node:util"
-import { splitUrls, urlFault } from "../broker/amqp-url.ts"
+import { splitUrls, urlFault } from "../amqp/url.ts"
 import { LEAST_LINE_BYTES, MOST, NAME } from "./line.ts"
 
 export const HOSTILE_KINDS = [

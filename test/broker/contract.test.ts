@@ -7,7 +7,7 @@
  */
 
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test"
-import { AmqpBroker } from "../../src/broker/amqp.ts"
+import { AmqpBroker } from "../../src/amqp/broker.ts"
 import {
   type Broker,
   type BrokerState,
@@ -18,8 +18,8 @@ import {
   type PublishResult,
   type QueueDeclaration,
 } from "../../src/broker/broker.ts"
-import { readDeath } from "../../src/broker/command-message.ts"
 import { EmbeddedBroker } from "../../src/broker/embedded.ts"
+import { readDeath } from "../../src/commands/command-message.ts"
 import { AmqpProxy } from "../support/amqp-proxy.ts"
 import { sharedRabbitMq, type TestBroker, uniqueNames } from "../support/rabbitmq.ts"
 import { SimulatedBroker, type SimulatedClient } from "../support/simulated-broker.ts"

@@ -7,7 +7,6 @@
 import { describe, expect, test } from "bun:test"
 import fc from "fast-check"
 import { Counters } from "../../src/counters.ts"
-import { acknowledgement } from "../../src/device/acknowledgement.ts"
 import { Backpressure } from "../../src/device/backpressure.ts"
 import { CLOSE_REASONS, type CloseReason } from "../../src/device/close-reason.ts"
 import type { Command, CommandSource, Outcome, Recipient } from "../../src/device/command.ts"
@@ -15,6 +14,7 @@ import { Connection, type ConnectionLimits, type PauseSource } from "../../src/d
 import { BATCH_BYTES } from "../../src/device/outgoing.ts"
 import type { DeviceSocket } from "../../src/device/peer.ts"
 import { UnfinishedLines } from "../../src/device/unfinished-lines.ts"
+import { acknowledgement } from "../../src/lines/acknowledgement.ts"
 import { CHEAP_RUNS, check } from "../support/property.ts"
 
 const LIMITS: ConnectionLimits = {

@@ -14,9 +14,9 @@ import { Connections } from "../../src/device/connections.ts"
 import { UnfinishedLines } from "../../src/device/unfinished-lines.ts"
 import { Announcer } from "../../src/fleet/announcer.ts"
 import type { Channel } from "../../src/fleet/channel.ts"
+import { Whereabouts } from "../../src/fleet/location-cache.ts"
 import { type FleetContent, MAX_ROWS } from "../../src/fleet/messages.ts"
-import type { Sighting } from "../../src/fleet/sighting.ts"
-import { Whereabouts } from "../../src/fleet/whereabouts.ts"
+import type { Sighting } from "../../src/fleet/registration.ts"
 
 const GATHER_MS = 20
 const EPOCH = 1_750_000_000_000

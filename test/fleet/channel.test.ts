@@ -14,11 +14,11 @@ import type {
   PublishResult,
 } from "../../src/broker/broker.ts"
 import { EmbeddedBroker } from "../../src/broker/embedded.ts"
-import type { FleetKeys } from "../../src/broker/fleet-keys.ts"
 import { FLEET_MESSAGE_TYPE } from "../../src/broker/setup.ts"
 import { EXCHANGES, FLEET_EXCHANGE, fleetQueue } from "../../src/broker/topology.ts"
 import { Counters } from "../../src/counters.ts"
 import { Channel } from "../../src/fleet/channel.ts"
+import type { FleetKeys } from "../../src/fleet/fleet-keys.ts"
 import { type FleetMessage, MAX_ROWS } from "../../src/fleet/messages.ts"
 import { FLEET_KEYS, OTHER_KEYS } from "../support/fleet-keys.ts"
 

@@ -7,10 +7,10 @@ import { describe, expect, test } from "bun:test"
 import type { PublishResult } from "../../src/broker/broker.ts"
 import { Counters } from "../../src/counters.ts"
 import type { Channel } from "../../src/fleet/channel.ts"
+import { Whereabouts } from "../../src/fleet/location-cache.ts"
 import { ASK_TIMEOUT_MS, type Located, Locator } from "../../src/fleet/locator.ts"
 import { Members } from "../../src/fleet/members.ts"
 import { type FleetContent, MAX_ROWS } from "../../src/fleet/messages.ts"
-import { Whereabouts } from "../../src/fleet/whereabouts.ts"
 
 const NOW_MS = 1_750_000_000_000
 const ACQUAINT_MS = 600

@@ -6,7 +6,7 @@
 import { describe, expect, test } from "bun:test"
 import fc from "fast-check"
 import { type FleetMessage, MAX_ROWS, parseFleetMessage } from "../../src/fleet/messages.ts"
-import { isNewer } from "../../src/fleet/sighting.ts"
+import { isNewer } from "../../src/fleet/registration.ts"
 import { CHEAP_RUNS, check } from "../support/property.ts"
 
 const SENDER = { from: "gw.1", incarnation: "mb2k3f9zq7x2" }

@@ -13,10 +13,10 @@
 
 import { test } from "bun:test"
 import fc from "fast-check"
-import { MAX_HOPS } from "../../src/broker/routing.ts"
 import { WORKER_QUEUE_TTL_MS } from "../../src/broker/topology.ts"
+import { MAX_HOPS } from "../../src/commands/routing.ts"
 import type { PresenceEvent } from "../../src/fleet/presence.ts"
-import { isNewer } from "../../src/fleet/sighting.ts"
+import { isNewer } from "../../src/fleet/registration.ts"
 import { check } from "../support/property.ts"
 import {
   REPLIES,

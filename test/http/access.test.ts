@@ -4,11 +4,11 @@
  */
 
 import { describe, expect, test } from "bun:test"
-import type { SendRequest } from "../../src/broker/sender.ts"
-import type { WorkerReport } from "../../src/control.ts"
+import type { SendRequest } from "../../src/commands/http-sender.ts"
 import { Counters } from "../../src/counters.ts"
 import type { DeviceView } from "../../src/fleet/device-view.ts"
 import type { AppDependencies } from "../../src/http/app.ts"
+import type { WorkerReport } from "../../src/process/control.ts"
 import { localApp } from "../support/local-app.ts"
 
 /** everybody: no token needed. see: a token of either kind. act: one of HTTP_TOKENS. */

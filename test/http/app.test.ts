@@ -5,11 +5,11 @@
  */
 
 import { describe, expect, test } from "bun:test"
-import type { SendRequest, SendResult } from "../../src/broker/sender.ts"
-import type { WorkerReport } from "../../src/control.ts"
+import type { SendRequest, SendResult } from "../../src/commands/http-sender.ts"
 import { Counters } from "../../src/counters.ts"
 import { type AppDependencies, maxBodyBytes } from "../../src/http/app.ts"
 import { ERROR_CODES } from "../../src/http/errors.ts"
+import type { WorkerReport } from "../../src/process/control.ts"
 import { localApp } from "../support/local-app.ts"
 
 const MAX_LINE_BYTES = 16

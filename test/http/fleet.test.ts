@@ -6,8 +6,8 @@
 
 import { describe, expect, test } from "bun:test"
 import { Counters } from "../../src/counters.ts"
-import type { CensusFailure, DeviceList, ListRequest } from "../../src/fleet/census.ts"
 import type { DeviceView } from "../../src/fleet/device-view.ts"
+import type { CensusFailure, DeviceList, ListRequest } from "../../src/fleet/fleet-query.ts"
 import type { AppDependencies } from "../../src/http/app.ts"
 import { localApp } from "../support/local-app.ts"
 

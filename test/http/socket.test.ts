@@ -6,7 +6,7 @@
 
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "bun:test"
 import type { Tap } from "../../src/broker/embedded.ts"
-import type { SendRequest } from "../../src/broker/sender.ts"
+import type { SendRequest } from "../../src/commands/http-sender.ts"
 import { Counters } from "../../src/counters.ts"
 import { app, maxBodyBytes } from "../../src/http/app.ts"
 import { type HttpServer, serve } from "../../src/http/server.ts"

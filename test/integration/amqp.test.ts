@@ -9,7 +9,7 @@
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "bun:test"
 import { AMQPClient } from "@cloudamqp/amqp-client"
 import { AMQPView } from "@cloudamqp/amqp-client/amqp-view"
-import { AmqpBroker } from "../../src/broker/amqp.ts"
+import { AmqpBroker } from "../../src/amqp/broker.ts"
 import type {
   BrokerState,
   Delivery,
@@ -19,11 +19,11 @@ import type {
   PublishResult,
   QueueDeclaration,
 } from "../../src/broker/broker.ts"
-import { Consumer } from "../../src/broker/consumer.ts"
-import { CommandIds } from "../../src/broker/forwarding.ts"
-import { Outcomes } from "../../src/broker/outcomes.ts"
-import { Posts } from "../../src/broker/posts.ts"
-import { UnacknowledgedCommands } from "../../src/broker/unacknowledged-commands.ts"
+import { Posts } from "../../src/broker/outbound-messages.ts"
+import { Consumer } from "../../src/commands/consumer.ts"
+import { CommandIds } from "../../src/commands/forwarding.ts"
+import { Outcomes } from "../../src/commands/outcomes.ts"
+import { UnacknowledgedCommands } from "../../src/commands/unacknowledged-commands.ts"
 import { Counters } from "../../src/counters.ts"
 import { FLEET_KEYS, RANDOM_PART } from "../support/fleet-keys.ts"
 import { type PrivateBroker, startRabbitMq, uniqueNames } from "../support/rabbitmq.ts"
@@ -718,7 +718,7 @@ describe("a broker that is not there", () => {
  */
 function startApart(url: string) {
   const program = `
-    import { AmqpBroker } from ${JSON.stringify(import.meta.resolve("../../src/broker/amqp.ts"))}
+    import { AmqpBroker } from ${JSON.stringify(import.meta.resolve("../../src/amqp/broker.ts"))}
     setInterval(() => undefined, 60_000)
     const tell = (state) => console.log(JSON.stringify(state))
     const broker = new AmqpBroker(process.env.URL, "test")

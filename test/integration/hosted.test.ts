@@ -8,7 +8,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } fr
 import net from "node:net"
 import tls from "node:tls"
 import { AMQPClient } from "@cloudamqp/amqp-client"
-import { AmqpBroker } from "../../src/broker/amqp.ts"
+import { AmqpBroker } from "../../src/amqp/broker.ts"
 import type {
   BrokerSetup,
   BrokerState,

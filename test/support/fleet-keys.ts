@@ -1,6 +1,6 @@
 /** Keys for the parts of one simulated fleet. */
 
-import { FleetKeys } from "../../src/broker/fleet-keys.ts"
+import { FleetKeys } from "../../src/fleet/fleet-keys.ts"
 
 export const FLEET_KEYS = new FleetKeys("a-fleet-secret-of-the-tests-0123456789")
 

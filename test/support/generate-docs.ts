@@ -1,6 +1,6 @@
 /**
  * `bun run docs`: writes what the documentation says of the settings, `.env.example` and the table in
- * README.md, from the declarations in `src/settings.ts`, so that neither can say anything else.
+ * README.md, from the declarations in `src/config/settings.ts`, so that neither can say anything else.
  *
  * The same on every machine: what a default depends on is told in words. Touches nothing of README.md
  * but what stands between its two markers. `test/docs.test.ts` compares the files with this.
@@ -8,8 +8,8 @@
 
 import { readFileSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
-import { ConfigurationError, loadConfig } from "../../src/config.ts"
-import { SETTINGS } from "../../src/settings.ts"
+import { ConfigurationError, loadConfig } from "../../src/config/config.ts"
+import { SETTINGS } from "../../src/config/settings.ts"
 
 export const ROOT = join(import.meta.dir, "../..")
 export const README_FILE = join(ROOT, "README.md")

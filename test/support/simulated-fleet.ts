@@ -5,13 +5,13 @@
  */
 
 import type { HeaderValue, MessageProperties } from "../../src/broker/broker.ts"
+import { DEAD_LETTERS, workerQueue } from "../../src/broker/topology.ts"
 import {
   COMMAND_ID_HEADER,
   GIVEN_UP_HEADER,
   HOPS_HEADER,
-} from "../../src/broker/command-message.ts"
-import type { SendResult } from "../../src/broker/sender.ts"
-import { DEAD_LETTERS, workerQueue } from "../../src/broker/topology.ts"
+} from "../../src/commands/command-message.ts"
+import type { SendResult } from "../../src/commands/http-sender.ts"
 import type { Outcome } from "../../src/device/command.ts"
 import { incarnation } from "../../src/device/ids.ts"
 import {

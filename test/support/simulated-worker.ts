@@ -1,30 +1,30 @@
 /**
- * A worker in the test's hands: the parts of `src/worker.ts` put together as there, on a simulated
+ * A worker in the test's hands: the parts of `src/process/worker.ts` put together as there, on a simulated
  * broker, in a simulated process, with scripted sockets instead of a listener. What it would do by itself
  * (a turn's end, a timer, the sweep, a socket that closes) is a step; see `pending`.
  */
 
-import { Consumer, type Locate } from "../../src/broker/consumer.ts"
-import { CommandIds } from "../../src/broker/forwarding.ts"
-import { Outcomes } from "../../src/broker/outcomes.ts"
-import { Posts } from "../../src/broker/posts.ts"
-import { Sender, type SendRequest, type SendResult } from "../../src/broker/sender.ts"
+import { Posts } from "../../src/broker/outbound-messages.ts"
 import { brokerSetup } from "../../src/broker/setup.ts"
 import { fleetQueue, isGatewayQueue } from "../../src/broker/topology.ts"
-import { UnacknowledgedCommands } from "../../src/broker/unacknowledged-commands.ts"
+import { Consumer, type Locate } from "../../src/commands/consumer.ts"
+import { CommandIds } from "../../src/commands/forwarding.ts"
+import { Sender, type SendRequest, type SendResult } from "../../src/commands/http-sender.ts"
+import { Outcomes } from "../../src/commands/outcomes.ts"
+import { UnacknowledgedCommands } from "../../src/commands/unacknowledged-commands.ts"
 import { Counters } from "../../src/counters.ts"
 import { Backpressure } from "../../src/device/backpressure.ts"
 import type { CloseReason } from "../../src/device/close-reason.ts"
 import type { Command } from "../../src/device/command.ts"
 import { Connection, type ConnectionContext } from "../../src/device/connection.ts"
 import { Connections, PAUSED_MS, SWEEP_EVERY_MS } from "../../src/device/connections.ts"
-import { Flushes } from "../../src/device/flushes.ts"
+import { Flushes } from "../../src/device/flush-scheduler.ts"
 import { ConnectionIds, type WorkerProcess } from "../../src/device/ids.ts"
 import { BATCH_BYTES } from "../../src/device/outgoing.ts"
 import type { DeviceSocket } from "../../src/device/peer.ts"
 import { UnfinishedLines } from "../../src/device/unfinished-lines.ts"
-import { drain } from "../../src/drain.ts"
 import { Fleet } from "../../src/fleet/fleet.ts"
+import { drain } from "../../src/process/drain.ts"
 import { FLEET_KEYS, RANDOM_PART } from "./fleet-keys.ts"
 import type { SimulatedBroker, SimulatedClient, Step } from "./simulated-broker.ts"
 import { SimulatedProcess } from "./simulated-process.ts"

@@ -1,0 +1,235 @@
+/**
+ * The broker over AMQP 0-9-1: RabbitMQ, or what speaks like it.
+ *
+ * Two connections, so that a blocked publisher still takes commands: one carries the lanes, a channel
+ * each; the other the subscriptions, a channel each. Queues are declared on both before use; one that
+ * exists with other arguments is used as it is.
+ *
+ * Never retries a message: what a lost connection leaves unconfirmed is reported as "cut", and its
+ * publisher decides. Bounds: prefetch for each subscription; lanes are bounded by their publishers.
+ */
+
+import type { AMQPChannel } from "@cloudamqp/amqp-client"
+import type {
+  Broker,
+  BrokerListener,
+  BrokerSetup,
+  BrokerState,
+  Lane,
+  LaneListener,
+  QueueDeclaration,
+} from "../broker/broker.ts"
+import { lowerLimit } from "../broker/prefetch.ts"
+import { type BatchingClient, PUBLISH_FRAME_MAX } from "./client.ts"
+import { Link, type LinkHooks } from "./connection.ts"
+import { declareAll } from "./declarations.ts"
+import { readBrokerError } from "./errors.ts"
+import { AmqpLane } from "./publish-channel.ts"
+import { Subscriptions } from "./subscriptions.ts"
+
+/**
+ * A header frame comes whole, and with what a dead letter adds to its headers it may be larger than
+ * the 131,072 that RabbitMQ agrees to: one that does not fit breaks the connection again and again.
+ */
+const CONSUME_FRAME_MAX = 262_144
+
+export class AmqpBroker implements Broker {
+  readonly kind = "amqp"
+  readonly #publishing: Link
+  readonly #consuming: Link
+  readonly #lanes: AmqpLane[] = []
+  #setup: BrokerSetup = { exchanges: [], queues: [], subscriptions: [] }
+  #listener: BrokerListener | null = null
+  #declareAgain: (() => Promise<void>) | null = null
+  readonly #subscriptions = new Subscriptions({
+    failed: (reason) => this.#consuming.reset(reason),
+    lockedChanged: () => {
+      const queue = this.#subscriptions.lockedQueue
+      if (queue !== null) this.#warnOnce(`${queue} locked`, lockedMessage(queue))
+      this.#up()
+    },
+  })
+  #lastLoss = "not connected yet"
+  #blockedReason: string | null = null
+  #closed = false
+  /** What was warned of. */
+  readonly #warned = new Set<string>()
+  #closing: Promise<void> | null = null
+
+  /**
+   * @param url one, or several of nodes of one broker; the two connections may be to different ones.
+   * @param name the name of the two connections in the broker's own tools.
+   * @param ca PEM; the only CAs to trust with `amqps:`. Null: those of the system.
+   */
+  constructor(url: string | readonly string[], name: string, ca: string | null = null) {
+    const urls = typeof url === "string" ? [url] : url
+    const publishHooks: LinkHooks = {
+      setUp: (client) => this.#setUpPublishing(client),
+      tearDown: () => Promise.resolve(),
+      up: () => {
+        this.#consuming.start()
+        this.#up()
+      },
+      lost: (reason) => {
+        this.#lastLoss = reason
+        this.#blockedReason = null
+        this.#declareAgain = null
+        for (const lane of this.#lanes) lane.detach()
+        this.#changed()
+      },
+      blocked: (reason) => {
+        this.#blockedReason = reason
+        for (const lane of this.#lanes) lane.block()
+        this.#changed()
+      },
+      unblocked: () => {
+        this.#blockedReason = null
+        for (const lane of this.#lanes) lane.unblock()
+        this.#changed()
+      },
+    }
+    const consumeHooks: LinkHooks = {
+      setUp: (client) => this.#setUpConsuming(client),
+      tearDown: () => this.#subscriptions.handOverAcknowledgements(),
+      up: () => this.#up(),
+      lost: (reason) => {
+        this.#lastLoss = reason
+        this.#lowerPrefetch(reason)
+        this.#subscriptions.lost()
+        this.#changed()
+      },
+      blocked: () => undefined,
+      unblocked: () => undefined,
+    }
+    this.#publishing = new Link(urls, `${name} publish`, PUBLISH_FRAME_MAX, publishHooks, ca)
+    this.#consuming = new Link(urls, `${name} consume`, CONSUME_FRAME_MAX, consumeHooks, ca)
+  }
+
+  get state(): BrokerState {
+    if (this.#closed) return { is: "closed" }
+    if (!this.#publishing.up || !this.#consuming.up) return { is: "away", reason: this.#lastLoss }
+    const locked = this.#subscriptions.lockedQueue
+    if (locked !== null) return { is: "away", reason: lockedMessage(locked) }
+    if (this.#blockedReason !== null) return { is: "blocked", reason: this.#blockedReason }
+    return { is: "ready" }
+  }
+
+  start(setup: BrokerSetup, listener: BrokerListener): void {
+    this.#setup = setup
+    this.#subscriptions.want(setup.subscriptions)
+    this.#listener = listener
+    // The other follows when the queues are declared: RabbitMQ may stumble over a consumer of a quorum
+    // queue that is just being made.
+    this.#publishing.start()
+  }
+
+  lane(listener: LaneListener): Lane {
+    const lane = new AmqpLane(listener)
+    this.#lanes.push(lane)
+    return lane
+  }
+
+  redeclare(): void {
+    const declareAgain = this.#declareAgain
+    if (declareAgain === null) return
+    // Called once for each returned message: one declaration at a time serves them all.
+    this.#declareAgain = null
+    declareAgain().then(
+      () => {
+        this.#declareAgain ??= declareAgain
+      },
+      (error: unknown) => this.reset(String(error)),
+    )
+  }
+
+  reset(reason: string): void {
+    this.#publishing.reset(reason)
+  }
+
+  pauseConsuming(): void {
+    this.#subscriptions.paused = true
+    this.#consuming.pause()
+  }
+
+  resumeConsuming(): void {
+    this.#subscriptions.paused = false
+    this.#consuming.resume()
+    // A connection made in the meantime has no subscriptions: a new one begins with them.
+    if (this.#consuming.up && this.#subscriptions.missing) this.#consuming.reset("reading again")
+  }
+
+  stopConsuming(): Promise<void> {
+    this.#consuming.resume()
+    return this.#subscriptions.stop()
+  }
+
+  close(): Promise<void> {
+    this.#closing ??= this.#close()
+    return this.#closing
+  }
+
+  async #close(): Promise<void> {
+    this.#closed = true
+    await Promise.all([this.#publishing.close(), this.#consuming.close()])
+    for (const lane of this.#lanes) lane.detach()
+    this.#changed()
+  }
+
+  #up(): void {
+    // One of the two alone changes nothing for anybody.
+    if (this.#publishing.up && this.#consuming.up) this.#changed()
+  }
+
+  #changed(): void {
+    this.#listener?.stateChanged(this.state)
+  }
+
+  async #setUpPublishing(client: BatchingClient): Promise<void> {
+    const shared = this.#setup.queues.filter(
+      ({ exclusive, transient }) => !(exclusive || transient),
+    )
+    await this.#declare(client, shared)
+    this.#declareAgain = () => this.#declare(client, shared)
+    const opened: [AmqpLane, AMQPChannel][] = []
+    for (const lane of this.#lanes) {
+      const channel = await client.channel()
+      await channel.confirmSelect()
+      channel.onerror = (reason) => this.#publishing.reset(reason)
+      opened.push([lane, channel])
+    }
+    for (const [lane, channel] of opened) lane.attach(client, channel, this.#blockedReason !== null)
+  }
+
+  async #setUpConsuming(client: BatchingClient): Promise<void> {
+    await this.#declare(client, this.#setup.queues)
+    await this.#subscriptions.subscribe(client)
+  }
+
+  #declare(client: BatchingClient, queues: readonly QueueDeclaration[]): Promise<void> {
+    return declareAll(client, this.#setup.exchanges, queues, (about, message) =>
+      this.#warnOnce(about, message),
+    )
+  }
+
+  /** Applies the limit on unacknowledged messages for which the broker closed a connection, from the next connection on. */
+  #lowerPrefetch(reason: string): void {
+    const error = readBrokerError(reason)
+    if (error.kind !== "too_many_unacknowledged") return
+    const { prefetch } = this.#subscriptions
+    const limit = lowerLimit(prefetch, error.limit)
+    this.#subscriptions.limit = limit
+    const advice = `at most ${limit} unacknowledged messages from now on, not ${prefetch}: set PREFETCH=${limit}`
+    this.#warnOnce(`${limit} unacknowledged`, `${reason}; ${advice}`)
+  }
+
+  #warnOnce(about: string, message: string): void {
+    if (this.#warned.has(about)) return
+    this.#warned.add(about)
+    this.#listener?.warning(message)
+  }
+}
+
+function lockedMessage(queue: string): string {
+  const whose = "one of ours that the broker has not missed yet, or another with this INSTANCE_ID"
+  return `another connection has ${queue} for itself: ${whose}`
+}

@@ -1,0 +1,209 @@
+/**
+ * A link: one AMQP connection that is kept alive, with a fresh client for each try.
+ *
+ *   down ──start──► connecting ──set up──► up ──lost──► waiting ──other URL, or backoff──► connecting
+ *                        └──failed──────────────────────►┘
+ *   any ──close──► closed
+ *
+ * After a failure the next URL is tried at once; when all have failed, after a wait. The URL of a connection that was up for
+ * less than `STABLE_MS` counts as failed, so that nodes that accept and then close are not tried in a loop.
+ * Never publishes or consumes itself: `setUp` opens the channels. Bounds: `CONNECT_TIMEOUT_MS` for
+ * connecting and setting up together, `REACH_TIMEOUT_MS` of it for TCP; waits between tries of up to 5 s, or 0.7 s
+ * while nobody listens or can be reached, with jitter (`backoff.ts`).
+ */
+
+import { backoffMs } from "../backoff.ts"
+import { BatchingClient } from "./client.ts"
+import { UrlRotation } from "./url-rotation.ts"
+
+const CONNECT_TIMEOUT_MS = 10_000
+/** For TCP alone. The kernel would try for minutes, ever more rarely, and not notice that a network is back. */
+const REACH_TIMEOUT_MS = 2_000
+const NOT_REACHED = `not reached within ${REACH_TIMEOUT_MS} ms`
+const CLOSE_TIMEOUT_MS = 2_000
+const HEARTBEAT_S = 10
+const STABLE_MS = 5_000
+const BACKOFF = { firstMs: 100, mostMs: 5_000 }
+/**
+ * Where nobody listens or can be reached a try costs a packet or two, so a broker that starts again is found within a
+ * second. One that listens and refuses, or does not answer, is left alone for longer.
+ */
+const BACKOFF_NOBODY_THERE = { firstMs: 100, mostMs: 700 }
+
+export interface LinkHooks {
+  /** Opens channels on the new connection; a rejection counts as a failed try. */
+  readonly setUp: (client: BatchingClient) => Promise<void>
+  /** Hands over what must reach the broker before the connection closes. */
+  readonly tearDown: () => Promise<unknown>
+  readonly up: () => void
+  /** Told once for each connection that was up, and for each try that failed. */
+  readonly lost: (reason: string) => void
+  readonly blocked: (reason: string) => void
+  readonly unblocked: () => void
+}
+
+export class Link {
+  readonly #urls: UrlRotation
+  readonly #ca: string | null
+  readonly #hooks: LinkHooks
+  #state: "down" | "connecting" | "up" | "waiting" | "closed" = "down"
+  #client: BatchingClient | null = null
+  #attempt = 0
+  #upSinceMs = 0
+  /** Whether every URL tried since the last wait refused the connection or could not be reached. */
+  #nobodyThere = true
+  #timer: ReturnType<typeof setTimeout> | null = null
+
+  /**
+   * @param urls `amqp:` or `amqps:`, at least one, of nodes of one broker.
+   * @param name how the connection is called in the broker's own tools.
+   * @param frameMax bytes; larger where large header frames may come in.
+   * @param ca PEM; the only CAs to trust with `amqps:`. Null: those of the system.
+   */
+  constructor(
+    urls: readonly string[],
+    name: string,
+    frameMax: number,
+    hooks: LinkHooks,
+    ca: string | null = null,
+  ) {
+    const withOptions = urls.map((url) => {
+      const parsed = new URL(url)
+      parsed.searchParams.set("name", name)
+      parsed.searchParams.set("frameMax", String(frameMax))
+      if (!parsed.searchParams.has("heartbeat")) {
+        parsed.searchParams.set("heartbeat", String(HEARTBEAT_S))
+      }
+      return parsed.href
+    })
+    this.#urls = new UrlRotation(withOptions, Math.random)
+    this.#ca = ca
+    this.#hooks = hooks
+  }
+
+  get up(): boolean {
+    return this.#state === "up"
+  }
+
+  start(): void {
+    if (this.#state === "down" || this.#state === "waiting") void this.#connect()
+  }
+
+  /** Gives up the present connection and connects anew. */
+  reset(reason: string): void {
+    if (this.#state === "up" || this.#state === "connecting") this.#lose(this.#client, reason)
+  }
+
+  /**
+   * Stops reading from the broker; it then sees no heartbeats of ours and closes the connection after
+   * some 20 s, which a new connection makes good.
+   */
+  pause(): void {
+    this.#client?.socket?.pause()
+  }
+
+  resume(): void {
+    this.#client?.socket?.resume()
+  }
+
+  /** Sends what is queued, says goodbye and closes; within `CLOSE_TIMEOUT_MS`. */
+  async close(): Promise<void> {
+    const client = this.#client
+    const wasUp = this.#state === "up"
+    this.#client = null
+    this.#state = "closed"
+    if (this.#timer !== null) clearTimeout(this.#timer)
+    if (client === null) return
+    client.socket?.resume()
+    const goodbye = () => this.#hooks.tearDown().then(() => client.close())
+    if (wasUp) await within(goodbye(), CLOSE_TIMEOUT_MS, "no answer").catch(() => undefined)
+    abandon(client, "closed by us")
+  }
+
+  async #connect(): Promise<void> {
+    this.#state = "connecting"
+    let client: BatchingClient
+    try {
+      client = this.#newClient()
+    } catch (error) {
+      // A URL that the client cannot take apart; the configuration refuses those it knows of.
+      this.#retry(error instanceof Error ? error.message : String(error))
+      return
+    }
+    this.#client = client
+    const { promise: notReached, reject } = Promise.withResolvers<never>()
+    const reaching = setTimeout(() => {
+      if (client.socket?.connecting === true) reject(new Error(NOT_REACHED))
+    }, REACH_TIMEOUT_MS)
+    try {
+      const setUp = client.connect().then(() => this.#hooks.setUp(client))
+      const either = Promise.race([setUp, notReached])
+      await within(either, CONNECT_TIMEOUT_MS, `no answer within ${CONNECT_TIMEOUT_MS} ms`)
+    } catch (error) {
+      this.#lose(client, error instanceof Error ? error.message : String(error))
+      return
+    } finally {
+      clearTimeout(reaching)
+    }
+    if (this.#client !== client || this.#state !== "connecting") return
+    this.#state = "up"
+    this.#upSinceMs = performance.now()
+    this.#hooks.up()
+  }
+
+  #newClient(): BatchingClient {
+    const client = new BatchingClient(this.#urls.take(), this.#ca)
+    let cause = "connection lost"
+    client.onerror = (error) => {
+      cause = error.message
+    }
+    client.ondisconnect = (error) => this.#lose(client, error?.message ?? cause)
+    client.onblocked = (reason) => {
+      if (this.#client === client) this.#hooks.blocked(reason)
+    }
+    client.onunblocked = () => {
+      if (this.#client === client) this.#hooks.unblocked()
+    }
+    return client
+  }
+
+  #lose(client: BatchingClient | null, reason: string): void {
+    if (client === null || this.#client !== client || this.#state === "closed") return
+    this.#client = null
+    if (this.#state === "up" && performance.now() - this.#upSinceMs >= STABLE_MS) {
+      this.#attempt = 0
+      this.#urls.avoidTaken()
+    }
+    // Reset, or the kernel would still deliver what is published again by then: late repeats, from a past connection.
+    client.socket?.resetAndDestroy()
+    abandon(client, reason)
+    this.#retry(reason)
+  }
+
+  #retry(reason: string): void {
+    this.#state = "waiting"
+    this.#hooks.lost(reason)
+    const nobodyThere = reason.includes("ECONNREFUSED") || reason === NOT_REACHED
+    this.#nobodyThere = this.#nobodyThere && nobodyThere
+    let delayMs = 0
+    if (this.#urls.exhausted) {
+      const backoff = this.#nobodyThere ? BACKOFF_NOBODY_THERE : BACKOFF
+      delayMs = backoffMs(this.#attempt, backoff, Math.random())
+      this.#attempt += 1
+      this.#nobodyThere = true
+    }
+    this.#timer = setTimeout(() => this.start(), delayMs)
+  }
+}
+
+/** The client tells its channels only when it learns of the loss by itself. */
+function abandon(client: BatchingClient, reason: string): void {
+  client.socket?.destroy()
+  for (const channel of client.channels) channel?.setClosed(new Error(reason))
+}
+
+function within<T>(promise: Promise<T>, timeoutMs: number, message: string): Promise<T> {
+  const { promise: timeout, reject } = Promise.withResolvers<never>()
+  const timer = setTimeout(() => reject(new Error(message)), timeoutMs)
+  return Promise.race([promise, timeout]).finally(() => clearTimeout(timer))
+}

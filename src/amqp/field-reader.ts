@@ -1,0 +1,285 @@
+/**
+ * Reads the contents of AMQP 0-9-1 frames: numbers, texts, tables and the properties of a message.
+ *
+ * A JavaScript value does not keep its AMQP type and bytes. Headers with a value that could not be written back to the same
+ * bytes carry the table they were read from (`republishing.ts`). Most headers have no such value and cost nothing more.
+ * Pure. Bounds: `MOST_DEPTH` for nested tables; the frame for all else.
+ */
+
+import type { HeaderValue, MessageProperties } from "../broker/broker.ts"
+import { OutOfRangeDate, RECEIVED, setHeader } from "../broker/republishing.ts"
+import { KnownTexts } from "./string-cache.ts"
+
+const TWO_TO_32 = 2 ** 32
+const TWO_TO_63 = 2 ** 63
+const DIGIT_0 = 0x30
+const DIGIT_9 = 0x39
+/** Far more than any real message; without a bound a message could exhaust the stack, again each time it is delivered. */
+const MOST_DEPTH = 100
+
+/** An entry of a table, and where its value is in the table's bytes. */
+export interface TableEntry {
+  readonly name: string
+  /** The bytes of its value, the type included. */
+  readonly from: number
+  readonly to: number
+}
+
+/** Shared by all readers: texts are the same on every connection. */
+const knownTexts = new KnownTexts()
+
+export class FieldReader {
+  /** The bytes that are read; a plain `Uint8Array`, not a subclass. */
+  bytes: Uint8Array = new Uint8Array(0)
+  /** Index of the next byte, and of the end. */
+  at = 0
+  end = 0
+  /** The state of the table or array that is being read. */
+  #depth = 0
+  /** Whether the frame writer would write the values read so far as the bytes they were read from. */
+  #exact = true
+
+  begin(bytes: Uint8Array, at: number, end: number): void {
+    this.bytes = bytes
+    this.at = at
+    this.end = end
+    this.#depth = 0
+  }
+
+  /** The entries of a table's bytes without its size field: each name, and where its value begins and ends. */
+  entries(table: Uint8Array): TableEntry[] {
+    const entries: TableEntry[] = []
+    this.begin(viewOf(table), 0, table.length)
+    while (this.at < table.length) {
+      const name = this.#shortText()
+      const from = this.at
+      this.#field()
+      entries.push({ name, from, to: this.at })
+    }
+    return entries
+  }
+
+  properties(): MessageProperties {
+    const flags = (this.uint8() << 8) | this.uint8()
+    const properties: MessageProperties = {}
+    if (flags & 0x8000) properties.contentType = this.#shortText()
+    if (flags & 0x4000) properties.contentEncoding = this.#shortText()
+    if (flags & 0x2000) properties.headers = this.#headers()
+    if (flags & 0x1000) properties.deliveryMode = this.uint8()
+    if (flags & 0x0800) properties.priority = this.uint8()
+    if (flags & 0x0400) properties.correlationId = this.#shortText()
+    if (flags & 0x0200) properties.replyTo = this.#shortText()
+    if (flags & 0x0100) properties.expiration = this.#shortText()
+    if (flags & 0x0080) properties.messageId = this.#shortText()
+    if (flags & 0x0040) properties.timestamp = this.#time()
+    if (flags & 0x0020) properties.type = this.#shortText()
+    if (flags & 0x0010) properties.userId = this.#shortText()
+    if (flags & 0x0008) properties.appId = this.#shortText()
+    if (flags & 0x0004) properties.clusterId = this.#shortText()
+    return properties
+  }
+
+  /** With the bytes they came in, when the values could not be written back to the same bytes. */
+  #headers(): Record<string, HeaderValue> {
+    const at = this.at
+    this.#exact = true
+    const values: Record<string, HeaderValue> & { [RECEIVED]?: Uint8Array } = this.table()
+    if (!this.#exact) values[RECEIVED] = this.bytes.slice(at + 4, this.at)
+    return values
+  }
+
+  table(): Record<string, HeaderValue> {
+    const table: Record<string, HeaderValue> = {}
+    const end = this.#inside()
+    while (this.at < end) {
+      const name = this.#shortText()
+      const value = this.#field()
+      // Objects keep one value a name, and put names that are numbers first.
+      const first = name.charCodeAt(0)
+      if ((first >= DIGIT_0 && first <= DIGIT_9) || table[name] !== undefined) this.#exact = false
+      setHeader(table, name, value)
+    }
+    this.#outside(end)
+    return table
+  }
+
+  #array(): HeaderValue[] {
+    const values: HeaderValue[] = []
+    const end = this.#inside()
+    while (this.at < end) values.push(this.#field())
+    this.#outside(end)
+    return values
+  }
+
+  /** The end of the table or array that begins here; one that is nested too deep is skipped. */
+  #inside(): number {
+    const size = this.uint32()
+    const end = this.at + size
+    if (end > this.end) throw new Error("a table longer than its frame")
+    this.#depth += 1
+    if (this.#depth > MOST_DEPTH && this.at < end) {
+      this.at = end
+      this.#exact = false
+    }
+    return end
+  }
+
+  #outside(end: number): void {
+    this.#depth -= 1
+    if (this.at !== end) throw new Error("a table that does not end where it should")
+  }
+
+  #field(): HeaderValue {
+    const type = this.uint8()
+    switch (type) {
+      case 0x53: // S
+        return this.#text(this.uint32())
+      case 0x6c: {
+        // l
+        const value = this.#int64()
+        if (!Number.isSafeInteger(value)) this.#exact = false
+        return value
+      }
+      case 0x74: {
+        // t
+        const value = this.uint8()
+        if (value > 1) this.#exact = false
+        return value === 1
+      }
+      case 0x46: // F
+        return this.table()
+      case 0x41: // A
+        return this.#array()
+      case 0x54: // T
+        return this.#time()
+      case 0x56: // V
+        return null
+      case 0x78: // x
+        return this.#take(this.uint32()).slice()
+      case 0x64: {
+        // d; a NaN has many forms
+        const value = this.#view(8).getFloat64(0)
+        if (Number.isNaN(value) || isWrittenAsInteger(value)) this.#exact = false
+        return value
+      }
+      default:
+        this.#exact = false
+        return this.#otherNumber(type)
+    }
+  }
+
+  /** A value of a type that the frame writer does not choose for any JavaScript value. */
+  #otherNumber(type: number): number {
+    switch (type) {
+      case 0x49: // I
+        return this.uint32() | 0
+      case 0x62: // b
+        return (this.uint8() << 24) >> 24
+      case 0x42: // B
+        return this.uint8()
+      case 0x73: // s
+        return (this.#uint16() << 16) >> 16
+      case 0x75: // u
+        return this.#uint16()
+      case 0x69: // i
+        return this.uint32()
+      case 0x4c: // L, which RabbitMQ passes on
+        return this.uint64()
+      case 0x66: // f
+        return this.#view(4).getFloat32(0)
+      case 0x44: {
+        // D
+        const scale = this.uint8()
+        return this.uint32() / 10 ** scale
+      }
+      default:
+        throw new Error(`a header of the unknown type ${type}`)
+    }
+  }
+
+  #time(): Date {
+    const at = this.at
+    const time = new Date(this.#int64() * 1000)
+    if (!Number.isNaN(time.getTime())) return time
+    const { buffer, byteOffset } = this.bytes
+    return new OutOfRangeDate(new DataView(buffer, byteOffset + at).getBigInt64(0))
+  }
+
+  #shortText(): string {
+    return this.#text(this.uint8())
+  }
+
+  #text(bytes: number): string {
+    const at = this.at
+    this.skip(bytes)
+    return knownTexts.read(this.bytes, at, bytes)
+  }
+
+  #view(bytes: number): DataView {
+    const { buffer, byteOffset } = this.#take(bytes)
+    return new DataView(buffer, byteOffset)
+  }
+
+  #take(bytes: number): Uint8Array {
+    const at = this.at
+    this.skip(bytes)
+    return this.bytes.subarray(at, at + bytes)
+  }
+
+  skip(bytes: number): void {
+    this.at += bytes
+    if (this.at > this.end) throw new Error("a frame that ends before what is in it")
+  }
+
+  uint8(): number {
+    const at = this.at
+    this.skip(1)
+    return byteAt(this.bytes, at)
+  }
+
+  #uint16(): number {
+    const at = this.at
+    this.skip(2)
+    return (byteAt(this.bytes, at) << 8) | byteAt(this.bytes, at + 1)
+  }
+
+  uint32(): number {
+    const at = this.at
+    this.skip(4)
+    return uint32(this.bytes, at)
+  }
+
+  uint64(): number {
+    return this.uint32() * TWO_TO_32 + this.uint32()
+  }
+
+  #int64(): number {
+    return (this.uint32() | 0) * TWO_TO_32 + this.uint32()
+  }
+}
+
+/** See `FieldReader.entries`. @throws when the bytes are not those of a table. */
+export function tableEntries(table: Uint8Array): TableEntry[] {
+  return new FieldReader().entries(table)
+}
+
+/** The rule by which the frame writer tells integers from fractions. */
+export function isWrittenAsInteger(value: number): boolean {
+  return Number.isInteger(value) && Math.abs(value) < TWO_TO_63
+}
+
+/** A Buffer's slice is a view; what is kept must be a copy. */
+export function viewOf({ buffer, byteOffset, length }: Uint8Array): Uint8Array {
+  return new Uint8Array(buffer, byteOffset, length)
+}
+
+export function byteAt(bytes: Uint8Array, at: number): number {
+  return bytes[at] as number
+}
+
+export function uint32(bytes: Uint8Array, at: number): number {
+  return (
+    byteAt(bytes, at) * 0x1000000 +
+    ((byteAt(bytes, at + 1) << 16) | (byteAt(bytes, at + 2) << 8) | byteAt(bytes, at + 3))
+  )
+}

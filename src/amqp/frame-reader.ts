@@ -1,0 +1,191 @@
+/**
+ * Reads AMQP 0-9-1 frames as they come from the socket, and takes what comes in numbers: deliveries, returned messages
+ * and confirms, of the channels for which they are wanted. All other frames are handed on whole, for the AMQP client.
+ *
+ *   push(chunk) ─► frame … frame ─┬─ ack, nack ───────────────────────────► confirmed
+ *                                 ├─ deliver, return ► header ► body … ───► content
+ *                                 └─ any other ───────────────────────────► other
+ *
+ * Why: the client makes a view for each frame, a promise-ready message object and a `Buffer` for each of some 15
+ * texts of a delivery, and misreads some of it (docs/PERFORMANCE.md). Pure. Bounds: a frame of `mostBytes`, of which
+ * the beginning of one is kept; one message a channel, of `MOST_BODY_BYTES`.
+ */
+
+import type { MessageProperties } from "../broker/broker.ts"
+import { byteAt, FieldReader, uint32, viewOf } from "./field-reader.ts"
+
+const METHOD = 1
+const HEADER = 2
+const BODY = 3
+const FRAME_END = 0xce
+/** Type, channel and size; and the end. */
+const HEAD_BYTES = 7
+const OVERHEAD_BYTES = 8
+const DELIVER = (60 << 16) | 60
+const RETURN = (60 << 16) | 50
+const CANCEL = (60 << 16) | 30
+const ACK = (60 << 16) | 80
+const NACK = (60 << 16) | 120
+/** Of a nack RabbitMQ sets 2, "requeue", too. */
+const MULTIPLE = 1
+/** The most that RabbitMQ can be told to take. */
+const MOST_BODY_BYTES = 536_870_912
+const EMPTY = new Uint8Array(0)
+
+/** A message that was delivered or, on a channel that publishes, returned. */
+export interface Content {
+  /** 0 for one that was returned. */
+  readonly tag: number
+  readonly redelivered: boolean
+  readonly properties: MessageProperties
+  readonly body: Uint8Array
+}
+
+export interface FrameTaker {
+  /** Whether messages and confirms of a channel are taken here. */
+  readonly takes: (channel: number) => boolean
+  /** `body` is a copy; texts and numbers are anyway. */
+  readonly content: (channel: number, content: Content) => void
+  readonly confirmed: (channel: number, tag: number, multiple: boolean, nacked: boolean) => void
+  /** A consumer of a channel has been cancelled; the frame goes to `other` all the same. */
+  readonly cancelled: (channel: number) => void
+  /** A whole frame, valid until the call returns. */
+  readonly other: (frame: Uint8Array) => void
+}
+
+/** What has come of a message. */
+interface Coming {
+  readonly tag: number
+  readonly redelivered: boolean
+  properties: MessageProperties
+  body: Uint8Array
+  /** Bytes of the body, as its header says. */
+  size: number
+  /** Those that have come; -1 before the header. */
+  bytes: number
+}
+
+export class FrameReader {
+  readonly #mostBytes: number
+  readonly #taker: FrameTaker
+  /** The beginning of a frame whose end has not come. */
+  #partial: Uint8Array | null = null
+  readonly #coming = new Map<number, Coming>()
+  /** The state of the frame that is being read. */
+  readonly #fields = new FieldReader()
+
+  /** @param mostBytes of a frame, its overhead included. */
+  constructor(mostBytes: number, taker: FrameTaker) {
+    this.#mostBytes = mostBytes
+    this.#taker = taker
+  }
+
+  /** @throws when these are no frames, or frames that can't be read. */
+  push(chunk: Uint8Array): void {
+    const came = viewOf(chunk)
+    const bytes = this.#partial === null ? came : viewOf(Buffer.concat([this.#partial, came]))
+    this.#partial = null
+    let start = 0
+    while (bytes.length - start >= HEAD_BYTES) {
+      const frameBytes = uint32(bytes, start + 3) + OVERHEAD_BYTES
+      if (frameBytes > this.#mostBytes) {
+        throw new Error(`a frame of ${frameBytes} bytes, at most ${this.#mostBytes}`)
+      }
+      const end = start + frameBytes
+      if (end > bytes.length) break
+      if (bytes[end - 1] !== FRAME_END) throw new Error("a frame that does not end where it should")
+      this.#frame(bytes, start, end)
+      start = end
+    }
+    if (start < bytes.length) this.#partial = bytes.slice(start)
+  }
+
+  #frame(bytes: Uint8Array, start: number, end: number): void {
+    const channel = (byteAt(bytes, start + 1) << 8) | byteAt(bytes, start + 2)
+    this.#fields.begin(bytes, start + HEAD_BYTES, end - 1)
+    if (!this.#taker.takes(channel) || !this.#taken(channel, byteAt(bytes, start))) {
+      this.#taker.other(bytes.subarray(start, end))
+    }
+  }
+
+  /** False when the frame is not for us. */
+  #taken(channel: number, type: number): boolean {
+    const coming = this.#coming.get(channel)
+    switch (type) {
+      case METHOD:
+        return this.#fields.end - this.#fields.at >= 4 && this.#method(channel)
+      case HEADER:
+        if (coming === undefined) return false
+        this.#header(coming)
+        if (coming.size === 0) this.#complete(channel, coming)
+        return true
+      case BODY:
+        if (coming === undefined || coming.bytes < 0) return false
+        this.#body(coming)
+        if (coming.bytes === coming.size) this.#complete(channel, coming)
+        return true
+      default:
+        return false
+    }
+  }
+
+  /** False when the method is not for us. */
+  #method(channel: number): boolean {
+    const method = this.#fields.uint32()
+    switch (method) {
+      case ACK:
+      case NACK: {
+        const tag = this.#fields.uint64()
+        const multiple = (this.#fields.uint8() & MULTIPLE) !== 0
+        this.#taker.confirmed(channel, tag, multiple, method === NACK)
+        return true
+      }
+      case DELIVER: {
+        // The consumer's tag: there is one consumer a channel.
+        this.#fields.skip(this.#fields.uint8())
+        const tag = this.#fields.uint64()
+        this.#begin(channel, tag, this.#fields.uint8() === 1)
+        return true
+      }
+      case RETURN:
+        this.#begin(channel, 0, false)
+        return true
+      case CANCEL:
+        this.#taker.cancelled(channel)
+        return false
+      default:
+        return false
+    }
+  }
+
+  #begin(channel: number, tag: number, redelivered: boolean): void {
+    this.#coming.set(channel, { tag, redelivered, properties: {}, body: EMPTY, size: 0, bytes: -1 })
+  }
+
+  #header(coming: Coming): void {
+    // The class and a weight that is always 0.
+    this.#fields.skip(4)
+    const bodyBytes = this.#fields.uint64()
+    if (bodyBytes > MOST_BODY_BYTES) throw new Error(`a message of ${bodyBytes} bytes`)
+    coming.properties = this.#fields.properties()
+    coming.size = bodyBytes
+    coming.bytes = 0
+  }
+
+  #body(coming: Coming): void {
+    const { bytes, at, end } = this.#fields
+    const length = end - at
+    if (coming.bytes + length > coming.size) throw new Error("a body longer than announced")
+    if (length === coming.size) coming.body = bytes.slice(at, end)
+    else {
+      if (coming.bytes === 0) coming.body = new Uint8Array(coming.size)
+      coming.body.set(bytes.subarray(at, end), coming.bytes)
+    }
+    coming.bytes += length
+  }
+
+  #complete(channel: number, content: Coming): void {
+    this.#coming.delete(channel)
+    this.#taker.content(channel, content)
+  }
+}

@@ -1,0 +1,321 @@
+/**
+ * The subscriptions of one broker over AMQP: a channel each on the consuming connection, made anew on
+ * each new connection.
+ *
+ *   none ──subscribe──► subscribed ──connection lost──► none
+ *            │  └──queue in use elsewhere──► locked ──every `LOCKED_RETRY_MS`──► subscribed
+ *            └──paused──► none, until it is resumed
+ *
+ * A queue that another connection has for itself holds up no other subscription: it may be our own
+ * connection of before, which the broker has not missed yet, or another instance of the same name. A quorum queue keeps
+ * the consumer of a node that is cut off until that node is back; when this client had the queue before and it stays
+ * locked for `STALE_CONSUMER_MS`, the one consumer counts as such a one.
+ * Bound: the prefetch of each subscription.
+ */
+
+import type { AMQPChannel } from "@cloudamqp/amqp-client"
+import type { Delivery, MessageProperties, Subscription } from "../broker/broker.ts"
+import { divided } from "../broker/prefetch.ts"
+import type { BatchingClient } from "./client.ts"
+import { readBrokerError } from "./errors.ts"
+import type { Content } from "./frame-reader.ts"
+
+const LOCKED_RETRY_MS = 1_000
+/** Longer than a broker takes to miss a connection that is reset; shorter than anybody should wait for a partition. */
+const STALE_CONSUMER_MS = 5_000
+/** How often the broker is asked to have processed the acknowledgements sent so far, while any are sent. */
+const FENCE_MS = 250
+/** Enough for hundreds at once; were it too short, commands would come again and none be lost. */
+const ACKNOWLEDGEMENTS_MS = 200
+
+export interface SubscriptionsHooks {
+  /** A consumer or its channel has ended: the connection is to be made anew. */
+  readonly failed: (reason: string) => void
+  /** A queue has become locked, or no longer is. */
+  readonly lockedChanged: () => void
+}
+
+export class Subscriptions {
+  readonly #hooks: SubscriptionsHooks
+  #wanted: readonly Subscription[] = []
+  #client: BatchingClient | null = null
+  #channels: AMQPChannel[] = []
+  #consumers: { cancel(): Promise<unknown> }[] = []
+  readonly #locked = new Set<Subscription>()
+  /** Exclusive ones that this client has had on some connection. */
+  readonly #had = new Set<Subscription>()
+  /** Since when each of them is locked, over all connections; by a clock that never jumps. */
+  readonly #lockedSinceMs = new Map<Subscription, number>()
+  /** Those that deliveries may have come by on this connection. */
+  readonly #subscribed = new Set<Subscription>()
+  #retry: ReturnType<typeof setTimeout> | null = null
+  #complete = false
+  #paused = false
+  #stopped = false
+  /** What all of them together may hold unacknowledged, where the broker allows less than the setup asks for. */
+  limit: number | null = null
+
+  constructor(hooks: SubscriptionsHooks) {
+    this.#hooks = hooks
+  }
+
+  /** A queue that another connection has for itself, or null. */
+  get lockedQueue(): string | null {
+    for (const { queue } of this.#locked) return queue
+    return null
+  }
+
+  /** True when a resumed connection has no subscriptions, since it was made while paused. */
+  get missing(): boolean {
+    return !this.#complete
+  }
+
+  set paused(paused: boolean) {
+    this.#paused = paused
+  }
+
+  /** Deliveries of all that may be unacknowledged. */
+  get prefetch(): number {
+    return this.limit ?? this.#wanted.reduce((sum, { prefetch }) => sum + prefetch, 0)
+  }
+
+  want(subscriptions: readonly Subscription[]): void {
+    this.#wanted = subscriptions
+  }
+
+  /** Subscribes on a new connection. Rejects when that fails for another reason than a lock. */
+  async subscribe(client: BatchingClient): Promise<void> {
+    this.#client = client
+    if (this.#paused) return
+    for (const subscription of this.#wanted) await this.#subscribe(client, subscription)
+    this.#complete = true
+  }
+
+  /** The connection is lost, and with it all that was on it. */
+  lost(): void {
+    if (this.#retry !== null) clearTimeout(this.#retry)
+    this.#retry = null
+    this.#client = null
+    this.#channels = []
+    this.#consumers = []
+    this.#complete = false
+    this.#locked.clear()
+    const subscribed = [...this.#subscribed]
+    this.#subscribed.clear()
+    // An acknowledgement that could not be written may have found the loss.
+    queueMicrotask(() => {
+      for (const subscription of subscribed) subscription.lost?.()
+    })
+  }
+
+  /** Cancels all; what was delivered can still be acknowledged. */
+  async stop(): Promise<void> {
+    this.#stopped = true
+    const consumers = this.#consumers
+    this.#consumers = []
+    await Promise.allSettled(consumers.map((consumer) => consumer.cancel()))
+  }
+
+  /**
+   * RabbitMQ may close a connection before it has read the acknowledgements on its channels, and a
+   * channel of a quorum queue takes in many at once before it passes them on.
+   */
+  async handOverAcknowledgements(): Promise<void> {
+    await Bun.sleep(ACKNOWLEDGEMENTS_MS)
+    await Promise.allSettled(this.#channels.map((channel) => channel.close()))
+  }
+
+  async #subscribe(client: BatchingClient, subscription: Subscription): Promise<void> {
+    const { untilClose = false } = subscription
+    if (this.#stopped && !untilClose) return
+    const channel = await client.channel()
+    let ended = (_reason: string): void => undefined
+    channel.onerror = (reason) => ended(reason)
+    const prefetch = this.#prefetchOf(subscription)
+    await channel.basicQos(prefetch)
+    const { exclusive = false } = subscription
+    const options = { noAck: false, exclusive }
+    try {
+      const stale = exclusive && this.#hasStaleConsumer(subscription) ? 1 : 0
+      if (exclusive) await refuseCompany(channel, subscription.queue, stale)
+      let cancelled = false
+      let began = false
+      const acknowledgements = new Acknowledgements(client, channel, prefetch)
+      this.#subscribed.add(subscription)
+      client.take(channel.id, {
+        content: (content) => {
+          // What can't be acknowledged comes again, and so does what comes by a consumer that is cancelled as soon as it began.
+          if (channel.closed || (this.#stopped && !began && !untilClose)) return
+          const delivery = new AmqpDelivery(subscription.queue, acknowledgements, content)
+          subscription.deliver(delivery, prefetch)
+        },
+        cancelled: () => {
+          cancelled = true
+        },
+      })
+      const consumer = await channel.basicConsume(subscription.queue, options, () => undefined)
+      // In the same breath as it began: the client knows of no consumer yet, and tells nobody.
+      if (cancelled || channel.closed) throw new Error(`${subscription.queue}: cancelled at once`)
+      if (exclusive) {
+        // Another may have come between; then both leave, and who comes back first stays.
+        await refuseCompany(channel, subscription.queue, stale + 1).catch((error: unknown) =>
+          consumer.cancel().then(() => Promise.reject(error)),
+        )
+      }
+      ended = this.#hooks.failed
+      began = !this.#stopped
+      this.#channels.push(channel)
+      if (exclusive) this.#had.add(subscription)
+      this.#lockedSinceMs.delete(subscription)
+      if (untilClose) {
+        // Not among those that a stop cancels.
+      } else if (this.#stopped) await consumer.cancel()
+      else this.#consumers.push(consumer)
+      // Rejects when the broker cancels the consumer, for example because its queue was deleted.
+      consumer.wait().catch((error: unknown) => this.#hooks.failed(String(error)))
+    } catch (error) {
+      if (!isLocked(error)) throw error
+      // Some locks close the channel, some do not.
+      if (!channel.closed) await channel.close()
+      // What came before the lock was found is lost with the channel.
+      if (this.#subscribed.delete(subscription)) queueMicrotask(() => subscription.lost?.())
+      if (!this.#lockedSinceMs.has(subscription)) {
+        this.#lockedSinceMs.set(subscription, performance.now())
+      }
+      if (!this.#locked.has(subscription)) {
+        this.#locked.add(subscription)
+        this.#hooks.lockedChanged()
+      }
+      const retryMs = LOCKED_RETRY_MS * (0.5 + Math.random())
+      this.#retry ??= setTimeout(() => this.#retryLocked(), retryMs)
+      return
+    }
+    if (this.#locked.delete(subscription)) this.#hooks.lockedChanged()
+  }
+
+  #hasStaleConsumer(subscription: Subscription): boolean {
+    const sinceMs = this.#lockedSinceMs.get(subscription) ?? Number.POSITIVE_INFINITY
+    return this.#had.has(subscription) && performance.now() - sinceMs >= STALE_CONSUMER_MS
+  }
+
+  #prefetchOf(subscription: Subscription): number {
+    if (this.limit === null) return subscription.prefetch
+    const weights = this.#wanted.map(({ prefetch }) => prefetch)
+    return divided(this.limit, weights)[this.#wanted.indexOf(subscription)] ?? 1
+  }
+
+  #retryLocked(): void {
+    const client = this.#client
+    this.#retry = null
+    if (client === null) return
+    for (const subscription of this.#locked) {
+      this.#subscribe(client, subscription).catch((error: unknown) =>
+        this.#hooks.failed(String(error)),
+      )
+    }
+  }
+}
+
+function isLocked(error: unknown): boolean {
+  return error instanceof Error && readBrokerError(error.message).kind === "locked"
+}
+
+/** Quorum queues let anybody consume beside an exclusive consumer, so consumers are counted. */
+async function refuseCompany(channel: AMQPChannel, queue: string, most: number): Promise<void> {
+  const { consumerCount } = await channel.queueDeclare(queue, { passive: true })
+  if (consumerCount > most) throw new Error(`RESOURCE_LOCKED: ${queue} has other consumers`)
+}
+
+/**
+ * The acknowledgements on one channel, and which of them the broker has processed.
+ *
+ * AMQP confirms no acknowledgement. But a channel works in order, so the answer to a later method, here a
+ * `basic.qos` that changes nothing, says that they were read. A quorum queue takes them in a moment later:
+ * only those from before the fence that was answered last but one count as processed.
+ */
+class Acknowledgements {
+  readonly #client: BatchingClient
+  readonly #channel: AMQPChannel
+  readonly #prefetch: number
+  #sent = 0
+  #read = 0
+  #processed = 0
+  #fenceDue = false
+
+  constructor(client: BatchingClient, channel: AMQPChannel, prefetch: number) {
+    this.#client = client
+    this.#channel = channel
+    this.#prefetch = prefetch
+  }
+
+  get closed(): boolean {
+    return this.#channel.closed
+  }
+
+  /** Returns the acknowledgement's number. */
+  send(tag: number): number {
+    this.#client.acknowledge(this.#channel.id, tag)
+    this.#sent += 1
+    this.#fenceSoon()
+    return this.#sent
+  }
+
+  isProcessed(number: number): boolean {
+    return number <= this.#processed
+  }
+
+  #fenceSoon(): void {
+    if (this.#fenceDue) return
+    this.#fenceDue = true
+    setTimeout(() => this.#fence(), FENCE_MS).unref()
+  }
+
+  #fence(): void {
+    if (this.#channel.closed) return
+    const sent = this.#sent
+    this.#channel.basicQos(this.#prefetch).then(
+      () => {
+        this.#processed = this.#read
+        this.#read = sent
+        this.#fenceDue = false
+        if (this.#processed < this.#sent) this.#fenceSoon()
+      },
+      // The channel is gone, and what is not processed by then is delivered again.
+      () => undefined,
+    )
+  }
+}
+
+class AmqpDelivery implements Delivery {
+  readonly queue: string
+  readonly body: Uint8Array
+  readonly properties: MessageProperties
+  readonly redelivered: boolean
+  readonly #acknowledgements: Acknowledgements
+  readonly #tag: number
+  /** The acknowledgement's number; 0 while there is none. */
+  #acknowledged = 0
+
+  constructor(queue: string, acknowledgements: Acknowledgements, content: Content) {
+    this.queue = queue
+    this.body = content.body
+    this.properties = content.properties
+    this.redelivered = content.redelivered
+    this.#acknowledgements = acknowledgements
+    this.#tag = content.tag
+  }
+
+  get lost(): boolean {
+    return this.#acknowledgements.closed
+  }
+
+  get settled(): boolean {
+    return this.#acknowledged > 0 && this.#acknowledgements.isProcessed(this.#acknowledged)
+  }
+
+  acknowledge(): void {
+    // A second one for the same delivery would close the channel.
+    if (this.#acknowledged > 0 || this.#acknowledgements.closed) return
+    this.#acknowledged = this.#acknowledgements.send(this.#tag)
+  }
+}

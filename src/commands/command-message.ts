@@ -1,0 +1,149 @@
+/**
+ * What a message on its way to a device means: from its properties to a command, or to the reason
+ * why it is none. Pure.
+ *
+ * Lenient in one thing: `to_device_seq` may be a string of digits, since command-line publishers can
+ * only send strings.
+ */
+
+import type { HeaderValue, MessageProperties } from "../broker/broker.ts"
+import { bodyFault, type Outcome } from "../device/command.ts"
+import { CONNECTION_ID, DEVICE_ID } from "../device/ids.ts"
+
+/** How often this command was forwarded from worker to worker. */
+export const HOPS_HEADER = "owsla-hops"
+/** The same on every copy of one command that was forwarded; `<worker>.<incarnation>.<counter>`. */
+export const COMMAND_ID_HEADER = "owsla-command"
+/** The broker had handed it out before it was forwarded, which makes a new message of it. */
+export const REDELIVERED_HEADER = "owsla-redelivered"
+/** The outcome of a command that the broker gave up, unless the worker that it is sent to knows the command. */
+export const GIVEN_UP_HEADER = "owsla-given-up"
+/** The hops of a command when its time in a worker's queue was over: that worker may have taken it and lost its delivery. */
+export const LEFT_HEADER = "owsla-left"
+/** Proves that a member of the fleet has sent a command, so that its other headers of this kind count; see `fleet-keys.ts`. */
+export const MEMBER_HEADER = "owsla-member"
+/** Milliseconds since 1970; AMQP's `expiration` would start anew in each queue. */
+export const EXPIRES_AT_HEADER = "owsla-expires-at"
+
+/** Headers between workers. A copy in the undelivered queue has none of them: it may be sent again. */
+export const INTERNAL_HEADERS: readonly string[] = [
+  HOPS_HEADER,
+  COMMAND_ID_HEADER,
+  REDELIVERED_HEADER,
+  GIVEN_UP_HEADER,
+  LEFT_HEADER,
+  EXPIRES_AT_HEADER,
+  MEMBER_HEADER,
+]
+
+/** Which connection a command is for: that very one, or the one the device has now. */
+export interface Target {
+  readonly connectionId: string | null
+  readonly deviceId: string | null
+}
+
+export interface CommandMessage {
+  readonly target: Target
+  readonly seq: number | null
+  readonly messageId: string | null
+  readonly expiresAtMs: number
+  readonly hops: number
+  /** Null on a command that was not forwarded yet. */
+  readonly commandId: string | null
+  /** The broker handed it out before, to a worker that forwarded it. */
+  readonly redelivered: boolean
+}
+
+export interface Refusal {
+  readonly outcome: Extract<Outcome, "invalid" | "too_large">
+  readonly detail: string
+}
+
+/** @param nowMs the time of arrival, from which an expiration counts when there is no timestamp. */
+export function readCommand(
+  body: Uint8Array,
+  properties: MessageProperties,
+  nowMs: number,
+  maxLineBytes: number,
+): CommandMessage | Refusal {
+  const headers = properties.headers ?? {}
+  const connectionId = headers["connection_id"] ?? null
+  const deviceId = headers["device_id"] ?? null
+  if (connectionId === null && deviceId === null) {
+    return invalid("neither connection_id nor device_id in the headers")
+  }
+  if (connectionId !== null && !isIdIn(CONNECTION_ID, connectionId)) {
+    return invalid(`connection_id does not match ${CONNECTION_ID.source}`)
+  }
+  if (deviceId !== null && !isIdIn(DEVICE_ID, deviceId)) {
+    return invalid(`device_id does not match ${DEVICE_ID.source}`)
+  }
+  const seq = readInteger(headers["to_device_seq"])
+  if (seq === undefined) return invalid("to_device_seq is no integer from 0 to 2^53 - 1")
+  const expiresAtMs = readExpiry(properties, nowMs)
+  if (expiresAtMs === undefined) return invalid("expiration is no whole number of milliseconds")
+  const fault = bodyFault(body, maxLineBytes)
+  if (fault !== null) return fault
+  return {
+    target: { connectionId, deviceId },
+    seq,
+    // An empty one names nothing.
+    messageId: properties.messageId || null,
+    expiresAtMs,
+    hops: readInteger(headers[HOPS_HEADER]) ?? 0,
+    commandId: readText(headers[COMMAND_ID_HEADER]),
+    redelivered: headers[REDELIVERED_HEADER] === true,
+  }
+}
+
+/** Why the broker gave a message up, and in which queue. */
+export interface Death {
+  readonly reason: string
+  readonly queue: string
+  /** Milliseconds in digits, as the message had it; null without. */
+  readonly expiration: string | null
+}
+
+/** From the `x-death` header, which may have been sent by anybody; null when there is none that can be read. */
+export function readDeath(properties: MessageProperties): Death | null {
+  const deaths = properties.headers?.["x-death"]
+  const death: unknown = Array.isArray(deaths) ? deaths[0] : null
+  if (typeof death !== "object" || death === null) return null
+  const { reason, queue, "original-expiration": expiration } = death as Record<string, unknown>
+  if (typeof reason !== "string" || typeof queue !== "string") return null
+  return { reason, queue, expiration: typeof expiration === "string" ? expiration : null }
+}
+
+function invalid(detail: string): Refusal {
+  return { outcome: "invalid", detail }
+}
+
+function isIdIn(alphabet: RegExp, value: HeaderValue): value is string {
+  return typeof value === "string" && alphabet.test(value)
+}
+
+function readText(value: HeaderValue): string | null {
+  return typeof value === "string" && value !== "" ? value : null
+}
+
+/** Null when absent, undefined when it is no integer from 0 to 2^53 - 1. */
+function readInteger(value: HeaderValue): number | null | undefined {
+  if (value === undefined || value === null) return null
+  const digits = typeof value === "string" && /^[0-9]{1,16}$/.test(value)
+  if (!digits && typeof value !== "number" && typeof value !== "bigint") return undefined
+  const number = Number(value)
+  return Number.isSafeInteger(number) && number >= 0 ? number : undefined
+}
+
+/** Milliseconds since 1970, `Infinity` without expiration, undefined when it is no number. */
+function readExpiry(properties: MessageProperties, nowMs: number): number | undefined {
+  const carried = readInteger(properties.headers?.[EXPIRES_AT_HEADER])
+  if (typeof carried === "number") return carried
+  if (properties.expiration === undefined) return Number.POSITIVE_INFINITY
+  if (!/^[0-9]{1,15}$/.test(properties.expiration)) return undefined
+  const secondMs = properties.timestamp?.getTime() ?? nowMs
+  // A timestamp has whole seconds: the message was sent in that second, and not after it arrived. A timestamp
+  // in other units than seconds may be beyond what a Date can hold.
+  const sentAtMs = Number.isNaN(secondMs) ? nowMs : Math.min(nowMs, secondMs + 999)
+  return sentAtMs + Number(properties.expiration)
+}

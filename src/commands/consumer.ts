@@ -1,0 +1,425 @@
+/**
+ * The consumer: deliveries from the queues in, commands to their connections or to other workers out.
+ * The first stage of a command's way.
+ *
+ *   to_device, owsla.worker.<id> ─► read ─► known? ─► route ─┬─ here ──► connection ──► (later) its outcome
+ *   owsla.dead_letters ───────────┘                          ├─ queue ─► forward; acknowledge once it is stored
+ *                                                            ├─ device ► locate ──► here, queue or nowhere
+ *                                                            └─ nowhere ► offline
+ *
+ * A dead letter that the broker gave up goes the same way to the worker that holds the device, since the command
+ * may have been written there before its delivery was lost; it ends there as `expired` or `closed`.
+ *
+ * Never writes to a socket and never waits. Bounds: `PREFETCH` unacknowledged deliveries for each
+ * queue and `MAX_COMMAND_BYTES` of bodies for all, beyond which the broker is read no further. When all deliveries
+ * that a queue may have unacknowledged wait for missing numbers, the oldest gap is given up.
+ */
+
+import type { Delivery, MessageProperties } from "../broker/broker.ts"
+import type { Posts } from "../broker/outbound-messages.ts"
+import {
+  isWorkerQueue,
+  WORKER_QUEUE_TTL_MS,
+  workerOfQueue,
+  workerQueue,
+} from "../broker/topology.ts"
+import type { Counters } from "../counters.ts"
+import type { Outcome } from "../device/command.ts"
+import type { Connection } from "../device/connection.ts"
+import { asError } from "../errors.ts"
+import type { FleetKeys } from "../fleet/fleet-keys.ts"
+import {
+  type CommandMessage,
+  type Death,
+  GIVEN_UP_HEADER,
+  LEFT_HEADER,
+  type Refusal,
+  readCommand,
+  readDeath,
+} from "./command-message.ts"
+import { type CommandIds, forwarded } from "./forwarding.ts"
+import type { Outcomes } from "./outcomes.ts"
+import { QueuedCommand } from "./queued-command.ts"
+import { MAX_HOPS, route } from "./routing.ts"
+import type { DeadLetter, UnacknowledgedCommands } from "./unacknowledged-commands.ts"
+
+export interface ConsumerOptions {
+  readonly workerId: string
+  readonly maxLineBytes: number
+  readonly nowMs: () => number
+  readonly counters: Counters
+  /** The open connection of this worker with this connection or device id. */
+  readonly find: (id: string) => Connection | undefined
+  readonly locate: Locate
+  /** Whether a worker is known to the fleet, or may exist because the broker came back a short time ago. */
+  readonly mayServe: (workerId: string) => boolean
+  readonly commandIds: CommandIds
+  readonly keys: FleetKeys
+  /** Whether a queue is one of the gateway's, where no receipt of a back-end's command may go. */
+  readonly isGatewayQueue: (queue: string) => boolean
+  /** Told of an error in the handling of a delivery. */
+  readonly fault: (error: Error, queue: string) => void
+}
+
+/** Where another worker holds a device. */
+export type Place =
+  | { readonly is: "with"; readonly worker: string }
+  | { readonly is: "nowhere"; readonly detail: string }
+
+/**
+ * @param trusting whether what was announced will do; false for who was led astray by it.
+ * @param found told once, possibly before the call returns.
+ */
+export type Locate = (deviceId: string, trusting: boolean, found: (place: Place) => void) => void
+
+/** The outcome of a command that the broker gave up. */
+interface GivenUp {
+  readonly outcome: Extract<Outcome, "expired" | "closed">
+  readonly detail: string
+  /** How often it was forwarded since. */
+  readonly forwards: number
+}
+
+/** Where a command that is routed comes from. */
+interface Origin {
+  /** The queue of a worker that did not take the command in time. */
+  readonly leftIn: string | null
+  /** Its outcome unless the worker that holds its device knows better. */
+  readonly givenUp: GivenUp | null
+}
+
+/** Bounds the forwards between workers that lose the command with their connections again and again. */
+const MAX_GIVEN_UP_FORWARDS = 16
+
+const FRESH: Origin = { leftIn: null, givenUp: null }
+
+export class Consumer {
+  readonly #options: ConsumerOptions
+  readonly #posts: Posts
+  readonly #outcomes: Outcomes
+  readonly #unacknowledged: UnacknowledgedCommands
+  /** How many deliveries of each queue may be unacknowledged. */
+  readonly #prefetchOf = new Map<string, number>()
+  /** Queue and prefetch of the last delivery. Most deliveries come from the queue that the last one came from. */
+  #notedQueue = ""
+  #notedPrefetch = 0
+  /** Deliveries at the last sweep. */
+  #receivedBefore = 0
+
+  constructor(
+    posts: Posts,
+    outcomes: Outcomes,
+    unacknowledged: UnacknowledgedCommands,
+    options: ConsumerOptions,
+  ) {
+    this.#options = options
+    this.#posts = posts
+    this.#outcomes = outcomes
+    this.#unacknowledged = unacknowledged
+  }
+
+  /**
+   * Takes a delivery from `to_device` or from this worker's own queue.
+   *
+   * @param prefetch how many deliveries of its queue may be unacknowledged.
+   */
+  deliver(delivery: Delivery, prefetch: number): void {
+    this.#options.counters.commandsReceived += 1
+    this.#note(delivery.queue, prefetch)
+    try {
+      this.#take(delivery)
+    } catch (error) {
+      this.#failed(delivery, error)
+    }
+  }
+
+  /** Takes a delivery that the broker gave up in another queue. */
+  deliverDeadLetter(delivery: Delivery, prefetch: number): void {
+    this.#options.counters.deadLettersReceived += 1
+    this.#note(delivery.queue, prefetch)
+    try {
+      this.#takeDeadLetter(delivery)
+    } catch (error) {
+      this.#failed(delivery, error)
+    }
+  }
+
+  #take(delivery: Delivery): void {
+    const { nowMs, maxLineBytes } = this.#options
+    const read =
+      this.#admit(delivery.properties) ??
+      readCommand(delivery.body, delivery.properties, nowMs(), maxLineBytes)
+    if ("outcome" in read) {
+      this.#refuse(delivery, read, null)
+      return
+    }
+    const command = new QueuedCommand(delivery, read, this.#outcomes)
+    const givenUp = readGivenUp(delivery)
+    const leftAtHops = readLeft(delivery)
+    const deadLetter =
+      givenUp === null && leftAtHops === null
+        ? null
+        : {
+            expired: givenUp?.outcome === "expired",
+            forwards: givenUp?.forwards ?? 0,
+            leftAtHops,
+          }
+    if (!this.#unacknowledged.add(command, deadLetter)) return
+    this.#route(command, read, givenUp === null ? FRESH : { leftIn: null, givenUp })
+  }
+
+  #takeDeadLetter(delivery: Delivery): void {
+    const { nowMs, maxLineBytes } = this.#options
+    const refusal = this.#admit(delivery.properties)
+    const death = readDeath(delivery.properties)
+    const given = readGivenUp(delivery)
+    const forwards = given?.forwards ?? 0
+    const leftAtHops = readLeft(delivery)
+    const expired = death?.reason === "expired"
+    const expiration = death?.expiration ?? null
+    const properties = { ...delivery.properties }
+    if (death !== null && expiration !== null) {
+      const undated = properties.timestamp === undefined && isWorkerQueue(death.queue)
+      // Without a timestamp it counts from its arrival, and it has waited in that queue since.
+      const waitedMs = undated ? WORKER_QUEUE_TTL_MS : 0
+      properties.expiration = String(Math.max(0, Number(expiration) - waitedMs))
+    }
+    const read = refusal ?? readCommand(delivery.body, properties, nowMs(), maxLineBytes)
+    if ("outcome" in read) {
+      this.#refuse(delivery, read, { expired, forwards, leftAtHops })
+      return
+    }
+    const command = new QueuedCommand(delivery, read, this.#outcomes)
+    const leftWithWorker =
+      expired &&
+      isWorkerQueue(death.queue) &&
+      (expiration === null || Number(expiration) > WORKER_QUEUE_TTL_MS) &&
+      read.expiresAtMs > nowMs()
+    // A command left in a worker's queue exceeded the time-to-live of the queue; it has not expired by itself. When a command was
+    // forwarded after it was given up, the first reason counts.
+    const timeOver = given === null ? expired && !leftWithWorker : given.outcome === "expired"
+    const deadLetter = { expired: timeOver, forwards, leftAtHops }
+    if (!this.#unacknowledged.add(command, deadLetter)) return
+    const givenUp = given ?? (leftWithWorker ? null : givenUpBy(death))
+    this.#route(command, read, { leftIn: death?.queue ?? null, givenUp })
+  }
+
+  /**
+   * To be called periodically: gives up the gap that has been waited for longest while every delivery that a queue
+   * may have unacknowledged waits for a missing number, and nothing has come by any queue between two calls. The
+   * missing command cannot come by that queue then, and is not on its way by another.
+   */
+  sweep(): void {
+    const { commandsReceived, deadLettersReceived } = this.#options.counters
+    const received = commandsReceived + deadLettersReceived
+    const isIdle = received === this.#receivedBefore
+    this.#receivedBefore = received
+    if (!isIdle) return
+    for (const [queue, prefetch] of this.#prefetchOf) {
+      if (this.#unacknowledged.countFrom(queue) >= prefetch) this.#makeRoom(queue)
+    }
+  }
+
+  /**
+   * Ignores what only members of the fleet may say when the message is not from one.
+   * @returns why no command is read from it, or null.
+   */
+  #admit(properties: MessageProperties): Refusal | null {
+    const { keys, isGatewayQueue } = this.#options
+    const { replyTo } = properties
+    if (keys.admit(properties) || replyTo === undefined || !isGatewayQueue(replyTo)) return null
+    // A receipt there would be read as a line, a command or the receipt of another command.
+    delete properties.replyTo
+    return { outcome: "invalid", detail: `reply_to names a queue of the gateway: ${replyTo}` }
+  }
+
+  #refuse(delivery: Delivery, { outcome, detail }: Refusal, deadLetter: DeadLetter | null): void {
+    const command = new QueuedCommand(delivery, null, this.#outcomes)
+    if (!this.#unacknowledged.add(command, deadLetter)) return
+    this.#outcomes.settle(command, outcome, detail, null)
+  }
+
+  /** Ends the command of a delivery whose handling threw, so that it is neither lost nor held for ever. */
+  #failed(delivery: Delivery, error: unknown): void {
+    this.#options.fault(asError(error), delivery.queue)
+    const command =
+      this.#unacknowledged.of(delivery) ?? new QueuedCommand(delivery, null, this.#outcomes)
+    // The connection may hold the command or not: what it holds ends with it.
+    if (command.state === "at_connection") command.connection?.close("fault")
+    if (command.state === "ended" || command.state === "dropped") return
+    this.#unacknowledged.hold(command)
+    try {
+      this.#outcomes.fail(command, "internal error, see the server log")
+    } catch (again) {
+      this.#options.fault(asError(again), delivery.queue)
+      this.#unacknowledged.acknowledge(command)
+    }
+  }
+
+  #note(queue: string, prefetch: number): void {
+    if (queue === this.#notedQueue && prefetch === this.#notedPrefetch) return
+    this.#notedQueue = queue
+    this.#notedPrefetch = prefetch
+    this.#prefetchOf.set(queue, prefetch)
+  }
+
+  #makeRoom(queue: string): void {
+    let oldest: QueuedCommand | null = null
+    for (const command of this.#unacknowledged.all()) {
+      if (command.countedFor?.queue !== queue) continue
+      if (command.connection?.endpoint?.isHeld(command) !== true) return
+      oldest ??= command
+    }
+    if (oldest === null) return
+    this.#options.counters.gapsGivenUpEarly += 1
+    oldest.connection?.giveUpGap()
+  }
+
+  #route(command: QueuedCommand, message: CommandMessage, origin: Origin): void {
+    const { workerId, find, mayServe } = this.#options
+    const { leftIn, givenUp } = origin
+    const { decided } = command
+    if (decided !== null) {
+      this.#outcomes.settle(command, decided.outcome, decided.detail, decided.recipient)
+      return
+    }
+    const owner = leftIn === null ? null : workerOfQueue(leftIn)
+    const mayForward =
+      givenUp === null ? message.hops < MAX_HOPS : givenUp.forwards < MAX_GIVEN_UP_FORWARDS
+    if (owner !== null && owner !== workerId && mayForward && mayServe(owner)) {
+      // That worker may have taken the command and lost its delivery: then it knows what was done with it.
+      this.#forward(command, message, workerQueue(owner), origin)
+      return
+    }
+    const destination = route(message.target, message.hops, workerId, find)
+    if (destination.to === "device") this.#locate(command, message, destination.deviceId, origin)
+    else if (destination.to === "queue" && destination.queue !== leftIn && mayForward) {
+      this.#forward(command, message, destination.queue, origin)
+    } else if (givenUp !== null) this.#end(command, givenUp)
+    else if (destination.to === "here") this.#offer(command, destination.connection)
+    else if (destination.to === "nowhere") this.#offline(command, destination.detail)
+    else this.#offline(command, `left in ${leftIn} for ${WORKER_QUEUE_TTL_MS} ms`)
+  }
+
+  #locate(command: QueuedCommand, message: CommandMessage, deviceId: string, origin: Origin): void {
+    const { find, locate } = this.#options
+    const { leftIn } = origin
+    // What came here by an announcement, or was left where one led, is not sent after another.
+    locate(deviceId, leftIn === null && message.hops === 0, (place) => {
+      // Lost meanwhile: the next delivery is looked up by itself.
+      if (command.state === "dropped") return
+      try {
+        this.#located(command, message, find(deviceId), place, origin)
+      } catch (error) {
+        this.#failed(command.delivery, error)
+      }
+    })
+  }
+
+  /** @param connection of this worker: the device may have come here in the meantime. */
+  #located(
+    command: QueuedCommand,
+    message: CommandMessage,
+    connection: Connection | undefined,
+    place: Place,
+    origin: Origin,
+  ): void {
+    const { givenUp } = origin
+    const mayForward = givenUp === null || givenUp.forwards < MAX_GIVEN_UP_FORWARDS
+    if (connection === undefined && place.is === "with" && mayForward) {
+      this.#forward(command, message, workerQueue(place.worker), origin)
+    } else if (givenUp !== null) this.#end(command, givenUp)
+    else if (connection !== undefined) this.#offer(command, connection)
+    else if (place.is === "nowhere") this.#offline(command, place.detail)
+  }
+
+  #offer(command: QueuedCommand, connection: Connection): void {
+    // With an id or a number the connection knows whether it has written the command.
+    if (command.messageId === null && command.seq === null) this.#countRepeat(command)
+    command.state = "at_connection"
+    command.connection = connection
+    connection.offer(command)
+  }
+
+  #countRepeat({ redelivered, droppedBefore }: QueuedCommand): void {
+    if (redelivered && !droppedBefore) this.#options.counters.commandsPossiblyRepeated += 1
+  }
+
+  #offline(command: QueuedCommand, detail: string): void {
+    this.#countRepeat(command)
+    this.#outcomes.settle(command, "offline", detail, null)
+  }
+
+  #end(command: QueuedCommand, { outcome, detail }: GivenUp): void {
+    this.#countRepeat(command)
+    this.#outcomes.settle(command, outcome, detail, null)
+  }
+
+  #forward(command: QueuedCommand, message: CommandMessage, queue: string, origin: Origin): void {
+    const { counters, commandIds, nowMs, keys } = this.#options
+    const { leftIn, givenUp } = origin
+    counters.commandsForwarded += 1
+    const commandId = message.commandId ?? commandIds.mint()
+    command.state = "forwarding"
+    command.forwardedAs = commandId
+    // The worker recognises a command that was given up by its content when it was lost, so the hops stay the same.
+    const hops = givenUp === null ? message.hops : message.hops - 1
+    const carried = { ...message, hops, redelivered: command.redelivered, commandId }
+    const properties = forwarded(command.delivery.properties, carried, nowMs(), keys.commandKey)
+    if (givenUp === null && leftIn !== null && properties.headers !== undefined) {
+      properties.headers[LEFT_HEADER] = message.hops
+    }
+    if (givenUp !== null && properties.headers !== undefined) {
+      const { outcome, detail, forwards } = givenUp
+      properties.headers[GIVEN_UP_HEADER] = `${outcome} ${forwards + 1} ${detail}`
+      // The command has expired already; the worker's queue must not dead-letter it for that.
+      delete properties.expiration
+    }
+    let published = false
+    this.#posts.send(queue, command.body, properties, {
+      whenReturned: "final",
+      // Once it was published it may have arrived, and then goes where it went: its copies have one id.
+      wanted: () => published || !command.lost,
+      begun: () => {
+        published = true
+      },
+      done: (result) => {
+        if (result === "confirmed") this.#unacknowledged.acknowledge(command)
+        else if (result === "withdrawn" && command.lost) this.#unacknowledged.drop(command)
+        // The command was delivered again before it was published.
+        else if (result === "withdrawn") this.#forward(command, message, queue, origin)
+        else if (givenUp !== null) this.#end(command, givenUp)
+        else if (result === "returned") this.#offline(command, `no queue ${queue}`)
+        else this.#outcomes.settle(command, "invalid", "its headers are too large", null)
+      },
+    })
+  }
+}
+
+/** The hops of a command when it was left in a worker's queue; null on one that was not. */
+function readLeft({ properties }: Delivery): number | null {
+  const hops = properties.headers?.[LEFT_HEADER]
+  return typeof hops === "number" && Number.isSafeInteger(hops) ? hops : null
+}
+
+/** The outcome of a command that the broker gave up. */
+function givenUpBy(death: Death | null): GivenUp {
+  if (death?.reason === "expired") {
+    return { outcome: "expired", detail: `in the queue ${death.queue}`, forwards: 0 }
+  }
+  const detail = `given up by the broker: ${death?.reason ?? "no x-death header"}`
+  return { outcome: "closed", detail, forwards: 0 }
+}
+
+/** The outcome that another worker found for a command that the broker gave up; null without one. */
+function readGivenUp({ properties }: Delivery): GivenUp | null {
+  const text = properties.headers?.[GIVEN_UP_HEADER]
+  if (typeof text !== "string") return null
+  const [outcome, forwards, ...detail] = text.split(" ")
+  return {
+    outcome: outcome === "expired" ? "expired" : "closed",
+    detail: detail.join(" "),
+    // A count that is not a number is treated as too many.
+    forwards: /^[0-9]{1,2}$/.test(forwards ?? "") ? Number(forwards) : MAX_GIVEN_UP_FORWARDS,
+  }
+}

@@ -1,0 +1,41 @@
+/**
+ * The fingerprint of a command's message: it stays the same when the broker delivers the message again or
+ * dead-letters it, or another worker forwards it. Two messages with one fingerprint have the same content from
+ * their sender, except for the expiration.
+ *
+ * Left out: what the broker changes (`expiration` and the `x-` headers of dead letters, CC and BCC) and what the
+ * gateway adds (`owsla-` headers, persistence). Pure. Computed only after a connection was lost.
+ */
+
+import type { MessageProperties } from "../broker/broker.ts"
+import { BROKERS_OWN } from "../broker/republishing.ts"
+
+const CHANGED_HEADER = /^(owsla-|CC$|BCC$)/
+
+/** Random for each process, so that a sender cannot construct two messages with one fingerprint. */
+const SEED = crypto.getRandomValues(new BigUint64Array(1))[0] ?? 0n
+
+export function fingerprint(body: Uint8Array, properties: MessageProperties): string {
+  const { headers = {}, timestamp } = properties
+  const names = Object.keys(headers).filter(
+    (name) => !CHANGED_HEADER.test(name) && !BROKERS_OWN.test(name),
+  )
+  const said = [
+    properties.messageId,
+    properties.correlationId,
+    properties.replyTo,
+    properties.type,
+    properties.appId,
+    properties.contentType,
+    properties.contentEncoding,
+    properties.priority,
+    // A timestamp in other units than seconds may be beyond what a Date can hold; copies are then without it.
+    timestamp === undefined || Number.isNaN(timestamp.getTime()) ? null : timestamp.getTime(),
+    names.sort().map((name) => [name, headers[name]]),
+  ]
+  // The same integer is read as a number or as a bigint.
+  const text = JSON.stringify(said, (_, value: unknown) =>
+    typeof value === "bigint" || typeof value === "number" ? `number ${value}` : value,
+  )
+  return `${Bun.hash(body, SEED)} ${Bun.hash(text, SEED)} ${body.length}`
+}

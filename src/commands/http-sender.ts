@@ -1,0 +1,246 @@
+/**
+ * The sender: commands that come by HTTP. One for a connection of this worker goes straight to it; one
+ * for another worker, found by the fleet when it is for a device's name, goes through that worker's queue,
+ * and its receipt comes back on this worker's reply queue.
+ *
+ * Resolves exactly once for each command. What was not written is kept in the undelivered queue like
+ * any other command. A command without `ttlMs` is valid as long as its request waits: after that, or once the
+ * caller has hung up, this worker does not write it and does not send it to another; one that is in another
+ * worker's queue by then expires there at the end of `timeoutMs`. Bounds: `MAX_PENDING` requests that wait, as many commands without an outcome and
+ * messages of ours that wait for the broker; time: `timeoutMs`.
+ */
+
+import type { Broker, Delivery, MessageProperties } from "../broker/broker.ts"
+import type { Posts } from "../broker/outbound-messages.ts"
+import { workerQueue } from "../broker/topology.ts"
+import type { Counters } from "../counters.ts"
+import type { Command, CommandSource, Outcome, Recipient } from "../device/command.ts"
+import type { Connection } from "../device/connection.ts"
+import type { FleetKeys } from "../fleet/fleet-keys.ts"
+import type { Locate } from "./consumer.ts"
+import { type CommandIds, forwarded } from "./forwarding.ts"
+import type { Outcomes, Receipt } from "./outcomes.ts"
+import { readReceipt, receipt } from "./outcomes.ts"
+import { route } from "./routing.ts"
+
+const MAX_PENDING = 10_000
+
+export interface SendRequest {
+  /** A device or connection id. */
+  readonly id: string
+  /** One line, already checked. */
+  readonly body: Uint8Array
+  /** Not written after this many milliseconds; null to wait as long as the request does. */
+  readonly ttlMs: number | null
+  readonly messageId: string | null
+}
+
+export type SendResult =
+  | Receipt
+  /** The device is with another worker and the broker, which leads there, is away. */
+  | { readonly outcome: "unreachable" }
+  /** No outcome in time; it will still be told by the undelivered queue if it is not written. */
+  | { readonly outcome: "timeout" }
+  /** Too many requests wait already, or this worker drains. */
+  | { readonly outcome: "busy" }
+
+export interface SenderOptions {
+  readonly workerId: string
+  readonly replyQueue: string
+  readonly timeoutMs: number
+  readonly nowMs: () => number
+  readonly counters: Counters
+  readonly find: (id: string) => Connection | undefined
+  readonly locate: Locate
+  readonly commandIds: CommandIds
+  readonly keys: FleetKeys
+}
+
+export class Sender {
+  readonly #options: SenderOptions
+  readonly #broker: Broker
+  readonly #posts: Posts
+  readonly #outcomes: Outcomes
+  /** Answers to those that wait for an outcome, by correlation id. */
+  readonly #pending = new Map<string, (result: SendResult) => void>()
+  /** Commands for connections of this worker that have no outcome yet, asked for still or not. */
+  #unsettled = 0
+  #stopped = false
+
+  constructor(broker: Broker, posts: Posts, outcomes: Outcomes, options: SenderOptions) {
+    this.#broker = broker
+    this.#posts = posts
+    this.#outcomes = outcomes
+    this.#options = options
+  }
+
+  /** Requests that wait for their answer, or commands that have no outcome though none waits for it. */
+  get pendingCount(): number {
+    return Math.max(this.#pending.size, this.#unsettled)
+  }
+
+  /** From now on every request is told to try elsewhere; those that wait still get their answer. */
+  stop(): void {
+    this.#stopped = true
+  }
+
+  /** @param caller aborted when nobody waits for the answer any more. */
+  send(request: SendRequest, caller?: AbortSignal): Promise<SendResult> {
+    const most = Math.max(this.#pending.size, this.#unsettled, this.#posts.count)
+    if (this.#stopped || most >= MAX_PENDING) return Promise.resolve({ outcome: "busy" })
+    if (caller?.aborted === true) return Promise.resolve({ outcome: "timeout" })
+    const { workerId, find, timeoutMs, nowMs } = this.#options
+    const target = { connectionId: null, deviceId: request.id }
+    const destination = route(target, 0, workerId, find)
+    const elsewhere = destination.to === "queue" || destination.to === "device"
+    if (elsewhere && this.#broker.state.is !== "ready") {
+      return Promise.resolve({ outcome: "unreachable" })
+    }
+    // Random, since a back-end may be able to publish to the queue where the receipt is awaited.
+    const correlationId = crypto.randomUUID()
+    const expiresAtMs = nowMs() + (request.ttlMs ?? timeoutMs)
+    const { promise, resolve } = Promise.withResolvers<SendResult>()
+    const giveUp = () => {
+      if (request.ttlMs === null) command.expiresAtMs = 0
+      this.#answer(correlationId, { outcome: "timeout" })
+    }
+    const timer = setTimeout(giveUp, timeoutMs)
+    caller?.addEventListener("abort", giveUp)
+    this.#pending.set(correlationId, (result) => {
+      clearTimeout(timer)
+      caller?.removeEventListener("abort", giveUp)
+      resolve(result)
+    })
+    this.#options.counters.commandsReceived += 1
+    const command: HttpCommand = {
+      body: request.body,
+      seq: null,
+      messageId: request.messageId,
+      expiresAtMs,
+      redelivered: false,
+      forwarded: false,
+      source: this.#source,
+      properties: propertiesOf(request),
+      correlationId,
+    }
+    switch (destination.to) {
+      case "here":
+        this.#offer(command, destination.connection)
+        break
+      case "queue":
+        this.#forward(command, destination.queue)
+        break
+      case "device":
+        this.#locate(command, destination.deviceId)
+        break
+      case "nowhere":
+        this.#settled(command, "offline", destination.detail, null)
+        break
+    }
+    return promise
+  }
+
+  /** Takes a delivery from this worker's reply queue. */
+  deliverReceipt(delivery: Delivery): void {
+    const { correlationId } = delivery.properties
+    // Anything but a receipt is ignored: a caller that waits for one gets its time-out.
+    if (correlationId === undefined || !this.#pending.has(correlationId)) return
+    const told = readReceipt(delivery.body)
+    if (told !== null) this.#answer(correlationId, told)
+  }
+
+  readonly #source: CommandSource = {
+    settled: (command, outcome, detail, recipient) => {
+      this.#unsettled -= 1
+      this.#settled(command as HttpCommand, outcome, detail, recipient)
+    },
+    acknowledge: () => undefined,
+  }
+
+  #offer(command: HttpCommand, connection: Connection): void {
+    this.#unsettled += 1
+    connection.offer(command)
+  }
+
+  #locate(command: HttpCommand, deviceId: string): void {
+    const { find, locate } = this.#options
+    // Counted, since whoever waits may give up before the device is found.
+    this.#unsettled += 1
+    locate(deviceId, true, (place) => {
+      this.#unsettled -= 1
+      const connection = find(deviceId)
+      if (connection !== undefined) this.#offer(command, connection)
+      else if (place.is !== "with") this.#settled(command, "offline", place.detail, null)
+      else if (this.#options.nowMs() >= command.expiresAtMs) {
+        this.#settled(command, "expired", "before its device was found", null)
+      } else this.#forward(command, workerQueue(place.worker))
+    })
+  }
+
+  #settled(
+    command: HttpCommand,
+    outcome: Outcome,
+    detail: string,
+    recipient: Recipient | null,
+  ): void {
+    const { counters, nowMs } = this.#options
+    counters.commandsSettled[outcome] += 1
+    if (outcome !== "written" && outcome !== "duplicate") {
+      const { body, properties } = command
+      this.#outcomes.keep(body, properties, outcome, detail, { done: () => undefined })
+    }
+    this.#answer(command.correlationId, receipt(outcome, detail, recipient, null, nowMs()))
+  }
+
+  #forward(command: HttpCommand, queue: string): void {
+    const { counters, nowMs, replyQueue, commandIds, keys } = this.#options
+    counters.commandsForwarded += 1
+    const commandId = commandIds.mint()
+    const message = { expiresAtMs: command.expiresAtMs, hops: 0, redelivered: false, commandId }
+    const properties = {
+      ...forwarded(command.properties, message, nowMs(), keys.commandKey),
+      replyTo: replyQueue,
+      correlationId: command.correlationId,
+    }
+    let published = false
+    this.#posts.send(queue, command.body, properties, {
+      whenReturned: "final",
+      // Once it was published it may have arrived, and then ends there: its copies have one id.
+      wanted: () => published || nowMs() < command.expiresAtMs,
+      begun: () => {
+        published = true
+      },
+      done: (result) => {
+        if (result === "confirmed") return
+        if (result === "withdrawn") {
+          this.#settled(command, "expired", "before it could be sent to another worker", null)
+          return
+        }
+        if (result === "unencodable") {
+          this.#settled(command, "invalid", "it cannot be encoded", null)
+        } else this.#settled(command, "offline", `${queue}: ${result}`, null)
+      },
+    })
+  }
+
+  #answer(correlationId: string, result: SendResult): void {
+    const answer = this.#pending.get(correlationId)
+    this.#pending.delete(correlationId)
+    answer?.(result)
+  }
+}
+
+interface HttpCommand extends Command {
+  /** 0 once its request has ended. */
+  expiresAtMs: number
+  readonly properties: MessageProperties
+  readonly correlationId: string
+}
+
+function propertiesOf({ id, messageId }: SendRequest): MessageProperties {
+  return {
+    headers: { device_id: id },
+    ...(messageId === null ? {} : { messageId }),
+    appId: "owsla",
+  }
+}

@@ -1,0 +1,93 @@
+/**
+ * Receipts that the broker refused (`basic.nack`), published again for a while.
+ *
+ *   refused ──► waiting ──its time──► published again ─┬─ confirmed ─► sent
+ *                  ▲                                   ├─ returned ──► given up: the reply queue is gone
+ *                  └────────── refused again ──────────┴─ for `RETRY_FOR_MS`, or no room ─► given up
+ *
+ * RabbitMQ before 4 refuses what is published to a quorum queue while it elects a leader, for some seconds after the node
+ * of the leader has died. A reply queue that is full (`x-overflow: reject-publish`) is refused in the same way and may stay
+ * full, so the command is acknowledged and holds up no other. If the worker dies meanwhile, the receipt is lost.
+ *
+ * Bounds: `MAX_LATE` receipts, each for `RETRY_FOR_MS` from the first sweep that sees it. Waits double from
+ * `FIRST_WAIT_MS` to `MAX_WAIT_MS`.
+ */
+
+import type { MessageProperties } from "../broker/broker.ts"
+import type { Posts } from "../broker/outbound-messages.ts"
+import type { FinalResult } from "../broker/publish-window.ts"
+
+export const MAX_LATE = 10_000
+export const RETRY_FOR_MS = 15_000
+const FIRST_WAIT_MS = 250
+const MAX_WAIT_MS = 2_000
+
+interface LateReceipt {
+  readonly queue: string
+  readonly body: Uint8Array
+  readonly properties: MessageProperties
+  readonly ended: (isSent: boolean) => void
+  waitMs: number
+  /** Null until a sweep has seen it. */
+  dueAtMs: number | null
+  giveUpAtMs: number | null
+}
+
+export class LateReceipts {
+  readonly #posts: Posts
+  readonly #waiting = new Set<LateReceipt>()
+  #count = 0
+
+  constructor(posts: Posts) {
+    this.#posts = posts
+  }
+
+  /** Receipts that wait or are being published again. */
+  get count(): number {
+    return this.#count
+  }
+
+  /**
+   * @param ended called once, with whether the receipt was sent.
+   * @returns false when there is no room.
+   */
+  add(
+    queue: string,
+    body: Uint8Array,
+    properties: MessageProperties,
+    ended: (isSent: boolean) => void,
+  ): boolean {
+    if (this.#count >= MAX_LATE) return false
+    this.#count += 1
+    const late = { queue, body, properties, ended, waitMs: FIRST_WAIT_MS }
+    this.#waiting.add({ ...late, dueAtMs: null, giveUpAtMs: null })
+    return true
+  }
+
+  /** Publishes those whose time has come. To be called periodically. */
+  sweep(steadyMs: number): void {
+    for (const late of this.#waiting) {
+      late.giveUpAtMs ??= steadyMs + RETRY_FOR_MS
+      late.dueAtMs ??= steadyMs + late.waitMs
+      if (steadyMs < late.dueAtMs) continue
+      this.#waiting.delete(late)
+      this.#publish(late, steadyMs)
+    }
+  }
+
+  #publish(late: LateReceipt, steadyMs: number): void {
+    const done = (result: FinalResult) => {
+      const isLast = steadyMs >= (late.giveUpAtMs ?? 0)
+      if (result !== "nacked" || isLast) {
+        this.#count -= 1
+        late.ended(result === "confirmed")
+        return
+      }
+      late.waitMs = Math.min(MAX_WAIT_MS, late.waitMs * 2)
+      late.dueAtMs = null
+      this.#waiting.add(late)
+    }
+    const final = { whenReturned: "final", whenNacked: "final", whenUnconfirmed: "final" } as const
+    this.#posts.send(late.queue, late.body, late.properties, { ...final, done })
+  }
+}

@@ -1,0 +1,320 @@
+/**
+ * Outcomes: stores how a command ended.
+ *
+ *   written, duplicate ──────────────────────► receipt, if asked for ──► acknowledge
+ *   any other ──► copy in the undelivered queue ─► receipt, if asked for ──► acknowledge
+ *
+ * The delivery is acknowledged only when the broker has both, or has refused the receipt; see `late-receipts.ts`. When the delivery is lost
+ * before the broker has confirmed the first of them, and no byte of the command was offered to a socket, nothing more is published:
+ * the next delivery decides. When it comes here, the outcome is the same as before. After the first confirm the outcome stands. Never decides on an outcome. Bound: one entry for each unacknowledged delivery, so
+ * the prefetch of the consumers.
+ */
+
+import * as v from "valibot"
+import type { HeaderValue, MessageProperties } from "../broker/broker.ts"
+import type { PostOptions, Posts } from "../broker/outbound-messages.ts"
+import type { FinalResult } from "../broker/publish-window.ts"
+import { pickedHeaders, republishable } from "../broker/republishing.ts"
+import { OWN_QUEUE_PREFIX } from "../broker/topology.ts"
+import type { Counters } from "../counters.ts"
+import {
+  type Command,
+  type CommandSource,
+  OUTCOMES,
+  type Outcome,
+  type Recipient,
+} from "../device/command.ts"
+import { INTERNAL_HEADERS, type Target } from "./command-message.ts"
+import { LateReceipts } from "./late-receipts.ts"
+import type { QueuedCommand } from "./queued-command.ts"
+import type { UnacknowledgedCommands } from "./unacknowledged-commands.ts"
+
+const OUTCOME_HEADER = "owsla-outcome"
+const DETAIL_HEADER = "owsla-detail"
+/** Headers that stay, as far as they are short, when all of them together are too large for a frame. */
+const ESSENTIAL_HEADERS = ["connection_id", "device_id", "to_device_seq"]
+const SHORT_CHARACTERS = 256
+/** More than a receipt with the longest ids and detail has. */
+const MAX_RECEIPT_BYTES = 65_536
+
+/** The fields of a receipt and of the answer to an HTTP request. */
+export interface Receipt {
+  readonly outcome: Outcome
+  readonly device_id: string | null
+  readonly connection_id: string | null
+  /** Milliseconds since 1970. */
+  readonly epoch: number | null
+  /** Milliseconds since 1970. */
+  readonly at: number
+  readonly detail: string
+}
+
+const text = v.nullable(v.string())
+const receiptSchema = v.object({
+  outcome: v.picklist(OUTCOMES),
+  device_id: text,
+  connection_id: text,
+  epoch: v.nullable(v.number()),
+  at: v.number(),
+  detail: v.string(),
+})
+
+/** The receipt in a message's body; null when it is none, for example of another version. */
+export function readReceipt(body: Uint8Array): Receipt | null {
+  if (body.length > MAX_RECEIPT_BYTES) return null
+  try {
+    const checked = v.safeParse(receiptSchema, JSON.parse(Buffer.from(body).toString()))
+    return checked.success ? checked.output : null
+  } catch {
+    return null
+  }
+}
+
+export function receipt(
+  outcome: Outcome,
+  detail: string,
+  recipient: Recipient | null,
+  target: Target | null,
+  atMs: number,
+): Receipt {
+  return {
+    outcome,
+    device_id: recipient?.deviceId ?? target?.deviceId ?? null,
+    connection_id: recipient?.connectionId ?? target?.connectionId ?? null,
+    epoch: recipient?.epoch ?? null,
+    at: atMs,
+    detail,
+  }
+}
+
+interface Storing extends Required<Pick<PostOptions, "wanted" | "begun">> {
+  /** To be called when the outcome can no longer change. */
+  readonly stand: () => void
+}
+
+export class Outcomes implements CommandSource {
+  readonly #posts: Posts
+  readonly #unacknowledged: UnacknowledgedCommands
+  readonly #counters: Counters
+  readonly #undeliveredQueue: string
+  readonly #nowMs: () => number
+  /** Receipts that the broker has refused for now. */
+  readonly late: LateReceipts
+
+  constructor(
+    posts: Posts,
+    unacknowledged: UnacknowledgedCommands,
+    counters: Counters,
+    undeliveredQueue: string,
+    nowMs: () => number,
+  ) {
+    this.#posts = posts
+    this.late = new LateReceipts(posts)
+    this.#unacknowledged = unacknowledged
+    this.#counters = counters
+    this.#undeliveredQueue = undeliveredQueue
+    this.#nowMs = nowMs
+  }
+
+  readonly #told = (isSent: boolean): void => {
+    if (isSent) this.#counters.receiptsSent += 1
+    else this.#counters.receiptsUnroutable += 1
+  }
+
+  settled(command: Command, outcome: Outcome, detail: string, recipient: Recipient | null): void {
+    this.settle(command as QueuedCommand, outcome, detail, recipient)
+  }
+
+  acknowledge(command: Command): void {
+    this.#counters.commandsRedelivered += 1
+    this.#unacknowledged.acknowledge(command as QueuedCommand)
+  }
+
+  replace(waiting: Command, command: Command): void {
+    this.#counters.commandsRedelivered += 1
+    this.#unacknowledged.replace(waiting as QueuedCommand, command as QueuedCommand)
+  }
+
+  withdrawn(command: Command): void {
+    this.#unacknowledged.drop(command as QueuedCommand)
+  }
+
+  settle(
+    command: QueuedCommand,
+    outcome: Outcome,
+    detail: string,
+    recipient: Recipient | null,
+  ): void {
+    command.state = "ending"
+    command.connection = null
+    if (outcome === "written" && command.delivery.properties.replyTo === undefined) {
+      this.stands(command, outcome, detail)
+      this.#unacknowledged.acknowledge(command)
+      return
+    }
+    const begun = () => {
+      command.decided = { outcome, detail, recipient }
+    }
+    let stands = false
+    const stand = () => {
+      if (stands) return
+      stands = true
+      this.stands(command, outcome, detail)
+    }
+    if (outcome === "written") stand()
+    // Asked before each publish. One that was cut off may have reached the broker or not: when the delivery is lost too, it
+    // is not repeated, since another worker may get the command and end it.
+    const wanted = () => stands || command.isOffered || !command.lost
+    const sendReceipt = () => {
+      const { replyTo } = command.delivery.properties
+      if (replyTo !== undefined) {
+        const body = this.#receipt(command, outcome, detail, recipient)
+        this.#sendReceipt(command, replyTo, body, { wanted, begun, stand })
+        return
+      }
+      stand()
+      this.#unacknowledged.acknowledge(command)
+    }
+    if (outcome === "written" || outcome === "duplicate") {
+      sendReceipt()
+      return
+    }
+    const store = () =>
+      this.keep(command.body, command.delivery.properties, outcome, detail, {
+        wanted,
+        begun,
+        done: (result) => {
+          if (result === "withdrawn") {
+            this.#withdrawn(command, store)
+            return
+          }
+          stand()
+          sendReceipt()
+        },
+      })
+    store()
+  }
+
+  /**
+   * Ends a command whose handling threw: it is kept as invalid, without most of its headers, one of which may be the
+   * cause.
+   */
+  fail(command: QueuedCommand, detail: string): void {
+    const { properties } = command.delivery
+    const { headers = {} } = properties
+    properties.headers = {}
+    for (const name of ESSENTIAL_HEADERS) {
+      if (isShort(headers[name])) properties.headers[name] = headers[name]
+    }
+    this.settle(command, "invalid", detail, null)
+  }
+
+  /**
+   * The broker is not known to have anything of the outcome. If the command was delivered again meanwhile, it is published
+   * now. Otherwise it is the outcome of the next delivery, if that one comes to this worker.
+   */
+  #withdrawn(command: QueuedCommand, again: () => void): void {
+    if (command.lost) this.#unacknowledged.drop(command)
+    else again()
+  }
+
+  /** The outcome can no longer change. */
+  stands(_command: QueuedCommand, outcome: Outcome, _detail: string): void {
+    this.#counters.commandsSettled[outcome] += 1
+  }
+
+  /** Stores a command that was not written in the undelivered queue. */
+  keep(
+    body: Uint8Array,
+    properties: MessageProperties,
+    outcome: Outcome,
+    detail: string,
+    options: Omit<PostOptions, "whenReturned" | "whenNacked">,
+  ): void {
+    const added = { [OUTCOME_HEADER]: outcome, [DETAIL_HEADER]: detail }
+    const { headers, ...others } = republishable(properties)
+    // Only a command that came by HTTP has a receipt on a worker's own queue.
+    if (others.replyTo?.startsWith(OWN_QUEUE_PREFIX)) {
+      delete others.replyTo
+      delete others.correlationId
+    }
+    for (const name of INTERNAL_HEADERS) delete headers[name]
+    this.#store(
+      body,
+      [
+        { ...others, headers: { ...headers, ...added } },
+        { ...others, headers: { ...essential(headers), ...added } },
+        { headers: added },
+      ],
+      options,
+    )
+  }
+
+  /** Stores the body with the first of these properties that fit a frame; the last always do. */
+  #store(
+    body: Uint8Array,
+    [first, ...others]: MessageProperties[],
+    options: Omit<PostOptions, "whenReturned" | "whenNacked">,
+  ): void {
+    this.#posts.send(this.#undeliveredQueue, body, first ?? {}, {
+      ...options,
+      whenReturned: "again",
+      done: (result) => {
+        if (result === "unencodable" && others.length > 0) this.#store(body, others, options)
+        else options.done(result)
+      },
+    })
+  }
+
+  #receipt(
+    command: QueuedCommand,
+    outcome: Outcome,
+    detail: string,
+    recipient: Recipient | null,
+  ): Buffer {
+    const { headers } = command.delivery.properties
+    const target = {
+      connectionId: stringOrNull(headers?.["connection_id"]),
+      deviceId: stringOrNull(headers?.["device_id"]),
+    }
+    return Buffer.from(JSON.stringify(receipt(outcome, detail, recipient, target, this.#nowMs())))
+  }
+
+  #sendReceipt(command: QueuedCommand, replyTo: string, body: Buffer, storing: Storing): void {
+    const { wanted, begun, stand } = storing
+    const { correlationId } = command.delivery.properties
+    const properties: MessageProperties = {
+      contentType: "application/json",
+      type: "owsla.receipt",
+      appId: "owsla",
+      ...(correlationId === undefined ? {} : { correlationId }),
+    }
+    const done = (result: FinalResult) => {
+      if (result === "withdrawn") {
+        this.#withdrawn(command, () => this.#sendReceipt(command, replyTo, body, storing))
+        return
+      }
+      stand()
+      const isLate = result === "nacked" && this.late.add(replyTo, body, properties, this.#told)
+      if (!isLate) this.#told(result === "confirmed")
+      this.#unacknowledged.acknowledge(command)
+    }
+    // A reply queue that is full, or whose publishes are never confirmed, must not hold up other commands.
+    const final = { whenReturned: "final", whenNacked: "final", whenUnconfirmed: "final" } as const
+    this.#posts.send(replyTo, body, properties, { wanted, begun, ...final, done })
+  }
+}
+
+function essential(headers: Record<string, HeaderValue>): Record<string, HeaderValue> {
+  return pickedHeaders(headers, ESSENTIAL_HEADERS, isShort)
+}
+
+function isShort(value: HeaderValue): boolean {
+  return (
+    typeof value === "number" || (typeof value === "string" && value.length <= SHORT_CHARACTERS)
+  )
+}
+
+function stringOrNull(value: unknown): string | null {
+  return typeof value === "string" ? value : null
+}

@@ -1,0 +1,305 @@
+/**
+ * The commands that this worker has taken from its queues and not acknowledged: how many there are, how large,
+ * and what becomes of each when its delivery is lost.
+ *
+ *   add ─► in hand ─┬─ acknowledge: its outcome is stored ─► acknowledged, remembered until the broker has that
+ *                   ├─ lost, nothing done with it ─────────► dropped
+ *                   └─ lost, bytes offered or outcome begun ► in hand until it ends; see `lost-commands.ts`
+ *
+ * Bounds: the prefetch of each queue; `maxBytes` of bodies, beyond which the broker is read no further;
+ * `MAX_ACKNOWLEDGED` acknowledgements, with `MAX_ACKNOWLEDGED_BYTES` of bodies, that the broker may not have processed.
+ */
+
+import type { Broker, Delivery } from "../broker/broker.ts"
+import type { Counters } from "../counters.ts"
+import { Fifo } from "../structures/fifo.ts"
+import { Deduplicator } from "./deduplicator.ts"
+import { fingerprint } from "./fingerprint.ts"
+import { type LostCommand, LostCommands, type LostState } from "./lost-commands.ts"
+import type { QueueCount, QueuedCommand } from "./queued-command.ts"
+
+/** More than the broker leaves unprocessed for long: a fence every `FENCE_MS` shows which it has processed. */
+const MAX_ACKNOWLEDGED = 16_384
+const MAX_ACKNOWLEDGED_BYTES = 16_777_216
+
+export interface DeadLetter {
+  /** The broker gave it up because it had expired. */
+  readonly expired: boolean
+  /** How often it was forwarded since it was given up for good. */
+  readonly forwards: number
+  /** Its hops when its time in a worker's queue was over and it is sent to that worker again; null otherwise. */
+  readonly leftAtHops: number | null
+}
+
+interface Acknowledged {
+  readonly delivery: Delivery
+  readonly command: QueuedCommand
+}
+
+export class UnacknowledgedCommands {
+  readonly #broker: Pick<Broker, "pauseConsuming" | "resumeConsuming">
+  readonly #maxBytes: number
+  readonly #counters: Counters
+  readonly #commands = new Set<QueuedCommand>()
+  readonly #byQueue = new Map<string, QueueCount>()
+  readonly #acknowledged = new Fifo<Acknowledged>()
+  readonly #lost = new LostCommands<QueuedCommand>()
+  readonly #copies = new Deduplicator()
+  #bytes = 0
+  #acknowledgedBytes = 0
+  #paused = false
+
+  constructor(
+    broker: Pick<Broker, "pauseConsuming" | "resumeConsuming">,
+    maxBytes: number,
+    counters: Counters,
+  ) {
+    this.#broker = broker
+    this.#maxBytes = maxBytes
+    this.#counters = counters
+  }
+
+  get count(): number {
+    return this.#commands.size
+  }
+
+  countFrom(queue: string): number {
+    return this.#byQueue.get(queue)?.count ?? 0
+  }
+
+  /** In the order of their arrival. */
+  all(): Iterable<QueuedCommand> {
+    return this.#commands
+  }
+
+  /**
+   * Takes a command in hand, unless it is known: one that was lost and has come again, or a copy of one that was
+   * forwarded twice. A known command is dealt with here.
+   *
+   * @param deadLetter the broker has given it up.
+   * @returns false when it was known.
+   */
+  add(command: QueuedCommand, deadLetter: DeadLetter | null): boolean {
+    if (this.#isKnown(command, deadLetter)) {
+      this.#counters.commandsRedelivered += 1
+      return false
+    }
+    this.hold(command)
+    return true
+  }
+
+  /** The command of a delivery that is in hand; null when none is. */
+  of(delivery: Delivery): QueuedCommand | null {
+    for (const command of this.#commands) if (command.delivery === delivery) return command
+    return null
+  }
+
+  /** Takes a command in hand without asking whether it is known. */
+  hold(command: QueuedCommand): void {
+    if (this.#commands.has(command)) return
+    this.#commands.add(command)
+    command.countedFor = this.#countOf(command.delivery.queue)
+    command.countedFor.count += 1
+    this.#bytes += command.body.length
+    if (!this.#paused && this.#bytes > this.#maxBytes) {
+      this.#paused = true
+      this.#broker.pauseConsuming()
+    }
+  }
+
+  /** Whether the broker is read no further because the bodies of these commands fill their bound. */
+  get paused(): boolean {
+    return this.#paused
+  }
+
+  /** Its outcome is stored, or another delivery decides it: the delivery is acknowledged. */
+  acknowledge(command: QueuedCommand): void {
+    command.state = "ended"
+    if (command.copyKey !== null) this.#copies.ended(command.copyKey)
+    command.connection = null
+    const { delivery, loss } = command
+    if (loss !== null) finish(loss, "ended")
+    // The delivery is lost, and `lost` was not called yet: it will remember the command.
+    else if (delivery.lost) return
+    else this.#acknowledge(delivery, command)
+    this.#release(command)
+  }
+
+  /** A command in hand goes on with the delivery of another one that is the same; its own delivery is acknowledged. */
+  replace(command: QueuedCommand, other: QueuedCommand): void {
+    const { delivery, message, copyKey, countedFor } = command
+    command.delivery = other.delivery
+    command.message = other.message
+    command.copyKey = other.copyKey
+    command.countedFor = other.countedFor
+    Object.assign(other, { delivery, message, copyKey, countedFor })
+    this.acknowledge(other)
+  }
+
+  /** Nothing was done with a command that is lost: the next delivery of it decides. */
+  drop(command: QueuedCommand): void {
+    if (command.state === "dropped") return
+    command.state = "dropped"
+    command.connection = null
+    if (command.copyKey !== null) this.#copies.drop(command.copyKey)
+    this.#counters.commandsDropped += 1
+    if (command.loss !== null) finish(command.loss, "dropped")
+    else this.#remember(command, "dropped")
+    this.#release(command)
+  }
+
+  /** A connection was lost: to be called before the next one delivers anything. */
+  lost(): void {
+    const connections = new Set(
+      [...this.#commands].flatMap(({ lost, connection }) =>
+        lost && connection !== null ? [connection] : [],
+      ),
+    )
+    // The commands that wait at the connection come back through `drop`.
+    for (const connection of connections) connection.withdrawLost()
+    for (const command of this.#commands) {
+      if (!command.lost || command.loss !== null) continue
+      switch (command.state) {
+        case "routing":
+          this.drop(command)
+          break
+        case "ended":
+          this.#remember(command, "ended")
+          this.#release(command)
+          break
+        default:
+          this.#remember(command, "unfinished")
+      }
+    }
+    for (;;) {
+      const acknowledged = this.#acknowledged.shift()
+      if (acknowledged === undefined) {
+        this.#acknowledgedBytes = 0
+        return
+      }
+      const { delivery, command } = acknowledged
+      // The broker has processed most of these acknowledgements. Without anything that tells a command from others with
+      // the same text, one that has never arrived here would be taken for it, and never be written.
+      if (delivery.settled || !isDistinct(command)) continue
+      this.#lost.add(lossOf(delivery, command, "acknowledged"))
+    }
+  }
+
+  /** Lets time pass in which the broker was there. */
+  pass(ms: number): void {
+    this.#lost.pass(ms)
+  }
+
+  #isKnown(command: QueuedCommand, deadLetter: DeadLetter | null): boolean {
+    const { delivery, message } = command
+    const key = keyOf(command)
+    // A command that was given up may come back here again and again, and must not count as its own copy.
+    const forwards = deadLetter?.forwards ?? 0
+    command.forwards = forwards
+    command.copyKey = key === null || forwards === 0 ? key : `${key} given up ${forwards}`
+    if (this.#lost.count > 0 && (command.redelivered || deadLetter !== null)) {
+      const print = fingerprint(delivery.body, delivery.properties)
+      const commandId = message?.commandId ?? null
+      const leftAtHops = deadLetter?.leftAtHops ?? null
+      const leftAs =
+        commandId === null || leftAtHops === null ? [] : [Deduplicator.key(commandId, leftAtHops)]
+      const forwarded =
+        key === null || commandId === null
+          ? null
+          : { commandId, copyKeys: [key, ...leftAs], forwards }
+      const lost = this.#lost.recognise(print, forwarded, deadLetter?.expired === true)
+      if (lost !== null && lost.state !== "dropped") {
+        // Copies of the command need no outcome of their own.
+        if (command.copyKey !== null) this.#copies.ended(command.copyKey)
+        if (lost.command === null) this.#acknowledge(delivery, command)
+        else {
+          // It may have come by another way, with other hops.
+          lost.command.delivery = delivery
+          lost.command.message = message
+          lost.command.forwards = forwards
+          lost.command.loss = null
+        }
+        return true
+      }
+      command.droppedBefore = lost !== null
+      command.decided = lost?.decided ?? null
+      if (lost !== null && command.copyKey !== null) {
+        this.#copies.reopen(command.copyKey)
+        return false
+      }
+    }
+    if (command.copyKey === null || this.#copies.take(command.copyKey)) return false
+    this.#acknowledge(delivery, command)
+    return true
+  }
+
+  #remember(command: QueuedCommand, state: LostState): void {
+    command.loss = lossOf(command.delivery, command, state)
+    this.#lost.add(command.loss)
+  }
+
+  #acknowledge(delivery: Delivery, command: QueuedCommand): void {
+    delivery.acknowledge()
+    const before = this.#acknowledged
+    while (
+      before.peek()?.delivery.settled === true ||
+      before.length >= MAX_ACKNOWLEDGED ||
+      (before.length > 0 && this.#acknowledgedBytes > MAX_ACKNOWLEDGED_BYTES)
+    ) {
+      this.#acknowledgedBytes -= before.shift()?.delivery.body.length ?? 0
+    }
+    before.push({ delivery, command })
+    this.#acknowledgedBytes += delivery.body.length
+  }
+
+  #countOf(queue: string): QueueCount {
+    const known = this.#byQueue.get(queue)
+    if (known !== undefined) return known
+    const count = { queue, count: 0 }
+    this.#byQueue.set(queue, count)
+    return count
+  }
+
+  #release(command: QueuedCommand): void {
+    if (!this.#commands.delete(command)) return
+    if (command.countedFor !== null) command.countedFor.count -= 1
+    this.#bytes -= command.body.length
+    if (!this.#paused || this.#bytes > this.#maxBytes / 2) return
+    this.#paused = false
+    this.#broker.resumeConsuming()
+  }
+}
+
+function lossOf(
+  delivery: Delivery,
+  command: QueuedCommand,
+  state: LostState,
+): LostCommand<QueuedCommand> {
+  return {
+    fingerprint: fingerprint(delivery.body, delivery.properties),
+    copyKey: keyOf(command),
+    mayExpire: Number.isFinite(command.expiresAtMs),
+    command: state === "unfinished" ? command : null,
+    forwardedAs: command.forwardedAs,
+    forwards: command.forwards,
+    decided: command.decided,
+    state,
+  }
+}
+
+/** Whether something tells it from other commands with the same text. */
+function isDistinct({ messageId, seq, message, delivery }: QueuedCommand): boolean {
+  const { correlationId } = delivery.properties
+  const forwarded = message !== null && message.commandId !== null
+  return messageId !== null || seq !== null || forwarded || correlationId !== undefined
+}
+
+function finish(loss: LostCommand<QueuedCommand>, state: "ended" | "dropped"): void {
+  loss.state = state
+  loss.command = null
+}
+
+function keyOf({ message }: QueuedCommand): string | null {
+  const commandId = message?.commandId ?? null
+  return commandId === null || message === null ? null : Deduplicator.key(commandId, message.hops)
+}

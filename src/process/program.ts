@@ -1,0 +1,168 @@
+/**
+ * The program, loaded by `main.ts`. Reads the configuration, makes development certificates where they are
+ * wanted, and becomes the supervisor, a worker under it (`--worker`), or, with the embedded broker, a
+ * worker alone.
+ *
+ * Exit status: 0 drained, 1 failed, 2 faults in the configuration.
+ */
+
+import { dirname, join } from "node:path"
+import { parseArgs } from "node:util"
+import { type Config, ConfigurationError, loadConfig } from "../config/config.ts"
+import { Counters } from "../counters.ts"
+import { workerId } from "../device/ids.ts"
+import type { ListenerTls } from "../device/listener.ts"
+import { asError } from "../errors.ts"
+import { EventBus } from "../events.ts"
+import { CertificateError, ensureDevelopmentCertificates } from "../ops/certificates.ts"
+import { createLog, logEvents } from "../ops/log.ts"
+import { Output } from "../ops/output.ts"
+import { readListenerTls } from "../ops/server-certificate.ts"
+import { Supervisor } from "./supervisor.ts"
+import { SupervisorChannel } from "./supervisor-channel.ts"
+import { exitOnUncaught } from "./uncaught.ts"
+import { runWorker } from "./worker-process.ts"
+
+const STANDARD_ERROR = 2
+/** What the supervisor starts as a worker. */
+const MAIN_FILE = join(import.meta.dir, "../main.ts")
+
+interface WorkerRole {
+  readonly slot: number
+  readonly devicePort: number
+  readonly httpPort: number
+}
+
+async function main(): Promise<void> {
+  const role = readRole(process.argv.slice(2))
+  if (role !== null) {
+    await workUnderSupervisor(role)
+    return
+  }
+  const config = readConfig()
+  const alone = config.amqp === null
+  const { events, counters } = logged(config, alone ? 0 : null)
+  if (config.tls.development) await developmentCertificates(config, events)
+  const readTls = () => readListenerTls(config.tls, config.device.clientCaFile)
+  const tls = firstTls(readTls)
+  refuseTakenPorts(config)
+  if (!alone) {
+    new Supervisor(config, events, counters, MAIN_FILE, readTls).start(tls)
+    return
+  }
+  const { port: devicePort } = config.device
+  const { port: httpPort } = config.http
+  const ports = { devicePort, httpPort }
+  await runWorker({
+    config,
+    slot: 0,
+    ...ports,
+    events,
+    counters,
+    tls,
+    orders: { from: "signals", readTls },
+  })
+}
+
+/** Reads neither the environment nor a file: the supervisor has. */
+async function workUnderSupervisor(role: WorkerRole): Promise<void> {
+  const channel = new SupervisorChannel()
+  const { config, tls } = await channel.first()
+  const orders = { from: "supervisor", channel } as const
+  await runWorker({ ...role, ...logged(config, role.slot), config, tls, orders })
+}
+
+/** @param slot of a worker; null: the supervisor. */
+function logged(config: Config, slot: number | null): { events: EventBus; counters: Counters } {
+  const events = new EventBus()
+  const counters = new Counters()
+  const name = slot === null ? config.instanceId : workerId(config.instanceId, slot)
+  logEvents(events, createLog(config.log, { name, pid: process.pid }, counters))
+  exitOnUncaught(events)
+  return { events, counters }
+}
+
+function readRole(args: string[]): WorkerRole | null {
+  const option = { type: "string" } as const
+  const { values } = parseArgs({
+    args,
+    options: { worker: option, "device-port": option, "http-port": option },
+  })
+  if (values.worker === undefined) return null
+  return {
+    slot: Number(values.worker),
+    devicePort: Number(values["device-port"]),
+    httpPort: Number(values["http-port"]),
+  }
+}
+
+function readConfig(): Config {
+  try {
+    return loadConfig()
+  } catch (error) {
+    if (!(error instanceof ConfigurationError)) throw error
+    exit(2, ["The configuration has faults:", ...error.faults.map((fault) => `  ${fault}`)])
+  }
+}
+
+async function developmentCertificates(config: Config, events: EventBus): Promise<void> {
+  const { certFile, keyFile } = config.tls
+  try {
+    const directory = dirname(certFile)
+    const made = await ensureDevelopmentCertificates({ directory, certFile, keyFile })
+    if (made.state === "made") {
+      const message = `development certificates made in ${directory}/`
+      events.emit("notice", { message })
+    } else if (made.expired) {
+      const message = `${certFile} expired at ${made.notAfter.toISOString()}; see bun run certs`
+      events.emit("notice", { message })
+    }
+  } catch (error) {
+    if (!(error instanceof CertificateError)) throw error
+    exit(1, [error.message])
+  }
+}
+
+/** A certificate that cannot be used at the start is a fault of the configuration. */
+function firstTls(read: () => ListenerTls): ListenerTls {
+  try {
+    return read()
+  } catch (error) {
+    if (!(error instanceof CertificateError)) throw error
+    exit(2, ["The configuration has faults:", `  ${error.message}`])
+  }
+}
+
+/**
+ * Workers share their ports, and so would a second instance started by mistake: devices would land on
+ * either. Only a bind that does not share finds out.
+ */
+function refuseTakenPorts({ device, http }: Config): void {
+  const listeners = { DEVICE: device, HTTP: http }
+  for (const [name, { host, port }] of Object.entries(listeners)) {
+    if (port === 0) continue
+    try {
+      const options = { hostname: host, port, exclusive: true, socket: { data: () => undefined } }
+      Bun.listen(options).stop(true)
+    } catch (error) {
+      const inUse = error instanceof Error && "code" in error && error.code === "EADDRINUSE"
+      const reason = inUse ? "the port is in use, perhaps by another gateway" : String(error)
+      exit(1, [`${name}_HOST, ${name}_PORT: cannot listen on ${host}:${port}: ${reason}`])
+    }
+  }
+}
+
+/** For faults that stop the start, before or instead of the log. */
+function exit(status: number, lines: readonly string[]): never {
+  const output = Output.toDescriptor(STANDARD_ERROR, () => undefined)
+  output.write(`${lines.join("\n")}\n`)
+  process.exit(status)
+}
+
+try {
+  await main()
+} catch (error) {
+  // Not left to Bun, whose write to standard error blocks when it has no reader.
+  const { stack, message } = asError(error)
+  exit(1, [stack ?? message])
+}

@@ -1,0 +1,356 @@
+/**
+ * The supervisor: starts one worker a slot, replaces those that die, drains them, and gathers what they
+ * count, the counts of dead workers included, so that any of them can report for the instance.
+ *
+ *   starting ──first worker listens──► running ──SIGTERM, SIGINT──► draining ──all ended──► exit 0
+ *      │                                  └──restart intensity──► draining ──all ended──► exit 1
+ *      └──first worker is unable──► exit 1
+ *
+ * The first worker starts alone: it finds the ports when they are 0 and meets a bad certificate or a
+ * port in use once, not once for each core. Opens no port and talks to no broker. Bounds: `workers`
+ * processes; a drain ends after `drainTimeoutMs` and a grace, then what is left is killed.
+ */
+
+import type { Subprocess } from "bun"
+import type { Config } from "../config/config.ts"
+import type { Counters } from "../counters.ts"
+import { Denylist } from "../device/denylist.ts"
+import type { ListenerTls } from "../device/listener.ts"
+import type { EventBus } from "../events.ts"
+import { DenylistFile } from "../ops/denylist-file.ts"
+import { forwardLines } from "../ops/forward-lines.ts"
+import { InstanceCounters } from "../ops/instance-counters.ts"
+import { supervisorMetrics } from "../ops/metrics.ts"
+import { Output } from "../ops/output.ts"
+import { GATHER_TIMEOUT_MS, type Snapshot, type ToSupervisor, type ToWorker } from "./control.ts"
+import { DenylistFeed } from "./denylist-feed.ts"
+import { reloadOnHangup } from "./reload.ts"
+import { RestartIntensity } from "./restart.ts"
+import { onStopSignals } from "./signals.ts"
+
+/** What a worker may take beyond its drain, to close its broker connections. */
+const DRAIN_GRACE_MS = 5_000
+
+/** Memory or processes that were missing may be there again. */
+const SPAWN_RETRY_MS = 1_000
+
+/** A killed worker loses what it counted since it was last asked. */
+const ASK_EVERY_MS = 1_000
+/** Bound on unanswered questions to a worker; a stopped worker is not asked any more. */
+const MAX_UNANSWERED = 16
+/** The id of a question that only keeps the counters up to date. */
+const NO_GATHERING = 0
+
+/** How long the supervisor waits at its end for the standard error of ended workers. */
+const LAST_WORDS_MS = 1_000
+
+const STANDARD_ERROR = 2
+
+type Worker = Subprocess<"ignore", "inherit", "pipe">
+
+interface Slot {
+  readonly slot: number
+  /** Differs for each worker that was ever started. */
+  readonly key: number
+  readonly process: Worker
+  /** Snapshots that the worker was asked for and has not sent. */
+  unanswered: number
+}
+
+export class Supervisor {
+  readonly #config: Config
+  readonly #events: EventBus
+  /** Of these counters the supervisor uses only the log lines. */
+  readonly #counters: Counters
+  readonly #mainFile: string
+  readonly #intensity: RestartIntensity
+  readonly #slots = new Map<number, Slot>()
+  readonly #gatherings = new Map<number, Gathering>()
+  readonly #instanceCounters = new InstanceCounters()
+  readonly #standardError: Output
+  readonly #forwardings = new Set<Promise<void>>()
+  #state: "starting" | "running" | "draining" = "starting"
+  readonly #readTls: () => ListenerTls
+  /** The last that was good. */
+  #tls: ListenerTls | null = null
+  readonly #denylist = new DenylistFeed()
+  #ports: { devicePort: number; httpPort: number }
+  #restarts = 0
+  #lastGathering = NO_GATHERING
+  #nextKey = 0
+  #asking: ReturnType<typeof setInterval> | null = null
+  #status = 0
+  #reason = "drained"
+  #killTimer: ReturnType<typeof setTimeout> | null = null
+
+  /**
+   * @param mainFile the program to run a worker with.
+   * @param readTls the files of the certificate, checked; throws what is wrong with them.
+   */
+  constructor(
+    config: Config,
+    events: EventBus,
+    counters: Counters,
+    mainFile: string,
+    readTls: () => ListenerTls,
+  ) {
+    this.#config = config
+    this.#events = events
+    this.#counters = counters
+    this.#standardError = Output.toDescriptor(STANDARD_ERROR, (lines) => {
+      counters.logLinesDropped += lines
+    })
+    this.#mainFile = mainFile
+    this.#readTls = readTls
+    this.#intensity = new RestartIntensity(config.restarts)
+    this.#ports = { devicePort: config.device.port, httpPort: config.http.port }
+  }
+
+  /** @param tls what workers serve with until SIGHUP. */
+  start(tls: ListenerTls): void {
+    this.#tls = tls
+    onStopSignals(
+      () => this.#drain(0, "drained"),
+      () => this.#killAll("a second signal"),
+    )
+    reloadOnHangup(
+      this.#readTls,
+      (renewed) => this.#renew(renewed),
+      (message) => this.#events.emit("notice", { message }),
+    )
+    const { denylistFile } = this.#config.device
+    if (denylistFile !== null) void this.#followDenylist(denylistFile)
+    this.#asking = setInterval(() => this.#askAll(), ASK_EVERY_MS)
+    this.#spawn(0)
+  }
+
+  /** A process that cannot even be started counts as one that died. */
+  #spawn(slot: number): void {
+    try {
+      this.#start(slot)
+    } catch (error) {
+      const action = this.#intensity.died(Date.now())
+      const status = `not started: ${error instanceof Error ? error.message : error}`
+      this.#events.emit("worker_ended", { slot, pid: 0, status, action })
+      if (this.#state === "starting" || action === "give_up") this.#drain(1, status)
+      else setTimeout(() => this.#spawn(slot), SPAWN_RETRY_MS)
+    }
+  }
+
+  #start(slot: number): void {
+    if (this.#state === "draining") return
+    const { devicePort, httpPort } = this.#ports
+    const key = this.#nextKey
+    this.#nextKey += 1
+    const child: Worker = Bun.spawn(
+      [
+        process.execPath,
+        this.#mainFile,
+        ...["--worker", String(slot)],
+        ...["--device-port", String(devicePort), "--http-port", String(httpPort)],
+      ],
+      {
+        // A worker that crashes writes there, and must not block before it ends.
+        stdio: ["ignore", "inherit", "pipe"],
+        serialization: "json",
+        ipc: (message: ToSupervisor) => this.#received(slot, key, message),
+        onExit: (child, status, signal) => this.#ended(slot, child, status, signal),
+      },
+    )
+    this.#instanceCounters.started(slot, key)
+    this.#slots.set(slot, { slot, key, process: child, unanswered: 0 })
+    const forwarding = forwardLines(child.stderr, this.#standardError)
+    this.#forwardings.add(forwarding)
+    void forwarding.then(() => this.#forwardings.delete(forwarding))
+    this.#events.emit("worker_started", { slot, pid: child.pid })
+    if (this.#tls === null) return
+    send(child, { type: "serve", config: this.#config, tls: this.#tls })
+    this.#denylist.attach(key, (part) => send(child, { type: "denylist", part }))
+  }
+
+  /** Workers that wait for the first list get an empty one when there is none to read. */
+  async #followDenylist(path: string): Promise<void> {
+    const file = new DenylistFile(
+      path,
+      (list) => this.#denylist.replace(list),
+      (message) => this.#events.emit("notice", { message }),
+    )
+    await file.follow()
+    if (this.#denylist.isEmpty) await this.#denylist.replace(Denylist.none)
+  }
+
+  #renew(tls: ListenerTls): void {
+    this.#tls = tls
+    for (const { process: child } of this.#slots.values()) {
+      send(child, { type: "certificate", tls })
+    }
+  }
+
+  #received(slot: number, key: number, message: ToSupervisor): void {
+    switch (message.type) {
+      case "listening":
+        if (this.#state !== "starting") break
+        this.#state = "running"
+        this.#ports = { devicePort: message.devicePort, httpPort: message.httpPort }
+        for (let other = 1; other < this.#config.workers; other += 1) this.#spawn(other)
+        break
+      case "unable":
+        // Later on it is a death like any other: the workers that serve go on serving.
+        if (this.#state === "starting") this.#drain(1, message.message)
+        break
+      case "gather":
+        this.#gather(slot, message.id)
+        break
+      case "snapshot":
+        this.#answered(slot, key, message.id, message.snapshot)
+        break
+      case "denylist_taken":
+        this.#denylist.acknowledged(key)
+        break
+    }
+  }
+
+  /** Recorded before it is passed on, so that a count that was shown once is never lost. */
+  #answered(slot: number, key: number, id: number, snapshot: Snapshot): void {
+    this.#instanceCounters.seen(slot, key, snapshot.metrics)
+    const worker = this.#slots.get(slot)
+    if (worker?.key === key) worker.unanswered -= 1
+    this.#gatherings.get(id)?.add(key, snapshot)
+  }
+
+  #ended(slot: number, child: Worker, code: number | null, signal: number | string | null): void {
+    const key = this.#slots.get(slot)?.key ?? -1
+    this.#slots.delete(slot)
+    this.#denylist.detach(key)
+    for (const gathering of [...this.#gatherings.values()]) gathering.ended(key)
+    const status = signal === null ? `status ${code}` : `signal ${signal}`
+    const ended = (action: string) =>
+      this.#events.emit("worker_ended", { slot, pid: child.pid, status, action })
+    if (this.#state === "draining") {
+      ended("none")
+      // Lines were left when a worker's drain was cut short, and that is no clean end.
+      if (code !== 0 && this.#status === 0) this.#end(1, `worker ${slot} ended with ${status}`)
+      this.#exitWhenEmpty()
+    } else if (this.#state === "starting" || this.#intensity.died(Date.now()) === "give_up") {
+      ended("give up")
+      const { most, windowMs } = this.#config.restarts
+      const reason =
+        this.#state === "starting"
+          ? `the first worker ended with ${status} before it could serve`
+          : `restart intensity: more than ${most} workers ended within ${windowMs} ms`
+      this.#drain(1, reason)
+    } else {
+      ended("restart")
+      this.#restarts += 1
+      this.#spawn(slot)
+    }
+  }
+
+  #drain(status: number, reason: string): void {
+    if (this.#state === "draining") return
+    this.#state = "draining"
+    this.#end(status, reason)
+    for (const { process: child } of this.#slots.values()) send(child, { type: "drain" })
+    const killAfterMs = this.#config.drainTimeoutMs + DRAIN_GRACE_MS
+    this.#killTimer = setTimeout(() => this.#killAll("the drain took too long"), killAfterMs)
+    this.#exitWhenEmpty()
+  }
+
+  #killAll(reason: string): void {
+    this.#end(1, reason)
+    for (const { process: child } of this.#slots.values()) child.kill("SIGKILL")
+  }
+
+  #end(status: number, reason: string): void {
+    this.#status = status
+    this.#reason = reason
+  }
+
+  #exitWhenEmpty(): void {
+    if (this.#slots.size > 0) return
+    if (this.#killTimer !== null) clearTimeout(this.#killTimer)
+    if (this.#asking !== null) clearInterval(this.#asking)
+    void this.#exit()
+  }
+
+  async #exit(): Promise<void> {
+    await Promise.race([Promise.all(this.#forwardings), Bun.sleep(LAST_WORDS_MS)])
+    this.#events.emit("instance_ended", { status: this.#status, reason: this.#reason })
+    process.exit(this.#status)
+  }
+
+  /** Asks regularly, so that little of a worker's counts is lost with it. */
+  #askAll(): void {
+    for (const worker of this.#slots.values()) {
+      if (worker.unanswered === 0) this.#ask(worker, NO_GATHERING)
+    }
+  }
+
+  /** @returns whether the worker was asked: a stopped worker reads nothing, and questions would accumulate. */
+  #ask(worker: Slot, id: number): boolean {
+    if (worker.unanswered >= MAX_UNANSWERED) return false
+    worker.unanswered += 1
+    send(worker.process, { type: "snapshot_wanted", id })
+    return true
+  }
+
+  /** Asks every worker for its snapshot and tells the one that wanted them all. */
+  #gather(slot: number, askedId: number): void {
+    this.#lastGathering += 1
+    const id = this.#lastGathering
+    const asked = [...this.#slots.values()].filter((worker) => this.#ask(worker, id))
+    const gathering = new Gathering(
+      asked.map(({ key }) => key),
+      (snapshots) => {
+        this.#gatherings.delete(id)
+        void this.#answer(slot, askedId, snapshots)
+      },
+    )
+    this.#gatherings.set(id, gathering)
+  }
+
+  async #answer(slot: number, id: number, answers: ReadonlyMap<number, Snapshot>): Promise<void> {
+    const silent = this.#instanceCounters.beside(new Set(answers.keys()))
+    const own = await supervisorMetrics(this.#restarts, this.#counters.logLinesDropped)
+    const unreported = [...silent, own].map((metrics): Snapshot => ({ report: null, metrics }))
+    const child = this.#slots.get(slot)?.process
+    if (child)
+      send(child, { type: "gathered", id, snapshots: [...answers.values(), ...unreported] })
+  }
+}
+
+/** Collects snapshots; done when all have arrived, no worker is left to send one, or the time is over. */
+class Gathering {
+  readonly #snapshots = new Map<number, Snapshot>()
+  readonly #expected: Set<number>
+  readonly #timer: ReturnType<typeof setTimeout>
+  readonly #done: (snapshots: ReadonlyMap<number, Snapshot>) => void
+
+  constructor(
+    expected: readonly number[],
+    done: (snapshots: ReadonlyMap<number, Snapshot>) => void,
+  ) {
+    this.#expected = new Set(expected)
+    this.#done = done
+    this.#timer = setTimeout(() => done(this.#snapshots), GATHER_TIMEOUT_MS)
+  }
+
+  add(key: number, snapshot: Snapshot): void {
+    this.#snapshots.set(key, snapshot)
+    this.ended(key)
+  }
+
+  ended(key: number): void {
+    if (!this.#expected.delete(key) || this.#expected.size > 0) return
+    clearTimeout(this.#timer)
+    this.#done(this.#snapshots)
+  }
+}
+
+function send(child: Worker, message: ToWorker): void {
+  try {
+    child.send(message)
+  } catch {
+    // It has just ended; its exit is on the way here.
+  }
+}

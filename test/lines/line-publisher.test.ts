@@ -1,0 +1,287 @@
+/**
+ * What a line becomes on its way into `from_device`, that it is kept until the broker
+ * has it, and what is counted and told meanwhile. On the embedded broker, which answers as it is told,
+ * with the clock held.
+ */
+
+import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test"
+import type { OutgoingMessage, PublishResult } from "../../src/broker/broker.ts"
+import { EmbeddedBroker } from "../../src/broker/embedded.ts"
+import { Counters } from "../../src/counters.ts"
+import type { Connection } from "../../src/device/connection.ts"
+import { Lines } from "../../src/lines/line-publisher.ts"
+
+const LONGEST_WAIT_MS = 5_000
+const READ_AT_MS = 1_750_000_000_123
+const QUEUE = "from_device"
+
+beforeEach(() => {
+  jest.useFakeTimers()
+})
+
+afterEach(() => {
+  jest.useRealTimers()
+})
+
+/** The embedded broker with the results of the next publishes as the test wants them. */
+class ScriptedBroker extends EmbeddedBroker {
+  readonly results: PublishResult[] = []
+  readonly published: OutgoingMessage[] = []
+  redeclared = 0
+
+  override store(message: OutgoingMessage): PublishResult {
+    // Copied in depth, since one object serves all lines.
+    this.published.push(structuredClone({ ...message }))
+    return this.results.shift() ?? super.store(message)
+  }
+
+  override redeclare(): void {
+    this.redeclared += 1
+  }
+
+  bodies(): string[] {
+    return this.published.splice(0).map(({ body }) => Buffer.from(body).toString())
+  }
+}
+
+interface Options {
+  windowLines?: number
+  windowBytes?: number
+}
+
+class Subject {
+  readonly broker = new ScriptedBroker()
+  readonly counters = new Counters()
+  readonly confirmed: string[] = []
+  readonly lines: Lines
+  relieved = 0
+  nowMs = READ_AT_MS
+  readonly #next = new Map<Connection, number>()
+
+  constructor({ windowLines = 100, windowBytes = 1e6 }: Options = {}) {
+    this.lines = new Lines(this.broker, {
+      queue: QUEUE,
+      replyTo: "owsla.worker.gw.0",
+      windowLines,
+      windowBytes,
+      nowMs: () => this.nowMs,
+      steadyMs: () => this.nowMs,
+      counters: this.counters,
+      confirmed: ({ connection, seq }) => this.confirmed.push(`${connection.id}:${seq}`),
+      relieved: () => {
+        this.relieved += 1
+      },
+    })
+  }
+
+  async start(): Promise<this> {
+    const queues = [{ name: QUEUE, durable: true, arguments: {} }]
+    const listener = { stateChanged: () => undefined, warning: () => undefined }
+    this.broker.start({ exchanges: [], queues, subscriptions: [] }, listener)
+    await settled()
+    return this
+  }
+
+  /** Takes lines of one connection, numbered as its endpoint would. */
+  async take(connection: Connection, ...bodies: string[]): Promise<void> {
+    for (const body of bodies) {
+      const seq = this.#next.get(connection) ?? 0
+      this.#next.set(connection, seq + 1)
+      this.lines.take(connection, seq, Buffer.from(body))
+    }
+    await settled()
+  }
+
+  /** Lets the longest wait between tries pass. */
+  async waitOut(): Promise<void> {
+    jest.advanceTimersByTime(LONGEST_WAIT_MS)
+    await settled()
+  }
+}
+
+/** Lets everything happen that needs no time: the embedded broker answers at the end of the turn. */
+async function settled(): Promise<void> {
+  for (let n = 0; n < 20; n += 1) await Promise.resolve()
+}
+
+function connection(connectionId: string, deviceId = connectionId): Connection {
+  const recipient = { connectionId, deviceId, epoch: 1_750_000_000_000 }
+  return { id: connectionId, endpoint: { recipient } } as unknown as Connection
+}
+
+describe("a line", () => {
+  test("becomes one message with exactly the fields of the contract", async () => {
+    const subject = await new Subject().start()
+    const body = new Uint8Array([0, 255, 32, 9])
+    subject.lines.take(connection("gw.0.x.1", "thermostat:7"), 0, body)
+    const [message, ...others] = subject.broker.published
+    expect(others).toEqual([])
+    expect(message).toMatchObject({ id: "gw.0.x.1:0", exchange: "", routingKey: QUEUE, body })
+    expect(message?.properties).toEqual({
+      headers: {
+        connection_id: "gw.0.x.1",
+        device_id: "thermostat:7",
+        from_device_seq: 0,
+        epoch: 1_750_000_000_000,
+      },
+      deliveryMode: 2,
+      messageId: "gw.0.x.1:0",
+      replyTo: "owsla.worker.gw.0",
+      timestamp: new Date(READ_AT_MS),
+      appId: "owsla",
+    })
+  })
+
+  test("has its number, however large", async () => {
+    const subject = await new Subject().start()
+    for (const seq of [2 ** 31, 2 ** 53 - 1]) subject.lines.take(connection("c"), seq, Buffer.of(1))
+    const numbers = subject.broker.published.map(({ id, properties }) => [
+      id,
+      properties.messageId,
+      properties.headers?.["from_device_seq"],
+    ])
+    expect(numbers).toEqual([
+      ["c:2147483648", "c:2147483648", 2 ** 31],
+      ["c:9007199254740991", "c:9007199254740991", 2 ** 53 - 1],
+    ])
+  })
+
+  test("is the same message when it is published again, with the time at which it was read", async () => {
+    const subject = await new Subject().start()
+    subject.broker.results.push("cut", "cut")
+    await subject.take(connection("c"), "a", "b")
+    subject.nowMs += 60_000
+    await subject.take(connection("d"), "other")
+    await subject.waitOut()
+    const [a, b, ...again] = subject.broker.published
+    expect(again.slice(0, 2)).toEqual([a, b] as OutgoingMessage[])
+    expect(again[2]?.properties.timestamp).toEqual(new Date(READ_AT_MS + 60_000))
+  })
+
+  test("keeps its own fields in the broker while others follow", async () => {
+    const subject = await new Subject().start()
+    const seen: unknown[] = []
+    subject.broker.tap(QUEUE, (_body, properties) => seen.push(properties))
+    await subject.take(connection("c"), "a")
+    subject.nowMs += 5_000
+    await subject.take(connection("d"), "b")
+    expect(seen).toMatchObject([
+      { messageId: "c:0", timestamp: new Date(READ_AT_MS), headers: { connection_id: "c" } },
+      { messageId: "d:0", timestamp: new Date(READ_AT_MS + 5_000), headers: { device_id: "d" } },
+    ])
+  })
+})
+
+describe("lines that the broker takes", () => {
+  test("are told as confirmed, in order for each connection, and counted", async () => {
+    const subject = await new Subject().start()
+    await subject.take(connection("c"), "0", "1", "2")
+    await subject.take(connection("d"), "0")
+    expect(subject.confirmed).toEqual(["c:0", "c:1", "c:2", "d:0"])
+    expect(subject.counters.linesConfirmed).toBe(4)
+    expect([subject.lines.count, subject.lines.bytes]).toEqual([0, 0])
+    expect(subject.lines.silentSinceMs()).toBeNull()
+  })
+})
+
+describe("lines that the broker does not take", () => {
+  test("because it is away are kept, and published in order when it is there", async () => {
+    const subject = new Subject()
+    await subject.take(connection("c"), "0", "1", "2")
+    expect([subject.lines.count, subject.lines.bytes]).toEqual([3, 3])
+    expect(subject.lines.silentSinceMs()).toBeNull()
+    expect(subject.confirmed).toEqual([])
+    await subject.start()
+    expect(subject.broker.bodies()).toEqual(["0", "1", "2"])
+    expect(subject.confirmed).toEqual(["c:0", "c:1", "c:2"])
+    expect(subject.counters.linesRepublished).toBe(0)
+  })
+
+  test("because their queue is gone have it declared again, and go again in order", async () => {
+    const subject = await new Subject().start()
+    subject.broker.results.push("confirmed", "returned", "confirmed")
+    await subject.take(connection("c"), "0", "1", "2")
+    expect(subject.confirmed).toEqual(["c:0"])
+    expect([subject.broker.redeclared, subject.counters.linesReturned]).toEqual([1, 1])
+    await subject.waitOut()
+    expect(subject.broker.bodies()).toEqual(["0", "1", "2", "1", "2"])
+    expect(subject.confirmed).toEqual(["c:0", "c:1", "c:2"])
+    expect(subject.counters.linesRepublished).toBe(2)
+    expect([subject.counters.linesNacked, subject.lines.count]).toEqual([0, 0])
+  })
+
+  test("because their queue is full go again, and nothing is declared", async () => {
+    const subject = await new Subject().start()
+    subject.broker.results.push("nacked", "nacked", "nacked")
+    await subject.take(connection("c"), "0")
+    await subject.waitOut()
+    await subject.waitOut()
+    await subject.waitOut()
+    expect(subject.broker.bodies()).toEqual(["0", "0", "0", "0"])
+    expect([subject.counters.linesNacked, subject.counters.linesRepublished]).toEqual([3, 3])
+    expect([subject.broker.redeclared, subject.counters.linesReturned]).toEqual([0, 0])
+    expect(subject.confirmed).toEqual(["c:0"])
+  })
+
+  test("make those of other connections no repeats", async () => {
+    const subject = await new Subject().start()
+    const [c, d] = [connection("c"), connection("d")]
+    subject.broker.results.push("cut")
+    const taken = [subject.take(c, "c0"), subject.take(d, "d0"), subject.take(c, "c1")]
+    await Promise.all(taken)
+    await subject.waitOut()
+    expect(subject.broker.bodies()).toEqual(["c0", "d0", "c1", "c0", "c1"])
+    expect(subject.confirmed).toEqual(["c:0", "d:0", "c:1"])
+  })
+
+  test("are kept when they are stopped, and no timer publishes them", async () => {
+    const subject = await new Subject().start()
+    subject.broker.results.push("nacked")
+    await subject.take(connection("c"), "0")
+    subject.lines.stop()
+    await subject.waitOut()
+    expect(subject.broker.bodies()).toEqual(["0"])
+    expect(subject.lines.count).toBe(1)
+  })
+})
+
+describe("the window", () => {
+  test("is full at its number of lines and relieved once at half of it", async () => {
+    const subject = new Subject({ windowLines: 4 })
+    await subject.take(connection("c"), "0", "1", "2")
+    expect(subject.lines.hasRoom).toBe(true)
+    await subject.take(connection("c"), "3")
+    expect(subject.lines.hasRoom).toBe(false)
+    await subject.start()
+    expect([subject.lines.hasRoom, subject.relieved]).toEqual([true, 1])
+  })
+
+  test("is full at its number of bytes", async () => {
+    const subject = new Subject({ windowBytes: 10 })
+    await subject.take(connection("c"), "x".repeat(9))
+    expect(subject.lines.hasRoom).toBe(true)
+    await subject.take(connection("d"), "x")
+    expect([subject.lines.hasRoom, subject.lines.bytes]).toEqual([false, 10])
+    await subject.start()
+    expect([subject.lines.hasRoom, subject.relieved]).toEqual([true, 1])
+  })
+
+  test("has room for one line larger than itself", async () => {
+    const subject = new Subject({ windowBytes: 10 })
+    expect(subject.lines.hasRoom).toBe(true)
+    await subject.take(connection("c"), "x".repeat(1_000))
+    expect(subject.lines.hasRoom).toBe(false)
+    await subject.start()
+    expect(subject.confirmed).toEqual(["c:0"])
+  })
+
+  test("may be filled again when it is told to be relieved", async () => {
+    const subject = await new Subject({ windowLines: 2 }).start()
+    for (let n = 0; n < 10; n += 1) {
+      expect(subject.lines.hasRoom).toBe(true)
+      await subject.take(connection(`c${n}`), "0", "1")
+    }
+    expect(subject.relieved).toBe(10)
+    expect(subject.confirmed.length).toBe(20)
+  })
+})

@@ -1,0 +1,204 @@
+/**
+ * Drain under a clock that goes on only while it sleeps: the order of the phases, what each waits for,
+ * and that it ends by its deadline whatever does not.
+ */
+
+import { describe, expect, test } from "bun:test"
+import fc from "fast-check"
+import { type DrainPhase, type DrainSteps, drain } from "../../src/process/drain.ts"
+import { checkAsync, RUNS } from "../support/property.ts"
+import { within } from "../support/wait.ts"
+
+const TIMEOUT_MS = 1_000
+const START_MS = 50_000
+
+/** A worker that gets done with its parts at times given in milliseconds from the start. */
+class ScriptedWorker implements DrainSteps {
+  nowAtMs = START_MS
+  connections = 0
+  confirmedAtMs = 0
+  settledAtMs = 0
+  acceptNoneMs = 0
+  readonly log: string[] = []
+  readonly phases: [DrainPhase, number][] = []
+  sleeps = 0
+
+  get elapsedMs(): number {
+    return this.nowAtMs - START_MS
+  }
+
+  readonly nowMs = () => this.nowAtMs
+
+  readonly sleep = async (ms: number) => {
+    this.sleeps += 1
+    if (this.sleeps > 100_000) throw new Error("a drain without end")
+    expect(ms).toBeGreaterThan(0)
+    this.nowAtMs += ms
+  }
+
+  readonly acceptNone = async () => {
+    this.log.push("acceptNone")
+    this.nowAtMs += this.acceptNoneMs
+  }
+
+  readonly confirmed = () => this.elapsedMs >= this.confirmedAtMs
+
+  readonly closeSome = (most: number) => {
+    const closed = Math.min(most, this.connections)
+    this.connections -= closed
+    this.log.push(`close ${closed}`)
+    return this.connections
+  }
+
+  readonly settled = () => this.connections === 0 && this.elapsedMs >= this.settledAtMs
+
+  readonly enter = (phase: DrainPhase) => {
+    this.phases.push([phase, this.elapsedMs])
+  }
+
+  phaseNames(): DrainPhase[] {
+    return this.phases.map(([phase]) => phase)
+  }
+}
+
+test("nothing to wait for: through every phase in order, at once", async () => {
+  const worker = new ScriptedWorker()
+  expect(await drain(worker, TIMEOUT_MS)).toBe("done")
+  expect(worker.phaseNames()).toEqual([
+    "accepting_none",
+    "confirming",
+    "closing",
+    "settling",
+    "done",
+  ])
+  expect(worker.log).toEqual(["acceptNone", "close 0"])
+  expect(worker.elapsedMs).toBeLessThanOrEqual(20)
+})
+
+test("no device is closed before every line is confirmed", async () => {
+  const worker = new ScriptedWorker()
+  worker.connections = 1
+  worker.confirmedAtMs = 500
+  expect(await drain(worker, TIMEOUT_MS)).toBe("done")
+  const closingAtMs = worker.phases.find(([phase]) => phase === "closing")?.[1]
+  expect(closingAtMs).toBeGreaterThanOrEqual(500)
+  expect(closingAtMs).toBeLessThan(550)
+})
+
+test("devices are closed some at a time, with a pause between", async () => {
+  const worker = new ScriptedWorker()
+  worker.connections = 250
+  await drain(worker, TIMEOUT_MS)
+  const closes = worker.log.filter((entry) => entry.startsWith("close"))
+  expect(closes).toEqual(["close 100", "close 100", "close 50"])
+  expect(worker.elapsedMs).toBeGreaterThan(0)
+})
+
+test("20,000 devices are closed within two seconds", async () => {
+  const worker = new ScriptedWorker()
+  worker.connections = 20_000
+  expect(await drain(worker, 60_000)).toBe("done")
+  expect(worker.elapsedMs).toBeLessThanOrEqual(2_000)
+})
+
+test("what commands are owed is waited for after the closing", async () => {
+  const worker = new ScriptedWorker()
+  worker.connections = 1
+  worker.settledAtMs = 700
+  expect(await drain(worker, TIMEOUT_MS)).toBe("done")
+  expect(worker.phases.at(-1)).toEqual(["done", 700])
+})
+
+test("lines that come with the closing are waited for too", async () => {
+  const worker = new ScriptedWorker()
+  let left = 3
+  const confirmed = () => worker.phaseNames().at(-1) !== "settling" || left-- <= 0
+  expect(await drain({ ...worker, confirmed }, TIMEOUT_MS)).toBe("done")
+  expect(left).toBeLessThan(0)
+})
+
+describe("the deadline", () => {
+  test("in confirming: devices are closed all the same, and the end is cut short", async () => {
+    const worker = new ScriptedWorker()
+    worker.connections = 1
+    worker.confirmedAtMs = Number.POSITIVE_INFINITY
+    expect(await drain(worker, TIMEOUT_MS)).toBe("cut_short")
+    expect(worker.phaseNames().at(-1)).toBe("cut_short")
+    expect(worker.connections).toBe(0)
+    expect(worker.elapsedMs).toBeLessThanOrEqual(TIMEOUT_MS + 100)
+  })
+
+  test("in settling", async () => {
+    const worker = new ScriptedWorker()
+    worker.settledAtMs = Number.POSITIVE_INFINITY
+    expect(await drain(worker, TIMEOUT_MS)).toBe("cut_short")
+    expect(worker.elapsedMs).toBeLessThanOrEqual(TIMEOUT_MS + 100)
+  })
+
+  test("exactly met is met", async () => {
+    const worker = new ScriptedWorker()
+    worker.settledAtMs = TIMEOUT_MS
+    expect(await drain(worker, TIMEOUT_MS)).toBe("done")
+  })
+
+  test("in closing: a million devices, the most that can be configured, are closed by then", async () => {
+    const worker = new ScriptedWorker()
+    worker.connections = 1_000_000
+    await drain(worker, 60_000)
+    expect([worker.connections, worker.elapsedMs <= 61_000]).toEqual([0, true])
+  })
+
+  test("in closing: devices that cannot be closed hold nothing up", async () => {
+    const worker = new ScriptedWorker()
+    const closeSome = () => 1
+    expect(await drain({ ...worker, closeSome }, TIMEOUT_MS)).toBe("cut_short")
+    expect(worker.elapsedMs).toBeLessThanOrEqual(TIMEOUT_MS + 100)
+  })
+
+  test("in accepting_none: a broker that does not answer holds nothing up", async () => {
+    const worker = new ScriptedWorker()
+    const acceptNone = () => new Promise<void>(() => undefined)
+    const drained = drain({ ...worker, acceptNone }, TIMEOUT_MS)
+    expect(await within(drained, { what: "a drain that does not wait for the broker alone" })).toBe(
+      "cut_short",
+    )
+  })
+
+  test("slow in accepting_none counts too", async () => {
+    const worker = new ScriptedWorker()
+    worker.acceptNoneMs = TIMEOUT_MS - 100
+    worker.confirmedAtMs = Number.POSITIVE_INFINITY
+    expect(await drain(worker, TIMEOUT_MS)).toBe("cut_short")
+    expect(worker.elapsedMs).toBeLessThanOrEqual(TIMEOUT_MS + 100)
+  })
+})
+
+test("a step that throws is not swallowed", async () => {
+  const worker = new ScriptedWorker()
+  const acceptNone = () => Promise.reject(new Error("no broker"))
+  await expect(drain({ ...worker, acceptNone }, TIMEOUT_MS)).rejects.toThrow("no broker")
+})
+
+test("any times: each phase once and in order, done exactly when all was in time", async () => {
+  const ms = fc.nat(TIMEOUT_MS * 2)
+  await checkAsync(
+    fc.asyncProperty(ms, ms, fc.nat(500), async (confirmedAtMs, settledAtMs, connections) => {
+      const worker = new ScriptedWorker()
+      Object.assign(worker, { confirmedAtMs, settledAtMs, connections })
+      const result = await drain(worker, TIMEOUT_MS)
+      expect(worker.phaseNames().slice(0, -1)).toEqual([
+        "accepting_none",
+        "confirming",
+        "closing",
+        "settling",
+      ])
+      expect(worker.phaseNames().at(-1)).toBe(result)
+      expect(worker.connections).toBe(0)
+      expect(worker.elapsedMs).toBeLessThanOrEqual(TIMEOUT_MS + 100)
+      const lastMs = Math.max(confirmedAtMs, settledAtMs)
+      if (lastMs <= TIMEOUT_MS - 100) expect(result).toBe("done")
+      if (lastMs > TIMEOUT_MS + 100) expect(result).toBe("cut_short")
+    }),
+    RUNS,
+  )
+})
