@@ -39,7 +39,7 @@ export class Counters {
   gapsGivenUpEarly = 0
   commandBytesOut = 0
   receiptsSent = 0
-  postsRepeated = 0
+  outboundRepublished = 0
   receiptsUnroutable = 0
 
   locationsAsked = 0

@@ -1,10 +1,10 @@
 /**
- * The time as of this turn of the event loop: read once a turn, however many lines and commands ask for it.
+ * The time as of this tick of the event loop: read once a tick, however many lines and commands ask for it.
  *
- * Never runs ahead; behind by at most the length of the turn. What measures turns themselves reads the clock.
+ * Never runs ahead; behind by at most the length of the tick. What measures ticks themselves reads the clock.
  */
 
-export class TurnClock {
+export class TickClock {
   #current = false
   #nowMs = 0
   #steadyMs = 0
@@ -25,10 +25,10 @@ export class TurnClock {
     this.#nowMs = Date.now()
     this.#steadyMs = performance.now()
     this.#current = true
-    setImmediate(this.#turnEnds)
+    setImmediate(this.#tickEnds)
   }
 
-  readonly #turnEnds = (): void => {
+  readonly #tickEnds = (): void => {
     this.#current = false
   }
 }

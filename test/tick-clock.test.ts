@@ -1,7 +1,7 @@
 /** The clock of a turn: one time for all that happens in it, and a later one in the next. */
 
 import { expect, test } from "bun:test"
-import { TurnClock } from "../src/tick-clock.ts"
+import { TickClock } from "../src/tick-clock.ts"
 
 function spin(ms: number): void {
   const until = performance.now() + ms
@@ -9,7 +9,7 @@ function spin(ms: number): void {
 }
 
 test("a turn has one time", () => {
-  const clock = new TurnClock()
+  const clock = new TickClock()
   const times = () => [clock.nowMs(), clock.steadyMs()]
   const first = times()
   spin(3)
@@ -17,7 +17,7 @@ test("a turn has one time", () => {
 })
 
 test("the next turn has its own", async () => {
-  const clock = new TurnClock()
+  const clock = new TickClock()
   const steadyMs = clock.steadyMs()
   const nowMs = clock.nowMs()
   spin(3)
@@ -27,7 +27,7 @@ test("the next turn has its own", async () => {
 })
 
 test("its time is the time at which the turn first asked", () => {
-  const clock = new TurnClock()
+  const clock = new TickClock()
   const before = { now: Date.now(), steady: performance.now() }
   expect(clock.nowMs()).toBeWithin(before.now, Date.now() + 1)
   expect(clock.steadyMs()).toBeWithin(before.steady, performance.now() + 1)

@@ -1,12 +1,12 @@
 /**
  * The broker over AMQP 0-9-1: RabbitMQ, or what speaks like it.
  *
- * Two connections, so that a blocked publisher still takes commands: one carries the lanes, a channel
+ * Two connections, so that a blocked publisher still takes commands: one carries the publish channels, a channel
  * each; the other the subscriptions, a channel each. Queues are declared on both before use; one that
  * exists with other arguments is used as it is.
  *
  * Never retries a message: what a lost connection leaves unconfirmed is reported as "cut", and its
- * publisher decides. Bounds: prefetch for each subscription; lanes are bounded by their publishers.
+ * publisher decides. Bounds: prefetch for each subscription; publish channels are bounded by their publishers.
  */
 
 import type { AMQPChannel } from "@cloudamqp/amqp-client"
@@ -15,16 +15,16 @@ import type {
   BrokerListener,
   BrokerSetup,
   BrokerState,
-  Lane,
-  LaneListener,
+  PublishChannel,
+  PublishChannelListener,
   QueueDeclaration,
 } from "../broker/broker.ts"
 import { lowerLimit } from "../broker/prefetch.ts"
 import { type BatchingClient, PUBLISH_FRAME_MAX } from "./client.ts"
-import { Link, type LinkHooks } from "./connection.ts"
+import { AmqpConnection, type AmqpConnectionHooks } from "./connection.ts"
 import { declareAll } from "./declarations.ts"
 import { readBrokerError } from "./errors.ts"
-import { AmqpLane } from "./publish-channel.ts"
+import { AmqpPublishChannel } from "./publish-channel.ts"
 import { Subscriptions } from "./subscriptions.ts"
 
 /**
@@ -35,9 +35,9 @@ const CONSUME_FRAME_MAX = 262_144
 
 export class AmqpBroker implements Broker {
   readonly kind = "amqp"
-  readonly #publishing: Link
-  readonly #consuming: Link
-  readonly #lanes: AmqpLane[] = []
+  readonly #publishing: AmqpConnection
+  readonly #consuming: AmqpConnection
+  readonly #publishChannels: AmqpPublishChannel[] = []
   #setup: BrokerSetup = { exchanges: [], queues: [], subscriptions: [] }
   #listener: BrokerListener | null = null
   #declareAgain: (() => Promise<void>) | null = null
@@ -63,7 +63,7 @@ export class AmqpBroker implements Broker {
    */
   constructor(url: string | readonly string[], name: string, ca: string | null = null) {
     const urls = typeof url === "string" ? [url] : url
-    const publishHooks: LinkHooks = {
+    const publishHooks: AmqpConnectionHooks = {
       setUp: (client) => this.#setUpPublishing(client),
       tearDown: () => Promise.resolve(),
       up: () => {
@@ -74,21 +74,21 @@ export class AmqpBroker implements Broker {
         this.#lastLoss = reason
         this.#blockedReason = null
         this.#declareAgain = null
-        for (const lane of this.#lanes) lane.detach()
+        for (const publishChannel of this.#publishChannels) publishChannel.detach()
         this.#changed()
       },
       blocked: (reason) => {
         this.#blockedReason = reason
-        for (const lane of this.#lanes) lane.block()
+        for (const publishChannel of this.#publishChannels) publishChannel.block()
         this.#changed()
       },
       unblocked: () => {
         this.#blockedReason = null
-        for (const lane of this.#lanes) lane.unblock()
+        for (const publishChannel of this.#publishChannels) publishChannel.unblock()
         this.#changed()
       },
     }
-    const consumeHooks: LinkHooks = {
+    const consumeHooks: AmqpConnectionHooks = {
       setUp: (client) => this.#setUpConsuming(client),
       tearDown: () => this.#subscriptions.handOverAcknowledgements(),
       up: () => this.#up(),
@@ -101,8 +101,20 @@ export class AmqpBroker implements Broker {
       blocked: () => undefined,
       unblocked: () => undefined,
     }
-    this.#publishing = new Link(urls, `${name} publish`, PUBLISH_FRAME_MAX, publishHooks, ca)
-    this.#consuming = new Link(urls, `${name} consume`, CONSUME_FRAME_MAX, consumeHooks, ca)
+    this.#publishing = new AmqpConnection(
+      urls,
+      `${name} publish`,
+      PUBLISH_FRAME_MAX,
+      publishHooks,
+      ca,
+    )
+    this.#consuming = new AmqpConnection(
+      urls,
+      `${name} consume`,
+      CONSUME_FRAME_MAX,
+      consumeHooks,
+      ca,
+    )
   }
 
   get state(): BrokerState {
@@ -123,10 +135,10 @@ export class AmqpBroker implements Broker {
     this.#publishing.start()
   }
 
-  lane(listener: LaneListener): Lane {
-    const lane = new AmqpLane(listener)
-    this.#lanes.push(lane)
-    return lane
+  publishChannel(listener: PublishChannelListener): PublishChannel {
+    const publishChannel = new AmqpPublishChannel(listener)
+    this.#publishChannels.push(publishChannel)
+    return publishChannel
   }
 
   redeclare(): void {
@@ -171,7 +183,7 @@ export class AmqpBroker implements Broker {
   async #close(): Promise<void> {
     this.#closed = true
     await Promise.all([this.#publishing.close(), this.#consuming.close()])
-    for (const lane of this.#lanes) lane.detach()
+    for (const publishChannel of this.#publishChannels) publishChannel.detach()
     this.#changed()
   }
 
@@ -190,14 +202,15 @@ export class AmqpBroker implements Broker {
     )
     await this.#declare(client, shared)
     this.#declareAgain = () => this.#declare(client, shared)
-    const opened: [AmqpLane, AMQPChannel][] = []
-    for (const lane of this.#lanes) {
+    const opened: [AmqpPublishChannel, AMQPChannel][] = []
+    for (const publishChannel of this.#publishChannels) {
       const channel = await client.channel()
       await channel.confirmSelect()
       channel.onerror = (reason) => this.#publishing.reset(reason)
-      opened.push([lane, channel])
+      opened.push([publishChannel, channel])
     }
-    for (const [lane, channel] of opened) lane.attach(client, channel, this.#blockedReason !== null)
+    for (const [publishChannel, channel] of opened)
+      publishChannel.attach(client, channel, this.#blockedReason !== null)
   }
 
   async #setUpConsuming(client: BatchingClient): Promise<void> {

@@ -1,5 +1,5 @@
 /**
- * The AMQP client with a few differences: the frames of one turn of the event loop go out in one write; what comes and
+ * The AMQP client with a few differences: the frames of one tick of the event loop go out in one write; what comes and
  * goes in numbers, messages, confirms and acknowledgements, goes past it; an exception while reading ends the
  * connection instead of the process.
  *
@@ -13,7 +13,7 @@
 import { AMQPClient } from "@cloudamqp/amqp-client"
 import { AMQPView } from "@cloudamqp/amqp-client/amqp-view"
 import type { OutgoingMessage } from "../broker/broker.ts"
-import { type Content, FrameReader } from "./frame-reader.ts"
+import { FrameReader, type InboundMessage } from "./frame-reader.ts"
 import { FrameWriter } from "./frame-writer.ts"
 import { type BrokerServer, serverOf } from "./server-properties.ts"
 
@@ -24,14 +24,14 @@ const SPARE_BUFFERS = 8
 /** Bytes; what RabbitMQ allows at least. Longer bodies are cut into frames, but properties must fit one. */
 export const PUBLISH_FRAME_MAX = 8_192
 
-/** Commands come a few a turn; a write for the acknowledgements of each turn is a seventh of what they cost. */
+/** Commands come a few a tick; a write for the acknowledgements of each tick is a seventh of what they cost. */
 const ACKNOWLEDGEMENTS_MS = 1
 
 const SENT = Promise.resolve()
 
 /** What comes on one channel past the client. */
 export interface ChannelTaker {
-  readonly content?: (content: Content) => void
+  readonly content?: (content: InboundMessage) => void
   /** The broker ends a consumer; the client is told too. */
   readonly cancelled?: () => void
   /** What the broker says of publishes: of one, or of all up to it. */
@@ -54,7 +54,7 @@ export class BatchingClient extends AMQPClient {
   #scheduled = false
   #acknowledging: ReturnType<typeof setTimeout> | null = null
   readonly #spare: FrameWriter[] = []
-  readonly #takers = new Map<number, ChannelTaker>()
+  readonly #handlers = new Map<number, ChannelTaker>()
   #server: BrokerServer | null = null
   /** The host for the socket: the client leaves IPv6 addresses in the brackets of their URLs. */
   override readonly host: string
@@ -74,11 +74,11 @@ export class BatchingClient extends AMQPClient {
     const connected = super.connect()
     const socket = this.socket
     const reader = new FrameReader(this.frameMax + FrameWriter.FRAME_OVERHEAD, {
-      takes: (channel) => this.#takers.has(channel),
-      content: (channel, content) => this.#takers.get(channel)?.content?.(content),
-      cancelled: (channel) => this.#takers.get(channel)?.cancelled?.(),
+      takes: (channel) => this.#handlers.has(channel),
+      content: (channel, content) => this.#handlers.get(channel)?.content?.(content),
+      cancelled: (channel) => this.#handlers.get(channel)?.cancelled?.(),
       confirmed: (channel, tag, multiple, nacked) =>
-        this.#takers.get(channel)?.confirmed?.(tag, multiple, nacked),
+        this.#handlers.get(channel)?.confirmed?.(tag, multiple, nacked),
       other: (frame) => {
         this.#server ??= serverOf(frame)
         this.parseFrames(new AMQPView(frame.buffer, frame.byteOffset, frame.length))
@@ -100,7 +100,7 @@ export class BatchingClient extends AMQPClient {
 
   /** Who takes the messages and confirms of a channel, in the client's stead; to be set before any can come. */
   take(channel: number, taker: ChannelTaker): void {
-    this.#takers.set(channel, taker)
+    this.#handlers.set(channel, taker)
   }
 
   /**

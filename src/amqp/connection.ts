@@ -30,7 +30,7 @@ const BACKOFF = { firstMs: 100, mostMs: 5_000 }
  */
 const BACKOFF_NOBODY_THERE = { firstMs: 100, mostMs: 700 }
 
-export interface LinkHooks {
+export interface AmqpConnectionHooks {
   /** Opens channels on the new connection; a rejection counts as a failed try. */
   readonly setUp: (client: BatchingClient) => Promise<void>
   /** Hands over what must reach the broker before the connection closes. */
@@ -42,10 +42,10 @@ export interface LinkHooks {
   readonly unblocked: () => void
 }
 
-export class Link {
+export class AmqpConnection {
   readonly #urls: UrlRotation
   readonly #ca: string | null
-  readonly #hooks: LinkHooks
+  readonly #hooks: AmqpConnectionHooks
   #state: "down" | "connecting" | "up" | "waiting" | "closed" = "down"
   #client: BatchingClient | null = null
   #attempt = 0
@@ -64,7 +64,7 @@ export class Link {
     urls: readonly string[],
     name: string,
     frameMax: number,
-    hooks: LinkHooks,
+    hooks: AmqpConnectionHooks,
     ca: string | null = null,
   ) {
     const withOptions = urls.map((url) => {

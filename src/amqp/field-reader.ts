@@ -3,19 +3,19 @@
  *
  * A JavaScript value does not keep its AMQP type and bytes. Headers with a value that could not be written back to the same
  * bytes carry the table they were read from (`republishing.ts`). Most headers have no such value and cost nothing more.
- * Pure. Bounds: `MOST_DEPTH` for nested tables; the frame for all else.
+ * Pure. Bounds: `MAX_DEPTH` for nested tables; the frame for all else.
  */
 
 import type { HeaderValue, MessageProperties } from "../broker/broker.ts"
 import { OutOfRangeDate, RECEIVED, setHeader } from "../broker/republishing.ts"
-import { KnownTexts } from "./string-cache.ts"
+import { StringCache } from "./string-cache.ts"
 
 const TWO_TO_32 = 2 ** 32
 const TWO_TO_63 = 2 ** 63
 const DIGIT_0 = 0x30
 const DIGIT_9 = 0x39
 /** Far more than any real message; without a bound a message could exhaust the stack, again each time it is delivered. */
-const MOST_DEPTH = 100
+const MAX_DEPTH = 100
 
 /** An entry of a table, and where its value is in the table's bytes. */
 export interface TableEntry {
@@ -26,7 +26,7 @@ export interface TableEntry {
 }
 
 /** Shared by all readers: texts are the same on every connection. */
-const knownTexts = new KnownTexts()
+const stringCache = new StringCache()
 
 export class FieldReader {
   /** The bytes that are read; a plain `Uint8Array`, not a subclass. */
@@ -117,7 +117,7 @@ export class FieldReader {
     const end = this.at + size
     if (end > this.end) throw new Error("a table longer than its frame")
     this.#depth += 1
-    if (this.#depth > MOST_DEPTH && this.at < end) {
+    if (this.#depth > MAX_DEPTH && this.at < end) {
       this.at = end
       this.#exact = false
     }
@@ -212,7 +212,7 @@ export class FieldReader {
   #text(bytes: number): string {
     const at = this.at
     this.skip(bytes)
-    return knownTexts.read(this.bytes, at, bytes)
+    return stringCache.read(this.bytes, at, bytes)
   }
 
   #view(bytes: number): DataView {

@@ -8,7 +8,7 @@
  *
  * Why: the client makes a view for each frame, a promise-ready message object and a `Buffer` for each of some 15
  * texts of a delivery, and misreads some of it (docs/PERFORMANCE.md). Pure. Bounds: a frame of `mostBytes`, of which
- * the beginning of one is kept; one message a channel, of `MOST_BODY_BYTES`.
+ * the beginning of one is kept; one message a channel, of `MAX_BODY_BYTES`.
  */
 
 import type { MessageProperties } from "../broker/broker.ts"
@@ -29,11 +29,11 @@ const NACK = (60 << 16) | 120
 /** Of a nack RabbitMQ sets 2, "requeue", too. */
 const MULTIPLE = 1
 /** The most that RabbitMQ can be told to take. */
-const MOST_BODY_BYTES = 536_870_912
+const MAX_BODY_BYTES = 536_870_912
 const EMPTY = new Uint8Array(0)
 
 /** A message that was delivered or, on a channel that publishes, returned. */
-export interface Content {
+export interface InboundMessage {
   /** 0 for one that was returned. */
   readonly tag: number
   readonly redelivered: boolean
@@ -45,7 +45,7 @@ export interface FrameTaker {
   /** Whether messages and confirms of a channel are taken here. */
   readonly takes: (channel: number) => boolean
   /** `body` is a copy; texts and numbers are anyway. */
-  readonly content: (channel: number, content: Content) => void
+  readonly content: (channel: number, content: InboundMessage) => void
   readonly confirmed: (channel: number, tag: number, multiple: boolean, nacked: boolean) => void
   /** A consumer of a channel has been cancelled; the frame goes to `other` all the same. */
   readonly cancelled: (channel: number) => void
@@ -54,7 +54,7 @@ export interface FrameTaker {
 }
 
 /** What has come of a message. */
-interface Coming {
+interface PartialMessage {
   readonly tag: number
   readonly redelivered: boolean
   properties: MessageProperties
@@ -70,7 +70,7 @@ export class FrameReader {
   readonly #taker: FrameTaker
   /** The beginning of a frame whose end has not come. */
   #partial: Uint8Array | null = null
-  readonly #coming = new Map<number, Coming>()
+  readonly #coming = new Map<number, PartialMessage>()
   /** The state of the frame that is being read. */
   readonly #fields = new FieldReader()
 
@@ -162,17 +162,17 @@ export class FrameReader {
     this.#coming.set(channel, { tag, redelivered, properties: {}, body: EMPTY, size: 0, bytes: -1 })
   }
 
-  #header(coming: Coming): void {
+  #header(coming: PartialMessage): void {
     // The class and a weight that is always 0.
     this.#fields.skip(4)
     const bodyBytes = this.#fields.uint64()
-    if (bodyBytes > MOST_BODY_BYTES) throw new Error(`a message of ${bodyBytes} bytes`)
+    if (bodyBytes > MAX_BODY_BYTES) throw new Error(`a message of ${bodyBytes} bytes`)
     coming.properties = this.#fields.properties()
     coming.size = bodyBytes
     coming.bytes = 0
   }
 
-  #body(coming: Coming): void {
+  #body(coming: PartialMessage): void {
     const { bytes, at, end } = this.#fields
     const length = end - at
     if (coming.bytes + length > coming.size) throw new Error("a body longer than announced")
@@ -184,7 +184,7 @@ export class FrameReader {
     coming.bytes += length
   }
 
-  #complete(channel: number, content: Coming): void {
+  #complete(channel: number, content: PartialMessage): void {
     this.#coming.delete(channel)
     this.#taker.content(channel, content)
   }

@@ -1,5 +1,5 @@
 /**
- * A lane over AMQP: publishes on one channel with confirms, and tells for each message how it ended.
+ * A publish channel over AMQP: publishes on one channel with confirms, and tells for each message how it ended.
  *
  *   closed ──attach──► open ◄──unblock, block──► blocked       any ──detach──► closed
  *
@@ -8,12 +8,12 @@
 
 import type { AMQPChannel } from "@cloudamqp/amqp-client"
 import {
-  type Lane,
-  type LaneListener,
-  type LaneState,
   type MessageProperties,
   type OutgoingMessage,
-  POST_ID_HEADER,
+  PUBLISH_ID_HEADER,
+  type PublishChannel,
+  type PublishChannelListener,
+  type PublishChannelState,
   type PublishResult,
 } from "../broker/broker.ts"
 import type { BatchingClient } from "./client.ts"
@@ -25,8 +25,8 @@ interface Publish {
   readonly settled: (result: PublishResult) => void
 }
 
-export class AmqpLane implements Lane {
-  readonly #listener: LaneListener
+export class AmqpPublishChannel implements PublishChannel {
+  readonly #listener: PublishChannelListener
   #client: BatchingClient | null = null
   #channel: AMQPChannel | null = null
   #blocked = false
@@ -34,11 +34,11 @@ export class AmqpLane implements Lane {
   readonly #returned = new Set<string>()
   readonly #unconfirmed = new Unconfirmed<Publish>()
 
-  constructor(listener: LaneListener) {
+  constructor(listener: PublishChannelListener) {
     this.#listener = listener
   }
 
-  get state(): LaneState {
+  get state(): PublishChannelState {
     if (this.#channel === null || this.#channel.closed) return "closed"
     return this.#blocked ? "blocked" : "open"
   }
@@ -49,7 +49,7 @@ export class AmqpLane implements Lane {
     this.#blocked = blocked
     this.#returned.clear()
     client.take(channel.id, {
-      // A lane consumes nothing: what comes is what no queue took.
+      // A publish channel consumes nothing: what comes is what no queue took.
       content: ({ properties }) => this.#returned.add(idOf(properties)),
       confirmed: (tag, multiple, nacked) => {
         if (this.#client !== client) return
@@ -107,5 +107,5 @@ export class AmqpLane implements Lane {
 }
 
 function idOf(properties: MessageProperties): string {
-  return String(properties.headers?.[POST_ID_HEADER] ?? properties.messageId)
+  return String(properties.headers?.[PUBLISH_ID_HEADER] ?? properties.messageId)
 }

@@ -11,7 +11,7 @@ import { escapeBytes } from "./escaped-text.ts"
 const SLOTS = 4_096
 const MAX_BYTES = 64
 
-export class KnownTexts {
+export class StringCache {
   readonly #known: (string | undefined)[] = new Array(SLOTS)
 
   /** The text in UTF-8 at `at`. */

@@ -18,7 +18,7 @@ import type { Delivery, MessageProperties, Subscription } from "../broker/broker
 import { divided } from "../broker/prefetch.ts"
 import type { BatchingClient } from "./client.ts"
 import { readBrokerError } from "./errors.ts"
-import type { Content } from "./frame-reader.ts"
+import type { InboundMessage } from "./frame-reader.ts"
 
 const LOCKED_RETRY_MS = 1_000
 /** Longer than a broker takes to miss a connection that is reset; shorter than anybody should wait for a partition. */
@@ -296,7 +296,7 @@ class AmqpDelivery implements Delivery {
   /** The acknowledgement's number; 0 while there is none. */
   #acknowledged = 0
 
-  constructor(queue: string, acknowledgements: Acknowledgements, content: Content) {
+  constructor(queue: string, acknowledgements: Acknowledgements, content: InboundMessage) {
     this.queue = queue
     this.body = content.body
     this.properties = content.properties

@@ -3,7 +3,7 @@
  *
  *   add ─► (tag) ─► settle(tag) or settle(all up to tag) ─► handed back, once
  *
- * Pure. Bound: its lane's publisher.
+ * Pure. Bound: its publish channel's publisher.
  */
 
 /** Settled ones are cut off the front this many at a time, or when none is left. */

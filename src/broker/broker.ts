@@ -1,8 +1,8 @@
 /**
- * What the gateway asks of a message broker: lanes to publish on, subscriptions to consume from.
+ * What the gateway asks of a message broker: publish channels to publish on, subscriptions to consume from.
  * `amqp/broker.ts` does it with RabbitMQ, `embedded.ts` in memory; one test suite holds both to this file.
  *
- * Lanes and subscriptions outlive connections: a lane closes when the broker is lost and opens again
+ * Publish channels and subscriptions outlive connections: a publish channel closes when the broker is lost and opens again
  * when it is back; a subscription goes on delivering by itself.
  */
 
@@ -30,10 +30,10 @@ export interface MessageProperties {
 }
 
 /** Header that identifies a message without a `message_id` of ours when the broker returns it. */
-export const POST_ID_HEADER = "owsla-post"
+export const PUBLISH_ID_HEADER = "owsla-publish-id"
 
 export interface OutgoingMessage {
-  /** Unique among the unsettled messages of its lane; stands in `message_id` or `owsla-post`. */
+  /** Unique among the unsettled messages of its publish channel; stands in `message_id` or `owsla-publish-id`. */
   readonly id: string
   /** "" is the default exchange: the routing key is a queue's name. */
   readonly exchange: string
@@ -57,15 +57,15 @@ export type PublishResult =
   /** It can't be encoded, so no retry will help. */
   | "unencodable"
 
-export type LaneState =
+export type PublishChannelState =
   | "closed"
   /** The broker takes nothing for now (an alarm); what was published before may still be confirmed. */
   | "blocked"
   | "open"
 
 /** An ordered, confirmed and, unless a message says otherwise, mandatory way of publishing. */
-export interface Lane {
-  readonly state: LaneState
+export interface PublishChannel {
+  readonly state: PublishChannelState
   /**
    * Publishes one message; `properties` are read before the call returns.
    * `settled` is called once, never before the call returns, in any order between messages.
@@ -74,8 +74,8 @@ export interface Lane {
   publish(message: OutgoingMessage, settled: (result: PublishResult) => void): void
 }
 
-export interface LaneListener {
-  /** The lane has just opened or been unblocked. */
+export interface PublishChannelListener {
+  /** The publish channel has just opened or been unblocked. */
   opened(): void
 }
 
@@ -172,8 +172,8 @@ export interface Broker {
    * connection.
    */
   start(setup: BrokerSetup, listener: BrokerListener): void
-  /** A lane of its own; to be asked for before `start`. */
-  lane(listener: LaneListener): Lane
+  /** A publish channel of its own; to be asked for before `start`. */
+  publishChannel(listener: PublishChannelListener): PublishChannel
   /** Declares the queues again, after a message was returned because one is gone. */
   redeclare(): void
   /** Gives up the present connection, for example because the broker is mute, and connects anew. */

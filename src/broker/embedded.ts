@@ -13,10 +13,10 @@ import type {
   BrokerSetup,
   BrokerState,
   Delivery,
-  Lane,
-  LaneListener,
   MessageProperties,
   OutgoingMessage,
+  PublishChannel,
+  PublishChannelListener,
   PublishResult,
   Subscription,
 } from "./broker.ts"
@@ -55,7 +55,10 @@ export class EmbeddedBroker implements Broker {
   /** The queues of each exchange, by routing key; none for a topic, which nobody in this process listens to. */
   readonly #exchanges = new Map<string, Map<string, Queue[]>>()
   readonly #taps = new Map<string, Set<Tap>>()
-  readonly #lanes: { lane: EmbeddedLane; listener: LaneListener }[] = []
+  readonly #publishChannels: {
+    publishChannel: EmbeddedPublishChannel
+    listener: PublishChannelListener
+  }[] = []
   #listener: BrokerListener | null = null
   #state: BrokerState = { is: "away", reason: "not started" }
   #sweep: ReturnType<typeof setInterval> | null = null
@@ -100,15 +103,15 @@ export class EmbeddedBroker implements Broker {
     queueMicrotask(() => {
       if (this.#state.is === "closed") return
       this.#state = { is: "ready" }
-      for (const { listener } of this.#lanes) listener.opened()
+      for (const { listener } of this.#publishChannels) listener.opened()
       this.#listener?.stateChanged(this.#state)
     })
   }
 
-  lane(listener: LaneListener): Lane {
-    const lane = new EmbeddedLane(this)
-    this.#lanes.push({ lane, listener })
-    return lane
+  publishChannel(listener: PublishChannelListener): PublishChannel {
+    const publishChannel = new EmbeddedPublishChannel(this)
+    this.#publishChannels.push({ publishChannel, listener })
+    return publishChannel
   }
 
   redeclare(): void {}
@@ -144,7 +147,7 @@ export class EmbeddedBroker implements Broker {
     return Promise.resolve()
   }
 
-  /** Stores one message for `EmbeddedLane`. */
+  /** Stores one message for `EmbeddedPublishChannel`. */
   store({ exchange, routingKey, body, properties, mandatory }: OutgoingMessage): PublishResult {
     const queues =
       exchange === "" ? this.#byName(routingKey) : this.#exchanges.get(exchange)?.get(routingKey)
@@ -253,7 +256,7 @@ export class EmbeddedBroker implements Broker {
   }
 }
 
-class EmbeddedLane implements Lane {
+class EmbeddedPublishChannel implements PublishChannel {
   readonly #broker: EmbeddedBroker
 
   constructor(broker: EmbeddedBroker) {

@@ -1,5 +1,5 @@
 /**
- * Posts: what the gateway itself sends for a command. Receipts, copies for the undelivered queue,
+ * Outbound messages: what the gateway itself sends for a command. Receipts, copies for the undelivered queue,
  * commands forwarded to the worker that holds their connection. Kept until the broker has them.
  *
  * Never carries lines. Bound: each post belongs to a delivery that is not acknowledged yet or to an
@@ -8,7 +8,7 @@
 
 import type { Counters } from "../counters.ts"
 import type { Broker, MessageProperties, OutgoingMessage } from "./broker.ts"
-import { POST_ID_HEADER } from "./broker.ts"
+import { PUBLISH_ID_HEADER } from "./broker.ts"
 import type { FinalResult } from "./publish-window.ts"
 import { Publisher } from "./publisher.ts"
 
@@ -16,7 +16,7 @@ import { Publisher } from "./publisher.ts"
 const MAX_IN_FLIGHT = 1_000
 const BACKOFF = { firstMs: 100, mostMs: 5_000 }
 
-export interface PostOptions {
+export interface OutboundOptions {
   /** Whether a message that no queue took is published again ("again") or is done ("final"). */
   readonly whenReturned: "again" | "final"
   /** The same for a message that the broker refused; default "again". */
@@ -34,17 +34,17 @@ export interface PostOptions {
   readonly done: (result: FinalResult) => void
 }
 
-interface Post extends PostOptions {
+interface OutboundMessage extends OutboundOptions {
   readonly message: OutgoingMessage
   isBegun: boolean
 }
 
-export class Posts {
-  readonly #publisher: Publisher<Post>
+export class OutboundMessages {
+  readonly #publisher: Publisher<OutboundMessage>
   #nextId = 0
 
   constructor(broker: Broker, counters: Counters, steadyMs: () => number) {
-    this.#publisher = new Publisher<Post>({
+    this.#publisher = new Publisher<OutboundMessage>({
       limits: {
         maxCount: Number.POSITIVE_INFINITY,
         maxBytes: Number.POSITIVE_INFINITY,
@@ -71,10 +71,10 @@ export class Posts {
         if (result === "returned" && post.whenReturned === "again") broker.redeclare()
       },
       repeating: (count) => {
-        counters.postsRepeated += count
+        counters.outboundRepublished += count
       },
     })
-    this.#publisher.use(broker.lane({ opened: () => this.#publisher.opened() }))
+    this.#publisher.use(broker.publishChannel({ opened: () => this.#publisher.opened() }))
   }
 
   get count(): number {
@@ -89,7 +89,7 @@ export class Posts {
    * Ends messages to a queue that confirms nothing, where `whenUnconfirmed` is "final". To be called periodically.
    *
    * @param sentByMs those sent at this time or before have waited long enough.
-   * @param confirmedAtMs when the broker last confirmed something on another lane: nothing ends while the broker confirms
+   * @param confirmedAtMs when the broker last confirmed something on another publish channel: nothing ends while the broker confirms
    * nothing at all.
    */
   giveUp(sentByMs: number, confirmedAtMs: number): void {
@@ -102,11 +102,16 @@ export class Posts {
   }
 
   /** Publishes a persistent message to a queue, and takes ownership of the properties. */
-  send(queue: string, body: Uint8Array, properties: MessageProperties, options: PostOptions): void {
+  send(
+    queue: string,
+    body: Uint8Array,
+    properties: MessageProperties,
+    options: OutboundOptions,
+  ): void {
     const id = String(this.#nextId)
     this.#nextId += 1
     properties.headers ??= {}
-    properties.headers[POST_ID_HEADER] = id
+    properties.headers[PUBLISH_ID_HEADER] = id
     properties.deliveryMode = 2
     const message = { id, exchange: "", routingKey: queue, body, properties }
     this.#publisher.publish({ ...options, message, isBegun: false }, body.length)

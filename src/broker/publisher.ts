@@ -1,10 +1,10 @@
 /**
- * The publisher: carries the messages of one unconfirmed window to the broker over one lane, in order,
+ * The publisher: carries the messages of one unconfirmed window to the broker over one publish channel, in order,
  * again and again until each is confirmed.
  *
- *              ┌──────────── lane opened ────────────┐
- *              ▼                                     │
- *   flowing ──a message failed──► settling ──nothing in flight, lane closed──► waiting for the lane
+ *              ┌──────────── the channel opened ─────────────┐
+ *              ▼                                             │
+ *   flowing ──a message failed──► settling ──nothing in flight, closed──► waiting for the channel
  *      ▲                              │
  *      │                              └──nothing in flight──► backing off ──timer──┐
  *      └───────────────────── go back: failed messages first ◄─────────────────────┘
@@ -14,7 +14,7 @@
  */
 
 import { type BackoffLimits, backoffMs } from "../backoff.ts"
-import type { Lane, OutgoingMessage, PublishResult } from "./broker.ts"
+import type { OutgoingMessage, PublishChannel, PublishResult } from "./broker.ts"
 import { type Entry, type FinalResult, PublishWindow, type WindowLimits } from "./publish-window.ts"
 
 export interface PublisherOptions<T> {
@@ -45,13 +45,13 @@ export interface PublisherOptions<T> {
 export class Publisher<T> {
   readonly #options: PublisherOptions<T>
   readonly #window: PublishWindow<T>
-  #lane: Lane | null = null
-  #state: "flowing" | "settling" | "backing_off" | "waiting_for_lane" = "flowing"
+  #publishChannel: PublishChannel | null = null
+  #state: "flowing" | "settling" | "backing_off" | "waiting_for_channel" = "flowing"
   #timer: ReturnType<typeof setTimeout> | null = null
   #attempt = 0
   #confirmedAtMs = Number.NEGATIVE_INFINITY
   #wasFull = false
-  /** Empty between calls of `#done`, which are never nested: a lane settles after `publish`. */
+  /** Empty between calls of `#done`, which are never nested: a publish channel settles after `publish`. */
   readonly #released: Entry<T>[] = []
 
   constructor(options: PublisherOptions<T>) {
@@ -59,9 +59,9 @@ export class Publisher<T> {
     this.#window = new PublishWindow(options.limits, options.groupOf)
   }
 
-  /** The lane to publish on; `opened` must be called each time it opens. */
-  use(lane: Lane): void {
-    this.#lane = lane
+  /** The publish channel to publish on; `opened` must be called each time it opens. */
+  use(publishChannel: PublishChannel): void {
+    this.#publishChannel = publishChannel
   }
 
   get hasRoom(): boolean {
@@ -97,9 +97,9 @@ export class Publisher<T> {
     this.#send()
   }
 
-  /** The lane has opened or is no longer blocked. */
+  /** The publish channel has opened or is no longer blocked. */
   opened(): void {
-    if (this.#state === "waiting_for_lane" || this.#state === "backing_off") this.#goBack()
+    if (this.#state === "waiting_for_channel" || this.#state === "backing_off") this.#goBack()
     else this.#send()
   }
 
@@ -124,16 +124,18 @@ export class Publisher<T> {
   }
 
   #send(): void {
-    const lane = this.#lane
-    if (lane === null || this.#state !== "flowing") return
-    while (lane.state === "open") {
+    const publishChannel = this.#publishChannel
+    if (publishChannel === null || this.#state !== "flowing") return
+    while (publishChannel.state === "open") {
       const entry = this.#window.send(this.#options.steadyMs())
       if (entry === null) return
       if (this.#options.wanted?.(entry.item) === false) {
         queueMicrotask(() => this.#settled(entry, "withdrawn"))
         continue
       }
-      lane.publish(this.#options.describe(entry.item), (result) => this.#settled(entry, result))
+      publishChannel.publish(this.#options.describe(entry.item), (result) =>
+        this.#settled(entry, result),
+      )
     }
   }
 
@@ -183,8 +185,8 @@ export class Publisher<T> {
   #recover(): void {
     if (this.#state === "flowing") this.#state = "settling"
     if (this.#state !== "settling" || this.#window.inFlight > 0) return
-    if (this.#lane?.state === "closed") {
-      this.#state = "waiting_for_lane"
+    if (this.#publishChannel?.state === "closed") {
+      this.#state = "waiting_for_channel"
       return
     }
     this.#state = "backing_off"

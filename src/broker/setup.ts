@@ -27,7 +27,7 @@ export const FLEET_MESSAGE_TYPE = "owsla.fleet"
  */
 const SHARES = { fleet: 2, toDevice: 4, worker: 3, deadLetters: 1 }
 
-export interface Takers {
+export interface Handlers {
   /** @param prefetch how many deliveries of its queue may be unacknowledged. */
   readonly command: (delivery: Delivery, prefetch: number) => void
   readonly deadLetter: (delivery: Delivery, prefetch: number) => void
@@ -41,7 +41,7 @@ export interface Takers {
 export function brokerSetup(
   names: QueueNames & { readonly prefetch: number },
   self: WorkerProcess,
-  takers: Takers,
+  handlers: Handlers,
 ): BrokerSetup {
   const [fleet, toDevice, worker, deadLetters] = divided(names.prefetch, Object.values(SHARES))
   const subscribe = (
@@ -53,7 +53,7 @@ export function brokerSetup(
       try {
         take(delivery, prefetch)
       } catch (error) {
-        takers.fault(error instanceof Error ? error : new Error(String(error)), queue)
+        handlers.fault(error instanceof Error ? error : new Error(String(error)), queue)
       }
     }
     return { queue, prefetch: share ?? 1, deliver }
@@ -61,16 +61,16 @@ export function brokerSetup(
   const commands = (
     queue: string,
     share: number | undefined,
-    take: Takers["command"],
+    take: Handlers["command"],
   ): Subscription => ({
     ...subscribe(queue, share, take),
-    lost: takers.commandsLost,
+    lost: handlers.commandsLost,
   })
   const told = (delivery: Delivery) => {
     // Nothing on this queue is worth a second try, not even what we trip over.
     delivery.acknowledge()
-    if (delivery.properties.type === FLEET_MESSAGE_TYPE) takers.fleetMessage(delivery)
-    else takers.receipt(delivery)
+    if (delivery.properties.type === FLEET_MESSAGE_TYPE) handlers.fleetMessage(delivery)
+    else handlers.receipt(delivery)
   }
   return {
     exchanges: EXCHANGES,
@@ -78,10 +78,10 @@ export function brokerSetup(
     subscriptions: [
       // First, since whoever has not heard who is in the fleet would call devices of others offline.
       { ...subscribe(fleetQueue(self), fleet, told), untilClose: true },
-      commands(names.toDeviceQueue, toDevice, takers.command),
+      commands(names.toDeviceQueue, toDevice, handlers.command),
       // Exclusive, so that two instances with one INSTANCE_ID do not take each other's commands.
-      { ...commands(workerQueue(self.worker), worker, takers.command), exclusive: true },
-      commands(DEAD_LETTERS, deadLetters, takers.deadLetter),
+      { ...commands(workerQueue(self.worker), worker, handlers.command), exclusive: true },
+      commands(DEAD_LETTERS, deadLetters, handlers.deadLetter),
     ],
   }
 }

@@ -16,7 +16,7 @@
  */
 
 import type { Delivery, MessageProperties } from "../broker/broker.ts"
-import type { Posts } from "../broker/outbound-messages.ts"
+import type { OutboundMessages } from "../broker/outbound-messages.ts"
 import {
   isWorkerQueue,
   WORKER_QUEUE_TTL_MS,
@@ -95,7 +95,7 @@ const FRESH: Origin = { leftIn: null, givenUp: null }
 
 export class Consumer {
   readonly #options: ConsumerOptions
-  readonly #posts: Posts
+  readonly #outboundMessages: OutboundMessages
   readonly #outcomes: Outcomes
   readonly #unacknowledged: UnacknowledgedCommands
   /** How many deliveries of each queue may be unacknowledged. */
@@ -107,13 +107,13 @@ export class Consumer {
   #receivedBefore = 0
 
   constructor(
-    posts: Posts,
+    outboundMessages: OutboundMessages,
     outcomes: Outcomes,
     unacknowledged: UnacknowledgedCommands,
     options: ConsumerOptions,
   ) {
     this.#options = options
-    this.#posts = posts
+    this.#outboundMessages = outboundMessages
     this.#outcomes = outcomes
     this.#unacknowledged = unacknowledged
   }
@@ -376,7 +376,7 @@ export class Consumer {
       delete properties.expiration
     }
     let published = false
-    this.#posts.send(queue, command.body, properties, {
+    this.#outboundMessages.send(queue, command.body, properties, {
       whenReturned: "final",
       // Once it was published it may have arrived, and then goes where it went: its copies have one id.
       wanted: () => published || !command.lost,

@@ -11,7 +11,7 @@
  */
 
 import type { Broker, Delivery, MessageProperties } from "../broker/broker.ts"
-import type { Posts } from "../broker/outbound-messages.ts"
+import type { OutboundMessages } from "../broker/outbound-messages.ts"
 import { workerQueue } from "../broker/topology.ts"
 import type { Counters } from "../counters.ts"
 import type { Command, CommandSource, Outcome, Recipient } from "../device/command.ts"
@@ -59,7 +59,7 @@ export interface SenderOptions {
 export class Sender {
   readonly #options: SenderOptions
   readonly #broker: Broker
-  readonly #posts: Posts
+  readonly #outboundMessages: OutboundMessages
   readonly #outcomes: Outcomes
   /** Answers to those that wait for an outcome, by correlation id. */
   readonly #pending = new Map<string, (result: SendResult) => void>()
@@ -67,9 +67,14 @@ export class Sender {
   #unsettled = 0
   #stopped = false
 
-  constructor(broker: Broker, posts: Posts, outcomes: Outcomes, options: SenderOptions) {
+  constructor(
+    broker: Broker,
+    outboundMessages: OutboundMessages,
+    outcomes: Outcomes,
+    options: SenderOptions,
+  ) {
     this.#broker = broker
-    this.#posts = posts
+    this.#outboundMessages = outboundMessages
     this.#outcomes = outcomes
     this.#options = options
   }
@@ -86,7 +91,7 @@ export class Sender {
 
   /** @param caller aborted when nobody waits for the answer any more. */
   send(request: SendRequest, caller?: AbortSignal): Promise<SendResult> {
-    const most = Math.max(this.#pending.size, this.#unsettled, this.#posts.count)
+    const most = Math.max(this.#pending.size, this.#unsettled, this.#outboundMessages.count)
     if (this.#stopped || most >= MAX_PENDING) return Promise.resolve({ outcome: "busy" })
     if (caller?.aborted === true) return Promise.resolve({ outcome: "timeout" })
     const { workerId, find, timeoutMs, nowMs } = this.#options
@@ -203,7 +208,7 @@ export class Sender {
       correlationId: command.correlationId,
     }
     let published = false
-    this.#posts.send(queue, command.body, properties, {
+    this.#outboundMessages.send(queue, command.body, properties, {
       whenReturned: "final",
       // Once it was published it may have arrived, and then ends there: its copies have one id.
       wanted: () => published || nowMs() < command.expiresAtMs,

@@ -14,7 +14,7 @@
  */
 
 import type { MessageProperties } from "../broker/broker.ts"
-import type { Posts } from "../broker/outbound-messages.ts"
+import type { OutboundMessages } from "../broker/outbound-messages.ts"
 import type { FinalResult } from "../broker/publish-window.ts"
 
 export const MAX_LATE = 10_000
@@ -34,12 +34,12 @@ interface LateReceipt {
 }
 
 export class LateReceipts {
-  readonly #posts: Posts
+  readonly #outboundMessages: OutboundMessages
   readonly #waiting = new Set<LateReceipt>()
   #count = 0
 
-  constructor(posts: Posts) {
-    this.#posts = posts
+  constructor(outboundMessages: OutboundMessages) {
+    this.#outboundMessages = outboundMessages
   }
 
   /** Receipts that wait or are being published again. */
@@ -88,6 +88,6 @@ export class LateReceipts {
       this.#waiting.add(late)
     }
     const final = { whenReturned: "final", whenNacked: "final", whenUnconfirmed: "final" } as const
-    this.#posts.send(late.queue, late.body, late.properties, { ...final, done })
+    this.#outboundMessages.send(late.queue, late.body, late.properties, { ...final, done })
   }
 }

@@ -12,7 +12,7 @@
 
 import * as v from "valibot"
 import type { HeaderValue, MessageProperties } from "../broker/broker.ts"
-import type { PostOptions, Posts } from "../broker/outbound-messages.ts"
+import type { OutboundMessages, OutboundOptions } from "../broker/outbound-messages.ts"
 import type { FinalResult } from "../broker/publish-window.ts"
 import { pickedHeaders, republishable } from "../broker/republishing.ts"
 import { OWN_QUEUE_PREFIX } from "../broker/topology.ts"
@@ -87,13 +87,13 @@ export function receipt(
   }
 }
 
-interface Storing extends Required<Pick<PostOptions, "wanted" | "begun">> {
+interface Storing extends Required<Pick<OutboundOptions, "wanted" | "begun">> {
   /** To be called when the outcome can no longer change. */
   readonly stand: () => void
 }
 
 export class Outcomes implements CommandSource {
-  readonly #posts: Posts
+  readonly #outboundMessages: OutboundMessages
   readonly #unacknowledged: UnacknowledgedCommands
   readonly #counters: Counters
   readonly #undeliveredQueue: string
@@ -102,14 +102,14 @@ export class Outcomes implements CommandSource {
   readonly late: LateReceipts
 
   constructor(
-    posts: Posts,
+    outboundMessages: OutboundMessages,
     unacknowledged: UnacknowledgedCommands,
     counters: Counters,
     undeliveredQueue: string,
     nowMs: () => number,
   ) {
-    this.#posts = posts
-    this.late = new LateReceipts(posts)
+    this.#outboundMessages = outboundMessages
+    this.late = new LateReceipts(outboundMessages)
     this.#unacknowledged = unacknowledged
     this.#counters = counters
     this.#undeliveredQueue = undeliveredQueue
@@ -229,7 +229,7 @@ export class Outcomes implements CommandSource {
     properties: MessageProperties,
     outcome: Outcome,
     detail: string,
-    options: Omit<PostOptions, "whenReturned" | "whenNacked">,
+    options: Omit<OutboundOptions, "whenReturned" | "whenNacked">,
   ): void {
     const added = { [OUTCOME_HEADER]: outcome, [DETAIL_HEADER]: detail }
     const { headers, ...others } = republishable(properties)
@@ -254,9 +254,9 @@ export class Outcomes implements CommandSource {
   #store(
     body: Uint8Array,
     [first, ...others]: MessageProperties[],
-    options: Omit<PostOptions, "whenReturned" | "whenNacked">,
+    options: Omit<OutboundOptions, "whenReturned" | "whenNacked">,
   ): void {
-    this.#posts.send(this.#undeliveredQueue, body, first ?? {}, {
+    this.#outboundMessages.send(this.#undeliveredQueue, body, first ?? {}, {
       ...options,
       whenReturned: "again",
       done: (result) => {
@@ -301,7 +301,7 @@ export class Outcomes implements CommandSource {
     }
     // A reply queue that is full, or whose publishes are never confirmed, must not hold up other commands.
     const final = { whenReturned: "final", whenNacked: "final", whenUnconfirmed: "final" } as const
-    this.#posts.send(replyTo, body, properties, { wanted, begun, ...final, done })
+    this.#outboundMessages.send(replyTo, body, properties, { wanted, begun, ...final, done })
   }
 }
 

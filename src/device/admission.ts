@@ -48,19 +48,19 @@ export interface AdmissionState {
   readonly steadyMs: number
 }
 
-const LEAST_AT_ONCE = 8
+const MIN_AT_ONCE = 8
 const FIRST_AT_ONCE = 64
-const MOST_AT_ONCE = 4_096
+const MAX_AT_ONCE = 4_096
 /** Beyond twice the quickest: so long may handshakes wait for each other. */
 const PATIENCE_MS = 20
 /** One more at once for so many handshakes that were quick. */
 const QUICK_FOR_ONE_MORE = 8
 const SHRINK = 0.8
-const LEAST_STALL_MS = 250
+const MIN_STALL_MS = 250
 /** Longer than a handshake takes on any network that devices are served over; a peer could make it any length. */
 const MAX_STALL_MS = 4_000
 /** Of the event loop, between two looks. */
-const MOST_LAG_MS = 50
+const MAX_LAG_MS = 50
 /** The quickest of late: of this time and of that before it. */
 const QUICKEST_OF_MS = 10_000
 const RATE_OF_MS = 1_000
@@ -152,7 +152,7 @@ export class Admission {
     this.completedLate(tookMs, steadyMs)
     const quickestMs = Math.min(this.#quickestMs, this.#quickestBeforeMs)
     if (tookMs > quickestMs * 2 + PATIENCE_MS) this.#shrink(tookMs, steadyMs)
-    else this.#atOnce = Math.min(MOST_AT_ONCE, this.#atOnce + 1 / QUICK_FOR_ONE_MORE)
+    else this.#atOnce = Math.min(MAX_AT_ONCE, this.#atOnce + 1 / QUICK_FOR_ONE_MORE)
   }
 
   /** One that had stalled, and had given its place back, was completed after all. */
@@ -172,7 +172,7 @@ export class Admission {
   get stalledAfterMs(): number {
     const quickestMs = Math.min(this.#quickestMs, this.#quickestBeforeMs)
     const slowMs = Number.isFinite(quickestMs) ? quickestMs * 4 : 0
-    return Math.min(MAX_STALL_MS, Math.max(LEAST_STALL_MS, slowMs))
+    return Math.min(MAX_STALL_MS, Math.max(MIN_STALL_MS, slowMs))
   }
 
   /**
@@ -182,8 +182,8 @@ export class Admission {
    */
   look(lagMs: number, stalled: number, steadyMs: number): void {
     this.#underWay -= stalled
-    if (lagMs > MOST_LAG_MS && this.#underWay > 0) this.#shrink(lagMs, steadyMs)
-    else if (stalled > 0) this.#atOnce = Math.min(MOST_AT_ONCE, this.#atOnce * 2)
+    if (lagMs > MAX_LAG_MS && this.#underWay > 0) this.#shrink(lagMs, steadyMs)
+    else if (stalled > 0) this.#atOnce = Math.min(MAX_AT_ONCE, this.#atOnce * 2)
     const sinceMs = steadyMs - this.#completedSinceMs
     if (sinceMs < RATE_OF_MS) return
     this.#ratePerS = Math.round((this.#completed / sinceMs) * 1_000)
@@ -210,6 +210,6 @@ export class Admission {
   #shrink(overMs: number, steadyMs: number): void {
     if (steadyMs - this.#shrunkAtMs < overMs) return
     this.#shrunkAtMs = steadyMs
-    this.#atOnce = Math.max(LEAST_AT_ONCE, this.#atOnce * SHRINK)
+    this.#atOnce = Math.max(MIN_AT_ONCE, this.#atOnce * SHRINK)
   }
 }

@@ -19,13 +19,13 @@ import { isDeviceName } from "./ids.ts"
 
 export type DeviceAuth = "none" | "mtls" | "hello"
 
-export interface IdentityOptions {
+export interface AuthenticatorOptions {
   readonly auth: DeviceAuth
   readonly helloSecrets: readonly string[]
   readonly nowMs: () => number
 }
 
-export type Verdict =
+export type AuthResult =
   | {
       readonly is: "known"
       readonly deviceId: string
@@ -50,19 +50,19 @@ export interface TlsPeer {
 }
 
 const NOTHING = new Uint8Array(0)
-const WAITING: Verdict = { is: "waiting" }
+const WAITING: AuthResult = { is: "waiting" }
 
-export class Identity {
-  readonly #options: IdentityOptions
+export class Authenticator {
+  readonly #options: AuthenticatorOptions
   readonly #firstLines = new Map<Connection, FirstLine>()
   denylist = Denylist.none
 
-  constructor(options: IdentityOptions) {
+  constructor(options: AuthenticatorOptions) {
     this.#options = options
   }
 
   /** "waiting" when the device has yet to say who it is: its bytes then go to `received`. */
-  handshaken(connection: Connection, peer: TlsPeer): Verdict {
+  handshaken(connection: Connection, peer: TlsPeer): AuthResult {
     switch (this.#options.auth) {
       case "none":
         return this.#allow(connection.id, null, NOTHING)
@@ -75,7 +75,7 @@ export class Identity {
   }
 
   /** Takes bytes of a device that has not said who it is. */
-  received(connection: Connection, chunk: Uint8Array): Verdict {
+  received(connection: Connection, chunk: Uint8Array): AuthResult {
     const read = this.#firstLines.get(connection)?.push(chunk) ?? null
     if (read === null) return WAITING
     this.forget(connection)
@@ -96,7 +96,7 @@ export class Identity {
     this.#firstLines.delete(connection)
   }
 
-  #byCertificate(peer: TlsPeer): Verdict {
+  #byCertificate(peer: TlsPeer): AuthResult {
     const certificate = peer.certificate()
     if (!peer.authorized || certificate === undefined) {
       return unknown("refused", peer.fault ?? "no certificate")
@@ -109,7 +109,7 @@ export class Identity {
     return this.#allow(identity.deviceId, certificate.fingerprint256, NOTHING)
   }
 
-  #allow(deviceId: string, fingerprint: string | null, rest: Uint8Array): Verdict {
+  #allow(deviceId: string, fingerprint: string | null, rest: Uint8Array): AuthResult {
     if (this.denylist.denies(deviceId, fingerprint)) {
       return unknown("denied", `${deviceId} is on the denylist`)
     }
@@ -117,7 +117,7 @@ export class Identity {
   }
 }
 
-function unknown(reason: CloseReason, detail: string): Verdict {
+function unknown(reason: CloseReason, detail: string): AuthResult {
   return { is: "unknown", reason, detail }
 }
 

@@ -9,7 +9,7 @@
  *
  * Lines that were read stay in their connection's framer until there is room, even after the
  * connection has closed. Never drops anything. Bound: `maxHeldBytes` of whole lines that were read and
- * wait, beyond which only what the kernel had handed over in the same turn is added, and the listener
+ * wait, beyond which only what the kernel had handed over in the same tick is added, and the listener
  * refuses new connections. Unfinished lines have a bound of their own (`unfinished-lines.ts`).
  */
 

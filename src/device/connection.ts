@@ -6,7 +6,7 @@
  *   handshaking, identifying ─────────────────── close, peer gone ─────────────┘
  *
  * From the device: socket ─► framer ─► endpoint (number) ─► line sink (the publish window).
- * To the device:   endpoint (decision) ─► outgoing ─► socket, one write a turn.
+ * To the device:   endpoint (decision) ─► outgoing ─► socket, one write a tick.
  *
  * Never talks to the broker, never throws into the socket's callbacks, settles every command it was
  * given exactly once. Lines that were read are still published after the connection has closed.
@@ -18,7 +18,7 @@ import type { Counters } from "../counters.ts"
 import type { Backpressure } from "./backpressure.ts"
 import type { CloseReason } from "./close-reason.ts"
 import type { Command, Outcome } from "./command.ts"
-import type { Deadlines } from "./connections.ts"
+import type { Timeouts } from "./connections.ts"
 import { type Decision, Endpoint } from "./endpoint.ts"
 import { Framer, LineTooLong } from "./framer.ts"
 import { Outgoing } from "./outgoing.ts"
@@ -55,7 +55,7 @@ export interface ConnectionContext {
   readonly steadyMs: () => number
   /** Takes a line for publishing; called only while `backpressure.hasRoom`. */
   readonly takeLine: (connection: Connection, seq: number, line: Uint8Array) => void
-  /** Asks for `flush` to be called once at the end of this turn. */
+  /** Asks for `flush` to be called once at the end of this tick. */
   readonly flushSoon: (connection: Connection) => void
   /** Told when commands wait in the reorder buffer: `sweepCommands` is to be called now and then. */
   readonly commandsWait: (connection: Connection) => void
@@ -251,7 +251,7 @@ export class Connection {
   }
 
   /** Enforces the deadlines of this connection. */
-  sweep(steadyMs: number, deadlines: Deadlines): void {
+  sweep(steadyMs: number, deadlines: Timeouts): void {
     switch (this.#state) {
       case "handshaking":
         if (steadyMs - this.acceptedAtMs >= deadlines.handshakeTimeoutMs) {

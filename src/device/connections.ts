@@ -16,14 +16,14 @@ export const PAUSED_MS = 2_000
 /** Idle and write time-outs are long; their sweep over all connections runs less often. */
 const SWEEP_ALL_EVERY_MS = 1_000
 
-export interface Deadlines {
+export interface Timeouts {
   readonly handshakeTimeoutMs: number
   readonly identifyTimeoutMs: number
   readonly idleTimeoutMs: number
 }
 
 export class Connections {
-  readonly #deadlines: Deadlines
+  readonly #deadlines: Timeouts
   readonly #all = new Map<string, Connection>()
   /** The newest open connection of each device that has a name of its own. */
   readonly #named = new Map<string, Connection>()
@@ -31,7 +31,7 @@ export class Connections {
   readonly #waiting = new Set<Connection>()
   #nextSweepOfAllMs = 0
 
-  constructor(deadlines: Deadlines) {
+  constructor(deadlines: Timeouts) {
     this.#deadlines = deadlines
   }
 

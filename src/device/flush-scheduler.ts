@@ -1,11 +1,11 @@
 /**
- * The flushes that are due: one write a turn for each connection, whatever the number of commands that
+ * The flushes that are due: one write a tick for each connection, whatever the number of commands that
  * were offered to it. Bound: the connections of the worker.
  */
 
 import type { Connection } from "./connection.ts"
 
-export class Flushes {
+export class FlushScheduler {
   readonly #due = new Set<Connection>()
 
   readonly soon = (connection: Connection): void => {

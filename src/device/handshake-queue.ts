@@ -1,13 +1,13 @@
 /**
- * The turns: sockets that were accepted and wait, paused, for admission to let their handshakes begin; first come,
+ * The handshake queue: accepted sockets that wait, paused, until admission lets their handshakes begin; first come,
  * first served.
  *
- *   wait ──► paused ─┬─ its turn ──► resumed, begun
- *                    ├─ the peer has gone ──► skipped
- *                    └─ clear ──► handed back
+ *   wait ──► paused ─┬─ admission lets it begin ──► resumed, begun
+ *                    ├─ the peer has gone ────────► skipped
+ *                    └─ clear ────────────────────► handed back
  *
- * Never decides: admission does. A paused socket does not tell that its peer has gone until it is resumed, so some
- * turns are spent on nobody. One timer for all, and only where a rate is set. Bound: admission's `maxWaiting`.
+ * Never decides: admission does. A paused socket does not report that its peer has gone until it is resumed, so some handshakes are begun
+ * for peers that have gone. One timer for the whole queue, and only where a rate is set. Bound: admission's `maxWaiting`.
  */
 
 import { Fifo } from "../structures/fifo.ts"
@@ -19,7 +19,7 @@ export interface PausableSocket {
 }
 
 /** A place in the queue. */
-export class Turn<S extends PausableSocket> {
+export class QueuedHandshake<S extends PausableSocket> {
   readonly socket: S
   gone = false
 
@@ -28,7 +28,7 @@ export class Turn<S extends PausableSocket> {
   }
 }
 
-export interface TurnsOptions<S> {
+export interface HandshakeQueueOptions<S> {
   readonly steadyMs: () => number
   /** False holds everybody up; `next` is to be called when it is over. */
   readonly open: () => boolean
@@ -36,14 +36,14 @@ export interface TurnsOptions<S> {
   readonly begin: (socket: S) => void
 }
 
-export class Turns<S extends PausableSocket> {
+export class HandshakeQueue<S extends PausableSocket> {
   readonly #admission: Admission
-  readonly #options: TurnsOptions<S>
-  readonly #queue = new Fifo<Turn<S>>()
+  readonly #options: HandshakeQueueOptions<S>
+  readonly #queue = new Fifo<QueuedHandshake<S>>()
   #gone = 0
   #timer: ReturnType<typeof setTimeout> | null = null
 
-  constructor(admission: Admission, options: TurnsOptions<S>) {
+  constructor(admission: Admission, options: HandshakeQueueOptions<S>) {
     this.#admission = admission
     this.#options = options
   }
@@ -53,17 +53,17 @@ export class Turns<S extends PausableSocket> {
     return this.#queue.length - this.#gone
   }
 
-  wait(socket: S): Turn<S> {
+  wait(socket: S): QueuedHandshake<S> {
     socket.pause()
-    const turn = new Turn(socket)
-    this.#queue.push(turn)
-    return turn
+    const queued = new QueuedHandshake(socket)
+    this.#queue.push(queued)
+    return queued
   }
 
   /** The peer does not wait any more. */
-  leave(turn: Turn<S>): void {
-    if (turn.gone) return
-    turn.gone = true
+  leave(queued: QueuedHandshake<S>): void {
+    if (queued.gone) return
+    queued.gone = true
     this.#gone += 1
   }
 
@@ -75,12 +75,12 @@ export class Turns<S extends PausableSocket> {
         this.#nextIn(inMs)
         return
       }
-      const turn = this.#queue.shift()
-      if (turn === undefined) return
-      if (turn.gone) this.#gone -= 1
+      const queued = this.#queue.shift()
+      if (queued === undefined) return
+      if (queued.gone) this.#gone -= 1
       else {
-        this.#options.begin(turn.socket)
-        turn.socket.resume()
+        this.#options.begin(queued.socket)
+        queued.socket.resume()
       }
     }
   }
@@ -88,8 +88,8 @@ export class Turns<S extends PausableSocket> {
   /** Ends all waiting; returns the sockets. */
   clear(): S[] {
     const sockets: S[] = []
-    for (let turn = this.#queue.shift(); turn !== undefined; turn = this.#queue.shift()) {
-      if (!turn.gone) sockets.push(turn.socket)
+    for (let queued = this.#queue.shift(); queued !== undefined; queued = this.#queue.shift()) {
+      if (!queued.gone) sockets.push(queued.socket)
     }
     this.#gone = 0
     if (this.#timer !== null) clearTimeout(this.#timer)

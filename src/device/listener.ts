@@ -11,13 +11,13 @@ import type { Socket, TCPSocketListener } from "bun"
 import type { Counters } from "../counters.ts"
 import { ByAge } from "../structures/by-age.ts"
 import { Admission, type AdmissionDecision, type AdmissionLimits } from "./admission.ts"
-import type { Identity, Verdict } from "./authenticator.ts"
+import type { Authenticator, AuthResult } from "./authenticator.ts"
 import { setBacklog } from "./backlog.ts"
 import { ClientAuthorities } from "./client-authorities.ts"
 import type { CloseReason } from "./close-reason.ts"
 import { Connection, type ConnectionContext } from "./connection.ts"
 import type { Connections } from "./connections.ts"
-import { Turn, Turns } from "./handshake-queue.ts"
+import { HandshakeQueue, QueuedHandshake } from "./handshake-queue.ts"
 import type { ConnectionIds } from "./ids.ts"
 import { issuersValidUntilMs } from "./issuers.ts"
 import { Recheck } from "./recheck.ts"
@@ -38,11 +38,11 @@ export interface ListenerOptions {
 export interface AdmissionReport {
   readonly waiting: number
   /** Handshakes under way, and how many may be. */
-  readonly under_way: number
-  readonly at_once: number
+  readonly handshakes_in_progress: number
+  readonly handshake_limit: number
   readonly handshakes_per_s: number
   /** When the last of those that wait will be in; null while nothing is known of it. */
-  readonly all_in_ms: number | null
+  readonly estimated_wait_ms: number | null
 }
 
 /** What devices are shown, and asked for; PEM. */
@@ -72,7 +72,7 @@ export interface ListenerHooks {
   readonly fault: (error: Error) => void
 }
 
-type DeviceTlsSocket = Socket<Connection | Turn<DeviceTlsSocket> | undefined>
+type DeviceTlsSocket = Socket<Connection | QueuedHandshake<DeviceTlsSocket> | undefined>
 
 /** As Bun passes it to the handshake's callback; null after a good one. */
 interface HandshakeError {
@@ -89,9 +89,9 @@ export class Listener {
   readonly #context: ConnectionContext
   readonly #counters: Counters
   readonly #ids: ConnectionIds
-  readonly #identity: Identity
+  readonly #authenticator: Authenticator
   readonly #admission: Admission
-  readonly #turns: Turns<DeviceTlsSocket>
+  readonly #handshakeQueue: HandshakeQueue<DeviceTlsSocket>
   /** Those whose handshakes are under way and have not stalled. */
   readonly #handshaking = new Set<Connection>()
   /** Those that have begun and are no devices yet, also while they are closed as such. */
@@ -109,7 +109,7 @@ export class Listener {
     connections: Connections,
     context: ConnectionContext,
     ids: ConnectionIds,
-    identity: Identity,
+    identity: Authenticator,
     hooks: ListenerHooks,
   ) {
     this.#options = options
@@ -117,7 +117,7 @@ export class Listener {
     this.#context = context
     this.#counters = context.counters
     this.#ids = ids
-    this.#identity = identity
+    this.#authenticator = identity
     this.#hooks = hooks
     this.#admission = new Admission(options.admission)
     this.#recheck = new Recheck({
@@ -129,7 +129,7 @@ export class Listener {
         connection.close("refused")
       },
     })
-    this.#turns = new Turns(this.#admission, {
+    this.#handshakeQueue = new HandshakeQueue(this.#admission, {
       steadyMs: context.steadyMs,
       open: () => !context.backpressure.suspended,
       begin: (socket) => this.#begin(socket),
@@ -148,13 +148,13 @@ export class Listener {
   }
 
   get admission(): AdmissionReport {
-    const { waiting } = this.#turns
+    const { waiting } = this.#handshakeQueue
     return {
       waiting,
-      under_way: this.#admission.underWay,
-      at_once: this.#admission.atOnce,
+      handshakes_in_progress: this.#admission.underWay,
+      handshake_limit: this.#admission.atOnce,
       handshakes_per_s: this.#admission.ratePerS,
-      all_in_ms: this.#admission.waitMs(waiting),
+      estimated_wait_ms: this.#admission.waitMs(waiting),
     }
   }
 
@@ -170,7 +170,7 @@ export class Listener {
       stalled += 1
     }
     this.#admission.look(lagMs, stalled, steadyMs)
-    this.#turns.next()
+    this.#handshakeQueue.next()
     this.#recheck.sweep()
   }
 
@@ -235,7 +235,7 @@ export class Listener {
   stop(): void {
     this.#draining = true
     this.#listening?.stop(false)
-    for (const socket of this.#turns.clear()) {
+    for (const socket of this.#handshakeQueue.clear()) {
       socket.data = undefined
       this.#refuse(socket, "drained")
     }
@@ -244,7 +244,7 @@ export class Listener {
   #decide(): AdmissionDecision {
     return this.#admission.decide({
       connections: this.#connections.count,
-      waiting: this.#turns.waiting,
+      waiting: this.#handshakeQueue.waiting,
       suspended: this.#context.backpressure.suspended,
       draining: this.#draining,
       oldestBeganAtMs: this.#unadmitted.oldest?.atMs ?? null,
@@ -261,10 +261,10 @@ export class Listener {
     }
     if (decision.kind === "replace_oldest") this.#endOldestUnadmitted()
     const now = this.#admission.beginsInMs(this.#context.steadyMs()) === 0
-    if (now && this.#turns.waiting === 0) this.#begin(socket)
+    if (now && this.#handshakeQueue.waiting === 0) this.#begin(socket)
     else {
-      socket.data = this.#turns.wait(socket)
-      this.#turns.next()
+      socket.data = this.#handshakeQueue.wait(socket)
+      this.#handshakeQueue.next()
     }
   }
 
@@ -324,11 +324,11 @@ export class Listener {
     const tookMs = steadyMs - connection.acceptedAtMs
     if (this.#handshaking.delete(connection)) {
       this.#admission.completed(tookMs, steadyMs)
-      this.#turns.next()
+      this.#handshakeQueue.next()
     } else this.#admission.completedLate(tookMs, steadyMs)
     connection.identify()
     const outdated = generation === this.#generation ? null : this.#outdated(socket)
-    const verdict = this.#identity.handshaken(connection, {
+    const verdict = this.#authenticator.handshaken(connection, {
       // Bun reports success for a certificate that it does not trust too.
       authorized: error === null && socket.authorized && outdated === null,
       fault: error?.message ?? outdated,
@@ -347,10 +347,10 @@ export class Listener {
     const connection = connectionOf(socket)
     if (connection === undefined) this.#counters.bytesAfterClose += chunk.length
     else if (connection.state !== "identifying") connection.received(chunk)
-    else this.#perform(socket, connection, this.#identity.received(connection, chunk))
+    else this.#perform(socket, connection, this.#authenticator.received(connection, chunk))
   }
 
-  #perform(socket: DeviceTlsSocket, connection: Connection, verdict: Verdict): void {
+  #perform(socket: DeviceTlsSocket, connection: Connection, verdict: AuthResult): void {
     switch (verdict.is) {
       case "waiting":
         break
@@ -386,20 +386,20 @@ export class Listener {
 
   #closed(socket: DeviceTlsSocket): void {
     const { data } = socket
-    if (data instanceof Turn) {
-      this.#turns.leave(data)
+    if (data instanceof QueuedHandshake) {
+      this.#handshakeQueue.leave(data)
       this.#hooks.refused("peer_closed")
       return
     }
     const connection = data
     if (connection === undefined) return
     this.#unadmitted.delete(socket)
-    this.#identity.forget(connection)
+    this.#authenticator.forget(connection)
     connection.socketClosed()
     this.#connections.remove(connection)
     if (!this.#handshaking.delete(connection)) return
     this.#admission.ended()
-    this.#turns.next()
+    this.#handshakeQueue.next()
   }
 
   #failed(socket: DeviceTlsSocket, error: Error): void {

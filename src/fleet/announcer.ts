@@ -14,9 +14,9 @@
 import type { Connection } from "../device/connection.ts"
 import type { Connections } from "../device/connections.ts"
 import type { Channel } from "./channel.ts"
-import type { Whereabouts } from "./location-cache.ts"
+import type { LocationCache } from "./location-cache.ts"
 import { type FleetMessage, MAX_ROWS } from "./messages.ts"
-import { isNewer, type Parting, type Sighting } from "./registration.ts"
+import { type Deregistration, isNewer, type Registration } from "./registration.ts"
 
 const REANNOUNCE_MS = 300_000
 /** A device alone is told of at once; others within this time after it wait for its end. */
@@ -27,16 +27,16 @@ type Devices = Extract<FleetMessage, { type: "devices" }>
 export class Announcer {
   readonly #channel: Channel
   readonly #connections: Connections
-  readonly #whereabouts: Whereabouts
+  readonly #locationCache: LocationCache
   /** By device id: the connection it has now, or null with the one that has closed. */
-  readonly #changes = new Map<string, Sighting | Parting>()
+  readonly #changes = new Map<string, Registration | Deregistration>()
   #sending: "nothing" | "soon" | "message" = "nothing"
   #announcedAllAtMs = 0
 
-  constructor(channel: Channel, connections: Connections, whereabouts: Whereabouts) {
+  constructor(channel: Channel, connections: Connections, locationCache: LocationCache) {
     this.#channel = channel
     this.#connections = connections
-    this.#whereabouts = whereabouts
+    this.#locationCache = locationCache
   }
 
   /** Changes that the fleet has not been told of. */
@@ -46,9 +46,9 @@ export class Announcer {
 
   /** A named device has been admitted. */
   come(connection: Connection): void {
-    const sighting = sightingOf(connection)
-    if (sighting === null) return
-    this.#changes.set(sighting[0], sighting)
+    const registration = registrationOf(connection)
+    if (registration === null) return
+    this.#changes.set(registration[0], registration)
     this.#sendSoon()
   }
 
@@ -62,8 +62,8 @@ export class Announcer {
   announceAll(steadyMs: number): void {
     this.#announcedAllAtMs = steadyMs
     for (const [deviceId, connection] of this.#connections.named()) {
-      const sighting = sightingOf(connection)
-      if (sighting !== null) this.#changes.set(deviceId, sighting)
+      const registration = registrationOf(connection)
+      if (registration !== null) this.#changes.set(deviceId, registration)
     }
     this.#sendSoon()
   }
@@ -74,16 +74,16 @@ export class Announcer {
 
   /** Takes what another worker announces. */
   heard({ from, incarnation, here, gone }: Devices): void {
-    for (const parting of gone) this.#whereabouts.gone(parting)
-    const newer: Sighting[] = []
-    for (const sighting of here) {
-      const [deviceId, connectionId, epoch] = sighting
+    for (const deregistration of gone) this.#locationCache.gone(deregistration)
+    const newer: Registration[] = []
+    for (const registration of here) {
+      const [deviceId, connectionId, epoch] = registration
       const own = this.#connections.named().get(deviceId)
       const recipient = own?.endpoint?.recipient
       if (own === undefined || recipient === undefined) {
-        this.#whereabouts.here(sighting)
+        this.#locationCache.here(registration)
       } else if (isNewer(epoch, connectionId, recipient.epoch, recipient.connectionId)) {
-        this.#whereabouts.here(sighting)
+        this.#locationCache.here(registration)
         own.close("taken_over")
       } else newer.push([deviceId, recipient.connectionId, recipient.epoch])
     }
@@ -104,8 +104,8 @@ export class Announcer {
       this.#changes.clear()
       return
     }
-    const here: Sighting[] = []
-    const gone: Parting[] = []
+    const here: Registration[] = []
+    const gone: Deregistration[] = []
     for (const [deviceId, change] of this.#changes) {
       if (here.length + gone.length === MAX_ROWS) break
       this.#changes.delete(deviceId)
@@ -133,7 +133,7 @@ export class Announcer {
 }
 
 /** Null for a device without a name, whose connection id leads to its worker by itself. */
-function sightingOf(connection: Connection): Sighting | null {
+function registrationOf(connection: Connection): Registration | null {
   const recipient = connection.endpoint?.recipient
   if (recipient === undefined || recipient.deviceId === recipient.connectionId) return null
   return [recipient.deviceId, recipient.connectionId, recipient.epoch]

@@ -10,7 +10,13 @@
  * one more is dropped and counted; `MAX_MESSAGE_BYTES` of a message that is read.
  */
 
-import type { Broker, Delivery, Lane, LaneListener, PublishResult } from "../broker/broker.ts"
+import type {
+  Broker,
+  Delivery,
+  PublishChannel,
+  PublishChannelListener,
+  PublishResult,
+} from "../broker/broker.ts"
 import { FLEET_MESSAGE_TYPE } from "../broker/setup.ts"
 import { FLEET_EXCHANGE, fleetQueue } from "../broker/topology.ts"
 import type { Counters } from "../counters.ts"
@@ -34,20 +40,20 @@ export interface ChannelOptions {
 
 export class Channel {
   readonly #options: ChannelOptions
-  readonly #lane: Lane
+  readonly #publishChannel: PublishChannel
   readonly #ownQueue: string
   #inFlight = 0
   #confirmedAtMs = Number.NEGATIVE_INFINITY
   #nextId = 0
 
-  constructor(broker: Broker, listener: LaneListener, options: ChannelOptions) {
+  constructor(broker: Broker, listener: PublishChannelListener, options: ChannelOptions) {
     this.#options = options
     this.#ownQueue = fleetQueue(options.self)
-    this.#lane = broker.lane(listener)
+    this.#publishChannel = broker.publishChannel(listener)
   }
 
   get open(): boolean {
-    return this.#lane.state === "open"
+    return this.#publishChannel.state === "open"
   }
 
   /** When the broker last confirmed a message; `-Infinity` when it never has. */
@@ -105,7 +111,7 @@ export class Channel {
     this.#nextId += 1
     this.#inFlight += 1
     counters.fleetMessagesSent += 1
-    this.#lane.publish(
+    this.#publishChannel.publish(
       {
         id,
         exchange,

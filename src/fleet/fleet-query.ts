@@ -1,5 +1,5 @@
 /**
- * The census: what an operator asks of the fleet. A list of devices is asked of every worker; one
+ * The fleet query: what an operator asks of the fleet. A list of devices is asked of every worker; one
  * connection of the worker that holds it, to describe or to close it.
  *
  *   list ─► all ─► listed … ─► merged when all have answered, or when the time is over
@@ -52,7 +52,7 @@ export interface DeviceList {
   readonly workers: number
 }
 
-export type CensusFailure =
+export type FleetQueryFailure =
   /** The broker, which leads to the other workers, is away. */
   | "unreachable"
   /** No answer in time, or the caller hung up: nothing is done for it from now on. */
@@ -67,13 +67,13 @@ interface Question {
   readonly deadlineMs: number
   /** Whether the workers had all of `ANSWER_TIMEOUT_MS`; if so, those that did not answer are slow or dead. */
   readonly fullTime: boolean
-  readonly done: (answers: readonly Answer[] | CensusFailure) => void
+  readonly done: (answers: readonly Answer[] | FleetQueryFailure) => void
 }
 
 /** A device that the locator looks for, for an operator. */
 interface LookUp {
   readonly deadlineMs: number
-  readonly end: (result: CensusFailure) => void
+  readonly end: (result: FleetQueryFailure) => void
 }
 
 /** The deadline and the caller of a question. */
@@ -92,7 +92,7 @@ export interface CensusOptions {
   readonly counters: Pick<Counters, "fleetMessagesUnknown">
 }
 
-export class Census {
+export class FleetQuery {
   readonly #self: WorkerProcess
   readonly #channel: Channel
   readonly #members: Members
@@ -120,7 +120,7 @@ export class Census {
   }
 
   /** @param caller aborted when the HTTP client hangs up. */
-  async list(request: ListRequest, caller?: AbortSignal): Promise<DeviceList | CensusFailure> {
+  async list(request: ListRequest, caller?: AbortSignal): Promise<DeviceList | FleetQueryFailure> {
     // Who else there is would be a guess, and a part would pass for the whole.
     if (!this.#channel.open) return "unreachable"
     const own = this.#list(request)
@@ -155,7 +155,7 @@ export class Census {
    * Null when no worker holds it.
    * @param caller aborted when the HTTP client hangs up.
    */
-  describe(id: string, caller?: AbortSignal): Promise<DeviceView | null | CensusFailure> {
+  describe(id: string, caller?: AbortSignal): Promise<DeviceView | null | FleetQueryFailure> {
     return this.#one("describe", id, this.#asking(caller))
   }
 
@@ -163,7 +163,7 @@ export class Census {
    * Closes the connection; returns what it was, or null when no worker holds it.
    * @param caller aborted when the HTTP client hangs up: then nothing is closed.
    */
-  kick(id: string, caller?: AbortSignal): Promise<DeviceView | null | CensusFailure> {
+  kick(id: string, caller?: AbortSignal): Promise<DeviceView | null | FleetQueryFailure> {
     return this.#one("kick", id, this.#asking(caller))
   }
 
@@ -232,7 +232,7 @@ export class Census {
     act: "describe" | "kick",
     id: string,
     asking: Asking,
-  ): Promise<DeviceView | null | CensusFailure> {
+  ): Promise<DeviceView | null | FleetQueryFailure> {
     if (this.#isOver(asking)) return "timeout"
     const here = this.#connections.find(id)
     if (here !== undefined) return this.#perform(act, here)
@@ -247,9 +247,9 @@ export class Census {
     return this.#perform(act, this.#connections.find(id))
   }
 
-  #locate(id: string, { deadlineMs, caller }: Asking): Promise<Located | CensusFailure> {
-    const { promise, resolve } = Promise.withResolvers<Located | CensusFailure>()
-    const end = (result: Located | CensusFailure) => {
+  #locate(id: string, { deadlineMs, caller }: Asking): Promise<Located | FleetQueryFailure> {
+    const { promise, resolve } = Promise.withResolvers<Located | FleetQueryFailure>()
+    const end = (result: Located | FleetQueryFailure) => {
       this.#lookUps.delete(lookUp)
       caller?.removeEventListener("abort", hungUp)
       if (typeof result === "string") this.#locator.forget(id, end)
@@ -267,7 +267,7 @@ export class Census {
     act: "describe" | "kick",
     connection: string,
     asking: Asking,
-  ): Promise<DeviceView | null | CensusFailure> {
+  ): Promise<DeviceView | null | FleetQueryFailure> {
     const holder = processOfConnection(connection)
     if (holder === null || holder.worker === this.#self.worker) return null
     const described = await this.#askHolder(holder, asking, { type: "describe", connection })
@@ -294,7 +294,7 @@ export class Census {
     holder: WorkerProcess,
     asking: Asking,
     content: Unnumbered<Extract<FleetContent, { type: "describe" | "kick" }>>,
-  ): Promise<Answer | CensusFailure> {
+  ): Promise<Answer | FleetQueryFailure> {
     if (!this.#channel.open) return "unreachable"
     const answers = await this.#ask([holder.worker], asking, (ask, settled) =>
       this.#channel.tell(holder, { ...content, ask }, settled),
@@ -313,11 +313,11 @@ export class Census {
     awaited: readonly string[],
     asking: Asking,
     send: (ask: number, settled: (result: string) => void) => void,
-  ): Promise<readonly Answer[] | CensusFailure> {
+  ): Promise<readonly Answer[] | FleetQueryFailure> {
     if (this.#isOver(asking)) return Promise.resolve("timeout")
     if (this.#questions.size >= MAX_ASKS) return Promise.resolve("busy")
     const { caller } = asking
-    const { promise, resolve } = Promise.withResolvers<readonly Answer[] | CensusFailure>()
+    const { promise, resolve } = Promise.withResolvers<readonly Answer[] | FleetQueryFailure>()
     const ask = this.#nextAsk
     this.#nextAsk += 1
     const hungUp = () => this.#end(ask, "timeout")
@@ -340,7 +340,7 @@ export class Census {
     return promise
   }
 
-  #end(ask: number, result: readonly Answer[] | CensusFailure): void {
+  #end(ask: number, result: readonly Answer[] | FleetQueryFailure): void {
     const question = this.#questions.get(ask)
     this.#questions.delete(ask)
     question?.done(result)

@@ -3,7 +3,7 @@
  * where devices are, what an operator asks of it, and the telling of presence.
  *
  *   admitted, closed ─► announcer, presence ─► broker
- *   fleet queue ─► channel ─► members, announcer, locator, census
+ *   fleet queue ─► channel ─► members, announcer, locator, fleet query
  *
  * No worker keeps the whole: each knows its own devices, hears of the others', and asks when that does
  * not answer. Bounds: those of its parts.
@@ -18,8 +18,8 @@ import type { WorkerProcess } from "../device/ids.ts"
 import { Announcer } from "./announcer.ts"
 import { Channel } from "./channel.ts"
 import type { FleetKeys } from "./fleet-keys.ts"
-import { Census } from "./fleet-query.ts"
-import { Whereabouts } from "./location-cache.ts"
+import { FleetQuery } from "./fleet-query.ts"
+import { LocationCache } from "./location-cache.ts"
 import { Locator } from "./locator.ts"
 import { ALIVE_EVERY_MS, Members, REJOIN_MS } from "./members.ts"
 import type { FleetMessage } from "./messages.ts"
@@ -39,10 +39,10 @@ export interface FleetOptions {
 
 export class Fleet {
   readonly locator: Locator
-  readonly census: Census
+  readonly fleetQuery: FleetQuery
   readonly presence: Presence
   readonly #members = new Members()
-  readonly #whereabouts = new Whereabouts()
+  readonly #locationCache = new LocationCache()
   readonly #channel: Channel
   readonly #announcer: Announcer
   readonly #connections: Connections
@@ -60,16 +60,23 @@ export class Fleet {
     this.#connections = connections
     const listener = { opened: () => this.locator.opened() }
     this.#channel = new Channel(broker, listener, { self, steadyMs, nowMs, counters, keys })
-    this.#announcer = new Announcer(this.#channel, connections, this.#whereabouts)
-    this.locator = new Locator(this.#channel, this.#members, this.#whereabouts, {
+    this.#announcer = new Announcer(this.#channel, connections, this.#locationCache)
+    this.locator = new Locator(this.#channel, this.#members, this.#locationCache, {
       steadyMs,
       counters,
     })
-    this.census = new Census(self, this.#channel, this.#members, connections, this.locator, {
-      nowMs,
-      steadyMs,
-      counters,
-    })
+    this.fleetQuery = new FleetQuery(
+      self,
+      this.#channel,
+      this.#members,
+      connections,
+      this.locator,
+      {
+        nowMs,
+        steadyMs,
+        counters,
+      },
+    )
     this.presence = new Presence(broker, { workerId: self.worker, nowMs, steadyMs, counters })
   }
 
@@ -78,9 +85,9 @@ export class Fleet {
     return this.#channel.confirmedAtMs
   }
 
-  gauges(): { whereabouts: number; members: number; presence: number } {
+  gauges(): { locationCache: number; members: number; presence: number } {
     return {
-      whereabouts: this.#whereabouts.count,
+      locationCache: this.#locationCache.count,
       members: this.#members.count,
       presence: this.presence.count,
     }
@@ -94,7 +101,7 @@ export class Fleet {
 
   /** The epoch of the newest connection of a device that other workers have told of. */
   epochElsewhere(deviceId: string): number | undefined {
-    return this.#whereabouts.epochOf(deviceId)
+    return this.#locationCache.epochOf(deviceId)
   }
 
   admitted(connection: Connection): void {
@@ -130,7 +137,7 @@ export class Fleet {
   sweep(steadyMs: number): void {
     if (this.#channel.open) this.#members.sweep(steadyMs)
     this.locator.sweep(steadyMs)
-    this.census.sweep()
+    this.fleetQuery.sweep()
     this.#tellUnverified(steadyMs)
     if (!this.#channel.open || this.#leaving) return
     this.#announcer.sweep(steadyMs)
@@ -202,12 +209,12 @@ export class Fleet {
       case "list":
       case "describe":
       case "kick":
-        this.census.asked(message)
+        this.fleetQuery.asked(message)
         break
       case "listed":
       case "described":
       case "kicked":
-        this.census.answered(message)
+        this.fleetQuery.answered(message)
         break
     }
   }

@@ -1,26 +1,26 @@
 /**
- * Whereabouts: where the devices of other workers were last said to be, from what those workers announce.
+ * Location cache: where the devices of other workers were last said to be, from what those workers announce.
  *
  * Only ever a hint: whoever gets a command by it and no longer holds the device asks the fleet. So
- * nothing is lost when one is missing, old or forgotten. Pure. Bound: `MAX_WHEREABOUTS` devices; the one
+ * nothing is lost when one is missing, old or forgotten. Pure. Bound: `MAX_CACHED_LOCATIONS` devices; the one
  * heard of longest ago is forgotten first.
  */
 
-import { isNewer, type Parting, type Sighting } from "./registration.ts"
+import { type Deregistration, isNewer, type Registration } from "./registration.ts"
 
 /** Some 200 bytes each. */
-export const MAX_WHEREABOUTS = 200_000
+export const MAX_CACHED_LOCATIONS = 200_000
 
-interface Whereabout {
+interface CachedLocation {
   readonly connectionId: string
   readonly epoch: number
 }
 
-export class Whereabouts {
+export class LocationCache {
   readonly #most: number
-  readonly #devices = new Map<string, Whereabout>()
+  readonly #devices = new Map<string, CachedLocation>()
 
-  constructor(most = MAX_WHEREABOUTS) {
+  constructor(most = MAX_CACHED_LOCATIONS) {
     this.#most = most
   }
 
@@ -38,7 +38,7 @@ export class Whereabouts {
     return this.#devices.get(deviceId)?.epoch
   }
 
-  here([deviceId, connectionId, epoch]: Sighting): void {
+  here([deviceId, connectionId, epoch]: Registration): void {
     const known = this.#devices.get(deviceId)
     if (known && isNewer(known.epoch, known.connectionId, epoch, connectionId)) return
     // Entered anew, so that the order is that of hearing.
@@ -51,7 +51,7 @@ export class Whereabouts {
     }
   }
 
-  gone([deviceId, connectionId]: Parting): void {
+  gone([deviceId, connectionId]: Deregistration): void {
     if (this.#devices.get(deviceId)?.connectionId === connectionId) this.#devices.delete(deviceId)
   }
 }

@@ -17,7 +17,7 @@
 import type { Counters } from "../counters.ts"
 import { processOfConnection } from "../device/ids.ts"
 import type { Channel } from "./channel.ts"
-import type { Whereabouts } from "./location-cache.ts"
+import type { LocationCache } from "./location-cache.ts"
 import { type Members, REJOIN_MS } from "./members.ts"
 import { type Answer, MAX_ROWS } from "./messages.ts"
 
@@ -48,7 +48,7 @@ export interface LocatorOptions {
 export class Locator {
   readonly #channel: Channel
   readonly #members: Members
-  readonly #whereabouts: Whereabouts
+  readonly #locationCache: LocationCache
   readonly #options: LocatorOptions
   readonly #wanted = new Map<string, Found[]>()
   readonly #questions = new Map<number, Question>()
@@ -60,12 +60,12 @@ export class Locator {
   constructor(
     channel: Channel,
     members: Members,
-    whereabouts: Whereabouts,
+    locationCache: LocationCache,
     options: LocatorOptions,
   ) {
     this.#channel = channel
     this.#members = members
-    this.#whereabouts = whereabouts
+    this.#locationCache = locationCache
     this.#options = options
   }
 
@@ -111,10 +111,10 @@ export class Locator {
   answered({ from, ask, devices }: Extract<Answer, { type: "there" }>): void {
     const question = this.#questions.get(ask)
     if (question === undefined) return
-    for (const sighting of devices) {
-      const [deviceId, connectionId] = sighting
+    for (const registration of devices) {
+      const [deviceId, connectionId] = registration
       // Its announcement may still be on its way, and what was announced before leads astray.
-      this.#whereabouts.here(sighting)
+      this.#locationCache.here(registration)
       const waiting = question.devices.get(deviceId)
       const holder = processOfConnection(connectionId)
       if (waiting === undefined || holder === null) continue
@@ -136,14 +136,14 @@ export class Locator {
   }
 
   #announced(deviceId: string): Located | null {
-    const connectionId = this.#whereabouts.find(deviceId)
+    const connectionId = this.#locationCache.find(deviceId)
     const holder = connectionId === undefined ? null : processOfConnection(connectionId)
     if (connectionId === undefined || holder === null) return null
     if (!this.#members.answers(holder)) return null
     return { is: "with", worker: holder.worker, connectionId }
   }
 
-  /** At the end of the turn, so that what many commands want is asked at once. */
+  /** At the end of the tick, so that what many commands want is asked at once. */
   #askSoon(): void {
     if (this.#scheduled || this.#wanted.size === 0 || this.#questions.size >= MAX_ASKS) return
     this.#scheduled = true

@@ -15,7 +15,7 @@
 
 import * as v from "valibot"
 import { CONNECTION_ID, DEVICE_ID, processOfConnection } from "../device/ids.ts"
-import type { Parting, Sighting } from "./registration.ts"
+import type { Deregistration, Registration } from "./registration.ts"
 
 export const MAX_ROWS = 1_000
 
@@ -27,13 +27,13 @@ const ask = v.pipe(v.number(), v.safeInteger())
 const sender = { from: id, incarnation: id }
 /** Rows that are not checked yet; `checkRows` does. */
 const rows = v.pipe(v.array(v.unknown()), v.maxLength(MAX_ROWS))
-const sightings = v.pipe(
+const registrations = v.pipe(
   rows,
-  v.transform((unchecked) => unchecked as readonly Sighting[]),
+  v.transform((unchecked) => unchecked as readonly Registration[]),
 )
-const partings = v.pipe(
+const deregistrations = v.pipe(
   rows,
-  v.transform((unchecked) => unchecked as readonly Parting[]),
+  v.transform((unchecked) => unchecked as readonly Deregistration[]),
 )
 /** `readDeviceView` checks each row by itself: a row that cannot be read does not affect the others. */
 const view = v.record(v.string(), v.unknown())
@@ -47,8 +47,8 @@ const message = v.variant("type", [
   v.object({
     type: v.literal("devices"),
     ...sender,
-    here: sightings,
-    gone: partings,
+    here: registrations,
+    gone: deregistrations,
   }),
   v.object({
     type: v.literal("where"),
@@ -56,7 +56,7 @@ const message = v.variant("type", [
     ask,
     devices: v.pipe(v.array(id), v.maxLength(MAX_ROWS)),
   }),
-  v.object({ type: v.literal("there"), ...sender, ask, devices: sightings }),
+  v.object({ type: v.literal("there"), ...sender, ask, devices: registrations }),
   v.object({
     type: v.literal("list"),
     ...sender,
@@ -126,13 +126,13 @@ export function parseFleetMessage(text: string, nowMs: number): ReadMessage | nu
 
 function checkRows(message: FleetMessage, nowMs: number): ReadMessage {
   if (message.type === "there") {
-    const devices = message.devices.filter((row) => isSighting(row, message, nowMs))
+    const devices = message.devices.filter((row) => isRegistration(row, message, nowMs))
     const refusedRows = message.devices.length - devices.length
     return { message: { ...message, devices }, refusedRows }
   }
   if (message.type !== "devices") return { message, refusedRows: 0 }
-  const here = message.here.filter((row) => isSighting(row, message, nowMs))
-  const gone = message.gone.filter((row) => isParting(row, message))
+  const here = message.here.filter((row) => isRegistration(row, message, nowMs))
+  const gone = message.gone.filter((row) => isDeregistration(row, message))
   const refusedRows = message.here.length - here.length + message.gone.length - gone.length
   return { message: { ...message, here, gone }, refusedRows }
 }
@@ -142,14 +142,14 @@ interface Sender {
   readonly incarnation: string
 }
 
-function isSighting(row: unknown, sender: Sender, nowMs: number): boolean {
+function isRegistration(row: unknown, sender: Sender, nowMs: number): boolean {
   if (!Array.isArray(row) || row.length !== 3) return false
   const [deviceId, connectionId, epoch] = row
   if (!isDevice(deviceId) || !isConnectionOf(connectionId, sender)) return false
   return Number.isSafeInteger(epoch) && epoch >= 0 && epoch <= nowMs + MAX_EPOCH_AHEAD_MS
 }
 
-function isParting(row: unknown, sender: Sender): boolean {
+function isDeregistration(row: unknown, sender: Sender): boolean {
   return (
     Array.isArray(row) && row.length === 2 && isDevice(row[0]) && isConnectionOf(row[1], sender)
   )

@@ -5,7 +5,7 @@
  *
  *   event ─► waiting, `GATHER_MS` ─► publisher (`MAX_IN_FLIGHT`) ─► owsla.presence
  *
- * Out of the lines' way: a lane of its own with few messages in flight, so a storm of events waits here
+ * Out of the lines' way: a publish channel of its own with few messages in flight, so a storm of events waits here
  * while lines pass. Nobody has to listen, so no event is mandatory. Bound: `MAX_WAITING` events; one more
  * makes the oldest be dropped, and counted.
  */
@@ -85,7 +85,7 @@ export class Presence {
       failed: () => undefined,
       repeating: () => undefined,
     })
-    this.#publisher.use(broker.lane({ opened: () => this.#publisher.opened() }))
+    this.#publisher.use(broker.publishChannel({ opened: () => this.#publisher.opened() }))
   }
 
   /** Events that the broker does not have yet. */

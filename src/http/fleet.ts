@@ -10,14 +10,14 @@ import { type Context, Hono } from "hono"
 import * as v from "valibot"
 import { DEVICE_ID } from "../device/ids.ts"
 import type { DeviceView } from "../fleet/device-view.ts"
-import type { Census, CensusFailure } from "../fleet/fleet-query.ts"
+import type { FleetQuery, FleetQueryFailure } from "../fleet/fleet-query.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
 
 const MAX_LIMIT = 1_000
 const DEFAULT_LIMIT = 100
 
 export interface FleetDependencies {
-  readonly census: Pick<Census, "list" | "describe" | "kick">
+  readonly fleetQuery: Pick<FleetQuery, "list" | "describe" | "kick">
 }
 
 const LIMIT_RULE = `must be a whole number from 1 to ${MAX_LIMIT}`
@@ -41,7 +41,7 @@ const query = v.object({
   after: partOfId,
 })
 
-export function fleet({ census }: FleetDependencies): Hono<HttpEnvironment> {
+export function fleet({ fleetQuery }: FleetDependencies): Hono<HttpEnvironment> {
   const routes = new Hono<HttpEnvironment>()
 
   routes.get("/devices", async (c) => {
@@ -50,18 +50,20 @@ export function fleet({ census }: FleetDependencies): Hono<HttpEnvironment> {
       const faults = checked.issues.map((issue) => `${v.getDotPath(issue)}: ${issue.message}`)
       return refuse(c, "invalid", faults.join("; "))
     }
-    const listed = await census.list(checked.output, c.req.raw.signal)
+    const listed = await fleetQuery.list(checked.output, c.req.raw.signal)
     return typeof listed === "string" ? fail(c, listed) : c.json(listed)
   })
-  routes.get("/devices/:id", (c) => one(c, (id, caller) => census.describe(id, caller)))
-  routes.delete("/devices/:id/connection", (c) => one(c, (id, caller) => census.kick(id, caller)))
+  routes.get("/devices/:id", (c) => one(c, (id, caller) => fleetQuery.describe(id, caller)))
+  routes.delete("/devices/:id/connection", (c) =>
+    one(c, (id, caller) => fleetQuery.kick(id, caller)),
+  )
 
   return routes
 }
 
 async function one(
   c: Context<HttpEnvironment>,
-  act: (id: string, caller: AbortSignal) => Promise<DeviceView | null | CensusFailure>,
+  act: (id: string, caller: AbortSignal) => Promise<DeviceView | null | FleetQueryFailure>,
 ): Promise<Response> {
   const id = c.req.param("id") ?? ""
   if (!DEVICE_ID.test(id)) return refuse(c, "invalid", `the id must match ${DEVICE_ID.source}`)
@@ -71,7 +73,7 @@ async function one(
   return typeof device === "string" ? fail(c, device) : c.json(device)
 }
 
-function fail(c: Context<HttpEnvironment>, failure: CensusFailure): Response {
+function fail(c: Context<HttpEnvironment>, failure: FleetQueryFailure): Response {
   switch (failure) {
     case "unreachable":
       return refuse(

@@ -56,7 +56,7 @@ export function health(
       broker: own.broker.is,
       connections: sum(workers, ({ connections }) => connections),
       waiting: sum(workers, ({ admission }) => admission?.waiting ?? 0),
-      all_in_ms: allInMs(workers),
+      estimated_wait_ms: allInMs(workers),
       workers,
     })
   })
@@ -95,7 +95,7 @@ function sum(workers: readonly WorkerReport[], of: (worker: WorkerReport) => num
 
 /** When the last device that waits will be in, as far as is known. */
 function allInMs(workers: readonly WorkerReport[]): number | null {
-  const each = workers.map(({ admission }) => admission?.all_in_ms ?? 0)
-  const unknown = workers.some(({ admission }) => admission?.all_in_ms === null)
+  const each = workers.map(({ admission }) => admission?.estimated_wait_ms ?? 0)
+  const unknown = workers.some(({ admission }) => admission?.estimated_wait_ms === null)
   return unknown ? null : Math.max(0, ...each)
 }

@@ -110,7 +110,7 @@ export class Lines {
         counters.linesRepublished += count
       },
     })
-    this.#publisher.use(broker.lane({ opened: () => this.#publisher.opened() }))
+    this.#publisher.use(broker.publishChannel({ opened: () => this.#publisher.opened() }))
   }
 
   get hasRoom(): boolean {

@@ -29,9 +29,9 @@ export interface Gauges {
   readonly waitingForRoom: number
   readonly unacknowledgedCommands: number
   readonly heldCommands: number
-  readonly posts: number
+  readonly outboundMessages: number
   readonly brokerReady: boolean
-  readonly whereabouts: number
+  readonly locationCache: number
   readonly members: number
   readonly presence: number
 }
@@ -142,15 +142,19 @@ export class WorkerMetrics {
     counter("owsla_command_bytes_out_total", "Bytes sockets took", () => c.commandBytesOut)
     counter("owsla_receipts_total", "Receipts stored", () => c.receiptsSent)
     counter("owsla_receipts_unroutable_total", "Receipts nobody took", () => c.receiptsUnroutable)
-    counter("owsla_posts_repeated_total", "Own messages repeated", () => c.postsRepeated)
+    counter(
+      "owsla_outbound_messages_republished_total",
+      "Own messages repeated",
+      () => c.outboundRepublished,
+    )
     gauge(
       "owsla_commands_unacknowledged",
       "Held of the broker",
       () => gauges().unacknowledgedCommands,
     )
     gauge("owsla_commands_held", "Waiting for a number", () => gauges().heldCommands)
-    gauge("owsla_posts", "Own messages unconfirmed", () => gauges().posts)
-    gauge("owsla_devices_located", "Other workers' devices known", () => gauges().whereabouts)
+    gauge("owsla_outbound_messages", "Own messages unconfirmed", () => gauges().outboundMessages)
+    gauge("owsla_devices_located", "Other workers' devices known", () => gauges().locationCache)
     gauge("owsla_fleet_members", "Other workers heard of", () => gauges().members)
     gauge("owsla_presence_waiting", "Presence events unconfirmed", () => gauges().presence)
     counter("owsla_locations_asked_total", "Devices asked for", () => c.locationsAsked)

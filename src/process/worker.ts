@@ -13,7 +13,7 @@
 import { AmqpBroker } from "../amqp/broker.ts"
 import type { Broker, BrokerState } from "../broker/broker.ts"
 import { EmbeddedBroker } from "../broker/embedded.ts"
-import { Posts } from "../broker/outbound-messages.ts"
+import { OutboundMessages } from "../broker/outbound-messages.ts"
 import { silentSinceMs } from "../broker/publisher.ts"
 import { brokerSetup } from "../broker/setup.ts"
 import { fleetQueue, isGatewayQueue, workerQueue } from "../broker/topology.ts"
@@ -24,12 +24,12 @@ import { Outcomes } from "../commands/outcomes.ts"
 import { UnacknowledgedCommands } from "../commands/unacknowledged-commands.ts"
 import { type Config, risks } from "../config/config.ts"
 import type { Counters } from "../counters.ts"
-import { Identity } from "../device/authenticator.ts"
+import { Authenticator } from "../device/authenticator.ts"
 import { Backpressure } from "../device/backpressure.ts"
 import type { ConnectionContext } from "../device/connection.ts"
 import { Connections, PAUSED_MS, SWEEP_EVERY_MS } from "../device/connections.ts"
 import type { Denylist } from "../device/denylist.ts"
-import { Flushes } from "../device/flush-scheduler.ts"
+import { FlushScheduler } from "../device/flush-scheduler.ts"
 import { ConnectionIds, incarnation, type WorkerProcess, workerId } from "../device/ids.ts"
 import { Listener, type ListenerTls } from "../device/listener.ts"
 import { BATCH_BYTES } from "../device/outgoing.ts"
@@ -44,7 +44,7 @@ import { acknowledgement } from "../lines/acknowledgement.ts"
 import { Lines } from "../lines/line-publisher.ts"
 import { type Gauges, summed, WorkerMetrics } from "../ops/metrics.ts"
 import { connectionsUnder, httpConnectionsUnder, openFilesLimit } from "../ops/open-files.ts"
-import { TurnClock } from "../tick-clock.ts"
+import { TickClock } from "../tick-clock.ts"
 import { VERSION } from "../version.ts"
 import type { Snapshot, WorkerReport } from "./control.ts"
 import { drain } from "./drain.ts"
@@ -72,7 +72,7 @@ export class Worker {
   readonly #events: EventBus
   readonly #broker: Broker
   readonly #lines: Lines
-  readonly #posts: Posts
+  readonly #outboundMessages: OutboundMessages
   readonly #unacknowledged: UnacknowledgedCommands
   readonly #outcomes: Outcomes
   readonly #consumer: Consumer
@@ -81,7 +81,7 @@ export class Worker {
   readonly #backpressure: Backpressure
   readonly #unfinishedLines: UnfinishedLines
   readonly #connections: Connections
-  readonly #identity: Identity
+  readonly #authenticator: Authenticator
   readonly #listener: Listener
   readonly #refusals = new RefusalSummary((message) => this.#events.emit("notice", { message }))
   readonly #metrics: WorkerMetrics
@@ -100,7 +100,7 @@ export class Worker {
 
   constructor(options: WorkerOptions) {
     const { config, events, counters } = options
-    const clock = new TurnClock()
+    const clock = new TickClock()
     const keys = new FleetKeys(config.fleetSecret ?? crypto.randomUUID())
     this.#options = options
     this.#events = events
@@ -139,7 +139,7 @@ export class Worker {
       },
       relieved: () => this.#backpressure.roomAgain(),
     })
-    this.#posts = new Posts(this.#broker, counters, clock.steadyMs)
+    this.#outboundMessages = new OutboundMessages(this.#broker, counters, clock.steadyMs)
     this.#unacknowledged = new UnacknowledgedCommands(
       this.#broker,
       config.broker.maxCommandBytes,
@@ -147,20 +147,20 @@ export class Worker {
     )
     const { undeliveredQueue } = config.broker
     this.#outcomes = new Outcomes(
-      this.#posts,
+      this.#outboundMessages,
       this.#unacknowledged,
       counters,
       undeliveredQueue,
       clock.nowMs,
     )
-    this.#consumer = new Consumer(this.#posts, this.#outcomes, this.#unacknowledged, {
+    this.#consumer = new Consumer(this.#outboundMessages, this.#outcomes, this.#unacknowledged, {
       ...routing,
       maxLineBytes: config.device.maxLineBytes,
       mayServe: (worker) => this.#fleet.mayServe(worker),
       isGatewayQueue: (queue) => isGatewayQueue(config.broker, queue),
       fault: (error, queue) => this.#fault(error, queue),
     })
-    this.#sender = new Sender(this.#broker, this.#posts, this.#outcomes, {
+    this.#sender = new Sender(this.#broker, this.#outboundMessages, this.#outcomes, {
       ...routing,
       replyQueue: fleetQueue(this.#self),
       timeoutMs: config.http.sendTimeoutMs,
@@ -186,7 +186,7 @@ export class Worker {
       scratch: new Uint8Array(BATCH_BYTES),
       ...clock,
       takeLine: (connection, seq, line) => this.#lines.take(connection, seq, line),
-      flushSoon: new Flushes().soon,
+      flushSoon: new FlushScheduler().soon,
       commandsWait: (connection) => this.#connections.commandsWait(connection),
       closed: (connection, reason) => {
         this.#connections.leave(connection)
@@ -195,7 +195,7 @@ export class Worker {
         events.emit("connection_closed", { connection, reason })
       },
     }
-    this.#identity = new Identity({ ...config.device, nowMs: clock.nowMs })
+    this.#authenticator = new Authenticator({ ...config.device, nowMs: clock.nowMs })
     this.#listener = new Listener(
       {
         host: config.device.host,
@@ -206,7 +206,7 @@ export class Worker {
       this.#connections,
       context,
       new ConnectionIds(this.#self),
-      this.#identity,
+      this.#authenticator,
       {
         unidentified: (connection, reason, detail, remoteAddress) => {
           events.emit("connection_unidentified", { connection, detail })
@@ -254,7 +254,7 @@ export class Worker {
 
   /** Refuses the devices on this list from now on, and closes their connections. */
   deny(denylist: Denylist): void {
-    this.#identity.denylist = denylist
+    this.#authenticator.denylist = denylist
     this.#connections.closeDenied(denylist)
   }
 
@@ -297,7 +297,7 @@ export class Worker {
           this.#connections.count === 0 &&
           this.#unacknowledged.count === 0 &&
           this.#sender.pendingCount === 0 &&
-          this.#posts.count === 0 &&
+          this.#outboundMessages.count === 0 &&
           this.#outcomes.late.count === 0 &&
           this.#fleet.told,
         enter: (phase) => {
@@ -313,7 +313,7 @@ export class Worker {
     await this.#http?.stop()
     if (this.#sweeping !== null) clearInterval(this.#sweeping)
     this.#lines.stop()
-    this.#posts.stop()
+    this.#outboundMessages.stop()
     this.#fleet.stop()
     await this.#broker.close()
     return result === "done" ? 0 : 1
@@ -366,7 +366,7 @@ export class Worker {
         return snapshots && summed(snapshots.map(({ metrics }) => metrics))
       },
       send: (request, caller) => this.#sender.send(request, caller),
-      census: this.#fleet.census,
+      fleetQuery: this.#fleet.fleetQuery,
       messages:
         broker instanceof EmbeddedBroker
           ? { tap: (tap) => broker.tap(fromDeviceQueue, tap) }
@@ -404,8 +404,9 @@ export class Worker {
     if (this.#broker.state.is === "blocked" || this.#broker.state.is === "closed") return
     const { confirmTimeoutMs } = this.#options.config.broker
     const sentByMs = atMs - confirmTimeoutMs
-    if (sentByMs >= this.#readySinceMs) this.#posts.giveUp(sentByMs, this.#fleet.confirmedAtMs)
-    const silentMs = silentSinceMs([this.#lines, this.#posts, this.#fleet.presence])
+    if (sentByMs >= this.#readySinceMs)
+      this.#outboundMessages.giveUp(sentByMs, this.#fleet.confirmedAtMs)
+    const silentMs = silentSinceMs([this.#lines, this.#outboundMessages, this.#fleet.presence])
     const unconfirmedMs = Math.round(atMs - Math.max(silentMs, this.#readySinceMs))
     if (unconfirmedMs < confirmTimeoutMs) return
     this.#events.emit("broker_mute", { unconfirmedMs })
@@ -432,7 +433,7 @@ export class Worker {
       waitingForRoom: this.#backpressure.waitingCount,
       unacknowledgedCommands: this.#unacknowledged.count,
       heldCommands: this.#connections.heldCommands(),
-      posts: this.#posts.count,
+      outboundMessages: this.#outboundMessages.count,
       brokerReady: this.#broker.state.is === "ready",
       ...this.#fleet.gauges(),
     }

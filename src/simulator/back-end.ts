@@ -6,22 +6,22 @@
  *   delivery ─► read ─► batch ─► ledger ─► acknowledged, many at once
  *
  * Declares no queue: that is the gateway's. Never publishes on the connection that it consumes on, since a
- * broker that is short of memory stops reading that. Bounds: the prefetch; a batch of `MOST_BATCH` lines or
- * `FLUSH_EVERY_MS`; `MOST_COMMANDS` unanswered, each for `ANSWER_TIMEOUT_MS`.
+ * broker that is short of memory stops reading that. Bounds: the prefetch; a batch of `MAX_BATCH` lines or
+ * `FLUSH_EVERY_MS`; `MAX_COMMANDS` unanswered, each for `ANSWER_TIMEOUT_MS`.
  */
 
 import type { AMQPBaseClient, AMQPChannel, AMQPMessage } from "@cloudamqp/amqp-client"
-import { Link } from "../amqp/connection.ts"
+import { AmqpConnection } from "../amqp/connection.ts"
 import { splitUrls } from "../amqp/url.ts"
 import { Histogram } from "./histogram.ts"
 import { type LedgerFile, TakenLines } from "./ledger.ts"
 import { command, readHostile, readLine } from "./line.ts"
 import type { BackEndOptions } from "./options.ts"
 
-const MOST_BATCH = 500
+const MAX_BATCH = 500
 /** Longer batches make longer records of lines that follow each other. */
 const FLUSH_EVERY_MS = 100
-const MOST_COMMANDS = 10_000
+const MAX_COMMANDS = 10_000
 const ANSWER_TIMEOUT_MS = 30_000
 /** As large as RabbitMQ's own bound. */
 const FRAME_MAX = 131_072
@@ -44,7 +44,7 @@ export interface BackEndCounts {
   commandsAnswered: number
   /** No answer within `ANSWER_TIMEOUT_MS`, for example because the connection had ended. */
   commandsUnanswered: number
-  /** While `MOST_COMMANDS` waited, or the broker was away. */
+  /** While `MAX_COMMANDS` waited, or the broker was away. */
   commandsNotSent: number
 }
 
@@ -68,8 +68,8 @@ export class BackEnd {
   readonly #ledger: LedgerFile | null
   readonly #lines: TakenLines | null
   readonly #taken: (run: string, device: string, attempt: number, n: number) => void
-  readonly #consuming: Link
-  readonly #publishing: Link
+  readonly #consuming: AmqpConnection
+  readonly #publishing: AmqpConnection
   #channel: AMQPChannel | null = null
   #commands: AMQPChannel | null = null
   /** The last delivery of the batch; 0: the batch is empty. */
@@ -94,35 +94,45 @@ export class BackEnd {
     this.#lines = ledger === null ? null : new TakenLines(ledger)
     this.#taken = taken
     const others = { blocked: () => undefined, unblocked: () => undefined }
-    this.#consuming = new Link(splitUrls(options.amqpUrl), "owsla simulator consume", FRAME_MAX, {
-      ...others,
-      setUp: (client) => this.#consume(client),
-      // The broker has read all acknowledgements when it says that the channel is closed.
-      tearDown: () => this.#channel?.close() ?? Promise.resolve(),
-      up: () => {
-        this.awayBecause = null
+    this.#consuming = new AmqpConnection(
+      splitUrls(options.amqpUrl),
+      "owsla simulator consume",
+      FRAME_MAX,
+      {
+        ...others,
+        setUp: (client) => this.#consume(client),
+        // The broker has read all acknowledgements when it says that the channel is closed.
+        tearDown: () => this.#channel?.close() ?? Promise.resolve(),
+        up: () => {
+          this.awayBecause = null
+        },
+        lost: (reason) => {
+          this.counts.losses += 1
+          this.awayBecause = reason
+          this.#channel = null
+          // What was not acknowledged comes again; it is in the ledger all the same.
+          this.flush()
+        },
       },
-      lost: (reason) => {
-        this.counts.losses += 1
-        this.awayBecause = reason
-        this.#channel = null
-        // What was not acknowledged comes again; it is in the ledger all the same.
-        this.flush()
+    )
+    this.#publishing = new AmqpConnection(
+      splitUrls(options.amqpUrl),
+      "owsla simulator publish",
+      FRAME_MAX,
+      {
+        ...others,
+        setUp: async (client) => {
+          const channel = await client.channel()
+          channel.onerror = (reason) => this.#publishing.reset(reason)
+          this.#commands = channel
+        },
+        tearDown: () => this.#commands?.close() ?? Promise.resolve(),
+        up: () => undefined,
+        lost: () => {
+          this.#commands = null
+        },
       },
-    })
-    this.#publishing = new Link(splitUrls(options.amqpUrl), "owsla simulator publish", FRAME_MAX, {
-      ...others,
-      setUp: async (client) => {
-        const channel = await client.channel()
-        channel.onerror = (reason) => this.#publishing.reset(reason)
-        this.#commands = channel
-      },
-      tearDown: () => this.#commands?.close() ?? Promise.resolve(),
-      up: () => undefined,
-      lost: () => {
-        this.#commands = null
-      },
-    })
+    )
   }
 
   /** Messages a second, from the first to the last. */
@@ -213,7 +223,7 @@ export class BackEnd {
     this.counts.taken += 1
     if (message.redelivered) this.counts.redelivered += 1
     this.#read(message, nowMs)
-    if (this.#batched >= Math.min(MOST_BATCH, Math.ceil(this.#options.prefetch / 2))) this.flush()
+    if (this.#batched >= Math.min(MAX_BATCH, Math.ceil(this.#options.prefetch / 2))) this.flush()
   }
 
   #read(message: AMQPMessage, nowMs: number): void {
@@ -252,7 +262,7 @@ export class BackEnd {
 
   #send(connectionId: string, nowMs: number): void {
     if (!this.#commanding) return
-    if (this.#commands === null || this.#sentAtMs.size >= MOST_COMMANDS) {
+    if (this.#commands === null || this.#sentAtMs.size >= MAX_COMMANDS) {
       this.counts.commandsNotSent += 1
       return
     }

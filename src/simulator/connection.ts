@@ -6,7 +6,7 @@
  *
  * Never connects by itself and sets no timer: the herd sweeps. What the socket did not take is offered
  * again unchanged, since TLS may have sealed it already. Bounds: `CHUNK_BYTES` on their way,
- * `MOST_ANSWERS` commands to answer, `MOST_REST_BYTES` of an unfinished line from the gateway.
+ * `MAX_ANSWERS` commands to answer, `MAX_REST_BYTES` of an unfinished line from the gateway.
  */
 
 import type { Histogram } from "./histogram.ts"
@@ -14,10 +14,10 @@ import type { LedgerFile } from "./ledger.ts"
 import { type LineWriter, readCommandNumber } from "./line.ts"
 
 const CHUNK_BYTES = 65_536
-const MOST_ANSWERS = 64
-const MOST_REST_BYTES = 65_537
+const MAX_ANSWERS = 64
+const MAX_REST_BYTES = 65_537
 /** A device whose socket was full for longer than this sends no more to make up for it. */
-const MOST_LATE_MS = 1_000
+const MAX_LATE_MS = 1_000
 
 export type ConnectionState = "connecting" | "open" | "ending" | "over"
 export type ConnectionEnd = "drained" | "broken"
@@ -47,7 +47,7 @@ export interface LineCounts {
   cutOff: number
   acked: number
   commands: number
-  /** Commands that came while `MOST_ANSWERS` waited. */
+  /** Commands that came while `MAX_ANSWERS` waited. */
   unanswered: number
   /** What came from the gateway and is neither an acknowledgement nor a command of ours. */
   others: number
@@ -126,7 +126,7 @@ export class DeviceConnection {
     const most = Math.max(1, Math.floor(CHUNK_BYTES / writer.lineBytes) - answers)
     let due = most
     if (intervalMs > 0) {
-      this.#dueMs = Math.max(this.#dueMs, nowMs - MOST_LATE_MS)
+      this.#dueMs = Math.max(this.#dueMs, nowMs - MAX_LATE_MS)
       due = nowMs < this.#dueMs ? 0 : Math.floor((nowMs - this.#dueMs) / intervalMs) + 1
     }
     due = Math.min(due, most, this.#quota.left)
@@ -150,7 +150,7 @@ export class DeviceConnection {
       this.#receivedLine(text.slice(start, at), nowMs)
       start = at + 1
     }
-    this.#rest = text.length - start > MOST_REST_BYTES ? "" : text.slice(start)
+    this.#rest = text.length - start > MAX_REST_BYTES ? "" : text.slice(start)
     if ((this.#answers?.length ?? 0) > 0) this.#answer(nowMs)
   }
 
@@ -250,7 +250,7 @@ export class DeviceConnection {
     }
     counts.commands += 1
     this.#answers ??= []
-    if (this.#answers.length === MOST_ANSWERS) counts.unanswered += 1
+    if (this.#answers.length === MAX_ANSWERS) counts.unanswered += 1
     else this.#answers.push(command)
   }
 

@@ -1,7 +1,7 @@
 /**
  * What a simulated device's line says, and a simulated back-end's command. Pure.
  *
- *   line      <run> <device> <attempt> <n> <answers> xxxx…     `LEAST_LINE_BYTES` to 65,536 bytes
+ *   line      <run> <device> <attempt> <n> <answers> xxxx…     `MIN_LINE_BYTES` to 65,536 bytes
  *   command   CMD <number>                                     from the back-end to the device
  *   hostile   hostile <kind> <number>                          a line of a device that misbehaves
  *
@@ -10,11 +10,11 @@
  * connection. answers: the number of the command that this line answers, or "-".
  *
  * Every line of a run has the same length, so that how many lines a socket took follows from how many
- * bytes it took. Bounds: `MOST` of each field, which together fit into `LEAST_LINE_BYTES`.
+ * bytes it took. Bounds: `MOST` of each field, which together fit into `MIN_LINE_BYTES`.
  */
 
 export const NAME = /^[A-Za-z][A-Za-z0-9_.:]{0,15}$/
-export const LEAST_LINE_BYTES = 64
+export const MIN_LINE_BYTES = 64
 /** With the longest of everything a line says 62 characters, and a space follows. */
 export const MOST = { devices: 20_000, attempts: 999_999, lines: 9_999_999_999 } as const
 

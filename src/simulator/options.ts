@@ -7,7 +7,7 @@
 
 import { parseArgs } from "node:util"
 import { splitUrls, urlFault } from "../amqp/url.ts"
-import { LEAST_LINE_BYTES, MOST, NAME } from "./line.ts"
+import { MIN_LINE_BYTES, MOST, NAME } from "./line.ts"
 
 export const HOSTILE_KINDS = [
   "silent",
@@ -21,7 +21,7 @@ export const HOSTILE_KINDS = [
 ] as const
 export type HostileKind = (typeof HOSTILE_KINDS)[number]
 /** A few show what there is to see; many would only be a second herd. */
-const MOST_HOSTILE = 1_000
+const MAX_HOSTILE = 1_000
 
 const AUTHS = ["none", "mtls", "hello"] as const
 const ORDERS = ["first", "follow"] as const
@@ -49,7 +49,7 @@ const NUMBERS = {
     ...{ least: 0, most: 100_000, default: 1 },
     what: "lines a second of each device, fractions too; 0: as fast as its socket takes them",
   },
-  bytes: { least: LEAST_LINE_BYTES, most: 65_536, default: 128, what: "of a line, without its LF" },
+  bytes: { least: MIN_LINE_BYTES, most: 65_536, default: 128, what: "of a line, without its LF" },
   duration: {
     ...{ least: 0, most: 604_800, default: null },
     what: "seconds of sending after the ramp; default 10, with --lines as many as these need and 60",
@@ -266,8 +266,8 @@ class Flags {
       const kind = HOSTILE_KINDS.find((each) => each === word) ?? "silent"
       const count = /^\d{1,4}$/.test(number) ? Number(number) : 0
       if (kind !== word) this.faults.push(`--hostile ${value}: ${word} is no kind`)
-      if (count < 1 || count > MOST_HOSTILE || more.length > 0) {
-        this.faults.push(`--hostile ${value}: write KIND:COUNT, COUNT from 1 to ${MOST_HOSTILE}`)
+      if (count < 1 || count > MAX_HOSTILE || more.length > 0) {
+        this.faults.push(`--hostile ${value}: write KIND:COUNT, COUNT from 1 to ${MAX_HOSTILE}`)
       }
       return { kind, count }
     })

@@ -4,7 +4,7 @@
  *   ramping ──all tried──► sending ──lines sent or time over──► settling ──all arrived──► closing ──► over
  *        └──────────────stopped──────────────────┴─────────────────►│ └─── --settle over ──►│
  *
- * Never judges a ledger. One sweep serves everything. Bounds in time: `MOST_RAMP_MS` beyond what the ramp
+ * Never judges a ledger. One sweep serves everything. Bounds in time: `MAX_RAMP_MS` beyond what the ramp
  * needs, the duration, the settling, `CLOSE_TIMEOUT_MS`.
  */
 
@@ -21,7 +21,7 @@ import type { RunReport } from "./report.ts"
 
 const SWEEP_MS = 20
 const RECORD_EVERY_MS = 250
-const MOST_RAMP_MS = 120_000
+const MAX_RAMP_MS = 120_000
 const CLOSE_TIMEOUT_MS = 10_000
 
 export class Simulation {
@@ -74,7 +74,7 @@ export class Simulation {
     const { devices, rampPerS, durationMs, settleMs } = this.#options
     this.#backEnd?.start()
     const timer = setInterval(() => this.#sweep(), SWEEP_MS)
-    const rampMs = (rampPerS === 0 ? 0 : (devices / rampPerS) * 1000) + MOST_RAMP_MS
+    const rampMs = (rampPerS === 0 ? 0 : (devices / rampPerS) * 1000) + MAX_RAMP_MS
     await this.#until(rampMs, () => this.#herd.ramped)
     this.#stage = "sending"
     const sentAllAtMs = await this.#send(durationMs)

@@ -21,13 +21,13 @@
  *   mislabelled   its message id, its device id or its number is not what the contract says.
  *
  * A gap is no disorder: a line that never came is lost, and those after it are judged without it.
- * Bound: `MOST_EXAMPLES` of each fault are told.
+ * Bound: `MAX_EXAMPLES` of each fault are told.
  */
 
 import type { Ledger, Segment, SentConnection } from "./ledger-reader.ts"
 import { overlaps, type Range, Ranges, sizeOf } from "./ranges.ts"
 
-const MOST_EXAMPLES = 5
+const MAX_EXAMPLES = 5
 
 export interface Rules {
   /** So many lines may be lost, for example when a worker was killed. */
@@ -87,7 +87,7 @@ class Counts {
     this.faults[fault] += sizeOf(ranges)
     for (const { from, to } of ranges) {
       const told = this.#told.get(fault) ?? 0
-      if (told === MOST_EXAMPLES) return
+      if (told === MAX_EXAMPLES) return
       this.#told.set(fault, told + 1)
       const lines = from === to ? `line ${from}` : `lines ${from} to ${to}`
       this.examples.push(`${fault}: ${lines} of ${where}`)

@@ -2,11 +2,11 @@
 
 import { describe, expect, test } from "bun:test"
 import fc from "fast-check"
-import { KnownTexts } from "../../src/amqp/string-cache.ts"
+import { StringCache } from "../../src/amqp/string-cache.ts"
 import { check } from "../support/property.ts"
 
 /** As it stands in a frame: not at its beginning, and not alone. */
-function read(texts: KnownTexts, text: string): string {
+function read(texts: StringCache, text: string): string {
   const frame = Buffer.concat([Buffer.from("before"), Buffer.from(text), Buffer.from("after")])
   return texts.read(frame.subarray(3), 3, Buffer.byteLength(text))
 }
@@ -15,20 +15,20 @@ describe("a text", () => {
   test.each(["", "connection_id", "\0", "ä", "日本", "a".repeat(64), "ä".repeat(300)])(
     "%j comes out as it went in, the second time too",
     (text) => {
-      const texts = new KnownTexts()
+      const texts = new StringCache()
       expect([read(texts, text), read(texts, text)]).toEqual([text, text])
     },
   )
 
   test("that is not UTF-8 has an escape for each byte that is none, one with U+FFFD has that", () => {
     const frame = Uint8Array.of(0xff, 0x61)
-    const texts = new KnownTexts()
+    const texts = new StringCache()
     expect([texts.read(frame, 0, 2), texts.read(frame, 0, 2)]).toEqual(["\udcffa", "\udcffa"])
     expect(texts.read(Uint8Array.of(0xef, 0xbf, 0xbd), 0, 3)).toBe("\ufffd")
   })
 
   test("is not taken for another of its length", () => {
-    const texts = new KnownTexts()
+    const texts = new StringCache()
     for (let n = 0; n < 20_000; n += 1) {
       const text = String(n).padStart(5, "0")
       expect(read(texts, text)).toBe(text)
@@ -36,7 +36,7 @@ describe("a text", () => {
   })
 
   test("is right in any order of texts", () => {
-    const texts = new KnownTexts()
+    const texts = new StringCache()
     check(
       fc.property(fc.array(fc.string({ unit: "binary", maxLength: 70 })), (several) => {
         for (const text of [...several, ...several]) expect(read(texts, text)).toBe(text)

@@ -152,7 +152,7 @@ async function send(perSecond: number, seconds: number): Promise<void> {
 async function paced(count: number, act: (at: number) => Promise<void>): Promise<void> {
   const startedAtMs = performance.now()
   let next = 0
-  const lane = async () => {
+  const publishChannel = async () => {
     for (let at = next++; at < count; at = next++) {
       const dueMs = rate === 0 ? 0 : startedAtMs + (at / rate) * 1000
       const waitMs = dueMs - performance.now()
@@ -160,7 +160,7 @@ async function paced(count: number, act: (at: number) => Promise<void>): Promise
       await act(at)
     }
   }
-  await Promise.all(Array.from({ length: Math.min(count, atOnce) }, lane))
+  await Promise.all(Array.from({ length: Math.min(count, atOnce) }, publishChannel))
 }
 
 report({ ready: connections })

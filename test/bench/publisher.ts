@@ -31,8 +31,8 @@ await channel.confirmSelect()
 async function publishAll(): Promise<number> {
   let next = 0
   let confirmed = 0
-  // As many lanes as the window has places, each with one message on its way.
-  const lane = async () => {
+  // As many publish channels as the window has places, each with one message on its way.
+  const publishChannel = async () => {
     while (next < messages) {
       const seq = next
       next += 1
@@ -54,7 +54,7 @@ async function publishAll(): Promise<number> {
       confirmed += 1
     }
   }
-  await Promise.all(Array.from({ length: window }, lane))
+  await Promise.all(Array.from({ length: window }, publishChannel))
   return confirmed
 }
 

@@ -20,7 +20,7 @@ import { Connections } from "../../src/device/connections.ts"
 import { ConnectionIds, incarnation } from "../../src/device/ids.ts"
 import { Announcer } from "../../src/fleet/announcer.ts"
 import { Channel } from "../../src/fleet/channel.ts"
-import { Whereabouts } from "../../src/fleet/location-cache.ts"
+import { LocationCache } from "../../src/fleet/location-cache.ts"
 import { FLEET_KEYS } from "../support/fleet-keys.ts"
 import { until } from "../support/wait.ts"
 import { report } from "./child.ts"
@@ -37,9 +37,9 @@ const { values } = parseArgs({
 })
 const rate = Number(values.rate)
 /** Devices of one turn of the event loop, when no rate is set. */
-const MOST_A_TURN = 20
+const MAX_A_TURN = 20
 /** Bind requests that the broker has not answered; the AMQP client pins a buffer for each. */
-const MOST_UNANSWERED = 500
+const MAX_UNANSWERED = 500
 const BINDINGS = "bench.devices"
 
 interface Way {
@@ -67,14 +67,14 @@ const recipientOf = (at: number) => {
 async function announcing(): Promise<Way> {
   const counters = new Counters()
   const broker = new AmqpBroker(values.url, values.worker)
-  const whereabouts = new Whereabouts()
+  const locationCache = new LocationCache()
   const channel = new Channel(
     broker,
     { opened: () => undefined },
     { self, steadyMs: () => performance.now(), nowMs: Date.now, counters, keys: FLEET_KEYS },
   )
   const deadlines = { handshakeTimeoutMs: 1e4, identifyTimeoutMs: 1e4, idleTimeoutMs: 1e4 }
-  const announcer = new Announcer(channel, new Connections(deadlines), whereabouts)
+  const announcer = new Announcer(channel, new Connections(deadlines), locationCache)
   const queue = fleetQueue(self)
   const args = { "x-queue-type": "classic", "x-expires": 60_000 }
   broker.start(
@@ -108,7 +108,7 @@ async function announcing(): Promise<Way> {
     gone: (at) => announcer.gone(recipientOf(at).deviceId, recipientOf(at).connectionId),
     settled: () => announcer.pendingCount === 0,
     hasRoom: () => true,
-    known: () => whereabouts.count,
+    known: () => locationCache.count,
   }
 }
 
@@ -132,7 +132,7 @@ async function binding(): Promise<Way> {
     come: (at) => ask(channel.queueBind(queue, BINDINGS, recipientOf(at).deviceId), 1),
     gone: (at) => ask(channel.queueUnbind(queue, BINDINGS, recipientOf(at).deviceId), -1),
     settled: () => unanswered === 0,
-    hasRoom: () => unanswered < MOST_UNANSWERED,
+    hasRoom: () => unanswered < MAX_UNANSWERED,
     known: () => bound,
   }
 }
@@ -142,7 +142,7 @@ async function all(way: Way, act: (at: number) => void): Promise<number> {
   const startedAtMs = performance.now()
   for (let at = 0; at < connections.length; ) {
     const passedMs = performance.now() - startedAtMs
-    const due = rate === 0 ? at + MOST_A_TURN : Math.floor((passedMs / 1000) * rate)
+    const due = rate === 0 ? at + MAX_A_TURN : Math.floor((passedMs / 1000) * rate)
     while (at < Math.min(due, connections.length) && way.hasRoom()) {
       act(at)
       at += 1

@@ -12,9 +12,9 @@ import {
   type Broker,
   type BrokerState,
   type Delivery,
-  type Lane,
   type OutgoingMessage,
-  POST_ID_HEADER,
+  PUBLISH_ID_HEADER,
+  type PublishChannel,
   type PublishResult,
   type QueueDeclaration,
 } from "../../src/broker/broker.ts"
@@ -50,18 +50,20 @@ afterAll(() => Promise.all(closing), START_LIMIT_MS)
 /** A gateway's view of its broker, with everything it was told. */
 class User {
   readonly broker: Broker
-  readonly lane: Lane
+  readonly publishChannel: PublishChannel
   readonly states: BrokerState["is"][] = []
   readonly deliveries: Delivery[] = []
   /** The calls for lost connections, and the deliveries before each. */
   readonly losses: { queue: string; deliveries: number; lost: boolean }[] = []
-  /** The lane's state each time it was said to be open. */
+  /** The publish channel's state each time it was said to be open. */
   readonly openings: string[] = []
   onDelivery: (delivery: Delivery) => void = () => undefined
 
   constructor(broker: Broker) {
     this.broker = broker
-    this.lane = broker.lane({ opened: () => this.openings.push(this.lane.state) })
+    this.publishChannel = broker.publishChannel({
+      opened: () => this.openings.push(this.publishChannel.state),
+    })
     users.push(this)
   }
 
@@ -98,7 +100,7 @@ class User {
 
   publish(message: OutgoingMessage): Promise<PublishResult> {
     const { promise, resolve } = Promise.withResolvers<PublishResult>()
-    this.lane.publish(message, resolve)
+    this.publishChannel.publish(message, resolve)
     return within(promise, { what: `message ${message.id} to be settled` })
   }
 
@@ -285,24 +287,24 @@ describe.each([EMBEDDED, AMQP, SIMULATED])("the $kind broker", (world) => {
         user.start([queue("any")])
         await within(user.broker.close(), { what: "close" })
         expect(user.broker.state.is).toBe("closed")
-        expect(user.lane.state).toBe("closed")
+        expect(user.publishChannel.state).toBe("closed")
         expect(user.states.at(-1)).toBe("closed")
       }),
       LIMIT_MS,
     )
   })
 
-  describe("a lane", () => {
+  describe("a publish channel", () => {
     test(
       "opens after start has returned, and tells its listener when it is open",
       fresh(async () => {
         const user = new User(make())
-        expect(user.lane.state).toBe("closed")
+        expect(user.publishChannel.state).toBe("closed")
         user.start([queue("any")])
         expect(user.openings).toEqual([])
         await user.ready()
         expect(user.openings).toEqual(["open"])
-        expect(user.lane.state).toBe("open")
+        expect(user.publishChannel.state).toBe("open")
       }),
       LIMIT_MS,
     )
@@ -331,7 +333,7 @@ describe.each([EMBEDDED, AMQP, SIMULATED])("the $kind broker", (world) => {
       fresh(async () => {
         const { user } = await userOf(make())
         await user.broker.close()
-        expect(user.lane.state).toBe("closed")
+        expect(user.publishChannel.state).toBe("closed")
       }),
       LIMIT_MS,
     )
@@ -346,7 +348,7 @@ describe.each([EMBEDDED, AMQP, SIMULATED])("the $kind broker", (world) => {
           let returned = false
           const results: PublishResult[] = []
           settled.set(n, results)
-          user.lane.publish(message(n % 3 === 0 ? name("nowhere") : inbox), (result) => {
+          user.publishChannel.publish(message(n % 3 === 0 ? name("nowhere") : inbox), (result) => {
             if (!returned) early.push(n)
             results.push(result)
           })
@@ -370,7 +372,7 @@ describe.each([EMBEDDED, AMQP, SIMULATED])("the $kind broker", (world) => {
         const { user, inbox } = await userOf(make())
         const results: PublishResult[] = []
         for (let n = 0; n < 200; n += 1) {
-          user.lane.publish(message(inbox), (result) => results.push(result))
+          user.publishChannel.publish(message(inbox), (result) => results.push(result))
         }
         await user.broker.close()
         await until(() => results.length === 200, { what: "200 results" })
@@ -529,11 +531,11 @@ describe.each([EMBEDDED, AMQP, SIMULATED])("the $kind broker", (world) => {
     )
 
     test(
-      "is returned, known by owsla-post when its message_id is another's",
+      "is returned, known by owsla-publish-id when its message_id is another's",
       fresh(async () => {
         const { user, inbox } = await userOf(make())
         const post = (id: string, to: string) => {
-          const properties = { messageId: "shared", headers: { [POST_ID_HEADER]: id } }
+          const properties = { messageId: "shared", headers: { [PUBLISH_ID_HEADER]: id } }
           return user.publish(message(to, { id, properties }))
         }
         const nowhere = name("nowhere")
@@ -549,7 +551,7 @@ describe.each([EMBEDDED, AMQP, SIMULATED])("the $kind broker", (world) => {
     )
 
     test(
-      "is told from 500 others on the lane, whichever way it is known",
+      "is told from 500 others on the publish channel, whichever way it is known",
       fresh(async () => {
         const { user, inbox } = await userOf(make(), 1_000)
         const wanted: PublishResult[] = []
@@ -558,7 +560,7 @@ describe.each([EMBEDDED, AMQP, SIMULATED])("the $kind broker", (world) => {
           wanted.push(lost ? "returned" : "confirmed")
           const id = `n${n}`
           const properties =
-            n % 2 === 0 ? { messageId: id } : { headers: { [POST_ID_HEADER]: id, n: BigInt(n) } }
+            n % 2 === 0 ? { messageId: id } : { headers: { [PUBLISH_ID_HEADER]: id, n: BigInt(n) } }
           return user.publish(message(lost ? name("nowhere") : inbox, { id, properties }))
         })
         expect(await Promise.all(results)).toEqual(wanted)

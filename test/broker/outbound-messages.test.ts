@@ -1,19 +1,19 @@
 /**
- * Posts: that each is kept until the broker has it, is told once how it ended, and can be told from
+ * Outbound messages: that each is kept until the broker has it, is told once how it ended, and can be told from
  * every other when the broker returns it. On the embedded broker, which answers as it is told, with the
  * clock held.
  */
 
 import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test"
 import {
-  type Lane,
-  type LaneListener,
   type OutgoingMessage,
-  POST_ID_HEADER,
+  PUBLISH_ID_HEADER,
+  type PublishChannel,
+  type PublishChannelListener,
   type PublishResult,
 } from "../../src/broker/broker.ts"
 import { EmbeddedBroker } from "../../src/broker/embedded.ts"
-import { Posts } from "../../src/broker/outbound-messages.ts"
+import { OutboundMessages } from "../../src/broker/outbound-messages.ts"
 import { Counters } from "../../src/counters.ts"
 
 const LONGEST_WAIT_MS = 5_000
@@ -33,15 +33,15 @@ class ScriptedBroker extends EmbeddedBroker {
   readonly published: OutgoingMessage[] = []
   redeclared = 0
 
-  override lane(listener: LaneListener): Lane {
-    const lane = super.lane(listener)
+  override publishChannel(listener: PublishChannelListener): PublishChannel {
+    const publishChannel = super.publishChannel(listener)
     const broker = this
     return {
       get state() {
-        return lane.state
+        return publishChannel.state
       },
       publish(message, settled) {
-        if (broker.results[0] !== "never") lane.publish(message, settled)
+        if (broker.results[0] !== "never") publishChannel.publish(message, settled)
         else broker.results.shift()
       },
     }
@@ -65,7 +65,7 @@ class ScriptedBroker extends EmbeddedBroker {
 class Subject {
   readonly broker = new ScriptedBroker()
   readonly counters = new Counters()
-  readonly posts = new Posts(this.broker, this.counters, () => 1_000)
+  readonly outboundMessages = new OutboundMessages(this.broker, this.counters, () => 1_000)
   /** `<body> <result>` of each post that has ended. */
   readonly done: string[] = []
 
@@ -78,7 +78,7 @@ class Subject {
   }
 
   send(queue: string, body: string, whenReturned: "again" | "final" = "again", properties = {}) {
-    this.posts.send(queue, Buffer.from(body), properties, {
+    this.outboundMessages.send(queue, Buffer.from(body), properties, {
       whenReturned,
       done: (result) => this.done.push(`${body} ${result}`),
     })
@@ -102,7 +102,7 @@ describe("a post", () => {
     const properties = { headers: { device_id: "d" }, messageId: "m", correlationId: "c" }
     subject.send("q", "body", "again", properties)
     const [message] = subject.broker.published
-    const postId = message?.properties.headers?.[POST_ID_HEADER]
+    const postId = message?.properties.headers?.[PUBLISH_ID_HEADER]
     expect(message).toEqual({
       id: String(postId),
       exchange: "",
@@ -112,7 +112,7 @@ describe("a post", () => {
         messageId: "m",
         correlationId: "c",
         deliveryMode: 2,
-        headers: { device_id: "d", [POST_ID_HEADER]: postId as string },
+        headers: { device_id: "d", [PUBLISH_ID_HEADER]: postId as string },
       },
     })
   })
@@ -125,23 +125,23 @@ describe("a post", () => {
     expect(new Set(ids).size).toBe(50)
   })
 
-  test("replaces an owsla-post header that came with it", async () => {
+  test("replaces an owsla-publish-id header that came with it", async () => {
     const subject = await new Subject().start()
-    subject.send("q", "x", "again", { headers: { [POST_ID_HEADER]: "forged" } })
-    subject.send("q", "y", "again", { headers: { [POST_ID_HEADER]: "forged" } })
+    subject.send("q", "x", "again", { headers: { [PUBLISH_ID_HEADER]: "forged" } })
+    subject.send("q", "y", "again", { headers: { [PUBLISH_ID_HEADER]: "forged" } })
     const ids = subject.broker.published.map(({ properties }) => properties.headers)
-    expect(new Set(ids.map((headers) => headers?.[POST_ID_HEADER])).size).toBe(2)
+    expect(new Set(ids.map((headers) => headers?.[PUBLISH_ID_HEADER])).size).toBe(2)
     for (const { id, properties } of subject.broker.published) {
-      expect(properties.headers?.[POST_ID_HEADER]).toBe(id)
+      expect(properties.headers?.[PUBLISH_ID_HEADER]).toBe(id)
     }
   })
 
   test("is told once when it is confirmed", async () => {
     const subject = await new Subject().start()
     subject.send("q", "a")
-    expect([subject.done, subject.posts.count]).toEqual([[], 1])
+    expect([subject.done, subject.outboundMessages.count]).toEqual([[], 1])
     await settled()
-    expect([subject.done, subject.posts.count]).toEqual([["a confirmed"], 0])
+    expect([subject.done, subject.outboundMessages.count]).toEqual([["a confirmed"], 0])
     await subject.waitOut()
     expect(subject.done.length).toBe(1)
   })
@@ -150,8 +150,8 @@ describe("a post", () => {
     const subject = new Subject()
     subject.send("q", "a")
     await subject.waitOut()
-    expect([subject.done, subject.posts.count]).toEqual([[], 1])
-    expect(subject.posts.silentSinceMs()).toBeNull()
+    expect([subject.done, subject.outboundMessages.count]).toEqual([[], 1])
+    expect(subject.outboundMessages.silentSinceMs()).toBeNull()
     await subject.start()
     expect(subject.done).toEqual(["a confirmed"])
   })
@@ -168,7 +168,7 @@ describe("a post", () => {
       await subject.waitOut()
       expect(subject.broker.bodies()).toEqual(["a", "b", "a", "b"])
       expect(subject.done).toEqual(["a confirmed", "b confirmed"])
-      expect([subject.counters.postsRepeated, subject.broker.redeclared]).toEqual([2, 0])
+      expect([subject.counters.outboundRepublished, subject.broker.redeclared]).toEqual([2, 0])
     },
   )
 
@@ -208,7 +208,7 @@ describe("a post", () => {
     let isWanted = true
     const begun: string[] = []
     const send = (body: string) =>
-      subject.posts.send(
+      subject.outboundMessages.send(
         "q",
         Buffer.from(body),
         {},
@@ -228,7 +228,7 @@ describe("a post", () => {
     expect(subject.done).toEqual(["a withdrawn", "b withdrawn", "c confirmed"])
     expect(subject.broker.bodies()).toEqual(["a", "c"])
     expect(begun).toEqual(["a"])
-    expect(subject.posts.count).toBe(0)
+    expect(subject.outboundMessages.count).toBe(0)
   })
 
   test("is done when its queue has it, whatever a queue before it refuses", async () => {
@@ -238,11 +238,11 @@ describe("a post", () => {
     for (let n = 0; n < 3; n += 1) subject.send("r", `taken ${n}`)
     await settled()
     expect(subject.done).toEqual(["taken 0 confirmed", "taken 1 confirmed", "taken 2 confirmed"])
-    expect(subject.posts.count).toBe(1)
+    expect(subject.outboundMessages.count).toBe(1)
     await subject.waitOut()
     expect(subject.done.at(-1)).toBe("refused confirmed")
     expect(subject.broker.bodies()).toEqual(["refused", "taken 0", "taken 1", "taken 2", "refused"])
-    expect(subject.posts.count).toBe(0)
+    expect(subject.outboundMessages.count).toBe(0)
   })
 
   test("to a queue that never confirms is given up while others are confirmed, and not before", async () => {
@@ -250,37 +250,47 @@ describe("a post", () => {
     subject.broker.results.push("never", "never")
     const options = { whenReturned: "final", whenUnconfirmed: "final" } as const
     const done = (body: string) => (result: string) => void subject.done.push(`${body} ${result}`)
-    subject.posts.send("q", Buffer.from("receipt"), {}, { ...options, done: done("receipt") })
-    subject.posts.send("q", Buffer.from("copy"), {}, { whenReturned: "again", done: done("copy") })
+    subject.outboundMessages.send(
+      "q",
+      Buffer.from("receipt"),
+      {},
+      { ...options, done: done("receipt") },
+    )
+    subject.outboundMessages.send(
+      "q",
+      Buffer.from("copy"),
+      {},
+      { whenReturned: "again", done: done("copy") },
+    )
     await settled()
     // No other message was confirmed since: the broker may confirm nothing at all.
-    subject.posts.giveUp(1_000, 999)
+    subject.outboundMessages.giveUp(1_000, 999)
     expect(subject.done).toEqual([])
     // The wait was not long enough.
-    subject.posts.giveUp(999, 1_001)
+    subject.outboundMessages.giveUp(999, 1_001)
     expect(subject.done).toEqual([])
-    subject.posts.giveUp(1_000, 1_001)
+    subject.outboundMessages.giveUp(1_000, 1_001)
     expect(subject.done).toEqual(["receipt nacked"])
-    expect(subject.posts.count).toBe(1)
+    expect(subject.outboundMessages.count).toBe(1)
   })
 
   test("may be sent from within the end of another", async () => {
     const subject = await new Subject().start()
     const done = () => subject.send("r", "b")
-    subject.posts.send("q", Buffer.from("a"), {}, { whenReturned: "again", done })
+    subject.outboundMessages.send("q", Buffer.from("a"), {}, { whenReturned: "again", done })
     await settled()
     expect(subject.done).toEqual(["b confirmed"])
-    expect(subject.posts.count).toBe(0)
+    expect(subject.outboundMessages.count).toBe(0)
   })
 })
 
-describe("many posts", () => {
+describe("many outbound messages", () => {
   test("are in flight a bounded number at a time, and all arrive in order", async () => {
     const subject = await new Subject().start()
     const bodies = Array.from({ length: 3 * MAX_IN_FLIGHT }, (_, n) => String(n))
     for (const body of bodies) subject.send("q", body)
     expect(subject.broker.published.length).toBe(MAX_IN_FLIGHT)
-    expect(subject.posts.count).toBe(bodies.length)
+    expect(subject.outboundMessages.count).toBe(bodies.length)
     for (let n = 0; n < 200; n += 1) await settled()
     expect(subject.broker.bodies()).toEqual(bodies)
     expect(subject.done).toEqual(bodies.map((body) => `${body} confirmed`))
@@ -303,8 +313,8 @@ describe("many posts", () => {
     subject.broker.results.push("nacked")
     subject.send("q", "a")
     await settled()
-    subject.posts.stop()
+    subject.outboundMessages.stop()
     await subject.waitOut()
-    expect([subject.broker.bodies(), subject.posts.count]).toEqual([["a"], 1])
+    expect([subject.broker.bodies(), subject.outboundMessages.count]).toEqual([["a"], 1])
   })
 })

@@ -219,7 +219,7 @@ const step: fc.Arbitrary<Step> = fc.oneof(
 const steps = fc.array(step, { maxLength: 60, size: "max" })
 
 /**
- * @param asPublisher sends all it may after each step, and nothing while the lane is blocked or after
+ * @param asPublisher sends all it may after each step, and nothing while the publish channel is blocked or after
  *   a failure until it has gone back; else one message a send step, at any time.
  */
 function run(sequence: readonly Step[], limits: WindowLimits, asPublisher: boolean): void {
@@ -274,7 +274,7 @@ test("any order as the publisher drives the window of lines: nothing lost, all i
   )
 })
 
-test("any order as the publisher drives the window of posts: nothing lost, all in order", () => {
+test("any order as the publisher drives the window of outbound messages: nothing lost, all in order", () => {
   check(
     fc.property(steps, postLimits, (sequence, limits) => run(sequence, limits, true)),
     CHEAP_RUNS,
@@ -349,7 +349,7 @@ describe("going back", () => {
   })
 
   test("where the bound stopped sending before what is done, it goes on after that", () => {
-    // Two in flight, the lane blocked while they are confirmed, then unblocked.
+    // Two in flight, the publish channel blocked while they are confirmed, then unblocked.
     const window = windowOf({ maxInFlight: 2 })
     const released: Entry<Item>[] = []
     const [first, second] = sent(window, [1, 1, 2])
@@ -417,7 +417,7 @@ describe("bounds", () => {
     expect([window.full, window.relieved, window.bytes]).toEqual([false, true, 0])
   })
 
-  // Posts have no bound of their own, and one that waits long must not keep what is long done.
+  // Outbound messages have no bound of their own, and one that waits long must not keep what is long done.
   test.each([100, Number.POSITIVE_INFINITY])(
     "memory is that of what is held, with at most %d held, also when it is never empty",
     (maxCount) => {

@@ -1,18 +1,23 @@
 /**
- * The publisher on a scripted lane, without a broker and with the clock held: what it sends, in which
+ * The publisher on a scripted publish channel, without a broker and with the clock held: what it sends, in which
  * order, what it sends again, and whom it tells. Then the same over every order of events that
  * fast-check can think of.
  */
 
 import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test"
 import fc from "fast-check"
-import type { Lane, LaneState, OutgoingMessage, PublishResult } from "../../src/broker/broker.ts"
+import type {
+  OutgoingMessage,
+  PublishChannel,
+  PublishChannelState,
+  PublishResult,
+} from "../../src/broker/broker.ts"
 import type { FinalResult } from "../../src/broker/publish-window.ts"
 import { Publisher } from "../../src/broker/publisher.ts"
 
 const BACKOFF = { firstMs: 100, mostMs: 400 }
 /** No wait between tries is shorter: half of `firstMs`. */
-const LEAST_WAIT_MS = 50
+const MIN_WAIT_MS = 50
 const EMPTY = new Uint8Array(0)
 
 beforeEach(() => {
@@ -34,15 +39,15 @@ interface Send {
   settle(result: PublishResult): void
 }
 
-/** A lane whose every answer the test gives. Fails when it is used while it is not open. */
-class ScriptedLane implements Lane {
-  state: LaneState = "open"
+/** A publish channel whose every answer the test gives. Fails when it is used while it is not open. */
+class ScriptedPublishChannel implements PublishChannel {
+  state: PublishChannelState = "open"
   readonly sends: Send[] = []
   readonly inFlight: Send[] = []
 
   publish({ id }: OutgoingMessage, settled: (result: PublishResult) => void): void {
     if (this.state !== "open")
-      throw new Error(`${id} was published on a lane that is ${this.state}`)
+      throw new Error(`${id} was published on a publishChannel that is ${this.state}`)
     const send = {
       id,
       settle: (result: PublishResult) => {
@@ -86,7 +91,7 @@ interface Options {
 
 /** A publisher with all it tells. Items are named by group and number: "a0", "a1", "b0". */
 class Subject {
-  readonly lane = new ScriptedLane()
+  readonly publishChannel = new ScriptedPublishChannel()
   readonly done: string[] = []
   readonly failed: string[] = []
   readonly repeating: number[] = []
@@ -115,7 +120,7 @@ class Subject {
       failed: ({ id }, result) => this.failed.push(`${id} ${result}`),
       repeating: (count) => this.repeating.push(count),
     })
-    this.publisher.use(this.lane)
+    this.publisher.use(this.publishChannel)
   }
 
   publish(...ids: string[]): void {
@@ -123,7 +128,7 @@ class Subject {
   }
 
   reopen(): void {
-    this.lane.state = "open"
+    this.publishChannel.state = "open"
     this.publisher.opened()
   }
 
@@ -133,33 +138,33 @@ class Subject {
   }
 }
 
-describe("while the lane is open", () => {
+describe("while the publish channel is open", () => {
   test("messages are sent at once and in order", () => {
     const subject = new Subject()
     subject.publish("a0", "b0", "a1")
-    expect(subject.lane.sent()).toEqual(["a0", "b0", "a1"])
+    expect(subject.publishChannel.sent()).toEqual(["a0", "b0", "a1"])
   })
 
   test("no more are in flight than allowed, and each that ends lets one follow", () => {
     const subject = new Subject({ maxInFlight: 2 })
     subject.publish("a0", "a1", "a2", "a3")
-    expect(subject.lane.sent()).toEqual(["a0", "a1"])
-    subject.lane.settle("a1", "confirmed")
-    expect(subject.lane.sent()).toEqual(["a2"])
-    subject.lane.settle("a2", "confirmed")
-    subject.lane.settle("a0", "confirmed")
-    expect(subject.lane.sent()).toEqual(["a3"])
+    expect(subject.publishChannel.sent()).toEqual(["a0", "a1"])
+    subject.publishChannel.settle("a1", "confirmed")
+    expect(subject.publishChannel.sent()).toEqual(["a2"])
+    subject.publishChannel.settle("a2", "confirmed")
+    subject.publishChannel.settle("a0", "confirmed")
+    expect(subject.publishChannel.sent()).toEqual(["a3"])
   })
 
   test("each is done once, in the order of publishing, however the confirms come", () => {
     const subject = new Subject()
     subject.publish("a0", "b0", "a1", "b1")
-    subject.lane.settle("b1", "confirmed")
-    subject.lane.settle("b0", "confirmed")
+    subject.publishChannel.settle("b1", "confirmed")
+    subject.publishChannel.settle("b0", "confirmed")
     expect(subject.done).toEqual([])
-    subject.lane.settle("a0", "confirmed")
+    subject.publishChannel.settle("a0", "confirmed")
     expect(subject.done).toEqual(["a0", "b0"])
-    subject.lane.settle("a1", "confirmed")
+    subject.publishChannel.settle("a1", "confirmed")
     expect(subject.done).toEqual(["a0", "b0", "a1", "b1"])
     expect([subject.publisher.count, subject.publisher.bytes]).toEqual([0, 0])
   })
@@ -170,10 +175,10 @@ describe("while the lane is open", () => {
       if (id === "a0") subject.publish("a2")
     }
     subject.publish("a0", "a1")
-    subject.lane.settle("a1", "confirmed")
-    subject.lane.settle("a0", "confirmed")
-    subject.lane.settle("a2", "confirmed")
-    expect(subject.lane.sent()).toEqual(["a0", "a1", "a2"])
+    subject.publishChannel.settle("a1", "confirmed")
+    subject.publishChannel.settle("a0", "confirmed")
+    subject.publishChannel.settle("a2", "confirmed")
+    expect(subject.publishChannel.sent()).toEqual(["a0", "a1", "a2"])
     expect(subject.done).toEqual(["a0", "a1", "a2"])
   })
 
@@ -183,9 +188,9 @@ describe("while the lane is open", () => {
     subject.publish("a0", "a1")
     subject.steadyMs = 2_000
     expect(subject.publisher.oldestSentAtMs()).toBe(1_000)
-    subject.lane.settle("a0", "confirmed")
+    subject.publishChannel.settle("a0", "confirmed")
     expect(subject.publisher.oldestSentAtMs()).toBe(2_000)
-    subject.lane.settle("a1", "confirmed")
+    subject.publishChannel.settle("a1", "confirmed")
     expect(subject.publisher.oldestSentAtMs()).toBeNull()
   })
 
@@ -195,88 +200,88 @@ describe("while the lane is open", () => {
     subject.publish("a0", "a1", "a2")
     expect(subject.publisher.silentSinceMs()).toBe(1_000)
     subject.steadyMs = 20_000
-    subject.lane.settle("a0", "confirmed")
+    subject.publishChannel.settle("a0", "confirmed")
     expect(subject.publisher.silentSinceMs()).toBe(20_000)
     subject.steadyMs = 40_000
     expect(subject.publisher.silentSinceMs()).toBe(20_000)
   })
 })
 
-describe("while the lane is not open", () => {
+describe("while the publish channel is not open", () => {
   test("messages are kept, and sent in order when it opens", () => {
     const subject = new Subject()
-    subject.lane.state = "closed"
+    subject.publishChannel.state = "closed"
     subject.publish("a0", "a1")
-    expect(subject.lane.sent()).toEqual([])
+    expect(subject.publishChannel.sent()).toEqual([])
     expect(subject.publisher.count).toBe(2)
     subject.reopen()
-    expect(subject.lane.sent()).toEqual(["a0", "a1"])
+    expect(subject.publishChannel.sent()).toEqual(["a0", "a1"])
     expect(subject.repeating).toEqual([])
   })
 
-  test("messages are kept before there is a lane at all", () => {
+  test("messages are kept before there is a publish channel at all", () => {
     const subject = new Subject()
-    const lane = new ScriptedLane()
+    const publishChannel = new ScriptedPublishChannel()
     subject.publisher.use(null as never)
     subject.publish("a0")
-    subject.publisher.use(lane)
+    subject.publisher.use(publishChannel)
     subject.publisher.opened()
-    expect(lane.sent()).toEqual(["a0"])
+    expect(publishChannel.sent()).toEqual(["a0"])
   })
 
   test("blocked: nothing is sent, what was sent is still confirmed, the rest follows", () => {
     const subject = new Subject()
     subject.publish("a0")
-    subject.lane.state = "blocked"
+    subject.publishChannel.state = "blocked"
     subject.publish("a1")
-    subject.lane.settle("a0", "confirmed")
+    subject.publishChannel.settle("a0", "confirmed")
     subject.waitOut()
-    expect(subject.lane.sent()).toEqual(["a0"])
+    expect(subject.publishChannel.sent()).toEqual(["a0"])
     expect(subject.done).toEqual(["a0"])
     subject.reopen()
-    expect(subject.lane.sent()).toEqual(["a1"])
+    expect(subject.publishChannel.sent()).toEqual(["a1"])
   })
 
-  test("blocked after a failure: it is repeated when the lane is unblocked, and once", () => {
+  test("blocked after a failure: it is repeated when the publish channel is unblocked, and once", () => {
     const subject = new Subject()
     subject.publish("a0", "a1")
-    subject.lane.sent()
-    subject.lane.settle("a0", "nacked")
-    subject.lane.state = "blocked"
-    subject.lane.settle("a1", "confirmed")
+    subject.publishChannel.sent()
+    subject.publishChannel.settle("a0", "nacked")
+    subject.publishChannel.state = "blocked"
+    subject.publishChannel.settle("a1", "confirmed")
     subject.waitOut()
-    expect(subject.lane.sent()).toEqual([])
+    expect(subject.publishChannel.sent()).toEqual([])
     subject.reopen()
     subject.waitOut()
-    expect(subject.lane.sent()).toEqual(["a0", "a1"])
+    expect(subject.publishChannel.sent()).toEqual(["a0", "a1"])
   })
 
   test("that it blocks in the middle of sending stops the sending there", () => {
     const subject = new Subject({ maxInFlight: 2 })
     subject.publish("a0", "a1", "a2", "a3")
-    subject.lane.sent()
-    subject.lane.state = "blocked"
-    subject.lane.settle("a0", "confirmed")
-    subject.lane.settle("a1", "confirmed")
+    subject.publishChannel.sent()
+    subject.publishChannel.state = "blocked"
+    subject.publishChannel.settle("a0", "confirmed")
+    subject.publishChannel.settle("a1", "confirmed")
     subject.reopen()
-    expect(subject.lane.sent()).toEqual(["a2", "a3"])
+    expect(subject.publishChannel.sent()).toEqual(["a2", "a3"])
   })
 
   test("that it blocks while messages are repeated does not stop those that follow", () => {
     const subject = new Subject({ maxInFlight: 2 })
     subject.publish("a0", "b0", "a1", "c0")
-    for (const id of ["b0", "a1", "c0"]) subject.lane.settle(id, "confirmed")
-    subject.lane.settle("a0", "nacked")
+    for (const id of ["b0", "a1", "c0"]) subject.publishChannel.settle(id, "confirmed")
+    subject.publishChannel.settle("a0", "nacked")
     subject.waitOut()
-    expect(subject.lane.sent()).toEqual(["a0", "b0", "a1", "c0", "a0", "a1"])
+    expect(subject.publishChannel.sent()).toEqual(["a0", "b0", "a1", "c0", "a0", "a1"])
     // Both confirms come together with the alarm, and c0 behind them was done before.
-    subject.lane.state = "blocked"
-    subject.lane.settle("a1", "confirmed")
-    subject.lane.settle("a0", "confirmed")
+    subject.publishChannel.state = "blocked"
+    subject.publishChannel.settle("a1", "confirmed")
+    subject.publishChannel.settle("a0", "confirmed")
     subject.reopen()
     subject.publish("a2")
-    expect(subject.lane.sent()).toEqual(["a2"])
-    subject.lane.settleAll("confirmed")
+    expect(subject.publishChannel.sent()).toEqual(["a2"])
+    subject.publishChannel.settleAll("confirmed")
     expect(subject.done).toEqual(["a0", "b0", "a1", "c0", "a2"])
   })
 })
@@ -285,31 +290,31 @@ describe.each(["nacked", "returned", "cut"] as const)("after a message was %s", 
   test("nothing is sent until all that is in flight is settled and a wait is over", () => {
     const subject = new Subject()
     subject.publish("a0", "a1", "a2")
-    subject.lane.sent()
-    subject.lane.settle("a1", result)
+    subject.publishChannel.sent()
+    subject.publishChannel.settle("a1", result)
     expect(subject.failed).toEqual([`a1 ${result}`])
     subject.publish("a3")
-    subject.lane.settle("a0", "confirmed")
+    subject.publishChannel.settle("a0", "confirmed")
     subject.waitOut()
-    expect(subject.lane.sent()).toEqual([])
-    subject.lane.settle("a2", "confirmed")
-    jest.advanceTimersByTime(LEAST_WAIT_MS - 1)
-    expect(subject.lane.sent()).toEqual([])
+    expect(subject.publishChannel.sent()).toEqual([])
+    subject.publishChannel.settle("a2", "confirmed")
+    jest.advanceTimersByTime(MIN_WAIT_MS - 1)
+    expect(subject.publishChannel.sent()).toEqual([])
     subject.waitOut()
-    expect(subject.lane.sent()).toEqual(["a1", "a2", "a3"])
+    expect(subject.publishChannel.sent()).toEqual(["a1", "a2", "a3"])
     expect(subject.repeating).toEqual([2])
   })
 
   test("the others of its group follow it again, and those of other groups do not", () => {
     const subject = new Subject()
     subject.publish("a0", "b0", "a1", "b1", "a2", "b2")
-    subject.lane.sent()
-    subject.lane.settle("a1", result)
-    subject.lane.settle("b2", result)
-    for (const id of ["a0", "b0", "b1", "a2"]) subject.lane.settle(id, "confirmed")
+    subject.publishChannel.sent()
+    subject.publishChannel.settle("a1", result)
+    subject.publishChannel.settle("b2", result)
+    for (const id of ["a0", "b0", "b1", "a2"]) subject.publishChannel.settle(id, "confirmed")
     subject.waitOut()
-    expect(subject.lane.sent()).toEqual(["a1", "a2", "b2"])
-    subject.lane.settleAll("confirmed")
+    expect(subject.publishChannel.sent()).toEqual(["a1", "a2", "b2"])
+    subject.publishChannel.settleAll("confirmed")
     expect(subject.done).toEqual(["a0", "b0", "a1", "b1", "a2", "b2"])
   })
 
@@ -317,37 +322,37 @@ describe.each(["nacked", "returned", "cut"] as const)("after a message was %s", 
     const subject = new Subject()
     subject.publish("a0", "a1")
     for (let n = 0; n < 10; n += 1) {
-      subject.lane.settleAll(result)
+      subject.publishChannel.settleAll(result)
       subject.waitOut()
     }
-    expect(subject.lane.sent()).toEqual(Array(11).fill(["a0", "a1"]).flat())
+    expect(subject.publishChannel.sent()).toEqual(Array(11).fill(["a0", "a1"]).flat())
     expect(subject.failed.length).toBe(20)
     expect(subject.done).toEqual([])
-    subject.lane.settleAll("confirmed")
+    subject.publishChannel.settleAll("confirmed")
     expect(subject.done).toEqual(["a0", "a1"])
     subject.waitOut()
-    expect(subject.lane.sent()).toEqual([])
+    expect(subject.publishChannel.sent()).toEqual([])
   })
 
-  test("a lane that opens meanwhile ends the wait, and the timer repeats nothing", () => {
+  test("a publish channel that opens meanwhile ends the wait, and the timer repeats nothing", () => {
     const subject = new Subject()
     subject.publish("a0")
-    subject.lane.settleAll(result)
+    subject.publishChannel.settleAll(result)
     subject.publisher.opened()
-    expect(subject.lane.sent()).toEqual(["a0", "a0"])
+    expect(subject.publishChannel.sent()).toEqual(["a0", "a0"])
     subject.waitOut()
-    expect(subject.lane.sent()).toEqual([])
+    expect(subject.publishChannel.sent()).toEqual([])
     expect(subject.repeating).toEqual([1])
   })
 
   test("and stop, nothing is sent by itself, and nothing is forgotten", () => {
     const subject = new Subject()
     subject.publish("a0")
-    subject.lane.settleAll(result)
+    subject.publishChannel.settleAll(result)
     subject.publisher.stop()
-    subject.lane.sent()
+    subject.publishChannel.sent()
     subject.waitOut()
-    expect(subject.lane.sent()).toEqual([])
+    expect(subject.publishChannel.sent()).toEqual([])
     expect(subject.publisher.count).toBe(1)
   })
 })
@@ -356,87 +361,87 @@ describe("a message that is final", () => {
   test("when it is returned is done, and not sent again", () => {
     const subject = new Subject({ whenReturned: "final" })
     subject.publish("a0", "a1")
-    subject.lane.settle("a0", "returned")
-    subject.lane.settle("a1", "confirmed")
+    subject.publishChannel.settle("a0", "returned")
+    subject.publishChannel.settle("a1", "confirmed")
     subject.waitOut()
     expect(subject.done).toEqual(["a0 returned", "a1"])
     expect(subject.failed).toEqual(["a0 returned"])
-    expect(subject.lane.sent()).toEqual(["a0", "a1"])
+    expect(subject.publishChannel.sent()).toEqual(["a0", "a1"])
   })
 
   test("because it cannot be encoded is done, and holds up no other", () => {
     const subject = new Subject()
     subject.publish("a0", "a1")
-    subject.lane.settle("a0", "unencodable")
+    subject.publishChannel.settle("a0", "unencodable")
     subject.publish("a2")
     expect(subject.done).toEqual(["a0 unencodable"])
     expect(subject.failed).toEqual([])
-    subject.lane.settle("a1", "confirmed")
-    subject.lane.settle("a2", "confirmed")
-    expect(subject.lane.sent()).toEqual(["a0", "a1", "a2"])
+    subject.publishChannel.settle("a1", "confirmed")
+    subject.publishChannel.settle("a2", "confirmed")
+    expect(subject.publishChannel.sent()).toEqual(["a0", "a1", "a2"])
     expect(subject.done).toEqual(["a0 unencodable", "a1", "a2"])
   })
 
   test("is done with its own result when it is repeated after a failure before it", () => {
     const subject = new Subject({ whenReturned: "final" })
     subject.publish("a0", "a1")
-    subject.lane.settle("a0", "nacked")
-    subject.lane.settle("a1", "returned")
+    subject.publishChannel.settle("a0", "nacked")
+    subject.publishChannel.settle("a1", "returned")
     subject.waitOut()
-    subject.lane.settle("a0", "confirmed")
-    subject.lane.settle("a1", "confirmed")
+    subject.publishChannel.settle("a0", "confirmed")
+    subject.publishChannel.settle("a1", "confirmed")
     expect(subject.done).toEqual(["a0", "a1"])
   })
 })
 
-describe("when the lane is lost", () => {
+describe("when the publish channel is lost", () => {
   test("what was cut is sent when it opens again, and no timer sends it before", () => {
     const subject = new Subject()
     subject.publish("a0", "a1", "b0")
-    subject.lane.settle("a0", "confirmed")
-    subject.lane.settle("b0", "confirmed")
-    subject.lane.sent()
-    subject.lane.lose()
+    subject.publishChannel.settle("a0", "confirmed")
+    subject.publishChannel.settle("b0", "confirmed")
+    subject.publishChannel.sent()
+    subject.publishChannel.lose()
     subject.publish("a2")
     subject.waitOut()
-    expect(subject.lane.sent()).toEqual([])
+    expect(subject.publishChannel.sent()).toEqual([])
     subject.reopen()
-    expect(subject.lane.sent()).toEqual(["a1", "a2"])
-    subject.lane.settleAll("confirmed")
+    expect(subject.publishChannel.sent()).toEqual(["a1", "a2"])
+    subject.publishChannel.settleAll("confirmed")
     expect(subject.done).toEqual(["a0", "a1", "b0", "a2"])
   })
 
   test("during the wait after another failure, all goes on when it opens again", () => {
     const subject = new Subject()
     subject.publish("a0")
-    subject.lane.settleAll("nacked")
-    subject.lane.lose()
+    subject.publishChannel.settleAll("nacked")
+    subject.publishChannel.lose()
     subject.waitOut()
-    subject.lane.sent()
+    subject.publishChannel.sent()
     subject.reopen()
-    expect(subject.lane.sent()).toEqual(["a0"])
+    expect(subject.publishChannel.sent()).toEqual(["a0"])
   })
 
   test("and opens again before all cuts were told, they are still repeated", () => {
     const subject = new Subject()
     subject.publish("a0", "a1")
-    subject.lane.state = "closed"
-    subject.lane.settle("a1", "cut")
+    subject.publishChannel.state = "closed"
+    subject.publishChannel.settle("a1", "cut")
     subject.reopen()
-    expect(subject.lane.sent()).toEqual(["a0", "a1"])
-    subject.lane.settle("a0", "cut")
+    expect(subject.publishChannel.sent()).toEqual(["a0", "a1"])
+    subject.publishChannel.settle("a0", "cut")
     subject.waitOut()
-    expect(subject.lane.sent()).toEqual(["a0", "a1"])
+    expect(subject.publishChannel.sent()).toEqual(["a0", "a1"])
   })
 
   test("with nothing in flight, nothing is repeated", () => {
     const subject = new Subject()
     subject.publish("a0")
-    subject.lane.settleAll("confirmed")
-    subject.lane.lose()
+    subject.publishChannel.settleAll("confirmed")
+    subject.publishChannel.lose()
     subject.reopen()
     subject.publish("a1")
-    expect(subject.lane.sent()).toEqual(["a0", "a1"])
+    expect(subject.publishChannel.sent()).toEqual(["a0", "a1"])
     expect(subject.repeating).toEqual([])
   })
 })
@@ -448,12 +453,12 @@ describe("the window", () => {
     expect(subject.publisher.hasRoom).toBe(true)
     subject.publish("a3")
     expect(subject.publisher.hasRoom).toBe(false)
-    subject.lane.settle("a0", "confirmed")
+    subject.publishChannel.settle("a0", "confirmed")
     expect([subject.publisher.hasRoom, subject.relieved]).toEqual([true, 0])
-    subject.lane.settle("a1", "confirmed")
+    subject.publishChannel.settle("a1", "confirmed")
     expect(subject.relieved).toBe(1)
-    subject.lane.settle("a2", "confirmed")
-    subject.lane.settle("a3", "confirmed")
+    subject.publishChannel.settle("a2", "confirmed")
+    subject.publishChannel.settle("a3", "confirmed")
     expect(subject.relieved).toBe(1)
   })
 
@@ -461,7 +466,7 @@ describe("the window", () => {
     const subject = new Subject({ maxBytes: 40 })
     subject.publish("a0", "a1", "a2", "a3")
     expect(subject.publisher.hasRoom).toBe(false)
-    subject.lane.settleAll("confirmed")
+    subject.publishChannel.settleAll("confirmed")
     expect(subject.relieved).toBe(1)
     expect(subject.publisher.bytes).toBe(0)
   })
@@ -469,7 +474,7 @@ describe("the window", () => {
   test("that was never full is never relieved", () => {
     const subject = new Subject({ maxCount: 4 })
     subject.publish("a0", "a1", "a2")
-    subject.lane.settleAll("confirmed")
+    subject.publishChannel.settleAll("confirmed")
     expect(subject.relieved).toBe(0)
   })
 
@@ -480,7 +485,7 @@ describe("the window", () => {
       ["a2", "a3"],
     ]) {
       subject.publish(...ids)
-      subject.lane.settleAll("confirmed")
+      subject.publishChannel.settleAll("confirmed")
     }
     expect(subject.relieved).toBe(2)
   })
@@ -495,22 +500,23 @@ describe("the window", () => {
       }
     }
     subject.publish("a0", "a1")
-    while (subject.lane.inFlight.length > 0) subject.lane.inFlight[0]?.settle("confirmed")
+    while (subject.publishChannel.inFlight.length > 0)
+      subject.publishChannel.inFlight[0]?.settle("confirmed")
     expect(subject.done).toEqual(Array.from({ length: 10 }, (_, n) => `a${n}`))
   })
 
   test("does not get smaller by what is confirmed behind one that is not", () => {
     const subject = new Subject({ maxCount: 3 })
     subject.publish("a0", "a1", "a2")
-    subject.lane.settle("a1", "confirmed")
-    subject.lane.settle("a2", "confirmed")
+    subject.publishChannel.settle("a1", "confirmed")
+    subject.publishChannel.settle("a2", "confirmed")
     expect([subject.publisher.hasRoom, subject.publisher.count]).toEqual([false, 3])
   })
 })
 
 describe("in every order of events", () => {
   const GROUPS = ["a", "b", "c"]
-  const MOST_IN_FLIGHT = 4
+  const MAX_IN_FLIGHT = 4
 
   type Event =
     | { do: "publish"; group: string }
@@ -529,7 +535,7 @@ describe("in every order of events", () => {
       weight: 5,
       arbitrary: fc.record({
         do: fc.constant("settle"),
-        at: fc.nat(MOST_IN_FLIGHT - 1),
+        at: fc.nat(MAX_IN_FLIGHT - 1),
         result: fc.oneof(
           { weight: 6, arbitrary: fc.constant("confirmed") },
           { weight: 3, arbitrary: fc.constantFrom("nacked", "returned", "cut") },
@@ -544,7 +550,7 @@ describe("in every order of events", () => {
 
   const limits = fc.record({
     maxCount: fc.integer({ min: 1, max: 10 }),
-    maxInFlight: fc.integer({ min: 1, max: MOST_IN_FLIGHT }),
+    maxInFlight: fc.integer({ min: 1, max: MAX_IN_FLIGHT }),
   })
   const events = fc.array(event, { maxLength: 80, size: "max" })
 
@@ -553,7 +559,7 @@ describe("in every order of events", () => {
     events: readonly Event[],
   ) {
     const subject = new Subject({ maxCount, maxInFlight })
-    const { lane, publisher } = subject
+    const { publishChannel, publisher } = subject
     const published: string[] = []
     const counts = new Map<string, number>()
     let owesRelief = false
@@ -585,12 +591,12 @@ describe("in every order of events", () => {
           // A broker that confirmed has stored; one that refused has not; of a cut nobody knows.
           const { result } = event
           const isStored = result === "confirmed" || (result === "cut" && event.stored)
-          settle(lane.inFlight[event.at], result, isStored)
+          settle(publishChannel.inFlight[event.at], result, isStored)
           break
         }
         case "lose": {
-          lane.state = "closed"
-          const cut = [...lane.inFlight].entries()
+          publishChannel.state = "closed"
+          const cut = [...publishChannel.inFlight].entries()
           for (const [n, send] of cut) settle(send, "cut", ((event.stored >> n) & 1) === 1)
           break
         }
@@ -598,20 +604,20 @@ describe("in every order of events", () => {
           subject.reopen()
           break
         case "block":
-          if (lane.state === "open") lane.state = "blocked"
+          if (publishChannel.state === "open") publishChannel.state = "blocked"
           break
         case "wait":
           jest.advanceTimersByTime(event.ms)
           break
       }
-      expect(lane.inFlight.length).toBeLessThanOrEqual(maxInFlight)
+      expect(publishChannel.inFlight.length).toBeLessThanOrEqual(maxInFlight)
     }
     for (const event of events) perform(event)
 
     // From here on the broker is well.
     subject.reopen()
     for (let n = 0; n < 100 && publisher.count > 0; n += 1) {
-      for (const send of [...lane.inFlight]) settle(send, "confirmed", true)
+      for (const send of [...publishChannel.inFlight]) settle(send, "confirmed", true)
       jest.advanceTimersByTime(BACKOFF.mostMs)
     }
     return { subject, published, stored, failures, owesRelief: () => owesRelief }
@@ -625,7 +631,7 @@ describe("in every order of events", () => {
         expect([subject.publisher.count, subject.publisher.bytes]).toEqual([0, 0])
         expect(owesRelief()).toBe(false)
         expect(subject.failed.length).toBe(failures)
-        if (failures === 0) expect(subject.lane.sent()).toEqual(published)
+        if (failures === 0) expect(subject.publishChannel.sent()).toEqual(published)
       }),
       { numRuns: 5_000 },
     )
@@ -638,7 +644,7 @@ describe("in every order of events", () => {
         for (const group of GROUPS) {
           // As a back-end reads it: each number once its predecessor was there, repeats skipped.
           let next = 0
-          for (const send of subject.lane.sends) {
+          for (const send of subject.publishChannel.sends) {
             if (stored.has(send) && send.id === `${group}${next}`) next += 1
           }
           expect(next).toBe(published.filter((id) => id.startsWith(group)).length)

@@ -14,7 +14,7 @@ import type {
   PublishResult,
 } from "../../src/broker/broker.ts"
 import { EmbeddedBroker } from "../../src/broker/embedded.ts"
-import { Posts } from "../../src/broker/outbound-messages.ts"
+import { OutboundMessages } from "../../src/broker/outbound-messages.ts"
 import { WORKER_QUEUE_TTL_MS, workerQueue } from "../../src/broker/topology.ts"
 import { INTERNAL_HEADERS } from "../../src/commands/command-message.ts"
 import { Consumer, type Place } from "../../src/commands/consumer.ts"
@@ -153,11 +153,11 @@ class Subject {
   ])
 
   constructor() {
-    const posts = new Posts(this.broker, this.counters, () => NOW_MS)
+    const outboundMessages = new OutboundMessages(this.broker, this.counters, () => NOW_MS)
     const nowMs = () => NOW_MS
     const { counters, unacknowledged } = this
-    this.outcomes = new Outcomes(posts, unacknowledged, counters, UNDELIVERED, nowMs)
-    this.consumer = new Consumer(posts, this.outcomes, unacknowledged, {
+    this.outcomes = new Outcomes(outboundMessages, unacknowledged, counters, UNDELIVERED, nowMs)
+    this.consumer = new Consumer(outboundMessages, this.outcomes, unacknowledged, {
       workerId: HERE,
       maxLineBytes: MAX_LINE_BYTES,
       nowMs,
@@ -1101,7 +1101,7 @@ describe("a message from anybody but a member of the fleet", () => {
     "owsla-given-up": "expired 1 for no reason",
     "owsla-left": 1,
     "owsla-expires-at": 1,
-    "owsla-post": "7",
+    "owsla-publish-id": "7",
     "owsla-outcome": "written",
     "owsla-user-id": "admin",
     "owsla-later": {},
@@ -1149,14 +1149,14 @@ describe("a message from anybody but a member of the fleet", () => {
       "owsla-hops": 1,
       "owsla-command": `${HERE}.mb2k3f9zq7.${RANDOM_PART}.0`,
       "owsla-member": FLEET_KEYS.commandKey,
-      "owsla-post": expect.any(String),
+      "owsla-publish-id": expect.any(String),
     })
     expect(subject.received.get(UNDELIVERED)?.[0]?.properties.headers).toEqual({
       connection_id: OWN,
       mine: "x",
       "owsla-outcome": "invalid",
       "owsla-detail": expect.any(String),
-      "owsla-post": expect.any(String),
+      "owsla-publish-id": expect.any(String),
     })
   })
 
@@ -1228,7 +1228,7 @@ describe("whatever the headers are", () => {
   })).value
   const member = fc.constantFrom(null, FLEET_KEYS.commandKey)
   const anyHeaders = fc.dictionary(
-    fc.constantFrom(...READ, ...INTERNAL_HEADERS, "owsla-post", "CC", "BCC", "other"),
+    fc.constantFrom(...READ, ...INTERNAL_HEADERS, "owsla-publish-id", "CC", "BCC", "other"),
     anyValue,
     { maxKeys: 8 },
   )

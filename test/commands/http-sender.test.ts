@@ -7,7 +7,7 @@
 import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test"
 import type { Delivery, OutgoingMessage, PublishResult } from "../../src/broker/broker.ts"
 import { EmbeddedBroker } from "../../src/broker/embedded.ts"
-import { Posts } from "../../src/broker/outbound-messages.ts"
+import { OutboundMessages } from "../../src/broker/outbound-messages.ts"
 import { workerQueue } from "../../src/broker/topology.ts"
 import { COMMAND_ID_HEADER } from "../../src/commands/command-message.ts"
 import type { Place } from "../../src/commands/consumer.ts"
@@ -78,7 +78,7 @@ class Subject {
   readonly broker = new ScriptedBroker()
   readonly counters = new Counters()
   readonly connection = new ScriptedConnection()
-  readonly posts = new Posts(this.broker, this.counters, () => NOW_MS)
+  readonly outboundMessages = new OutboundMessages(this.broker, this.counters, () => NOW_MS)
   readonly sender: Sender
   readonly located: { id: string; trusting: boolean }[] = []
   /** Where the fleet says that a device is. */
@@ -92,13 +92,13 @@ class Subject {
   constructor() {
     const unacknowledged = new UnacknowledgedCommands(this.broker, 1_000_000, this.counters)
     const outcomes = new Outcomes(
-      this.posts,
+      this.outboundMessages,
       unacknowledged,
       this.counters,
       UNDELIVERED,
       () => NOW_MS,
     )
-    this.sender = new Sender(this.broker, this.posts, outcomes, {
+    this.sender = new Sender(this.broker, this.outboundMessages, outcomes, {
       workerId: "gw.0",
       replyQueue: REPLIES,
       timeoutMs: TIMEOUT_MS,
@@ -280,8 +280,8 @@ describe("a command for nobody", () => {
       const request = { id: CLOSED, body, ttlMs: null, messageId: null }
       outcomes.add((await subject.sender.send(request)).outcome)
     }
-    // Posts are said to be bounded by the requests that wait, and none of these waits any more.
-    expect(subject.posts.count).toBeLessThanOrEqual(MAX_PENDING)
+    // Outbound messages are said to be bounded by the requests that wait, and none of these waits any more.
+    expect(subject.outboundMessages.count).toBeLessThanOrEqual(MAX_PENDING)
   })
 })
 

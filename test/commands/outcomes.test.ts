@@ -12,7 +12,7 @@ import type {
   PublishResult,
 } from "../../src/broker/broker.ts"
 import { EmbeddedBroker } from "../../src/broker/embedded.ts"
-import { Posts } from "../../src/broker/outbound-messages.ts"
+import { OutboundMessages } from "../../src/broker/outbound-messages.ts"
 import { INTERNAL_HEADERS } from "../../src/commands/command-message.ts"
 import { MAX_LATE, RETRY_FOR_MS } from "../../src/commands/late-receipts.ts"
 import { Outcomes, receipt } from "../../src/commands/outcomes.ts"
@@ -54,10 +54,10 @@ class Subject {
   nowMs = NOW_MS
   readonly broker = new ScriptedBroker()
   readonly counters = new Counters()
-  readonly posts = new Posts(this.broker, this.counters, () => NOW_MS)
+  readonly outboundMessages = new OutboundMessages(this.broker, this.counters, () => NOW_MS)
   readonly unacknowledged = new UnacknowledgedCommands(this.broker, 1_000_000, this.counters)
   readonly outcomes = new Outcomes(
-    this.posts,
+    this.outboundMessages,
     this.unacknowledged,
     this.counters,
     UNDELIVERED,
@@ -206,7 +206,7 @@ describe.each([...OUTCOMES])("a command that ends as %s", (outcome) => {
       ...Array(3).fill(REPLIES),
     ])
     expect(subject.replies.length).toBe(1)
-    expect(subject.posts.count).toBe(0)
+    expect(subject.outboundMessages.count).toBe(0)
   })
 })
 
@@ -231,7 +231,7 @@ describe("the copy in the undelivered queue", () => {
     const { headers: _, ...sent } = properties
     expect(others).toEqual({ ...sent, deliveryMode: 2 })
     const {
-      "owsla-post": postId,
+      "owsla-publish-id": postId,
       bytes,
       large,
       to_device_seq: seq,
@@ -304,7 +304,7 @@ describe("the copy in the undelivered queue", () => {
     const [copy, ...others] = subject.undelivered
     expect(others).toEqual([])
     expect(copy?.properties.messageId).toBe("m")
-    const { "owsla-post": _, to_device_seq, ...rest } = copy?.properties.headers ?? {}
+    const { "owsla-publish-id": _, to_device_seq, ...rest } = copy?.properties.headers ?? {}
     expect(Number(to_device_seq)).toBe(7)
     expect(rest).toEqual({
       connection_id: "gw.0.x.1",

@@ -11,7 +11,7 @@ const QUIET = {
   ...{ oldestBeganAtMs: null, steadyMs: 0 },
 }
 const FIRST_AT_ONCE = 64
-const LEAST_AT_ONCE = 8
+const MIN_AT_ONCE = 8
 
 function admission(limits: Partial<AdmissionLimits> = {}): Admission {
   return new Admission({ ...LIMITS, ...limits })
@@ -280,7 +280,7 @@ describe("how many at once", () => {
             else subject.ended()
           }
           expect(subject.underWay).toBe(underWay)
-          expect(subject.atOnce).toBeGreaterThanOrEqual(LEAST_AT_ONCE)
+          expect(subject.atOnce).toBeGreaterThanOrEqual(MIN_AT_ONCE)
           expect(subject.atOnce).toBeLessThanOrEqual(4_096)
         }
       }),

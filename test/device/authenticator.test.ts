@@ -3,7 +3,7 @@
 import { describe, expect, test } from "bun:test"
 import { createHmac } from "node:crypto"
 import fc from "fast-check"
-import { type DeviceAuth, Identity, type TlsPeer } from "../../src/device/authenticator.ts"
+import { Authenticator, type DeviceAuth, type TlsPeer } from "../../src/device/authenticator.ts"
 import { identityOf, type PeerCertificate } from "../../src/device/certificate-identity.ts"
 import type { Connection } from "../../src/device/connection.ts"
 import { Denylist } from "../../src/device/denylist.ts"
@@ -224,7 +224,7 @@ describe("identity", () => {
     ...changes,
   })
   const identity = (auth: DeviceAuth) =>
-    new Identity({ auth, helloSecrets: SECRETS, nowMs: () => NOW_MS })
+    new Authenticator({ auth, helloSecrets: SECRETS, nowMs: () => NOW_MS })
 
   test("none: the connection id", () => {
     const verdict = identity("none").handshaken(connection, peer())

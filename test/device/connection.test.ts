@@ -1190,7 +1190,7 @@ test("a handshake that goes on when reading is suspended can still be completed"
 type Step =
   | { readonly do: "receive"; readonly text: string }
   | { readonly do: "offer"; readonly n: number; readonly ttlMs: number }
-  | { readonly do: "misuse"; readonly text: string; readonly about: Identity }
+  | { readonly do: "misuse"; readonly text: string; readonly about: Authenticator }
   | { readonly do: "redeliver"; readonly which: number }
   | { readonly do: "socket"; readonly room: number }
   | { readonly do: "flush" }
@@ -1247,13 +1247,13 @@ function sequenceOf(step: fc.Arbitrary<Step>): fc.Arbitrary<Step[]> {
 
 const sequence = sequenceOf(step)
 
-interface Identity {
+interface Authenticator {
   readonly seq: number | null
   readonly messageId: string | null
 }
 
 /** What belongs to n is always the same: a number and an id, one of them, or neither. */
-function identityOf(n: number): Identity {
+function identityOf(n: number): Authenticator {
   const kind = n % 4
   return { seq: kind < 2 ? n : null, messageId: kind % 2 === 0 ? `id-${n}` : null }
 }

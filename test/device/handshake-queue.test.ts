@@ -2,7 +2,7 @@
 
 import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test"
 import { Admission } from "../../src/device/admission.ts"
-import { Turns } from "../../src/device/handshake-queue.ts"
+import { HandshakeQueue } from "../../src/device/handshake-queue.ts"
 
 const AT_ONCE = 64
 
@@ -23,11 +23,11 @@ class Subject {
   open = true
   readonly admission: Admission
   readonly begun: ScriptedSocket[] = []
-  readonly turns: Turns<ScriptedSocket>
+  readonly handshakeQueue: HandshakeQueue<ScriptedSocket>
 
   constructor(perS = 0) {
     this.admission = new Admission({ maxConnections: 1_000_000, maxWaiting: 1_000_000, perS })
-    this.turns = new Turns(this.admission, {
+    this.handshakeQueue = new HandshakeQueue(this.admission, {
       steadyMs: () => this.nowMs,
       open: () => this.open,
       begin: (socket) => {
@@ -38,7 +38,7 @@ class Subject {
   }
 
   wait(count: number) {
-    return Array.from({ length: count }, () => this.turns.wait(new ScriptedSocket()))
+    return Array.from({ length: count }, () => this.handshakeQueue.wait(new ScriptedSocket()))
   }
 }
 
@@ -50,54 +50,54 @@ afterEach(() => {
   jest.useRealTimers()
 })
 
-describe("turns", () => {
+describe("handshakeQueue", () => {
   test("a socket is paused until its turn, and then resumed", () => {
     const subject = new Subject()
     const [turn] = subject.wait(1)
     expect(turn?.socket.calls).toEqual(["pause"])
-    subject.turns.next()
+    subject.handshakeQueue.next()
     expect(turn?.socket.calls).toEqual(["pause", "resume"])
-    expect(subject.turns.waiting).toBe(0)
+    expect(subject.handshakeQueue.waiting).toBe(0)
   })
 
   test("come in the order of arrival, as many as may be under way, one for each that ends", () => {
     const subject = new Subject()
     const sockets = subject.wait(AT_ONCE + 2).map(({ socket }) => socket)
-    subject.turns.next()
+    subject.handshakeQueue.next()
     expect(subject.begun).toEqual(sockets.slice(0, AT_ONCE))
-    expect(subject.turns.waiting).toBe(2)
+    expect(subject.handshakeQueue.waiting).toBe(2)
     subject.admission.ended()
-    subject.turns.next()
+    subject.handshakeQueue.next()
     expect(subject.begun).toEqual(sockets.slice(0, AT_ONCE + 1))
   })
 
   test("skip whoever has left, who is left once however often", () => {
     const subject = new Subject()
     const [first, second] = subject.wait(2)
-    if (first === undefined || second === undefined) throw new Error("no turns")
-    subject.turns.leave(first)
-    subject.turns.leave(first)
-    expect(subject.turns.waiting).toBe(1)
-    subject.turns.next()
+    if (first === undefined || second === undefined) throw new Error("no handshakeQueue")
+    subject.handshakeQueue.leave(first)
+    subject.handshakeQueue.leave(first)
+    expect(subject.handshakeQueue.waiting).toBe(1)
+    subject.handshakeQueue.next()
     expect(subject.begun).toEqual([second.socket])
-    expect(subject.turns.waiting).toBe(0)
+    expect(subject.handshakeQueue.waiting).toBe(0)
   })
 
   test("wait while the worker takes nothing", () => {
     const subject = new Subject()
     subject.open = false
     subject.wait(1)
-    subject.turns.next()
+    subject.handshakeQueue.next()
     expect(subject.begun).toEqual([])
     subject.open = true
-    subject.turns.next()
+    subject.handshakeQueue.next()
     expect(subject.begun).toHaveLength(1)
   })
 
   test("come by themselves at the rate that is set", () => {
     const subject = new Subject(100)
     subject.wait(3)
-    subject.turns.next()
+    subject.handshakeQueue.next()
     expect(subject.begun).toHaveLength(1)
     for (const expected of [2, 3]) {
       subject.nowMs += 10
@@ -109,11 +109,11 @@ describe("turns", () => {
   test("are handed back when they are over, without those that have left", () => {
     const subject = new Subject()
     const [first, second] = subject.wait(2)
-    if (first === undefined || second === undefined) throw new Error("no turns")
-    subject.turns.leave(first)
-    expect(subject.turns.clear()).toEqual([second.socket])
-    expect(subject.turns.waiting).toBe(0)
-    subject.turns.next()
+    if (first === undefined || second === undefined) throw new Error("no handshakeQueue")
+    subject.handshakeQueue.leave(first)
+    expect(subject.handshakeQueue.clear()).toEqual([second.socket])
+    expect(subject.handshakeQueue.waiting).toBe(0)
+    subject.handshakeQueue.next()
     expect(subject.begun).toEqual([])
   })
 })

@@ -16,7 +16,7 @@ const DEVICES = sized(100, 30)
 const RATE = 20
 const KEPT = "devices stay, lost 0, in order"
 /** Memory of a worker while the broker takes nothing: what it starts with and its buffers' bounds. */
-const MOST_RESIDENT_MB = 300
+const MAX_RESIDENT_MB = 300
 /** What the window may repeat after each loss, for each worker. */
 const WINDOW_LINES = 2_000
 let bed: FaultBed
@@ -86,7 +86,7 @@ brokerFault(
     bed.broker.pause()
     await last(sized(30, 3))
     const resident = residentMegabytes(bed.gateway)
-    expect(resident).toBeLessThan(MOST_RESIDENT_MB)
+    expect(resident).toBeLessThan(MAX_RESIDENT_MB)
     bed.broker.resume()
     return { "confirming again after, ms": await bed.flowsAgain(), "largest worker, MB": resident }
   },

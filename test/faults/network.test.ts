@@ -14,7 +14,7 @@ const RATE = 20
 const CONFIRM_TIMEOUT_MS = sized(15_000, 2_000)
 const CUT_S = sized(30, 4)
 const WINDOW_LINES = 2_000
-const MOST_RESIDENT_MB = 300
+const MAX_RESIDENT_MB = 300
 
 interface Site {
   readonly namespace: Namespace
@@ -90,7 +90,7 @@ for (const [where, directions] of [
       const noticedMs = Math.round(performance.now() - cutAtMs)
       await last(CUT_S - noticedMs / 1_000)
       const resident = residentMegabytes(bed.gateway)
-      expect(resident).toBeLessThan(MOST_RESIDENT_MB)
+      expect(resident).toBeLessThan(MAX_RESIDENT_MB)
       namespace.heal()
       const backMs = await bed.flowsAgain(60_000)
       return {

@@ -250,13 +250,13 @@ fault(
     const hello = await clientHello()
     const random = mulberry32(SEED)
     let next = 0
-    const lane = async () => {
+    const publishChannel = async () => {
       while (next < OPENINGS) {
         next += 1
         await opening(gateway.devicePort, mutated(hello, random))
       }
     }
-    await Promise.all(Array.from({ length: AT_ONCE }, lane))
+    await Promise.all(Array.from({ length: AT_ONCE }, publishChannel))
     const alone = async () => (await gateway.metric("owsla_connections")) === 1
     await until(alone, { what: "all of them to be gone", timeoutMs: 30_000 })
     const before = await bed.confirmed()

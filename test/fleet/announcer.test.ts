@@ -14,9 +14,9 @@ import { Connections } from "../../src/device/connections.ts"
 import { UnfinishedLines } from "../../src/device/unfinished-lines.ts"
 import { Announcer } from "../../src/fleet/announcer.ts"
 import type { Channel } from "../../src/fleet/channel.ts"
-import { Whereabouts } from "../../src/fleet/location-cache.ts"
+import { LocationCache } from "../../src/fleet/location-cache.ts"
 import { type FleetContent, MAX_ROWS } from "../../src/fleet/messages.ts"
-import type { Sighting } from "../../src/fleet/registration.ts"
+import type { Registration } from "../../src/fleet/registration.ts"
 
 const GATHER_MS = 20
 const EPOCH = 1_750_000_000_000
@@ -52,7 +52,7 @@ class ScriptedChannel {
 
 class Subject {
   readonly channel = new ScriptedChannel()
-  readonly whereabouts = new Whereabouts()
+  readonly locationCache = new LocationCache()
   readonly connections = new Connections({
     handshakeTimeoutMs: 1,
     identifyTimeoutMs: 1,
@@ -61,7 +61,7 @@ class Subject {
   readonly announcer = new Announcer(
     this.channel as unknown as Channel,
     this.connections,
-    this.whereabouts,
+    this.locationCache,
   )
   readonly closed: (readonly [string, CloseReason])[] = []
   readonly #context: ConnectionContext = {
@@ -115,7 +115,7 @@ class Subject {
     return connection
   }
 
-  heard(here: Sighting[], gone: (readonly [string, string])[] = []): void {
+  heard(here: Registration[], gone: (readonly [string, string])[] = []): void {
     this.announcer.heard({ type: "devices", ...OTHER, here, gone })
   }
 }
@@ -334,17 +334,17 @@ describe("what others announce", () => {
       ["lock:1", "c1", 5],
       ["bell:2", "c2", 5],
     ])
-    expect(subject.whereabouts.find("lock:1")).toBe("c1")
+    expect(subject.locationCache.find("lock:1")).toBe("c1")
     subject.heard([], [["lock:1", "c1"]])
-    expect(subject.whereabouts.find("lock:1")).toBeUndefined()
-    expect(subject.whereabouts.find("bell:2")).toBe("c2")
+    expect(subject.locationCache.find("lock:1")).toBeUndefined()
+    expect(subject.locationCache.find("bell:2")).toBe("c2")
   })
 
   test("of one device both gone and here leaves it here", () => {
     const subject = new Subject()
     subject.heard([["lock:1", "c1", 5]])
     subject.heard([["lock:1", "c2", 6]], [["lock:1", "c1"]])
-    expect(subject.whereabouts.find("lock:1")).toBe("c2")
+    expect(subject.locationCache.find("lock:1")).toBe("c2")
   })
 
   test("asks for no answer when none of it is here", () => {
@@ -361,7 +361,7 @@ describe("a device that is here and elsewhere", () => {
     subject.hold("lock:1", "gw.0.c1", EPOCH)
     subject.heard([["lock:1", "gw.1.c1", EPOCH + 1]])
     expect(subject.closed).toEqual([["gw.0.c1", "taken_over"]])
-    expect(subject.whereabouts.find("lock:1")).toBe("gw.1.c1")
+    expect(subject.locationCache.find("lock:1")).toBe("gw.1.c1")
     expect(subject.channel.told).toEqual([])
   })
 
@@ -370,7 +370,7 @@ describe("a device that is here and elsewhere", () => {
     subject.hold("lock:1", "gw.0.c1", EPOCH)
     subject.heard([["lock:1", "gw.1.c1", EPOCH - 1]])
     expect(subject.closed).toEqual([])
-    expect(subject.whereabouts.find("lock:1")).toBeUndefined()
+    expect(subject.locationCache.find("lock:1")).toBeUndefined()
     expect(subject.channel.told).toEqual([
       { to: "gw.1", type: "devices", here: [["lock:1", "gw.0.c1", EPOCH]], gone: [] },
     ])

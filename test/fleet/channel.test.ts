@@ -1,16 +1,16 @@
 /**
  * The channel between workers: what goes on the wire, what is taken from it, and what is not said at all.
- * On a lane that settles when the test says so; what two workers hear of each other on the embedded
+ * On a publish channel that settles when the test says so; what two workers hear of each other on the embedded
  * broker.
  */
 
 import { describe, expect, test } from "bun:test"
 import type {
   Delivery,
-  Lane,
-  LaneListener,
-  LaneState,
   OutgoingMessage,
+  PublishChannel,
+  PublishChannelListener,
+  PublishChannelState,
   PublishResult,
 } from "../../src/broker/broker.ts"
 import { EmbeddedBroker } from "../../src/broker/embedded.ts"
@@ -26,10 +26,10 @@ const SELF = { worker: "gw.0", incarnation: "mb2k3f9zq7x2" }
 const OTHER = { worker: "gw.1", incarnation: "mb2k3f9zq7x3" }
 const MAX_IN_FLIGHT = 1_000
 const NOW_MS = 1_750_000_000_000
-const NO_LISTENER: LaneListener = { opened: () => undefined }
+const NO_LISTENER: PublishChannelListener = { opened: () => undefined }
 
-class ScriptedLane implements Lane {
-  state: LaneState = "open"
+class ScriptedPublishChannel implements PublishChannel {
+  state: PublishChannelState = "open"
   readonly published: OutgoingMessage[] = []
   readonly #unsettled: ((result: PublishResult) => void)[] = []
 
@@ -44,10 +44,10 @@ class ScriptedLane implements Lane {
 }
 
 class ScriptedBroker extends EmbeddedBroker {
-  readonly scripted = new ScriptedLane()
-  listener: LaneListener | null = null
+  readonly scripted = new ScriptedPublishChannel()
+  listener: PublishChannelListener | null = null
 
-  override lane(listener: LaneListener): Lane {
+  override publishChannel(listener: PublishChannelListener): PublishChannel {
     this.listener = listener
     return this.scripted
   }
@@ -63,7 +63,7 @@ class Subject {
     counters: this.counters,
     keys: FLEET_KEYS,
   })
-  readonly lane = this.broker.scripted
+  readonly publishChannel = this.broker.scripted
 
   /** Broadcasts; the list grows by each result that is told. */
   broadcast(): PublishResult[] {
@@ -96,9 +96,9 @@ function delivery(
 
 describe("what is said", () => {
   test("to all goes to the exchange, with who says it", () => {
-    const { channel, lane, counters } = new Subject()
+    const { channel, publishChannel, counters } = new Subject()
     channel.broadcast({ type: "alive", asks: true })
-    expect(lane.published).toMatchObject([
+    expect(publishChannel.published).toMatchObject([
       {
         exchange: FLEET_EXCHANGE,
         routingKey: "",
@@ -109,7 +109,7 @@ describe("what is said", () => {
         },
       },
     ])
-    expect(JSON.parse(String(lane.published[0]?.body))).toEqual({
+    expect(JSON.parse(String(publishChannel.published[0]?.body))).toEqual({
       type: "alive",
       asks: true,
       from: SELF.worker,
@@ -119,23 +119,27 @@ describe("what is said", () => {
   })
 
   test("to one goes to the queue of that very process", () => {
-    const { channel, lane } = new Subject()
+    const { channel, publishChannel } = new Subject()
     channel.tell(OTHER, { type: "alive", asks: false })
-    expect(lane.published).toMatchObject([{ exchange: "", routingKey: fleetQueue(OTHER) }])
+    expect(publishChannel.published).toMatchObject([
+      { exchange: "", routingKey: fleetQueue(OTHER) },
+    ])
   })
 
   test("is not stored by the broker", () => {
-    const { channel, lane } = new Subject()
+    const { channel, publishChannel } = new Subject()
     channel.broadcast({ type: "leaving" })
-    expect(lane.published[0]?.properties.deliveryMode).not.toBe(2)
+    expect(publishChannel.published[0]?.properties.deliveryMode).not.toBe(2)
   })
 
   test("has an id of its own, by which the broker returns it", () => {
     const subject = new Subject()
     for (let n = 0; n < 3; n += 1) subject.broadcast()
-    const ids = subject.lane.published.map(({ id }) => id)
+    const ids = subject.publishChannel.published.map(({ id }) => id)
     expect(new Set(ids).size).toBe(3)
-    expect(subject.lane.published.map(({ properties }) => properties.messageId)).toEqual(ids)
+    expect(subject.publishChannel.published.map(({ properties }) => properties.messageId)).toEqual(
+      ids,
+    )
   })
 
   test.each<PublishResult>(["confirmed", "returned", "nacked", "cut", "unencodable"])(
@@ -144,7 +148,7 @@ describe("what is said", () => {
       const subject = new Subject()
       const results = subject.broadcast()
       expect(results).toEqual([])
-      subject.lane.settle(result)
+      subject.publishChannel.settle(result)
       expect(results).toEqual([result])
     },
   )
@@ -152,23 +156,23 @@ describe("what is said", () => {
   test("is never said again, whatever became of it", () => {
     const subject = new Subject()
     subject.broadcast()
-    subject.lane.settle("cut")
-    subject.lane.state = "open"
-    expect(subject.lane.published.length).toBe(1)
+    subject.publishChannel.settle("cut")
+    subject.publishChannel.state = "open"
+    expect(subject.publishChannel.published.length).toBe(1)
   })
 })
 
 describe("what is not said", () => {
-  test.each<LaneState>(["closed", "blocked"])(
-    "with the lane %s: told as cut after the call, and counted",
+  test.each<PublishChannelState>(["closed", "blocked"])(
+    "with the publish channel %s: told as cut after the call, and counted",
     async (state) => {
       const subject = new Subject()
-      subject.lane.state = state
+      subject.publishChannel.state = state
       const results = subject.broadcast()
       expect(results).toEqual([])
       await Promise.resolve()
       expect(results).toEqual(["cut"])
-      expect(subject.lane.published).toEqual([])
+      expect(subject.publishChannel.published).toEqual([])
       expect(subject.counters.fleetMessagesDropped).toBe(1)
       expect(subject.counters.fleetMessagesSent).toBe(0)
     },
@@ -181,7 +185,7 @@ describe("what is not said", () => {
     const results = subject.broadcast()
     await Promise.resolve()
     expect(results).toEqual(["cut"])
-    expect(subject.lane.published.length).toBe(MAX_IN_FLIGHT)
+    expect(subject.publishChannel.published.length).toBe(MAX_IN_FLIGHT)
     expect(subject.counters.fleetMessagesDropped).toBe(1)
   })
 
@@ -190,28 +194,28 @@ describe("what is not said", () => {
     (result) => {
       const subject = new Subject()
       for (let n = 0; n < MAX_IN_FLIGHT; n += 1) subject.broadcast()
-      subject.lane.settle(result)
+      subject.publishChannel.settle(result)
       subject.broadcast()
-      expect(subject.lane.published.length).toBe(MAX_IN_FLIGHT + 1)
+      expect(subject.publishChannel.published.length).toBe(MAX_IN_FLIGHT + 1)
     },
   )
 
   test("and dropped leaves no less room for what follows", async () => {
     const subject = new Subject()
-    subject.lane.state = "closed"
+    subject.publishChannel.state = "closed"
     for (let n = 0; n < MAX_IN_FLIGHT; n += 1) subject.broadcast()
     await Promise.resolve()
-    subject.lane.state = "open"
+    subject.publishChannel.state = "open"
     for (let n = 0; n < MAX_IN_FLIGHT; n += 1) subject.broadcast()
-    expect(subject.lane.published.length).toBe(MAX_IN_FLIGHT)
+    expect(subject.publishChannel.published.length).toBe(MAX_IN_FLIGHT)
   })
 })
 
-test("it is open as its lane is", () => {
-  const { channel, lane } = new Subject()
+test("it is open as its publish channel is", () => {
+  const { channel, publishChannel } = new Subject()
   expect(channel.open).toBe(true)
   for (const state of ["closed", "blocked"] as const) {
-    lane.state = state
+    publishChannel.state = state
     expect(channel.open).toBe(false)
   }
 })

@@ -1,5 +1,5 @@
 /**
- * The census: what an operator is told of the fleet's devices, whoever holds them and whoever does not
+ * The fleet query: what an operator is told of the fleet's devices, whoever holds them and whoever does not
  * answer. With real connections here; the test answers for the other workers and for the locator. The
  * clock is held.
  */
@@ -14,7 +14,7 @@ import { Connections } from "../../src/device/connections.ts"
 import { UnfinishedLines } from "../../src/device/unfinished-lines.ts"
 import type { Channel } from "../../src/fleet/channel.ts"
 import type { DeviceView } from "../../src/fleet/device-view.ts"
-import { Census, type CensusFailure } from "../../src/fleet/fleet-query.ts"
+import { FleetQuery, type FleetQueryFailure } from "../../src/fleet/fleet-query.ts"
 import type { Located, Locator } from "../../src/fleet/locator.ts"
 import { Members } from "../../src/fleet/members.ts"
 import type { Answer, FleetContent } from "../../src/fleet/messages.ts"
@@ -56,7 +56,7 @@ class Subject {
   nowMs = NOW_MS
   steadyMs = 5_000
   readonly counters = new Counters()
-  /** Look-ups that the census has ended. */
+  /** Look-ups that the fleet query has ended. */
   readonly forgotten: string[] = []
   readonly channel = new ScriptedChannel()
   readonly members = new Members()
@@ -67,7 +67,7 @@ class Subject {
     identifyTimeoutMs: 1,
     idleTimeoutMs: 1,
   })
-  readonly census: Census
+  readonly fleetQuery: FleetQuery
   readonly #context: ConnectionContext = {
     limits: {
       maxLineBytes: 10,
@@ -102,7 +102,7 @@ class Subject {
         void this.located.push({ id, trusting, found }),
       forget: (id: string) => void this.forgotten.push(id),
     }
-    this.census = new Census(
+    this.fleetQuery = new FleetQuery(
       SELF,
       this.channel as unknown as Channel,
       this.members,
@@ -136,13 +136,13 @@ class Subject {
   }
 
   answer(answer: Answer): void {
-    this.census.answered(answer)
+    this.fleetQuery.answered(answer)
   }
 
   pass(ms: number): void {
     this.nowMs += ms
     this.steadyMs += ms
-    this.census.sweep()
+    this.fleetQuery.sweep()
   }
 }
 
@@ -179,7 +179,7 @@ async function settled(): Promise<void> {
   for (let n = 0; n < 20; n += 1) await Promise.resolve()
 }
 
-function idsOf(list: { devices: readonly DeviceView[] } | CensusFailure): string[] {
+function idsOf(list: { devices: readonly DeviceView[] } | FleetQueryFailure): string[] {
   return typeof list === "string" ? [list] : list.devices.map(({ device_id }) => device_id)
 }
 
@@ -187,7 +187,7 @@ describe("a list", () => {
   test("of a worker alone is what it holds", async () => {
     const subject = new Subject()
     subject.hold("lock:1")
-    expect(await subject.census.list(ALL)).toEqual({
+    expect(await subject.fleetQuery.list(ALL)).toEqual({
       devices: [
         {
           device_id: "lock:1",
@@ -220,7 +220,7 @@ describe("a list", () => {
     connection.received(Buffer.from("a\nb\n"))
     connection.pause("window")
     connection.pause("drain")
-    const list = await subject.census.list(ALL)
+    const list = await subject.fleetQuery.list(ALL)
     expect(list).toMatchObject({
       devices: [{ lines_in: 2, reading_paused_by: ["window", "drain"] }],
     })
@@ -228,7 +228,7 @@ describe("a list", () => {
 
   test("asks every worker for the same, and waits for all", async () => {
     const subject = new Subject("gw.1", "gw.2")
-    const lists = watched(subject.census.list({ prefix: "a", after: "b", limit: 7 }))
+    const lists = watched(subject.fleetQuery.list({ prefix: "a", after: "b", limit: 7 }))
     expect(subject.channel.said).toEqual([
       { to: "all", type: "list", ask: 0, prefix: "a", after: "b", limit: 7 },
     ])
@@ -243,7 +243,7 @@ describe("a list", () => {
   test("merges what all hold in the order of device ids", async () => {
     const subject = new Subject("gw.1", "gw.2")
     for (const id of ["c", "a", "B"]) subject.hold(id)
-    const list = subject.census.list(ALL)
+    const list = subject.fleetQuery.list(ALL)
     subject.listed("gw.2", ["b", "e"])
     subject.listed("gw.1", ["d"])
     expect(idsOf(await list)).toEqual(["B", "a", "b", "c", "d", "e"])
@@ -252,7 +252,7 @@ describe("a list", () => {
 
   test("holds a device twice while two workers do, in the order of connection ids", async () => {
     const subject = new Subject("gw.1", "gw.2")
-    const list = subject.census.list(ALL)
+    const list = subject.fleetQuery.list(ALL)
     subject.listed("gw.2", ["lock:1"])
     subject.listed("gw.1", ["lock:1"])
     expect(await list).toMatchObject({ devices: [{ worker: "gw.1" }, { worker: "gw.2" }] })
@@ -261,7 +261,7 @@ describe("a list", () => {
   test("is cut at its limit, and its total is not", async () => {
     const subject = new Subject("gw.1")
     for (const id of ["a", "c", "e"]) subject.hold(id)
-    const list = subject.census.list({ ...ALL, limit: 2 })
+    const list = subject.fleetQuery.list({ ...ALL, limit: 2 })
     subject.listed("gw.1", ["b", "d"], 9)
     expect(idsOf(await list)).toEqual(["a", "b"])
     expect(await list).toMatchObject({ total: 12 })
@@ -270,7 +270,7 @@ describe("a list", () => {
   test("has those devices alone whose ids begin with the prefix", async () => {
     const subject = new Subject()
     for (const id of ["lock", "lock:1", "clock:1", "Lock:1", "lo"]) subject.hold(id)
-    const list = await subject.census.list({ ...ALL, prefix: "lock" })
+    const list = await subject.fleetQuery.list({ ...ALL, prefix: "lock" })
     expect(idsOf(list)).toEqual(["lock", "lock:1"])
     expect(list).toMatchObject({ total: 2 })
   })
@@ -278,7 +278,7 @@ describe("a list", () => {
   test("goes on after a device, without it", async () => {
     const subject = new Subject()
     for (const id of ["a", "b", "ba", "c"]) subject.hold(id)
-    const list = await subject.census.list({ ...ALL, after: "b" })
+    const list = await subject.fleetQuery.list({ ...ALL, after: "b" })
     expect(idsOf(list)).toEqual(["ba", "c"])
     expect(list).toMatchObject({ total: 2 })
   })
@@ -290,7 +290,7 @@ describe("a list", () => {
     const read: string[] = []
     for (let page = 0; page < 4; page += 1) {
       const after = read.at(-1) ?? ""
-      read.push(...idsOf(await subject.census.list({ ...ALL, after, limit: 3 })))
+      read.push(...idsOf(await subject.fleetQuery.list({ ...ALL, after, limit: 3 })))
     }
     expect(read).toEqual(ids)
   })
@@ -300,12 +300,12 @@ describe("a list", () => {
     subject.hold(at("gw.0", "x"), "x")
     subject.hold("closing").close("idle")
     subject.connections.add(new Connection("shaking", {} as never, { steadyMs: () => 0 } as never))
-    expect(idsOf(await subject.census.list(ALL))).toEqual([at("gw.0", "x")])
+    expect(idsOf(await subject.fleetQuery.list(ALL))).toEqual([at("gw.0", "x")])
   })
 
   test("counts each worker once, however often it answers", async () => {
     const subject = new Subject("gw.1", "gw.2")
-    const lists = watched(subject.census.list(ALL))
+    const lists = watched(subject.fleetQuery.list(ALL))
     subject.listed("gw.1", ["a"])
     subject.listed("gw.1", ["b"])
     subject.listed("gw.7", ["c"])
@@ -320,7 +320,7 @@ describe("a list", () => {
   test("comes without the workers that are silent, and says so", async () => {
     const subject = new Subject("gw.1", "gw.2")
     subject.hold("a")
-    const lists = watched(subject.census.list(ALL))
+    const lists = watched(subject.fleetQuery.list(ALL))
     subject.listed("gw.1", ["b"])
     subject.pass(ANSWER_TIMEOUT_MS - 1)
     await settled()
@@ -337,7 +337,7 @@ describe("a list", () => {
     const subject = new Subject("gw.1")
     subject.hold("a")
     subject.channel.open = false
-    expect(await subject.census.list(ALL)).toBe("unreachable")
+    expect(await subject.fleetQuery.list(ALL)).toBe("unreachable")
     expect(subject.channel.said).toEqual([])
   })
 
@@ -345,7 +345,7 @@ describe("a list", () => {
     "cannot be had when the question did not go out: %s",
     async (result) => {
       const subject = new Subject("gw.1")
-      const list = subject.census.list(ALL)
+      const list = subject.fleetQuery.list(ALL)
       subject.channel.settle(result)
       expect(await list).toBe("unreachable")
     },
@@ -353,7 +353,7 @@ describe("a list", () => {
 
   test("waits for answers when the question went out", async () => {
     const subject = new Subject("gw.1")
-    const lists = watched(subject.census.list(ALL))
+    const lists = watched(subject.fleetQuery.list(ALL))
     subject.channel.settle("confirmed")
     await settled()
     expect(lists).toEqual([])
@@ -361,7 +361,7 @@ describe("a list", () => {
 
   test("does not wait for hours when the clock is set back", async () => {
     const subject = new Subject("gw.1")
-    const lists = watched(subject.census.list(ALL))
+    const lists = watched(subject.fleetQuery.list(ALL))
     subject.nowMs -= 3_600_000
     subject.pass(ANSWER_TIMEOUT_MS)
     await settled()
@@ -370,7 +370,7 @@ describe("a list", () => {
 
   test("is told apart from another that is asked for at the same time", async () => {
     const subject = new Subject("gw.1")
-    const [first, second] = [subject.census.list(ALL), subject.census.list(ALL)]
+    const [first, second] = [subject.fleetQuery.list(ALL), subject.fleetQuery.list(ALL)]
     subject.listed("gw.1", ["b"], 1, 1)
     subject.listed("gw.1", ["a"], 1, 0)
     expect([idsOf(await first), idsOf(await second)]).toEqual([["a"], ["b"]])
@@ -378,13 +378,13 @@ describe("a list", () => {
 
   test("is refused beyond a hundred questions, until one has ended", async () => {
     const subject = new Subject("gw.1")
-    const lists = Array.from({ length: MAX_ASKS }, () => watched(subject.census.list(ALL)))
-    expect(await subject.census.list(ALL)).toBe("busy")
+    const lists = Array.from({ length: MAX_ASKS }, () => watched(subject.fleetQuery.list(ALL)))
+    expect(await subject.fleetQuery.list(ALL)).toBe("busy")
     expect(subject.channel.said.length).toBe(MAX_ASKS)
     subject.listed("gw.1", [], 0, 0)
     await settled()
     expect(lists.filter((each) => each.length > 0).length).toBe(1)
-    const next = watched(subject.census.list(ALL))
+    const next = watched(subject.fleetQuery.list(ALL))
     subject.listed("gw.1", ["a"], 1, MAX_ASKS)
     await settled()
     expect(next.map(idsOf)).toEqual([["a"]])
@@ -419,20 +419,20 @@ describe.each(ACTS)("to %s", (act, answer, closes) => {
   test.each([at("gw.0", "lock:1"), "lock:1"])("%s, which is here, asks nobody", async (id) => {
     const subject = new Subject("gw.1")
     subject.hold("lock:1")
-    expect(await subject.census[act](id)).toMatchObject({ device_id: "lock:1", state: "open" })
+    expect(await subject.fleetQuery[act](id)).toMatchObject({ device_id: "lock:1", state: "open" })
     expect(subject.closed).toEqual([...closes])
     expect([subject.channel.said, subject.located]).toEqual([[], []])
   })
 
   test("a connection of this worker that is gone: nobody holds it", async () => {
     const subject = new Subject("gw.1")
-    expect(await subject.census[act](at("gw.0", "gone"))).toBeNull()
+    expect(await subject.fleetQuery[act](at("gw.0", "gone"))).toBeNull()
     expect(subject.channel.said).toEqual([])
   })
 
   test("a connection elsewhere asks the very process that minted it", async () => {
     const subject = new Subject("gw.1", "gw.2")
-    const results = watched(subject.census[act](at("gw.1")))
+    const results = watched(subject.fleetQuery[act](at("gw.1")))
     await settled()
     expect(subject.channel.said).toEqual([
       { to: `gw.1.${INCARNATION}`, type: "describe", ask: 0, connection: at("gw.1") },
@@ -447,7 +447,7 @@ describe.each(ACTS)("to %s", (act, answer, closes) => {
 
   test("a connection that has closed elsewhere: nobody holds it", async () => {
     const subject = new Subject("gw.1")
-    const result = subject.census[act](at("gw.1"))
+    const result = subject.fleetQuery[act](at("gw.1"))
     subject.answer(described(null))
     expect(await result).toBeNull()
     expect(subject.channel.said.length).toBe(1)
@@ -455,14 +455,14 @@ describe.each(ACTS)("to %s", (act, answer, closes) => {
 
   test("a connection of a process that is gone: nobody holds it", async () => {
     const subject = new Subject()
-    const result = subject.census[act](at("gw.9"))
+    const result = subject.fleetQuery[act](at("gw.9"))
     subject.channel.settle("returned")
     expect(await result).toBeNull()
   })
 
   test("a connection elsewhere is not answered by another worker", async () => {
     const subject = new Subject("gw.1", "gw.2")
-    const results = watched(subject.census[act](at("gw.1")))
+    const results = watched(subject.fleetQuery[act](at("gw.1")))
     subject.answer(described(elsewhere, 0, "gw.2"))
     await settled()
     expect(results).toEqual([])
@@ -470,7 +470,7 @@ describe.each(ACTS)("to %s", (act, answer, closes) => {
 
   test("a connection elsewhere times out when that worker is silent", async () => {
     const subject = new Subject("gw.1")
-    const results = watched(subject.census[act](at("gw.1")))
+    const results = watched(subject.fleetQuery[act](at("gw.1")))
     subject.pass(ANSWER_TIMEOUT_MS - 1)
     await settled()
     expect(results).toEqual([])
@@ -485,21 +485,21 @@ describe.each(ACTS)("to %s", (act, answer, closes) => {
     async (id) => {
       const subject = new Subject("gw.1")
       subject.channel.open = false
-      expect(await subject.census[act](id)).toBe("unreachable")
+      expect(await subject.fleetQuery[act](id)).toBe("unreachable")
       expect([subject.channel.said, subject.located]).toEqual([[], []])
     },
   )
 
   test("a connection elsewhere cannot be done when the question was lost", async () => {
     const subject = new Subject("gw.1")
-    const result = subject.census[act](at("gw.1"))
+    const result = subject.fleetQuery[act](at("gw.1"))
     subject.channel.settle("cut")
     expect(await result).toBe("unreachable")
   })
 
   test("a device by its name asks the worker where it was found", async () => {
     const subject = new Subject("gw.1")
-    const result = subject.census[act]("lock:1")
+    const result = subject.fleetQuery[act]("lock:1")
     expect(subject.located).toMatchObject([{ id: "lock:1", trusting: false }])
     subject.located[0]?.found({ is: "with", worker: "gw.1", connectionId: at("gw.1") })
     await settled()
@@ -510,14 +510,14 @@ describe.each(ACTS)("to %s", (act, answer, closes) => {
 
   test("a device by its name that is nowhere: nobody holds it", async () => {
     const subject = new Subject("gw.1")
-    const result = subject.census[act]("lock:1")
+    const result = subject.fleetQuery[act]("lock:1")
     subject.located[0]?.found({ is: "nowhere", detail: "" })
     expect(await result).toBeNull()
   })
 
   test("a device by its name that came here while others were asked", async () => {
     const subject = new Subject("gw.1")
-    const result = subject.census[act]("lock:1")
+    const result = subject.fleetQuery[act]("lock:1")
     subject.hold("lock:1")
     subject.located[0]?.found({ is: "nowhere", detail: "" })
     expect(await result).toMatchObject({ device_id: "lock:1" })
@@ -526,22 +526,22 @@ describe.each(ACTS)("to %s", (act, answer, closes) => {
 
   test.each([at("gw.1"), "lock:1"])("%s is refused beyond a hundred questions", async (id) => {
     const subject = new Subject("gw.1")
-    for (let n = 0; n < MAX_ASKS; n += 1) void subject.census.list(ALL)
-    expect(await subject.census[act](id)).toBe("busy")
+    for (let n = 0; n < MAX_ASKS; n += 1) void subject.fleetQuery.list(ALL)
+    expect(await subject.fleetQuery[act](id)).toBe("busy")
   })
 
   test("what is here needs no question, however many there are", async () => {
     const subject = new Subject("gw.1")
     subject.hold("lock:1")
-    for (let n = 0; n < MAX_ASKS; n += 1) void subject.census.list(ALL)
-    expect(await subject.census[act]("lock:1")).toMatchObject({ device_id: "lock:1" })
+    for (let n = 0; n < MAX_ASKS; n += 1) void subject.fleetQuery.list(ALL)
+    expect(await subject.fleetQuery[act]("lock:1")).toMatchObject({ device_id: "lock:1" })
   })
 
   test("for another worker tells that very process what the device was", () => {
     const subject = new Subject("gw.1")
     subject.hold("lock:1")
     const sender = { from: "gw.1", incarnation: "mb2k3f9zaaaa" }
-    subject.census.asked({ type: act, ...sender, ask: 5, connection: at("gw.0", "lock:1") })
+    subject.fleetQuery.asked({ type: act, ...sender, ask: 5, connection: at("gw.0", "lock:1") })
     expect(subject.channel.said).toMatchObject([
       { to: "gw.1.mb2k3f9zaaaa", type: answer, ask: 5, device: { device_id: "lock:1" } },
     ])
@@ -551,7 +551,7 @@ describe.each(ACTS)("to %s", (act, answer, closes) => {
   test("for another worker what is not here tells it so", () => {
     const subject = new Subject("gw.1")
     const sender = { from: "gw.1", incarnation: INCARNATION }
-    subject.census.asked({ type: act, ...sender, ask: 5, connection: at("gw.0", "gone") })
+    subject.fleetQuery.asked({ type: act, ...sender, ask: 5, connection: at("gw.0", "gone") })
     expect(subject.channel.said).toMatchObject([{ type: answer, ask: 5, device: null }])
   })
 })
@@ -559,7 +559,7 @@ describe.each(ACTS)("to %s", (act, answer, closes) => {
 test("a list for another worker has what fits, cut at its limit", () => {
   const subject = new Subject("gw.1")
   for (const id of ["lock:3", "lock:1", "bell", "lock:2"]) subject.hold(id)
-  subject.census.asked({
+  subject.fleetQuery.asked({
     type: "list",
     from: "gw.1",
     incarnation: INCARNATION,
@@ -591,7 +591,7 @@ describe("what cannot be read of another worker's answer", () => {
     ["nothing", {}],
   ])("is left out of a list, counted, and the list is not complete: %s", async (_, row) => {
     const subject = new Subject("gw.1", "gw.2")
-    const list = subject.census.list(ALL)
+    const list = subject.fleetQuery.list(ALL)
     const devices = [viewOf("gw.1", "a"), row, viewOf("gw.1", "c")]
     subject.answer({
       type: "listed",
@@ -610,7 +610,7 @@ describe("what cannot be read of another worker's answer", () => {
   test("is no answer for one device, and nothing is closed", async () => {
     for (const act of ["describe", "kick"] as const) {
       const subject = new Subject("gw.1")
-      const result = subject.census[act](at("gw.1"))
+      const result = subject.fleetQuery[act](at("gw.1"))
       const device = unreadable({ epoch: "yesterday" })
       subject.answer({ type: "described", from: "gw.1", incarnation: INCARNATION, ask: 0, device })
       expect(await result).toBe("timeout")
@@ -621,7 +621,7 @@ describe("what cannot be read of another worker's answer", () => {
 
   test("is not what a later version adds", async () => {
     const subject = new Subject("gw.1")
-    const result = subject.census.describe(at("gw.1"))
+    const result = subject.fleetQuery.describe(at("gw.1"))
     const device = unreadable({ reading_paused_by: ["rate"], state: "parked", more: {} })
     subject.answer({ type: "described", from: "gw.1", incarnation: INCARNATION, ask: 0, device })
     expect(await result).toMatchObject({ reading_paused_by: ["rate"], state: "parked" })
@@ -643,7 +643,7 @@ describe("nothing is done for a caller that has gone", () => {
     "%s ends in time when the locator never answers, and what is found later is not asked",
     async (act) => {
       const subject = new Subject("gw.1")
-      const results = watched(subject.census[act]("lock:1"))
+      const results = watched(subject.fleetQuery[act]("lock:1"))
       subject.pass(QUESTION_TIMEOUT_MS - 1)
       await settled()
       expect(results).toEqual([])
@@ -659,7 +659,7 @@ describe("nothing is done for a caller that has gone", () => {
 
   test("a look-up ends when the broker is lost, and not when it is back", async () => {
     const subject = new Subject("gw.1")
-    const results = watched(subject.census.kick("lock:1"))
+    const results = watched(subject.fleetQuery.kick("lock:1"))
     subject.channel.open = false
     subject.pass(1)
     await settled()
@@ -672,7 +672,7 @@ describe("nothing is done for a caller that has gone", () => {
 
   test("a device that has come here meanwhile is not closed either", async () => {
     const subject = new Subject("gw.1")
-    const results = watched(subject.census.kick("lock:1"))
+    const results = watched(subject.fleetQuery.kick("lock:1"))
     subject.steadyMs += QUESTION_TIMEOUT_MS
     subject.hold("lock:1")
     subject.located[0]?.found({ is: "nowhere", detail: "" })
@@ -683,15 +683,17 @@ describe("nothing is done for a caller that has gone", () => {
   test("when the caller hangs up the look-up ends, and its place is free", async () => {
     const subject = new Subject("gw.1")
     const callers = Array.from({ length: MAX_ASKS }, () => new AbortController())
-    const kicks = callers.map(({ signal }, n) => watched(subject.census.kick(`lock:${n}`, signal)))
-    expect(await subject.census.kick("one more")).toBe("busy")
+    const kicks = callers.map(({ signal }, n) =>
+      watched(subject.fleetQuery.kick(`lock:${n}`, signal)),
+    )
+    expect(await subject.fleetQuery.kick("one more")).toBe("busy")
     for (const caller of callers) caller.abort()
     await settled()
     expect(kicks).toEqual(callers.map(() => ["timeout"]))
     for (const { found: tell } of subject.located) tell(found)
     await settled()
     expect(subject.channel.said).toEqual([])
-    void subject.census.kick("one more")
+    void subject.fleetQuery.kick("one more")
     expect(subject.located.length).toBe(MAX_ASKS + 1)
   })
 
@@ -699,14 +701,14 @@ describe("nothing is done for a caller that has gone", () => {
     const subject = new Subject("gw.1")
     const caller = new AbortController()
     const asked = [
-      subject.census.list(ALL, caller.signal),
-      subject.census.describe(at("gw.1"), caller.signal),
+      subject.fleetQuery.list(ALL, caller.signal),
+      subject.fleetQuery.describe(at("gw.1"), caller.signal),
     ]
-    for (let n = asked.length; n < MAX_ASKS; n += 1) void subject.census.list(ALL)
-    expect(await subject.census.list(ALL)).toBe("busy")
+    for (let n = asked.length; n < MAX_ASKS; n += 1) void subject.fleetQuery.list(ALL)
+    expect(await subject.fleetQuery.list(ALL)).toBe("busy")
     caller.abort()
     expect(await Promise.all(asked)).toEqual(["timeout", "timeout"])
-    expect(watched(subject.census.list(ALL))).toEqual([])
+    expect(watched(subject.fleetQuery.list(ALL))).toEqual([])
     expect(subject.channel.said.length).toBe(MAX_ASKS + 1)
     expect(subject.members.answers({ ...SELF, worker: "gw.1" })).toBe(true)
   })
@@ -714,14 +716,14 @@ describe("nothing is done for a caller that has gone", () => {
   test("a caller that has gone before it asks is not asked for", async () => {
     const subject = new Subject("gw.1")
     subject.hold("lock:1")
-    expect(await subject.census.kick("lock:1", AbortSignal.abort())).toBe("timeout")
+    expect(await subject.fleetQuery.kick("lock:1", AbortSignal.abort())).toBe("timeout")
     expect([subject.closed, subject.channel.said]).toEqual([[], []])
   })
 
   test("who hangs up between the holder's first answer and the kick closes nothing", async () => {
     const subject = new Subject("gw.1")
     const caller = new AbortController()
-    const result = subject.census.kick(at("gw.1"), caller.signal)
+    const result = subject.fleetQuery.kick(at("gw.1"), caller.signal)
     subject.answer(described)
     caller.abort()
     expect(await result).toBe("timeout")
@@ -730,7 +732,7 @@ describe("nothing is done for a caller that has gone", () => {
 
   test("a kick is valid by the holder's own clock, no longer than its caller waits", async () => {
     const subject = new Subject("gw.1")
-    void subject.census.kick(at("gw.1"))
+    void subject.fleetQuery.kick(at("gw.1"))
     subject.pass(900)
     subject.answer(described)
     await settled()
@@ -738,7 +740,7 @@ describe("nothing is done for a caller that has gone", () => {
     expect(subject.channel.said[1]).toMatchObject({ type: "kick", until_ms: untilMs })
 
     const late = new Subject("gw.1")
-    void late.census.kick("lock:1")
+    void late.fleetQuery.kick("lock:1")
     late.pass(QUESTION_TIMEOUT_MS - 300)
     late.located[0]?.found(found)
     await settled()
@@ -750,7 +752,7 @@ describe("nothing is done for a caller that has gone", () => {
 
   test("a holder of an earlier version, which tells no clock, is asked without a limit", async () => {
     const subject = new Subject("gw.1")
-    void subject.census.kick(at("gw.1"))
+    void subject.fleetQuery.kick(at("gw.1"))
     const { clock_ms: _, ...earlier } = described
     subject.answer(earlier as Answer)
     await settled()
@@ -766,20 +768,20 @@ describe("nothing is done for a caller that has gone", () => {
     const subject = new Subject("gw.1")
     subject.hold("lock:1")
     const sender = { from: "gw.1", incarnation: INCARNATION, connection: at("gw.0", "lock:1") }
-    subject.census.asked({ type: "describe", ...sender, ask: 1 })
+    subject.fleetQuery.asked({ type: "describe", ...sender, ask: 1 })
     expect(subject.channel.said).toMatchObject([{ type: "described", clock_ms: subject.steadyMs }])
     // The holder's wall clock is an hour ahead: clocks of other machines must not matter.
     subject.nowMs += 3_600_000
-    subject.census.asked({ type: "kick", ...sender, ask: 2, until_ms: subject.steadyMs })
+    subject.fleetQuery.asked({ type: "kick", ...sender, ask: 2, until_ms: subject.steadyMs })
     expect(subject.closed).toEqual([])
     expect(subject.channel.said[1]).toMatchObject({ type: "kicked", device: null, overdue: true })
-    subject.census.asked({ type: "kick", ...sender, ask: 3, until_ms: subject.steadyMs + 1 })
+    subject.fleetQuery.asked({ type: "kick", ...sender, ask: 3, until_ms: subject.steadyMs + 1 })
     expect(subject.closed).toEqual([[at("gw.0", "lock:1"), "kicked"]])
   })
 
   test("a kick that the holder refuses as late is a time-out", async () => {
     const subject = new Subject("gw.1")
-    const result = subject.census.kick(at("gw.1"))
+    const result = subject.fleetQuery.kick(at("gw.1"))
     subject.answer(described)
     await settled()
     const kicked = { type: "kicked", from: "gw.1", incarnation: INCARNATION, ask: 1 } as const

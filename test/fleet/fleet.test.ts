@@ -6,7 +6,12 @@
 
 import { describe, expect, test } from "bun:test"
 import fc from "fast-check"
-import type { Broker, Delivery, LaneListener, OutgoingMessage } from "../../src/broker/broker.ts"
+import type {
+  Broker,
+  Delivery,
+  OutgoingMessage,
+  PublishChannelListener,
+} from "../../src/broker/broker.ts"
 import { Counters } from "../../src/counters.ts"
 import { Connections } from "../../src/device/connections.ts"
 import { Fleet } from "../../src/fleet/fleet.ts"
@@ -27,10 +32,10 @@ class Subject {
   readonly warnings: string[] = []
   readonly fleet: Fleet
   #settle: ((result: "confirmed" | "cut") => void)[] = []
-  #opened: LaneListener[] = []
+  #opened: PublishChannelListener[] = []
 
   constructor() {
-    const lane = (listener: LaneListener) => {
+    const publishChannel = (listener: PublishChannelListener) => {
       this.#opened.push(listener)
       const subject = this
       return {
@@ -45,7 +50,7 @@ class Subject {
     }
     const limits = { handshakeTimeoutMs: 1, identifyTimeoutMs: 1, idleTimeoutMs: 1 }
     const clock = { nowMs: () => this.nowMs, steadyMs: () => this.steadyMs }
-    const broker = { lane } as Partial<Broker> as Broker
+    const broker = { publishChannel } as Partial<Broker> as Broker
     const options = {
       self: SELF,
       ...clock,
@@ -105,7 +110,7 @@ describe.each(["kick", "describe"] as const)("%s of a device elsewhere", (act) =
     subject.open()
     subject.pass(600)
     const answers: unknown[] = []
-    void subject.fleet.census[act]("lock:1").then((answer) => answers.push(answer))
+    void subject.fleet.fleetQuery[act]("lock:1").then((answer) => answers.push(answer))
     await turns()
     expect(subject.where()?.devices).toEqual(["lock:1"])
 
@@ -182,8 +187,8 @@ describe("messages with the fields of the schema and values of any type", () => 
         expect([subject.fleet.gauges(), subject.published.length]).toEqual([before, published])
         // Questions that the messages may answer.
         subject.fleet.locator.locate("lock:1", false, () => undefined)
-        void subject.fleet.census.describe("lock:1")
-        void subject.fleet.census.list({ prefix: "", after: "", limit: 10 })
+        void subject.fleet.fleetQuery.describe("lock:1")
+        void subject.fleet.fleetQuery.list({ prefix: "", after: "", limit: 10 })
         await turns()
         for (const each of messages) subject.hearAnything(each, "a member")
         subject.pass(5_000)

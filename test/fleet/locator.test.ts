@@ -7,7 +7,7 @@ import { describe, expect, test } from "bun:test"
 import type { PublishResult } from "../../src/broker/broker.ts"
 import { Counters } from "../../src/counters.ts"
 import type { Channel } from "../../src/fleet/channel.ts"
-import { Whereabouts } from "../../src/fleet/location-cache.ts"
+import { LocationCache } from "../../src/fleet/location-cache.ts"
 import { ASK_TIMEOUT_MS, type Located, Locator } from "../../src/fleet/locator.ts"
 import { Members } from "../../src/fleet/members.ts"
 import { type FleetContent, MAX_ROWS } from "../../src/fleet/messages.ts"
@@ -44,12 +44,12 @@ class Subject {
   nowMs = NOW_MS
   readonly channel = new ScriptedChannel()
   readonly members = new Members()
-  readonly whereabouts = new Whereabouts()
+  readonly locationCache = new LocationCache()
   readonly counters = new Counters()
   readonly locator = new Locator(
     this.channel as unknown as Channel,
     this.members,
-    this.whereabouts,
+    this.locationCache,
     { steadyMs: () => this.nowMs, counters: this.counters },
   )
 
@@ -92,7 +92,7 @@ function turn(): Promise<void> {
 describe("an announced device", () => {
   test("is where a member that answers has said, at once and without asking", async () => {
     const subject = new Subject("gw.1")
-    subject.whereabouts.here(["lock:1", at("gw.1"), 5])
+    subject.locationCache.here(["lock:1", at("gw.1"), 5])
     expect(subject.locate("lock:1", true)).toEqual([withWorker("gw.1")])
     await turn()
     expect(subject.channel.asked).toEqual([])
@@ -100,7 +100,7 @@ describe("an announced device", () => {
 
   test("is asked for by whoever was led astray by that", async () => {
     const subject = new Subject("gw.1")
-    subject.whereabouts.here(["lock:1", at("gw.1"), 5])
+    subject.locationCache.here(["lock:1", at("gw.1"), 5])
     expect(subject.locate("lock:1", false)).toEqual([])
     await turn()
     expect(subject.channel.asked).toEqual([{ type: "where", ask: 0, devices: ["lock:1"] }])
@@ -108,7 +108,7 @@ describe("an announced device", () => {
 
   test("is asked for when that member is silent", async () => {
     const subject = new Subject("gw.1", "gw.2")
-    subject.whereabouts.here(["lock:1", at("gw.1"), 5])
+    subject.locationCache.here(["lock:1", at("gw.1"), 5])
     subject.members.missed("gw.1")
     expect(subject.locate("lock:1", true)).toEqual([])
     await turn()
@@ -117,7 +117,7 @@ describe("an announced device", () => {
 
   test("is asked for when that process was replaced", async () => {
     const subject = new Subject("gw.1")
-    subject.whereabouts.here(["lock:1", at("gw.1"), 5])
+    subject.locationCache.here(["lock:1", at("gw.1"), 5])
     subject.members.heard("gw.1", "mb2k3f9zzzzz", NOW_MS)
     expect(subject.locate("lock:1", true)).toEqual([])
     await turn()
@@ -126,7 +126,7 @@ describe("an announced device", () => {
 
   test("is asked for when that worker was never heard", async () => {
     const subject = new Subject("gw.1")
-    subject.whereabouts.here(["lock:1", at("gw.7"), 5])
+    subject.locationCache.here(["lock:1", at("gw.7"), 5])
     expect(subject.locate("lock:1", true)).toEqual([])
     await turn()
     expect(subject.channel.asked.length).toBe(1)
@@ -134,7 +134,7 @@ describe("an announced device", () => {
 
   test("is asked for when what was announced is no connection of a worker", async () => {
     const subject = new Subject("gw.1")
-    subject.whereabouts.here(["lock:1", "made-up", 5])
+    subject.locationCache.here(["lock:1", "made-up", 5])
     expect(subject.locate("lock:1", true)).toEqual([])
     await turn()
     expect(subject.channel.asked.length).toBe(1)

@@ -161,7 +161,7 @@ describe("no message", () => {
 
 describe("a row that is not valid is left out, and the others are read", () => {
   const good = ["lock:1", CONNECTION, NOW_MS]
-  const parting = ["bell:2", CONNECTION]
+  const deregistration = ["bell:2", CONNECTION]
 
   test.each([
     ["without an epoch", ["lock:1", CONNECTION]],
@@ -179,7 +179,7 @@ describe("a row that is not valid is left out, and the others are read", () => {
     ["that is a string", "lock:1"],
     ["that is nothing", null],
     ["that is an object", { length: 3, 0: "lock:1", 1: CONNECTION, 2: 5 }],
-  ])("a sighting %s", (_, row) => {
+  ])("a registration %s", (_, row) => {
     for (const type of ["devices", "there"] as const) {
       const name = type === "devices" ? "here" : "devices"
       const text = JSON.stringify({ ...MESSAGES[type], [name]: [good, row, good] })
@@ -193,9 +193,12 @@ describe("a row that is not valid is left out, and the others are read", () => {
     ["without a connection", ["lock:1"]],
     ["with a number for the connection", ["lock:1", 7]],
     ["with a connection of another worker", ["lock:1", "gw.2.mb2k3f9zq7x2.1a"]],
-  ])("a parting %s", (_, row) => {
-    const text = JSON.stringify({ ...MESSAGES.devices, gone: [parting, row, parting] })
-    expect(read(text)?.message).toMatchObject({ gone: [parting, parting] })
+  ])("a deregistration %s", (_, row) => {
+    const text = JSON.stringify({
+      ...MESSAGES.devices,
+      gone: [deregistration, row, deregistration],
+    })
+    expect(read(text)?.message).toMatchObject({ gone: [deregistration, deregistration] })
     expect(read(text)?.refusedRows).toBe(1)
   })
 

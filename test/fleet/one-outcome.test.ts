@@ -45,7 +45,7 @@ const ENDS_WITHIN_MS = 2 * WORKER_QUEUE_TTL_MS + gapTimeoutMs + slowDeviceTimeou
 /** As long as a worker that died is believed to be there; see `members.ts`. */
 const BELIEVED_MS = 7_000
 /** Several times what the busiest scenario takes: more would be a loop. */
-const MOST_STEPS = 20_000
+const MAX_STEPS = 20_000
 const FAR_LONGER_THAN_IT_TAKES_MS = 600_000
 
 test(
@@ -70,7 +70,7 @@ function verifyScenario(each: Scenario): void {
     for (const name of NAMES) verifyPresence(performed, name)
     fleet.pass(BELIEVED_MS)
     for (const name of NAMES) verifyLocators(fleet, name)
-    if (fleet.steps > MOST_STEPS) throw new Error(`${fleet.steps} steps`)
+    if (fleet.steps > MAX_STEPS) throw new Error(`${fleet.steps} steps`)
   } catch (error) {
     if (!traced) throw error
     throw new Error(`${(error as Error).message}\n${steps.join("\n")}`, { cause: error })
@@ -180,13 +180,13 @@ function verifyRepeats({ fleet, jumped }: Performed, evidence: Evidence): void {
   const others = writtenAndThere ? Math.max(0, command.foundDeadBy.size - 1) : found
   // Workers that nobody has run for long forget each other, and then the worker that forwarded a command may end it.
   const forgotten = jumped && command.forwardedAs.size > 0 ? command.foundDeadBy.size : 0
-  const takers = Math.max(1, command.takenBy.size) + others + forgotten
+  const handlers = Math.max(1, command.takenBy.size) + others + forgotten
   // Like others of its text: when its acknowledgement may be lost, it is written again rather than left out.
   const isDistinct = command.messageId !== null || command.seq !== null || command.wantsReceipt
   const unsure = command.by === "queue" && !isDistinct ? requeued : 0
-  const most = takers + unsure + dead + (someEnded || leftInQueue ? copies : 0)
+  const most = handlers + unsure + dead + (someEnded || leftInQueue ? copies : 0)
   if (outcomes.length > most) fail(`has more than ${most} outcomes`)
-  const mostByOne = takers + unsure + dead + (leftInQueue ? copies : 0)
+  const mostByOne = handlers + unsure + dead + (leftInQueue ? copies : 0)
   for (const { process: one } of command.endings) {
     const byOne = command.endings.filter(({ process }) => process === one)
     if (byOne.length > mostByOne) fail(`has more than ${mostByOne} outcomes from ${one}`)

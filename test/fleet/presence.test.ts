@@ -1,14 +1,14 @@
 /**
  * Presence: what is told of a device that connects or disconnects, in which order, and what
- * becomes of it while the broker takes nothing. On a lane that settles when the test says so.
+ * becomes of it while the broker takes nothing. On a publish channel that settles when the test says so.
  */
 
 import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test"
 import type {
-  Lane,
-  LaneListener,
-  LaneState,
   OutgoingMessage,
+  PublishChannel,
+  PublishChannelListener,
+  PublishChannelState,
   PublishResult,
 } from "../../src/broker/broker.ts"
 import { EmbeddedBroker } from "../../src/broker/embedded.ts"
@@ -35,8 +35,8 @@ afterEach(() => {
   jest.useRealTimers()
 })
 
-class ScriptedLane implements Lane {
-  state: LaneState = "open"
+class ScriptedPublishChannel implements PublishChannel {
+  state: PublishChannelState = "open"
   readonly published: OutgoingMessage[] = []
   readonly #unsettled: ((result: PublishResult) => void)[] = []
 
@@ -52,10 +52,10 @@ class ScriptedLane implements Lane {
 }
 
 class ScriptedBroker extends EmbeddedBroker {
-  readonly scripted = new ScriptedLane()
-  readonly listeners: LaneListener[] = []
+  readonly scripted = new ScriptedPublishChannel()
+  readonly listeners: PublishChannelListener[] = []
 
-  override lane(listener: LaneListener): Lane {
+  override publishChannel(listener: PublishChannelListener): PublishChannel {
     this.listeners.push(listener)
     return this.scripted
   }
@@ -76,7 +76,7 @@ class GatheredPresence extends Presence {
 
 class Subject {
   readonly broker = new ScriptedBroker()
-  readonly lane = this.broker.scripted
+  readonly publishChannel = this.broker.scripted
   readonly counters = new Counters()
   readonly presence = new GatheredPresence(this.broker, {
     workerId: WORKER,
@@ -86,18 +86,18 @@ class Subject {
   })
 
   lose(): void {
-    this.lane.state = "closed"
-    this.lane.settle("cut", Number.POSITIVE_INFINITY)
+    this.publishChannel.state = "closed"
+    this.publishChannel.settle("cut", Number.POSITIVE_INFINITY)
   }
 
   comeBack(): void {
-    this.lane.state = "open"
+    this.publishChannel.state = "open"
     for (const listener of this.broker.listeners) listener.opened()
   }
 
   /** The events that were published since this was last asked. */
   take(): PresenceEvent[] {
-    return this.lane.published.splice(0).map(({ body }) => JSON.parse(String(body)))
+    return this.publishChannel.published.splice(0).map(({ body }) => JSON.parse(String(body)))
   }
 }
 
@@ -123,7 +123,7 @@ describe("an event", () => {
   test("of a device that connects says who it is, where and since when", () => {
     const subject = new Subject()
     subject.presence.connected(connection("lock:1"))
-    const [message] = subject.lane.published
+    const [message] = subject.publishChannel.published
     expect(message).toMatchObject({
       exchange: PRESENCE_EXCHANGE,
       routingKey: "device.connected",
@@ -141,7 +141,7 @@ describe("an event", () => {
   test.each([...CLOSE_REASONS])("of a device that disconnects says why: %s", (reason) => {
     const subject = new Subject()
     subject.presence.disconnected(connection("lock:1"), reason)
-    expect(subject.lane.published).toMatchObject([
+    expect(subject.publishChannel.published).toMatchObject([
       { exchange: PRESENCE_EXCHANGE, routingKey: "device.disconnected", mandatory: false },
     ])
     expect(subject.take()).toEqual([{ ...CONNECTED, reason, lines_in: 3, lines_out: 4 }])
@@ -157,7 +157,7 @@ describe("an event", () => {
     const subject = new Subject()
     const stranger = { endpoint: null } as Connection
     subject.presence.disconnected(stranger, "handshake_failed")
-    expect(subject.lane.published).toEqual([])
+    expect(subject.publishChannel.published).toEqual([])
     expect(subject.presence.count).toBe(0)
   })
 
@@ -165,7 +165,7 @@ describe("an event", () => {
     const subject = new Subject()
     subject.presence.connected(connection("lock:1"))
     subject.presence.disconnected(connection("lock:1"), "idle")
-    const [first, second] = subject.lane.published
+    const [first, second] = subject.publishChannel.published
     expect(first?.id).not.toBe(second?.id)
     expect([first, second].map((each) => each?.properties.messageId)).toEqual([
       first?.id,
@@ -177,7 +177,7 @@ describe("an event", () => {
     const subject = new Subject()
     subject.presence.connected(connection("lock:1"))
     expect([subject.presence.count, subject.counters.presenceSent]).toEqual([1, 0])
-    subject.lane.settle("confirmed")
+    subject.publishChannel.settle("confirmed")
     expect([subject.presence.count, subject.counters.presenceSent]).toEqual([0, 1])
   })
 
@@ -234,11 +234,11 @@ describe("events", () => {
     const subject = new Subject()
     const ids = Array.from({ length: MAX_IN_FLIGHT * 2 }, (_, n) => `d${n}`)
     for (const id of ids) subject.presence.connected(connection(id))
-    expect(subject.lane.published.length).toBe(MAX_IN_FLIGHT)
+    expect(subject.publishChannel.published.length).toBe(MAX_IN_FLIGHT)
     expect(subject.presence.count).toBe(MAX_IN_FLIGHT * 2)
-    subject.lane.settle("confirmed")
-    expect(subject.lane.published.length).toBe(MAX_IN_FLIGHT + 1)
-    subject.lane.settle("confirmed", MAX_IN_FLIGHT)
+    subject.publishChannel.settle("confirmed")
+    expect(subject.publishChannel.published.length).toBe(MAX_IN_FLIGHT + 1)
+    subject.publishChannel.settle("confirmed", MAX_IN_FLIGHT)
     expect(subject.take().map(({ device_id }) => device_id)).toEqual(ids)
   })
 
@@ -247,7 +247,7 @@ describe("events", () => {
     expect(subject.presence.silentSinceMs()).toBeNull()
     subject.presence.connected(connection("lock:1"))
     expect(subject.presence.silentSinceMs()).toBe(STEADY_MS)
-    subject.lane.settle("confirmed")
+    subject.publishChannel.settle("confirmed")
     expect(subject.presence.silentSinceMs()).toBeNull()
   })
 
@@ -257,8 +257,8 @@ describe("events", () => {
     subject.presence.connected(connection("bell:2"))
     subject.presence.disconnected(connection("lock:1"), "idle")
     subject.take()
-    subject.lane.settle("nacked")
-    subject.lane.settle("confirmed", 2)
+    subject.publishChannel.settle("nacked")
+    subject.publishChannel.settle("confirmed", 2)
     jest.advanceTimersByTime(LONGEST_WAIT_MS)
     const again = subject.take().map(({ device_id, reason }) => [device_id, reason])
     expect(again).toEqual([
@@ -271,7 +271,7 @@ describe("events", () => {
     const subject = new Subject()
     subject.presence.connected(connection("lock:1"))
     subject.take()
-    subject.lane.settle("nacked")
+    subject.publishChannel.settle("nacked")
     subject.presence.stop()
     jest.advanceTimersByTime(LONGEST_WAIT_MS)
     expect(subject.take()).toEqual([])
@@ -287,7 +287,7 @@ describe("while the broker is away", () => {
     expect(subject.presence.count).toBe(1)
     subject.comeBack()
     expect(subject.take()).toEqual([CONNECTED])
-    subject.lane.settle("confirmed")
+    subject.publishChannel.settle("confirmed")
     expect([subject.presence.count, subject.counters.presenceSent]).toEqual([0, 1])
   })
 
@@ -304,7 +304,7 @@ describe("while the broker is away", () => {
 
   test("from the start, what happens waits for it, and keeps its own time", () => {
     const subject = new Subject()
-    subject.lane.state = "closed"
+    subject.publishChannel.state = "closed"
     subject.presence.connected(connection("lock:1"))
     expect(subject.presence.count).toBe(1)
     subject.comeBack()
@@ -313,7 +313,7 @@ describe("while the broker is away", () => {
 
   test("or blocked, what happens waits too", () => {
     const subject = new Subject()
-    subject.lane.state = "blocked"
+    subject.publishChannel.state = "blocked"
     subject.presence.connected(connection("lock:1"))
     expect(subject.take()).toEqual([])
     subject.comeBack()
@@ -322,7 +322,7 @@ describe("while the broker is away", () => {
 
   test("the oldest that waits is dropped for each beyond the bound, and counted", () => {
     const subject = new Subject()
-    subject.lane.state = "closed"
+    subject.publishChannel.state = "closed"
     const count = MAX_IN_FLIGHT + MAX_WAITING
     for (let n = 0; n < count; n += 1) subject.presence.connected(connection(`d${n}`))
     expect([subject.presence.count, subject.counters.presenceDropped]).toEqual([count, 0])
@@ -330,14 +330,14 @@ describe("while the broker is away", () => {
     expect([subject.presence.count, subject.counters.presenceDropped]).toEqual([count, 3])
 
     subject.comeBack()
-    subject.lane.settle("confirmed", MAX_IN_FLIGHT)
+    subject.publishChannel.settle("confirmed", MAX_IN_FLIGHT)
     const told = subject.take().map(({ device_id }) => device_id)
     // Those that the publisher had taken were sent; the next three made room.
     expect(told.slice(MAX_IN_FLIGHT - 1, MAX_IN_FLIGHT + 1)).toEqual([
       `d${MAX_IN_FLIGHT - 1}`,
       `d${MAX_IN_FLIGHT + 3}`,
     ])
-    while (subject.presence.count > 0) subject.lane.settle("confirmed", MAX_IN_FLIGHT)
+    while (subject.presence.count > 0) subject.publishChannel.settle("confirmed", MAX_IN_FLIGHT)
     expect(subject.take().at(-1)?.device_id).toBe("new2")
     expect(subject.counters.presenceSent).toBe(count)
   })

@@ -50,7 +50,7 @@ function subject(given: Pick<AppDependencies, "tokens" | "readTokens">) {
     report: () => SERVING,
     reports: async () => [SERVING],
     metricsText: async () => "owsla_connections 0\n",
-    census: {
+    fleetQuery: {
       list: async () => ({ devices: [device], total: 1, answered: 1, workers: 1 }),
       describe: async () => device,
       kick: async (id) => {

@@ -48,7 +48,7 @@ function sidecar(changes: Partial<AppDependencies> = {}) {
     report: () => SERVING,
     reports: async () => [SERVING],
     metricsText: async () => "owsla_connections 3\n",
-    census: {
+    fleetQuery: {
       list: async () => "unreachable",
       describe: async () => "unreachable",
       kick: async () => "unreachable",
@@ -128,7 +128,7 @@ describe("GET /health", () => {
       broker: "ready",
       connections: 7,
       waiting: 0,
-      all_in_ms: 0,
+      estimated_wait_ms: 0,
       workers: [SERVING, other],
     })
   })
@@ -137,14 +137,20 @@ describe("GET /health", () => {
     [300, 200, 300],
     [300, null, null],
   ])("tells how many wait and when the last will be in: %p and %p ms", async (one, two, all) => {
-    const waiting = (worker: string, all_in_ms: number | null): WorkerReport => ({
+    const waiting = (worker: string, estimated_wait_ms: number | null): WorkerReport => ({
       ...SERVING,
       worker,
-      admission: { waiting: 40, under_way: 64, at_once: 64, handshakes_per_s: 9, all_in_ms },
+      admission: {
+        waiting: 40,
+        handshakes_in_progress: 64,
+        handshake_limit: 64,
+        handshakes_per_s: 9,
+        estimated_wait_ms,
+      },
     })
     const reports = async () => [waiting("gw1.0", one), waiting("gw1.1", two)]
     const response = await sidecar({ reports }).get("/health")
-    expect(await response.json()).toMatchObject({ waiting: 80, all_in_ms: all })
+    expect(await response.json()).toMatchObject({ waiting: 80, estimated_wait_ms: all })
   })
 
   test("is 200 while draining and with the broker away, since the process serves", async () => {

@@ -1,5 +1,5 @@
 /**
- * The routes of the fleet: what is asked of the census for each request, how each of its
+ * The routes of the fleet: what is asked of the fleet query for each request, how each of its
  * answers is told, and which requests are refused before it is asked. Through `app.request()`, without a
  * port.
  */
@@ -7,7 +7,7 @@
 import { describe, expect, test } from "bun:test"
 import { Counters } from "../../src/counters.ts"
 import type { DeviceView } from "../../src/fleet/device-view.ts"
-import type { CensusFailure, DeviceList, ListRequest } from "../../src/fleet/fleet-query.ts"
+import type { DeviceList, FleetQueryFailure, ListRequest } from "../../src/fleet/fleet-query.ts"
 import type { AppDependencies } from "../../src/http/app.ts"
 import { localApp } from "../support/local-app.ts"
 
@@ -34,16 +34,16 @@ const FAILURES = {
   unreachable: { status: 503, code: "broker_away" },
   timeout: { status: 504, code: "timeout" },
   busy: { status: 503, code: "busy" },
-} as const satisfies Record<CensusFailure, { status: number; code: string }>
+} as const satisfies Record<FleetQueryFailure, { status: number; code: string }>
 
-/** The app with a census that answers as it is told, and keeps what it was asked. */
+/** The app with a fleet query that answers as it is told, and keeps what it was asked. */
 class Subject {
   readonly counters = new Counters()
   readonly faults: Error[] = []
   /** `list`, `describe` or `kick`, each with what it was asked for. */
   readonly asked: (readonly ["list", ListRequest] | readonly ["describe" | "kick", string])[] = []
-  list: DeviceList | CensusFailure = LIST
-  device: DeviceView | null | CensusFailure = DEVICE
+  list: DeviceList | FleetQueryFailure = LIST
+  device: DeviceView | null | FleetQueryFailure = DEVICE
   readonly #routes
 
   constructor(tokens: string[] = []) {
@@ -51,7 +51,7 @@ class Subject {
       this.asked.push([act, id])
       return this.device
     }
-    const census: AppDependencies["census"] = {
+    const fleetQuery: AppDependencies["fleetQuery"] = {
       list: async (request) => {
         this.asked.push(["list", request])
         return this.list
@@ -76,7 +76,7 @@ class Subject {
       readTokens: [],
       counters: this.counters,
       fault,
-      census,
+      fleetQuery,
       ...others,
     })
   }
@@ -97,7 +97,7 @@ class Subject {
 }
 
 describe("GET /devices", () => {
-  test("tells of the fleet's devices as the census does", async () => {
+  test("tells of the fleet's devices as the fleet query does", async () => {
     const response = await new Subject().request("/devices")
     expect(response.status).toBe(200)
     expect(response.headers.get("content-type")).toStartWith("application/json")
@@ -169,7 +169,7 @@ describe("GET /devices", () => {
 
   test.each(Object.entries(FAILURES))("that ends as %s: %j", async (failure, { status, code }) => {
     const subject = new Subject()
-    subject.list = failure as CensusFailure
+    subject.list = failure as FleetQueryFailure
     await subject.refused(await subject.request("/devices"), status, code)
   })
 })
@@ -219,7 +219,7 @@ describe.each([
 
   test.each(Object.entries(FAILURES))("that ends as %s: %j", async (failure, { status, code }) => {
     const subject = new Subject()
-    subject.device = failure as CensusFailure
+    subject.device = failure as FleetQueryFailure
     const response = await subject.request(`/devices/lock:1${suffix}`, method)
     await subject.refused(response, status, code)
   })
@@ -236,7 +236,7 @@ test("a device is closed by DELETE alone", async () => {
   expect(subject.asked).toEqual([])
 })
 
-test("a defect of the census is 500, told to the log alone", async () => {
+test("a defect of the fleet query is 500, told to the log alone", async () => {
   const subject = new Subject()
   const error = new Error("amqp://user:hidden@broker")
   Object.defineProperty(subject, "device", {

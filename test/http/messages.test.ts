@@ -38,7 +38,7 @@ function sidecar(tokens: readonly string[] = []) {
       throw new Error("not asked for")
     },
     reports: async () => [],
-    census: {
+    fleetQuery: {
       list: async () => "unreachable",
       describe: async () => "unreachable",
       kick: async () => "unreachable",

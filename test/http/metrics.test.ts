@@ -26,9 +26,9 @@ const GAUGES: Gauges = {
   waitingForRoom: 4,
   unacknowledgedCommands: 5,
   heldCommands: 6,
-  posts: 7,
+  outboundMessages: 7,
   brokerReady: true,
-  whereabouts: 8,
+  locationCache: 8,
   members: 9,
   presence: 10,
 }

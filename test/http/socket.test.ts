@@ -48,7 +48,7 @@ beforeAll(async () => {
       connections: 0,
     }),
     reports: async () => [],
-    census: {
+    fleetQuery: {
       list: async (_, caller) => (unanswered === null ? "unreachable" : neverAnswered(caller)),
       describe: async (_, caller) => (unanswered === null ? "unreachable" : neverAnswered(caller)),
       kick: async (_, caller) => (unanswered === null ? "unreachable" : neverAnswered(caller)),

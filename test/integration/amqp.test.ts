@@ -14,12 +14,12 @@ import type {
   BrokerState,
   Delivery,
   HeaderValue,
-  Lane,
   MessageProperties,
+  PublishChannel,
   PublishResult,
   QueueDeclaration,
 } from "../../src/broker/broker.ts"
-import { Posts } from "../../src/broker/outbound-messages.ts"
+import { OutboundMessages } from "../../src/broker/outbound-messages.ts"
 import { Consumer } from "../../src/commands/consumer.ts"
 import { CommandIds } from "../../src/commands/forwarding.ts"
 import { Outcomes } from "../../src/commands/outcomes.ts"
@@ -92,7 +92,7 @@ class MuteServer {
 /** A gateway's view of its broker, with everything it was told. */
 class User {
   readonly broker: AmqpBroker
-  readonly lane: Lane
+  readonly publishChannel: PublishChannel
   readonly states: BrokerState[] = []
   readonly warnings: string[] = []
   readonly deliveries: Delivery[] = []
@@ -104,7 +104,7 @@ class User {
 
   constructor(url: string, clientName = "amqp test") {
     this.broker = new AmqpBroker(url, clientName)
-    this.lane = this.broker.lane({
+    this.publishChannel = this.broker.publishChannel({
       opened: () => {
         this.openings += 1
       },
@@ -148,10 +148,13 @@ class User {
     this.#published += 1
     const message = { id, exchange: "", routingKey: queue, body: Buffer.from(body) }
     const { promise, resolve } = Promise.withResolvers<PublishResult>()
-    this.lane.publish({ ...message, properties: { messageId: id, ...properties } }, (result) => {
-      this.results.push(result)
-      resolve(result)
-    })
+    this.publishChannel.publish(
+      { ...message, properties: { messageId: id, ...properties } },
+      (result) => {
+        this.results.push(result)
+        resolve(result)
+      },
+    )
     return within(promise, { what: `${id} to be settled` })
   }
 
@@ -379,7 +382,7 @@ describe("a queue that somebody else consumes exclusively", () => {
       await second.ready()
       await backEnd.publish(own.name, "free")
       await second.delivered(1)
-      // One for the lane, one for the subscription.
+      // One for the publish channel, one for the subscription.
       await until(async () => (await channelsOf(name("second"))) === 2, {
         what: "two channels and no more",
         timeoutMs: LIMIT_MS,
@@ -398,7 +401,7 @@ async function channelsOf(clientName: string): Promise<number> {
 
 describe("reset", () => {
   test(
-    "cuts what is in flight, opens the lane again, and disturbs no subscription",
+    "cuts what is in flight, opens the publish channel again, and disturbs no subscription",
     async () => {
       const inbox = queue("inbox")
       const user = new User(rabbit.url)
@@ -409,7 +412,7 @@ describe("reset", () => {
       await user.delivered(1)
       const results = Array.from({ length: 100 }, () => user.publish(inbox.name, "x"))
       user.broker.reset("the broker is mute")
-      expect(user.lane.state).toBe("closed")
+      expect(user.publishChannel.state).toBe("closed")
       expect(user.broker.state).toEqual({ is: "away", reason: "the broker is mute" })
       expect(new Set(await Promise.all(results))).toEqual(new Set<PublishResult>(["cut"]))
       await user.ready()
@@ -517,7 +520,7 @@ describe("a queue that is deleted", () => {
 
 describe("a memory alarm", () => {
   test(
-    "blocks the lane and not the deliveries, and lets both go on when it is over",
+    "blocks the publish channel and not the deliveries, and lets both go on when it is over",
     async () => {
       const [outbox, inbox] = [queue("outbox"), queue("inbox")]
       const user = new User(rabbit.url)
@@ -532,10 +535,10 @@ describe("a memory alarm", () => {
         // The broker blocks a connection when it publishes, and not before.
         await until(
           () => {
-            if (user.lane.state === "open") results.push(user.publish(outbox.name))
-            return user.lane.state === "blocked"
+            if (user.publishChannel.state === "open") results.push(user.publish(outbox.name))
+            return user.publishChannel.state === "blocked"
           },
-          { what: "the lane to be blocked" },
+          { what: "the publish channel to be blocked" },
         )
         expect(user.broker.state.is).toBe("blocked")
         expect(user.states.map(is)).toEqual(["ready", "blocked"])
@@ -549,7 +552,7 @@ describe("a memory alarm", () => {
       }
       await user.ready()
       expect(user.states.map(is)).toEqual(["ready", "blocked", "ready"])
-      expect([user.lane.state, user.openings]).toEqual(["open", 2])
+      expect([user.publishChannel.state, user.openings]).toEqual(["open", 2])
       expect(new Set(await Promise.all(results))).toEqual(new Set<PublishResult>(["confirmed"]))
       expect(await user.publish(outbox.name)).toBe("confirmed")
       await depthOf(outbox.name, results.length + 1)
@@ -558,7 +561,7 @@ describe("a memory alarm", () => {
   )
 
   test(
-    "that is told while the lanes are being opened leaves them blocked",
+    "that is told while the publish channels are being opened leaves them blocked",
     async () => {
       const blocked = frame(FRAME.method, 0, (view) => {
         const [connectionClass, blockedMethod] = [10, 60]
@@ -572,7 +575,7 @@ describe("a memory alarm", () => {
         what: "the connection",
       })
       await until(() => user.broker.state.is === "blocked", { what: "the state" })
-      expect(user.lane.state).toBe("blocked")
+      expect(user.publishChannel.state).toBe("blocked")
     },
     LIMIT_MS,
   )
@@ -658,7 +661,7 @@ describe("a broker that is not there", () => {
       try {
         const results = Array.from({ length: 20 }, () => user.publish(inbox.name))
         await within(user.broker.close(), { what: "close" })
-        expect(user.lane.state).toBe("closed")
+        expect(user.publishChannel.state).toBe("closed")
         const settled = Promise.all(results)
         const limited = within(settled, { what: "the publishes to be settled" })
         expect(new Set(await limited)).toEqual(new Set<PublishResult>(["cut"]))
@@ -722,7 +725,7 @@ function startApart(url: string) {
     setInterval(() => undefined, 60_000)
     const tell = (state) => console.log(JSON.stringify(state))
     const broker = new AmqpBroker(process.env.URL, "test")
-    broker.lane({ opened: () => tell({ is: "open" }) })
+    broker.publishChannel({ opened: () => tell({ is: "open" }) })
     const setup = { exchanges: [], queues: [], subscriptions: [] }
     broker.start(setup, { stateChanged: tell, warning: () => undefined })
   `
@@ -1009,7 +1012,7 @@ describe("a publish", () => {
   ]
 
   test.each(TOO_LARGE)(
-    "with %s ends unencodable, and the lane works on",
+    "with %s ends unencodable, and the publish channel works on",
     async (_, properties) => {
       const inbox = queue("inbox")
       const user = new User(rabbit.url)
@@ -1051,10 +1054,16 @@ describe("a command that cannot be written, whatever its properties,", () => {
     const [toDevice, undelivered] = [queue("to_device"), queue("undelivered")]
     const user = new User(rabbit.url)
     const counters = new Counters()
-    const posts = new Posts(user.broker, counters, Date.now)
+    const outboundMessages = new OutboundMessages(user.broker, counters, Date.now)
     const unacknowledged = new UnacknowledgedCommands(user.broker, 1_000_000, counters)
-    const outcomes = new Outcomes(posts, unacknowledged, counters, undelivered.name, Date.now)
-    const consumer = new Consumer(posts, outcomes, unacknowledged, {
+    const outcomes = new Outcomes(
+      outboundMessages,
+      unacknowledged,
+      counters,
+      undelivered.name,
+      Date.now,
+    )
+    const consumer = new Consumer(outboundMessages, outcomes, unacknowledged, {
       workerId: "gw.0",
       maxLineBytes: 65_536,
       nowMs: Date.now,
@@ -1072,7 +1081,7 @@ describe("a command that cannot be written, whatever its properties,", () => {
     user.onDelivery = (delivery) => consumer.deliver(delivery, 1_000)
     user.start([toDevice, undelivered], [toDevice])
     await user.ready()
-    closers.push(() => posts.stop())
+    closers.push(() => outboundMessages.stop())
     return {
       user,
       unacknowledged,

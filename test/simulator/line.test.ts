@@ -8,8 +8,8 @@ import {
   command,
   deviceName,
   hostileLine,
-  LEAST_LINE_BYTES,
   LineWriter,
+  MIN_LINE_BYTES,
   MOST,
   NAME,
   newRun,
@@ -33,7 +33,7 @@ describe("a line", () => {
       n: fc.nat(MOST.lines),
       answers: fc.option(fc.nat(MOST.lines)),
     })
-    const bytes = fc.integer({ min: LEAST_LINE_BYTES, max: 200 })
+    const bytes = fc.integer({ min: MIN_LINE_BYTES, max: 200 })
     check(
       fc.property(line, bytes, (says, length) => {
         const writer = new LineWriter(says.run, length)

@@ -5,7 +5,7 @@
  *   client ─ publish ─► on its way ─taken─► queues ─► confirm on its way ─► settled
  *   queue ─ dispatched ─► on its way ─► delivered ─► acknowledgement on its way ─taken─► gone
  *
- * Keeps what AMQP promises: a lane's order into the queues, a queue's order to one consumer, what was
+ * Keeps what AMQP promises: a publish channel's order into the queues, a queue's order to one consumer, what was
  * sent on one channel in the order of sending. Keeps nothing else: of what was on its way when a
  * connection is cut the broker takes as much as the test lets it, and it may miss the connection only
  * after its successor is there; or the broker ends the connection first, and the client learns of it later. Means what RabbitMQ means by default and fanout exchanges, mandatory,
@@ -19,11 +19,11 @@ import type {
   BrokerState,
   Delivery,
   HeaderValue,
-  Lane,
-  LaneListener,
-  LaneState,
   MessageProperties,
   OutgoingMessage,
+  PublishChannel,
+  PublishChannelListener,
+  PublishChannelState,
   PublishResult,
   QueueDeclaration,
   Subscription,
@@ -86,7 +86,7 @@ export type Disturbance =
   /** Published and not confirmed, by one that was killed. */
   | "abandoned"
 
-/** Which of a client's two connections: that of its lanes, or that of its subscriptions. */
+/** Which of a client's two connections: that of its publish channels, or that of its subscriptions. */
 export type Link = "publishing" | "consuming"
 
 interface Queue {
@@ -221,7 +221,7 @@ export class SimulatedBroker {
     return bound.flatMap(([name, keys]) => (keys.has(routingKey) || keys.has("#") ? [name] : []))
   }
 
-  /** Takes one publish from a lane. */
+  /** Takes one publish from a publish channel. */
   route({ exchange, routingKey, mandatory, body, properties }: OutgoingMessage): PublishResult {
     const names = exchange === "" ? [routingKey] : this.#boundBy(exchange, routingKey)
     const queues = names.flatMap((name) => this.#queues.get(name) ?? [])
@@ -428,7 +428,7 @@ interface Published {
   result: PublishResult | null
 }
 
-/** What one lane has on its way, on one connection. */
+/** What one publish channel has on its way, on one connection. */
 class LaneChannel {
   readonly #broker: SimulatedBroker
   readonly #client: SimulatedClient
@@ -693,15 +693,15 @@ class ConsumerChannel {
   }
 }
 
-class SimulatedLane implements Lane {
-  readonly listener: LaneListener
+class SimulatedPublishChannel implements PublishChannel {
+  readonly listener: PublishChannelListener
   channel: LaneChannel | null = null
 
-  constructor(listener: LaneListener) {
+  constructor(listener: PublishChannelListener) {
     this.listener = listener
   }
 
-  get state(): LaneState {
+  get state(): PublishChannelState {
     return this.channel === null ? "closed" : "open"
   }
 
@@ -717,7 +717,7 @@ export class SimulatedClient implements Broker {
   readonly enter: (act: () => void) => void
   readonly #broker: SimulatedBroker
   readonly name: string
-  readonly #lanes: SimulatedLane[] = []
+  readonly #lanes: SimulatedPublishChannel[] = []
   #setup: BrokerSetup | null = null
   #listener: BrokerListener | null = null
   #publishing: Session | null = null
@@ -803,8 +803,8 @@ export class SimulatedClient implements Broker {
     this.#listener = listener
   }
 
-  lane(listener: LaneListener): Lane {
-    const lane = new SimulatedLane(listener)
+  publishChannel(listener: PublishChannelListener): PublishChannel {
+    const lane = new SimulatedPublishChannel(listener)
     this.#lanes.push(lane)
     return lane
   }

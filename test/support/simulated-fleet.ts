@@ -109,7 +109,7 @@ export interface SimulatedFleetOptions {
 
 export const REPLIES = "replies"
 const NUMBER_HEADER = "test-number"
-const MOST_STEPS = 200_000
+const MAX_STEPS = 200_000
 /** Longer than all that anybody waits for, one after the other. */
 const CALM_WITHIN_MS = 240_000
 
@@ -337,7 +337,7 @@ export class SimulatedFleet {
         // What was possible may not be any more, and what it would do may be another thing by now.
         if (!this.#isPossible(step) || except?.test(step.what()) === true) continue
         this.take(step)
-        if (this.steps > MOST_STEPS) throw new Error(`no end: ${step.what()}`)
+        if (this.steps > MAX_STEPS) throw new Error(`no end: ${step.what()}`)
       }
     }
   }

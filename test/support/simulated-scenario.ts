@@ -16,7 +16,7 @@ import { QUEUES } from "./simulated-worker.ts"
 /** Few, so that scenarios meet the same again. */
 export const NAMES = ["a", "b"] as const
 const MESSAGE_IDS = ["m0", "m1"]
-const MOST_ACTIONS = 40
+const MAX_ACTIONS = 40
 /** Takes every message of the presence exchange. */
 export const PRESENCE = "presence"
 
@@ -123,7 +123,7 @@ const everything = fc.record({
   /** Where the devices are at first. */
   placed: fc.array(mostly(slot, 4), { minLength: NAMES.length, maxLength: NAMES.length }),
   // "max", since short ones are rarely of any interest.
-  actions: fc.array(action, { maxLength: MOST_ACTIONS, size: "max" }),
+  actions: fc.array(action, { maxLength: MAX_ACTIONS, size: "max" }),
 })
 /** Commands that wait for a device that reads little, with connections to the broker that are lost meanwhile. */
 const slowDevices = fc.record({
@@ -147,7 +147,7 @@ const slowDevices = fc.record({
       { weight: 4, arbitrary: pass },
       { weight: 1, arbitrary: jump },
     ),
-    { maxLength: MOST_ACTIONS, size: "max" },
+    { maxLength: MAX_ACTIONS, size: "max" },
   ),
 })
 

@@ -4,7 +4,7 @@
  * (a turn's end, a timer, the sweep, a socket that closes) is a step; see `pending`.
  */
 
-import { Posts } from "../../src/broker/outbound-messages.ts"
+import { OutboundMessages } from "../../src/broker/outbound-messages.ts"
 import { brokerSetup } from "../../src/broker/setup.ts"
 import { fleetQueue, isGatewayQueue } from "../../src/broker/topology.ts"
 import { Consumer, type Locate } from "../../src/commands/consumer.ts"
@@ -18,7 +18,7 @@ import type { CloseReason } from "../../src/device/close-reason.ts"
 import type { Command } from "../../src/device/command.ts"
 import { Connection, type ConnectionContext } from "../../src/device/connection.ts"
 import { Connections, PAUSED_MS, SWEEP_EVERY_MS } from "../../src/device/connections.ts"
-import { Flushes } from "../../src/device/flush-scheduler.ts"
+import { FlushScheduler } from "../../src/device/flush-scheduler.ts"
 import { ConnectionIds, type WorkerProcess } from "../../src/device/ids.ts"
 import { BATCH_BYTES } from "../../src/device/outgoing.ts"
 import type { DeviceSocket } from "../../src/device/peer.ts"
@@ -127,7 +127,7 @@ export class SimulatedWorker {
   readonly outcomes: Outcomes
   readonly consumer: Consumer
   readonly sender: Sender
-  readonly posts: Posts
+  readonly outboundMessages: OutboundMessages
   /** Those whose sockets are not gone, by connection id. */
   readonly devices = new Map<string, HeldDevice>()
   state: "serving" | "draining" | "gone" = "serving"
@@ -172,16 +172,16 @@ export class SimulatedWorker {
       commandIds: new CommandIds(self, RANDOM_PART),
       keys: FLEET_KEYS,
     }
-    this.posts = new Posts(this.client, counters, nowMs)
+    this.outboundMessages = new OutboundMessages(this.client, counters, nowMs)
     this.unacknowledged = new UnacknowledgedCommands(this.client, limits.maxHeldBytes, counters)
     this.outcomes = new Outcomes(
-      this.posts,
+      this.outboundMessages,
       this.unacknowledged,
       counters,
       QUEUES.undeliveredQueue,
       nowMs,
     )
-    this.consumer = new Consumer(this.posts, this.outcomes, this.unacknowledged, {
+    this.consumer = new Consumer(this.outboundMessages, this.outcomes, this.unacknowledged, {
       ...routing,
       maxLineBytes: limits.maxLineBytes,
       mayServe: (worker) => this.fleet.mayServe(worker),
@@ -190,7 +190,7 @@ export class SimulatedWorker {
         throw error
       },
     })
-    this.sender = new Sender(this.client, this.posts, this.outcomes, {
+    this.sender = new Sender(this.client, this.outboundMessages, this.outcomes, {
       ...routing,
       replyQueue: fleetQueue(self),
       timeoutMs: limits.sendTimeoutMs,
@@ -217,7 +217,7 @@ export class SimulatedWorker {
       nowMs,
       steadyMs: nowMs,
       takeLine: () => undefined,
-      flushSoon: new Flushes().soon,
+      flushSoon: new FlushScheduler().soon,
       commandsWait: (connection) => this.connections.commandsWait(connection),
       closed: (connection, reason) => {
         this.connections.leave(connection)
@@ -341,7 +341,7 @@ export class SimulatedWorker {
       this.state === "gone" ||
       (this.state === "serving" &&
         this.unacknowledged.count === 0 &&
-        this.posts.count === 0 &&
+        this.outboundMessages.count === 0 &&
         this.outcomes.late.count === 0 &&
         this.sender.pendingCount === 0 &&
         this.fleet.locator.pendingCount === 0 &&
@@ -361,8 +361,9 @@ export class SimulatedWorker {
     if (this.client.state.is === "blocked" || this.client.state.is === "closed") return
     if (sinceMs > PAUSED_MS) this.#readySinceMs = nowMs
     const sentByMs = nowMs - this.#limits.confirmTimeoutMs
-    if (sentByMs >= this.#readySinceMs) this.posts.giveUp(sentByMs, this.fleet.confirmedAtMs)
-    const oldest = [this.posts.silentSinceMs(), this.fleet.presence.silentSinceMs()]
+    if (sentByMs >= this.#readySinceMs)
+      this.outboundMessages.giveUp(sentByMs, this.fleet.confirmedAtMs)
+    const oldest = [this.outboundMessages.silentSinceMs(), this.fleet.presence.silentSinceMs()]
     const sentAtMs = Math.min(...oldest.filter((atMs) => atMs !== null))
     const unconfirmedMs = nowMs - Math.max(sentAtMs, this.#readySinceMs)
     if (unconfirmedMs < this.#limits.confirmTimeoutMs) return
@@ -394,7 +395,7 @@ export class SimulatedWorker {
           this.connections.count === 0 &&
           this.unacknowledged.count === 0 &&
           this.sender.pendingCount === 0 &&
-          this.posts.count === 0 &&
+          this.outboundMessages.count === 0 &&
           this.outcomes.late.count === 0 &&
           this.fleet.told,
         enter: () => undefined,
@@ -403,7 +404,7 @@ export class SimulatedWorker {
       },
       this.#limits.drainTimeoutMs,
     )
-    this.posts.stop()
+    this.outboundMessages.stop()
     this.fleet.stop()
     await this.client.close()
     this.#gone(result)
