@@ -44,7 +44,7 @@ export type SendResult =
   /** Too many requests wait already, or this worker drains. */
   | { readonly outcome: "busy" }
 
-export interface SenderOptions {
+export interface HttpSenderOptions {
   readonly workerId: string
   readonly replyQueue: string
   readonly timeoutMs: number
@@ -56,8 +56,8 @@ export interface SenderOptions {
   readonly keys: FleetKeys
 }
 
-export class Sender {
-  readonly #options: SenderOptions
+export class HttpSender {
+  readonly #options: HttpSenderOptions
   readonly #broker: Broker
   readonly #outboundMessages: OutboundMessages
   readonly #outcomes: Outcomes
@@ -71,7 +71,7 @@ export class Sender {
     broker: Broker,
     outboundMessages: OutboundMessages,
     outcomes: Outcomes,
-    options: SenderOptions,
+    options: HttpSenderOptions,
   ) {
     this.#broker = broker
     this.#outboundMessages = outboundMessages

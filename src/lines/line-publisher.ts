@@ -74,7 +74,7 @@ class LineMessage implements OutgoingMessage {
   }
 }
 
-export class Lines {
+export class LinePublisher {
   readonly #publisher: Publisher<Line>
   readonly #nowMs: () => number
 

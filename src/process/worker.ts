@@ -19,7 +19,7 @@ import { brokerSetup } from "../broker/setup.ts"
 import { fleetQueue, isGatewayQueue, workerQueue } from "../broker/topology.ts"
 import { Consumer, type Locate } from "../commands/consumer.ts"
 import { CommandIds } from "../commands/forwarding.ts"
-import { Sender } from "../commands/http-sender.ts"
+import { HttpSender } from "../commands/http-sender.ts"
 import { Outcomes } from "../commands/outcomes.ts"
 import { UnacknowledgedCommands } from "../commands/unacknowledged-commands.ts"
 import { type Config, risks } from "../config/config.ts"
@@ -41,7 +41,7 @@ import { FleetKeys } from "../fleet/fleet-keys.ts"
 import { app } from "../http/app.ts"
 import { type HttpServer, serve } from "../http/server.ts"
 import { acknowledgement } from "../lines/acknowledgement.ts"
-import { Lines } from "../lines/line-publisher.ts"
+import { LinePublisher } from "../lines/line-publisher.ts"
 import { type Gauges, summed, WorkerMetrics } from "../ops/metrics.ts"
 import { connectionsUnder, httpConnectionsUnder, openFilesLimit } from "../ops/open-files.ts"
 import { TickClock } from "../tick-clock.ts"
@@ -71,12 +71,12 @@ export class Worker {
   readonly #options: WorkerOptions
   readonly #events: EventBus
   readonly #broker: Broker
-  readonly #lines: Lines
+  readonly #lines: LinePublisher
   readonly #outboundMessages: OutboundMessages
   readonly #unacknowledged: UnacknowledgedCommands
   readonly #outcomes: Outcomes
   readonly #consumer: Consumer
-  readonly #sender: Sender
+  readonly #sender: HttpSender
   readonly #fleet: Fleet
   readonly #backpressure: Backpressure
   readonly #unfinishedLines: UnfinishedLines
@@ -127,7 +127,7 @@ export class Worker {
       commandIds: new CommandIds(this.#self, crypto.randomUUID()),
       keys,
     }
-    this.#lines = new Lines(this.#broker, {
+    this.#lines = new LinePublisher(this.#broker, {
       queue: config.broker.fromDeviceQueue,
       replyTo: workerQueue(this.id),
       windowLines: config.broker.windowLines,
@@ -160,7 +160,7 @@ export class Worker {
       isGatewayQueue: (queue) => isGatewayQueue(config.broker, queue),
       fault: (error, queue) => this.#fault(error, queue),
     })
-    this.#sender = new Sender(this.#broker, this.#outboundMessages, this.#outcomes, {
+    this.#sender = new HttpSender(this.#broker, this.#outboundMessages, this.#outcomes, {
       ...routing,
       replyQueue: fleetQueue(this.#self),
       timeoutMs: config.http.sendTimeoutMs,

@@ -12,7 +12,7 @@ import { workerQueue } from "../../src/broker/topology.ts"
 import { COMMAND_ID_HEADER } from "../../src/commands/command-message.ts"
 import type { Place } from "../../src/commands/consumer.ts"
 import { CommandIds } from "../../src/commands/forwarding.ts"
-import { Sender, type SendRequest, type SendResult } from "../../src/commands/http-sender.ts"
+import { HttpSender, type SendRequest, type SendResult } from "../../src/commands/http-sender.ts"
 import { Outcomes, type Receipt } from "../../src/commands/outcomes.ts"
 import { UnacknowledgedCommands } from "../../src/commands/unacknowledged-commands.ts"
 import { Counters } from "../../src/counters.ts"
@@ -79,7 +79,7 @@ class Subject {
   readonly counters = new Counters()
   readonly connection = new ScriptedConnection()
   readonly outboundMessages = new OutboundMessages(this.broker, this.counters, () => NOW_MS)
-  readonly sender: Sender
+  readonly sender: HttpSender
   readonly located: { id: string; trusting: boolean }[] = []
   /** Where the fleet says that a device is. */
   place: Place = { is: "nowhere", detail: "nobody holds it" }
@@ -98,7 +98,7 @@ class Subject {
       UNDELIVERED,
       () => NOW_MS,
     )
-    this.sender = new Sender(this.broker, this.outboundMessages, outcomes, {
+    this.sender = new HttpSender(this.broker, this.outboundMessages, outcomes, {
       workerId: "gw.0",
       replyQueue: REPLIES,
       timeoutMs: TIMEOUT_MS,

@@ -9,7 +9,7 @@ import type { OutgoingMessage, PublishResult } from "../../src/broker/broker.ts"
 import { EmbeddedBroker } from "../../src/broker/embedded.ts"
 import { Counters } from "../../src/counters.ts"
 import type { Connection } from "../../src/device/connection.ts"
-import { Lines } from "../../src/lines/line-publisher.ts"
+import { LinePublisher } from "../../src/lines/line-publisher.ts"
 
 const LONGEST_WAIT_MS = 5_000
 const READ_AT_MS = 1_750_000_000_123
@@ -53,13 +53,13 @@ class Subject {
   readonly broker = new ScriptedBroker()
   readonly counters = new Counters()
   readonly confirmed: string[] = []
-  readonly lines: Lines
+  readonly lines: LinePublisher
   relieved = 0
   nowMs = READ_AT_MS
   readonly #next = new Map<Connection, number>()
 
   constructor({ windowLines = 100, windowBytes = 1e6 }: Options = {}) {
-    this.lines = new Lines(this.broker, {
+    this.lines = new LinePublisher(this.broker, {
       queue: QUEUE,
       replyTo: "owsla.worker.gw.0",
       windowLines,

@@ -9,7 +9,7 @@ import { brokerSetup } from "../../src/broker/setup.ts"
 import { fleetQueue, isGatewayQueue } from "../../src/broker/topology.ts"
 import { Consumer, type Locate } from "../../src/commands/consumer.ts"
 import { CommandIds } from "../../src/commands/forwarding.ts"
-import { Sender, type SendRequest, type SendResult } from "../../src/commands/http-sender.ts"
+import { HttpSender, type SendRequest, type SendResult } from "../../src/commands/http-sender.ts"
 import { Outcomes } from "../../src/commands/outcomes.ts"
 import { UnacknowledgedCommands } from "../../src/commands/unacknowledged-commands.ts"
 import { Counters } from "../../src/counters.ts"
@@ -126,7 +126,7 @@ export class SimulatedWorker {
   readonly unacknowledged: UnacknowledgedCommands
   readonly outcomes: Outcomes
   readonly consumer: Consumer
-  readonly sender: Sender
+  readonly sender: HttpSender
   readonly outboundMessages: OutboundMessages
   /** Those whose sockets are not gone, by connection id. */
   readonly devices = new Map<string, HeldDevice>()
@@ -190,7 +190,7 @@ export class SimulatedWorker {
         throw error
       },
     })
-    this.sender = new Sender(this.client, this.outboundMessages, this.outcomes, {
+    this.sender = new HttpSender(this.client, this.outboundMessages, this.outcomes, {
       ...routing,
       replyQueue: fleetQueue(self),
       timeoutMs: limits.sendTimeoutMs,
@@ -287,7 +287,7 @@ export class SimulatedWorker {
     this.process.run(() => device.connection.flush())
   }
 
-  /** `answered` is called when the promise of `Sender.send` has resolved. */
+  /** `answered` is called when the promise of `HttpSender.send` has resolved. */
   send(request: SendRequest, answered: (result: SendResult) => void): void {
     this.process.run(() => void this.sender.send(request).then(answered))
   }
