@@ -202,7 +202,10 @@ describe("out of order", () => {
     expect(judged(sent, taken)).toEqual({ kept: false, ...counts })
     const follow = { ...RULES, order: "follow" } as const
     expect(judged(sent, taken, follow)).toEqual({ kept: true, ...counts })
+    expect(judge(ledgerOf(sent, taken), follow).examples).toEqual([])
+    expect(judge(ledgerOf(sent, taken), RULES).examples).toHaveLength(1)
     expect(judged(sent, takenOf(0, 2, 1, 3), follow).kept).toBe(false)
+    expect(judge(ledgerOf(sent, takenOf(0, 2, 1, 3)), follow).examples).toHaveLength(1)
   })
 
   test("is no line that the broker took back from a lost connection", () => {
