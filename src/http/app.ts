@@ -17,7 +17,6 @@ import {
   MAX_MESSAGE_ID_BYTES,
 } from "./devices.ts"
 import { type ErrorCode, type HttpEnvironment, refuse } from "./errors.ts"
-import { type FleetDependencies, fleet } from "./fleet.ts"
 import { type HealthDependencies, health } from "./health.ts"
 import { sourceFault } from "./loopback-requests.ts"
 import { type MessagesDependencies, messages } from "./messages.ts"
@@ -25,7 +24,6 @@ import { type MetricsDependencies, metrics } from "./metrics.ts"
 
 export interface AppDependencies
   extends DevicesDependencies,
-    FleetDependencies,
     HealthDependencies,
     MetricsDependencies {
   /**
@@ -106,7 +104,6 @@ export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
   })
   routes.route("/", metrics(dependencies))
   routes.route("/", devices(dependencies))
-  routes.route("/", fleet(dependencies))
   if (dependencies.messages !== null) routes.route("/", messages(dependencies.messages))
 
   routes.notFound((c) => refuse(c, "not_found", `no route ${c.req.method} ${c.req.path}`))

@@ -1,8 +1,12 @@
 /**
- * `POST /devices/:id/send`: one command to one device, answered with its outcome.
+ * The routes below `/devices`: the fleet's connections, asked of every worker of every instance or of the one that holds the
+ * device, and commands.
  *
- * The request is checked here, completely, before it becomes a command; from then on it has exactly
- * one outcome like any other.
+ *   GET /devices, GET /devices/:id, DELETE /devices/:id/connection    a question to the fleet
+ *   POST /devices/:id/send                                            one command, answered with its outcome
+ *
+ * A command is checked here, completely, before it is sent; from then on it has exactly one outcome like any other. A request
+ * ends when its client hangs up; what was not done by then is not done. Bound: `MAX_LIMIT` devices a page.
  */
 
 import { type Context, Hono } from "hono"
@@ -10,6 +14,8 @@ import * as v from "valibot"
 import type { SendRequest, SendResult } from "../commands/http-sender.ts"
 import { bodyFault } from "../device/command.ts"
 import { DEVICE_ID } from "../device/ids.ts"
+import type { DeviceView } from "../fleet/device-view.ts"
+import type { FleetQuery, FleetQueryFailure } from "../fleet/fleet-query.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
 
 /** AMQP's bound for a `message_id`. */
@@ -22,6 +28,7 @@ export interface DevicesDependencies {
   readonly maxLineBytes: number
   /** `caller` is aborted when the client hangs up. */
   readonly send: (request: SendRequest, caller: AbortSignal) => Promise<SendResult>
+  readonly fleetQuery: Pick<FleetQuery, "list" | "describe" | "kick">
 }
 
 /** No message repeats what was sent: it may be long, and it may be secret. */
@@ -49,8 +56,10 @@ const jsonRequest = v.strictObject(
   `the body must be an object with ${Object.keys(entries).join(", ")} and nothing else`,
 )
 
-export function devices({ maxLineBytes, send }: DevicesDependencies): Hono<HttpEnvironment> {
+export function devices(dependencies: DevicesDependencies): Hono<HttpEnvironment> {
+  const { maxLineBytes, send } = dependencies
   const routes = new Hono<HttpEnvironment>()
+  fleetRoutes(routes, dependencies)
 
   routes.post("/devices/:id/send", async (c) => {
     const id = c.req.param("id")
@@ -117,5 +126,72 @@ function answer(c: Context<HttpEnvironment>, result: SendResult): Response {
       return refuse(c, "busy", "too many requests wait for an outcome, or this worker stops")
     default:
       return refuse(c, result.outcome, result.detail)
+  }
+}
+
+const MAX_LIMIT = 1_000
+const DEFAULT_LIMIT = 100
+
+const LIMIT_RULE = `must be a whole number from 1 to ${MAX_LIMIT}`
+/** The beginning of a device id, or all of one. */
+const partOfId = v.optional(
+  v.pipe(v.string(), v.regex(/^[A-Za-z0-9._:-]{0,128}$/, "must be characters of a device id")),
+  "",
+)
+const query = v.object({
+  limit: v.optional(
+    v.pipe(
+      v.string(),
+      v.regex(/^[0-9]{1,4}$/, LIMIT_RULE),
+      v.transform(Number),
+      v.minValue(1, LIMIT_RULE),
+      v.maxValue(MAX_LIMIT, LIMIT_RULE),
+    ),
+    String(DEFAULT_LIMIT),
+  ),
+  prefix: partOfId,
+  after: partOfId,
+})
+
+function fleetRoutes(routes: Hono<HttpEnvironment>, { fleetQuery }: DevicesDependencies): void {
+  routes.get("/devices", async (c) => {
+    const checked = v.safeParse(query, c.req.query())
+    if (!checked.success) {
+      const faults = checked.issues.map((issue) => `${v.getDotPath(issue)}: ${issue.message}`)
+      return refuse(c, "invalid", faults.join("; "))
+    }
+    const listed = await fleetQuery.list(checked.output, c.req.raw.signal)
+    return typeof listed === "string" ? fail(c, listed) : c.json(listed)
+  })
+  routes.get("/devices/:id", (c) => one(c, (id, caller) => fleetQuery.describe(id, caller)))
+  routes.delete("/devices/:id/connection", (c) =>
+    one(c, (id, caller) => fleetQuery.kick(id, caller)),
+  )
+}
+
+async function one(
+  c: Context<HttpEnvironment>,
+  act: (id: string, caller: AbortSignal) => Promise<DeviceView | null | FleetQueryFailure>,
+): Promise<Response> {
+  const id = c.req.param("id") ?? ""
+  if (!DEVICE_ID.test(id)) return refuse(c, "invalid", `the id must match ${DEVICE_ID.source}`)
+  const device = await act(id, c.req.raw.signal)
+  if (device === null)
+    return refuse(c, "not_found", "no worker that answered holds this device or connection")
+  return typeof device === "string" ? fail(c, device) : c.json(device)
+}
+
+function fail(c: Context<HttpEnvironment>, failure: FleetQueryFailure): Response {
+  switch (failure) {
+    case "unreachable":
+      return refuse(
+        c,
+        "broker_away",
+        "the broker is not available, and requests for other workers go through it",
+      )
+    case "timeout":
+      return refuse(c, "timeout", "the worker that holds it did not answer in time")
+    case "busy":
+      return refuse(c, "busy", "too many questions wait for answers")
   }
 }
