@@ -82,47 +82,118 @@ export class WorkerMetrics {
       })
     }
     const c = counters
-    gauge("owsla_connections", "Connections in any state", () => gauges().connections)
-    gauge("owsla_connections_waiting", "Waiting for their handshakes", () => gauges().waiting)
-    counter("owsla_connections_accepted_total", "Accepted, before TLS", () => c.connectionsAccepted)
-    counter("owsla_connections_admitted_total", "Admitted, after TLS", () => c.connectionsAdmitted)
-    counterBy("owsla_connections_closed_total", "Ended or refused, by reason", "reason", () =>
-      Object.entries(c.connectionsClosed),
+    gauge(
+      "owsla_connections",
+      "Open device connections, those in their handshake included",
+      () => gauges().connections,
     )
-    counter("owsla_lines_in_total", "Lines from devices", () => c.linesIn)
-    counter("owsla_line_bytes_in_total", "Bytes of those lines", () => c.lineBytesIn)
-    counter("owsla_empty_lines_total", "Empty lines, signs of life", () => c.emptyLines)
-    counter("owsla_lines_confirmed_total", "Lines that the broker has", () => c.linesConfirmed)
-    counter("owsla_lines_republished_total", "Publishes repeated", () => c.linesRepublished)
-    counter("owsla_lines_returned_total", "Publishes no queue took", () => c.linesReturned)
-    counter("owsla_lines_nacked_total", "Publishes the broker refused", () => c.linesNacked)
+    gauge(
+      "owsla_connections_waiting",
+      "Accepted connections that wait for their handshake",
+      () => gauges().waiting,
+    )
+    counter(
+      "owsla_connections_accepted_total",
+      "TCP connections accepted on the device port",
+      () => c.connectionsAccepted,
+    )
+    counter(
+      "owsla_connections_admitted_total",
+      "Device connections admitted after TLS and identification",
+      () => c.connectionsAdmitted,
+    )
+    counterBy(
+      "owsla_connections_closed_total",
+      "Device connections closed or refused, by reason",
+      "reason",
+      () => Object.entries(c.connectionsClosed),
+    )
+    counter("owsla_lines_in_total", "Lines received from devices", () => c.linesIn)
+    counter("owsla_line_bytes_in_total", "Bytes received in lines", () => c.lineBytesIn)
+    counter(
+      "owsla_empty_lines_total",
+      "Empty lines received; they are not published",
+      () => c.emptyLines,
+    )
+    counter("owsla_lines_confirmed_total", "Lines confirmed by the broker", () => c.linesConfirmed)
+    counter(
+      "owsla_lines_republished_total",
+      "Lines published again after a lost connection or a refusal",
+      () => c.linesRepublished,
+    )
+    counter(
+      "owsla_lines_returned_total",
+      "Lines returned by the broker because no queue took them; they are published again",
+      () => c.linesReturned,
+    )
+    counter(
+      "owsla_lines_nacked_total",
+      "Lines refused by the broker (basic.nack); they are published again",
+      () => c.linesNacked,
+    )
     counter(
       "owsla_unterminated_bytes_total",
-      "Bytes after the last LF of a connection, never published",
+      "Bytes after the last LF of a closed connection, never published",
       () => c.unterminatedBytes,
     )
     counter(
       "owsla_bytes_after_close_total",
-      "Bytes that came after the gateway had begun to close",
+      "Bytes received on connections that the gateway had begun to close",
       () => c.bytesAfterClose,
     )
-    counter("owsla_reading_paused_total", "Times a device had to wait", () => c.readingPaused)
-    gauge("owsla_window_lines", "Lines unconfirmed", () => gauges().windowLines)
-    gauge("owsla_window_bytes", "Bytes of those lines", () => gauges().windowBytes)
-    gauge("owsla_held_bytes", "Bytes read and waiting for the window", () => gauges().heldBytes)
+    counter(
+      "owsla_reading_paused_total",
+      "Times that reading from a device was paused because the publish window was full",
+      () => c.readingPaused,
+    )
+    gauge(
+      "owsla_window_lines",
+      "Lines published and not yet confirmed by the broker",
+      () => gauges().windowLines,
+    )
+    gauge(
+      "owsla_window_bytes",
+      "Bytes of lines published and not yet confirmed by the broker",
+      () => gauges().windowBytes,
+    )
+    gauge(
+      "owsla_held_bytes",
+      "Bytes received from devices that wait for room in the publish window, bounded by MAX_HELD_BYTES in each worker",
+      () => gauges().heldBytes,
+    )
     gauge(
       "owsla_partial_line_bytes",
       "Bytes of lines whose end has not come, bounded by MAX_PARTIAL_BYTES in each worker",
       () => gauges().partialLineBytes,
     )
-    gauge("owsla_waiting_for_room", "Connections with such bytes", () => gauges().waitingForRoom)
-    counter("owsla_commands_received_total", "Commands taken", () => c.commandsReceived)
-    counter("owsla_commands_forwarded_total", "Sent to other workers", () => c.commandsForwarded)
-    counter("owsla_commands_redelivered_total", "Repeats let go", () => c.commandsRedelivered)
+    gauge(
+      "owsla_waiting_for_room",
+      "Connections whose lines wait for room in the publish window",
+      () => gauges().waitingForRoom,
+    )
+    counter(
+      "owsla_commands_received_total",
+      "Commands received from the broker and by HTTP",
+      () => c.commandsReceived,
+    )
+    counter(
+      "owsla_commands_forwarded_total",
+      "Commands forwarded to other workers",
+      () => c.commandsForwarded,
+    )
+    counter(
+      "owsla_commands_redelivered_total",
+      "Repeated deliveries of commands that were acknowledged without effect",
+      () => c.commandsRedelivered,
+    )
     counterBy("owsla_commands_total", "Commands ended, by outcome", "outcome", () =>
       Object.entries(c.commandsSettled),
     )
-    counter("owsla_dead_letters_total", "Commands the broker gave up", () => c.deadLettersReceived)
+    counter(
+      "owsla_dead_letters_total",
+      "Commands dead-lettered by the broker and received from owsla.dead_letters",
+      () => c.deadLettersReceived,
+    )
     counter(
       "owsla_commands_dropped_total",
       "Commands whose delivery was lost with a broker connection before they were written or forwarded; the broker delivers them again",
@@ -133,34 +204,78 @@ export class WorkerMetrics {
       "Commands ended by this instance that the broker had delivered before, possibly to a worker that wrote or ended them; not counted with a message_id that the connection knows",
       () => c.commandsPossiblyRepeated,
     )
-    counter("owsla_gaps_skipped_total", "Gaps in numbers given up", () => c.gapsSkipped)
+    counter("owsla_gaps_skipped_total", "Gaps in to_device_seq given up", () => c.gapsSkipped)
     counter(
       "owsla_gaps_given_up_early_total",
       "Gaps in numbers given up before SEQ_GAP_TIMEOUT_MS because PREFETCH left no room for the missing command",
       () => c.gapsGivenUpEarly,
     )
-    counter("owsla_command_bytes_out_total", "Bytes sockets took", () => c.commandBytesOut)
-    counter("owsla_receipts_total", "Receipts stored", () => c.receiptsSent)
-    counter("owsla_receipts_unroutable_total", "Receipts nobody took", () => c.receiptsUnroutable)
+    counter(
+      "owsla_command_bytes_out_total",
+      "Bytes of commands written to device sockets",
+      () => c.commandBytesOut,
+    )
+    counter("owsla_receipts_total", "Receipts confirmed by the broker", () => c.receiptsSent)
+    counter(
+      "owsla_receipts_unroutable_total",
+      "Receipts given up because their queue is gone, refused them or did not confirm them",
+      () => c.receiptsUnroutable,
+    )
     counter(
       "owsla_outbound_messages_republished_total",
-      "Own messages repeated",
+      "Receipts, copies and forwarded commands published again",
       () => c.outboundRepublished,
     )
     gauge(
       "owsla_commands_unacknowledged",
-      "Held of the broker",
+      "Commands received from the broker and not yet acknowledged",
       () => gauges().unacknowledgedCommands,
     )
-    gauge("owsla_commands_held", "Waiting for a number", () => gauges().heldCommands)
-    gauge("owsla_outbound_messages", "Own messages unconfirmed", () => gauges().outboundMessages)
-    gauge("owsla_devices_located", "Other workers' devices known", () => gauges().locationCache)
-    gauge("owsla_fleet_members", "Other workers heard of", () => gauges().members)
-    gauge("owsla_presence_waiting", "Presence events unconfirmed", () => gauges().presence)
-    counter("owsla_locations_asked_total", "Devices asked for", () => c.locationsAsked)
-    counter("owsla_fleet_messages_total", "To other workers", () => c.fleetMessagesSent)
-    counter("owsla_fleet_messages_dropped_total", "Not sent", () => c.fleetMessagesDropped)
-    counter("owsla_fleet_messages_unknown_total", "Not read", () => c.fleetMessagesUnknown)
+    gauge(
+      "owsla_commands_held",
+      "Commands that wait for a missing to_device_seq",
+      () => gauges().heldCommands,
+    )
+    gauge(
+      "owsla_outbound_messages",
+      "Receipts, copies and forwarded commands not yet confirmed by the broker",
+      () => gauges().outboundMessages,
+    )
+    gauge(
+      "owsla_devices_located",
+      "Devices of other workers in the location cache",
+      () => gauges().locationCache,
+    )
+    gauge(
+      "owsla_fleet_members",
+      "Other workers known to the workers of this instance",
+      () => gauges().members,
+    )
+    gauge(
+      "owsla_presence_waiting",
+      "Presence events not yet confirmed by the broker",
+      () => gauges().presence,
+    )
+    counter(
+      "owsla_locations_asked_total",
+      "Devices that other workers were asked for",
+      () => c.locationsAsked,
+    )
+    counter(
+      "owsla_fleet_messages_total",
+      "Messages sent to other workers",
+      () => c.fleetMessagesSent,
+    )
+    counter(
+      "owsla_fleet_messages_dropped_total",
+      "Messages between workers dropped because the broker was away or slow",
+      () => c.fleetMessagesDropped,
+    )
+    counter(
+      "owsla_fleet_messages_unknown_total",
+      "Messages from other workers that could not be read",
+      () => c.fleetMessagesUnknown,
+    )
     counter(
       "owsla_fleet_messages_unverified_total",
       "Messages in a fleet queue dropped because no member of the fleet has signed them",
@@ -171,14 +286,23 @@ export class WorkerMetrics {
       "Devices in messages between workers that were ignored because they are not valid",
       () => c.fleetRowsRefused,
     )
-    counter("owsla_presence_total", "Presence events stored", () => c.presenceSent)
-    counter("owsla_presence_dropped_total", "Presence events lost", () => c.presenceDropped)
-    gauge("owsla_broker_ready_workers", "Workers whose broker takes messages", () =>
+    counter("owsla_presence_total", "Presence events confirmed by the broker", () => c.presenceSent)
+    counter(
+      "owsla_presence_dropped_total",
+      "Presence events dropped because too many were waiting",
+      () => c.presenceDropped,
+    )
+    gauge("owsla_broker_ready_workers", "Workers whose broker connection accepts messages", () =>
       gauges().brokerReady ? 1 : 0,
     )
-    counter("owsla_broker_connects_total", "Times the broker was reached", () => c.brokerConnects)
-    counter("owsla_broker_losses_total", "Times it was lost", () => c.brokerLosses)
-    counterBy("owsla_http_errors_total", "Requests refused, by code", "code", () => c.httpErrors)
+    counter("owsla_broker_connects_total", "Broker connections established", () => c.brokerConnects)
+    counter("owsla_broker_losses_total", "Broker connections lost", () => c.brokerLosses)
+    counterBy(
+      "owsla_http_errors_total",
+      "HTTP requests refused, by error code",
+      "code",
+      () => c.httpErrors,
+    )
     counterBy(
       "owsla_http_connections_closed_total",
       "HTTP connections closed by the gateway, by reason",
@@ -186,9 +310,15 @@ export class WorkerMetrics {
       () => Object.entries(c.httpConnectionsClosed),
     )
     counter("owsla_log_lines_dropped_total", LOG_LINES_DROPPED, () => c.logLinesDropped)
-    counter("owsla_faults_total", "Defects met and survived", () => c.faults)
-    gauge("owsla_resident_bytes", "Resident memory", () => process.memoryUsage.rss())
-    counter("owsla_cpu_seconds_total", "User and system time", cpuSeconds)
+    counter("owsla_faults_total", "Internal errors that were caught and logged", () => c.faults)
+    gauge("owsla_resident_bytes", "Resident memory of all processes of the instance, bytes", () =>
+      process.memoryUsage.rss(),
+    )
+    counter(
+      "owsla_cpu_seconds_total",
+      "User and system CPU time of all processes of the instance, seconds",
+      cpuSeconds,
+    )
   }
 
   async snapshot(): Promise<MetricsSnapshot> {
@@ -203,18 +333,24 @@ export async function supervisorMetrics(
 ): Promise<MetricsSnapshot> {
   const registry = new Registry()
   const registers = [registry]
-  new Counter({ name: "owsla_worker_restarts_total", help: "Workers replaced", registers }).inc(
-    restarts,
-  )
+  new Counter({
+    name: "owsla_worker_restarts_total",
+    help: "Workers restarted after they ended",
+    registers,
+  }).inc(restarts)
   new Counter({ name: "owsla_log_lines_dropped_total", help: LOG_LINES_DROPPED, registers }).inc(
     logLinesDropped,
   )
-  new Gauge({ name: "owsla_resident_bytes", help: "Resident memory", registers }).set(
-    process.memoryUsage.rss(),
-  )
-  new Counter({ name: "owsla_cpu_seconds_total", help: "User and system time", registers }).inc(
-    cpuSeconds(),
-  )
+  new Gauge({
+    name: "owsla_resident_bytes",
+    help: "Resident memory of all processes of the instance, bytes",
+    registers,
+  }).set(process.memoryUsage.rss())
+  new Counter({
+    name: "owsla_cpu_seconds_total",
+    help: "User and system CPU time of all processes of the instance, seconds",
+    registers,
+  }).inc(cpuSeconds())
   return (await registry.getMetricsAsJSON()) as MetricsSnapshot
 }
 
