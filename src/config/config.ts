@@ -172,7 +172,7 @@ function withFiles(environment: Environment, faults: string[]): Record<string, s
     const file = values[`${name}_FILE`]
     if (file === undefined) continue
     if (values[name] !== undefined) faults.push(`${name}: set it or ${name}_FILE, not both`)
-    // Without the path: whoever puts the secret itself there by mistake should not find it in the log.
+    // Without the path: the secret itself may have been put there by mistake, and must not be logged.
     try {
       values[name] = readFileSync(file, "utf8").trim()
       if (values[name] === "") faults.push(`${name}_FILE: the file is empty`)
@@ -265,7 +265,7 @@ export function risks({ amqp, device }: Config): string[] {
     found.push("embedded broker: nothing is kept, for a first try only; set AMQP_URL")
   }
   if (device.auth === "none" && !isLoopback(device.host)) {
-    found.push(`DEVICE_AUTH=none on ${device.host}: whoever reaches the port is admitted`)
+    found.push(`DEVICE_AUTH=none on ${device.host}: every device that reaches the port is admitted`)
   }
   return found
 }

@@ -36,7 +36,7 @@ export interface AppDependencies
   /** Only with the embedded broker. */
   readonly messages: MessagesDependencies | null
   readonly counters: Counters
-  /** A defect of ours that met a request. */
+  /** An internal error while a request was handled. */
   readonly fault: (error: Error) => void
 }
 

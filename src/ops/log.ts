@@ -62,18 +62,23 @@ export function logEvents(events: EventBus, log: Logger): void {
     log.debug({ connection: connection.id, detail }, "connection not identified")
   })
   events.on("connection_refused", ({ reason }) => log.debug({ reason }, "connection refused"))
-  events.on("certificate_renewed", () => log.info("new devices see the new certificate"))
+  events.on("certificate_renewed", () => log.info("certificate renewed for new connections"))
   events.on("reading_suspended", ({ heldBytes }) => {
-    log.warn({ heldBytes }, "no device is read: lines wait for the broker")
+    log.warn(
+      { heldBytes },
+      "reading from devices paused: lines wait for the broker (MAX_HELD_BYTES)",
+    )
   })
-  events.on("reading_resumed", ({ heldBytes }) => log.info({ heldBytes }, "devices are read again"))
+  events.on("reading_resumed", ({ heldBytes }) =>
+    log.info({ heldBytes }, "reading from devices resumed"),
+  )
   events.on("broker_state", ({ state }) => {
     if (state.is === "ready" || state.is === "closed") log.info({ broker: state.is }, "broker")
     else log.warn({ broker: state.is, reason: state.reason }, "broker")
   })
   events.on("broker_warning", ({ message }) => log.warn(message))
   events.on("broker_mute", ({ unconfirmedMs }) => {
-    log.warn({ unconfirmedMs }, "the broker confirms nothing: connecting anew")
+    log.warn({ unconfirmedMs }, "no publisher confirm within CONFIRM_TIMEOUT_MS, reconnecting")
   })
   events.on("drain", (progress) => {
     const level = progress.phase === "cut_short" ? "error" : "info"

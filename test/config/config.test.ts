@@ -635,7 +635,7 @@ describe("rules between settings", () => {
     [{ AMQP_URL, DEVICE_HOST: "127.0.0.1" }, []],
     [
       { AMQP_URL, DEVICE_HOST: "0.0.0.0" },
-      ["DEVICE_AUTH=none on 0.0.0.0: whoever reaches the port is admitted"],
+      ["DEVICE_AUTH=none on 0.0.0.0: every device that reaches the port is admitted"],
     ],
     [{ AMQP_URL, DEVICE_HOST: "0.0.0.0", DEVICE_AUTH: "hello", HELLO_SECRETS: SECRET }, []],
   ] satisfies [Environment, string[]][])("what is allowed and risky is told: %j", (set, told) => {

@@ -237,7 +237,7 @@ fault(
     const renewed = await createServerCertificate(authority, [])
     write(renewed)
     bed.gateway.signal("SIGHUP")
-    await until(() => told("see the new certificate") === 2, { what: "both workers to take it" })
+    await until(() => told("certificate renewed") === 2, { what: "both workers to take it" })
     const shown = await Promise.all(
       Array.from({ length: LOOKS }, () => fingerprintShown(bed.gateway.devicePort)),
     )

@@ -67,8 +67,7 @@ const refused = () => gateway.metric("owsla_connections_closed_total", "refused"
 
 /** Has all workers read their files again. */
 async function reload(workers = 1): Promise<void> {
-  const count = () =>
-    gateway.log.filter(({ msg }) => msg.includes("see the new certificate")).length
+  const count = () => gateway.log.filter(({ msg }) => msg.includes("certificate renewed")).length
   const before = count()
   gateway.signal("SIGHUP")
   await until(() => count() === before + workers, { what: "the files to be taken" })

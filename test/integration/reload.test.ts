@@ -60,7 +60,7 @@ function told(gateway: TestGateway, text: string): number {
   return gateway.log.filter(({ msg }) => msg.includes(text)).length
 }
 
-const renewals = (gateway: TestGateway) => told(gateway, "see the new certificate")
+const renewals = (gateway: TestGateway) => told(gateway, "certificate renewed")
 
 /** Has a gateway take a new certificate; returns its fingerprint. */
 async function renewedOf(gateway: TestGateway, workers: number): Promise<string> {
