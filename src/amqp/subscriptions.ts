@@ -144,7 +144,7 @@ export class Subscriptions {
       this.#subscribed.add(subscription)
       client.take(channel.id, {
         content: (content) => {
-          // What can't be acknowledged comes again, and so does what comes by a consumer that is cancelled as soon as it began.
+          // The broker delivers again what cannot be acknowledged, and what came by a consumer that was cancelled as soon as it began.
           if (channel.closed || (this.#stopped && !began && !untilClose)) return
           const delivery = new AmqpDelivery(subscription.queue, acknowledgements, content)
           subscription.deliver(delivery, prefetch)

@@ -62,6 +62,7 @@ export class EmbeddedBroker implements Broker {
   #listener: BrokerListener | null = null
   #state: BrokerState = { is: "away", reason: "not started" }
   #sweep: ReturnType<typeof setInterval> | null = null
+  #paused = false
 
   constructor(nowMs: () => number = Date.now) {
     this.#nowMs = nowMs
@@ -118,10 +119,14 @@ export class EmbeddedBroker implements Broker {
 
   reset(): void {}
 
-  // Prefetch alone bounds what is held: the messages are in this process either way.
-  pauseConsuming(): void {}
+  pauseConsuming(): void {
+    this.#paused = true
+  }
 
-  resumeConsuming(): void {}
+  resumeConsuming(): void {
+    this.#paused = false
+    for (const queue of this.#queues.values()) this.#deliver(queue)
+  }
 
   /** Follows the messages of one queue from now on. Returns how to stop. */
   tap(queue: string, tap: Tap): () => void {
@@ -193,7 +198,7 @@ export class EmbeddedBroker implements Broker {
   }
 
   #deliver(queue: Queue): void {
-    while (queue.messages.length > 0) {
+    while (queue.messages.length > 0 && !this.#paused) {
       const consumer = this.#nextWithRoom(queue)
       if (consumer === undefined) return
       const message = queue.messages.shift()

@@ -21,7 +21,7 @@ export interface OutboundOptions {
   readonly whenReturned: "again" | "final"
   /** The same for a message that the broker refused; default "again". */
   readonly whenNacked?: "again" | "final"
-  /** Whether a message that stays unconfirmed ends as "nacked" ("final") while the broker confirms others. */
+  /** Whether a message that stays unconfirmed ends as "given_up" ("final") while the broker confirms others. */
   readonly whenUnconfirmed?: "again" | "final"
   /** Called before each publish, repeats included: false ends the message as "withdrawn". */
   readonly wanted?: () => boolean
@@ -29,7 +29,7 @@ export interface OutboundOptions {
   readonly begun?: () => void
   /**
    * Called once: "confirmed", "unencodable" when the properties are too large for a frame, "withdrawn", or,
-   * where the options make it final, "returned" or "nacked".
+   * where the options make it final, "returned", "nacked" or "given_up".
    */
   readonly done: (result: FinalResult) => void
 }

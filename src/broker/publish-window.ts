@@ -37,6 +37,8 @@ export type FinalResult =
   | "unencodable"
   /** The message was not published, or not again, since it was no longer wanted. */
   | "withdrawn"
+  /** The broker did not confirm it in time, while it confirmed others: the message may be stored. */
+  | "given_up"
 
 export type EntryState = "waiting" | "in_flight" | "done" | "failed" | "released"
 

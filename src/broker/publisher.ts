@@ -109,7 +109,7 @@ export class Publisher<T> {
   }
 
   /**
-   * Ends as "nacked" the messages sent at `sentByMs` or before that are still unconfirmed: their queue takes nothing
+   * Ends as "given_up" the messages sent at `sentByMs` or before that are still unconfirmed: their queue takes nothing
    * while the broker confirms others. A later confirm of such a message changes nothing.
    */
   giveUp(sentByMs: number, mayEnd: (item: T) => boolean): void {
@@ -142,7 +142,7 @@ export class Publisher<T> {
   #settled(entry: Entry<T>, result: PublishResult | "withdrawn" | "given_up"): void {
     switch (result) {
       case "given_up":
-        this.#done(entry, "nacked")
+        this.#done(entry, "given_up")
         break
       case "confirmed":
         this.#attempt = 0

@@ -12,7 +12,7 @@ import { CONNECTION_ID, DEVICE_ID } from "../device/ids.ts"
 
 /** How often this command was forwarded from worker to worker. */
 export const HOPS_HEADER = "owsla-hops"
-/** The same on every copy of one command that was forwarded; `<worker>.<incarnation>.<counter>`. */
+/** The same on every copy of one command that was forwarded; `<worker>.<incarnation>.<random>.<counter>`. */
 export const COMMAND_ID_HEADER = "owsla-command"
 /** The broker had handed it out before it was forwarded, which makes a new message of it. */
 export const REDELIVERED_HEADER = "owsla-redelivered"

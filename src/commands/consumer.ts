@@ -88,6 +88,12 @@ interface Origin {
   readonly givenUp: GivenUp | null
 }
 
+/**
+ * The broker puts the address of the sender's channel in its place, but not on a message that came by AMQP 1.0, and closes
+ * the channel of anybody who publishes it without consuming from it.
+ */
+const DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
+
 /** Bounds the forwards between workers that lose the command with their connections again and again. */
 const MAX_GIVEN_UP_FORWARDS = 16
 
@@ -227,10 +233,16 @@ export class Consumer {
   #admit(properties: MessageProperties): Refusal | null {
     const { keys, isGatewayQueue } = this.#options
     const { replyTo } = properties
-    if (keys.admit(properties) || replyTo === undefined || !isGatewayQueue(replyTo)) return null
-    // A receipt there would be read as a line, a command or the receipt of another command.
+    if (keys.admit(properties) || replyTo === undefined) return null
+    const isDirectReply = replyTo === DIRECT_REPLY_TO
+    if (!isDirectReply && !isGatewayQueue(replyTo)) return null
+    // A receipt in the gateway's queue would be read as a line, a command or the receipt of another command. A message with
+    // the other name closes the channel that it is published on again.
     delete properties.replyTo
-    return { outcome: "invalid", detail: `reply_to names a queue of the gateway: ${replyTo}` }
+    const detail = isDirectReply
+      ? `reply_to must name a queue, not ${DIRECT_REPLY_TO}`
+      : `reply_to names a queue of the gateway: ${replyTo}`
+    return { outcome: "invalid", detail }
   }
 
   #refuse(delivery: Delivery, { outcome, detail }: Refusal, deadLetter: DeadLetter | null): void {
@@ -245,7 +257,10 @@ export class Consumer {
     const command =
       this.#unacknowledged.of(delivery) ?? new QueuedCommand(delivery, null, this.#outcomes)
     // The connection may hold the command or not: what it holds ends with it.
-    if (command.state === "at_connection") command.connection?.close("fault")
+    if (command.state === "at_connection") {
+      command.connection?.close("fault")
+      if (command.state !== "at_connection") return
+    }
     if (command.state === "ended" || command.state === "dropped") return
     this.#unacknowledged.hold(command)
     try {
@@ -306,8 +321,8 @@ export class Consumer {
     const { leftIn } = origin
     // What came here by an announcement, or was left where one led, is not sent after another.
     locate(deviceId, leftIn === null && message.hops === 0, (place) => {
-      // Lost meanwhile: the next delivery is looked up by itself.
-      if (command.state === "dropped") return
+      // Lost meanwhile: the next delivery is looked up by itself. Or its handling has failed.
+      if (command.state !== "routing") return
       try {
         this.#located(command, message, find(deviceId), place, origin)
       } catch (error) {

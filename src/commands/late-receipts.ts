@@ -9,7 +9,7 @@
  * of the leader has died. A reply queue that is full (`x-overflow: reject-publish`) is refused in the same way and may stay
  * full, so the command is acknowledged and holds up no other. If the worker dies meanwhile, the receipt is lost.
  *
- * Bounds: `MAX_LATE` receipts, each for `RETRY_FOR_MS` from the first sweep that sees it. Waits double from
+ * Bounds: `MAX_LATE` receipts, `MAX_LATE_OF_QUEUE` of them for one reply queue, each for `RETRY_FOR_MS` from the first sweep that sees it. Waits double from
  * `FIRST_WAIT_MS` to `MAX_WAIT_MS`.
  */
 
@@ -18,6 +18,8 @@ import type { OutboundMessages } from "../broker/outbound-messages.ts"
 import type { FinalResult } from "../broker/publish-window.ts"
 
 export const MAX_LATE = 10_000
+/** A reply queue that is full leaves room for the receipts of others. */
+export const MAX_LATE_OF_QUEUE = 5_000
 export const RETRY_FOR_MS = 15_000
 const FIRST_WAIT_MS = 250
 const MAX_WAIT_MS = 2_000
@@ -36,6 +38,7 @@ interface LateReceipt {
 export class LateReceipts {
   readonly #outboundMessages: OutboundMessages
   readonly #waiting = new Set<LateReceipt>()
+  readonly #countOf = new Map<string, number>()
   #count = 0
 
   constructor(outboundMessages: OutboundMessages) {
@@ -57,8 +60,10 @@ export class LateReceipts {
     properties: MessageProperties,
     ended: (isSent: boolean) => void,
   ): boolean {
-    if (this.#count >= MAX_LATE) return false
+    const ofQueue = this.#countOf.get(queue) ?? 0
+    if (this.#count >= MAX_LATE || ofQueue >= MAX_LATE_OF_QUEUE) return false
     this.#count += 1
+    this.#countOf.set(queue, ofQueue + 1)
     const late = { queue, body, properties, ended, waitMs: FIRST_WAIT_MS }
     this.#waiting.add({ ...late, dueAtMs: null, giveUpAtMs: null })
     return true
@@ -75,11 +80,18 @@ export class LateReceipts {
     }
   }
 
+  #left(queue: string): void {
+    this.#count -= 1
+    const ofQueue = (this.#countOf.get(queue) ?? 0) - 1
+    if (ofQueue > 0) this.#countOf.set(queue, ofQueue)
+    else this.#countOf.delete(queue)
+  }
+
   #publish(late: LateReceipt, steadyMs: number): void {
     const done = (result: FinalResult) => {
       const isLast = steadyMs >= (late.giveUpAtMs ?? 0)
       if (result !== "nacked" || isLast) {
-        this.#count -= 1
+        this.#left(late.queue)
         late.ended(result === "confirmed")
         return
       }

@@ -4,9 +4,9 @@
  *   written, duplicate ──────────────────────► receipt, if asked for ──► acknowledge
  *   any other ──► copy in the undelivered queue ─► receipt, if asked for ──► acknowledge
  *
- * The delivery is acknowledged only when the broker has both, or has refused the receipt; see `late-receipts.ts`. When the delivery is lost
- * before the broker has confirmed the first of them, and no byte of the command was offered to a socket, nothing more is published:
- * the next delivery decides. When it comes here, the outcome is the same as before. After the first confirm the outcome stands. Never decides on an outcome. Bound: one entry for each unacknowledged delivery, so
+ * The delivery is acknowledged once the broker has both, or has refused the receipt; see `late-receipts.ts`. If the delivery is
+ * lost before the broker has confirmed anything, and no byte was offered to a socket, nothing more is published and the next
+ * delivery decides. If that delivery comes to this worker, it has the same outcome. After the first confirm the outcome stands. Never decides on an outcome. Bound: one entry for each unacknowledged delivery, so
  * the prefetch of the consumers.
  */
 
@@ -144,6 +144,7 @@ export class Outcomes implements CommandSource {
     outcome: Outcome,
     detail: string,
     recipient: Recipient | null,
+    properties = command.delivery.properties,
   ): void {
     command.state = "ending"
     command.connection = null
@@ -180,7 +181,7 @@ export class Outcomes implements CommandSource {
       return
     }
     const store = () =>
-      this.keep(command.body, command.delivery.properties, outcome, detail, {
+      this.keep(command.body, properties, outcome, detail, {
         wanted,
         begun,
         done: (result) => {
@@ -200,13 +201,13 @@ export class Outcomes implements CommandSource {
    * cause.
    */
   fail(command: QueuedCommand, detail: string): void {
-    const { properties } = command.delivery
-    const { headers = {} } = properties
-    properties.headers = {}
-    for (const name of ESSENTIAL_HEADERS) {
-      if (isShort(headers[name])) properties.headers[name] = headers[name]
-    }
-    this.settle(command, "invalid", detail, null)
+    const { headers = {}, replyTo, correlationId } = command.delivery.properties
+    const kept: Record<string, HeaderValue> = {}
+    for (const name of ESSENTIAL_HEADERS) if (isShort(headers[name])) kept[name] = headers[name]
+    const reduced: MessageProperties = { headers: kept }
+    if (replyTo !== undefined) reduced.replyTo = replyTo
+    if (correlationId !== undefined) reduced.correlationId = correlationId
+    this.settle(command, "invalid", detail, null, reduced)
   }
 
   /**
@@ -295,6 +296,7 @@ export class Outcomes implements CommandSource {
         return
       }
       stand()
+      // Not one that was given up: it may be stored.
       const isLate = result === "nacked" && this.late.add(replyTo, body, properties, this.#told)
       if (!isLate) this.#told(result === "confirmed")
       this.#unacknowledged.acknowledge(command)

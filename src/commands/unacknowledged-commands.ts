@@ -127,12 +127,14 @@ export class UnacknowledgedCommands {
 
   /** A command in hand goes on with the delivery of another one that is the same; its own delivery is acknowledged. */
   replace(command: QueuedCommand, other: QueuedCommand): void {
-    const { delivery, message, copyKey, countedFor } = command
+    const { delivery, message, copyKey, countedFor, loss } = command
+    if (loss !== null) loss.command = other
+    command.loss = null
     command.delivery = other.delivery
     command.message = other.message
     command.copyKey = other.copyKey
     command.countedFor = other.countedFor
-    Object.assign(other, { delivery, message, copyKey, countedFor })
+    Object.assign(other, { delivery, message, copyKey, countedFor, loss })
     this.acknowledge(other)
   }
 

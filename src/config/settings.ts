@@ -25,7 +25,6 @@ import {
 const QUEUE_NAME = (name: string) =>
   /^(?!amq\.|owsla\.)\S+$/.test(name) && Buffer.byteLength(name) <= 200
 
-const MIN_FLEET_SECRET_CHARACTERS = 32
 /** RFC 6750, section 2.1. */
 const TOKEN = /^[A-Za-z0-9._~+/-]{16,}=*$/
 const TOKEN_RANGE = "at least 16 of A-Z a-z 0-9 . _ ~ + / -"
@@ -47,8 +46,8 @@ export const settings = v.object({
   FLEET_SECRET: text({
     default: "",
     defaultText: "derived from the password in AMQP_URL",
-    match: (value) => value === "" || value.length >= MIN_FLEET_SECRET_CHARACTERS,
-    range: `at least ${MIN_FLEET_SECRET_CHARACTERS} characters`,
+    match: (value) => value === "" || secretFault(value) === null,
+    range: `${SECRET_RANGE}, ${MIN_DISTINCT_CHARACTERS} of them different`,
     text: "Proves to the workers of all instances that a message comes from one of them. The same on all instances of one broker. To be set where instances have different users at the broker.",
     secret: true,
   }),
@@ -151,7 +150,7 @@ export const settings = v.object({
     defaultText: "the open-files limit less 256 and MAX_HTTP_CONNECTIONS, at least half of it",
     min: 0,
     max: 1_000_000,
-    text: "Connections of one worker; one more takes the place of the oldest that has stalled before it became a device, else it is refused (overloaded). 0 derives it from the open-files limit.",
+    text: "Connections of one worker. When it is full, a new connection replaces the oldest one that has stalled before it became a device. When there is none, the new connection is refused (overloaded). 0 derives the number from the open-files limit.",
   }),
   MAX_WAITING: integer({
     default: 10_000,
@@ -310,7 +309,7 @@ export const settings = v.object({
     min: 1,
     max: 65_536,
     unit: "connections",
-    text: "HTTP connections of one worker, a quarter of the open-files limit at most. One more takes the place of the one that has waited longest for a request; when none waits it is closed.",
+    text: "HTTP connections of one worker, a quarter of the open-files limit at most. One more takes the place of the one that has waited longest for a request, or else of the one whose request has been incomplete longest. When all are being answered, the new one is closed.",
   }),
   SEND_TIMEOUT_MS: integer({
     default: 5_000,

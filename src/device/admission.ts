@@ -21,7 +21,7 @@
  *   late for itself, while admission keeps those that are under way to twice that time.
  * - A handshake that completes is a device that stays, and there is one less to come.
  * - When as many connections as the worker holds were ended and not one handshake was completed meanwhile, the limit is
- *   shorter than any handshake can be on their network. It doubles each time, up to `MAX_STALL_MS`, until one completes;
+ *   too short for any handshake on their network. It doubles each time, up to `MAX_STALL_MS`, until one completes;
  *   from then on `stalledAfterMs` knows how long a handshake takes.
  */
 

@@ -199,7 +199,10 @@ export class Endpoint {
       if (redelivered) return { do: "acknowledge", command }
       // When the redelivery is lost too, the broker may hand it to the worker that has forwarded the command: that one
       // acknowledges it, since the forward is stored. So the forward is kept and not the redelivery.
-      if (forwarded && waiting.redelivered) return { do: "replace", command, waiting }
+      if (forwarded && waiting.redelivered && this.#remembered?.hasForward(waiting) !== true) {
+        if (messageId !== null) this.#remembered?.forwardCame(messageId)
+        return { do: "replace", command, waiting }
+      }
     }
     return byId === undefined ? null : duplicate
   }

@@ -25,10 +25,12 @@ export const SECRET_RANGE = `at least ${MIN_SECRET_CHARACTERS} of A-Z a-z 0-9 . 
 
 /** The rule that the secret breaks, or null. */
 export function secretFault(secret: string): string | null {
-  if (secret.length < MIN_SECRET_CHARACTERS || !CHARACTERS.test(secret)) {
+  // The padding of base64 adds nothing.
+  const characters = secret.replace(/=+$/, "")
+  if (characters.length < MIN_SECRET_CHARACTERS || !CHARACTERS.test(secret)) {
     return `must be ${SECRET_RANGE}`
   }
-  if (new Set(secret).size < MIN_DISTINCT_CHARACTERS) {
+  if (new Set(characters).size < MIN_DISTINCT_CHARACTERS) {
     return `must have at least ${MIN_DISTINCT_CHARACTERS} different characters`
   }
   const lower = secret.toLowerCase()

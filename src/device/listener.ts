@@ -180,8 +180,8 @@ export class Listener {
   }
 
   /**
-   * Shows a new certificate to devices that connect from now on. Live connections stay, except those whose own
-   * certificates the CAs of `tls` do not vouch for, or have expired.
+   * Shows a new certificate to devices that connect from now on. Live connections stay, except those whose
+   * certificates have expired or are no longer vouched for by the CAs of `tls`.
    * @throws when it can't be used: then the old one serves on.
    */
   renew(tls: ListenerTls): void {
@@ -281,7 +281,7 @@ export class Listener {
     const ms = Math.round(this.#context.steadyMs() - atMs)
     // One that is being closed keeps its reason.
     if (connection.state !== "closing") {
-      const detail = `no device ${ms} ms after it began, and the worker is full`
+      const detail = `it had not become a device ${ms} ms after its handshake began, and the worker is full`
       this.#unidentified(socket, connection, "overloaded", detail)
     }
     socket.terminate()

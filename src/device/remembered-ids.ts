@@ -19,6 +19,8 @@ export type Remembered = Command | "written" | WrittenRedelivery
 
 export class RememberedIds {
   readonly #commands = new Map<string, Remembered>()
+  /** Waiting commands whose forward has come. */
+  readonly #forwarded = new WeakSet<Command>()
 
   /** Undefined for an id not seen lately. */
   find(messageId: string): Remembered | undefined {
@@ -38,13 +40,21 @@ export class RememberedIds {
   written(messageId: string, command: Command): void {
     if (this.#commands.get(messageId) !== command) return
     const { seq, redelivered, bodyHash } = command
-    const isRedelivery = redelivered && bodyHash !== undefined
+    const isRedelivery = redelivered && bodyHash !== undefined && !this.hasForward(command)
     this.#commands.set(messageId, isRedelivery ? { writtenSeq: seq, bodyHash } : "written")
   }
 
-  /** The forward of a command that was written from a redelivery has come: a further one is a duplicate. */
+  /** The forward of a command that was delivered again has come, before or after it was written: a further one is a duplicate. */
   forwardCame(messageId: string): void {
-    this.#commands.set(messageId, "written")
+    const known = this.#commands.get(messageId)
+    if (known !== undefined && known !== "written" && !("writtenSeq" in known)) {
+      this.#forwarded.add(known)
+    } else this.#commands.set(messageId, "written")
+  }
+
+  /** Whether the forward of this waiting command has come. */
+  hasForward(command: Command): boolean {
+    return this.#forwarded.has(command)
   }
 
   /** The command ended unwritten: a later one with its id may be written. */

@@ -39,7 +39,7 @@ export class FleetKeys {
     return this.#hmac(body).toString("base64url")
   }
 
-  /** Whether a member has made this `owsla-mac` for this body. The time that it takes depends on the body alone. */
+  /** Whether a member has made this `owsla-mac` for this body. For a value of the right length the time depends on the body alone. */
   verifies(body: Uint8Array, mac: HeaderValue): boolean {
     if (typeof mac !== "string") return false
     const shown = Buffer.from(mac, "base64url")

@@ -173,7 +173,7 @@ export class Fleet {
     if (steadyMs - this.#toldUnverifiedAtMs < TELL_UNVERIFIED_EVERY_MS) return
     this.#options.warn(
       `${count - this.#toldUnverified} message(s) to this worker's fleet queue do not verify and were dropped: ` +
-        "another instance has another FLEET_SECRET or an earlier version, or a broker user that is no member of the fleet sent them",
+        "either another instance has a different FLEET_SECRET or runs an earlier version, or a broker user outside the fleet sent them",
     )
     this.#toldUnverified = count
     this.#toldUnverifiedAtMs = steadyMs

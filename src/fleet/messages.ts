@@ -8,7 +8,7 @@
  *   list ──► listed       what devices do you hold
  *   describe ──► described, kick ──► kicked      one connection
  *
- * Each row of a message is checked by itself: one that is not valid does not affect the others. A member tells of its own
+ * Each row of a message is checked by itself: one that is not valid does not affect the others. A member registers its own
  * connections alone, and no epoch is more than `MAX_EPOCH_AHEAD_MS` ahead of the clock: a larger one would keep its
  * device from ever being taken over. Bound: `MAX_ROWS` devices a message.
  */
@@ -54,7 +54,10 @@ const message = v.variant("type", [
     type: v.literal("where"),
     ...sender,
     ask,
-    devices: v.pipe(v.array(id), v.maxLength(MAX_ROWS)),
+    devices: v.pipe(
+      rows,
+      v.transform((unchecked) => unchecked as readonly string[]),
+    ),
   }),
   v.object({ type: v.literal("there"), ...sender, ask, devices: registrations }),
   v.object({
@@ -129,6 +132,13 @@ function checkRows(message: FleetMessage, nowMs: number): ReadMessage {
     const devices = message.devices.filter((row) => isRegistration(row, message, nowMs))
     const refusedRows = message.devices.length - devices.length
     return { message: { ...message, devices }, refusedRows }
+  }
+  if (message.type === "where") {
+    const devices = message.devices.filter(isDevice)
+    return {
+      message: { ...message, devices },
+      refusedRows: message.devices.length - devices.length,
+    }
   }
   if (message.type !== "devices") return { message, refusedRows: 0 }
   const here = message.here.filter((row) => isRegistration(row, message, nowMs))

@@ -12,7 +12,8 @@
 const HOST = /^(?:localhost|\[::1\]|127(?:\.[0-9]{1,3}){3})(?::[0-9]{1,5})?$/i
 /** Of `Sec-Fetch-Site` (W3C Fetch Metadata): `none` is a request of the user, such as an address typed in. */
 const OWN_SITES: readonly string[] = ["same-origin", "none"]
-const ADVICE = "or set HTTP_TOKENS and send one as Authorization: Bearer <token>"
+const ADVICE =
+  "or set HTTP_TOKENS and send one of these tokens in the header Authorization: Bearer <token>"
 
 export interface RequestSource {
   /** The value of `Host`. */

@@ -108,7 +108,9 @@ export class DenylistFile {
   #warnOfLast(reason: string): boolean {
     if (reason === this.#trouble) return false
     this.#trouble = reason
-    this.#warn(`DENYLIST_FILE: the last list stays in force: ${reason}`)
+    const consequence =
+      this.#faultyInForce === null ? "nobody is denied" : "the last list stays in force"
+    this.#warn(`DENYLIST_FILE: ${consequence}: ${reason}`)
     return true
   }
 }

@@ -270,7 +270,7 @@ describe("a post", () => {
     subject.outboundMessages.giveUp(999, 1_001)
     expect(subject.done).toEqual([])
     subject.outboundMessages.giveUp(1_000, 1_001)
-    expect(subject.done).toEqual(["receipt nacked"])
+    expect(subject.done).toEqual(["receipt given_up"])
     expect(subject.outboundMessages.count).toBe(1)
   })
 

@@ -1166,6 +1166,19 @@ describe("a message from anybody but a member of the fleet", () => {
     expect(subject.kept()).toEqual([["closed", "given up by the broker: no x-death header"]])
   })
 
+  test("with a name for reply_to that closes the channel of anybody who publishes it is invalid", async () => {
+    const subject = await new Subject().start()
+    const headers = { connection_id: OTHER }
+    await subject.deliverFromAnybody({ headers, replyTo: "amq.rabbitmq.reply-to" })
+    expect(subject.kept().map(([outcome]) => outcome)).toEqual(["invalid"])
+    for (const { properties } of subject.broker.published) {
+      expect(properties).not.toHaveProperty("replyTo")
+    }
+    // The address that the broker puts in its place is a queue's name like any other.
+    await subject.deliverFromAnybody({ headers, replyTo: "amq.rabbitmq.reply-to.g1x.y" })
+    expect(subject.forwarded()).toHaveLength(1)
+  })
+
   test.each(["owsla.worker.gw.1", "owsla.fleet.gw.1.x", "owsla.dead_letters"])(
     "has no receipt in the gateway's queue %s: it is invalid",
     async (replyTo) => {

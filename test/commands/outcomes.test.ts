@@ -14,7 +14,7 @@ import type {
 import { EmbeddedBroker } from "../../src/broker/embedded.ts"
 import { OutboundMessages } from "../../src/broker/outbound-messages.ts"
 import { INTERNAL_HEADERS } from "../../src/commands/command-message.ts"
-import { MAX_LATE, RETRY_FOR_MS } from "../../src/commands/late-receipts.ts"
+import { MAX_LATE, MAX_LATE_OF_QUEUE, RETRY_FOR_MS } from "../../src/commands/late-receipts.ts"
 import { Outcomes, receipt } from "../../src/commands/outcomes.ts"
 import { QueuedCommand } from "../../src/commands/queued-command.ts"
 import { UnacknowledgedCommands } from "../../src/commands/unacknowledged-commands.ts"
@@ -445,12 +445,14 @@ describe("a receipt that the broker refuses", () => {
   test("beyond the bound is given up", async () => {
     const { subject } = await refused(0)
     const given: boolean[] = []
-    for (let n = 0; n < MAX_LATE; n += 1) {
-      expect(subject.outcomes.late.add(REPLIES, Buffer.of(), {}, () => undefined)).toBe(true)
-    }
-    expect(subject.outcomes.late.add(REPLIES, Buffer.of(), {}, (sent) => given.push(sent))).toBe(
-      false,
-    )
+    const add = (queue: string) =>
+      subject.outcomes.late.add(queue, Buffer.of(), {}, (sent) => given.push(sent))
+    for (let n = 0; n < MAX_LATE_OF_QUEUE; n += 1) expect(add(REPLIES)).toBe(true)
+    // Those of another reply queue have room.
+    expect(add(REPLIES)).toBe(false)
+    for (let n = 0; n < MAX_LATE - MAX_LATE_OF_QUEUE; n += 1) expect(add("others")).toBe(true)
+    expect(add("a third")).toBe(false)
+    expect(given).toEqual([])
     subject.broker.results.push("nacked")
     subject.settle(new TestDelivery(ASKING), "written", "", RECIPIENT)
     await settled()

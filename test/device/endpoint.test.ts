@@ -446,6 +446,12 @@ describe("the forward of a command that was written from a redelivery", () => {
     expect(endpoint.offer(first, 0)).toEqual([
       { do: "replace", command: first, waiting: redelivery },
     ])
+    // Another with this id is a command of its own, before and after the first was written.
+    const second = forward()
+    expect(brief(endpoint.offer(second, 0))).toEqual([["duplicate", second]])
+    endpoint.written(redelivery)
+    const third = forward()
+    expect(brief(endpoint.offer(third, 0))).toEqual([["duplicate", third]])
   })
 
   test("is a duplicate when it was not forwarded, is not alike, or when the first was no redelivery", () => {

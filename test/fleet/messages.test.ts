@@ -114,7 +114,7 @@ describe("no message", () => {
     ["alive", { from: 7 }],
     ["alive", { incarnation: null }],
     ["devices", { here: {} }],
-    ["where", { devices: [7] }],
+    ["where", { devices: {} }],
     ["where", { ask: 0.5 }],
     ["where", { ask: "0" }],
     ["where", { ask: 2 ** 53 }],
@@ -202,6 +202,13 @@ describe("a row that is not valid is left out, and the others are read", () => {
     expect(read(text)?.refusedRows).toBe(1)
   })
 
+  test("a device that is looked for", () => {
+    const devices = ["lock:1", 7, "lock 2", "", "x".repeat(129), null, "bell:2"]
+    const text = JSON.stringify({ ...MESSAGES.where, devices })
+    expect(read(text)?.message).toMatchObject({ devices: ["lock:1", "bell:2"] })
+    expect(read(text)?.refusedRows).toBe(5)
+  })
+
   test("and any JSON at all in its place is no fault", () => {
     check(
       fc.property(fc.jsonValue(), fc.jsonValue(), (row, other) => {
@@ -218,7 +225,6 @@ describe("an id", () => {
   const PLACES: [FleetMessage["type"], (id: string) => object][] = [
     ["alive", (from) => ({ from })],
     ["alive", (incarnation) => ({ incarnation })],
-    ["where", (id) => ({ devices: [id] })],
     ["describe", (connection) => ({ connection })],
     ["kick", (connection) => ({ connection })],
   ]

@@ -136,6 +136,32 @@ describe("a command whose delivery is lost while it is forwarded, and that comes
     expect(receipts(fleet, command)).toEqual(["written"])
   })
 
+  test("before the forward, and is lost again while the device takes it: it is written once, and nothing stays in hand", () => {
+    const fleet = settled(2)
+    const device = connect(fleet, 1, "a")
+    fleet.settle()
+    fleet.cut(1, ["consuming"])
+    const command = publish(fleet, { deviceId: "a", messageId: "m0", wantsReceipt: true })
+    const published = 'take "c0" from lane 0 of gw0.0|gw0.0.* connects to consume'
+    fleet.settle(new RegExp(`${published}|gw0.1.* connects to consume`))
+    fleet.step(/gw0.1.* connects to consume/)
+    fleet.settle(new RegExp(published))
+    fleet.cut(0, ["consuming"])
+    device.device.socket.room = 1
+    fleet.settle(new RegExp(published))
+    expect(device.device.socket.wire).toBe("c")
+    // The forward comes to the next connection, before the redelivery does.
+    fleet.cut(1, ["consuming"])
+    const again = /dispatch again "c0" from to_device|gw0.0.* connects to consume/
+    fleet.settle(again)
+    fleet.readAll(device)
+    fleet.calm()
+    expect(wires(fleet, command)).toEqual([device.id])
+    expect(receipts(fleet, command)).toEqual(["written"])
+    for (const worker of fleet.workers) expect(worker.unacknowledged.count).toBe(0)
+    expect(fleet.broker.waiting(queueOf(1))).toEqual([])
+  })
+
   test("before the forward, and is lost again while it waits for a number: it is written once", () => {
     const { fleet, device, command } = forwardedAndLost(1)
     fleet.step(redelivery)
