@@ -91,7 +91,12 @@ export class RabbitMqCluster {
       "{3, true} = {length(rabbit_mnesia:cluster_nodes(running)), " +
       "rabbit_upgrade_preparation:await_online_quorum_plus_one(10000)}, yes."
     const can = async () => (await this.node(at).ctl("eval", expression)).includes("yes")
-    await until(can, { what: `node ${at} to be dispensable`, timeoutMs: SETTLE_TIMEOUT_MS })
+    try {
+      await until(can, { what: `node ${at} to be dispensable`, timeoutMs: SETTLE_TIMEOUT_MS })
+    } catch (error) {
+      const queues = await this.node(at).ctl("list_queues", "name", "type", "members", "online")
+      throw new Error(`${error instanceof Error ? error.message : error}\n${queues}`)
+    }
   }
 
   /** Waits until the others go on without this node. */
