@@ -293,6 +293,12 @@ class RabbitMqNode implements PrivateBroker {
     this.#mustBe("pause", "running")
     process.kill(this.#nodeId, "SIGSTOP")
     this.#state = "paused"
+    // On a busy machine its threads still run for a while.
+    const untilMs = performance.now() + STOP_TIMEOUT_MS
+    while (!isStopped(this.#nodeId)) {
+      if (performance.now() > untilMs) throw new Error(`process ${this.#nodeId} does not stop`)
+      Bun.sleepSync(1)
+    }
   }
 
   resume(): void {
@@ -571,4 +577,13 @@ function processesWithHome(directory: string): number[] {
 
 function describe(error: unknown): string {
   return error instanceof Error ? error.message : String(error)
+}
+
+/** Whether every thread of a process is stopped by a signal. */
+function isStopped(pid: number): boolean {
+  const threads = readdirSync(`/proc/${pid}/task`)
+  return threads.every((thread) => {
+    const stat = readFileSync(`/proc/${pid}/task/${thread}/stat`, "utf8")
+    return stat.slice(stat.lastIndexOf(")") + 2).startsWith("T")
+  })
 }
