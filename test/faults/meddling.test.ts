@@ -124,7 +124,8 @@ meddlingFault(
 meddlingFault(
   { fault: "confirms that never come", made: "every confirm is dropped, until it is noticed" },
   async () => {
-    const mute = () => bed.gateway.log.filter(({ msg }) => msg.includes("confirms nothing")).length
+    const mute = () =>
+      bed.gateway.log.filter(({ msg }) => msg.includes("no publisher confirm")).length
     const before = mute()
     const startedAtMs = performance.now()
     meddle((frame) => (methodOf(frame) === CONFIRM ? [] : [frame]))
