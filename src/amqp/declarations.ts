@@ -81,7 +81,7 @@ class Declarer {
     try {
       await this.#declare(declaration)
     } catch (error) {
-      // A lost connection is no refusal.
+      // A lost connection is not a refusal.
       if (!optional || this.#client.closed) throw error
       this.#warn(
         what,

@@ -18,7 +18,7 @@ const RENAMED: ReadonlyMap<string, string> = new Map([
   ["BCC", KEPT_AS.BCC],
 ])
 const NOT_RENAMED: ReadonlyMap<string, string> = new Map()
-/** What the broker itself adds; a copy begins anew. */
+/** Headers that the broker adds; a copy starts without them. */
 export const BROKERS_OWN = /^x-(death$|(first|last)-death-|(delivery|acquired)-count$)/
 
 /** The key, in received headers, of the entries of their table, on headers that need them. */
@@ -61,7 +61,7 @@ export class OutOfRangeDate extends Date {
 /**
  * New properties, fit to be published again. A `user_id` of another user, which the broker refuses, and CC and BCC,
  * by which it would send the copy elsewhere too, are kept as `owsla-` headers; an invalid timestamp is left
- * out, and so are an expiration, which would count anew, and what the broker adds itself.
+ * out, and so are an expiration, which would start again, and what the broker adds itself.
  * Headers are added by assignment or by `{ ...headers, added }`; both keep the received headers' bytes.
  */
 export function republishable(properties: MessageProperties): MessageProperties & {

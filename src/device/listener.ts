@@ -96,7 +96,7 @@ export class Listener {
   readonly #handshaking = new Set<Connection>()
   /** Those that have begun and are no devices yet, also while they are closed as such. */
   readonly #unadmitted = new ByAge<DeviceTlsSocket>()
-  readonly #recheck: Recheck
+  readonly #recheck: Recheck<Connection>
   #listening: TCPSocketListener<DeviceTlsSocket["data"]> | null = null
   /** Differs for each certificate that devices were shown, and so for each set of CAs. */
   #generation = 0

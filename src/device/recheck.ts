@@ -14,23 +14,28 @@
 
 import type { X509Certificate } from "node:crypto"
 import type { ClientAuthorities } from "./client-authorities.ts"
-import type { Connection } from "./connection.ts"
 
 export const CHECKS_A_SWEEP = 50
 
-export interface RecheckHooks {
-  readonly nowMs: () => number
-  /** The chain that the device has shown, its own certificate first; null when it cannot be read. */
-  readonly chainOf: (connection: Connection) => readonly X509Certificate[] | null
-  readonly refused: (connection: Connection, detail: string) => void
+/** What it needs of a connection. */
+interface Checked {
+  readonly state: string
+  readonly peer: { readonly fingerprint: string | null }
 }
 
-export class Recheck {
-  readonly #hooks: RecheckHooks
-  #authorities: ClientAuthorities | null = null
-  #left: Iterator<Connection> | null = null
+export interface RecheckHooks<C extends Checked> {
+  readonly nowMs: () => number
+  /** The chain that the device has shown, its own certificate first; null when it cannot be read. */
+  readonly chainOf: (connection: C) => readonly X509Certificate[] | null
+  readonly refused: (connection: C, detail: string) => void
+}
 
-  constructor(hooks: RecheckHooks) {
+export class Recheck<C extends Checked> {
+  readonly #hooks: RecheckHooks<C>
+  #authorities: ClientAuthorities | null = null
+  #left: Iterator<C> | null = null
+
+  constructor(hooks: RecheckHooks<C>) {
     this.#hooks = hooks
   }
 
@@ -39,7 +44,7 @@ export class Recheck {
   }
 
   /** @param connections all of the worker; one that is added later is given too, as a Map's iterator does. */
-  start(authorities: ClientAuthorities, connections: Iterator<Connection>): void {
+  start(authorities: ClientAuthorities, connections: Iterator<C>): void {
     this.#authorities = authorities
     this.#left = connections
   }

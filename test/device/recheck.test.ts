@@ -36,22 +36,20 @@ test("looks at a bounded number a sweep, each once, in the order in which they c
   }
   const looked: Device[] = []
   const refused: Device[] = []
-  const recheck = new Recheck({
+  const recheck = new Recheck<Device>({
     nowMs: Date.now,
-    chainOf: (connection) => {
-      const device = connection as unknown as Device
+    chainOf: (device) => {
       looked.push(device)
       return device.chain
     },
-    refused: (connection) => {
-      const device = connection as unknown as Device
+    refused: (device) => {
       device.state = "closing"
       refused.push(device)
     },
   })
   const start = (...issuers: Issuer[]) => {
     const authorities = new ClientAuthorities(issuers.map(pemOf).join(""))
-    recheck.start(authorities, all.values() as Iterator<unknown> as Iterator<Connection>)
+    recheck.start(authorities, all.values())
   }
 
   recheck.sweep()
