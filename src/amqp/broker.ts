@@ -34,7 +34,6 @@ import { Subscriptions } from "./subscriptions.ts"
 const CONSUME_FRAME_MAX = 262_144
 
 export class AmqpBroker implements Broker {
-  readonly kind = "amqp"
   readonly #publishing: AmqpConnection
   readonly #consuming: AmqpConnection
   readonly #publishChannels: AmqpPublishChannel[] = []

@@ -165,7 +165,6 @@ export interface BrokerSetup {
 }
 
 export interface Broker {
-  readonly kind: "amqp" | "embedded"
   readonly state: BrokerState
   /**
    * Begins to connect, and keeps at it until `close`. Exchanges and queues are declared on each

@@ -49,7 +49,6 @@ interface Queue {
 export type Tap = (body: Uint8Array, properties: MessageProperties) => void
 
 export class EmbeddedBroker implements Broker {
-  readonly kind = "embedded"
   readonly #nowMs: () => number
   readonly #queues = new Map<string, Queue>()
   /** The queues of each exchange, by routing key; none for a topic, which nobody in this process listens to. */

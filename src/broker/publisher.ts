@@ -76,17 +76,12 @@ export class Publisher<T> {
     return this.#window.bytes
   }
 
-  /** Since when the oldest unconfirmed message has been with the broker, or null. */
-  oldestSentAtMs(): number | null {
-    return this.#window.oldestSentAtMs()
-  }
-
   /**
    * Since when the broker has confirmed nothing of what it has, or null when it has nothing. Its slowness alone is no
    * silence: over a narrow network a full window takes long, and making its connection anew would only begin again.
    */
   silentSinceMs(): number | null {
-    const sentAtMs = this.oldestSentAtMs()
+    const sentAtMs = this.#window.oldestSentAtMs()
     return sentAtMs === null ? null : Math.max(sentAtMs, this.#confirmedAtMs)
   }
 

@@ -182,18 +182,6 @@ describe("while the publish channel is open", () => {
     expect(subject.done).toEqual(["a0", "a1", "a2"])
   })
 
-  test("the age of the oldest that is in flight is known", () => {
-    const subject = new Subject({ maxInFlight: 1 })
-    expect(subject.publisher.oldestSentAtMs()).toBeNull()
-    subject.publish("a0", "a1")
-    subject.steadyMs = 2_000
-    expect(subject.publisher.oldestSentAtMs()).toBe(1_000)
-    subject.publishChannel.settle("a0", "confirmed")
-    expect(subject.publisher.oldestSentAtMs()).toBe(2_000)
-    subject.publishChannel.settle("a1", "confirmed")
-    expect(subject.publisher.oldestSentAtMs()).toBeNull()
-  })
-
   test("a broker that confirms slowly is not silent, one that confirms nothing is", () => {
     const subject = new Subject({ maxInFlight: 3 })
     expect(subject.publisher.silentSinceMs()).toBeNull()

@@ -713,7 +713,6 @@ class SimulatedPublishChannel implements PublishChannel {
 
 /** One worker's broker: two connections, as `AmqpBroker` has them, made anew by steps of their own. */
 export class SimulatedClient implements Broker {
-  readonly kind = "amqp"
   readonly enter: (act: () => void) => void
   readonly #broker: SimulatedBroker
   readonly name: string
