@@ -6,6 +6,7 @@
 
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test"
 import { type AMQPChannel, AMQPClient, type AMQPProperties } from "@cloudamqp/amqp-client"
+import type { DeviceView } from "../../src/fleet/device-view.ts"
 import { TestFleet } from "../support/fleet.ts"
 import type { TestDevice } from "../support/tls-device.ts"
 import { until } from "../support/wait.ts"
@@ -160,9 +161,19 @@ describe("a message to the workers' queues from a back-end", () => {
       const { device, view } = await fleet.admit(0, name)
       const queues = await queuesThatBegin("owsla.fleet.")
       device.pause()
-      // Fills the socket's buffers, so that the next command waits.
+      // Fills the socket's buffers, so that the next command waits behind at least three of these.
       const filler = { body: "x".repeat(60_000), device: name }
-      for (let at = 0; at < 125; at += 1) await fleet.backEnd.send(filler)
+      const waitingBytes = async () => {
+        const seen = (await (
+          await fleet.instance(0).fetch(`/devices/${name}`)
+        ).json()) as DeviceView
+        return seen.outgoing_bytes
+      }
+      const isFull = async () => {
+        for (let at = 0; at < 10; at += 1) await fleet.backEnd.send(filler)
+        return (await waitingBytes()) >= 180_000
+      }
+      await until(isFull, { what: "commands to wait for the socket" })
       const answers = Array.from({ length: 8 }, () => fleet.send(0, name, "never written"))
       const told = { outcome: "written", device_id: name, connection_id: view.connection_id }
       const receipt = { ...told, epoch: view.epoch, at: Date.now(), detail: "" }
