@@ -74,7 +74,7 @@ export function health(
 
 /** Null when the worker takes devices and commands and the broker takes messages. */
 function unready(report: WorkerReport): Unready | null {
-  const { state, broker, consumingPaused = false, refusing = null } = report
+  const { state, broker, consuming_paused: consumingPaused = false, refusing = null } = report
   if (state !== "serving") return { code: state, text: state }
   if (broker.is !== "ready") {
     const code = broker.is === "blocked" ? "broker_blocked" : "broker_unavailable"

@@ -21,7 +21,7 @@ export interface WorkerReport {
   readonly connections: number
   readonly admission?: AdmissionReport
   /** True while the commands in hand fill `MAX_COMMAND_BYTES` and no further ones are taken. */
-  readonly consumingPaused?: boolean
+  readonly consuming_paused?: boolean
   /** Why a device that came now would be refused. */
   readonly refusing?: CloseReason | null
 }

@@ -265,7 +265,7 @@ export class Worker {
       state: this.#state,
       broker: this.#broker.state,
       connections: this.#connections.count,
-      consumingPaused: this.#unacknowledged.paused,
+      consuming_paused: this.#unacknowledged.paused,
       refusing: this.#listener.refusing,
       admission: this.#listener.admission,
     }

@@ -217,7 +217,7 @@ describe("/health and /ready without a token, where tokens are set", () => {
       { status: "ok", broker: "closed", reason: "broker_unavailable" },
     ],
     [{ refusing: "overloaded" }, { status: "ok", broker: "ready", reason: "overloaded" }],
-    [{ consumingPaused: true }, { status: "ok", broker: "ready", reason: "consuming_paused" }],
+    [{ consuming_paused: true }, { status: "ok", broker: "ready", reason: "consuming_paused" }],
   ]
 
   test.each(states)("tell codes and nothing else: %j", async (change, told) => {
