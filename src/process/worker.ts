@@ -61,6 +61,11 @@ export interface WorkerOptions {
   readonly gather: (own: () => Promise<Snapshot>) => Promise<readonly Snapshot[] | null>
 }
 
+/** 64 bits, in letters and digits: it is on the wire with each forwarded command. */
+function randomPart(): string {
+  return (crypto.getRandomValues(new BigUint64Array(1))[0] ?? 0n).toString(36)
+}
+
 /** Never jumps, as the clock may that others read too. */
 const steadyMs = () => performance.now()
 
@@ -124,7 +129,7 @@ export class Worker {
       find: (id: string) => this.#connections.find(id),
       locate: ((deviceId, trusting, found) =>
         this.#fleet.locator.locate(deviceId, trusting, found)) satisfies Locate,
-      commandIds: new CommandIds(this.#self, crypto.randomUUID()),
+      commandIds: new CommandIds(this.#self, randomPart()),
       keys,
     }
     this.#lines = new LinePublisher(this.#broker, {
