@@ -43,7 +43,7 @@ export interface AdmissionState {
   /** True while held lines fill the worker's memory bound. */
   readonly suspended: boolean
   readonly draining: boolean
-  /** Since when the oldest connection that has begun is no device yet; null when there is none. */
+  /** When the oldest connection not admitted yet began; null when there is none. */
   readonly oldestBeganAtMs: number | null
   readonly steadyMs: number
 }
@@ -68,7 +68,7 @@ const RATE_OF_MS = 1_000
 export type AdmissionDecision =
   /** It begins, or waits for its turn. */
   | { readonly kind: "accept" }
-  /** The oldest that is no device yet ends first. */
+  /** The oldest connection not admitted yet is closed first. */
   | { readonly kind: "replace_oldest" }
   | { readonly kind: "refuse"; readonly reason: CloseReason }
 
@@ -122,7 +122,7 @@ export class Admission {
     return REPLACE_OLDEST
   }
 
-  /** How long one that is no device yet has before it may end for a newcomer. */
+  /** How long a connection not admitted yet is kept before a newcomer may replace it. */
   get overdueAfterMs(): number {
     return Math.min(MAX_STALL_MS, this.stalledAfterMs * 2 ** this.#doublings)
   }

@@ -94,7 +94,7 @@ export class Listener {
   readonly #handshakeQueue: HandshakeQueue<DeviceTlsSocket>
   /** Those whose handshakes are under way and have not stalled. */
   readonly #handshaking = new Set<Connection>()
-  /** Those that have begun and are no devices yet, also while they are closed as such. */
+  /** Connections that have begun and are not admitted yet, also while they are being closed. */
   readonly #unadmitted = new ByAge<DeviceTlsSocket>()
   readonly #recheck: Recheck<Connection>
   #listening: TCPSocketListener<DeviceTlsSocket["data"]> | null = null
