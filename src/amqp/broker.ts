@@ -117,12 +117,12 @@ export class AmqpBroker implements Broker {
   }
 
   get state(): BrokerState {
-    if (this.#closed) return { is: "closed" }
-    if (!this.#publishing.up || !this.#consuming.up) return { is: "away", reason: this.#lastLoss }
+    if (this.#closed) return { kind: "closed" }
+    if (!this.#publishing.up || !this.#consuming.up) return { kind: "away", reason: this.#lastLoss }
     const locked = this.#subscriptions.lockedQueue
-    if (locked !== null) return { is: "away", reason: lockedMessage(locked) }
-    if (this.#blockedReason !== null) return { is: "blocked", reason: this.#blockedReason }
-    return { is: "ready" }
+    if (locked !== null) return { kind: "away", reason: lockedMessage(locked) }
+    if (this.#blockedReason !== null) return { kind: "blocked", reason: this.#blockedReason }
+    return { kind: "ready" }
   }
 
   start(setup: BrokerSetup, listener: BrokerListener): void {

@@ -146,10 +146,10 @@ export interface QueueDeclaration {
 
 export type BrokerState =
   /** Not there: being connected to, for the first time or again. */
-  | { readonly is: "away"; readonly reason: string }
-  | { readonly is: "blocked"; readonly reason: string }
-  | { readonly is: "ready" }
-  | { readonly is: "closed" }
+  | { readonly kind: "away"; readonly reason: string }
+  | { readonly kind: "blocked"; readonly reason: string }
+  | { readonly kind: "ready" }
+  | { readonly kind: "closed" }
 
 export interface BrokerListener {
   stateChanged(state: BrokerState): void

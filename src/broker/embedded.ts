@@ -59,7 +59,7 @@ export class EmbeddedBroker implements Broker {
     listener: PublishChannelListener
   }[] = []
   #listener: BrokerListener | null = null
-  #state: BrokerState = { is: "away", reason: "not started" }
+  #state: BrokerState = { kind: "away", reason: "not started" }
   #sweep: ReturnType<typeof setInterval> | null = null
   #paused = false
 
@@ -101,8 +101,8 @@ export class EmbeddedBroker implements Broker {
     this.#sweep.unref()
     // Not before the caller has returned, as a real connection would not be.
     queueMicrotask(() => {
-      if (this.#state.is === "closed") return
-      this.#state = { is: "ready" }
+      if (this.#state.kind === "closed") return
+      this.#state = { kind: "ready" }
       for (const { listener } of this.#publishChannels) listener.opened()
       this.#listener?.stateChanged(this.#state)
     })
@@ -143,8 +143,8 @@ export class EmbeddedBroker implements Broker {
   }
 
   close(): Promise<void> {
-    if (this.#state.is === "closed") return Promise.resolve()
-    this.#state = { is: "closed" }
+    if (this.#state.kind === "closed") return Promise.resolve()
+    this.#state = { kind: "closed" }
     if (this.#sweep !== null) clearInterval(this.#sweep)
     for (const queue of this.#queues.values()) queue.consumers = []
     this.#listener?.stateChanged(this.#state)
@@ -268,7 +268,7 @@ class EmbeddedPublishChannel implements PublishChannel {
   }
 
   get state(): "open" | "closed" {
-    return this.#broker.state.is === "ready" ? "open" : "closed"
+    return this.#broker.state.kind === "ready" ? "open" : "closed"
   }
 
   publish(message: OutgoingMessage, settled: (result: PublishResult) => void): void {

@@ -63,8 +63,8 @@ export interface ConsumerOptions {
 
 /** Where another worker holds a device. */
 export type Place =
-  | { readonly is: "with"; readonly worker: string }
-  | { readonly is: "nowhere"; readonly detail: string }
+  | { readonly kind: "worker"; readonly worker: string }
+  | { readonly kind: "nowhere"; readonly detail: string }
 
 /**
  * @param trusting whether what was announced will do; false for who was led astray by it.
@@ -307,12 +307,12 @@ export class Consumer {
       return
     }
     const destination = route(message.target, message.hops, workerId, find)
-    if (destination.to === "device") this.#locate(command, message, destination.deviceId, origin)
-    else if (destination.to === "queue" && destination.queue !== leftIn && mayForward) {
+    if (destination.kind === "device") this.#locate(command, message, destination.deviceId, origin)
+    else if (destination.kind === "queue" && destination.queue !== leftIn && mayForward) {
       this.#forward(command, message, destination.queue, origin)
     } else if (givenUp !== null) this.#end(command, givenUp)
-    else if (destination.to === "here") this.#offer(command, destination.connection)
-    else if (destination.to === "nowhere") this.#offline(command, destination.detail)
+    else if (destination.kind === "here") this.#offer(command, destination.connection)
+    else if (destination.kind === "nowhere") this.#offline(command, destination.detail)
     else this.#offline(command, `left in ${leftIn} for ${WORKER_QUEUE_TTL_MS} ms`)
   }
 
@@ -341,11 +341,11 @@ export class Consumer {
   ): void {
     const { givenUp } = origin
     const mayForward = givenUp === null || givenUp.forwards < MAX_GIVEN_UP_FORWARDS
-    if (connection === undefined && place.is === "with" && mayForward) {
+    if (connection === undefined && place.kind === "worker" && mayForward) {
       this.#forward(command, message, workerQueue(place.worker), origin)
     } else if (givenUp !== null) this.#end(command, givenUp)
     else if (connection !== undefined) this.#offer(command, connection)
-    else if (place.is === "nowhere") this.#offline(command, place.detail)
+    else if (place.kind === "nowhere") this.#offline(command, place.detail)
   }
 
   #offer(command: QueuedCommand, connection: Connection): void {

@@ -97,8 +97,8 @@ export class HttpSender {
     const { workerId, find, timeoutMs, nowMs } = this.#options
     const target = { connectionId: null, deviceId: request.id }
     const destination = route(target, 0, workerId, find)
-    const elsewhere = destination.to === "queue" || destination.to === "device"
-    if (elsewhere && this.#broker.state.is !== "ready") {
+    const elsewhere = destination.kind === "queue" || destination.kind === "device"
+    if (elsewhere && this.#broker.state.kind !== "ready") {
       return Promise.resolve({ outcome: "unreachable" })
     }
     // Random, since a back-end may be able to publish to the queue where the receipt is awaited.
@@ -128,7 +128,7 @@ export class HttpSender {
       properties: propertiesOf(request),
       correlationId,
     }
-    switch (destination.to) {
+    switch (destination.kind) {
       case "here":
         this.#offer(command, destination.connection)
         break
@@ -175,7 +175,7 @@ export class HttpSender {
       this.#unsettled -= 1
       const connection = find(deviceId)
       if (connection !== undefined) this.#offer(command, connection)
-      else if (place.is !== "with") this.#settled(command, "offline", place.detail, null)
+      else if (place.kind !== "worker") this.#settled(command, "offline", place.detail, null)
       else if (this.#options.nowMs() >= command.expiresAtMs) {
         this.#settled(command, "expired", "before its device was found", null)
       } else this.#forward(command, workerQueue(place.worker))

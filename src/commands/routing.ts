@@ -14,10 +14,10 @@ import type { Target } from "./command-message.ts"
 export const MAX_HOPS = 3
 
 export type Route<C> =
-  | { readonly to: "here"; readonly connection: C }
-  | { readonly to: "queue"; readonly queue: string }
-  | { readonly to: "device"; readonly deviceId: string }
-  | { readonly to: "nowhere"; readonly detail: string }
+  | { readonly kind: "here"; readonly connection: C }
+  | { readonly kind: "queue"; readonly queue: string }
+  | { readonly kind: "device"; readonly deviceId: string }
+  | { readonly kind: "nowhere"; readonly detail: string }
 
 /**
  * @param workerId this worker's.
@@ -30,15 +30,15 @@ export function route<C>(
   find: (id: string) => C | undefined,
 ): Route<C> {
   const id = target.connectionId ?? target.deviceId
-  if (id === null) return { to: "nowhere", detail: "no id" }
+  if (id === null) return { kind: "nowhere", detail: "no id" }
   const holder = workerOfConnection(id)
   // No device is called as connections are, so neither can be taken for the other.
   const isConnection = target.connectionId !== null
-  if (isConnection && holder === null) return { to: "nowhere", detail: "no worker has minted it" }
+  if (isConnection && holder === null) return { kind: "nowhere", detail: "no worker has minted it" }
   const connection = find(id)
-  if (connection !== undefined) return { to: "here", connection }
-  if (holder === workerId) return { to: "nowhere", detail: "the connection has closed" }
-  if (hops >= MAX_HOPS) return { to: "nowhere", detail: `not reached in ${MAX_HOPS} hops` }
-  if (holder !== null) return { to: "queue", queue: workerQueue(holder) }
-  return { to: "device", deviceId: id }
+  if (connection !== undefined) return { kind: "here", connection }
+  if (holder === workerId) return { kind: "nowhere", detail: "the connection has closed" }
+  if (hops >= MAX_HOPS) return { kind: "nowhere", detail: `not reached in ${MAX_HOPS} hops` }
+  if (holder !== null) return { kind: "queue", queue: workerQueue(holder) }
+  return { kind: "device", deviceId: id }
 }

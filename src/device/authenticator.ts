@@ -27,7 +27,7 @@ export interface AuthenticatorOptions {
 
 export type AuthResult =
   | {
-      readonly is: "known"
+      readonly kind: "accepted"
       readonly deviceId: string
       /** SHA-256 of its certificate, if it showed one. */
       readonly fingerprint: string | null
@@ -35,8 +35,8 @@ export type AuthResult =
       readonly rest: Uint8Array
     }
   /** More bytes are needed. */
-  | { readonly is: "waiting" }
-  | { readonly is: "unknown"; readonly reason: CloseReason; readonly detail: string }
+  | { readonly kind: "waiting" }
+  | { readonly kind: "rejected"; readonly reason: CloseReason; readonly detail: string }
 
 /** What TLS says of the peer once the handshake is complete. */
 export interface TlsPeer {
@@ -50,7 +50,7 @@ export interface TlsPeer {
 }
 
 const NOTHING = new Uint8Array(0)
-const WAITING: AuthResult = { is: "waiting" }
+const WAITING: AuthResult = { kind: "waiting" }
 
 export class Authenticator {
   readonly #options: AuthenticatorOptions
@@ -81,7 +81,7 @@ export class Authenticator {
     this.forget(connection)
     if (read === "too_long") return unknown("not_identified", "the first line is too long")
     const verdict = verifyHello(read.line, this.#options.helloSecrets)
-    switch (verdict.is) {
+    switch (verdict.kind) {
       case "proven":
         return this.#allow(verdict.deviceId, null, read.rest)
       case "malformed":
@@ -113,12 +113,12 @@ export class Authenticator {
     if (this.denylist.denies(deviceId, fingerprint)) {
       return unknown("denied", `${deviceId} is on the denylist`)
     }
-    return { is: "known", deviceId, fingerprint, rest }
+    return { kind: "accepted", deviceId, fingerprint, rest }
   }
 }
 
 function unknown(reason: CloseReason, detail: string): AuthResult {
-  return { is: "unknown", reason, detail }
+  return { kind: "rejected", reason, detail }
 }
 
 /** Why a HELLO was refused. */

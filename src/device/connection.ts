@@ -385,7 +385,7 @@ export class Connection {
 
   #perform(endpoint: Endpoint, decisions: readonly Decision[]): void {
     for (const decision of decisions) {
-      switch (decision.do) {
+      switch (decision.kind) {
         case "write":
           this.#enqueue(endpoint, decision.command)
           break

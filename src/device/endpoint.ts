@@ -25,17 +25,17 @@ import {
 } from "./reorder-buffer.ts"
 
 export type Decision =
-  | { readonly do: "write"; readonly command: Command }
+  | { readonly kind: "write"; readonly command: Command }
   | {
-      readonly do: "settle"
+      readonly kind: "settle"
       readonly command: Command
       readonly outcome: Outcome
       readonly detail: string
     }
   /** Its one outcome was or will be told by the delivery that was written. */
-  | { readonly do: "acknowledge"; readonly command: Command }
+  | { readonly kind: "acknowledge"; readonly command: Command }
   /** The same command waits here: it goes on with the delivery of this one, and its own is acknowledged. */
-  | { readonly do: "replace"; readonly command: Command; readonly waiting: Command }
+  | { readonly kind: "replace"; readonly command: Command; readonly waiting: Command }
 
 export class Endpoint {
   readonly recipient: Recipient
@@ -94,7 +94,7 @@ export class Endpoint {
         decisions.push(this.#used(command, verdict))
         return decisions
       }
-    } else decisions.push({ do: "write", command })
+    } else decisions.push({ kind: "write", command })
     if (command.messageId !== null) {
       this.#remembered ??= new RememberedIds()
       this.#remembered.waiting(command.messageId, command)
@@ -172,7 +172,7 @@ export class Endpoint {
     for (const command of released) {
       this.#released ??= new Map()
       this.#released.set(command.seq, command)
-      decisions.push({ do: "write", command })
+      decisions.push({ kind: "write", command })
     }
   }
 
@@ -183,25 +183,25 @@ export class Endpoint {
     const bySeq = seq === null ? undefined : this.#waitingUnder(seq)
     if (byId === undefined && (bySeq === undefined || bySeq.messageId !== messageId)) return null
     const duplicate = settle(command, "duplicate", `message_id ${messageId}`)
-    if (byId === "written") return redelivered ? { do: "acknowledge", command } : duplicate
+    if (byId === "written") return redelivered ? { kind: "acknowledge", command } : duplicate
     if (byId !== undefined && "writtenSeq" in byId) {
-      if (redelivered) return { do: "acknowledge", command }
+      if (redelivered) return { kind: "acknowledge", command }
       // A worker that forwards a command may lose its delivery. The broker then delivers the command again, and when it
       // was written from that delivery, the forward is the same command and not another one with its id.
       const isAlike = byId.writtenSeq === seq && byId.bodyHash === command.bodyHash
       if (!forwarded || !isAlike || messageId === null) return duplicate
       this.#remembered?.forwardCame(messageId)
-      return { do: "acknowledge", command }
+      return { kind: "acknowledge", command }
     }
     const waiting = byId ?? bySeq
     // The command that waits here has a delivery of its own, which decides the outcome.
     if (waiting !== undefined && isSame(waiting, command)) {
-      if (redelivered) return { do: "acknowledge", command }
+      if (redelivered) return { kind: "acknowledge", command }
       // When the redelivery is lost too, the broker may hand it to the worker that has forwarded the command: that one
       // acknowledges it, since the forward is stored. So the forward is kept and not the redelivery.
       if (forwarded && waiting.redelivered && this.#remembered?.hasForward(waiting) !== true) {
         if (messageId !== null) this.#remembered?.forwardCame(messageId)
-        return { do: "replace", command, waiting }
+        return { kind: "replace", command, waiting }
       }
     }
     return byId === undefined ? null : duplicate
@@ -216,7 +216,7 @@ export class Endpoint {
     // Without an id, one that the broker hands out again is the one that was written.
     const again = verdict === "duplicate" && command.redelivered && command.messageId === null
     return again && this.#waitingUnder(command.seq) === undefined
-      ? { do: "acknowledge", command }
+      ? { kind: "acknowledge", command }
       : settle(command, verdict, `to_device_seq ${command.seq}`)
   }
 }
@@ -242,5 +242,5 @@ function tooFar(seq: number, farthest: number): string {
 }
 
 function settle(command: Command, outcome: Outcome, detail: string): Decision {
-  return { do: "settle", command, outcome, detail }
+  return { kind: "settle", command, outcome, detail }
 }

@@ -17,22 +17,22 @@ const LF = 10
 const HELLO = /^HELLO ([A-Za-z0-9._:-]{1,128}) ([0-9A-Fa-f]{64})\r?$/
 
 export type HelloVerdict =
-  | { readonly is: "proven"; readonly deviceId: string }
+  | { readonly kind: "proven"; readonly deviceId: string }
   /** No hello at all. */
-  | { readonly is: "malformed" }
+  | { readonly kind: "malformed" }
   /** A hello whose proof is wrong, or that names what no device may be called. */
-  | { readonly is: "refused"; readonly deviceId: string }
+  | { readonly kind: "refused"; readonly deviceId: string }
 
 export function verifyHello(line: string, secrets: readonly string[]): HelloVerdict {
   const [, deviceId, proof] = HELLO.exec(line) ?? []
-  if (deviceId === undefined || proof === undefined) return { is: "malformed" }
+  if (deviceId === undefined || proof === undefined) return { kind: "malformed" }
   const told = Buffer.from(proof, "hex")
   let proven = false
   for (const secret of secrets) {
     if (timingSafeEqual(told, digest(deviceId, secret))) proven = true
   }
-  if (!proven || !isDeviceName(deviceId)) return { is: "refused", deviceId }
-  return { is: "proven", deviceId }
+  if (!proven || !isDeviceName(deviceId)) return { kind: "refused", deviceId }
+  return { kind: "proven", deviceId }
 }
 
 /** The line that proves `deviceId`, without terminator. */

@@ -351,13 +351,13 @@ export class Listener {
   }
 
   #perform(socket: DeviceTlsSocket, connection: Connection, verdict: AuthResult): void {
-    switch (verdict.is) {
+    switch (verdict.kind) {
       case "waiting":
         break
-      case "unknown":
+      case "rejected":
         this.#unidentified(socket, connection, verdict.reason, verdict.detail)
         break
-      case "known": {
+      case "accepted": {
         const { deviceId, fingerprint, rest } = verdict
         const elsewhere = this.#hooks.epochElsewhere(deviceId)
         const epoch = this.#connections.nextEpoch(deviceId, this.#context.nowMs(), elsewhere)

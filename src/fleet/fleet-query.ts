@@ -242,7 +242,7 @@ export class FleetQuery {
     const place = await this.#locate(id, asking)
     if (typeof place === "string") return place
     if (this.#isOver(asking)) return "timeout"
-    if (place.is === "with") return this.#elsewhere(act, place.connectionId, asking)
+    if (place.kind === "worker") return this.#elsewhere(act, place.connectionId, asking)
     // The device may have connected to this worker while the others were asked.
     return this.#perform(act, this.#connections.find(id))
   }

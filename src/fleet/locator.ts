@@ -27,8 +27,8 @@ const ACQUAINT_MS = 600
 const MAX_ASKS = 16
 
 export type Located =
-  | { readonly is: "with"; readonly worker: string; readonly connectionId: string }
-  | { readonly is: "nowhere"; readonly detail: string }
+  | { readonly kind: "worker"; readonly worker: string; readonly connectionId: string }
+  | { readonly kind: "nowhere"; readonly detail: string }
 
 type Found = (place: Located) => void
 
@@ -119,7 +119,7 @@ export class Locator {
       const holder = processOfConnection(connectionId)
       if (waiting === undefined || holder === null) continue
       question.devices.delete(deviceId)
-      tell(waiting, { is: "with", worker: holder.worker, connectionId })
+      tell(waiting, { kind: "worker", worker: holder.worker, connectionId })
     }
     question.awaited.delete(from)
     this.#conclude(ask, question)
@@ -140,7 +140,7 @@ export class Locator {
     const holder = connectionId === undefined ? null : processOfConnection(connectionId)
     if (connectionId === undefined || holder === null) return null
     if (!this.#members.answers(holder)) return null
-    return { is: "with", worker: holder.worker, connectionId }
+    return { kind: "worker", worker: holder.worker, connectionId }
   }
 
   /** At the end of the tick, so that what many commands want is asked at once. */
@@ -205,7 +205,7 @@ export class Locator {
     const silent = [...awaited]
     const detail =
       silent.length === 0 ? "no worker holds it" : `no answer from ${silent.slice(0, 5).join(", ")}`
-    for (const waiting of devices.values()) tell(waiting, { is: "nowhere", detail })
+    for (const waiting of devices.values()) tell(waiting, { kind: "nowhere", detail })
     this.#askSoon()
   }
 }

@@ -46,14 +46,14 @@ export function health(
     const own = report()
     const status = own.state === "serving" ? "ok" : own.state
     if (accessOf(c.req.header("authorization")) === "none") {
-      return c.json({ status, broker: own.broker.is, reason: unready(own)?.code ?? null })
+      return c.json({ status, broker: own.broker.kind, reason: unready(own)?.code ?? null })
     }
     const workers = await reports()
     return c.json({
       status,
       version,
       uptime_s: Math.floor((nowMs() - startedAtMs) / 1000),
-      broker: own.broker.is,
+      broker: own.broker.kind,
       connections: sum(workers, ({ connections }) => connections),
       waiting: sum(workers, ({ admission }) => admission?.waiting ?? 0),
       estimated_wait_ms: allInMs(workers),
@@ -76,10 +76,10 @@ export function health(
 function unready(report: WorkerReport): Unready | null {
   const { state, broker, consuming_paused: consumingPaused = false, refusing = null } = report
   if (state !== "serving") return { code: state, text: state }
-  if (broker.is !== "ready") {
-    const code = broker.is === "blocked" ? "broker_blocked" : "broker_unavailable"
+  if (broker.kind !== "ready") {
+    const code = broker.kind === "blocked" ? "broker_blocked" : "broker_unavailable"
     const reason = broker.reason === undefined ? "" : `: ${broker.reason}`
-    return { code, text: `broker ${broker.is}${reason}` }
+    return { code, text: `broker ${broker.kind}${reason}` }
   }
   if (consumingPaused) {
     const text = "no commands are consumed: those that have no outcome yet fill MAX_COMMAND_BYTES"

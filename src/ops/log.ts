@@ -73,8 +73,9 @@ export function logEvents(events: EventBus, log: Logger): void {
     log.info({ heldBytes }, "reading from devices resumed"),
   )
   events.on("broker_state", ({ state }) => {
-    if (state.is === "ready" || state.is === "closed") log.info({ broker: state.is }, "broker")
-    else log.warn({ broker: state.is, reason: state.reason }, "broker")
+    if (state.kind === "ready" || state.kind === "closed")
+      log.info({ broker: state.kind }, "broker")
+    else log.warn({ broker: state.kind, reason: state.reason }, "broker")
   })
   events.on("broker_warning", ({ message }) => log.warn(message))
   events.on("broker_mute", ({ unconfirmedMs }) => {

@@ -15,7 +15,7 @@ export interface WorkerReport {
   readonly state: "serving" | "draining"
   /** The broker's state and, unless it is ready, the reason. */
   readonly broker: {
-    readonly is: "away" | "blocked" | "ready" | "closed"
+    readonly kind: "away" | "blocked" | "ready" | "closed"
     readonly reason?: string
   }
   readonly connections: number
@@ -33,21 +33,21 @@ export interface Snapshot {
 }
 
 export type ToSupervisor =
-  | { readonly type: "listening"; readonly devicePort: number; readonly httpPort: number }
+  | { readonly kind: "listening"; readonly devicePort: number; readonly httpPort: number }
   /** It cannot serve, and trying again will not help. */
-  | { readonly type: "unable"; readonly message: string }
+  | { readonly kind: "unable"; readonly message: string }
   /** Asks for the snapshots of all. */
-  | { readonly type: "gather"; readonly id: number }
-  | { readonly type: "snapshot"; readonly id: number; readonly snapshot: Snapshot }
+  | { readonly kind: "gather"; readonly id: number }
+  | { readonly kind: "snapshot"; readonly id: number; readonly snapshot: Snapshot }
   /** Acknowledges a part of the denylist. */
-  | { readonly type: "denylist_taken" }
+  | { readonly kind: "denylist_taken" }
 
 /**
  * The first message: all that a worker needs, as the supervisor read and checked it. A worker reads no file that could
  * be missing or broken by the time it is replaced.
  */
 export interface WorkerOrders {
-  readonly type: "serve"
+  readonly kind: "serve"
   readonly config: Config
   readonly tls: ListenerTls
 }
@@ -64,11 +64,11 @@ export interface DenylistPart {
 
 export type ToWorker =
   | WorkerOrders
-  | { readonly type: "certificate"; readonly tls: ListenerTls }
-  | { readonly type: "denylist"; readonly part: DenylistPart }
-  | { readonly type: "drain" }
-  | { readonly type: "snapshot_wanted"; readonly id: number }
-  | { readonly type: "gathered"; readonly id: number; readonly snapshots: readonly Snapshot[] }
+  | { readonly kind: "certificate"; readonly tls: ListenerTls }
+  | { readonly kind: "denylist"; readonly part: DenylistPart }
+  | { readonly kind: "drain" }
+  | { readonly kind: "snapshot_wanted"; readonly id: number }
+  | { readonly kind: "gathered"; readonly id: number; readonly snapshots: readonly Snapshot[] }
 
 /** How long the supervisor waits for the workers' snapshots before it answers without the missing ones. */
 export const GATHER_TIMEOUT_MS = 500

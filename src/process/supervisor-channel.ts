@@ -44,12 +44,12 @@ export class SupervisorChannel {
   async first(): Promise<WorkerOrders> {
     const { promise, resolve } = Promise.withResolvers<WorkerOrders>()
     const first = this.#early.shift()
-    if (first?.type === "serve") return first
+    if (first?.kind === "serve") return first
     this.#orders = {
       drain: () => process.exit(1),
       message: (message) => {
         this.#orders = null
-        if (message.type === "serve") resolve(message)
+        if (message.kind === "serve") resolve(message)
       },
     }
     if (this.#isGone) this.#orders.drain()
@@ -76,7 +76,7 @@ export class SupervisorChannel {
     const timer = setTimeout(() => resolve(null), GATHER_TIMEOUT_MS * 2)
     this.#gatherings.set(id, resolve)
     this.#unanswered += 1
-    this.send({ type: "gather", id })
+    this.send({ kind: "gather", id })
     const snapshots = await promise
     clearTimeout(timer)
     this.#gatherings.delete(id)
@@ -84,7 +84,7 @@ export class SupervisorChannel {
   }
 
   #received(message: ToWorker): void {
-    if (message.type === "gathered") {
+    if (message.kind === "gathered") {
       this.#unanswered -= 1
       this.#gatherings.get(message.id)?.(message.snapshots)
     } else if (this.#orders === null) this.#early.push(message)

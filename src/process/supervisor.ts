@@ -164,8 +164,8 @@ export class Supervisor {
     void forwarding.then(() => this.#forwardings.delete(forwarding))
     this.#events.emit("worker_started", { slot, pid: child.pid })
     if (this.#tls === null) return
-    send(child, { type: "serve", config: this.#config, tls: this.#tls })
-    this.#denylist.attach(key, (part) => send(child, { type: "denylist", part }))
+    send(child, { kind: "serve", config: this.#config, tls: this.#tls })
+    this.#denylist.attach(key, (part) => send(child, { kind: "denylist", part }))
   }
 
   /** Workers that wait for the first list get an empty one when there is none to read. */
@@ -182,12 +182,12 @@ export class Supervisor {
   #renew(tls: ListenerTls): void {
     this.#tls = tls
     for (const { process: child } of this.#slots.values()) {
-      send(child, { type: "certificate", tls })
+      send(child, { kind: "certificate", tls })
     }
   }
 
   #received(slot: number, key: number, message: ToSupervisor): void {
-    switch (message.type) {
+    switch (message.kind) {
       case "listening":
         if (this.#state !== "starting") break
         this.#state = "running"
@@ -250,7 +250,7 @@ export class Supervisor {
     if (this.#state === "draining") return
     this.#state = "draining"
     this.#end(status, reason)
-    for (const { process: child } of this.#slots.values()) send(child, { type: "drain" })
+    for (const { process: child } of this.#slots.values()) send(child, { kind: "drain" })
     const killAfterMs = this.#config.drainTimeoutMs + DRAIN_GRACE_MS
     this.#killTimer = setTimeout(() => this.#killAll("the drain took too long"), killAfterMs)
     this.#exitWhenEmpty()
@@ -290,7 +290,7 @@ export class Supervisor {
   #ask(worker: Slot, id: number): boolean {
     if (worker.unanswered >= MAX_UNANSWERED) return false
     worker.unanswered += 1
-    send(worker.process, { type: "snapshot_wanted", id })
+    send(worker.process, { kind: "snapshot_wanted", id })
     return true
   }
 
@@ -315,7 +315,7 @@ export class Supervisor {
     const unreported = [...silent, own].map((metrics): Snapshot => ({ report: null, metrics }))
     const child = this.#slots.get(slot)?.process
     if (child)
-      send(child, { type: "gathered", id, snapshots: [...answers.values(), ...unreported] })
+      send(child, { kind: "gathered", id, snapshots: [...answers.values(), ...unreported] })
   }
 }
 

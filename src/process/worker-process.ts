@@ -82,11 +82,11 @@ export async function runWorker(options: ProcessOptions): Promise<void> {
   try {
     const ports = await worker.start(tls)
     state = "serving"
-    channel?.send({ type: "listening", ...ports })
+    channel?.send({ kind: "listening", ...ports })
   } catch (error) {
     const message = `cannot serve: ${asError(error).message}`
     if (channel === null) events.emit("instance_ended", { status: 1, reason: message })
-    else channel.send({ type: "unable", message })
+    else channel.send({ kind: "unable", message })
     process.exit(1)
   }
 }
@@ -102,7 +102,7 @@ interface Obeying {
 function obeying({ worker, channel, drain, renew, deny }: Obeying): (message: ToWorker) => void {
   const denylist = new FedDenylist()
   return (message) => {
-    switch (message.type) {
+    switch (message.kind) {
       case "certificate":
         renew(message.tls)
         break
@@ -112,12 +112,12 @@ function obeying({ worker, channel, drain, renew, deny }: Obeying): (message: To
       case "snapshot_wanted":
         void worker
           .snapshot()
-          .then((snapshot) => channel.send({ type: "snapshot", id: message.id, snapshot }))
+          .then((snapshot) => channel.send({ kind: "snapshot", id: message.id, snapshot }))
         break
       case "denylist": {
         const complete = denylist.take(message.part)
         if (complete !== null) deny(complete)
-        channel.send({ type: "denylist_taken" })
+        channel.send({ kind: "denylist_taken" })
         break
       }
     }

@@ -325,7 +325,7 @@ export class Worker {
   }
 
   #startBroker(): void {
-    let before: BrokerState = { is: "away", reason: "" }
+    let before: BrokerState = { kind: "away", reason: "" }
     const setup = brokerSetup(this.#options.config.broker, this.#self, {
       command: (delivery, prefetch) => this.#consumer.deliver(delivery, prefetch),
       deadLetter: (delivery, prefetch) => this.#consumer.deliverDeadLetter(delivery, prefetch),
@@ -336,14 +336,14 @@ export class Worker {
     })
     this.#broker.start(setup, {
       stateChanged: (state) => {
-        const up = state.is === "ready" || state.is === "blocked"
-        if (up && before.is === "away") this.counters.brokerConnects += 1
+        const up = state.kind === "ready" || state.kind === "blocked"
+        if (up && before.kind === "away") this.counters.brokerConnects += 1
         // After an alarm too: announcements during it were dropped.
-        if (state.is === "ready" && before.is !== "ready") this.#fleet.connected()
-        if (state.is === "away" && before.is !== "away") this.counters.brokerLosses += 1
+        if (state.kind === "ready" && before.kind !== "ready") this.#fleet.connected()
+        if (state.kind === "away" && before.kind !== "away") this.counters.brokerLosses += 1
         // Each try that fails for the same reason is no news.
         if (!Bun.deepEquals(state, before)) this.#events.emit("broker_state", { state })
-        if (state.is === "ready" && before.is !== "ready") this.#readySinceMs = steadyMs()
+        if (state.kind === "ready" && before.kind !== "ready") this.#readySinceMs = steadyMs()
         before = state
       },
       warning: (message) => this.#events.emit("broker_warning", { message }),
@@ -398,7 +398,7 @@ export class Worker {
     this.#listener.sweep(sinceMs - SWEEP_EVERY_MS)
     this.#sweptAtMs = atMs
     if (sinceMs > PAUSED_MS) this.#readySinceMs = atMs
-    if (this.#broker.state.is !== "away") this.#unacknowledged.pass(Math.max(0, sinceMs))
+    if (this.#broker.state.kind !== "away") this.#unacknowledged.pass(Math.max(0, sinceMs))
     this.#consumer.sweep()
     this.#outcomes.late.sweep(atMs)
     this.#connections.sweep(Date.now(), atMs)
@@ -406,7 +406,7 @@ export class Worker {
     this.#fleet.sweep(atMs)
     this.#refusals.sweep(atMs)
     // Away, it may be the other connection alone that is lost, and this one as deaf.
-    if (this.#broker.state.is === "blocked" || this.#broker.state.is === "closed") return
+    if (this.#broker.state.kind === "blocked" || this.#broker.state.kind === "closed") return
     const { confirmTimeoutMs } = this.#options.config.broker
     const sentByMs = atMs - confirmTimeoutMs
     if (sentByMs >= this.#readySinceMs)
@@ -439,7 +439,7 @@ export class Worker {
       unacknowledgedCommands: this.#unacknowledged.count,
       heldCommands: this.#connections.heldCommands(),
       outboundMessages: this.#outboundMessages.count,
-      brokerReady: this.#broker.state.is === "ready",
+      brokerReady: this.#broker.state.kind === "ready",
       ...this.#fleet.gauges(),
     }
   }

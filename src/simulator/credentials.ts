@@ -42,7 +42,7 @@ export class Issuer {
       ...(caFile === null ? {} : { ca: read(caFile) }),
     }
     this.#authority =
-      auth.is === "mtls" ? { certPem: read(auth.caCertFile), keyPem: read(auth.caKeyFile) } : null
+      auth.kind === "mtls" ? { certPem: read(auth.caCertFile), keyPem: read(auth.caKeyFile) } : null
   }
 
   /** False: a gateway of any name and CA is good enough. */
@@ -53,7 +53,7 @@ export class Issuer {
   /** @throws CertificateError when the CA cannot sign. */
   async of(deviceId: string): Promise<Credentials> {
     if (this.#authority === null) {
-      const hello = this.#auth.is === "hello" ? `${helloLine(deviceId, this.#auth.secret)}\n` : ""
+      const hello = this.#auth.kind === "hello" ? `${helloLine(deviceId, this.#auth.secret)}\n` : ""
       return { tls: this.#tls, hello }
     }
     const made =

@@ -21,7 +21,7 @@ if (import.meta.main) process.exit(await main(process.argv.slice(2)))
 export async function main(args: readonly string[]): Promise<0 | 1 | 2> {
   try {
     const request = parseRequest(args)
-    switch (request.is) {
+    switch (request.kind) {
       case "help":
         console.log(usage())
         return 0

@@ -101,9 +101,9 @@ const HOSTILE_WHAT = `beside the devices, COUNT (1) that misbehave; again and ag
                         ${HOSTILE_KINDS.join(", ")}`
 
 export type Auth =
-  | { readonly is: "none" }
-  | { readonly is: "hello"; readonly secret: string }
-  | { readonly is: "mtls"; readonly caCertFile: string; readonly caKeyFile: string }
+  | { readonly kind: "none" }
+  | { readonly kind: "hello"; readonly secret: string }
+  | { readonly kind: "mtls"; readonly caCertFile: string; readonly caKeyFile: string }
 
 export interface BackEndOptions {
   readonly amqpUrl: string
@@ -153,9 +153,9 @@ export interface VerifyOptions {
 }
 
 export type Request =
-  | { readonly is: "help" }
-  | { readonly is: "run"; readonly options: RunOptions }
-  | { readonly is: "verify"; readonly options: VerifyOptions }
+  | { readonly kind: "help" }
+  | { readonly kind: "run"; readonly options: RunOptions }
+  | { readonly kind: "verify"; readonly options: VerifyOptions }
 
 export class UsageError extends Error {
   override readonly name = "UsageError"
@@ -170,10 +170,10 @@ export class UsageError extends Error {
 /** @throws UsageError with all faults. */
 export function parseRequest(args: readonly string[]): Request {
   const flags = new Flags(args)
-  if (flags.on("help")) return { is: "help" }
+  if (flags.on("help")) return { kind: "help" }
   const request: Request = flags.verifies
-    ? { is: "verify", options: verifyOptions(flags) }
-    : { is: "run", options: runOptions(flags) }
+    ? { kind: "verify", options: verifyOptions(flags) }
+    : { kind: "run", options: runOptions(flags) }
   if (flags.faults.length > 0) throw new UsageError(flags.faults)
   return request
 }
@@ -301,7 +301,7 @@ function runOptions(flags: Flags): RunOptions {
   if (devices === 0 && hostile.length === 0 && !flags.on("backend")) {
     faults.push("--devices 0 leaves nothing to do without --backend or --hostile")
   }
-  if (auth.is === "none" && hostile.some(({ kind }) => kind === "duplicate-id")) {
+  if (auth.kind === "none" && hostile.some(({ kind }) => kind === "duplicate-id")) {
     faults.push("--hostile duplicate-id needs --auth mtls or hello")
   }
   return {
@@ -328,20 +328,20 @@ function runOptions(flags: Flags): RunOptions {
 }
 
 function readAuth(flags: Flags): Auth {
-  const is = flags.oneOf("auth", AUTHS)
+  const kind = flags.oneOf("auth", AUTHS)
   const secret = flags.text("secret")
   const caCertFile = flags.text("client-ca-cert")
   const caKeyFile = flags.text("client-ca-key")
-  const needs = (name: "secret" | "client-ca-cert" | "client-ca-key", mode: Auth["is"]) => {
-    if (is === mode && !flags.given(name)) flags.faults.push(`--auth ${mode} needs --${name}`)
-    if (is !== mode && flags.given(name)) flags.faults.push(`--${name} goes with --auth ${mode}`)
+  const needs = (name: "secret" | "client-ca-cert" | "client-ca-key", mode: Auth["kind"]) => {
+    if (kind === mode && !flags.given(name)) flags.faults.push(`--auth ${mode} needs --${name}`)
+    if (kind !== mode && flags.given(name)) flags.faults.push(`--${name} goes with --auth ${mode}`)
   }
   needs("secret", "hello")
   needs("client-ca-cert", "mtls")
   needs("client-ca-key", "mtls")
-  if (is === "hello") return { is, secret }
-  if (is === "mtls") return { is, caCertFile, caKeyFile }
-  return { is }
+  if (kind === "hello") return { kind, secret }
+  if (kind === "mtls") return { kind, caCertFile, caKeyFile }
+  return { kind }
 }
 
 function readBackEnd(flags: Flags): BackEndOptions | null {

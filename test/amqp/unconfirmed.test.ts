@@ -125,11 +125,11 @@ test.each([3, MANY])("clear takes out all that are left of %d, and tags begin an
 })
 
 type Step =
-  | { readonly do: "add"; readonly count: number }
-  | { readonly do: "settle"; readonly tag: number; readonly multiple: boolean }
+  | { readonly kind: "add"; readonly count: number }
+  | { readonly kind: "settle"; readonly tag: number; readonly multiple: boolean }
   /** One by one, backwards. */
-  | { readonly do: "settle some"; readonly tag: number; readonly count: number }
-  | { readonly do: "clear" }
+  | { readonly kind: "settle some"; readonly tag: number; readonly count: number }
+  | { readonly kind: "clear" }
 
 /** Reduced to the tags that there are, and a few more. */
 const tag = fc.nat(1_000_000)
@@ -137,19 +137,19 @@ const step: fc.Arbitrary<Step> = fc.oneof(
   {
     weight: 4,
     arbitrary: fc.record({
-      do: fc.constant("add" as const),
+      kind: fc.constant("add" as const),
       count: fc.oneof(fc.nat(5), fc.nat(900)),
     }),
   },
   {
     weight: 6,
-    arbitrary: fc.record({ do: fc.constant("settle" as const), tag, multiple: fc.boolean() }),
+    arbitrary: fc.record({ kind: fc.constant("settle" as const), tag, multiple: fc.boolean() }),
   },
   {
     weight: 4,
-    arbitrary: fc.record({ do: fc.constant("settle some" as const), tag, count: fc.nat(900) }),
+    arbitrary: fc.record({ kind: fc.constant("settle some" as const), tag, count: fc.nat(900) }),
   },
-  { weight: 1, arbitrary: fc.constant({ do: "clear" } as const) },
+  { weight: 1, arbitrary: fc.constant({ kind: "clear" } as const) },
 )
 
 test("any order: each is handed back once, as the model says", () => {
@@ -168,7 +168,7 @@ test("any order: each is handed back once, as the model says", () => {
       }
 
       for (const each of steps) {
-        switch (each.do) {
+        switch (each.kind) {
           case "add":
             for (let i = 0; i < each.count; i += 1) {
               added += 1

@@ -102,7 +102,7 @@ async function announcing(): Promise<Way> {
     },
     { stateChanged: () => undefined, warning: () => undefined },
   )
-  await until(() => broker.state.is === "ready", { what: "the broker" })
+  await until(() => broker.state.kind === "ready", { what: "the broker" })
   return {
     come: (at) => announcer.come(connections[at] as Connection),
     gone: (at) => announcer.gone(recipientOf(at).deviceId, recipientOf(at).connectionId),

@@ -51,7 +51,7 @@ afterAll(() => Promise.all(closing), START_LIMIT_MS)
 class User {
   readonly broker: Broker
   readonly publishChannel: PublishChannel
-  readonly states: BrokerState["is"][] = []
+  readonly states: BrokerState["kind"][] = []
   readonly deliveries: Delivery[] = []
   /** The calls for lost connections, and the deliveries before each. */
   readonly losses: { queue: string; deliveries: number; lost: boolean }[] = []
@@ -89,12 +89,12 @@ class User {
     }))
     this.broker.start(
       { exchanges: [], queues, subscriptions },
-      { stateChanged: (state) => this.states.push(state.is), warning: () => undefined },
+      { stateChanged: (state) => this.states.push(state.kind), warning: () => undefined },
     )
   }
 
   async ready(): Promise<this> {
-    await until(() => this.broker.state.is === "ready", { what: "the broker to be ready" })
+    await until(() => this.broker.state.kind === "ready", { what: "the broker to be ready" })
     return this
   }
 
@@ -254,13 +254,13 @@ describe.each([EMBEDDED, AMQP, SIMULATED])("the $kind broker", (world) => {
       "is away, then ready, then closed, and each change is told once",
       fresh(async () => {
         const user = new User(make())
-        expect(user.broker.state.is).toBe("away")
+        expect(user.broker.state.kind).toBe("away")
         user.start([])
         expect(user.states).toEqual([])
         await user.ready()
         expect(user.states).toEqual(["ready"])
         await user.broker.close()
-        expect(user.broker.state.is).toBe("closed")
+        expect(user.broker.state.kind).toBe("closed")
         expect(user.states).toEqual(["ready", "closed"])
       }),
       LIMIT_MS,
@@ -286,7 +286,7 @@ describe.each([EMBEDDED, AMQP, SIMULATED])("the $kind broker", (world) => {
         const user = new User(make())
         user.start([queue("any")])
         await within(user.broker.close(), { what: "close" })
-        expect(user.broker.state.is).toBe("closed")
+        expect(user.broker.state.kind).toBe("closed")
         expect(user.publishChannel.state).toBe("closed")
         expect(user.states.at(-1)).toBe("closed")
       }),

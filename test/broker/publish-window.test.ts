@@ -185,36 +185,36 @@ class Watched {
 }
 
 type Step =
-  | { readonly do: "add"; readonly group: number; readonly bytes: number }
-  | { readonly do: "send" }
-  | { readonly do: "done"; readonly which: number; readonly result: FinalResult }
-  | { readonly do: "fail"; readonly which: number }
-  | { readonly do: "fail all" }
-  | { readonly do: "go back" }
-  | { readonly do: "block" | "unblock" }
+  | { readonly kind: "add"; readonly group: number; readonly bytes: number }
+  | { readonly kind: "send" }
+  | { readonly kind: "done"; readonly which: number; readonly result: FinalResult }
+  | { readonly kind: "fail"; readonly which: number }
+  | { readonly kind: "fail all" }
+  | { readonly kind: "go back" }
+  | { readonly kind: "block" | "unblock" }
 
 const step: fc.Arbitrary<Step> = fc.oneof(
   {
     weight: 8,
     arbitrary: fc.record({
-      do: fc.constant("add" as const),
+      kind: fc.constant("add" as const),
       group: fc.nat(2),
       bytes: fc.nat(30),
     }),
   },
-  { weight: 5, arbitrary: fc.constant({ do: "send" } as const) },
+  { weight: 5, arbitrary: fc.constant({ kind: "send" } as const) },
   {
     weight: 8,
     arbitrary: fc.record({
-      do: fc.constant("done" as const),
+      kind: fc.constant("done" as const),
       which: fc.nat(4),
       result: fc.constantFrom<FinalResult>("confirmed", "confirmed", "returned", "unencodable"),
     }),
   },
-  { weight: 3, arbitrary: fc.record({ do: fc.constant("fail" as const), which: fc.nat(4) }) },
-  { weight: 1, arbitrary: fc.constant({ do: "fail all" } as const) },
-  { weight: 3, arbitrary: fc.constant({ do: "go back" } as const) },
-  { weight: 2, arbitrary: fc.record({ do: fc.constantFrom("block", "unblock") }) },
+  { weight: 3, arbitrary: fc.record({ kind: fc.constant("fail" as const), which: fc.nat(4) }) },
+  { weight: 1, arbitrary: fc.constant({ kind: "fail all" } as const) },
+  { weight: 3, arbitrary: fc.constant({ kind: "go back" } as const) },
+  { weight: 2, arbitrary: fc.record({ kind: fc.constantFrom("block", "unblock") }) },
 )
 const steps = fc.array(step, { maxLength: 60, size: "max" })
 
@@ -226,7 +226,7 @@ function run(sequence: readonly Step[], limits: WindowLimits, asPublisher: boole
   const watched = new Watched(limits)
   let isBlocked = false
   for (const each of sequence) {
-    switch (each.do) {
+    switch (each.kind) {
       case "add":
         // Whoever adds looks at `full` first.
         if (!watched.window.full) watched.add(each.group, each.bytes)
@@ -248,7 +248,7 @@ function run(sequence: readonly Step[], limits: WindowLimits, asPublisher: boole
         break
       case "block":
       case "unblock":
-        isBlocked = each.do === "block"
+        isBlocked = each.kind === "block"
     }
     while (asPublisher && !isBlocked && !watched.failed && watched.send());
   }

@@ -507,22 +507,22 @@ describe("in every order of events", () => {
   const MAX_IN_FLIGHT = 4
 
   type Event =
-    | { do: "publish"; group: string }
+    | { kind: "publish"; group: string }
     /** Ends one of those in flight; `stored` tells what the broker made of one that was cut. */
-    | { do: "settle"; at: number; result: PublishResult; stored: boolean }
-    | { do: "lose"; stored: number }
-    | { do: "reopen" | "block" }
-    | { do: "wait"; ms: number }
+    | { kind: "settle"; at: number; result: PublishResult; stored: boolean }
+    | { kind: "lose"; stored: number }
+    | { kind: "reopen" | "block" }
+    | { kind: "wait"; ms: number }
 
   const event: fc.Arbitrary<Event> = fc.oneof(
     {
       weight: 5,
-      arbitrary: fc.record({ do: fc.constant("publish"), group: fc.constantFrom(...GROUPS) }),
+      arbitrary: fc.record({ kind: fc.constant("publish"), group: fc.constantFrom(...GROUPS) }),
     },
     {
       weight: 5,
       arbitrary: fc.record({
-        do: fc.constant("settle"),
+        kind: fc.constant("settle"),
         at: fc.nat(MAX_IN_FLIGHT - 1),
         result: fc.oneof(
           { weight: 6, arbitrary: fc.constant("confirmed") },
@@ -531,9 +531,9 @@ describe("in every order of events", () => {
         stored: fc.boolean(),
       }),
     },
-    { weight: 1, arbitrary: fc.record({ do: fc.constant("lose"), stored: fc.nat(15) }) },
-    { weight: 3, arbitrary: fc.record({ do: fc.constantFrom("reopen", "block") }) },
-    { weight: 2, arbitrary: fc.record({ do: fc.constant("wait"), ms: fc.nat(BACKOFF.mostMs) }) },
+    { weight: 1, arbitrary: fc.record({ kind: fc.constant("lose"), stored: fc.nat(15) }) },
+    { weight: 3, arbitrary: fc.record({ kind: fc.constantFrom("reopen", "block") }) },
+    { weight: 2, arbitrary: fc.record({ kind: fc.constant("wait"), ms: fc.nat(BACKOFF.mostMs) }) },
   ) as fc.Arbitrary<Event>
 
   const limits = fc.record({
@@ -565,7 +565,7 @@ describe("in every order of events", () => {
       send.settle(result)
     }
     const perform = (event: Event) => {
-      switch (event.do) {
+      switch (event.kind) {
         case "publish": {
           if (!publisher.hasRoom) break
           const number = counts.get(event.group) ?? 0

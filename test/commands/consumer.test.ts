@@ -145,7 +145,7 @@ class Subject {
   /** The look-up of connections throws. */
   broken = false
   /** Where the fleet says that a device is; null: it says nothing yet. */
-  place: Place | null = { is: "nowhere", detail: "nobody holds it" }
+  place: Place | null = { kind: "nowhere", detail: "nobody holds it" }
   readonly #looking: ((place: Place) => void)[] = []
   readonly #ids = new Map([
     [OWN, this.connection],
@@ -505,7 +505,7 @@ describe("a command for another worker's connection", () => {
 })
 
 describe("a command for a device by its name", () => {
-  const ELSEWHERE: Place = { is: "with", worker: "gw.1" }
+  const ELSEWHERE: Place = { kind: "worker", worker: "gw.1" }
   const named = (headers: MessageProperties["headers"] = {}) => ({
     headers: { device_id: "lock:1", ...headers },
   })
@@ -541,7 +541,7 @@ describe("a command for a device by its name", () => {
 
   test("that is nowhere ends as offline, with what the fleet said, and is kept", async () => {
     const subject = await new Subject().start()
-    subject.place = { is: "nowhere", detail: "no answer from gw.2" }
+    subject.place = { kind: "nowhere", detail: "no answer from gw.2" }
     const delivery = await subject.deliver({ ...named(), replyTo: REPLIES })
     expect(subject.kept()).toEqual([["offline", "no answer from gw.2"]])
     expect(subject.receipts()).toMatchObject([{ outcome: "offline", device_id: "lock:1" }])
@@ -560,7 +560,7 @@ describe("a command for a device by its name", () => {
   })
 
   const PLACES: [string, Place][] = [
-    ["nowhere", { is: "nowhere", detail: "" }],
+    ["nowhere", { kind: "nowhere", detail: "" }],
     ["elsewhere", ELSEWHERE],
   ]
   test.each(PLACES)("that came here meanwhile is written to here, found %s", async (_, place) => {
@@ -686,9 +686,9 @@ describe("the copies of a command that was forwarded", () => {
     const away = { headers: { ...copy().headers, device_id: "lock:1" } }
     const first = await subject.deliver(away)
     await subject.lose(first)
-    await subject.found({ is: "with", worker: "gw.1" })
+    await subject.found({ kind: "worker", worker: "gw.1" })
     await subject.redeliver(first)
-    await subject.found({ is: "with", worker: "gw.1" })
+    await subject.found({ kind: "worker", worker: "gw.1" })
     expect(subject.forwarded().length).toBe(1)
     expect(subject.unacknowledged.count).toBe(0)
   })
@@ -991,7 +991,7 @@ describe("a dead letter", () => {
     "of a device elsewhere, given up as %s, ends at the worker that may have written it, as %s",
     async (reason, outcome) => {
       const subject = await new Subject().start()
-      subject.place = { is: "with", worker: "gw.1" }
+      subject.place = { kind: "worker", worker: "gw.1" }
       const headers = { device_id: "lock:1", ...death("to_device", reason, "5000") }
       const delivery = await subject.deliverDead({ headers, replyTo: REPLIES })
       expect([delivery.acknowledged, subject.kept(), subject.receipts()]).toEqual([1, [], []])
@@ -1009,7 +1009,7 @@ describe("a dead letter", () => {
       expect([arrived.acknowledged, holder.unacknowledged.count]).toEqual([1, 0])
       // The worker was gone, and its queue dead-lettered the command.
       const orphan = { ...properties, headers: { ...properties.headers, ...death(OTHER_QUEUE) } }
-      subject.place = { is: "nowhere", detail: "nobody holds it" }
+      subject.place = { kind: "nowhere", detail: "nobody holds it" }
       await subject.deliverDead(orphan)
       expect(subject.kept().map(([kept]) => kept)).toEqual([outcome])
     },
@@ -1298,7 +1298,7 @@ describe("a command whose handling throws", () => {
     subject.place = null
     const delivery = await subject.deliver({ headers: { device_id: "lock:1" } })
     subject.broken = true
-    await subject.found({ is: "nowhere", detail: "" })
+    await subject.found({ kind: "nowhere", detail: "" })
     expect([delivery.acknowledged, subject.unacknowledged.count]).toEqual([1, 0])
     expect(subject.kept().map(([outcome]) => outcome)).toEqual(["invalid"])
   })

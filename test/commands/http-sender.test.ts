@@ -82,7 +82,7 @@ class Subject {
   readonly sender: HttpSender
   readonly located: { id: string; trusting: boolean }[] = []
   /** Where the fleet says that a device is. */
-  place: Place = { is: "nowhere", detail: "nobody holds it" }
+  place: Place = { kind: "nowhere", detail: "nobody holds it" }
   /** Look-ups wait until the test ends them. */
   searching: (() => void)[] | null = null
   nowMs = NOW_MS
@@ -288,7 +288,7 @@ describe("a command for nobody", () => {
 describe("a command for a device by its name", () => {
   test("goes where the fleet finds it, by what was announced", async () => {
     const subject = await new Subject().start()
-    subject.place = { is: "with", worker: "gw.1" }
+    subject.place = { kind: "worker", worker: "gw.1" }
     const { answers, message } = await subject.send("lock:1")
     expect(subject.located).toEqual([{ id: "lock:1", trusting: true }])
     expect(message).toMatchObject({ exchange: "", routingKey: OTHER_QUEUE })
@@ -482,7 +482,7 @@ describe("too many requests that wait", () => {
 describe("a command whose caller has gone", () => {
   const elsewhere = async () => {
     const subject = await new Subject().start()
-    subject.place = { is: "with", worker: "gw.1" }
+    subject.place = { kind: "worker", worker: "gw.1" }
     subject.searching = []
     return { subject, caller: new AbortController() }
   }

@@ -25,30 +25,30 @@ function routed(
 
 test("to a connection or device that is here, however many hops it took", () => {
   for (const hops of [0, MAX_HOPS, 1_000]) {
-    const here = { to: "here", connection: `connection ${ownId}` } as const
+    const here = { kind: "here", connection: `connection ${ownId}` } as const
     expect(routed({ connectionId: ownId }, hops, [ownId])).toEqual(here)
     expect(routed({ deviceId: ownId }, hops, [ownId])).toEqual(here)
   }
-  expect(routed({ deviceId: "named" }, 0, ["named"])).toMatchObject({ to: "here" })
+  expect(routed({ deviceId: "named" }, 0, ["named"])).toMatchObject({ kind: "here" })
 })
 
 test("to the queue of the worker that a connection id names", () => {
-  const there = { to: "queue", queue: workerQueue(ELSEWHERE) } as const
+  const there = { kind: "queue", queue: workerQueue(ELSEWHERE) } as const
   expect(routed({ connectionId: foreignId })).toEqual(there)
   expect(routed({ deviceId: foreignId })).toEqual(there)
 })
 
 test("with both ids given it is for that very connection", () => {
   const both = { connectionId: foreignId, deviceId: "named" }
-  expect(routed(both, 0, ["named"])).toEqual({ to: "queue", queue: workerQueue(ELSEWHERE) })
+  expect(routed(both, 0, ["named"])).toEqual({ kind: "queue", queue: workerQueue(ELSEWHERE) })
   expect(routed({ connectionId: ownId, deviceId: "named" }, 0, ["named"])).toMatchObject({
-    to: "nowhere",
+    kind: "nowhere",
   })
 })
 
 test("a device that is not here is looked for, unless it took too many hops", () => {
-  expect(routed({ deviceId: "named" })).toEqual({ to: "device", deviceId: "named" })
-  expect(routed({ deviceId: "named" }, MAX_HOPS).to).toBe("nowhere")
+  expect(routed({ deviceId: "named" })).toEqual({ kind: "device", deviceId: "named" })
+  expect(routed({ deviceId: "named" }, MAX_HOPS).kind).toBe("nowhere")
 })
 
 describe("nowhere", () => {
@@ -58,13 +58,13 @@ describe("nowhere", () => {
     ["no id at all", {}],
   ])("%s", (_name, target) => {
     const nowhere = routed(target)
-    expect(nowhere.to).toBe("nowhere")
+    expect(nowhere.kind).toBe("nowhere")
     expect("detail" in nowhere && nowhere.detail).not.toBe("")
   })
 
   test("after the last hop, and not before it", () => {
-    expect(routed({ connectionId: foreignId }, MAX_HOPS - 1).to).toBe("queue")
-    expect(routed({ connectionId: foreignId }, MAX_HOPS).to).toBe("nowhere")
+    expect(routed({ connectionId: foreignId }, MAX_HOPS - 1).kind).toBe("queue")
+    expect(routed({ connectionId: foreignId }, MAX_HOPS).kind).toBe("nowhere")
   })
 })
 
@@ -78,8 +78,8 @@ test("no target leads to this worker's own queue, or round more than three hops"
   check(
     fc.property(fc.option(id), fc.option(id), fc.nat(5), (connectionId, deviceId, hops) => {
       const found = route({ connectionId, deviceId }, hops, HERE, () => undefined)
-      expect(found.to).not.toBe("here")
-      if (found.to === "queue") {
+      expect(found.kind).not.toBe("here")
+      if (found.kind === "queue") {
         expect(found.queue).not.toBe(workerQueue(HERE))
         expect(hops).toBeLessThan(MAX_HOPS)
       }

@@ -257,17 +257,17 @@ describe("how many at once", () => {
 
   test("stays within its bounds whatever happens, and counts what is under way", () => {
     const event = fc.oneof(
-      fc.record({ do: fc.constant("begin" as const), ms: fc.nat(50) }),
-      fc.record({ do: fc.constant("complete" as const), ms: fc.nat(2_000) }),
-      fc.record({ do: fc.constant("end" as const), ms: fc.nat(50) }),
-      fc.record({ do: fc.constant("look" as const), ms: fc.nat(500) }),
+      fc.record({ kind: fc.constant("begin" as const), ms: fc.nat(50) }),
+      fc.record({ kind: fc.constant("complete" as const), ms: fc.nat(2_000) }),
+      fc.record({ kind: fc.constant("end" as const), ms: fc.nat(50) }),
+      fc.record({ kind: fc.constant("look" as const), ms: fc.nat(500) }),
     )
     check(
       fc.property(fc.array(event, { maxLength: 200 }), (events) => {
         const subject = admission()
         let atMs = 0
         let underWay = 0
-        for (const { do: what, ms } of events) {
+        for (const { kind: what, ms } of events) {
           atMs += ms
           if (what === "look") subject.look(ms, 0, atMs)
           else if (what === "begin") {

@@ -78,30 +78,30 @@ describe("a first line", () => {
       const proof = createHmac("sha256", secret).update("lock-17").digest("hex")
       expect(helloLine("lock-17", secret)).toBe(`HELLO lock-17 ${proof}`)
       for (const line of [proof, proof.toUpperCase()].map((hex) => `HELLO lock-17 ${hex}`)) {
-        expect(verifyHello(line, SECRETS)).toEqual({ is: "proven", deviceId: "lock-17" })
-        expect(verifyHello(`${line}\r`, SECRETS)).toEqual({ is: "proven", deviceId: "lock-17" })
+        expect(verifyHello(line, SECRETS)).toEqual({ kind: "proven", deviceId: "lock-17" })
+        expect(verifyHello(`${line}\r`, SECRETS)).toEqual({ kind: "proven", deviceId: "lock-17" })
       }
     }
   })
 
   test("is refused with the proof of another device or secret, or in the form of a connection id", () => {
     const proof = helloLine("lock-18", "0123456789abcdef").slice(-64)
-    expect(verifyHello(`HELLO lock-17 ${proof}`, SECRETS).is).toBe("refused")
-    expect(verifyHello(helloLine("lock-17", "another-secret-16"), SECRETS).is).toBe("refused")
+    expect(verifyHello(`HELLO lock-17 ${proof}`, SECRETS).kind).toBe("refused")
+    expect(verifyHello(helloLine("lock-17", "another-secret-16"), SECRETS).kind).toBe("refused")
     for (const id of [MINTED, ".", ".."]) {
-      expect(verifyHello(helloLine(id, SECRETS[0] ?? ""), SECRETS).is).toBe("refused")
+      expect(verifyHello(helloLine(id, SECRETS[0] ?? ""), SECRETS).kind).toBe("refused")
     }
   })
 
   test.each(["", "HELLO", "HELLO a", "hello a b", " HELLO", "GET / HTTP/1.1", "HELLO  a b"])(
     "%j is no hello",
-    (line) => expect(verifyHello(line, SECRETS).is).toBe("malformed"),
+    (line) => expect(verifyHello(line, SECRETS).kind).toBe("malformed"),
   )
 
   test("with one byte too many or one too few is no hello", () => {
     const line = helloLine("lock-17", SECRETS[0] ?? "")
     for (const bad of [`${line}0`, line.slice(0, -1), `${line} `, ` ${line}`, `${line}\r\r`]) {
-      expect(verifyHello(bad, SECRETS).is).toBe("malformed")
+      expect(verifyHello(bad, SECRETS).kind).toBe("malformed")
     }
   })
 
@@ -125,7 +125,7 @@ describe("a first line", () => {
             after = Buffer.from(read.rest).toString()
           }
         }
-        expect(verifyHello(line ?? "", SECRETS).is).toBe("proven")
+        expect(verifyHello(line ?? "", SECRETS).kind).toBe("proven")
         expect(after).toBe("first\nsecond")
       }),
     )
@@ -228,20 +228,20 @@ describe("identity", () => {
 
   test("none: the connection id", () => {
     const verdict = identity("none").handshaken(connection, peer())
-    expect(verdict).toMatchObject({ is: "known", deviceId: MINTED, fingerprint: null })
+    expect(verdict).toMatchObject({ kind: "accepted", deviceId: MINTED, fingerprint: null })
   })
 
   test("mtls: by a certificate that TLS trusts, and never by another", () => {
     const mtls = identity("mtls")
     const verdict = mtls.handshaken(connection, peer())
-    expect(verdict).toMatchObject({ is: "known", deviceId: "lock-17" })
+    expect(verdict).toMatchObject({ kind: "accepted", deviceId: "lock-17" })
     for (const untrusted of [
       { authorized: false },
       { certificate: () => undefined },
       { issuersValidUntilMs: () => NOW_MS },
     ]) {
       const refused = mtls.handshaken(connection, peer(untrusted))
-      expect(refused).toMatchObject({ is: "unknown", reason: "refused" })
+      expect(refused).toMatchObject({ kind: "rejected", reason: "refused" })
     }
     mtls.denylist = Denylist.parse(FINGERPRINT.join(":")).denylist
     expect(mtls.handshaken(connection, peer())).toMatchObject({ reason: "denied" })
@@ -250,11 +250,11 @@ describe("identity", () => {
   test("hello: waits for the first line, and hands on what came with it", () => {
     const hello = identity("hello")
     const line = Buffer.from(`${helloLine("lock-17", SECRETS[1] ?? "")}\nnext`)
-    expect(hello.handshaken(connection, peer()).is).toBe("waiting")
-    expect(hello.received(connection, line.subarray(0, 9)).is).toBe("waiting")
+    expect(hello.handshaken(connection, peer()).kind).toBe("waiting")
+    expect(hello.received(connection, line.subarray(0, 9)).kind).toBe("waiting")
     const verdict = hello.received(connection, line.subarray(9))
-    expect(verdict).toMatchObject({ is: "known", deviceId: "lock-17", fingerprint: null })
-    expect(verdict.is === "known" && Buffer.from(verdict.rest).toString()).toBe("next")
+    expect(verdict).toMatchObject({ kind: "accepted", deviceId: "lock-17", fingerprint: null })
+    expect(verdict.kind === "accepted" && Buffer.from(verdict.rest).toString()).toBe("next")
   })
 
   test("hello: tells what is no hello, what is not believed and who is denied apart", () => {
@@ -263,7 +263,7 @@ describe("identity", () => {
     const reasonOf = (text: string) => {
       hello.handshaken(connection, peer())
       const verdict = hello.received(connection, Buffer.from(text))
-      return verdict.is === "unknown" ? verdict.reason : verdict.is
+      return verdict.kind === "rejected" ? verdict.reason : verdict.kind
     }
     expect(reasonOf("what\n")).toBe("not_identified")
     expect(reasonOf("a".repeat(MAX_HELLO_BYTES + 1))).toBe("not_identified")

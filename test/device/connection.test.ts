@@ -1188,23 +1188,23 @@ test("a handshake that goes on when reading is suspended can still be completed"
 })
 
 type Step =
-  | { readonly do: "receive"; readonly text: string }
-  | { readonly do: "offer"; readonly n: number; readonly ttlMs: number }
-  | { readonly do: "misuse"; readonly text: string; readonly about: Authenticator }
-  | { readonly do: "redeliver"; readonly which: number }
-  | { readonly do: "socket"; readonly room: number }
-  | { readonly do: "flush" }
-  | { readonly do: "after"; readonly ms: number }
-  | { readonly do: "room"; readonly room: number }
-  | { readonly do: "pause" | "resume"; readonly source: "memory" | "drain" }
-  | { readonly do: "close"; readonly reason: CloseReason }
-  | { readonly do: "socketClosed" }
+  | { readonly kind: "receive"; readonly text: string }
+  | { readonly kind: "offer"; readonly n: number; readonly ttlMs: number }
+  | { readonly kind: "misuse"; readonly text: string; readonly about: Authenticator }
+  | { readonly kind: "redeliver"; readonly which: number }
+  | { readonly kind: "socket"; readonly room: number }
+  | { readonly kind: "flush" }
+  | { readonly kind: "after"; readonly ms: number }
+  | { readonly kind: "room"; readonly room: number }
+  | { readonly kind: "pause" | "resume"; readonly source: "memory" | "drain" }
+  | { readonly kind: "close"; readonly reason: CloseReason }
+  | { readonly kind: "socketClosed" }
 
 const step: fc.Arbitrary<Step> = fc.oneof(
   {
     weight: 6,
     arbitrary: fc.record({
-      do: fc.constant("receive" as const),
+      kind: fc.constant("receive" as const),
       text: fc
         .array(fc.constantFrom("a", "bc", "\r", "\n", "\n", "\r\n", "\0", "\xff"), {
           maxLength: 20,
@@ -1216,27 +1216,30 @@ const step: fc.Arbitrary<Step> = fc.oneof(
   {
     weight: 8,
     arbitrary: fc.record({
-      do: fc.constant("offer" as const),
+      kind: fc.constant("offer" as const),
       n: fc.nat(11),
       ttlMs: fc.oneof(fc.constant(Number.POSITIVE_INFINITY), fc.nat(60)),
     }),
   },
-  { weight: 3, arbitrary: fc.record({ do: fc.constant("redeliver" as const), which: fc.nat(15) }) },
-  { weight: 5, arbitrary: fc.record({ do: fc.constant("socket" as const), room: fc.nat(30) }) },
-  { weight: 5, arbitrary: fc.constant({ do: "flush" } as const) },
-  { weight: 3, arbitrary: fc.record({ do: fc.constant("after" as const), ms: fc.nat(600) }) },
-  { weight: 4, arbitrary: fc.record({ do: fc.constant("room" as const), room: fc.nat(4) }) },
+  {
+    weight: 3,
+    arbitrary: fc.record({ kind: fc.constant("redeliver" as const), which: fc.nat(15) }),
+  },
+  { weight: 5, arbitrary: fc.record({ kind: fc.constant("socket" as const), room: fc.nat(30) }) },
+  { weight: 5, arbitrary: fc.constant({ kind: "flush" } as const) },
+  { weight: 3, arbitrary: fc.record({ kind: fc.constant("after" as const), ms: fc.nat(600) }) },
+  { weight: 4, arbitrary: fc.record({ kind: fc.constant("room" as const), room: fc.nat(4) }) },
   {
     weight: 2,
     arbitrary: fc.record({
-      do: fc.constantFrom("pause" as const, "resume" as const),
+      kind: fc.constantFrom("pause" as const, "resume" as const),
       source: fc.constantFrom("memory" as const, "drain" as const),
     }),
   },
 )
 const ending: fc.Arbitrary<Step> = fc.oneof(
-  fc.record({ do: fc.constant("close" as const), reason: fc.constantFrom(...CLOSE_REASONS) }),
-  fc.constant({ do: "socketClosed" } as const),
+  fc.record({ kind: fc.constant("close" as const), reason: fc.constantFrom(...CLOSE_REASONS) }),
+  fc.constant({ kind: "socketClosed" } as const),
 )
 
 function sequenceOf(step: fc.Arbitrary<Step>): fc.Arbitrary<Step[]> {
@@ -1265,7 +1268,7 @@ function bodyOf(n: number): string {
 
 /** A back-end that gives one number or id to different commands, some of them redelivered. */
 const misuse: fc.Arbitrary<Step> = fc.record({
-  do: fc.constant("misuse" as const),
+  kind: fc.constant("misuse" as const),
   text: fc.constantFrom("", "x", "longer", "longest of all"),
   about: fc.record({
     seq: fc.option(fc.nat(4)),
@@ -1284,7 +1287,7 @@ function run(steps: readonly Step[], react: (harness: Harness, connection: Conne
   harness.window.room = 3
   socket.room = 10
   for (const step of steps) {
-    switch (step.do) {
+    switch (step.kind) {
       case "receive":
         if (connection.state === "open") received += step.text
         connection.received(bytesOf(step.text))

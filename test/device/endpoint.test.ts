@@ -42,8 +42,8 @@ function endpointOf(windowCommands = 100): Endpoint {
 /** The decisions in short: what is done to whom, as `expect` shows them best. */
 function brief(decisions: readonly Decision[]): unknown[] {
   return decisions.map((decision) => {
-    if (decision.do === "settle") return [decision.outcome, decision.command]
-    return [decision.do, decision.command]
+    if (decision.kind === "settle") return [decision.outcome, decision.command]
+    return [decision.kind, decision.command]
   })
 }
 
@@ -115,7 +115,7 @@ class Performer {
 
   #perform(decisions: readonly Decision[]): void {
     for (const decision of decisions) {
-      switch (decision.do) {
+      switch (decision.kind) {
         case "write":
           this.waiting.push(decision.command)
           this.#noteWrite(decision.command)
@@ -145,29 +145,29 @@ class Performer {
 }
 
 type Step =
-  | { readonly do: "offer"; readonly about: About }
-  | { readonly do: "redeliver"; readonly which: number }
-  | { readonly do: "write" }
-  | { readonly do: "drop"; readonly which: number }
-  | { readonly do: "wait"; readonly ms: number }
-  | { readonly do: "lose"; readonly offered: number }
-  | { readonly do: "close" }
+  | { readonly kind: "offer"; readonly about: About }
+  | { readonly kind: "redeliver"; readonly which: number }
+  | { readonly kind: "write" }
+  | { readonly kind: "drop"; readonly which: number }
+  | { readonly kind: "wait"; readonly ms: number }
+  | { readonly kind: "lose"; readonly offered: number }
+  | { readonly kind: "close" }
 
 function stepsWith(about: fc.Arbitrary<About>): fc.Arbitrary<Step[]> {
   const which = fc.nat(12)
   const step: fc.Arbitrary<Step> = fc.oneof(
-    { weight: 8, arbitrary: fc.record({ do: fc.constant("offer" as const), about }) },
-    { weight: 4, arbitrary: fc.record({ do: fc.constant("redeliver" as const), which }) },
-    { weight: 4, arbitrary: fc.record({ do: fc.constant("write" as const) }) },
-    { weight: 2, arbitrary: fc.record({ do: fc.constant("drop" as const), which }) },
-    { weight: 2, arbitrary: fc.record({ do: fc.constant("wait" as const), ms: fc.nat(12) }) },
-    { weight: 1, arbitrary: fc.record({ do: fc.constant("lose" as const), offered: fc.nat(3) }) },
+    { weight: 8, arbitrary: fc.record({ kind: fc.constant("offer" as const), about }) },
+    { weight: 4, arbitrary: fc.record({ kind: fc.constant("redeliver" as const), which }) },
+    { weight: 4, arbitrary: fc.record({ kind: fc.constant("write" as const) }) },
+    { weight: 2, arbitrary: fc.record({ kind: fc.constant("drop" as const), which }) },
+    { weight: 2, arbitrary: fc.record({ kind: fc.constant("wait" as const), ms: fc.nat(12) }) },
+    { weight: 1, arbitrary: fc.record({ kind: fc.constant("lose" as const), offered: fc.nat(3) }) },
   )
   const withClose = fc.tuple(
     fc.array(step, { maxLength: 60, size: "max" }),
     fc.array(step, { maxLength: 5, size: "max" }),
   )
-  return withClose.map(([before, after]): Step[] => [...before, { do: "close" }, ...after])
+  return withClose.map(([before, after]): Step[] => [...before, { kind: "close" }, ...after])
 }
 
 /** Runs the steps and expects one end for each command. */
@@ -182,7 +182,7 @@ function expectOneEnd(steps: readonly Step[], windowCommands: number): void {
     if (isClosed) expect(performer.ends.get(each)).toEqual(["closed"])
   }
   for (const step of steps) {
-    switch (step.do) {
+    switch (step.kind) {
       case "offer":
         offer(command(step.about))
         break
@@ -360,7 +360,7 @@ describe("a message id", () => {
         const lastWrite = new Map<number, number>()
         for (const [at, number] of numbers.entries()) {
           const each = command({ messageId: String(number) })
-          if (endpoint.offer(each, 0)[0]?.do !== "write") continue
+          if (endpoint.offer(each, 0)[0]?.kind !== "write") continue
           endpoint.written(each)
           expect(at - (lastWrite.get(number) ?? -Infinity)).toBeGreaterThan(1_024)
           lastWrite.set(number, at)
@@ -444,7 +444,7 @@ describe("the forward of a command that was written from a redelivery", () => {
     endpoint.offer(redelivery, 0)
     const first = forward()
     expect(endpoint.offer(first, 0)).toEqual([
-      { do: "replace", command: first, waiting: redelivery },
+      { kind: "replace", command: first, waiting: redelivery },
     ])
     // Another with this id is a command of its own, before and after the first was written.
     const second = forward()
@@ -476,7 +476,7 @@ describe("a number more than 1,000,000 beyond the next", () => {
     endpoint.offer(zero, 0)
     const far = command({ seq: 1_000_002, messageId: "m", redelivered: true })
     const detail = "to_device_seq 1000002 is more than 1000000 beyond the next number, 1"
-    const invalid = { do: "settle", command: far, outcome: "invalid", detail } as const
+    const invalid = { kind: "settle", command: far, outcome: "invalid", detail } as const
     expect(endpoint.offer(far, 0)).toEqual([invalid])
     expect(endpoint.offer(far, 0)).toEqual([invalid])
     endpoint.unwritten(far)

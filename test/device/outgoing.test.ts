@@ -260,27 +260,27 @@ describe("withdraw and clear", () => {
 })
 
 type Step =
-  | { readonly do: "push"; readonly size: number; readonly ttlMs: number }
-  | { readonly do: "flush"; readonly take: number }
-  | { readonly do: "wait"; readonly ms: number }
-  | { readonly do: "lose" }
+  | { readonly kind: "push"; readonly size: number; readonly ttlMs: number }
+  | { readonly kind: "flush"; readonly take: number }
+  | { readonly kind: "wait"; readonly ms: number }
+  | { readonly kind: "lose" }
 
 function steps(maxSize: number): fc.Arbitrary<Step[]> {
   const step = fc.oneof(
     {
       weight: 4,
       arbitrary: fc.record({
-        do: fc.constant("push" as const),
+        kind: fc.constant("push" as const),
         size: fc.nat(maxSize),
         ttlMs: fc.oneof(fc.constant(NEVER_MS), fc.nat(20)),
       }),
     },
     {
       weight: 4,
-      arbitrary: fc.record({ do: fc.constant("flush" as const), take: fc.nat(maxSize * 3) }),
+      arbitrary: fc.record({ kind: fc.constant("flush" as const), take: fc.nat(maxSize * 3) }),
     },
-    { weight: 1, arbitrary: fc.record({ do: fc.constant("wait" as const), ms: fc.nat(10) }) },
-    { weight: 1, arbitrary: fc.record({ do: fc.constant("lose" as const) }) },
+    { weight: 1, arbitrary: fc.record({ kind: fc.constant("wait" as const), ms: fc.nat(10) }) },
+    { weight: 1, arbitrary: fc.record({ kind: fc.constant("lose" as const) }) },
   )
   return fc.array(step, { maxLength: 50, size: "max" })
 }
@@ -336,7 +336,7 @@ function expectWire(sequence: readonly Step[], maxBytes: number): void {
   }
 
   for (const step of sequence) {
-    switch (step.do) {
+    switch (step.kind) {
       case "push": {
         const each = command(String(made % 10).repeat(step.size), nowMs + step.ttlMs)
         made += 1

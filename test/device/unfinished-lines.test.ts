@@ -56,25 +56,25 @@ class Owner implements LineOwner {
 }
 
 type Step =
-  | { readonly do: "grow"; readonly who: number; readonly bytes: number }
-  | { readonly do: "finish" | "stop" | "begin"; readonly who: number }
-  | { readonly do: "wait"; readonly ms: number; readonly stopped: boolean }
+  | { readonly kind: "grow"; readonly who: number; readonly bytes: number }
+  | { readonly kind: "finish" | "stop" | "begin"; readonly who: number }
+  | { readonly kind: "wait"; readonly ms: number; readonly stopped: boolean }
 
 const who = fc.nat(5)
 const step: fc.Arbitrary<Step> = fc.oneof(
   {
     weight: 4,
     arbitrary: fc.record({
-      do: fc.constant("grow" as const),
+      kind: fc.constant("grow" as const),
       who,
       bytes: fc.integer({ min: 1, max: 60 }),
     }),
   },
-  { weight: 2, arbitrary: fc.record({ do: fc.constantFrom("finish", "stop", "begin"), who }) },
+  { weight: 2, arbitrary: fc.record({ kind: fc.constantFrom("finish", "stop", "begin"), who }) },
   {
     weight: 2,
     arbitrary: fc.record({
-      do: fc.constant("wait" as const),
+      kind: fc.constant("wait" as const),
       ms: fc.nat(9_000),
       stopped: fc.boolean(),
     }),
@@ -94,7 +94,7 @@ test("any order: the oldest that is read ends first, at its time or beyond the b
       }
       for (const each of steps) {
         const expected: number[] = []
-        if (each.do === "wait") {
+        if (each.kind === "wait") {
           nowMs += each.ms
           if (each.stopped) for (const owner of order) owner.beganAtMs = nowMs
           const due = (owner: Owner) => nowMs - (owner.beganAtMs ?? nowMs) >= LIMITS.lineTimeoutMs
@@ -103,7 +103,7 @@ test("any order: the oldest that is read ends first, at its time or beyond the b
         } else {
           const owner = owners[each.who] as Owner
           if (owner.ended) continue
-          if (each.do === "grow") {
+          if (each.kind === "grow") {
             // A device that is not read cannot send.
             if (owner.bytes > 0 && owner.beganAtMs === null) continue
             if (owner.bytes === 0) last(owner)
@@ -117,8 +117,8 @@ test("any order: the oldest that is read ends first, at its time or beyond the b
             if (order.some(({ ended }) => !ended)) {
               expect(lines.bytes).toBeLessThanOrEqual(LIMITS.maxPartialBytes)
             }
-          } else if (each.do === "finish") owner.finish()
-          else if (each.do === "stop") owner.stop()
+          } else if (each.kind === "finish") owner.finish()
+          else if (each.kind === "stop") owner.stop()
           else if (owner.bytes > 0) {
             owner.begin(nowMs)
             last(owner)

@@ -501,7 +501,7 @@ describe.each(ACTS)("to %s", (act, answer, closes) => {
     const subject = new Subject("gw.1")
     const result = subject.fleetQuery[act]("lock:1")
     expect(subject.located).toMatchObject([{ id: "lock:1", trusting: false }])
-    subject.located[0]?.found({ is: "with", worker: "gw.1", connectionId: at("gw.1") })
+    subject.located[0]?.found({ kind: "worker", worker: "gw.1", connectionId: at("gw.1") })
     await settled()
     expect(subject.channel.said).toMatchObject([{ type: "describe", connection: at("gw.1") }])
     await answerAll(subject)
@@ -511,7 +511,7 @@ describe.each(ACTS)("to %s", (act, answer, closes) => {
   test("a device by its name that is nowhere: nobody holds it", async () => {
     const subject = new Subject("gw.1")
     const result = subject.fleetQuery[act]("lock:1")
-    subject.located[0]?.found({ is: "nowhere", detail: "" })
+    subject.located[0]?.found({ kind: "nowhere", detail: "" })
     expect(await result).toBeNull()
   })
 
@@ -519,7 +519,7 @@ describe.each(ACTS)("to %s", (act, answer, closes) => {
     const subject = new Subject("gw.1")
     const result = subject.fleetQuery[act]("lock:1")
     subject.hold("lock:1")
-    subject.located[0]?.found({ is: "nowhere", detail: "" })
+    subject.located[0]?.found({ kind: "nowhere", detail: "" })
     expect(await result).toMatchObject({ device_id: "lock:1" })
     expect(subject.closed).toEqual([...closes])
   })
@@ -629,7 +629,7 @@ describe("what cannot be read of another worker's answer", () => {
 })
 
 describe("nothing is done for a caller that has gone", () => {
-  const found: Located = { is: "with", worker: "gw.1", connectionId: at("gw.1") }
+  const found: Located = { kind: "worker", worker: "gw.1", connectionId: at("gw.1") }
   const described: Answer = {
     type: "described",
     from: "gw.1",
@@ -675,7 +675,7 @@ describe("nothing is done for a caller that has gone", () => {
     const results = watched(subject.fleetQuery.kick("lock:1"))
     subject.steadyMs += QUESTION_TIMEOUT_MS
     subject.hold("lock:1")
-    subject.located[0]?.found({ is: "nowhere", detail: "" })
+    subject.located[0]?.found({ kind: "nowhere", detail: "" })
     await settled()
     expect([results, subject.closed]).toEqual([["timeout"], []])
   })

@@ -141,14 +141,14 @@ describe.each([3_600_000, -3_600_000])("a clock that is set by %d ms", (ms) => {
     subject.pass(250)
     expect(subject.fleet.gauges().members).toBe(1)
     const places: string[] = []
-    subject.fleet.locator.locate("lock:1", false, ({ is }) => places.push(is))
+    subject.fleet.locator.locate("lock:1", false, ({ kind }) => places.push(kind))
     await turns()
     subject.nowMs += ms
     subject.pass(250)
     expect(places).toEqual([])
     const ask = subject.where()?.ask ?? 0
     subject.hear({ type: "there", ...OTHER, ask, devices: [["lock:1", CONNECTION, 5]] })
-    expect(places).toEqual(["with"])
+    expect(places).toEqual(["worker"])
   })
 })
 

@@ -18,8 +18,12 @@ const MAX_ASKS = 16
 const INCARNATION = "mb2k3f9zq7x2"
 /** A connection of that worker. */
 const at = (worker: string) => `${worker}.${INCARNATION}.1`
-const withWorker = (worker: string): Located => ({ is: "with", worker, connectionId: at(worker) })
-const NOWHERE: Located = { is: "nowhere", detail: "no worker holds it" }
+const withWorker = (worker: string): Located => ({
+  kind: "worker",
+  worker,
+  connectionId: at(worker),
+})
+const NOWHERE: Located = { kind: "nowhere", detail: "no worker holds it" }
 
 type Where = Extract<FleetContent, { type: "where" }>
 
@@ -233,7 +237,7 @@ describe("a member that does not answer", () => {
     subject.pass(ASK_TIMEOUT_MS - 1)
     expect(places).toEqual([])
     subject.pass(1)
-    expect(places).toEqual([{ is: "nowhere", detail: "no answer from gw.2" }])
+    expect(places).toEqual([{ kind: "nowhere", detail: "no answer from gw.2" }])
     expect(subject.locator.pendingCount).toBe(0)
   })
 
@@ -254,7 +258,7 @@ describe("a member that does not answer", () => {
     await turn()
     subject.pass(ASK_TIMEOUT_MS)
     const detail = "no answer from gw.0, gw.1, gw.2, gw.3, gw.4"
-    expect(places).toEqual([{ is: "nowhere", detail }])
+    expect(places).toEqual([{ kind: "nowhere", detail }])
   })
 
   test("and answers late is not heard on that question", async () => {

@@ -31,7 +31,7 @@ const SERVING: WorkerReport = {
   worker: "gw.0",
   pid: 424_242,
   state: "serving",
-  broker: { is: "ready" },
+  broker: { kind: "ready" },
   connections: 0,
 }
 

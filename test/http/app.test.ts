@@ -18,7 +18,7 @@ const SERVING: WorkerReport = {
   worker: "gw1.0",
   pid: 7,
   state: "serving",
-  broker: { is: "ready" },
+  broker: { kind: "ready" },
   connections: 3,
 }
 const WRITTEN: SendResult = {
@@ -157,7 +157,7 @@ describe("GET /health", () => {
     const report = (): WorkerReport => ({
       ...SERVING,
       state: "draining",
-      broker: { is: "away", reason: "ECONNREFUSED" },
+      broker: { kind: "away", reason: "ECONNREFUSED" },
     })
     const response = await sidecar({ report }).get("/health")
     expect(response.status).toBe(200)
@@ -187,9 +187,9 @@ describe("GET /ready", () => {
 
   test.each<[Partial<WorkerReport>, string]>([
     [{ state: "draining" }, "draining"],
-    [{ broker: { is: "away", reason: "not connected yet" } }, "broker away: not connected yet"],
-    [{ broker: { is: "blocked", reason: "low on memory" } }, "broker blocked: low on memory"],
-    [{ broker: { is: "closed" } }, "broker closed"],
+    [{ broker: { kind: "away", reason: "not connected yet" } }, "broker away: not connected yet"],
+    [{ broker: { kind: "blocked", reason: "low on memory" } }, "broker blocked: low on memory"],
+    [{ broker: { kind: "closed" } }, "broker closed"],
   ])("is 503 with the reason: %j", async (change, reason) => {
     const { get, counted } = sidecar({ report: () => ({ ...SERVING, ...change }) })
     const response = await get("/ready")
@@ -205,15 +205,15 @@ describe("/health and /ready without a token, where tokens are set", () => {
     [{}, { status: "ok", broker: "ready", reason: null }],
     [{ state: "draining" }, { status: "draining", broker: "ready", reason: "draining" }],
     [
-      { broker: { is: "away", reason: TEXT } },
+      { broker: { kind: "away", reason: TEXT } },
       { status: "ok", broker: "away", reason: "broker_unavailable" },
     ],
     [
-      { broker: { is: "blocked", reason: TEXT } },
+      { broker: { kind: "blocked", reason: TEXT } },
       { status: "ok", broker: "blocked", reason: "broker_blocked" },
     ],
     [
-      { broker: { is: "closed" } },
+      { broker: { kind: "closed" } },
       { status: "ok", broker: "closed", reason: "broker_unavailable" },
     ],
     [{ refusing: "overloaded" }, { status: "ok", broker: "ready", reason: "overloaded" }],
@@ -237,7 +237,7 @@ describe("/health and /ready without a token, where tokens are set", () => {
   })
 
   test("with one they tell everything", async () => {
-    const own: WorkerReport = { ...SERVING, broker: { is: "away", reason: TEXT } }
+    const own: WorkerReport = { ...SERVING, broker: { kind: "away", reason: TEXT } }
     const gateway = sidecar({ tokens: TOKENS, report: () => own, reports: async () => [own] })
     const headers = { authorization: `Bearer ${TOKENS[1]}` }
     expect((await (await gateway.get("/health", headers)).json()) as unknown).toMatchObject({

@@ -44,7 +44,7 @@ beforeAll(async () => {
       worker: "w.0",
       pid: 1,
       state: "serving",
-      broker: { is: "ready" },
+      broker: { kind: "ready" },
       connections: 0,
     }),
     reports: async () => [],

@@ -131,7 +131,7 @@ class User {
   }
 
   async ready(): Promise<this> {
-    await until(() => this.broker.state.is === "ready", {
+    await until(() => this.broker.state.kind === "ready", {
       what: "the broker to be ready",
       timeoutMs: LIMIT_MS,
     })
@@ -272,7 +272,7 @@ function queue(noun: string, args: Record<string, string | number> = {}): QueueD
   return { name: name(noun), durable: true, arguments: { "x-queue-type": "quorum", ...args } }
 }
 
-const is = (state: BrokerState) => state.is
+const is = (state: BrokerState) => state.kind
 
 async function depthOf(queue: string, depth: number): Promise<void> {
   await until(async () => (await rabbit.queueDepth(queue)) === depth, {
@@ -319,7 +319,7 @@ describe("a connection that the broker closes", () => {
       await user.ready()
       user.broker.pauseConsuming()
       proxy.cut()
-      await until(() => user.states.some(({ is }) => is === "away"), { what: "the loss" })
+      await until(() => user.states.some(({ kind }) => kind === "away"), { what: "the loss" })
       await until(() => proxy.connections() >= 4, { what: "two new connections" })
       await user.ready()
       for (const body of ["a", "b"]) await backEnd.publish(inbox.name, body)
@@ -347,7 +347,7 @@ describe("a connection that only the gateway knows to be lost", () => {
       await user.ready()
       // The broker notices by its heartbeats alone, which takes it half a minute.
       proxy.cut({ halfOpen: true })
-      await until(() => user.states.some(({ is }) => is === "away"), { what: "the loss" })
+      await until(() => user.states.some(({ kind }) => kind === "away"), { what: "the loss" })
       await until(() => user.warnings.length > 0, { what: "the queue to be found locked" })
       // One of them goes to the connection that the broker still believes in.
       await backEnd.publish(shared.name, "after")
@@ -376,7 +376,7 @@ describe("a queue that somebody else consumes exclusively", () => {
       await first.ready()
       second.start([], [own])
       await until(() => second.warnings.length > 0, { what: "the second to be told" })
-      expect(second.broker.state.is).toBe("away")
+      expect(second.broker.state.kind).toBe("away")
       expect(second.warnings).toEqual([expect.stringContaining(own.name)])
       await first.broker.close()
       await second.ready()
@@ -413,7 +413,7 @@ describe("reset", () => {
       const results = Array.from({ length: 100 }, () => user.publish(inbox.name, "x"))
       user.broker.reset("the broker is mute")
       expect(user.publishChannel.state).toBe("closed")
-      expect(user.broker.state).toEqual({ is: "away", reason: "the broker is mute" })
+      expect(user.broker.state).toEqual({ kind: "away", reason: "the broker is mute" })
       expect(new Set(await Promise.all(results))).toEqual(new Set<PublishResult>(["cut"]))
       await user.ready()
       expect(user.openings).toBe(2)
@@ -540,7 +540,7 @@ describe("a memory alarm", () => {
           },
           { what: "the publish channel to be blocked" },
         )
-        expect(user.broker.state.is).toBe("blocked")
+        expect(user.broker.state.kind).toBe("blocked")
         expect(user.states.map(is)).toEqual(["ready", "blocked"])
         first?.acknowledge()
         ;(await user.delivered(2))[1]?.acknowledge()
@@ -571,10 +571,10 @@ describe("a memory alarm", () => {
       })
       const user = new User(startProxy(blocked).url)
       user.start([queue("any")])
-      await until(() => user.openings > 0 || user.broker.state.is === "blocked", {
+      await until(() => user.openings > 0 || user.broker.state.kind === "blocked", {
         what: "the connection",
       })
-      await until(() => user.broker.state.is === "blocked", { what: "the state" })
+      await until(() => user.broker.state.kind === "blocked", { what: "the state" })
       expect(user.publishChannel.state).toBe("blocked")
     },
     LIMIT_MS,
@@ -641,7 +641,7 @@ describe("a broker that is not there", () => {
       try {
         user.start([queue("any")])
         await connectionsTo(rabbit.port)
-        expect(user.broker.state.is).toBe("away")
+        expect(user.broker.state.kind).toBe("away")
       } finally {
         rabbit.resume()
       }
@@ -679,7 +679,7 @@ describe("a broker that is not there", () => {
       const user = new User(`amqp://guest:${password}@${LOCALHOST}:${rabbit.port}`)
       user.start([queue("any")])
       await until(() => user.states.length >= 4, { what: "four failed tries" })
-      expect(new Set(user.states.map(is))).toEqual(new Set<BrokerState["is"]>(["away"]))
+      expect(new Set(user.states.map(is))).toEqual(new Set<BrokerState["kind"]>(["away"]))
       expect(JSON.stringify(user.states)).toContain("ACCESS_REFUSED")
       expect(Bun.inspect([user.states, user.warnings], { depth: 20 })).not.toContain(password)
       expect(user.openings).toBe(0)
@@ -695,10 +695,10 @@ describe("a broker that is not there", () => {
       const user = new User(`amqp://guest:s3cret@${LOCALHOST}:${unused.port}`)
       user.start([queue("any")])
       await until(() => user.states.length >= 4, { what: "four failed tries" })
-      expect(new Set(user.states.map(is))).toEqual(new Set<BrokerState["is"]>(["away"]))
+      expect(new Set(user.states.map(is))).toEqual(new Set<BrokerState["kind"]>(["away"]))
       expect(Bun.inspect(user.states)).not.toContain("s3cret")
       await within(user.broker.close(), { what: "close" })
-      expect(user.states.at(-1)?.is).toBe("closed")
+      expect(user.states.at(-1)?.kind).toBe("closed")
     },
     LIMIT_MS,
   )
@@ -725,7 +725,7 @@ function startApart(url: string) {
     setInterval(() => undefined, 60_000)
     const tell = (state) => console.log(JSON.stringify(state))
     const broker = new AmqpBroker(process.env.URL, "test")
-    broker.publishChannel({ opened: () => tell({ is: "open" }) })
+    broker.publishChannel({ opened: () => tell({ kind: "open" }) })
     const setup = { exchanges: [], queues: [], subscriptions: [] }
     broker.start(setup, { stateChanged: tell, warning: () => undefined })
   `
@@ -833,7 +833,7 @@ describe("a server that is no broker", () => {
       // Two connections are tried side by side.
       await until(() => accepted >= 4, { what: "both to be tried again" })
       await apart.told(3)
-      expect(new Set(apart.states.map(is))).toEqual(new Set<BrokerState["is"]>(["away"]))
+      expect(new Set(apart.states.map(is))).toEqual(new Set<BrokerState["kind"]>(["away"]))
       expect(apart.output()).not.toContain("s3cret")
     },
     LIMIT_MS,
@@ -845,8 +845,8 @@ describe("a server that is no broker", () => {
       const limit = { timeoutMs: 15_000 }
       await until(() => mute.states.length >= 2, { what: "both tries to fail", ...limit })
       await until(() => mute.accepted >= 4, { what: "both to be tried again" })
-      expect(mute.broker.state.is).toBe("away")
-      expect(new Set(mute.states.map(is))).toEqual(new Set<BrokerState["is"]>(["away"]))
+      expect(mute.broker.state.kind).toBe("away")
+      expect(new Set(mute.states.map(is))).toEqual(new Set<BrokerState["kind"]>(["away"]))
     },
     LIMIT_MS,
   )
@@ -892,7 +892,7 @@ describe("a message as odd as a back-end can make it", () => {
       const value = deliveries[0]?.properties.headers?.["x"]
       expect(value instanceof Uint8Array ? new Uint8Array(value) : value).toEqual(meaning)
       expect(user.bodies()).toEqual(["", "after"])
-      expect(user.states).toEqual([{ is: "ready" }])
+      expect(user.states).toEqual([{ kind: "ready" }])
     },
     LIMIT_MS,
   )
@@ -918,7 +918,7 @@ describe("a message as odd as a back-end can make it", () => {
       expect(user.bodies()).toEqual(["odd", "after"])
       expect(deliveries[0]?.properties.headers?.["huge"]).toBe(headers.huge)
       expect(deliveries[0]?.properties.headers?.["half"]).toBe(0.5)
-      expect(user.states).toEqual([{ is: "ready" }])
+      expect(user.states).toEqual([{ kind: "ready" }])
     },
     LIMIT_MS,
   )
@@ -941,7 +941,7 @@ describe("a message as odd as a back-end can make it", () => {
       await wide.publish(dead.name, "after")
       await until(() => user.bodies().length >= 2, { what: "both" })
       expect(user.bodies().sort()).toEqual(["after", "huge"])
-      expect(user.states).toEqual([{ is: "ready" }])
+      expect(user.states).toEqual([{ kind: "ready" }])
     },
     LIMIT_MS,
   )
@@ -993,7 +993,7 @@ describe("a publish", () => {
       expect(new Set(results)).toEqual(new Set<PublishResult>(["confirmed", "nacked"]))
       const confirmed = results.filter((result) => result === "confirmed").length
       await depthOf(full.name, confirmed)
-      expect(user.states).toEqual([{ is: "ready" }])
+      expect(user.states).toEqual([{ kind: "ready" }])
     },
     LIMIT_MS,
   )
@@ -1026,7 +1026,7 @@ describe("a publish", () => {
       expect(await Promise.all(results)).toEqual(["confirmed", "unencodable", "confirmed"])
       await user.delivered(2)
       expect(user.bodies()).toEqual(["before", "after"])
-      expect(user.states).toEqual([{ is: "ready" }])
+      expect(user.states).toEqual([{ kind: "ready" }])
     },
     LIMIT_MS,
   )
@@ -1042,7 +1042,7 @@ describe("a publish", () => {
       const headers = { huge: "x".repeat(20_000) }
       expect(await user.publish(inbox.name, "impossible", { headers })).toBe("unencodable")
       expect(await user.publish(inbox.name, "after")).toBe("confirmed")
-      expect(user.states).toEqual([{ is: "ready" }])
+      expect(user.states).toEqual([{ kind: "ready" }])
     },
     LIMIT_MS,
   )
@@ -1070,7 +1070,7 @@ describe("a command that cannot be written, whatever its properties,", () => {
       counters,
       mayServe: () => false,
       find: () => undefined,
-      locate: (_id, _trusting, found) => found({ is: "nowhere", detail: "nobody holds it" }),
+      locate: (_id, _trusting, found) => found({ kind: "nowhere", detail: "nobody holds it" }),
       commandIds: new CommandIds({ worker: "gw.0", incarnation: "mb2k3f9zq7" }, RANDOM_PART),
       keys: FLEET_KEYS,
       isGatewayQueue: () => false,
@@ -1155,7 +1155,7 @@ describe("a command that cannot be written, whatever its properties,", () => {
       await other.publish(made.toDevice, "signed", { headers, userId: "backend" })
       const copies = await copiesOf(made)
       expect(copies.map((copy) => copy.bodyString())).toEqual(["signed"])
-      expect(made.user.states).toEqual([{ is: "ready" }])
+      expect(made.user.states).toEqual([{ kind: "ready" }])
     },
     LIMIT_MS,
   )

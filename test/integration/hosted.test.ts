@@ -73,14 +73,14 @@ class User {
   }
 
   async ready(): Promise<this> {
-    const isReady = () => this.broker.state.is === "ready"
+    const isReady = () => this.broker.state.kind === "ready"
     await until(isReady, { what: "the broker to be ready", timeoutMs: LIMIT_MS })
     return this
   }
 
   /** Waits until the broker was away for a matching reason. */
   async awayFor(reason: RegExp): Promise<void> {
-    const fits = (state: BrokerState) => state.is === "away" && reason.test(state.reason)
+    const fits = (state: BrokerState) => state.kind === "away" && reason.test(state.reason)
     await until(() => this.states.some(fits), {
       what: `the broker to be away for ${reason}`,
       timeoutMs: LIMIT_MS,
@@ -172,7 +172,7 @@ describe("several URLs", () => {
       const urls = [...Array<string>(5).fill(urlOf(closed.port)), rabbit.url]
       const user = await new User(urls).start().ready()
       // Each of the two connections has tried each URL once at most.
-      expect(user.states.filter(({ is }) => is === "away").length).toBeLessThanOrEqual(10)
+      expect(user.states.filter(({ kind }) => kind === "away").length).toBeLessThanOrEqual(10)
     },
     LIMIT_MS,
   )
@@ -283,7 +283,9 @@ describe("amqps: with a private CA", () => {
       await none?.awayFor(/certificate|issuer/i)
       await wrong?.awayFor(/certificate|issuer|signature/i)
       await elsewhere?.awayFor(/altname|hostname|identity/i)
-      expect(users.flatMap(({ states }) => states).filter(({ is }) => is === "ready")).toEqual([])
+      expect(users.flatMap(({ states }) => states).filter(({ kind }) => kind === "ready")).toEqual(
+        [],
+      )
     },
     LIMIT_MS,
   )

@@ -42,7 +42,7 @@ const EVENTS: { [K in keyof Events]: { payload: Events[K]; level: LogOptions["le
   certificate_renewed: { payload: {}, level: "info" },
   reading_suspended: { payload: { heldBytes: 9 }, level: "warn" },
   reading_resumed: { payload: { heldBytes: 8 }, level: "info" },
-  broker_state: { payload: { state: { is: "away", reason: "ECONNREFUSED" } }, level: "warn" },
+  broker_state: { payload: { state: { kind: "away", reason: "ECONNREFUSED" } }, level: "warn" },
   broker_warning: { payload: { message: "queue x exists, 100 %s %d %j" }, level: "warn" },
   broker_mute: { payload: { unconfirmedMs: 15_001 }, level: "warn" },
   drain: { payload: { phase: "closing", unconfirmedLines: 0, connections: 5 }, level: "info" },
@@ -103,10 +103,10 @@ describe("an event", () => {
 
   test("of the broker is a warning until it is ready, or closed by us", () => {
     const levels = logged((events) => {
-      events.emit("broker_state", { state: { is: "away", reason: "lost" } })
-      events.emit("broker_state", { state: { is: "blocked", reason: "memory" } })
-      events.emit("broker_state", { state: { is: "ready" } })
-      events.emit("broker_state", { state: { is: "closed" } })
+      events.emit("broker_state", { state: { kind: "away", reason: "lost" } })
+      events.emit("broker_state", { state: { kind: "blocked", reason: "memory" } })
+      events.emit("broker_state", { state: { kind: "ready" } })
+      events.emit("broker_state", { state: { kind: "closed" } })
     }).map(({ level, broker, reason }) => [level, broker, reason])
     expect(levels).toEqual([
       ["warn", "away", "lost"],

@@ -303,8 +303,15 @@ describe("a file that changes while it is read", () => {
 
   /** Changes the file in the middle of one look at it. */
   async function lookDuring(subject: Subject, change: () => void): Promise<void> {
-    const looking = subject.file.look()
-    await until(() => isOpen(subject.path), { what: "the file to be open" })
+    let isReading = true
+    const looking = subject.file.look().finally(() => {
+      isReading = false
+    })
+    // In every turn: a timer that fires late on a busy machine would miss the whole reading.
+    while (isReading && !isOpen(subject.path)) {
+      await new Promise((resolve) => setImmediate(resolve))
+    }
+    if (!isReading) throw new Error("the file was never open")
     change()
     await looking
   }

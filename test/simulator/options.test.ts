@@ -7,7 +7,7 @@ import { HOSTILE_KINDS, parseRequest, UsageError, usage } from "../../src/simula
 
 function run(...args: string[]) {
   const request = parseRequest(args)
-  if (request.is !== "run") throw new Error(`this asks for ${request.is}`)
+  if (request.kind !== "run") throw new Error(`this asks for ${request.kind}`)
   return request.options
 }
 
@@ -38,7 +38,7 @@ describe("a run", () => {
       lines: null,
       durationMs: 10_000,
       settleMs: 30_000,
-      auth: { is: "none" },
+      auth: { kind: "none" },
       deviceAck: false,
       backoff: { firstMs: 100, mostMs: 5000 },
       backEnd: null,
@@ -67,10 +67,10 @@ describe("a run", () => {
   })
 
   test("knows who devices are", () => {
-    expect(run("--auth", "hello", "--secret", "s").auth).toEqual({ is: "hello", secret: "s" })
+    expect(run("--auth", "hello", "--secret", "s").auth).toEqual({ kind: "hello", secret: "s" })
     const files = ["--client-ca-cert", "ca.crt", "--client-ca-key", "ca.key"]
     expect(run("--auth", "mtls", ...files).auth).toEqual({
-      is: "mtls",
+      kind: "mtls",
       caCertFile: "ca.crt",
       caKeyFile: "ca.key",
     })
@@ -149,13 +149,13 @@ describe("faults", () => {
 test("verify has its own flags", () => {
   const args = ["verify", "--ledger", "l", "--allow-lost", "3", "--no-repeats", "--order", "follow"]
   expect(parseRequest([...args, "--json"])).toEqual({
-    is: "verify",
+    kind: "verify",
     options: { ledger: "l", allowLost: 3, noRepeats: true, order: "follow", json: true },
   })
 })
 
 test("help is given whatever else is asked, and names every flag that is read", () => {
-  expect(parseRequest(["--help", "--prot"])).toEqual({ is: "help" })
+  expect(parseRequest(["--help", "--prot"])).toEqual({ kind: "help" })
   const { length } = usage()
     .matchAll(/^ {2}--[a-z-]+/gm)
     .toArray()

@@ -784,12 +784,12 @@ export class SimulatedClient implements Broker {
   }
 
   get state(): BrokerState {
-    if (this.#state !== "open") return { is: "closed" }
+    if (this.#state !== "open") return { kind: "closed" }
     const subscribed = this.#consuming !== null && this.#toSubscribe.length === 0
-    if (this.#publishing === null || !subscribed) return { is: "away", reason: this.#lastLoss }
+    if (this.#publishing === null || !subscribed) return { kind: "away", reason: this.#lastLoss }
     const [locked] = this.#locked
-    if (locked !== undefined) return { is: "away", reason: `locked: ${locked.queue}` }
-    return { is: "ready" }
+    if (locked !== undefined) return { kind: "away", reason: `locked: ${locked.queue}` }
+    return { kind: "ready" }
   }
 
   /** False while `pauseConsuming` holds. */

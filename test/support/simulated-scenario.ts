@@ -55,8 +55,8 @@ function of<A extends string, T extends object>(
   act: A,
   fields: { [K in keyof T]: fc.Arbitrary<T[K]> },
 ) {
-  return fc.record({ do: fc.constant(act), ...fields } as {
-    [K in keyof (T & { do: A })]: fc.Arbitrary<(T & { do: A })[K]>
+  return fc.record({ kind: fc.constant(act), ...fields } as {
+    [K in keyof (T & { kind: A })]: fc.Arbitrary<(T & { kind: A })[K]>
   })
 }
 
@@ -218,15 +218,15 @@ export function perform(scenario: Scenario, trace: (what: string) => void): Perf
   }
   const lastActionAtMs = fleet.nowMs
   fleet.calm()
-  const killed = actions.some((each) => each.do === "kill")
-  const jumped = actions.some((each) => each.do === "jump")
+  const killed = actions.some((each) => each.kind === "kill")
+  const jumped = actions.some((each) => each.kind === "jump")
   return { fleet, plain, killed, jumped, limited: maxLength !== null, lastActionAtMs }
 }
 
 function act(fleet: SimulatedFleet, action: Action, workers: number): void {
   const at = (slot: number) => slot % workers
   const connection = (nth: number) => fleet.connections[nth % Math.max(1, fleet.connections.length)]
-  switch (action.do) {
+  switch (action.kind) {
     case "publish_to_device":
       fleet.publish({ deviceId: action.name, ...action.command })
       break

@@ -243,7 +243,7 @@ export class SimulatedWorker {
     })
     this.client.start(setup, {
       stateChanged: (state) => {
-        const ready = state.is === "ready"
+        const ready = state.kind === "ready"
         if (ready && !this.#wasReady) {
           this.#readySinceMs = this.#nowMs()
           this.fleet.connected()
@@ -352,13 +352,13 @@ export class SimulatedWorker {
   readonly #sweep = (): void => {
     const nowMs = this.#nowMs()
     const sinceMs = nowMs - this.#sweepDueMs + SWEEP_EVERY_MS
-    if (this.client.state.is !== "away") this.unacknowledged.pass(Math.max(0, sinceMs))
+    if (this.client.state.kind !== "away") this.unacknowledged.pass(Math.max(0, sinceMs))
     this.consumer.sweep()
     this.outcomes.late.sweep(nowMs)
     this.#sweepDueMs = nowMs + SWEEP_EVERY_MS
     this.connections.sweep(nowMs, nowMs)
     this.fleet.sweep(nowMs)
-    if (this.client.state.is === "blocked" || this.client.state.is === "closed") return
+    if (this.client.state.kind === "blocked" || this.client.state.kind === "closed") return
     if (sinceMs > PAUSED_MS) this.#readySinceMs = nowMs
     const sentByMs = nowMs - this.#limits.confirmTimeoutMs
     if (sentByMs >= this.#readySinceMs)
