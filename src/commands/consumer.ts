@@ -16,7 +16,6 @@
  */
 
 import type { Delivery, MessageProperties } from "../broker/broker.ts"
-import type { OutboundMessages } from "../broker/outbound-messages.ts"
 import {
   isWorkerQueue,
   WORKER_QUEUE_TTL_MS,
@@ -37,10 +36,10 @@ import {
   readCommand,
   readDeath,
 } from "./command-message.ts"
-import { type CommandIds, forwarded } from "./forwarding.ts"
 import type { Outcomes } from "./outcomes.ts"
 import { QueuedCommand } from "./queued-command.ts"
-import { MAX_HOPS, route } from "./routing.ts"
+import type { CommandRouter, Destination } from "./router.ts"
+import { MAX_HOPS } from "./routing.ts"
 import type { DeadLetter, UnacknowledgedCommands } from "./unacknowledged-commands.ts"
 
 export interface ConsumerOptions {
@@ -48,29 +47,14 @@ export interface ConsumerOptions {
   readonly maxLineBytes: number
   readonly nowMs: () => number
   readonly counters: Counters
-  /** The open connection of this worker with this connection or device id. */
-  readonly find: (id: string) => Connection | undefined
-  readonly locate: Locate
   /** Whether a worker is known to the fleet, or may exist because the broker came back a short time ago. */
   readonly mayServe: (workerId: string) => boolean
-  readonly commandIds: CommandIds
   readonly keys: FleetKeys
   /** Whether a queue is one of the gateway's, where no receipt of a back-end's command may go. */
   readonly isGatewayQueue: (queue: string) => boolean
   /** Told of an error in the handling of a delivery. */
   readonly fault: (error: Error, queue: string) => void
 }
-
-/** Where another worker holds a device. */
-export type Place =
-  | { readonly kind: "worker"; readonly worker: string }
-  | { readonly kind: "nowhere"; readonly detail: string }
-
-/**
- * @param trusting whether what was announced will do; false for who was led astray by it.
- * @param found told once, possibly before the call returns.
- */
-export type Locate = (deviceId: string, trusting: boolean, found: (place: Place) => void) => void
 
 /** The outcome of a command that the broker gave up. */
 interface GivenUp {
@@ -101,7 +85,7 @@ const FRESH: Origin = { leftIn: null, givenUp: null }
 
 export class Consumer {
   readonly #options: ConsumerOptions
-  readonly #outboundMessages: OutboundMessages
+  readonly #router: CommandRouter
   readonly #outcomes: Outcomes
   readonly #unacknowledged: UnacknowledgedCommands
   /** How many deliveries of each queue may be unacknowledged. */
@@ -113,13 +97,13 @@ export class Consumer {
   #receivedBefore = 0
 
   constructor(
-    outboundMessages: OutboundMessages,
+    router: CommandRouter,
     outcomes: Outcomes,
     unacknowledged: UnacknowledgedCommands,
     options: ConsumerOptions,
   ) {
     this.#options = options
-    this.#outboundMessages = outboundMessages
+    this.#router = router
     this.#outcomes = outcomes
     this.#unacknowledged = unacknowledged
   }
@@ -291,61 +275,60 @@ export class Consumer {
   }
 
   #route(command: QueuedCommand, message: CommandMessage, origin: Origin): void {
-    const { workerId, find, mayServe } = this.#options
-    const { leftIn, givenUp } = origin
+    const { workerId, mayServe } = this.#options
+    const { leftIn } = origin
     const { decided } = command
     if (decided !== null) {
       this.#outcomes.settle(command, decided.outcome, decided.detail, decided.recipient)
       return
     }
     const owner = leftIn === null ? null : workerOfQueue(leftIn)
-    const mayForward =
-      givenUp === null ? message.hops < MAX_HOPS : givenUp.forwards < MAX_GIVEN_UP_FORWARDS
-    if (owner !== null && owner !== workerId && mayForward && mayServe(owner)) {
+    if (
+      owner !== null &&
+      owner !== workerId &&
+      mayForward(message, origin.givenUp) &&
+      mayServe(owner)
+    ) {
       // That worker may have taken the command and lost its delivery: then it knows what was done with it.
       this.#forward(command, message, workerQueue(owner), origin)
       return
     }
-    const destination = route(message.target, message.hops, workerId, find)
-    if (destination.kind === "device") this.#locate(command, message, destination.deviceId, origin)
-    else if (destination.kind === "queue" && destination.queue !== leftIn && mayForward) {
-      this.#forward(command, message, destination.queue, origin)
-    } else if (givenUp !== null) this.#end(command, givenUp)
-    else if (destination.kind === "here") this.#offer(command, destination.connection)
-    else if (destination.kind === "nowhere") this.#offline(command, destination.detail)
-    else this.#offline(command, `left in ${leftIn} for ${WORKER_QUEUE_TTL_MS} ms`)
+    const destination = this.#router.destinationOf(message.target, message.hops)
+    if (destination.kind === "device") {
+      this.#locate(command, message, destination.deviceId, origin)
+    } else if (destination.kind === "queue" && destination.queue === leftIn) {
+      if (origin.givenUp !== null) this.#end(command, origin.givenUp)
+      else this.#offline(command, `left in ${leftIn} for ${WORKER_QUEUE_TTL_MS} ms`)
+    } else this.#go(command, message, destination, origin)
   }
 
   #locate(command: QueuedCommand, message: CommandMessage, deviceId: string, origin: Origin): void {
-    const { find, locate } = this.#options
-    const { leftIn } = origin
-    // What came here by an announcement, or was left where one led, is not sent after another.
-    locate(deviceId, leftIn === null && message.hops === 0, (place) => {
-      // Lost meanwhile: the next delivery is looked up by itself. Or its handling has failed.
+    // The location cache led the command here, or to the queue that it was left in, so it is not asked again.
+    const trusting = origin.leftIn === null && message.hops === 0
+    this.#router.locate(deviceId, trusting, (place) => {
+      // Its delivery was lost meanwhile, and the next one is looked up again; or its handling has failed.
       if (command.state !== "routing") return
       try {
-        this.#located(command, message, find(deviceId), place, origin)
+        this.#go(command, message, this.#router.destinationAt(deviceId, place), origin)
       } catch (error) {
         this.#failed(command.delivery, error)
       }
     })
   }
 
-  /** @param connection of this worker: the device may have come here in the meantime. */
-  #located(
+  #go(
     command: QueuedCommand,
     message: CommandMessage,
-    connection: Connection | undefined,
-    place: Place,
+    destination: Destination,
     origin: Origin,
   ): void {
     const { givenUp } = origin
-    const mayForward = givenUp === null || givenUp.forwards < MAX_GIVEN_UP_FORWARDS
-    if (connection === undefined && place.kind === "worker" && mayForward) {
-      this.#forward(command, message, workerQueue(place.worker), origin)
+    if (destination.kind === "queue" && mayForward(message, givenUp)) {
+      this.#forward(command, message, destination.queue, origin)
     } else if (givenUp !== null) this.#end(command, givenUp)
-    else if (connection !== undefined) this.#offer(command, connection)
-    else if (place.kind === "nowhere") this.#offline(command, place.detail)
+    else if (destination.kind === "here") this.#offer(command, destination.connection)
+    else if (destination.kind === "nowhere") this.#offline(command, destination.detail)
+    else this.#offline(command, `not reached in ${MAX_HOPS} hops`)
   }
 
   #offer(command: QueuedCommand, connection: Connection): void {
@@ -371,16 +354,18 @@ export class Consumer {
   }
 
   #forward(command: QueuedCommand, message: CommandMessage, queue: string, origin: Origin): void {
-    const { counters, commandIds, nowMs, keys } = this.#options
     const { leftIn, givenUp } = origin
-    counters.commandsForwarded += 1
-    const commandId = message.commandId ?? commandIds.mint()
+    const commandId = message.commandId ?? this.#router.mintCommandId()
     command.state = "forwarding"
     command.forwardedAs = commandId
     // The worker recognises a command that was given up by its content when it was lost, so the hops stay the same.
     const hops = givenUp === null ? message.hops : message.hops - 1
-    const carried = { ...message, hops, redelivered: command.redelivered, commandId }
-    const properties = forwarded(command.delivery.properties, carried, nowMs(), keys.commandKey)
+    const properties = this.#router.forwardedProperties(command.delivery.properties, {
+      expiresAtMs: message.expiresAtMs,
+      hops,
+      redelivered: command.redelivered,
+      commandId,
+    })
     if (givenUp === null && leftIn !== null && properties.headers !== undefined) {
       properties.headers[LEFT_HEADER] = message.hops
     }
@@ -390,14 +375,11 @@ export class Consumer {
       // The command has expired already; the worker's queue must not dead-letter it for that.
       delete properties.expiration
     }
-    let published = false
-    this.#outboundMessages.send(queue, command.body, properties, {
-      whenReturned: "final",
-      // Once it was published it may have arrived, and then goes where it went: its copies have one id.
-      wanted: () => published || !command.lost,
-      begun: () => {
-        published = true
-      },
+    this.#router.forward({
+      queue,
+      body: command.body,
+      properties,
+      wanted: () => !command.lost,
       done: (result) => {
         if (result === "confirmed") this.#unacknowledged.acknowledge(command)
         else if (result === "withdrawn" && command.lost) this.#unacknowledged.drop(command)
@@ -409,6 +391,11 @@ export class Consumer {
       },
     })
   }
+}
+
+/** A command that the broker gave up has a bound of its own. */
+function mayForward({ hops }: CommandMessage, givenUp: GivenUp | null): boolean {
+  return givenUp === null ? hops < MAX_HOPS : givenUp.forwards < MAX_GIVEN_UP_FORWARDS
 }
 
 /** The hops of a command when it was left in a worker's queue; null on one that was not. */

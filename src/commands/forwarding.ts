@@ -41,15 +41,19 @@ export class CommandIds {
   }
 }
 
+/** What the next worker is told of a command. */
+export interface ForwardedCommand
+  extends Pick<CommandMessage, "expiresAtMs" | "hops" | "redelivered"> {
+  readonly commandId: string
+}
+
 /**
  * The properties of a command on its way to another worker.
  * @param commandKey by which that worker knows that a member of the fleet has forwarded it; see `fleet-keys.ts`.
  */
 export function forwarded(
   properties: MessageProperties,
-  message: Pick<CommandMessage, "expiresAtMs" | "hops" | "redelivered"> & {
-    readonly commandId: string
-  },
+  message: ForwardedCommand,
   nowMs: number,
   commandKey: string,
 ): MessageProperties {

@@ -12,16 +12,11 @@
 
 import type { Broker, Delivery, MessageProperties } from "../broker/broker.ts"
 import type { OutboundMessages } from "../broker/outbound-messages.ts"
-import { workerQueue } from "../broker/topology.ts"
 import type { Counters } from "../counters.ts"
 import type { Command, CommandSource, Outcome, Recipient } from "../device/command.ts"
-import type { Connection } from "../device/connection.ts"
-import type { FleetKeys } from "../fleet/fleet-keys.ts"
-import type { Locate } from "./consumer.ts"
-import { type CommandIds, forwarded } from "./forwarding.ts"
 import type { Outcomes, Receipt } from "./outcomes.ts"
 import { readReceipt, receipt } from "./outcomes.ts"
-import { route } from "./routing.ts"
+import type { CommandRouter, Destination } from "./router.ts"
 
 const MAX_PENDING = 10_000
 
@@ -45,21 +40,17 @@ export type SendResult =
   | { readonly outcome: "busy" }
 
 export interface HttpSenderOptions {
-  readonly workerId: string
   readonly replyQueue: string
   readonly timeoutMs: number
   readonly nowMs: () => number
   readonly counters: Counters
-  readonly find: (id: string) => Connection | undefined
-  readonly locate: Locate
-  readonly commandIds: CommandIds
-  readonly keys: FleetKeys
 }
 
 export class HttpSender {
   readonly #options: HttpSenderOptions
   readonly #broker: Broker
   readonly #outboundMessages: OutboundMessages
+  readonly #router: CommandRouter
   readonly #outcomes: Outcomes
   /** Answers to those that wait for an outcome, by correlation id. */
   readonly #pending = new Map<string, (result: SendResult) => void>()
@@ -70,11 +61,13 @@ export class HttpSender {
   constructor(
     broker: Broker,
     outboundMessages: OutboundMessages,
+    router: CommandRouter,
     outcomes: Outcomes,
     options: HttpSenderOptions,
   ) {
     this.#broker = broker
     this.#outboundMessages = outboundMessages
+    this.#router = router
     this.#outcomes = outcomes
     this.#options = options
   }
@@ -94,9 +87,9 @@ export class HttpSender {
     const most = Math.max(this.#pending.size, this.#unsettled, this.#outboundMessages.count)
     if (this.#stopped || most >= MAX_PENDING) return Promise.resolve({ outcome: "busy" })
     if (caller?.aborted === true) return Promise.resolve({ outcome: "timeout" })
-    const { workerId, find, timeoutMs, nowMs } = this.#options
+    const { timeoutMs, nowMs } = this.#options
     const target = { connectionId: null, deviceId: request.id }
-    const destination = route(target, 0, workerId, find)
+    const destination = this.#router.destinationOf(target, 0)
     const elsewhere = destination.kind === "queue" || destination.kind === "device"
     if (elsewhere && this.#broker.state.kind !== "ready") {
       return Promise.resolve({ outcome: "unreachable" })
@@ -128,20 +121,8 @@ export class HttpSender {
       properties: propertiesOf(request),
       correlationId,
     }
-    switch (destination.kind) {
-      case "here":
-        this.#offer(command, destination.connection)
-        break
-      case "queue":
-        this.#forward(command, destination.queue)
-        break
-      case "device":
-        this.#locate(command, destination.deviceId)
-        break
-      case "nowhere":
-        this.#settled(command, "offline", destination.detail, null)
-        break
-    }
+    if (destination.kind === "device") this.#locate(command, destination.deviceId)
+    else this.#go(command, destination)
     return promise
   }
 
@@ -162,24 +143,32 @@ export class HttpSender {
     acknowledge: () => undefined,
   }
 
-  #offer(command: HttpCommand, connection: Connection): void {
+  #locate(command: HttpCommand, deviceId: string): void {
+    // Counted, since the request may end before the device is found.
     this.#unsettled += 1
-    connection.offer(command)
+    this.#router.locate(deviceId, true, (place) => {
+      this.#unsettled -= 1
+      const destination = this.#router.destinationAt(deviceId, place)
+      const expired = this.#options.nowMs() >= command.expiresAtMs
+      if (destination.kind === "queue" && expired) {
+        this.#settled(command, "expired", "before its device was found", null)
+      } else this.#go(command, destination)
+    })
   }
 
-  #locate(command: HttpCommand, deviceId: string): void {
-    const { find, locate } = this.#options
-    // Counted, since whoever waits may give up before the device is found.
-    this.#unsettled += 1
-    locate(deviceId, true, (place) => {
-      this.#unsettled -= 1
-      const connection = find(deviceId)
-      if (connection !== undefined) this.#offer(command, connection)
-      else if (place.kind !== "worker") this.#settled(command, "offline", place.detail, null)
-      else if (this.#options.nowMs() >= command.expiresAtMs) {
-        this.#settled(command, "expired", "before its device was found", null)
-      } else this.#forward(command, workerQueue(place.worker))
-    })
+  #go(command: HttpCommand, destination: Destination): void {
+    switch (destination.kind) {
+      case "here":
+        this.#unsettled += 1
+        destination.connection.offer(command)
+        break
+      case "queue":
+        this.#forward(command, destination.queue)
+        break
+      case "nowhere":
+        this.#settled(command, "offline", destination.detail, null)
+        break
+    }
   }
 
   #settled(
@@ -198,23 +187,22 @@ export class HttpSender {
   }
 
   #forward(command: HttpCommand, queue: string): void {
-    const { counters, nowMs, replyQueue, commandIds, keys } = this.#options
-    counters.commandsForwarded += 1
-    const commandId = commandIds.mint()
-    const message = { expiresAtMs: command.expiresAtMs, hops: 0, redelivered: false, commandId }
+    const { nowMs, replyQueue } = this.#options
     const properties = {
-      ...forwarded(command.properties, message, nowMs(), keys.commandKey),
+      ...this.#router.forwardedProperties(command.properties, {
+        expiresAtMs: command.expiresAtMs,
+        hops: 0,
+        redelivered: false,
+        commandId: this.#router.mintCommandId(),
+      }),
       replyTo: replyQueue,
       correlationId: command.correlationId,
     }
-    let published = false
-    this.#outboundMessages.send(queue, command.body, properties, {
-      whenReturned: "final",
-      // Once it was published it may have arrived, and then ends there: its copies have one id.
-      wanted: () => published || nowMs() < command.expiresAtMs,
-      begun: () => {
-        published = true
-      },
+    this.#router.forward({
+      queue,
+      body: command.body,
+      properties,
+      wanted: () => nowMs() < command.expiresAtMs,
       done: (result) => {
         if (result === "confirmed") return
         if (result === "withdrawn") {

@@ -17,10 +17,11 @@ import { OutboundMessages } from "../broker/outbound-messages.ts"
 import { silentSinceMs } from "../broker/publisher.ts"
 import { brokerSetup } from "../broker/setup.ts"
 import { fleetQueue, isGatewayQueue, workerQueue } from "../broker/topology.ts"
-import { Consumer, type Locate } from "../commands/consumer.ts"
+import { Consumer } from "../commands/consumer.ts"
 import { CommandIds } from "../commands/forwarding.ts"
 import { HttpSender } from "../commands/http-sender.ts"
 import { Outcomes } from "../commands/outcomes.ts"
+import { CommandRouter } from "../commands/router.ts"
 import { UnacknowledgedCommands } from "../commands/unacknowledged-commands.ts"
 import { type Config, risks } from "../config/config.ts"
 import type { Counters } from "../counters.ts"
@@ -122,16 +123,6 @@ export class Worker {
 
     this.#connections = new Connections(config.device)
     this.#self = { worker: this.id, incarnation: incarnation(Date.now(), Math.random()) }
-    const routing = {
-      workerId: this.id,
-      nowMs: clock.nowMs,
-      counters,
-      find: (id: string) => this.#connections.find(id),
-      locate: ((deviceId, trusting, found) =>
-        this.#fleet.locator.locate(deviceId, trusting, found)) satisfies Locate,
-      commandIds: new CommandIds(this.#self, randomPart()),
-      keys,
-    }
     this.#lines = new LinePublisher(this.#broker, {
       queue: config.broker.fromDeviceQueue,
       replyTo: workerQueue(this.id),
@@ -145,6 +136,15 @@ export class Worker {
       relieved: () => this.#backpressure.roomAgain(),
     })
     this.#outboundMessages = new OutboundMessages(this.#broker, counters, clock.steadyMs)
+    const router = new CommandRouter(this.#outboundMessages, {
+      workerId: this.id,
+      nowMs: clock.nowMs,
+      counters,
+      find: (id) => this.#connections.find(id),
+      locate: (deviceId, trusting, found) => this.#fleet.locator.locate(deviceId, trusting, found),
+      commandIds: new CommandIds(this.#self, randomPart()),
+      commandKey: keys.commandKey,
+    })
     this.#unacknowledged = new UnacknowledgedCommands(
       this.#broker,
       config.broker.maxCommandBytes,
@@ -158,15 +158,19 @@ export class Worker {
       undeliveredQueue,
       clock.nowMs,
     )
-    this.#consumer = new Consumer(this.#outboundMessages, this.#outcomes, this.#unacknowledged, {
-      ...routing,
+    this.#consumer = new Consumer(router, this.#outcomes, this.#unacknowledged, {
+      workerId: this.id,
+      nowMs: clock.nowMs,
+      counters,
+      keys,
       maxLineBytes: config.device.maxLineBytes,
       mayServe: (worker) => this.#fleet.mayServe(worker),
       isGatewayQueue: (queue) => isGatewayQueue(config.broker, queue),
       fault: (error, queue) => this.#fault(error, queue),
     })
-    this.#sender = new HttpSender(this.#broker, this.#outboundMessages, this.#outcomes, {
-      ...routing,
+    this.#sender = new HttpSender(this.#broker, this.#outboundMessages, router, this.#outcomes, {
+      nowMs: clock.nowMs,
+      counters,
       replyQueue: fleetQueue(this.#self),
       timeoutMs: config.http.sendTimeoutMs,
     })

@@ -17,9 +17,10 @@ import { EmbeddedBroker } from "../../src/broker/embedded.ts"
 import { OutboundMessages } from "../../src/broker/outbound-messages.ts"
 import { WORKER_QUEUE_TTL_MS, workerQueue } from "../../src/broker/topology.ts"
 import { INTERNAL_HEADERS } from "../../src/commands/command-message.ts"
-import { Consumer, type Place } from "../../src/commands/consumer.ts"
+import { Consumer } from "../../src/commands/consumer.ts"
 import { CommandIds } from "../../src/commands/forwarding.ts"
 import { Outcomes } from "../../src/commands/outcomes.ts"
+import { CommandRouter, type Place } from "../../src/commands/router.ts"
 import { MAX_HOPS } from "../../src/commands/routing.ts"
 import { UnacknowledgedCommands } from "../../src/commands/unacknowledged-commands.ts"
 import { Counters } from "../../src/counters.ts"
@@ -157,12 +158,10 @@ class Subject {
     const nowMs = () => NOW_MS
     const { counters, unacknowledged } = this
     this.outcomes = new Outcomes(outboundMessages, unacknowledged, counters, UNDELIVERED, nowMs)
-    this.consumer = new Consumer(outboundMessages, this.outcomes, unacknowledged, {
+    const router = new CommandRouter(outboundMessages, {
       workerId: HERE,
-      maxLineBytes: MAX_LINE_BYTES,
       nowMs,
       counters,
-      mayServe: (worker) => this.heard.has(worker),
       find: (id) => {
         if (this.broken) throw new Error("broken")
         return this.#ids.get(id) as Connection | undefined
@@ -173,6 +172,14 @@ class Subject {
         else found(this.place)
       },
       commandIds: new CommandIds({ worker: HERE, incarnation: "mb2k3f9zq7" }, RANDOM_PART),
+      commandKey: FLEET_KEYS.commandKey,
+    })
+    this.consumer = new Consumer(router, this.outcomes, unacknowledged, {
+      workerId: HERE,
+      maxLineBytes: MAX_LINE_BYTES,
+      nowMs,
+      counters,
+      mayServe: (worker) => this.heard.has(worker),
       keys: FLEET_KEYS,
       isGatewayQueue: (queue) => queue.startsWith("owsla."),
       fault: (error) => void this.faults.push(error),

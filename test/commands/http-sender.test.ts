@@ -10,10 +10,10 @@ import { EmbeddedBroker } from "../../src/broker/embedded.ts"
 import { OutboundMessages } from "../../src/broker/outbound-messages.ts"
 import { workerQueue } from "../../src/broker/topology.ts"
 import { COMMAND_ID_HEADER } from "../../src/commands/command-message.ts"
-import type { Place } from "../../src/commands/consumer.ts"
 import { CommandIds } from "../../src/commands/forwarding.ts"
 import { HttpSender, type SendRequest, type SendResult } from "../../src/commands/http-sender.ts"
 import { Outcomes, type Receipt } from "../../src/commands/outcomes.ts"
+import { CommandRouter, type Place } from "../../src/commands/router.ts"
 import { UnacknowledgedCommands } from "../../src/commands/unacknowledged-commands.ts"
 import { Counters } from "../../src/counters.ts"
 import { type Command, OUTCOMES, type Outcome } from "../../src/device/command.ts"
@@ -98,10 +98,8 @@ class Subject {
       UNDELIVERED,
       () => NOW_MS,
     )
-    this.sender = new HttpSender(this.broker, this.outboundMessages, outcomes, {
+    const router = new CommandRouter(this.outboundMessages, {
       workerId: "gw.0",
-      replyQueue: REPLIES,
-      timeoutMs: TIMEOUT_MS,
       nowMs: () => this.nowMs,
       counters: this.counters,
       find: (id) =>
@@ -114,7 +112,13 @@ class Subject {
         else this.searching.push(() => found(this.place))
       },
       commandIds: new CommandIds({ worker: "gw.0", incarnation: "mb2k3f9zq7" }, RANDOM_PART),
-      keys: FLEET_KEYS,
+      commandKey: FLEET_KEYS.commandKey,
+    })
+    this.sender = new HttpSender(this.broker, this.outboundMessages, router, outcomes, {
+      replyQueue: REPLIES,
+      timeoutMs: TIMEOUT_MS,
+      nowMs: () => this.nowMs,
+      counters: this.counters,
     })
   }
 

@@ -23,6 +23,7 @@ import { OutboundMessages } from "../../src/broker/outbound-messages.ts"
 import { Consumer } from "../../src/commands/consumer.ts"
 import { CommandIds } from "../../src/commands/forwarding.ts"
 import { Outcomes } from "../../src/commands/outcomes.ts"
+import { CommandRouter } from "../../src/commands/router.ts"
 import { UnacknowledgedCommands } from "../../src/commands/unacknowledged-commands.ts"
 import { Counters } from "../../src/counters.ts"
 import { FLEET_KEYS, RANDOM_PART } from "../support/fleet-keys.ts"
@@ -1063,15 +1064,21 @@ describe("a command that cannot be written, whatever its properties,", () => {
       undelivered.name,
       Date.now,
     )
-    const consumer = new Consumer(outboundMessages, outcomes, unacknowledged, {
+    const router = new CommandRouter(outboundMessages, {
+      workerId: "gw.0",
+      nowMs: Date.now,
+      counters,
+      find: () => undefined,
+      locate: (_id, _trusting, found) => found({ kind: "nowhere", detail: "nobody holds it" }),
+      commandIds: new CommandIds({ worker: "gw.0", incarnation: "mb2k3f9zq7" }, RANDOM_PART),
+      commandKey: FLEET_KEYS.commandKey,
+    })
+    const consumer = new Consumer(router, outcomes, unacknowledged, {
       workerId: "gw.0",
       maxLineBytes: 65_536,
       nowMs: Date.now,
       counters,
       mayServe: () => false,
-      find: () => undefined,
-      locate: (_id, _trusting, found) => found({ kind: "nowhere", detail: "nobody holds it" }),
-      commandIds: new CommandIds({ worker: "gw.0", incarnation: "mb2k3f9zq7" }, RANDOM_PART),
       keys: FLEET_KEYS,
       isGatewayQueue: () => false,
       fault: (error) => {

@@ -7,10 +7,11 @@
 import { OutboundMessages } from "../../src/broker/outbound-messages.ts"
 import { brokerSetup } from "../../src/broker/setup.ts"
 import { fleetQueue, isGatewayQueue } from "../../src/broker/topology.ts"
-import { Consumer, type Locate } from "../../src/commands/consumer.ts"
+import { Consumer } from "../../src/commands/consumer.ts"
 import { CommandIds } from "../../src/commands/forwarding.ts"
 import { HttpSender, type SendRequest, type SendResult } from "../../src/commands/http-sender.ts"
 import { Outcomes } from "../../src/commands/outcomes.ts"
+import { CommandRouter } from "../../src/commands/router.ts"
 import { UnacknowledgedCommands } from "../../src/commands/unacknowledged-commands.ts"
 import { Counters } from "../../src/counters.ts"
 import { Backpressure } from "../../src/device/backpressure.ts"
@@ -162,17 +163,16 @@ export class SimulatedWorker {
       idleTimeoutMs: limits.idleTimeoutMs,
     })
     const { counters } = this
-    const routing = {
+    this.outboundMessages = new OutboundMessages(this.client, counters, nowMs)
+    const router = new CommandRouter(this.outboundMessages, {
       workerId: self.worker,
       nowMs,
       counters,
-      find: (id: string) => this.connections.find(id),
-      locate: ((deviceId, trusting, found) =>
-        this.fleet.locator.locate(deviceId, trusting, found)) satisfies Locate,
+      find: (id) => this.connections.find(id),
+      locate: (deviceId, trusting, found) => this.fleet.locator.locate(deviceId, trusting, found),
       commandIds: new CommandIds(self, RANDOM_PART),
-      keys: FLEET_KEYS,
-    }
-    this.outboundMessages = new OutboundMessages(this.client, counters, nowMs)
+      commandKey: FLEET_KEYS.commandKey,
+    })
     this.unacknowledged = new UnacknowledgedCommands(this.client, limits.maxHeldBytes, counters)
     this.outcomes = new Outcomes(
       this.outboundMessages,
@@ -181,8 +181,11 @@ export class SimulatedWorker {
       QUEUES.undeliveredQueue,
       nowMs,
     )
-    this.consumer = new Consumer(this.outboundMessages, this.outcomes, this.unacknowledged, {
-      ...routing,
+    this.consumer = new Consumer(router, this.outcomes, this.unacknowledged, {
+      workerId: self.worker,
+      nowMs,
+      counters,
+      keys: FLEET_KEYS,
       maxLineBytes: limits.maxLineBytes,
       mayServe: (worker) => this.fleet.mayServe(worker),
       isGatewayQueue: (queue) => isGatewayQueue(QUEUES, queue),
@@ -190,8 +193,9 @@ export class SimulatedWorker {
         throw error
       },
     })
-    this.sender = new HttpSender(this.client, this.outboundMessages, this.outcomes, {
-      ...routing,
+    this.sender = new HttpSender(this.client, this.outboundMessages, router, this.outcomes, {
+      nowMs,
+      counters,
       replyQueue: fleetQueue(self),
       timeoutMs: limits.sendTimeoutMs,
     })
