@@ -1,23 +1,26 @@
 /**
- * The TLS listener: where a device's bytes enter. It turns the callbacks of `Bun.listen` into calls on
- * one `Connection` for each socket, and knows no lines, commands or brokers.
+ * The TLS listener: where a device's bytes enter. It turns the callbacks of `Bun.listen` into calls:
  *
- * No exception leaves a callback: a defect that meets one connection closes that one (`fault`).
- * Bounds: admission decides on each connection before its handshake, and on when that may begin.
+ *   open ─► handshakes ─► handshake ─► authenticator ─► admitter ─► data, drain, close: the connection
+ *
+ * and shows devices a new certificate after a reload. Knows no lines, commands or brokers.
+ * An exception in a callback closes the connection that it happened for (`fault`), and no other.
+ * Bounds: those of `handshakes.ts`, before each handshake.
  */
 
 import type { X509Certificate } from "node:crypto"
 import type { Socket, TCPSocketListener } from "bun"
 import type { Counters } from "../counters.ts"
-import { ByAge } from "../structures/by-age.ts"
-import { Admission, type AdmissionDecision, type AdmissionLimits } from "./admission.ts"
+import type { AdmissionLimits } from "./admission.ts"
+import type { Admitter } from "./admitter.ts"
 import type { Authenticator, AuthResult } from "./authenticator.ts"
 import { setBacklog } from "./backlog.ts"
 import { ClientAuthorities } from "./client-authorities.ts"
 import type { CloseReason } from "./close-reason.ts"
 import { Connection, type ConnectionContext } from "./connection.ts"
 import type { Connections } from "./connections.ts"
-import { HandshakeQueue, QueuedHandshake } from "./handshake-queue.ts"
+import { QueuedHandshake } from "./handshake-queue.ts"
+import { type AdmissionReport, Handshakes } from "./handshakes.ts"
 import type { ConnectionIds } from "./ids.ts"
 import { issuersValidUntilMs } from "./issuers.ts"
 import { Recheck } from "./recheck.ts"
@@ -34,17 +37,6 @@ export interface ListenerOptions {
   readonly admission: AdmissionLimits
 }
 
-/** How it stands with those that wait for their handshakes. */
-export interface AdmissionReport {
-  readonly waiting: number
-  /** Handshakes under way, and how many may be. */
-  readonly handshakes_in_progress: number
-  readonly handshake_limit: number
-  readonly handshakes_per_s: number
-  /** When the last of those that wait will be in; null while nothing is known of it. */
-  readonly estimated_wait_ms: number | null
-}
-
 /** What devices are shown, and asked for; PEM. */
 export interface ListenerTls {
   readonly certPem: string
@@ -54,16 +46,6 @@ export interface ListenerTls {
 }
 
 export interface ListenerHooks {
-  readonly admitted: (connection: Connection) => void
-  /** The epoch of the newest connection of a device that was heard of from other workers. */
-  readonly epochElsewhere: (deviceId: string) => number | undefined
-  /** A handshake failed, or the device did not identify itself or was refused. `detail` says why. */
-  readonly unidentified: (
-    connection: Connection,
-    reason: CloseReason,
-    detail: string,
-    remoteAddress: string,
-  ) => void
   /** A connection was refused before its handshake. */
   readonly refused: (reason: CloseReason) => void
   /** Something that could not be had, without which devices are served all the same. */
@@ -90,12 +72,8 @@ export class Listener {
   readonly #counters: Counters
   readonly #ids: ConnectionIds
   readonly #authenticator: Authenticator
-  readonly #admission: Admission
-  readonly #handshakeQueue: HandshakeQueue<DeviceTlsSocket>
-  /** Those whose handshakes are under way and have not stalled. */
-  readonly #handshaking = new Set<Connection>()
-  /** Connections that have begun and are not admitted yet, also while they are being closed. */
-  readonly #unadmitted = new ByAge<DeviceTlsSocket>()
+  readonly #admitter: Admitter
+  readonly #handshakes: Handshakes<DeviceTlsSocket>
   readonly #recheck: Recheck<Connection>
   #listening: TCPSocketListener<DeviceTlsSocket["data"]> | null = null
   /** Differs for each certificate that devices were shown, and so for each set of CAs. */
@@ -109,7 +87,8 @@ export class Listener {
     connections: Connections,
     context: ConnectionContext,
     ids: ConnectionIds,
-    identity: Authenticator,
+    authenticator: Authenticator,
+    admitter: Admitter,
     hooks: ListenerHooks,
   ) {
     this.#options = options
@@ -117,22 +96,27 @@ export class Listener {
     this.#context = context
     this.#counters = context.counters
     this.#ids = ids
-    this.#authenticator = identity
+    this.#authenticator = authenticator
+    this.#admitter = admitter
     this.#hooks = hooks
-    this.#admission = new Admission(options.admission)
     this.#recheck = new Recheck({
       nowMs: context.nowMs,
       chainOf: ({ socket }) => shownChain(socket),
       refused: (connection, detail) => {
-        const { remoteAddress } = connection.peer
-        this.#hooks.unidentified(connection, "refused", detail, remoteAddress)
-        connection.close("refused")
+        this.#admitter.reject(connection, "refused", detail, connection.peer.remoteAddress)
       },
     })
-    this.#handshakeQueue = new HandshakeQueue(this.#admission, {
+    this.#handshakes = new Handshakes({
+      limits: options.admission,
       steadyMs: context.steadyMs,
-      open: () => !context.backpressure.suspended,
+      connectionCount: () => connections.count,
+      suspended: () => context.backpressure.suspended,
       begin: (socket) => this.#begin(socket),
+      waits: (socket, queued) => {
+        socket.data = queued
+      },
+      refuse: (socket, reason) => this.#refuse(socket, reason),
+      replace: (socket, ageMs) => this.#replace(socket, ageMs),
     })
   }
 
@@ -143,34 +127,16 @@ export class Listener {
 
   /** Why a connection that came now would be refused, or null. */
   get refusing(): CloseReason | null {
-    const decision = this.#decide()
-    return decision.kind === "refuse" ? decision.reason : null
+    return this.#handshakes.refusing
   }
 
   get admission(): AdmissionReport {
-    const { waiting } = this.#handshakeQueue
-    return {
-      waiting,
-      handshakes_in_progress: this.#admission.underWay,
-      handshake_limit: this.#admission.atOnce,
-      handshakes_per_s: this.#admission.ratePerS,
-      estimated_wait_ms: this.#admission.waitMs(waiting),
-    }
+    return this.#handshakes.report
   }
 
-  /** To be called now and then, with how late that is. */
+  /** To be called periodically. @param lagMs how late the call is. */
   sweep(lagMs: number): void {
-    const steadyMs = this.#context.steadyMs()
-    const sinceMs = steadyMs - this.#admission.stalledAfterMs
-    let stalled = 0
-    // In the order in which they began.
-    for (const connection of this.#handshaking) {
-      if (connection.acceptedAtMs > sinceMs) break
-      this.#handshaking.delete(connection)
-      stalled += 1
-    }
-    this.#admission.look(lagMs, stalled, steadyMs)
-    this.#handshakeQueue.next()
+    this.#handshakes.sweep(lagMs)
     this.#recheck.sweep()
   }
 
@@ -235,54 +201,25 @@ export class Listener {
   stop(): void {
     this.#draining = true
     this.#listening?.stop(false)
-    for (const socket of this.#handshakeQueue.clear()) {
+    for (const socket of this.#handshakes.stop()) {
       socket.data = undefined
       this.#refuse(socket, "drained")
     }
   }
 
-  #decide(): AdmissionDecision {
-    return this.#admission.decide({
-      connections: this.#connections.count,
-      waiting: this.#handshakeQueue.waiting,
-      suspended: this.#context.backpressure.suspended,
-      draining: this.#draining,
-      oldestBeganAtMs: this.#unadmitted.oldest?.atMs ?? null,
-      steadyMs: this.#context.steadyMs(),
-    })
-  }
-
   #opened(socket: DeviceTlsSocket): void {
     this.#counters.connectionsAccepted += 1
-    const decision = this.#decide()
-    if (decision.kind === "refuse") {
-      this.#refuse(socket, decision.reason)
-      return
-    }
-    if (decision.kind === "replace_oldest") this.#endOldestUnadmitted()
-    const now = this.#admission.beginsInMs(this.#context.steadyMs()) === 0
-    if (now && this.#handshakeQueue.waiting === 0) this.#begin(socket)
-    else {
-      socket.data = this.#handshakeQueue.wait(socket)
-      this.#handshakeQueue.next()
-    }
+    this.#handshakes.accept(socket)
   }
 
-  /** Makes room for a newcomer to a full worker. */
-  #endOldestUnadmitted(): void {
-    const { oldest } = this.#unadmitted
-    if (oldest === null) return
-    const { item: socket, atMs } = oldest
-    // Here, and not when its socket is gone: whatever that takes, the next newcomer ends another one.
-    this.#unadmitted.delete(socket)
-    this.#admission.replaced()
+  /** Ends a connection that is not admitted, for a newcomer to a full worker. */
+  #replace(socket: DeviceTlsSocket, ageMs: number): void {
     const connection = connectionOf(socket)
     if (connection === undefined) return
-    const ms = Math.round(this.#context.steadyMs() - atMs)
-    // One that is being closed keeps its reason.
+    // A connection that is being closed keeps its reason.
     if (connection.state !== "closing") {
-      const detail = `it had not become a device ${ms} ms after its handshake began, and the worker is full`
-      this.#unidentified(socket, connection, "overloaded", detail)
+      const detail = `it had not become a device ${ageMs} ms after its handshake began, and the worker is full`
+      this.#reject(socket, connection, "overloaded", detail)
     }
     socket.terminate()
   }
@@ -292,13 +229,11 @@ export class Listener {
     this.#hooks.refused(reason)
   }
 
-  #begin(socket: DeviceTlsSocket): void {
+  #begin(socket: DeviceTlsSocket): Connection {
     const connection = new Connection(this.#ids.mint(), socket, this.#context)
     socket.data = connection
     this.#connections.add(connection)
-    this.#handshaking.add(connection)
-    this.#unadmitted.add(socket, connection.acceptedAtMs)
-    this.#admission.began(connection.acceptedAtMs)
+    return connection
   }
 
   #handshook(
@@ -312,20 +247,10 @@ export class Listener {
     if (!success) {
       const unshown = error?.message.includes(NO_CERTIFICATE) === true
       const detail = unshown ? "no certificate" : (error?.message ?? "no reason is known")
-      this.#unidentified(
-        socket,
-        connection,
-        unshown ? "not_identified" : "handshake_failed",
-        detail,
-      )
+      this.#reject(socket, connection, unshown ? "not_identified" : "handshake_failed", detail)
       return
     }
-    const steadyMs = this.#context.steadyMs()
-    const tookMs = steadyMs - connection.acceptedAtMs
-    if (this.#handshaking.delete(connection)) {
-      this.#admission.completed(tookMs, steadyMs)
-      this.#handshakeQueue.next()
-    } else this.#admission.completedLate(tookMs, steadyMs)
+    this.#handshakes.completed(connection)
     connection.identify()
     const outdated = generation === this.#generation ? null : this.#outdated(socket)
     const verdict = this.#authenticator.handshaken(connection, {
@@ -355,51 +280,42 @@ export class Listener {
       case "waiting":
         break
       case "rejected":
-        this.#unidentified(socket, connection, verdict.reason, verdict.detail)
+        this.#reject(socket, connection, verdict.reason, verdict.detail)
         break
       case "accepted": {
         const { deviceId, fingerprint, rest } = verdict
-        const elsewhere = this.#hooks.epochElsewhere(deviceId)
-        const epoch = this.#connections.nextEpoch(deviceId, this.#context.nowMs(), elsewhere)
         const { remoteAddress } = socket
         const tlsVersion = socket.getTLSVersion()
-        connection.admit(deviceId, epoch, { remoteAddress, tlsVersion, fingerprint })
-        this.#unadmitted.delete(socket)
-        this.#counters.connectionsAdmitted += 1
-        this.#connections.enter(connection)?.close("taken_over")
-        this.#hooks.admitted(connection)
+        this.#handshakes.admitted(socket)
+        this.#admitter.admit(connection, deviceId, { remoteAddress, tlsVersion, fingerprint })
         if (rest.length > 0) connection.received(rest)
         break
       }
     }
   }
 
-  #unidentified(
+  #reject(
     socket: DeviceTlsSocket,
     connection: Connection,
     reason: CloseReason,
     detail: string,
   ): void {
-    this.#hooks.unidentified(connection, reason, detail, socket.remoteAddress)
-    connection.close(reason)
+    this.#admitter.reject(connection, reason, detail, socket.remoteAddress)
   }
 
   #closed(socket: DeviceTlsSocket): void {
     const { data } = socket
     if (data instanceof QueuedHandshake) {
-      this.#handshakeQueue.leave(data)
+      this.#handshakes.left(data)
       this.#hooks.refused("peer_closed")
       return
     }
     const connection = data
     if (connection === undefined) return
-    this.#unadmitted.delete(socket)
     this.#authenticator.forget(connection)
     connection.socketClosed()
     this.#connections.remove(connection)
-    if (!this.#handshaking.delete(connection)) return
-    this.#admission.ended()
-    this.#handshakeQueue.next()
+    this.#handshakes.closed(socket, connection)
   }
 
   #failed(socket: DeviceTlsSocket, error: Error): void {

@@ -5,7 +5,8 @@
 
 import type { Config } from "../config/config.ts"
 import type { CloseReason } from "../device/close-reason.ts"
-import type { AdmissionReport, ListenerTls } from "../device/listener.ts"
+import type { AdmissionReport } from "../device/handshakes.ts"
+import type { ListenerTls } from "../device/listener.ts"
 import type { MetricsSnapshot } from "../ops/metrics.ts"
 
 /** What one worker says of itself. */

@@ -25,6 +25,7 @@ import { CommandRouter } from "../commands/router.ts"
 import { UnacknowledgedCommands } from "../commands/unacknowledged-commands.ts"
 import { type Config, risks } from "../config/config.ts"
 import type { Counters } from "../counters.ts"
+import { Admitter } from "../device/admitter.ts"
 import { Authenticator } from "../device/authenticator.ts"
 import { Backpressure } from "../device/backpressure.ts"
 import type { ConnectionContext } from "../device/connection.ts"
@@ -205,6 +206,19 @@ export class Worker {
       },
     }
     this.#authenticator = new Authenticator({ ...config.device, nowMs: clock.nowMs })
+    const admitter = new Admitter(this.#connections, {
+      nowMs: clock.nowMs,
+      counters,
+      epochElsewhere: (deviceId) => this.#fleet.epochElsewhere(deviceId),
+      admitted: (connection) => {
+        this.#fleet.admitted(connection)
+        events.emit("connection_admitted", { connection })
+      },
+      rejected: (connection, reason, detail, remoteAddress) => {
+        events.emit("connection_unidentified", { connection, detail })
+        this.#refusals.add(reason, detail, remoteAddress, steadyMs())
+      },
+    })
     this.#listener = new Listener(
       {
         host: config.device.host,
@@ -216,16 +230,8 @@ export class Worker {
       context,
       new ConnectionIds(this.#self),
       this.#authenticator,
+      admitter,
       {
-        unidentified: (connection, reason, detail, remoteAddress) => {
-          events.emit("connection_unidentified", { connection, detail })
-          this.#refusals.add(reason, detail, remoteAddress, steadyMs())
-        },
-        epochElsewhere: (deviceId) => this.#fleet.epochElsewhere(deviceId),
-        admitted: (connection) => {
-          this.#fleet.admitted(connection)
-          events.emit("connection_admitted", { connection })
-        },
         refused: (reason) => {
           counters.connectionsClosed[reason] += 1
           events.emit("connection_refused", { reason })

@@ -1,0 +1,175 @@
+/**
+ * The connections from their acceptance until they are admitted: which are refused, when each handshake
+ * begins, which have stalled, and which gives way when the worker is full.
+ *
+ *   accept ─┬─ refused
+ *           ├─ waiting ──next──┐
+ *           └──────────────────┴─► handshake ─┬─ completed ─► admitted, or ended
+ *                                             └─ stalled: no longer counted, may still complete
+ *
+ * `admission.ts` decides, `handshake-queue.ts` keeps the order. Never closes a socket: its hooks do.
+ * Bounds: those of `admission.ts`.
+ */
+
+import { ByAge } from "../structures/by-age.ts"
+import { Admission, type AdmissionDecision, type AdmissionLimits } from "./admission.ts"
+import type { CloseReason } from "./close-reason.ts"
+import type { Connection } from "./connection.ts"
+import { HandshakeQueue, type PausableSocket, type QueuedHandshake } from "./handshake-queue.ts"
+
+/** Handshake queue status, as reported by `/health`. */
+export interface AdmissionReport {
+  readonly waiting: number
+  readonly handshakes_in_progress: number
+  readonly handshake_limit: number
+  readonly handshakes_per_s: number
+  /** Until the last handshake that waits has ended; null while no rate is known. */
+  readonly estimated_wait_ms: number | null
+}
+
+export interface HandshakesOptions<S extends PausableSocket> {
+  readonly limits: AdmissionLimits
+  readonly steadyMs: () => number
+  /** All connections of the worker, also those that are closing. */
+  readonly connectionCount: () => number
+  /** Whether the worker reads no device because its memory bound is reached. */
+  readonly suspended: () => boolean
+  /** Makes the socket's connection; its handshake goes on. */
+  readonly begin: (socket: S) => Connection
+  /** The socket waits for its handshake, perhaps for no time at all. */
+  readonly waits: (socket: S, queued: QueuedHandshake<S>) => void
+  readonly refuse: (socket: S, reason: CloseReason) => void
+  /** The worker is full: a connection that is not admitted after this time makes room. */
+  readonly replace: (socket: S, ageMs: number) => void
+}
+
+export class Handshakes<S extends PausableSocket> {
+  readonly #options: HandshakesOptions<S>
+  readonly #admission: Admission
+  readonly #queue: HandshakeQueue<S>
+  /** Handshakes in progress that have not stalled, in the order in which they began. */
+  readonly #inProgress = new Set<Connection>()
+  /** Connections that have begun and are not admitted yet, also while they are being closed. */
+  readonly #unadmitted = new ByAge<S>()
+  #draining = false
+
+  constructor(options: HandshakesOptions<S>) {
+    this.#options = options
+    this.#admission = new Admission(options.limits)
+    this.#queue = new HandshakeQueue(this.#admission, {
+      steadyMs: options.steadyMs,
+      open: () => !options.suspended(),
+      begin: (socket) => this.#begin(socket),
+    })
+  }
+
+  /** Why a connection that came now would be refused, or null. */
+  get refusing(): CloseReason | null {
+    const decision = this.#decide()
+    return decision.kind === "refuse" ? decision.reason : null
+  }
+
+  get report(): AdmissionReport {
+    const { waiting } = this.#queue
+    return {
+      waiting,
+      handshakes_in_progress: this.#admission.underWay,
+      handshake_limit: this.#admission.atOnce,
+      handshakes_per_s: this.#admission.ratePerS,
+      estimated_wait_ms: this.#admission.waitMs(waiting),
+    }
+  }
+
+  /** Takes a socket that was accepted. */
+  accept(socket: S): void {
+    const decision = this.#decide()
+    if (decision.kind === "refuse") {
+      this.#options.refuse(socket, decision.reason)
+      return
+    }
+    if (decision.kind === "replace_oldest") this.#replaceOldest()
+    const now = this.#admission.beginsInMs(this.#options.steadyMs()) === 0
+    if (now && this.#queue.waiting === 0) {
+      this.#begin(socket)
+      return
+    }
+    this.#options.waits(socket, this.#queue.wait(socket))
+    this.#queue.next()
+  }
+
+  completed(connection: Connection): void {
+    const steadyMs = this.#options.steadyMs()
+    const tookMs = steadyMs - connection.acceptedAtMs
+    if (this.#inProgress.delete(connection)) {
+      this.#admission.completed(tookMs, steadyMs)
+      this.#queue.next()
+    } else this.#admission.completedLate(tookMs, steadyMs)
+  }
+
+  /** The socket's connection is a device now. */
+  admitted(socket: S): void {
+    this.#unadmitted.delete(socket)
+  }
+
+  /** The socket closed while it waited. */
+  left(queued: QueuedHandshake<S>): void {
+    this.#queue.leave(queued)
+  }
+
+  /** The socket of a connection is gone. */
+  closed(socket: S, connection: Connection): void {
+    this.#unadmitted.delete(socket)
+    if (!this.#inProgress.delete(connection)) return
+    this.#admission.ended()
+    this.#queue.next()
+  }
+
+  /** To be called periodically. @param lagMs how late the call is. */
+  sweep(lagMs: number): void {
+    const steadyMs = this.#options.steadyMs()
+    const sinceMs = steadyMs - this.#admission.stalledAfterMs
+    let stalled = 0
+    for (const connection of this.#inProgress) {
+      if (connection.acceptedAtMs > sinceMs) break
+      this.#inProgress.delete(connection)
+      stalled += 1
+    }
+    this.#admission.look(lagMs, stalled, steadyMs)
+    this.#queue.next()
+  }
+
+  /** Refuses what comes from now on. @returns the sockets that wait. */
+  stop(): S[] {
+    this.#draining = true
+    return this.#queue.clear()
+  }
+
+  #decide(): AdmissionDecision {
+    const { connectionCount, suspended, steadyMs } = this.#options
+    return this.#admission.decide({
+      connections: connectionCount(),
+      waiting: this.#queue.waiting,
+      suspended: suspended(),
+      draining: this.#draining,
+      oldestBeganAtMs: this.#unadmitted.oldest?.atMs ?? null,
+      steadyMs: steadyMs(),
+    })
+  }
+
+  #begin(socket: S): void {
+    const connection = this.#options.begin(socket)
+    this.#inProgress.add(connection)
+    this.#unadmitted.add(socket, connection.acceptedAtMs)
+    this.#admission.began(connection.acceptedAtMs)
+  }
+
+  #replaceOldest(): void {
+    const { oldest } = this.#unadmitted
+    if (oldest === null) return
+    const { item: socket, atMs } = oldest
+    // Now, and not when the socket is gone: until then the next newcomer makes another connection give way.
+    this.#unadmitted.delete(socket)
+    this.#admission.replaced()
+    this.#options.replace(socket, Math.round(this.#options.steadyMs() - atMs))
+  }
+}
