@@ -1,6 +1,6 @@
 /**
  * Every setting, declared once: name, unit, default, range and a sentence. `config.ts` parses them; the
- * table in README.md and `.env.example` are made from them.
+ * tables in docs/CONFIGURATION.md and `.env.example` are made from them.
  *
  * Reads no environment. A setting's text is for operators: what it does and what happens at the bound.
  */

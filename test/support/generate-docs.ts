@@ -1,9 +1,9 @@
 /**
- * `bun run docs`: writes what the documentation says of the settings, `.env.example` and the table in
- * README.md, from the declarations in `src/config/settings.ts`, so that neither can say anything else.
+ * `bun run docs`: writes what the documentation says of the settings, `.env.example` and the tables in
+ * docs/CONFIGURATION.md, from the declarations in `src/config/settings.ts`, so that neither can say anything else.
  *
- * The same on every machine: what a default depends on is told in words. Touches nothing of README.md
- * but what stands between its two markers. `test/docs.test.ts` compares the files with this.
+ * The same on every machine: what a default depends on is told in words. Changes nothing of docs/CONFIGURATION.md
+ * but the text between its two markers. `test/docs.test.ts` compares the files with this.
  */
 
 import { readFileSync, writeFileSync } from "node:fs"
@@ -12,7 +12,7 @@ import { ConfigurationError, loadConfig } from "../../src/config/config.ts"
 import { SETTINGS } from "../../src/config/settings.ts"
 
 export const ROOT = join(import.meta.dir, "../..")
-export const README_FILE = join(ROOT, "README.md")
+export const SETTINGS_FILE = join(ROOT, "docs/CONFIGURATION.md")
 export const ENVIRONMENT_FILE = join(ROOT, ".env.example")
 
 const TABLE_BEGINS = "<!-- settings: made by bun run docs -->"
@@ -22,15 +22,10 @@ const WIDTH = 100
 
 type Setting = (typeof SETTINGS)[number]
 
-if (import.meta.main) {
-  writeFileSync(README_FILE, withSettings(readFileSync(README_FILE, "utf8")))
-  writeFileSync(ENVIRONMENT_FILE, environmentExample())
-}
-
 /** `.env.example`: nothing set, and what each variable would be if it were. */
 export function environmentExample(): string {
   const heading =
-    "Every setting with its default. Copy this file to .env, which Bun reads by itself, and take the # away from what is to differ. Made by bun run docs from src/settings.ts."
+    "Every setting with its default. Copy this file to .env, which Bun reads by itself, and take the # away from what is to differ. Made by bun run docs from src/config/settings.ts."
   return `${[comment(heading), ...SETTINGS.map(example)].join("\n\n")}\n`
 }
 
@@ -42,18 +37,88 @@ function example(setting: Setting): string {
   return `${comment(text)}\n${comment(bounds)}\n# ${name}=${value}`
 }
 
-/** The README with a new table. @throws when its two markers are not there, once, in order. */
-export function withSettings(readme: string): string {
-  const [before, between, more] = readme.split(TABLE_BEGINS)
+/** The document with new tables. @throws when its two markers are not there, once, in order. */
+export function withSettings(document: string): string {
+  const [before, between, more] = document.split(TABLE_BEGINS)
   const [, after, evenMore] = between?.split(TABLE_ENDS) ?? []
   if (after === undefined || more !== undefined || evenMore !== undefined) {
-    throw new Error(`README.md must hold once each, in order: ${TABLE_BEGINS} ${TABLE_ENDS}`)
+    throw new Error(
+      `docs/CONFIGURATION.md must hold once each, in order: ${TABLE_BEGINS} ${TABLE_ENDS}`,
+    )
   }
-  return `${before}${TABLE_BEGINS}\n\n${table()}\n\n${TABLE_ENDS}${after}`
+  return `${before}${TABLE_BEGINS}\n\n${GROUPS.map(section).join("\n\n")}\n\n${TABLE_ENDS}${after}`
 }
 
-function table(): string {
-  const rows = SETTINGS.map((setting) => {
+interface Group {
+  readonly title: string
+  /** When to change these settings. */
+  readonly text: string
+  /** The group begins with this setting and ends before the first of the next group. */
+  readonly first: Setting["name"]
+}
+
+const GROUPS: readonly Group[] = [
+  {
+    title: "Instance and broker",
+    text: "Every instance with a broker sets `AMQP_URL`. Several instances on one broker also need an `INSTANCE_ID` each, and the same `FLEET_SECRET` when their URLs have different passwords.",
+    first: "AMQP_URL",
+  },
+  {
+    title: "Port and certificate",
+    text: "Set the certificate before real devices connect. The port and the address are changed when a load balancer or another program asks for it.",
+    first: "DEVICE_HOST",
+  },
+  {
+    title: "Identity of devices",
+    text: "Choose one way of `DEVICE_AUTH` before devices are in the field. Without it every connection is a device of its own and loses its name when it reconnects.",
+    first: "DEVICE_AUTH",
+  },
+  {
+    title: "Lines",
+    text: "The defaults suit lines of some kilobytes. Change them when the firmware sends longer lines, sends them slowly, or keeps a line until it is acknowledged.",
+    first: "DEVICE_ACK",
+  },
+  {
+    title: "Admission",
+    text: "The rate of handshakes adapts by itself. Change these bounds when the machine has less memory or fewer open files than the defaults assume, or when a storm must be slowed down further.",
+    first: "MAX_CONNECTIONS",
+  },
+  {
+    title: "Idle devices and commands",
+    text: "Change the idle time-out to about twice the interval of the firmware's sign of life. The other bounds say how long a command waits for its device and for missing numbers.",
+    first: "IDLE_TIMEOUT_MS",
+  },
+  {
+    title: "Queues",
+    text: "Change the names when several fleets share a virtual host or when queues exist already. All instances of a fleet have the same ones.",
+    first: "FROM_DEVICE_QUEUE",
+  },
+  {
+    title: "Flow between devices and broker",
+    text: "These bound the memory of a worker and the messages in flight. Raise the window when the broker is far away, and `PREFETCH` on a broker of your own; lower the bytes on a small machine.",
+    first: "PUBLISH_WINDOW_LINES",
+  },
+  {
+    title: "HTTP",
+    text: "Without tokens only programs on the machine are served. Set tokens and `HTTP_HOST` when Prometheus, a dashboard or a back-end asks from elsewhere.",
+    first: "HTTP_HOST",
+  },
+  {
+    title: "Process and log",
+    text: "Fit the drain to the grace period of the platform that stops the process. `LOG_FORMAT=text` is for a terminal; leave `json` for a log collector.",
+    first: "DRAIN_TIMEOUT_MS",
+  },
+]
+
+function section({ title, text, first }: Group, at: number): string {
+  const begin = SETTINGS.findIndex(({ name }) => name === first)
+  const next = GROUPS[at + 1]?.first
+  const end = next === undefined ? SETTINGS.length : SETTINGS.findIndex(({ name }) => name === next)
+  return `## ${title}\n\n${text}\n\n${table(SETTINGS.slice(begin, end))}`
+}
+
+function table(settings: readonly Setting[]): string {
+  const rows = settings.map((setting) => {
     const { name, text, range, secret } = setting
     const byDefault = isValue(setting) ? `\`${setting.default}\`` : setting.default || NO_DEFAULT
     const file = secret ? ` Secret: also as \`${name}_FILE\`.` : ""
@@ -94,4 +159,9 @@ function comment(text: string): string {
     line += ` ${word}`
   }
   return [...lines, line].join("\n")
+}
+
+if (import.meta.main) {
+  writeFileSync(SETTINGS_FILE, withSettings(readFileSync(SETTINGS_FILE, "utf8")))
+  writeFileSync(ENVIRONMENT_FILE, environmentExample())
 }
