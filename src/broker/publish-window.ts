@@ -96,6 +96,10 @@ export class PublishWindow<T> {
     return this.count >= this.#limits.maxCount || this.#bytes >= this.#limits.maxBytes
   }
 
+  get hasRoom(): boolean {
+    return !this.full
+  }
+
   get relieved(): boolean {
     return this.count <= this.#limits.maxCount / 2 && this.#bytes <= this.#limits.maxBytes / 2
   }

@@ -64,8 +64,13 @@ export class Publisher<T> {
     this.#publishChannel = publishChannel
   }
 
+  /** What was accepted and is not done yet, for those who wait for room in it. */
+  get window(): { readonly hasRoom: boolean } {
+    return this.#window
+  }
+
   get hasRoom(): boolean {
-    return !this.#window.full
+    return this.#window.hasRoom
   }
 
   get count(): number {

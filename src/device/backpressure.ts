@@ -18,30 +18,31 @@ export interface WaitingReader {
   pump(): boolean
 }
 
+export interface Room {
+  /** Whether one more line may enter. */
+  readonly hasRoom: boolean
+}
+
 export class Backpressure {
   readonly #maxHeldBytes: number
-  readonly #hasRoom: () => boolean
+  readonly #window: Room
   readonly #setSuspended: (suspended: boolean) => void
   readonly #waiting = new Set<WaitingReader>()
   #heldBytes = 0
   #suspended = false
 
   /**
-   * @param hasRoom whether the publish window takes one more line.
-   * @param setSuspended told when all reading must stop and when it may go on.
+   * @param window the publish window, which every line enters.
+   * @param setSuspended called when all reading must stop and when it may go on.
    */
-  constructor(
-    maxHeldBytes: number,
-    hasRoom: () => boolean,
-    setSuspended: (suspended: boolean) => void,
-  ) {
+  constructor(maxHeldBytes: number, window: Room, setSuspended: (suspended: boolean) => void) {
     this.#maxHeldBytes = maxHeldBytes
-    this.#hasRoom = hasRoom
+    this.#window = window
     this.#setSuspended = setSuspended
   }
 
   get hasRoom(): boolean {
-    return this.#hasRoom()
+    return this.#window.hasRoom
   }
 
   get suspended(): boolean {
@@ -74,7 +75,7 @@ export class Backpressure {
   /** To be called when the window has room again: those who wait go first come, first served. */
   roomAgain(): void {
     for (const reader of this.#waiting) {
-      if (!this.#hasRoom()) return
+      if (!this.#window.hasRoom) return
       this.#waiting.delete(reader)
       if (!reader.pump()) this.#waiting.add(reader)
     }

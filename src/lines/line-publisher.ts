@@ -2,7 +2,7 @@
  * The lines of this worker's devices on their way into `from_device`: the last stage of a line's way.
  *
  * A line accepted here is kept until the broker has confirmed it and not returned it. Bounds:
- * `PUBLISH_WINDOW_LINES` and `PUBLISH_WINDOW_BYTES`; when either is reached `hasRoom` is false and the
+ * `PUBLISH_WINDOW_LINES` and `PUBLISH_WINDOW_BYTES`; when either is reached the window has no room and the
  * devices are read no further.
  */
 
@@ -113,8 +113,9 @@ export class LinePublisher {
     this.#publisher.use(broker.publishChannel({ opened: () => this.#publisher.opened() }))
   }
 
-  get hasRoom(): boolean {
-    return this.#publisher.hasRoom
+  /** The window that every line enters, for those who wait for room in it. */
+  get window(): { readonly hasRoom: boolean } {
+    return this.#publisher.window
   }
 
   /** Lines accepted and not yet confirmed. */
@@ -130,7 +131,7 @@ export class LinePublisher {
     return this.#publisher.silentSinceMs()
   }
 
-  /** Accepts one line; to be called only while `hasRoom`. */
+  /** Accepts one line; to be called only while the window has room. */
   take(connection: Connection, seq: number, body: Uint8Array): void {
     this.#publisher.publish({ connection, seq, body, readAtMs: this.#nowMs() }, body.length)
   }

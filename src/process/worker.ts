@@ -184,7 +184,7 @@ export class Worker {
     })
     this.#backpressure = new Backpressure(
       config.device.maxHeldBytes,
-      () => this.#lines.hasRoom,
+      this.#lines.window,
       (suspended) => this.#suspend(suspended),
     )
     this.#unfinishedLines = new UnfinishedLines(config.device)

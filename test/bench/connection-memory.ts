@@ -101,11 +101,7 @@ function makeContext(): ConnectionContext {
   return {
     limits: LIMITS,
     counters: new Counters(),
-    backpressure: new Backpressure(
-      1e9,
-      () => true,
-      () => undefined,
-    ),
+    backpressure: new Backpressure(1e9, { hasRoom: true }, () => undefined),
     unfinishedLines: new UnfinishedLines({ maxPartialBytes: 1e9, lineTimeoutMs: 1e9 }),
     scratch: new Uint8Array(BATCH_BYTES),
     nowMs: () => 0,

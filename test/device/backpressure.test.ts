@@ -14,7 +14,11 @@ function withRoom(room: number, maxHeldBytes = 100) {
   const told: boolean[] = []
   const backpressure = new Backpressure(
     maxHeldBytes,
-    () => window.room > 0,
+    {
+      get hasRoom() {
+        return window.room > 0
+      },
+    },
     (suspended) => told.push(suspended),
   )
   return { window, told, backpressure }
@@ -131,10 +135,8 @@ describe("held bytes", () => {
 
   test("is told with the new state in place, so that its callback may look", () => {
     const seen: boolean[] = []
-    const backpressure: Backpressure = new Backpressure(
-      10,
-      () => true,
-      () => seen.push(backpressure.suspended),
+    const backpressure: Backpressure = new Backpressure(10, { hasRoom: true }, () =>
+      seen.push(backpressure.suspended),
     )
     backpressure.hold(11)
     backpressure.hold(-11)

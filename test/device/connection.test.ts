@@ -168,7 +168,12 @@ class Harness {
   nowMs = START_MS
   steadyMs = 0
   readonly counters = new EndingCounters()
-  readonly window = { room: Number.POSITIVE_INFINITY }
+  readonly window = {
+    room: Number.POSITIVE_INFINITY,
+    get hasRoom(): boolean {
+      return this.room > 0
+    },
+  }
   readonly lines: { connection: Connection; seq: number; text: string }[] = []
   readonly closed: { connection: Connection; reason: CloseReason }[] = []
   readonly flushDue = new Set<Connection>()
@@ -184,17 +189,13 @@ class Harness {
 
   constructor(limits: Partial<ConnectionLimits> = {}, maxHeldBytes = 1_000_000) {
     this.limits = { ...LIMITS, ...limits }
-    this.backpressure = new Backpressure(
-      maxHeldBytes,
-      () => this.window.room > 0,
-      (suspended) => {
-        this.suspensions.push(suspended)
-        for (const connection of this.connections) {
-          if (suspended) connection.pause("memory")
-          else connection.resume("memory")
-        }
-      },
-    )
+    this.backpressure = new Backpressure(maxHeldBytes, this.window, (suspended) => {
+      this.suspensions.push(suspended)
+      for (const connection of this.connections) {
+        if (suspended) connection.pause("memory")
+        else connection.resume("memory")
+      }
+    })
   }
 
   /** A connection whose handshake goes on. */

@@ -77,11 +77,7 @@ class Subject {
       gapTimeoutMs: 1,
     },
     counters: this.counters,
-    backpressure: new Backpressure(
-      1,
-      () => true,
-      () => undefined,
-    ),
+    backpressure: new Backpressure(1, { hasRoom: true }, () => undefined),
     unfinishedLines: new UnfinishedLines({ maxPartialBytes: 1e9, lineTimeoutMs: 1e9 }),
     scratch: new Uint8Array(10),
     nowMs: () => this.nowMs,

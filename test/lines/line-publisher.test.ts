@@ -249,28 +249,28 @@ describe("the window", () => {
   test("is full at its number of lines and relieved once at half of it", async () => {
     const subject = new Subject({ windowLines: 4 })
     await subject.take(connection("c"), "0", "1", "2")
-    expect(subject.lines.hasRoom).toBe(true)
+    expect(subject.lines.window.hasRoom).toBe(true)
     await subject.take(connection("c"), "3")
-    expect(subject.lines.hasRoom).toBe(false)
+    expect(subject.lines.window.hasRoom).toBe(false)
     await subject.start()
-    expect([subject.lines.hasRoom, subject.relieved]).toEqual([true, 1])
+    expect([subject.lines.window.hasRoom, subject.relieved]).toEqual([true, 1])
   })
 
   test("is full at its number of bytes", async () => {
     const subject = new Subject({ windowBytes: 10 })
     await subject.take(connection("c"), "x".repeat(9))
-    expect(subject.lines.hasRoom).toBe(true)
+    expect(subject.lines.window.hasRoom).toBe(true)
     await subject.take(connection("d"), "x")
-    expect([subject.lines.hasRoom, subject.lines.bytes]).toEqual([false, 10])
+    expect([subject.lines.window.hasRoom, subject.lines.bytes]).toEqual([false, 10])
     await subject.start()
-    expect([subject.lines.hasRoom, subject.relieved]).toEqual([true, 1])
+    expect([subject.lines.window.hasRoom, subject.relieved]).toEqual([true, 1])
   })
 
   test("has room for one line larger than itself", async () => {
     const subject = new Subject({ windowBytes: 10 })
-    expect(subject.lines.hasRoom).toBe(true)
+    expect(subject.lines.window.hasRoom).toBe(true)
     await subject.take(connection("c"), "x".repeat(1_000))
-    expect(subject.lines.hasRoom).toBe(false)
+    expect(subject.lines.window.hasRoom).toBe(false)
     await subject.start()
     expect(subject.confirmed).toEqual(["c:0"])
   })
@@ -278,7 +278,7 @@ describe("the window", () => {
   test("may be filled again when it is told to be relieved", async () => {
     const subject = await new Subject({ windowLines: 2 }).start()
     for (let n = 0; n < 10; n += 1) {
-      expect(subject.lines.hasRoom).toBe(true)
+      expect(subject.lines.window.hasRoom).toBe(true)
       await subject.take(connection(`c${n}`), "0", "1")
     }
     expect(subject.relieved).toBe(10)

@@ -210,11 +210,7 @@ export class SimulatedWorker {
     this.#context = {
       limits,
       counters,
-      backpressure: new Backpressure(
-        Number.POSITIVE_INFINITY,
-        () => true,
-        () => undefined,
-      ),
+      backpressure: new Backpressure(Number.POSITIVE_INFINITY, { hasRoom: true }, () => undefined),
       // Its devices send no lines.
       unfinishedLines: new UnfinishedLines({ maxPartialBytes: 1e9, lineTimeoutMs: 1e9 }),
       scratch: new Uint8Array(BATCH_BYTES),
