@@ -1,18 +1,16 @@
 /**
- * The consumer: deliveries from the queues in, commands to their connections or to other workers out.
- * The first stage of a command's way.
+ * Takes commands from the queues and brings each to its connection, to another worker, or to its outcome.
  *
- *   to_device, owsla.worker.<id> ─► read ─► known? ─► route ─┬─ here ──► connection ──► (later) its outcome
- *   owsla.dead_letters ───────────┘                          ├─ queue ─► forward; acknowledge once it is stored
- *                                                            ├─ device ► locate ──► here, queue or nowhere
- *                                                            └─ nowhere ► offline
+ *   to_device, owsla.worker.<id> ─► read ─► known? ─► router ─┬─ here ────► connection ─► (later) its outcome
+ *   owsla.dead_letters ───────────┘                           ├─ queue ───► forwarded; acknowledged once it is stored
+ *                                                             └─ nowhere ─► offline
  *
- * A dead letter that the broker gave up goes the same way to the worker that holds the device, since the command
- * may have been written there before its delivery was lost; it ends there as `expired` or `closed`.
+ * A dead letter that the broker gave up goes to the worker that holds the device as well, since the command may have
+ * been written there before its delivery was lost. It ends there as `expired` or `closed`.
  *
- * Never writes to a socket and never waits. Bounds: `PREFETCH` unacknowledged deliveries for each
- * queue and `MAX_COMMAND_BYTES` of bodies for all, beyond which the broker is read no further. When all deliveries
- * that a queue may have unacknowledged wait for missing numbers, the oldest gap is given up.
+ * Never writes to a socket and never waits. Bounds: `PREFETCH` unacknowledged deliveries for each queue, and
+ * `MAX_COMMAND_BYTES` of bodies for all, beyond which the broker is read no further. When all deliveries that a queue
+ * may have unacknowledged wait for missing numbers, the oldest gap is given up.
  */
 
 import type { Delivery, MessageProperties } from "../broker/broker.ts"
@@ -52,7 +50,7 @@ export interface ConsumerOptions {
   readonly keys: FleetKeys
   /** Whether a queue is one of the gateway's, where no receipt of a back-end's command may go. */
   readonly isGatewayQueue: (queue: string) => boolean
-  /** Told of an error in the handling of a delivery. */
+  /** Called with an error in the handling of a delivery. */
   readonly fault: (error: Error, queue: string) => void
 }
 
@@ -211,7 +209,7 @@ export class Consumer {
   }
 
   /**
-   * Ignores what only members of the fleet may say when the message is not from one.
+   * Removes the headers that only members of the fleet may set from a message of anyone else.
    * @returns why no command is read from it, or null.
    */
   #admit(properties: MessageProperties): Refusal | null {

@@ -1,13 +1,14 @@
 /**
- * The sender: commands that come by HTTP. One for a connection of this worker goes straight to it; one
- * for another worker, found by the fleet when it is for a device's name, goes through that worker's queue,
- * and its receipt comes back on this worker's reply queue.
+ * Sends the commands that come by HTTP, and resolves each request once with the outcome.
  *
- * Resolves exactly once for each command. What was not written is kept in the undelivered queue like
- * any other command. A command without `ttlMs` is valid as long as its request waits: after that, or once the
- * caller has hung up, this worker does not write it and does not send it to another; one that is in another
- * worker's queue by then expires there at the end of `timeoutMs`. Bounds: `MAX_PENDING` requests that wait, as many commands without an outcome and
- * messages of ours that wait for the broker; time: `timeoutMs`.
+ *   send ─► router ─┬─ here ────► connection ─► its outcome
+ *                   ├─ queue ───► forwarded; the receipt comes back on this worker's reply queue
+ *                   └─ nowhere ─► offline
+ *
+ * A command that was not written is kept in the undelivered queue like any other. A command without `ttlMs` is valid
+ * while its request waits: after that this worker neither writes nor forwards it, and in the queue of another worker it
+ * expires at the end of `timeoutMs`.
+ * Bounds: `MAX_PENDING` requests, commands without an outcome, and outbound messages; `timeoutMs` for each request.
  */
 
 import type { Broker, Delivery, MessageProperties } from "../broker/broker.ts"
@@ -32,11 +33,11 @@ export interface SendRequest {
 
 export type SendResult =
   | Receipt
-  /** The device is with another worker and the broker, which leads there, is away. */
+  /** Another worker holds the device, and the broker is away. */
   | { readonly outcome: "unreachable" }
-  /** No outcome in time; it will still be told by the undelivered queue if it is not written. */
+  /** No outcome in time. A command that is not written goes to the undelivered queue. */
   | { readonly outcome: "timeout" }
-  /** Too many requests wait already, or this worker drains. */
+  /** `MAX_PENDING` is reached, or this worker drains. */
   | { readonly outcome: "busy" }
 
 export interface HttpSenderOptions {
@@ -72,17 +73,17 @@ export class HttpSender {
     this.#options = options
   }
 
-  /** Requests that wait for their answer, or commands that have no outcome though none waits for it. */
+  /** Requests that await an answer, or commands that have no outcome after their requests ended, whichever is more. */
   get pendingCount(): number {
     return Math.max(this.#pending.size, this.#unsettled)
   }
 
-  /** From now on every request is told to try elsewhere; those that wait still get their answer. */
+  /** Answers every further request "busy". Requests that wait still get their answers. */
   stop(): void {
     this.#stopped = true
   }
 
-  /** @param caller aborted when nobody waits for the answer any more. */
+  /** @param caller aborted when the HTTP client has hung up. */
   send(request: SendRequest, caller?: AbortSignal): Promise<SendResult> {
     const most = Math.max(this.#pending.size, this.#unsettled, this.#outboundMessages.count)
     if (this.#stopped || most >= MAX_PENDING) return Promise.resolve({ outcome: "busy" })
@@ -129,7 +130,7 @@ export class HttpSender {
   /** Takes a delivery from this worker's reply queue. */
   deliverReceipt(delivery: Delivery): void {
     const { correlationId } = delivery.properties
-    // Anything but a receipt is ignored: a caller that waits for one gets its time-out.
+    // Anything but a receipt is ignored, and its request ends by its time-out.
     if (correlationId === undefined || !this.#pending.has(correlationId)) return
     const told = readReceipt(delivery.body)
     if (told !== null) this.#answer(correlationId, told)
