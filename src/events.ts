@@ -25,7 +25,7 @@ export interface Events {
   broker_warning: { message: string }
   broker_mute: { unconfirmedMs: number }
   drain: { phase: DrainPhase; unconfirmedLines: number; connections: number }
-  /** A defect of ours that was caught; the process goes on. */
+  /** A defect of the gateway that was caught; the process goes on. */
   fault: { error: Error; where: string }
   /** Something an operator should know of. */
   notice: { message: string }

@@ -123,7 +123,7 @@ export class BatchingClient extends AMQPClient {
     this.#schedule()
   }
 
-  /** Goes out with the next write, within `ACKNOWLEDGEMENTS_MS`: nobody waits for it. */
+  /** Goes out with the next write, within `ACKNOWLEDGEMENTS_MS`: no caller waits for it. */
   acknowledge(channel: number, deliveryTag: number): void {
     this.#makeRoom(FrameWriter.ACK_BYTES)
     this.#batch.acknowledge(channel, deliveryTag)

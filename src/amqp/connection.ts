@@ -9,7 +9,7 @@
  * less than `STABLE_MS` counts as failed, so that nodes that accept and then close are not tried in a loop.
  * Never publishes or consumes itself: `setUp` opens the channels. Bounds: `CONNECT_TIMEOUT_MS` for
  * connecting and setting up together, `REACH_TIMEOUT_MS` of it for TCP; waits between tries of up to 5 s, or 0.7 s
- * while nobody listens or can be reached, with jitter (`backoff.ts`).
+ * while the broker refuses connections or cannot be reached, with jitter (`backoff.ts`).
  */
 
 import { backoffMs } from "../backoff.ts"
@@ -25,7 +25,7 @@ const HEARTBEAT_S = 10
 const STABLE_MS = 5_000
 const BACKOFF = { firstMs: 100, mostMs: 5_000 }
 /**
- * Where nobody listens or can be reached a try costs a packet or two, so a broker that starts again is found within a
+ * While the broker refuses connections or cannot be reached a try costs a packet or two, so a broker that starts again is found within a
  * second. One that listens and refuses, or does not answer, is left alone for longer.
  */
 const BACKOFF_NOBODY_THERE = { firstMs: 100, mostMs: 700 }
@@ -89,13 +89,13 @@ export class AmqpConnection {
     if (this.#state === "down" || this.#state === "waiting") void this.#connect()
   }
 
-  /** Gives up the present connection and connects anew. */
+  /** Gives up the present connection and reconnects. */
   reset(reason: string): void {
     if (this.#state === "up" || this.#state === "connecting") this.#lose(this.#client, reason)
   }
 
   /**
-   * Stops reading from the broker; it then sees no heartbeats of ours and closes the connection after
+   * Stops reading from the broker; it then receives no heartbeats and closes the connection after
    * some 20 s, which a new connection makes good.
    */
   pause(): void {

@@ -63,7 +63,7 @@ export class AmqpPublishChannel implements PublishChannel {
     this.#client = null
     this.#channel = null
     const cut = this.#unconfirmed.clear()
-    // Whoever loses the connection may be in the middle of a publish.
+    // The connection may be lost in the middle of a publish.
     queueMicrotask(() => {
       for (const { settled } of cut) settled("cut")
     })
@@ -92,7 +92,7 @@ export class AmqpPublishChannel implements PublishChannel {
       queueMicrotask(() => settled("unencodable"))
       return
     }
-    // Whoever wrote may have lost the connection: its tags have ended with it.
+    // The write may have found the connection lost; its tags have ended with it.
     if (this.#client === client) this.#unconfirmed.add({ id: message.id, settled })
     else queueMicrotask(() => settled("cut"))
   }

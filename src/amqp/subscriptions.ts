@@ -1,5 +1,5 @@
 /**
- * The subscriptions of one broker over AMQP: a channel each on the consuming connection, made anew on
+ * The subscriptions of one broker over AMQP: a channel each on the consuming connection, made again on
  * each new connection.
  *
  *   none ──subscribe──► subscribed ──connection lost──► none
@@ -29,7 +29,7 @@ const FENCE_MS = 250
 const ACKNOWLEDGEMENTS_MS = 200
 
 export interface SubscriptionsHooks {
-  /** A consumer or its channel has ended: the connection is to be made anew. */
+  /** A consumer or its channel has ended: the caller must reconnect. */
   readonly failed: (reason: string) => void
   /** A queue has become locked, or no longer is. */
   readonly lockedChanged: () => void
@@ -154,7 +154,7 @@ export class Subscriptions {
         },
       })
       const consumer = await channel.basicConsume(subscription.queue, options, () => undefined)
-      // In the same breath as it began: the client knows of no consumer yet, and tells nobody.
+      // Cancelled before the client processed consume-ok: it has no consumer registered and would notify nobody.
       if (cancelled || channel.closed) throw new Error(`${subscription.queue}: cancelled at once`)
       if (exclusive) {
         // Another may have come between; then both leave, and who comes back first stays.

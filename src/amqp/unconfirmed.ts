@@ -31,7 +31,7 @@ export class Unconfirmed<T> {
       if (item === undefined) continue
       items[i] = undefined
       each(item)
-      // Cleared by whoever was told: the tags are those of another connection now.
+      // The callback cleared the list: the tags are those of another connection now.
       if (items !== this.#items) return
     }
     this.#cutOff()

@@ -29,7 +29,7 @@ export interface MessageProperties {
   clusterId?: string
 }
 
-/** Header that identifies a message without a `message_id` of ours when the broker returns it. */
+/** Header that identifies a message without a `message_id` from the gateway when the broker returns it. */
 export const PUBLISH_ID_HEADER = "owsla-publish-id"
 
 export interface OutgoingMessage {
@@ -38,7 +38,7 @@ export interface OutgoingMessage {
   /** "" is the default exchange: the routing key is a queue's name. */
   readonly exchange: string
   readonly routingKey: string
-  /** False: nobody needs to take it, and the broker does not say whether anybody did. */
+  /** False: it may reach no queue, and the broker does not report whether it did. */
   readonly mandatory?: false
   readonly body: Uint8Array
   readonly properties: MessageProperties
@@ -153,7 +153,7 @@ export type BrokerState =
 
 export interface BrokerListener {
   stateChanged(state: BrokerState): void
-  /** Something to tell the operator that is no loss of the broker. */
+  /** A warning for the operator; the broker is not lost. */
   warning(message: string): void
 }
 
@@ -175,7 +175,7 @@ export interface Broker {
   publishChannel(listener: PublishChannelListener): PublishChannel
   /** Declares the queues again, after a message was returned because one is gone. */
   redeclare(): void
-  /** Gives up the present connection, for example because the broker is mute, and connects anew. */
+  /** Gives up the present connection, for example because the broker confirms nothing, and reconnects. */
   reset(reason: string): void
   /** Reads no more deliveries for now: for when those that are held fill their bound. */
   pauseConsuming(): void

@@ -51,7 +51,7 @@ export type Tap = (body: Uint8Array, properties: MessageProperties) => void
 export class EmbeddedBroker implements Broker {
   readonly #nowMs: () => number
   readonly #queues = new Map<string, Queue>()
-  /** The queues of each exchange, by routing key; none for a topic, which nobody in this process listens to. */
+  /** The queues of each exchange, by routing key; none for a topic exchange, which has no consumers in this process. */
   readonly #exchanges = new Map<string, Map<string, Queue[]>>()
   readonly #taps = new Map<string, Set<Tap>>()
   readonly #publishChannels: {
@@ -158,7 +158,7 @@ export class EmbeddedBroker implements Broker {
     if (queues === undefined || queues.length === 0) {
       return mandatory === false ? "confirmed" : "returned"
     }
-    // The caller may fill the same objects anew for its next message.
+    // The caller may fill the same objects again for its next message.
     const own = structuredClone(properties)
     for (const queue of queues) {
       for (const tap of this.#taps.get(queue.name) ?? []) tap(body, own)

@@ -82,8 +82,8 @@ export class Publisher<T> {
   }
 
   /**
-   * Since when the broker has confirmed nothing of what it has, or null when it has nothing. Its slowness alone is no
-   * silence: over a narrow network a full window takes long, and making its connection anew would only begin again.
+   * Since when the broker has confirmed nothing, or null when nothing is in flight. A slow broker is not a silent one:
+   * over a narrow network a full window takes long, and reconnecting would only begin it again.
    */
   silentSinceMs(): number | null {
     const sentAtMs = this.#window.oldestSentAtMs()

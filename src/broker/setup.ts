@@ -76,7 +76,7 @@ export function brokerSetup(
     exchanges: EXCHANGES,
     queues: queueDeclarations(names, self),
     subscriptions: [
-      // First, since whoever has not heard who is in the fleet would call devices of others offline.
+      // First, since a worker that does not know the fleet's members would call devices of others offline.
       { ...subscribe(fleetQueue(self), fleet, told), untilClose: true },
       commands(names.toDeviceQueue, toDevice, handlers.command),
       // Exclusive, so that two instances with one INSTANCE_ID do not take each other's commands.

@@ -11,7 +11,7 @@
  * and the exchanges:
  *
  *   owsla.fleet            to the fleet queues of all workers (fanout)
- *   owsla.presence         devices that connect and disconnect, for whoever wants to know (topic)
+ *   owsla.presence         devices that connect and disconnect (topic)
  *   owsla.commands         commands, by the name of the queue that they are for (direct): a back-end needs permission
  *                          to write to this exchange alone, and not to every queue by the default exchange
  *
@@ -24,7 +24,7 @@
 import type { WorkerProcess } from "../device/ids.ts"
 import type { ExchangeDeclaration, QueueDeclaration } from "./broker.ts"
 
-/** Longer than a worker's restart takes; whoever waits for an outcome waits this long for a dead one. */
+/** Longer than a worker's restart takes. A command for a dead worker has its outcome after this time. */
 export const WORKER_QUEUE_TTL_MS = 15_000
 const WORKER_QUEUE_EXPIRES_MS = 300_000
 

@@ -22,7 +22,7 @@ export const GIVEN_UP_HEADER = "owsla-given-up"
 export const LEFT_HEADER = "owsla-left"
 /** Proves that a member of the fleet has sent a command, so that its other headers of this kind count; see `fleet-keys.ts`. */
 export const MEMBER_HEADER = "owsla-member"
-/** Milliseconds since 1970; AMQP's `expiration` would start anew in each queue. */
+/** Milliseconds since 1970; AMQP's `expiration` restarts in each queue. */
 export const EXPIRES_AT_HEADER = "owsla-expires-at"
 
 /** Headers between workers. A copy in the undelivered queue has none of them: it may be sent again. */
@@ -126,7 +126,7 @@ function readText(value: HeaderValue): string | null {
   return typeof value === "string" && value !== "" ? value : null
 }
 
-/** Null when absent, undefined when it is no integer from 0 to 2^53 - 1. */
+/** Null when absent, undefined when it is not an integer from 0 to 2^53 - 1. */
 function readInteger(value: HeaderValue): number | null | undefined {
   if (value === undefined || value === null) return null
   const digits = typeof value === "string" && /^[0-9]{1,16}$/.test(value)
@@ -135,7 +135,7 @@ function readInteger(value: HeaderValue): number | null | undefined {
   return Number.isSafeInteger(number) && number >= 0 ? number : undefined
 }
 
-/** Milliseconds since 1970, `Infinity` without expiration, undefined when it is no number. */
+/** Milliseconds since 1970, `Infinity` without expiration, undefined when it is not a number. */
 function readExpiry(properties: MessageProperties, nowMs: number): number | undefined {
   const carried = readInteger(properties.headers?.[EXPIRES_AT_HEADER])
   if (typeof carried === "number") return carried

@@ -2,7 +2,7 @@
  * Forwarding: what a command's message carries from worker to worker, so that its meaning stays the same
  * on the way and copies of it can be told. Pure.
  *
- * AMQP would count an expiration anew in each queue and know nothing of hops, and a publish that is
+ * AMQP restarts an expiration in each queue and knows nothing of hops, and a publish that is
  * repeated after a lost connection is a second message. So each goes along as a header.
  */
 
@@ -41,7 +41,7 @@ export class CommandIds {
   }
 }
 
-/** What the next worker is told of a command. */
+/** The fields of a command that go to the next worker as headers. */
 export interface ForwardedCommand
   extends Pick<CommandMessage, "expiresAtMs" | "hops" | "redelivered"> {
   readonly commandId: string

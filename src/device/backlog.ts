@@ -1,5 +1,5 @@
 /**
- * The backlog of a listening socket: connections that the kernel has made and nobody has accepted. Bun listens with
+ * The backlog of a listening socket: connections that the kernel has established and no worker has accepted. Bun listens with
  * 512 and ignores its option; a storm of devices overflows that in a moment, and each that is dropped tries again
  * only after a second.
  *

@@ -48,7 +48,7 @@ export function identityOf(certificate: PeerCertificate, nowMs: number): Certifi
   return named(commonNames[0]?.slice(CN_PREFIX.length) ?? "")
 }
 
-/** URN namespaces are case-insensitive (RFC 8141), and one that differs in that is no other name. */
+/** URN namespaces are case-insensitive (RFC 8141), so case makes no other name. */
 function isDeviceUrn(name: string): boolean {
   return name.slice(0, URN_PREFIX.length).toLowerCase() === URN_PREFIX.toLowerCase()
 }

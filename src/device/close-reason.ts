@@ -21,7 +21,7 @@ export const CLOSE_REASONS = [
   "overloaded",
   "kicked",
   "drained",
-  /** A defect of ours that met this connection; the process goes on. */
+  /** A defect of the gateway closed this connection; the process goes on. */
   "fault",
 ] as const
 

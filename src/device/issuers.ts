@@ -29,7 +29,7 @@ export function issuersValidUntilMs(socket: unknown): number {
   let certificate: ChainedCertificate | undefined = resumable.getPeerCertificate(false)
   for (let n = 0; n < MAX_CHAIN && certificate !== undefined; n += 1) {
     const untilMs = Date.parse(certificate.valid_to ?? "")
-    // A chain that can't be read vouches for nobody.
+    // A chain that can't be read is not trusted.
     if (Number.isNaN(untilMs)) return Number.NEGATIVE_INFINITY
     validUntilMs = Math.min(validUntilMs, untilMs)
     const issuer: ChainedCertificate | undefined = certificate.issuerCertificate

@@ -50,7 +50,7 @@ export interface ListenerHooks {
   readonly refused: (reason: CloseReason) => void
   /** Something that could not be had, without which devices are served all the same. */
   readonly notice: (message: string) => void
-  /** A defect of ours, caught. */
+  /** An exception in a callback, caught. */
   readonly fault: (error: Error) => void
 }
 
@@ -185,7 +185,7 @@ export class Listener {
         data: (socket: DeviceTlsSocket, chunk: Uint8Array) => this.#received(socket, chunk),
         drain: (socket: DeviceTlsSocket) => connectionOf(socket)?.flush(),
         close: (socket: DeviceTlsSocket) => this.#closed(socket),
-        // Bun calls this when a callback of ours threw, and when an established session broke.
+        // Bun calls this when one of these callbacks threw, and when an established session broke.
         error: (socket: DeviceTlsSocket, error: Error) => this.#failed(socket, error),
       },
     }

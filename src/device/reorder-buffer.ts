@@ -191,7 +191,7 @@ export class ReorderBuffer {
     this.#high = this.#next
   }
 
-  /** A released number was not written after all: whoever uses it again is late. */
+  /** A released number was not written after all: a command that uses it again is late. */
   unwritten(seq: number): void {
     this.#remember(seq, seq + 1)
   }

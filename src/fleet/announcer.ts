@@ -19,7 +19,7 @@ import { type FleetMessage, MAX_ROWS } from "./messages.ts"
 import { type Deregistration, isNewer, type Registration } from "./registration.ts"
 
 const REANNOUNCE_MS = 300_000
-/** A device alone is told of at once; others within this time after it wait for its end. */
+/** A first change is announced at once; those within this time after it wait for its end. */
 const GATHER_MS = 20
 
 type Devices = Extract<FleetMessage, { type: "devices" }>
@@ -39,7 +39,7 @@ export class Announcer {
     this.#locationCache = locationCache
   }
 
-  /** Changes that the fleet has not been told of. */
+  /** Changes that are not announced yet. */
   get pendingCount(): number {
     return this.#changes.size
   }

@@ -93,13 +93,13 @@ export class Fleet {
     }
   }
 
-  /** True when the fleet and whoever follows presence have been told of all that happened here. */
+  /** True when all announcements and presence events of this worker are confirmed. */
   get told(): boolean {
     if (!this.#channel.open) return true
     return this.#announcer.pendingCount === 0 && this.presence.count === 0
   }
 
-  /** The epoch of the newest connection of a device that other workers have told of. */
+  /** The epoch of the newest connection of a device that other workers have announced. */
   epochElsewhere(deviceId: string): number | undefined {
     return this.#locationCache.epochOf(deviceId)
   }
@@ -157,7 +157,7 @@ export class Fleet {
     this.locator.opened()
   }
 
-  /** The worker drains: nobody is to wait for its answers. */
+  /** The worker drains: the others stop waiting for its answers. */
   leave(): void {
     this.#leaving = true
     this.#channel.broadcast({ type: "leaving" })

@@ -1,7 +1,7 @@
 /**
  * Location cache: where the devices of other workers were last said to be, from what those workers announce.
  *
- * Only ever a hint: whoever gets a command by it and no longer holds the device asks the fleet. So
+ * A hint: a worker that gets a command by it and no longer holds the device asks the fleet. So
  * nothing is lost when one is missing, old or forgotten. Pure. Bound: `MAX_CACHED_LOCATIONS` devices; the one
  * heard of longest ago is forgotten first.
  */
@@ -41,7 +41,7 @@ export class LocationCache {
   here([deviceId, connectionId, epoch]: Registration): void {
     const known = this.#devices.get(deviceId)
     if (known && isNewer(known.epoch, known.connectionId, epoch, connectionId)) return
-    // Entered anew, so that the order is that of hearing.
+    // Entered again, so that the order is that of the announcements.
     if (known) this.#devices.delete(deviceId)
     this.#devices.set(deviceId, { connectionId, epoch })
     if (this.#devices.size <= this.#most) return

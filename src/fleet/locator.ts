@@ -7,7 +7,7 @@
  *                                                      ├─ some silent too long ► nowhere
  *                                                      └─ broker lost ─────────► asked again when it is back
  *
- * An announcement is a hint and may be old: whoever was led astray by one asks without it. In the first
+ * An announcement is a hint and may be old: a caller for whom it was wrong asks without it. In the first
  * `ACQUAINT_MS` with the broker no "no" is final, since not all members are known yet. In the first `REJOIN_MS` no
  * "no" is final while a member that was known before has not been heard again: it may still be connecting. Never holds a
  * command: its caller does. Bounds: what its callers hold; `MAX_ASKS` questions of `MAX_ROWS` devices
@@ -77,8 +77,8 @@ export class Locator {
   }
 
   /**
-   * @param trusting whether what was announced will do; false for who was led astray by it.
-   * @param found told once, possibly before the call returns.
+   * @param trusting whether an announcement is enough; false when it was wrong before.
+   * @param found called once, possibly before the call returns.
    */
   locate(deviceId: string, trusting: boolean, found: Found): void {
     const place = trusting ? this.#announced(deviceId) : null

@@ -41,7 +41,7 @@ const view = v.record(v.string(), v.unknown())
 const holderMs = v.optional(v.pipe(v.number(), v.finite()))
 
 const message = v.variant("type", [
-  /** `asks`: whoever gets this tells the sender the same of itself. */
+  /** `asks`: each receiver answers with its own. */
   v.object({ type: v.literal("alive"), ...sender, asks: v.boolean() }),
   v.object({ type: v.literal("leaving"), ...sender }),
   v.object({

@@ -111,7 +111,7 @@ export class Presence {
 
   #tell(connection: Connection, reason: CloseReason | null): void {
     const { endpoint, peer } = connection
-    // A connection that was never admitted is nobody's.
+    // A connection that was never admitted has no device.
     if (endpoint === null) return
     const { workerId, nowMs, counters } = this.#options
     const { deviceId, connectionId, epoch } = endpoint.recipient

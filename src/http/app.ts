@@ -98,7 +98,7 @@ export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
     try {
       return await limit(c, next)
     } catch {
-      // It read the body, and whoever sent it hung up; errors of the routes do not come this way.
+      // The client hung up while its body was read; errors of the routes do not come this way.
       return refuse(c, "invalid", INCOMPLETE_BODY)
     }
   })

@@ -20,7 +20,7 @@ import { type HttpEnvironment, refuse } from "./errors.ts"
 
 /** AMQP's bound for a `message_id`. */
 export const MAX_MESSAGE_ID_BYTES = 255
-/** The client has usually gone and does not read this answer. It is no internal error. */
+/** The client has usually hung up and does not read this answer. It is not an internal error. */
 export const INCOMPLETE_BODY = "the body did not come whole"
 const MAX_TTL_MS = 86_400_000
 

@@ -76,7 +76,7 @@ export async function serve(
     else received()
     outgoing.on("close", () => {
       connections.answered(socket, steadyMs())
-      // A body that nobody reads is discarded, so that the next request can be read.
+      // A body that no route reads is discarded, so that the next request can be read.
       incoming.resume()
     })
     const progressed = () => connections.progressed(socket, steadyMs())

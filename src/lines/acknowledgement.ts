@@ -1,7 +1,7 @@
 /**
  * `ACK n`: the line that tells a device, with `DEVICE_ACK=seq`, that the broker has its line n.
  *
- * Goes the way of a command, but is none: it has no outcome and nobody is told of it; only as a line and
+ * Passes the connection like a command, but has no outcome and no receipt; only as a line and
  * as bytes sent it counts. A device that
  * does not take its acknowledgements is closed as slow, since one left out would be a false silence.
  */

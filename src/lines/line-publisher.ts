@@ -38,7 +38,7 @@ export interface LinesOptions {
   readonly relieved: () => void
 }
 
-/** What every line's message has in common; one object, filled anew for each publish. */
+/** What every line's message has in common; one object, filled again for each publish. */
 class LineMessage implements OutgoingMessage {
   id = ""
   readonly exchange = ""

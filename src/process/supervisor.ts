@@ -228,7 +228,7 @@ export class Supervisor {
       this.#events.emit("worker_ended", { slot, pid: child.pid, status, action })
     if (this.#state === "draining") {
       ended("none")
-      // Lines were left when a worker's drain was cut short, and that is no clean end.
+      // A drain that was cut short has left lines, so the exit status is 1.
       if (code !== 0 && this.#status === 0) this.#end(1, `worker ${slot} ended with ${status}`)
       this.#exitWhenEmpty()
     } else if (this.#state === "starting" || this.#intensity.died(Date.now()) === "give_up") {

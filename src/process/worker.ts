@@ -251,13 +251,13 @@ export class Worker {
     this.#listener.listen(tls)
     this.#sweeping = setInterval(() => this.#sweep(), SWEEP_EVERY_MS)
     const ports = { devicePort: this.#listener.port, httpPort: this.#http.port }
-    // The warnings first: whoever waits for "listening" has read them.
+    // Before "listening", so that a program that waits for that event has the warnings.
     for (const message of risks(this.#options.config)) this.#events.emit("notice", { message })
     this.#events.emit("listening", { ...ports, maxConnections: this.#maxConnections })
     return ports
   }
 
-  /** Takes a new certificate; one that can't be used is told of, and the old one stays. */
+  /** Shows devices a new certificate. One that can't be used is logged, and the old one stays. */
   renew(tls: ListenerTls): void {
     try {
       this.#listener.renew(tls)
@@ -351,7 +351,7 @@ export class Worker {
         // After an alarm too: announcements during it were dropped.
         if (state.kind === "ready" && before.kind !== "ready") this.#fleet.connected()
         if (state.kind === "away" && before.kind !== "away") this.counters.brokerLosses += 1
-        // Each try that fails for the same reason is no news.
+        // A try that fails for the same reason as the last one is not reported again.
         if (!Bun.deepEquals(state, before)) this.#events.emit("broker_state", { state })
         if (state.kind === "ready" && before.kind !== "ready") this.#readySinceMs = steadyMs()
         before = state

@@ -185,7 +185,7 @@ export class BackEnd {
       const state = await this.#channel?.queueDeclare(this.#options.fromDevice, passive)
       return state?.messageCount ?? null
     } catch {
-      // The queue is gone, and so is the channel: the link makes it anew.
+      // The queue is gone, and so is the channel: the connection opens it again.
       return null
     }
   }

@@ -184,7 +184,7 @@ export function take(ledger: Ledger, connectionId: string, segment: Segment): vo
   else segments.push(segment)
 }
 
-/** NaN when the text is no whole number. */
+/** NaN when the text is not a whole number. */
 function count(text: string): number {
   return /^\d{1,15}$/.test(text) ? Number(text) : Number.NaN
 }

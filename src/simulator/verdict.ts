@@ -20,7 +20,7 @@
  *                 message before it notices the loss, and no gateway can change that.
  *   mislabelled   its message id, its device id or its number is not what the contract says.
  *
- * A gap is no disorder: a line that never came is lost, and those after it are judged without it.
+ * A gap is not disorder: a line that never came is lost, and those after it are judged without it.
  * Bound: `MAX_EXAMPLES` of each fault are told.
  */
 
