@@ -93,7 +93,7 @@ export class Fleet {
     }
   }
 
-  /** True when all announcements and presence events of this worker are confirmed. */
+  /** True when the broker has all announcements and presence events of this worker, or is away. */
   get told(): boolean {
     if (!this.#channel.open) return true
     return this.#announcer.pendingCount === 0 && this.presence.count === 0
