@@ -63,6 +63,11 @@ export class Handshakes<S extends PausableSocket> {
     })
   }
 
+  /** True once `stop` was called. */
+  get draining(): boolean {
+    return this.#draining
+  }
+
   /** Why a connection that came now would be refused, or null. */
   get refusing(): CloseReason | null {
     const decision = this.#decide()

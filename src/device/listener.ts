@@ -80,7 +80,6 @@ export class Listener {
   #generation = 0
   /** Null until there was a reload, and where devices are asked for no certificate. */
   #authorities: ClientAuthorities | null = null
-  #draining = false
 
   constructor(
     options: ListenerOptions,
@@ -152,7 +151,7 @@ export class Listener {
    */
   renew(tls: ListenerTls): void {
     const before = this.#listening
-    if (before === null || this.#draining) return
+    if (before === null || this.#handshakes.draining) return
     // `reload` of Bun ignores TLS. Both share the port for a moment.
     const authorities = tls.clientCaPem === null ? null : new ClientAuthorities(tls.clientCaPem)
     this.#listening = this.#listen(tls, before.port, this.#generation + 1)
@@ -199,7 +198,6 @@ export class Listener {
 
   /** Stops accepting; live connections stay. */
   stop(): void {
-    this.#draining = true
     this.#listening?.stop(false)
     for (const socket of this.#handshakes.stop()) {
       socket.data = undefined
@@ -312,10 +310,11 @@ export class Listener {
     }
     const connection = data
     if (connection === undefined) return
+    // First: an exception below must not leave it counted.
+    this.#handshakes.closed(socket, connection)
     this.#authenticator.forget(connection)
     connection.socketClosed()
     this.#connections.remove(connection)
-    this.#handshakes.closed(socket, connection)
   }
 
   #failed(socket: DeviceTlsSocket, error: Error): void {

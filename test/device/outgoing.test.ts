@@ -220,7 +220,7 @@ describe("bounds", () => {
     run()
     expect(outgoing.bytes).toBe(20_001)
     // A WeakRef keeps its object for the rest of the turn it was made in.
-    await Bun.sleep(0)
+    await new Promise((resolve) => setImmediate(resolve))
     Bun.gc(true)
     const alive = references.filter((reference) => reference.deref() !== undefined)
     // `maxBytes` is 52 of them; the collector may take some for alive that are not.
