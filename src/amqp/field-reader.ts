@@ -60,6 +60,7 @@ export class FieldReader {
   }
 
   properties(): MessageProperties {
+    stringCache.beginMessage()
     const flags = (this.uint8() << 8) | this.uint8()
     const properties: MessageProperties = {}
     if (flags & 0x8000) properties.contentType = this.#shortText()

@@ -27,6 +27,15 @@ describe("a text", () => {
     expect(texts.read(Uint8Array.of(0xef, 0xbf, 0xbd), 0, 3)).toBe("\ufffd")
   })
 
+  test("is not taken for the bytes that its codes would be", () => {
+    const texts = new StringCache()
+    for (const frame of [Buffer.from("\u00e4"), Uint8Array.of(0xe4)]) {
+      texts.beginMessage()
+      const text = texts.read(frame, 0, frame.length)
+      expect(text).toBe(frame.length === 2 ? "\u00e4" : "\udce4")
+    }
+  })
+
   test("is not taken for another of its length", () => {
     const texts = new StringCache()
     for (let n = 0; n < 20_000; n += 1) {
@@ -40,6 +49,11 @@ describe("a text", () => {
     check(
       fc.property(fc.array(fc.string({ unit: "binary", maxLength: 70 })), (several) => {
         for (const text of [...several, ...several]) expect(read(texts, text)).toBe(text)
+        // At the same positions as before, and each at the position of another one.
+        for (const message of [several, several, several.toReversed()]) {
+          texts.beginMessage()
+          for (const text of message) expect(read(texts, text)).toBe(text)
+        }
       }),
     )
   })
