@@ -33,10 +33,16 @@ import { Subscriptions } from "./subscriptions.ts"
  */
 const CONSUME_FRAME_MAX = 262_144
 
+/** A publish channel as its broker sees it, whatever its listener publishes. */
+type AttachableChannel = Pick<
+  AmqpPublishChannel<unknown>,
+  "attach" | "detach" | "block" | "unblock"
+>
+
 export class AmqpBroker implements Broker {
   readonly #publishing: AmqpConnection
   readonly #consuming: AmqpConnection
-  readonly #publishChannels: AmqpPublishChannel[] = []
+  readonly #publishChannels: AttachableChannel[] = []
   #setup: BrokerSetup = { exchanges: [], queues: [], subscriptions: [] }
   #listener: BrokerListener | null = null
   #declareAgain: (() => Promise<void>) | null = null
@@ -134,7 +140,7 @@ export class AmqpBroker implements Broker {
     this.#publishing.start()
   }
 
-  publishChannel(listener: PublishChannelListener): PublishChannel {
+  publishChannel<T>(listener: PublishChannelListener<T>): PublishChannel<T> {
     const publishChannel = new AmqpPublishChannel(listener)
     this.#publishChannels.push(publishChannel)
     return publishChannel
@@ -201,7 +207,7 @@ export class AmqpBroker implements Broker {
     )
     await this.#declare(client, shared)
     this.#declareAgain = () => this.#declare(client, shared)
-    const opened: [AmqpPublishChannel, AMQPChannel][] = []
+    const opened: [AttachableChannel, AMQPChannel][] = []
     for (const publishChannel of this.#publishChannels) {
       const channel = await client.channel()
       await channel.confirmSelect()

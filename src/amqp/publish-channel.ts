@@ -3,7 +3,7 @@
  *
  *   closed ──attach──► open ◄──unblock, block──► blocked       any ──detach──► closed
  *
- * Never retries. Bound: its publisher's window.
+ * Also blocked while a large body is being sent. Never retries. Bound: its publisher's window.
  */
 
 import type { AMQPChannel } from "@cloudamqp/amqp-client"
@@ -20,33 +20,31 @@ import type { BatchingClient } from "./client.ts"
 import { Unencodable } from "./frame-writer.ts"
 import { Unconfirmed } from "./unconfirmed.ts"
 
-interface Publish {
-  readonly id: string
-  readonly settled: (result: PublishResult) => void
-}
-
-export class AmqpPublishChannel implements PublishChannel {
-  readonly #listener: PublishChannelListener
+export class AmqpPublishChannel<T> implements PublishChannel<T> {
+  readonly #listener: PublishChannelListener<T>
   #client: BatchingClient | null = null
   #channel: AMQPChannel | null = null
   #blocked = false
+  /** A large body is being sent. */
+  #sending = false
   /** Ids of returned messages whose confirm, which follows the return, has not come yet. */
   readonly #returned = new Set<string>()
-  readonly #unconfirmed = new Unconfirmed<Publish>()
+  readonly #unconfirmed = new Unconfirmed<T>()
 
-  constructor(listener: PublishChannelListener) {
+  constructor(listener: PublishChannelListener<T>) {
     this.#listener = listener
   }
 
   get state(): PublishChannelState {
     if (this.#channel === null || this.#channel.closed) return "closed"
-    return this.#blocked ? "blocked" : "open"
+    return this.#blocked || this.#sending ? "blocked" : "open"
   }
 
   attach(client: BatchingClient, channel: AMQPChannel, blocked: boolean): void {
     this.#client = client
     this.#channel = channel
     this.#blocked = blocked
+    this.#sending = false
     this.#returned.clear()
     client.take(channel.id, {
       // A publish channel consumes nothing: what comes is what no queue took.
@@ -65,7 +63,7 @@ export class AmqpPublishChannel implements PublishChannel {
     const cut = this.#unconfirmed.clear()
     // The connection may be lost in the middle of a publish.
     queueMicrotask(() => {
-      for (const { settled } of cut) settled("cut")
+      for (const item of cut) this.#listener.settled(item, "cut")
     })
   }
 
@@ -75,34 +73,49 @@ export class AmqpPublishChannel implements PublishChannel {
 
   unblock(): void {
     this.#blocked = false
-    if (this.#channel !== null) this.#listener.opened()
+    this.#takesAgain()
   }
 
-  publish(message: OutgoingMessage, settled: (result: PublishResult) => void): void {
+  publish(message: OutgoingMessage, item: T): void {
     const client = this.#client
     const channel = this.#channel
     if (client === null || channel === null) {
-      queueMicrotask(() => settled("cut"))
+      this.#settleLater(item, "cut")
       return
     }
     try {
-      client.publish(channel.id, message)
+      const isSent = client.publish(channel.id, message, () => {
+        if (this.#client !== client) return
+        this.#sending = false
+        this.#takesAgain()
+      })
+      this.#sending = !isSent
     } catch (error) {
       if (!(error instanceof Unencodable)) throw error
-      queueMicrotask(() => settled("unencodable"))
+      this.#settleLater(item, "unencodable")
       return
     }
     // The write may have found the connection lost; its tags have ended with it.
-    if (this.#client === client) this.#unconfirmed.add({ id: message.id, settled })
-    else queueMicrotask(() => settled("cut"))
+    if (this.#client === client) this.#unconfirmed.add(item)
+    else this.#settleLater(item, "cut")
   }
 
-  readonly #confirmed = ({ id, settled }: Publish): void =>
-    settled(this.#returned.size > 0 && this.#returned.delete(id) ? "returned" : "confirmed")
+  #takesAgain(): void {
+    if (this.state === "open") this.#listener.opened()
+  }
 
-  readonly #nacked = ({ id, settled }: Publish): void => {
-    this.#returned.delete(id)
-    settled("nacked")
+  #settleLater(item: T, result: PublishResult): void {
+    queueMicrotask(() => this.#listener.settled(item, result))
+  }
+
+  readonly #confirmed = (item: T): void => {
+    const isReturned = this.#returned.size > 0 && this.#returned.delete(this.#listener.idOf(item))
+    this.#listener.settled(item, isReturned ? "returned" : "confirmed")
+  }
+
+  readonly #nacked = (item: T): void => {
+    if (this.#returned.size > 0) this.#returned.delete(this.#listener.idOf(item))
+    this.#listener.settled(item, "nacked")
   }
 }
 

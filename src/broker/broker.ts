@@ -59,24 +59,32 @@ export type PublishResult =
 
 export type PublishChannelState =
   | "closed"
-  /** The broker takes nothing for now (an alarm); what was published before may still be confirmed. */
+  /** Nothing is taken for now (an alarm, or a large body on its way); what was published before may still be confirmed. */
   | "blocked"
   | "open"
 
-/** An ordered, confirmed and, unless a message says otherwise, mandatory way of publishing. */
-export interface PublishChannel {
+/**
+ * An ordered, confirmed and, unless a message says otherwise, mandatory way of publishing. `T` is what its listener
+ * knows a message by.
+ */
+export interface PublishChannel<T> {
   readonly state: PublishChannelState
   /**
-   * Publishes one message; `properties` are read before the call returns.
-   * `settled` is called once, never before the call returns, in any order between messages.
+   * Publishes one message; `properties` are read before the call returns, and `body` is not changed until it is settled.
    * To be called only while `state` is "open".
+   *
+   * @param item handed to the listener with the result.
    */
-  publish(message: OutgoingMessage, settled: (result: PublishResult) => void): void
+  publish(message: OutgoingMessage, item: T): void
 }
 
-export interface PublishChannelListener {
-  /** The publish channel has just opened or been unblocked. */
+export interface PublishChannelListener<T> {
+  /** The publish channel has just opened, or takes messages again. */
   opened(): void
+  /** Called once for each publish, never before `publish` returns, in any order between messages. */
+  settled(item: T, result: PublishResult): void
+  /** The id of the message that was published with this item; asked when one was returned. */
+  idOf(item: T): string
 }
 
 export interface Delivery {
@@ -172,7 +180,7 @@ export interface Broker {
    */
   start(setup: BrokerSetup, listener: BrokerListener): void
   /** A publish channel of its own; to be asked for before `start`. */
-  publishChannel(listener: PublishChannelListener): PublishChannel
+  publishChannel<T>(listener: PublishChannelListener<T>): PublishChannel<T>
   /** Declares the queues again, after a message was returned because one is gone. */
   redeclare(): void
   /** Gives up the present connection, for example because the broker confirms nothing, and reconnects. */

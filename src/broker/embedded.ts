@@ -54,10 +54,7 @@ export class EmbeddedBroker implements Broker {
   /** The queues of each exchange, by routing key; none for a topic exchange, which has no consumers in this process. */
   readonly #exchanges = new Map<string, Map<string, Queue[]>>()
   readonly #taps = new Map<string, Set<Tap>>()
-  readonly #publishChannels: {
-    publishChannel: EmbeddedPublishChannel
-    listener: PublishChannelListener
-  }[] = []
+  readonly #publishers: { opened(): void }[] = []
   #listener: BrokerListener | null = null
   #state: BrokerState = { kind: "away", reason: "not started" }
   #sweep: ReturnType<typeof setInterval> | null = null
@@ -103,15 +100,14 @@ export class EmbeddedBroker implements Broker {
     queueMicrotask(() => {
       if (this.#state.kind === "closed") return
       this.#state = { kind: "ready" }
-      for (const { listener } of this.#publishChannels) listener.opened()
+      for (const publisher of this.#publishers) publisher.opened()
       this.#listener?.stateChanged(this.#state)
     })
   }
 
-  publishChannel(listener: PublishChannelListener): PublishChannel {
-    const publishChannel = new EmbeddedPublishChannel(this)
-    this.#publishChannels.push({ publishChannel, listener })
-    return publishChannel
+  publishChannel<T>(listener: PublishChannelListener<T>): PublishChannel<T> {
+    this.#publishers.push(listener)
+    return new EmbeddedPublishChannel(this, listener)
   }
 
   redeclare(): void {}
@@ -260,19 +256,21 @@ export class EmbeddedBroker implements Broker {
   }
 }
 
-class EmbeddedPublishChannel implements PublishChannel {
+class EmbeddedPublishChannel<T> implements PublishChannel<T> {
   readonly #broker: EmbeddedBroker
+  readonly #listener: PublishChannelListener<T>
 
-  constructor(broker: EmbeddedBroker) {
+  constructor(broker: EmbeddedBroker, listener: PublishChannelListener<T>) {
     this.#broker = broker
+    this.#listener = listener
   }
 
   get state(): "open" | "closed" {
     return this.#broker.state.kind === "ready" ? "open" : "closed"
   }
 
-  publish(message: OutgoingMessage, settled: (result: PublishResult) => void): void {
+  publish(message: OutgoingMessage, item: T): void {
     const result = this.#broker.store(message)
-    queueMicrotask(() => settled(result))
+    queueMicrotask(() => this.#listener.settled(item, result))
   }
 }

@@ -74,7 +74,7 @@ export class OutboundMessages {
         counters.outboundRepublished += count
       },
     })
-    this.#publisher.use(broker.publishChannel({ opened: () => this.#publisher.opened() }))
+    this.#publisher.use(broker.publishChannel(this.#publisher))
   }
 
   get count(): number {

@@ -14,7 +14,12 @@
  */
 
 import { type BackoffLimits, backoffMs } from "../backoff.ts"
-import type { OutgoingMessage, PublishChannel, PublishResult } from "./broker.ts"
+import type {
+  OutgoingMessage,
+  PublishChannel,
+  PublishChannelListener,
+  PublishResult,
+} from "./broker.ts"
 import { type Entry, type FinalResult, PublishWindow, type WindowLimits } from "./publish-window.ts"
 
 export interface PublisherOptions<T> {
@@ -42,10 +47,10 @@ export interface PublisherOptions<T> {
   readonly repeating: (count: number) => void
 }
 
-export class Publisher<T> {
+export class Publisher<T> implements PublishChannelListener<Entry<T>> {
   readonly #options: PublisherOptions<T>
   readonly #window: PublishWindow<T>
-  #publishChannel: PublishChannel | null = null
+  #publishChannel: PublishChannel<Entry<T>> | null = null
   #state: "flowing" | "settling" | "backing_off" | "waiting_for_channel" = "flowing"
   #timer: ReturnType<typeof setTimeout> | null = null
   #attempt = 0
@@ -59,8 +64,8 @@ export class Publisher<T> {
     this.#window = new PublishWindow(options.limits, options.groupOf)
   }
 
-  /** The publish channel to publish on; `opened` must be called each time it opens. */
-  use(publishChannel: PublishChannel): void {
+  /** The publish channel to publish on, which was made with this publisher as its listener. */
+  use(publishChannel: PublishChannel<Entry<T>>): void {
     this.#publishChannel = publishChannel
   }
 
@@ -97,10 +102,13 @@ export class Publisher<T> {
     this.#send()
   }
 
-  /** The publish channel has opened or is no longer blocked. */
   opened(): void {
     if (this.#state === "waiting_for_channel" || this.#state === "backing_off") this.#goBack()
     else this.#send()
+  }
+
+  idOf({ item }: Entry<T>): string {
+    return this.#options.describe(item).id
   }
 
   /** When the broker last confirmed a message; `-Infinity` when it never has. */
@@ -114,7 +122,7 @@ export class Publisher<T> {
    */
   giveUp(sentByMs: number, mayEnd: (item: T) => boolean): void {
     const given = this.#window.sentBy(sentByMs).filter(({ item }) => mayEnd(item))
-    for (const entry of given) this.#settled(entry, "given_up")
+    for (const entry of given) this.settled(entry, "given_up")
   }
 
   /** Stops the timer; what is in the window stays there. */
@@ -130,16 +138,14 @@ export class Publisher<T> {
       const entry = this.#window.send(this.#options.steadyMs())
       if (entry === null) return
       if (this.#options.wanted?.(entry.item) === false) {
-        queueMicrotask(() => this.#settled(entry, "withdrawn"))
+        queueMicrotask(() => this.settled(entry, "withdrawn"))
         continue
       }
-      publishChannel.publish(this.#options.describe(entry.item), (result) =>
-        this.#settled(entry, result),
-      )
+      publishChannel.publish(this.#options.describe(entry.item), entry)
     }
   }
 
-  #settled(entry: Entry<T>, result: PublishResult | "withdrawn" | "given_up"): void {
+  settled(entry: Entry<T>, result: PublishResult | "withdrawn" | "given_up"): void {
     switch (result) {
       case "given_up":
         this.#done(entry, "given_up")

@@ -10,13 +10,7 @@
  * one more is dropped and counted; `MAX_MESSAGE_BYTES` of a message that is read.
  */
 
-import type {
-  Broker,
-  Delivery,
-  PublishChannel,
-  PublishChannelListener,
-  PublishResult,
-} from "../broker/broker.ts"
+import type { Broker, Delivery, PublishChannel, PublishResult } from "../broker/broker.ts"
 import { FLEET_MESSAGE_TYPE } from "../broker/setup.ts"
 import { FLEET_EXCHANGE, fleetQueue } from "../broker/topology.ts"
 import type { Counters } from "../counters.ts"
@@ -29,6 +23,11 @@ const MAX_IN_FLIGHT = 1_000
 /** More than `MAX_ROWS` of the largest rows have. */
 const MAX_MESSAGE_BYTES = 2_097_152
 
+interface Publish {
+  readonly id: string
+  readonly settled: (result: PublishResult) => void
+}
+
 export interface ChannelOptions {
   readonly self: WorkerProcess
   /** Milliseconds that never jump. */
@@ -40,16 +39,25 @@ export interface ChannelOptions {
 
 export class Channel {
   readonly #options: ChannelOptions
-  readonly #publishChannel: PublishChannel
+  readonly #publishChannel: PublishChannel<Publish>
   readonly #ownQueue: string
   #inFlight = 0
   #confirmedAtMs = Number.NEGATIVE_INFINITY
   #nextId = 0
 
-  constructor(broker: Broker, listener: PublishChannelListener, options: ChannelOptions) {
+  /** @param opened called each time that messages can be sent again. */
+  constructor(broker: Broker, opened: () => void, options: ChannelOptions) {
     this.#options = options
     this.#ownQueue = fleetQueue(options.self)
-    this.#publishChannel = broker.publishChannel(listener)
+    this.#publishChannel = broker.publishChannel<Publish>({
+      opened,
+      settled: ({ settled }, result) => {
+        this.#inFlight -= 1
+        if (result === "confirmed") this.#confirmedAtMs = options.steadyMs()
+        settled(result)
+      },
+      idOf: ({ id }) => id,
+    })
   }
 
   get open(): boolean {
@@ -126,11 +134,7 @@ export class Channel {
           headers: { [MAC_HEADER]: keys.mac(body) },
         },
       },
-      (result) => {
-        this.#inFlight -= 1
-        if (result === "confirmed") this.#confirmedAtMs = this.#options.steadyMs()
-        settled(result)
-      },
+      { id, settled },
     )
   }
 }

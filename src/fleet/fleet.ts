@@ -58,8 +58,8 @@ export class Fleet {
     const { self, nowMs, steadyMs, counters, keys } = options
     this.#options = options
     this.#connections = connections
-    const listener = { opened: () => this.locator.opened() }
-    this.#channel = new Channel(broker, listener, { self, steadyMs, nowMs, counters, keys })
+    const opened = () => this.locator.opened()
+    this.#channel = new Channel(broker, opened, { self, steadyMs, nowMs, counters, keys })
     this.#announcer = new Announcer(this.#channel, connections, this.#locationCache)
     this.locator = new Locator(this.#channel, this.#members, this.#locationCache, {
       steadyMs,

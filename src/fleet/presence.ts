@@ -85,7 +85,7 @@ export class Presence {
       failed: () => undefined,
       repeating: () => undefined,
     })
-    this.#publisher.use(broker.publishChannel({ opened: () => this.#publisher.opened() }))
+    this.#publisher.use(broker.publishChannel(this.#publisher))
   }
 
   /** Events that the broker does not have yet. */

@@ -110,7 +110,7 @@ export class LinePublisher {
         counters.linesRepublished += count
       },
     })
-    this.#publisher.use(broker.publishChannel({ opened: () => this.#publisher.opened() }))
+    this.#publisher.use(broker.publishChannel(this.#publisher))
   }
 
   /** The window that every line enters, for those who wait for room in it. */

@@ -68,11 +68,13 @@ async function announcing(): Promise<Way> {
   const counters = new Counters()
   const broker = new AmqpBroker(values.url, values.worker)
   const locationCache = new LocationCache()
-  const channel = new Channel(
-    broker,
-    { opened: () => undefined },
-    { self, steadyMs: () => performance.now(), nowMs: Date.now, counters, keys: FLEET_KEYS },
-  )
+  const channel = new Channel(broker, () => undefined, {
+    self,
+    steadyMs: () => performance.now(),
+    nowMs: Date.now,
+    counters,
+    keys: FLEET_KEYS,
+  })
   const deadlines = { handshakeTimeoutMs: 1e4, identifyTimeoutMs: 1e4, idleTimeoutMs: 1e4 }
   const announcer = new Announcer(channel, new Connections(deadlines), locationCache)
   const queue = fleetQueue(self)

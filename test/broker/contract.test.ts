@@ -21,6 +21,7 @@ import {
 import { EmbeddedBroker } from "../../src/broker/embedded.ts"
 import { readDeath } from "../../src/commands/command-message.ts"
 import { AmqpProxy } from "../support/amqp-proxy.ts"
+import { type CallbackPublish, callbackListener } from "../support/publish-channels.ts"
 import { sharedRabbitMq, type TestBroker, uniqueNames } from "../support/rabbitmq.ts"
 import { SimulatedBroker, type SimulatedClient } from "../support/simulated-broker.ts"
 import { until, within } from "../support/wait.ts"
@@ -50,7 +51,7 @@ afterAll(() => Promise.all(closing), START_LIMIT_MS)
 /** A gateway's view of its broker, with everything it was told. */
 class User {
   readonly broker: Broker
-  readonly publishChannel: PublishChannel
+  readonly publishChannel: PublishChannel<CallbackPublish>
   readonly states: BrokerState["kind"][] = []
   readonly deliveries: Delivery[] = []
   /** The calls for lost connections, and the deliveries before each. */
@@ -61,9 +62,9 @@ class User {
 
   constructor(broker: Broker) {
     this.broker = broker
-    this.publishChannel = broker.publishChannel({
-      opened: () => this.openings.push(this.publishChannel.state),
-    })
+    this.publishChannel = broker.publishChannel(
+      callbackListener(() => this.openings.push(this.publishChannel.state)),
+    )
     users.push(this)
   }
 
@@ -100,7 +101,7 @@ class User {
 
   publish(message: OutgoingMessage): Promise<PublishResult> {
     const { promise, resolve } = Promise.withResolvers<PublishResult>()
-    this.publishChannel.publish(message, resolve)
+    this.publishChannel.publish(message, { id: message.id, settled: resolve })
     return within(promise, { what: `message ${message.id} to be settled` })
   }
 
@@ -342,24 +343,26 @@ describe.each([EMBEDDED, AMQP, SIMULATED])("the $kind broker", (world) => {
       "settles each publish exactly once and never before publish has returned",
       fresh(async () => {
         const { user, inbox } = await userOf(make())
-        const settled = new Map<number, PublishResult[]>()
+        const resultsOf = new Map<number, PublishResult[]>()
         const early: number[] = []
         for (let n = 0; n < 300; n += 1) {
           let returned = false
           const results: PublishResult[] = []
-          settled.set(n, results)
-          user.publishChannel.publish(message(n % 3 === 0 ? name("nowhere") : inbox), (result) => {
+          resultsOf.set(n, results)
+          const settled = (result: PublishResult) => {
             if (!returned) early.push(n)
             results.push(result)
-          })
+          }
+          const published = message(n % 3 === 0 ? name("nowhere") : inbox)
+          user.publishChannel.publish(published, { id: published.id, settled })
           returned = true
         }
-        const allSettled = () => [...settled.values()].every((results) => results.length > 0)
+        const allSettled = () => [...resultsOf.values()].every((results) => results.length > 0)
         await until(allSettled, { what: "300 results" })
         // Nothing is in flight after this one, so nothing is left that could be told twice.
         expect(await user.publish(message(inbox))).toBe("confirmed")
         expect(early).toEqual([])
-        for (const [n, results] of settled) {
+        for (const [n, results] of resultsOf) {
           expect(results).toEqual([n % 3 === 0 ? "returned" : "confirmed"])
         }
       }),
@@ -372,7 +375,11 @@ describe.each([EMBEDDED, AMQP, SIMULATED])("the $kind broker", (world) => {
         const { user, inbox } = await userOf(make())
         const results: PublishResult[] = []
         for (let n = 0; n < 200; n += 1) {
-          user.publishChannel.publish(message(inbox), (result) => results.push(result))
+          const published = message(inbox)
+          user.publishChannel.publish(published, {
+            id: published.id,
+            settled: (result) => void results.push(result),
+          })
         }
         await user.broker.close()
         await until(() => results.length === 200, { what: "200 results" })

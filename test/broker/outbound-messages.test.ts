@@ -33,15 +33,15 @@ class ScriptedBroker extends EmbeddedBroker {
   readonly published: OutgoingMessage[] = []
   redeclared = 0
 
-  override publishChannel(listener: PublishChannelListener): PublishChannel {
+  override publishChannel<T>(listener: PublishChannelListener<T>): PublishChannel<T> {
     const publishChannel = super.publishChannel(listener)
     const broker = this
     return {
       get state() {
         return publishChannel.state
       },
-      publish(message, settled) {
-        if (broker.results[0] !== "never") publishChannel.publish(message, settled)
+      publish(message, item) {
+        if (broker.results[0] !== "never") publishChannel.publish(message, item)
         else broker.results.shift()
       },
     }

@@ -12,7 +12,7 @@ import type {
   PublishChannelState,
   PublishResult,
 } from "../../src/broker/broker.ts"
-import type { FinalResult } from "../../src/broker/publish-window.ts"
+import type { Entry, FinalResult } from "../../src/broker/publish-window.ts"
 import { Publisher } from "../../src/broker/publisher.ts"
 
 const BACKOFF = { firstMs: 100, mostMs: 400 }
@@ -40,19 +40,20 @@ interface Send {
 }
 
 /** A publish channel whose every answer the test gives. Fails when it is used while it is not open. */
-class ScriptedPublishChannel implements PublishChannel {
+class ScriptedPublishChannel implements PublishChannel<Entry<Item>> {
   state: PublishChannelState = "open"
   readonly sends: Send[] = []
   readonly inFlight: Send[] = []
+  settled: (entry: Entry<Item>, result: PublishResult) => void = () => undefined
 
-  publish({ id }: OutgoingMessage, settled: (result: PublishResult) => void): void {
+  publish({ id }: OutgoingMessage, entry: Entry<Item>): void {
     if (this.state !== "open")
       throw new Error(`${id} was published on a publishChannel that is ${this.state}`)
     const send = {
       id,
       settle: (result: PublishResult) => {
         this.inFlight.splice(this.inFlight.indexOf(send), 1)
-        settled(result)
+        this.settled(entry, result)
       },
     }
     this.sends.push(send)
@@ -120,6 +121,7 @@ class Subject {
       failed: ({ id }, result) => this.failed.push(`${id} ${result}`),
       repeating: (count) => this.repeating.push(count),
     })
+    this.publishChannel.settled = (entry, result) => this.publisher.settled(entry, result)
     this.publisher.use(this.publishChannel)
   }
 

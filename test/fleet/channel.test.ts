@@ -5,14 +5,7 @@
  */
 
 import { describe, expect, test } from "bun:test"
-import type {
-  Delivery,
-  OutgoingMessage,
-  PublishChannel,
-  PublishChannelListener,
-  PublishChannelState,
-  PublishResult,
-} from "../../src/broker/broker.ts"
+import type { Delivery, PublishChannelState, PublishResult } from "../../src/broker/broker.ts"
 import { EmbeddedBroker } from "../../src/broker/embedded.ts"
 import { FLEET_MESSAGE_TYPE } from "../../src/broker/setup.ts"
 import { EXCHANGES, FLEET_EXCHANGE, fleetQueue } from "../../src/broker/topology.ts"
@@ -21,42 +14,17 @@ import { Channel } from "../../src/fleet/channel.ts"
 import type { FleetKeys } from "../../src/fleet/fleet-keys.ts"
 import { type FleetMessage, MAX_ROWS } from "../../src/fleet/messages.ts"
 import { FLEET_KEYS, OTHER_KEYS } from "../support/fleet-keys.ts"
+import { ScriptedBroker } from "../support/publish-channels.ts"
 
 const SELF = { worker: "gw.0", incarnation: "mb2k3f9zq7x2" }
 const OTHER = { worker: "gw.1", incarnation: "mb2k3f9zq7x3" }
 const MAX_IN_FLIGHT = 1_000
 const NOW_MS = 1_750_000_000_000
-const NO_LISTENER: PublishChannelListener = { opened: () => undefined }
-
-class ScriptedPublishChannel implements PublishChannel {
-  state: PublishChannelState = "open"
-  readonly published: OutgoingMessage[] = []
-  readonly #unsettled: ((result: PublishResult) => void)[] = []
-
-  publish(message: OutgoingMessage, settled: (result: PublishResult) => void): void {
-    this.published.push(message)
-    this.#unsettled.push(settled)
-  }
-
-  settle(result: PublishResult): void {
-    this.#unsettled.shift()?.(result)
-  }
-}
-
-class ScriptedBroker extends EmbeddedBroker {
-  readonly scripted = new ScriptedPublishChannel()
-  listener: PublishChannelListener | null = null
-
-  override publishChannel(listener: PublishChannelListener): PublishChannel {
-    this.listener = listener
-    return this.scripted
-  }
-}
 
 class Subject {
   readonly broker = new ScriptedBroker()
   readonly counters = new Counters()
-  readonly channel = new Channel(this.broker, NO_LISTENER, {
+  readonly channel = new Channel(this.broker, () => undefined, {
     self: SELF,
     steadyMs: () => 1_000,
     nowMs: () => NOW_MS,
@@ -313,7 +281,7 @@ describe("on a broker", () => {
     const heard: (readonly [string, FleetMessage | null])[] = []
     const channels = [SELF, OTHER].map(
       (self) =>
-        new Channel(broker, NO_LISTENER, {
+        new Channel(broker, () => undefined, {
           self,
           steadyMs: () => 1_000,
           nowMs: () => NOW_MS,

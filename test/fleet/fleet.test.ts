@@ -6,18 +6,14 @@
 
 import { describe, expect, test } from "bun:test"
 import fc from "fast-check"
-import type {
-  Broker,
-  Delivery,
-  OutgoingMessage,
-  PublishChannelListener,
-} from "../../src/broker/broker.ts"
+import type { Delivery } from "../../src/broker/broker.ts"
 import { Counters } from "../../src/counters.ts"
 import { Connections } from "../../src/device/connections.ts"
 import { Fleet } from "../../src/fleet/fleet.ts"
 import type { FleetMessage } from "../../src/fleet/messages.ts"
 import { FLEET_KEYS, OTHER_KEYS } from "../support/fleet-keys.ts"
 import { CHEAP_RUNS, checkAsync } from "../support/property.ts"
+import { ScriptedBroker, ScriptedPublishChannel } from "../support/publish-channels.ts"
 
 const SELF = { worker: "gw.0", incarnation: "mb2k3f9zq7x2" }
 const OTHER = { from: "gw.1", incarnation: "mb2k3f9zzzzz" }
@@ -27,30 +23,14 @@ const CONNECTION = `${OTHER.from}.${OTHER.incarnation}.1`
 class Subject {
   nowMs = 1_750_000_000_000
   steadyMs = 5_000
-  state: "open" | "closed" = "closed"
-  readonly published: FleetMessage[] = []
+  readonly script = new ScriptedPublishChannel("closed")
   readonly warnings: string[] = []
   readonly fleet: Fleet
-  #settle: ((result: "confirmed" | "cut") => void)[] = []
-  #opened: PublishChannelListener[] = []
 
   constructor() {
-    const publishChannel = (listener: PublishChannelListener) => {
-      this.#opened.push(listener)
-      const subject = this
-      return {
-        get state() {
-          return subject.state
-        },
-        publish: (message: OutgoingMessage, settled: (result: "confirmed" | "cut") => void) => {
-          this.published.push(JSON.parse(Buffer.from(message.body).toString()))
-          this.#settle.push(settled)
-        },
-      }
-    }
     const limits = { handshakeTimeoutMs: 1, identifyTimeoutMs: 1, idleTimeoutMs: 1 }
     const clock = { nowMs: () => this.nowMs, steadyMs: () => this.steadyMs }
-    const broker = { publishChannel } as Partial<Broker> as Broker
+    const broker = new ScriptedBroker(this.script)
     const options = {
       self: SELF,
       ...clock,
@@ -62,15 +42,14 @@ class Subject {
   }
 
   open(): void {
-    this.state = "open"
-    for (const listener of this.#opened) listener.opened()
+    this.script.open()
     this.fleet.connected()
     this.hear({ type: "alive", ...OTHER, asks: false })
   }
 
   cut(): void {
-    this.state = "closed"
-    for (const settle of this.#settle.splice(0)) settle("cut")
+    this.script.state = "closed"
+    this.script.settle("cut", Number.POSITIVE_INFINITY)
   }
 
   hear(message: FleetMessage): void {
@@ -85,6 +64,10 @@ class Subject {
       properties: { headers: { "owsla-mac": keys.mac(body) } },
     }
     this.fleet.deliver(delivery as Delivery)
+  }
+
+  get published(): FleetMessage[] {
+    return this.script.published.map(({ body }) => JSON.parse(Buffer.from(body).toString()))
   }
 
   /** The last `where` question. */
@@ -192,7 +175,7 @@ describe("messages with the fields of the schema and values of any type", () => 
         await turns()
         for (const each of messages) subject.hearAnything(each, "a member")
         subject.pass(5_000)
-        subject.published.length = 0
+        subject.script.published.length = 0
       }),
       CHEAP_RUNS,
     )

@@ -4,19 +4,13 @@
  */
 
 import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test"
-import type {
-  OutgoingMessage,
-  PublishChannel,
-  PublishChannelListener,
-  PublishChannelState,
-  PublishResult,
-} from "../../src/broker/broker.ts"
 import { EmbeddedBroker } from "../../src/broker/embedded.ts"
 import { EXCHANGES, PRESENCE_EXCHANGE } from "../../src/broker/topology.ts"
 import { Counters } from "../../src/counters.ts"
 import { CLOSE_REASONS, type CloseReason } from "../../src/device/close-reason.ts"
 import type { Connection } from "../../src/device/connection.ts"
 import { Presence, type PresenceEvent } from "../../src/fleet/presence.ts"
+import { ScriptedBroker } from "../support/publish-channels.ts"
 
 const NOW_MS = 1_750_000_000_123
 const STEADY_MS = 4_567
@@ -34,32 +28,6 @@ beforeEach(() => {
 afterEach(() => {
   jest.useRealTimers()
 })
-
-class ScriptedPublishChannel implements PublishChannel {
-  state: PublishChannelState = "open"
-  readonly published: OutgoingMessage[] = []
-  readonly #unsettled: ((result: PublishResult) => void)[] = []
-
-  publish(message: OutgoingMessage, settled: (result: PublishResult) => void): void {
-    this.published.push(message)
-    this.#unsettled.push(settled)
-  }
-
-  /** Settles that many of those that are not, the oldest first. */
-  settle(result: PublishResult, count = 1): void {
-    for (const settled of this.#unsettled.splice(0, count)) settled(result)
-  }
-}
-
-class ScriptedBroker extends EmbeddedBroker {
-  readonly scripted = new ScriptedPublishChannel()
-  readonly listeners: PublishChannelListener[] = []
-
-  override publishChannel(listener: PublishChannelListener): PublishChannel {
-    this.listeners.push(listener)
-    return this.scripted
-  }
-}
 
 /** Each event alone: what is told with it is waited for at once. */
 class GatheredPresence extends Presence {
@@ -91,8 +59,7 @@ class Subject {
   }
 
   comeBack(): void {
-    this.publishChannel.state = "open"
-    for (const listener of this.broker.listeners) listener.opened()
+    this.publishChannel.open()
   }
 
   /** The events that were published since this was last asked. */

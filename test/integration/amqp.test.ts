@@ -27,6 +27,7 @@ import { CommandRouter } from "../../src/commands/router.ts"
 import { UnacknowledgedCommands } from "../../src/commands/unacknowledged-commands.ts"
 import { Counters } from "../../src/counters.ts"
 import { FLEET_KEYS, RANDOM_PART } from "../support/fleet-keys.ts"
+import { type CallbackPublish, callbackListener } from "../support/publish-channels.ts"
 import { type PrivateBroker, startRabbitMq, uniqueNames } from "../support/rabbitmq.ts"
 import { until, within } from "../support/wait.ts"
 
@@ -93,7 +94,7 @@ class MuteServer {
 /** A gateway's view of its broker, with everything it was told. */
 class User {
   readonly broker: AmqpBroker
-  readonly publishChannel: PublishChannel
+  readonly publishChannel: PublishChannel<CallbackPublish>
   readonly states: BrokerState[] = []
   readonly warnings: string[] = []
   readonly deliveries: Delivery[] = []
@@ -105,11 +106,11 @@ class User {
 
   constructor(url: string, clientName = "amqp test") {
     this.broker = new AmqpBroker(url, clientName)
-    this.publishChannel = this.broker.publishChannel({
-      opened: () => {
+    this.publishChannel = this.broker.publishChannel(
+      callbackListener(() => {
         this.openings += 1
-      },
-    })
+      }),
+    )
     closers.push(() => this.broker.close())
   }
 
@@ -151,9 +152,12 @@ class User {
     const { promise, resolve } = Promise.withResolvers<PublishResult>()
     this.publishChannel.publish(
       { ...message, properties: { messageId: id, ...properties } },
-      (result) => {
-        this.results.push(result)
-        resolve(result)
+      {
+        id,
+        settled: (result) => {
+          this.results.push(result)
+          resolve(result)
+        },
       },
     )
     return within(promise, { what: `${id} to be settled` })
@@ -1028,6 +1032,52 @@ describe("a publish", () => {
       await user.delivered(2)
       expect(user.bodies()).toEqual(["before", "after"])
       expect(user.states).toEqual([{ kind: "ready" }])
+    },
+    LIMIT_MS,
+  )
+
+  test(
+    "with a large body goes out in pieces: the next one waits for it, and both arrive whole",
+    async () => {
+      const inbox = queue("inbox")
+      const user = new User(rabbit.url)
+      user.start([inbox], [inbox])
+      await user.ready()
+      const large = "0123456789abcdef".repeat(1_000_000)
+      const confirmed = user.publish(inbox.name, large)
+      expect(user.publishChannel.state).toBe("blocked")
+      const { openings } = user
+      let turns = 0
+      while (user.openings === openings) {
+        turns += 1
+        await new Promise((resolve) => setImmediate(resolve))
+      }
+      expect(turns).toBeGreaterThan(15)
+      expect(user.publishChannel.state).toBe("open")
+      expect(await user.publish(inbox.name, "after")).toBe("confirmed")
+      expect(await confirmed).toBe("confirmed")
+      await until(() => user.deliveries.length === 2, { what: "both" })
+      const bodies = user.deliveries.map(({ body }) => Buffer.from(body).toString())
+      expect(bodies.map((body) => Bun.hash(body))).toEqual([large, "after"].map((x) => Bun.hash(x)))
+      expect(user.states).toEqual([{ kind: "ready" }])
+    },
+    LIMIT_MS,
+  )
+
+  test(
+    "with a large body is cut with its connection, and the channel takes others on the next one",
+    async () => {
+      const inbox = queue("inbox")
+      const user = new User(rabbit.url)
+      user.start([inbox])
+      await user.ready()
+      const cut = user.publish(inbox.name, "x".repeat(16_000_000))
+      expect(user.publishChannel.state).toBe("blocked")
+      user.broker.reset("the test")
+      expect(await cut).toBe("cut")
+      await until(() => user.publishChannel.state === "open", { what: "the channel to open again" })
+      expect(await user.publish(inbox.name, "after")).toBe("confirmed")
+      expect(await rabbit.queueDepth(inbox.name)).toBe(1)
     },
     LIMIT_MS,
   )

@@ -693,11 +693,11 @@ class ConsumerChannel {
   }
 }
 
-class SimulatedPublishChannel implements PublishChannel {
-  readonly listener: PublishChannelListener
+class SimulatedPublishChannel<T> implements PublishChannel<T> {
+  readonly listener: PublishChannelListener<T>
   channel: LaneChannel | null = null
 
-  constructor(listener: PublishChannelListener) {
+  constructor(listener: PublishChannelListener<T>) {
     this.listener = listener
   }
 
@@ -705,9 +705,9 @@ class SimulatedPublishChannel implements PublishChannel {
     return this.channel === null ? "closed" : "open"
   }
 
-  publish(message: OutgoingMessage, settled: (result: PublishResult) => void): void {
+  publish(message: OutgoingMessage, item: T): void {
     if (this.channel === null) throw new Error("published on a closed lane")
-    this.channel.publish(message, settled)
+    this.channel.publish(message, (result) => this.listener.settled(item, result))
   }
 }
 
@@ -716,7 +716,7 @@ export class SimulatedClient implements Broker {
   readonly enter: (act: () => void) => void
   readonly #broker: SimulatedBroker
   readonly name: string
-  readonly #lanes: SimulatedPublishChannel[] = []
+  readonly #lanes: SimulatedPublishChannel<unknown>[] = []
   #setup: BrokerSetup | null = null
   #listener: BrokerListener | null = null
   #publishing: Session | null = null
@@ -802,9 +802,9 @@ export class SimulatedClient implements Broker {
     this.#listener = listener
   }
 
-  publishChannel(listener: PublishChannelListener): PublishChannel {
+  publishChannel<T>(listener: PublishChannelListener<T>): PublishChannel<T> {
     const lane = new SimulatedPublishChannel(listener)
-    this.#lanes.push(lane)
+    this.#lanes.push(lane as SimulatedPublishChannel<unknown>)
     return lane
   }
 
