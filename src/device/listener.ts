@@ -64,6 +64,16 @@ interface HandshakeError {
 /** Of a handshake that TLS ended because it had asked for a certificate. */
 const NO_CERTIFICATE = "PEER_DID_NOT_RETURN_A_CERTIFICATE"
 
+/** What a listener brings its sockets to. */
+export interface ListenerParts {
+  readonly connections: Connections
+  readonly context: ConnectionContext
+  readonly ids: ConnectionIds
+  readonly authenticator: Authenticator
+  readonly admitter: Admitter
+  readonly hooks: ListenerHooks
+}
+
 export class Listener {
   readonly #options: ListenerOptions
   readonly #hooks: ListenerHooks
@@ -81,15 +91,8 @@ export class Listener {
   /** Null until there was a reload, and where devices are asked for no certificate. */
   #authorities: ClientAuthorities | null = null
 
-  constructor(
-    options: ListenerOptions,
-    connections: Connections,
-    context: ConnectionContext,
-    ids: ConnectionIds,
-    authenticator: Authenticator,
-    admitter: Admitter,
-    hooks: ListenerHooks,
-  ) {
+  constructor(options: ListenerOptions, parts: ListenerParts) {
+    const { connections, context, ids, authenticator, admitter, hooks } = parts
     this.#options = options
     this.#connections = connections
     this.#context = context

@@ -8,16 +8,19 @@
  * it. Under a supervisor those are left to that: a terminal sends them to both.
  */
 
+import { risks } from "../config/config.ts"
+import { SWEEP_EVERY_MS } from "../device/connections.ts"
 import type { Denylist } from "../device/denylist.ts"
 import type { ListenerTls } from "../device/listener.ts"
 import { asError } from "../errors.ts"
 import { DenylistFile } from "../ops/denylist-file.ts"
 import type { ToWorker } from "./control.ts"
 import { FedDenylist } from "./denylist-feed.ts"
+import { makeWorker, type WorkerOptions } from "./make-worker.ts"
 import { reloadOnHangup } from "./reload.ts"
 import { onStopSignals } from "./signals.ts"
 import type { SupervisorChannel } from "./supervisor-channel.ts"
-import { Worker, type WorkerOptions } from "./worker.ts"
+import type { Worker } from "./worker.ts"
 
 type ProcessOptions = Omit<WorkerOptions, "gather"> & {
   readonly tls: ListenerTls
@@ -33,7 +36,7 @@ export async function runWorker(options: ProcessOptions): Promise<void> {
   const { config, events, orders } = options
   const { denylistFile } = config.device
   const channel = orders.from === "supervisor" ? orders.channel : null
-  const worker = new Worker({
+  const { worker, maxConnections } = makeWorker({
     ...options,
     gather: async (own) => (channel === null ? [await own()] : channel.gather()),
   })
@@ -46,7 +49,7 @@ export async function runWorker(options: ProcessOptions): Promise<void> {
     if (state === "waiting") process.exit(0)
     state = "draining"
     worker.drain().then(
-      (status) => process.exit(status),
+      (result) => process.exit(result === "done" ? 0 : 1),
       (error: unknown) => {
         events.emit("fault", { error: asError(error), where: "drain" })
         process.exit(1)
@@ -81,7 +84,11 @@ export async function runWorker(options: ProcessOptions): Promise<void> {
 
   try {
     const ports = await worker.start(tls)
+    setInterval(() => worker.sweep(), SWEEP_EVERY_MS)
     state = "serving"
+    // Before "listening", so that a program that waits for that event has the warnings.
+    for (const message of risks(config)) events.emit("notice", { message })
+    events.emit("listening", { ...ports, maxConnections })
     channel?.send({ kind: "listening", ...ports })
   } catch (error) {
     const message = `cannot serve: ${asError(error).message}`

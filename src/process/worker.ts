@@ -1,29 +1,22 @@
 /**
- * A worker: puts listener, connections, publisher, consumers and the HTTP sidecar together. Complete by
- * itself; `worker-process.ts` ties it to a process and, where there is one, to a supervisor.
+ * A worker: puts connections, lines, commands and fleet together on a broker, a listener and the HTTP sidecar.
+ * `worker-process.ts` makes those parts and ties the worker to its process.
  *
  *   devices ─► listener ─► connection ─► lines ─► broker
- *   broker ─► consumer ─► connection ─► devices        HTTP ─► sender ─► connection or broker
+ *   broker ─► commands ─► connection ─► devices        HTTP ─► commands ─► connection or broker
  *                  └─► fleet ◄─► the other workers ◄──────────────┘
  *
  * Decides nothing about lines or commands. Starts in the order HTTP, broker, listener, so that nothing waits once devices are let in.
  * Stops in the order listener, HTTP, broker.
  */
 
-import { AmqpBroker } from "../amqp/broker.ts"
-import type { Broker, BrokerState } from "../broker/broker.ts"
-import { EmbeddedBroker } from "../broker/embedded.ts"
-import { OutboundMessages } from "../broker/outbound-messages.ts"
-import { silentSinceMs } from "../broker/publisher.ts"
+import type { Broker } from "../broker/broker.ts"
+import { BrokerWatch } from "../broker/broker-watch.ts"
 import { brokerSetup } from "../broker/setup.ts"
-import { fleetQueue, isGatewayQueue, workerQueue } from "../broker/topology.ts"
-import { Consumer } from "../commands/consumer.ts"
-import { CommandIds } from "../commands/forwarding.ts"
-import { HttpSender } from "../commands/http-sender.ts"
-import { Outcomes } from "../commands/outcomes.ts"
-import { CommandRouter } from "../commands/router.ts"
-import { UnacknowledgedCommands } from "../commands/unacknowledged-commands.ts"
-import { type Config, risks } from "../config/config.ts"
+import { workerQueue } from "../broker/topology.ts"
+import { Commands } from "../commands/commands.ts"
+import type { CommandIds } from "../commands/forwarding.ts"
+import type { Config } from "../config/config.ts"
 import type { Counters } from "../counters.ts"
 import { Admitter } from "../device/admitter.ts"
 import { Authenticator } from "../device/authenticator.ts"
@@ -32,101 +25,70 @@ import type { ConnectionContext } from "../device/connection.ts"
 import { Connections, PAUSED_MS, SWEEP_EVERY_MS } from "../device/connections.ts"
 import type { Denylist } from "../device/denylist.ts"
 import { FlushScheduler } from "../device/flush-scheduler.ts"
-import { ConnectionIds, incarnation, type WorkerProcess, workerId } from "../device/ids.ts"
-import { Listener, type ListenerTls } from "../device/listener.ts"
+import { ConnectionIds, type WorkerProcess } from "../device/ids.ts"
+import type { Listener, ListenerParts, ListenerTls } from "../device/listener.ts"
 import { BATCH_BYTES } from "../device/outgoing.ts"
 import { RefusalSummary } from "../device/refusal-summary.ts"
 import { UnfinishedLines } from "../device/unfinished-lines.ts"
+import { asError } from "../errors.ts"
 import type { EventBus } from "../events.ts"
 import { Fleet } from "../fleet/fleet.ts"
-import { FleetKeys } from "../fleet/fleet-keys.ts"
-import { app } from "../http/app.ts"
-import { type HttpServer, serve } from "../http/server.ts"
+import type { FleetKeys } from "../fleet/fleet-keys.ts"
+import type { HttpServer } from "../http/server.ts"
 import { acknowledgement } from "../lines/acknowledgement.ts"
 import { LinePublisher } from "../lines/line-publisher.ts"
-import { type Gauges, summed, WorkerMetrics } from "../ops/metrics.ts"
-import { connectionsUnder, httpConnectionsUnder, openFilesLimit } from "../ops/open-files.ts"
-import { TickClock } from "../tick-clock.ts"
-import { VERSION } from "../version.ts"
+import { type Gauges, WorkerMetrics } from "../ops/metrics.ts"
+import type { Clock } from "../tick-clock.ts"
 import type { Snapshot, WorkerReport } from "./control.ts"
 import { drain } from "./drain.ts"
 
-export interface WorkerOptions {
+export type DeviceListener = Pick<
+  Listener,
+  "port" | "refusing" | "admission" | "sweep" | "listen" | "renew" | "stop"
+>
+
+export interface WorkerParts {
   readonly config: Config
-  readonly slot: number
-  /** The ports to share with the other workers; 0 takes a free one. */
-  readonly devicePort: number
-  readonly httpPort: number
+  readonly self: WorkerProcess
   readonly events: EventBus
   readonly counters: Counters
-  /** The snapshots of all processes of the instance, this worker's included; null when they cannot be had. */
-  readonly gather: (own: () => Promise<Snapshot>) => Promise<readonly Snapshot[] | null>
+  readonly clock: Clock
+  readonly keys: FleetKeys
+  readonly commandIds: CommandIds
+  readonly broker: Broker
+  readonly makeListener: (parts: ListenerParts) => DeviceListener
+  readonly serveHttp: (worker: Worker) => Promise<HttpServer>
 }
-
-/** 64 bits, in letters and digits: it is on the wire with each forwarded command. */
-function randomPart(): string {
-  return (crypto.getRandomValues(new BigUint64Array(1))[0] ?? 0n).toString(36)
-}
-
-/** Never jumps, as the clock may that others read too. */
-const steadyMs = () => performance.now()
 
 export class Worker {
-  readonly id: string
-  readonly #self: WorkerProcess
-  readonly counters: Counters
-  readonly #options: WorkerOptions
-  readonly #events: EventBus
-  readonly #broker: Broker
+  readonly #parts: WorkerParts
+  readonly fleet: Fleet
+  readonly commands: Commands
   readonly #lines: LinePublisher
-  readonly #outboundMessages: OutboundMessages
-  readonly #unacknowledged: UnacknowledgedCommands
-  readonly #outcomes: Outcomes
-  readonly #consumer: Consumer
-  readonly #sender: HttpSender
-  readonly #fleet: Fleet
   readonly #backpressure: Backpressure
   readonly #unfinishedLines: UnfinishedLines
   readonly #connections: Connections
   readonly #authenticator: Authenticator
-  readonly #listener: Listener
-  readonly #refusals = new RefusalSummary((message) => this.#events.emit("notice", { message }))
+  readonly #listener: DeviceListener
+  readonly #refusals: RefusalSummary
+  readonly #brokerWatch: BrokerWatch
   readonly #metrics: WorkerMetrics
-  readonly #maxConnections: number
-  readonly #maxHttpConnections: number
-  readonly #startedAtMs = Date.now()
   #http: HttpServer | null = null
-  #sweeping: ReturnType<typeof setInterval> | null = null
   #sweptAtMs = Number.POSITIVE_INFINITY
-  #state: "serving" | "draining" = "serving"
-  /**
-   * Since when the broker takes messages and we read its answers: what waited through an alarm, or a pause of this
-   * process, is not overdue at once.
-   */
-  #readySinceMs = 0
+  #drained: Promise<"done" | "cut_short"> | null = null
+  #isStopped = false
 
-  constructor(options: WorkerOptions) {
-    const { config, events, counters } = options
-    const clock = new TickClock()
-    const keys = new FleetKeys(config.fleetSecret ?? crypto.randomUUID())
-    this.#options = options
-    this.#events = events
-    this.counters = counters
-    this.id = workerId(config.instanceId, options.slot)
-    const limit = openFilesLimit()
-    this.#maxHttpConnections = httpConnectionsUnder(limit, config.http.maxConnections)
-    this.#maxConnections =
-      config.device.maxConnections ?? connectionsUnder(limit, this.#maxHttpConnections)
-    this.#broker =
-      config.amqp === null
-        ? new EmbeddedBroker()
-        : new AmqpBroker(config.amqp.urls, `owsla ${this.id}`, config.amqp.ca)
-
+  constructor(parts: WorkerParts) {
+    const { config, self, events, counters, clock, keys, broker } = parts
+    const notice = (message: string) => events.emit("notice", { message })
+    this.#parts = parts
     this.#connections = new Connections(config.device)
-    this.#self = { worker: this.id, incarnation: incarnation(Date.now(), Math.random()) }
-    this.#lines = new LinePublisher(this.#broker, {
+    this.#unfinishedLines = new UnfinishedLines(config.device)
+    this.#refusals = new RefusalSummary(notice)
+    this.#authenticator = new Authenticator({ ...config.device, nowMs: clock.nowMs })
+    this.#lines = new LinePublisher(broker, {
       queue: config.broker.fromDeviceQueue,
-      replyTo: workerQueue(this.id),
+      replyTo: workerQueue(self.worker),
       windowLines: config.broker.windowLines,
       windowBytes: config.broker.windowBytes,
       ...clock,
@@ -136,134 +98,68 @@ export class Worker {
       },
       relieved: () => this.#backpressure.roomAgain(),
     })
-    this.#outboundMessages = new OutboundMessages(this.#broker, counters, clock.steadyMs)
-    const router = new CommandRouter(this.#outboundMessages, {
-      workerId: this.id,
-      nowMs: clock.nowMs,
-      counters,
-      find: (id) => this.#connections.find(id),
-      locate: (deviceId, trusting, found) => this.#fleet.locator.locate(deviceId, trusting, found),
-      commandIds: new CommandIds(this.#self, randomPart()),
-      commandKey: keys.commandKey,
-    })
-    this.#unacknowledged = new UnacknowledgedCommands(
-      this.#broker,
-      config.broker.maxCommandBytes,
-      counters,
-    )
-    const { undeliveredQueue } = config.broker
-    this.#outcomes = new Outcomes(
-      this.#outboundMessages,
-      this.#unacknowledged,
-      counters,
-      undeliveredQueue,
-      clock.nowMs,
-    )
-    this.#consumer = new Consumer(router, this.#outcomes, this.#unacknowledged, {
-      workerId: this.id,
-      nowMs: clock.nowMs,
-      counters,
-      keys,
-      maxLineBytes: config.device.maxLineBytes,
-      mayServe: (worker) => this.#fleet.mayServe(worker),
-      isGatewayQueue: (queue) => isGatewayQueue(config.broker, queue),
-      fault: (error, queue) => this.#fault(error, queue),
-    })
-    this.#sender = new HttpSender(this.#broker, this.#outboundMessages, router, this.#outcomes, {
-      nowMs: clock.nowMs,
-      counters,
-      replyQueue: fleetQueue(this.#self),
-      timeoutMs: config.http.sendTimeoutMs,
-    })
-    this.#fleet = new Fleet(this.#broker, this.#connections, {
-      self: this.#self,
-      ...clock,
-      counters,
-      keys,
-      warn: (message) => events.emit("notice", { message }),
-    })
     this.#backpressure = new Backpressure(
       config.device.maxHeldBytes,
       this.#lines.window,
       (suspended) => this.#suspend(suspended),
     )
-    this.#unfinishedLines = new UnfinishedLines(config.device)
-    const context: ConnectionContext = {
-      limits: config.device,
-      counters,
-      backpressure: this.#backpressure,
-      unfinishedLines: this.#unfinishedLines,
-      scratch: new Uint8Array(BATCH_BYTES),
-      ...clock,
-      takeLine: (connection, seq, line) => this.#lines.take(connection, seq, line),
-      flushSoon: new FlushScheduler().soon,
-      commandsWait: (connection) => this.#connections.commandsWait(connection),
-      closed: (connection, reason) => {
-        this.#connections.leave(connection)
-        this.#fleet.closed(connection, reason)
-        counters.connectionsClosed[reason] += 1
-        events.emit("connection_closed", { connection, reason })
-      },
-    }
-    this.#authenticator = new Authenticator({ ...config.device, nowMs: clock.nowMs })
-    const admitter = new Admitter(this.#connections, {
-      nowMs: clock.nowMs,
-      counters,
-      epochElsewhere: (deviceId) => this.#fleet.epochElsewhere(deviceId),
-      admitted: (connection) => {
-        this.#fleet.admitted(connection)
-        events.emit("connection_admitted", { connection })
-      },
-      rejected: (connection, reason, detail, remoteAddress) => {
-        events.emit("connection_unidentified", { connection, detail })
-        this.#refusals.add(reason, detail, remoteAddress, steadyMs())
-      },
+    this.commands = new Commands(broker, {
+      ...{ self, ...clock, counters, keys, commandIds: parts.commandIds },
+      queues: config.broker,
+      maxCommandBytes: config.broker.maxCommandBytes,
+      maxLineBytes: config.device.maxLineBytes,
+      sendTimeoutMs: config.http.sendTimeoutMs,
+      find: (id) => this.#connections.find(id),
+      locate: (deviceId, trusting, found) => this.fleet.locator.locate(deviceId, trusting, found),
+      mayServe: (worker) => this.fleet.mayServe(worker),
+      fault: (error, where) => this.#fault(error, where),
     })
-    this.#listener = new Listener(
-      {
-        host: config.device.host,
-        port: options.devicePort,
-        backlog: config.device.backlog,
-        admission: { maxConnections: this.#maxConnections, ...config.device.admission },
-      },
-      this.#connections,
-      context,
-      new ConnectionIds(this.#self),
-      this.#authenticator,
-      admitter,
-      {
+    this.fleet = new Fleet(broker, this.#connections, {
+      ...{ self, ...clock, counters, keys, warn: notice },
+    })
+    const { outboundMessages } = this.commands
+    this.#brokerWatch = new BrokerWatch(broker, {
+      ...{ counters, events, steadyMs: clock.exactMs, outboundMessages },
+      confirmTimeoutMs: config.broker.confirmTimeoutMs,
+      publishers: [this.#lines, outboundMessages, this.fleet.presence],
+      fleetConfirmedAtMs: () => this.fleet.confirmedAtMs,
+      ready: () => this.fleet.connected(),
+    })
+    this.#listener = parts.makeListener({
+      connections: this.#connections,
+      context: this.#connectionContext(),
+      ids: new ConnectionIds(self),
+      authenticator: this.#authenticator,
+      admitter: this.#admitter(),
+      hooks: {
         refused: (reason) => {
           counters.connectionsClosed[reason] += 1
           events.emit("connection_refused", { reason })
         },
-        notice: (message) => events.emit("notice", { message }),
+        notice,
         fault: (error) => this.#fault(error, "listener"),
       },
-    )
+    })
     this.#metrics = new WorkerMetrics(counters, () => this.#gauges())
   }
 
   /** Rejects when a port can't be had or the certificate can't be used. */
   async start(tls: ListenerTls): Promise<{ devicePort: number; httpPort: number }> {
     // First, since it is the only step that takes time: a device that is let in is served at once.
-    this.#http = await this.#serveHttp()
+    const http = await this.#parts.serveHttp(this)
+    this.#http = http
     this.#startBroker()
     this.#listener.listen(tls)
-    this.#sweeping = setInterval(() => this.#sweep(), SWEEP_EVERY_MS)
-    const ports = { devicePort: this.#listener.port, httpPort: this.#http.port }
-    // Before "listening", so that a program that waits for that event has the warnings.
-    for (const message of risks(this.#options.config)) this.#events.emit("notice", { message })
-    this.#events.emit("listening", { ...ports, maxConnections: this.#maxConnections })
-    return ports
+    return { devicePort: this.#listener.port, httpPort: http.port }
   }
 
   /** Shows devices a new certificate. One that can't be used is logged, and the old one stays. */
   renew(tls: ListenerTls): void {
     try {
       this.#listener.renew(tls)
-      this.#events.emit("certificate_renewed", {})
+      this.#parts.events.emit("certificate_renewed", {})
     } catch (error) {
-      this.#fault(error instanceof Error ? error : new Error(String(error)), "certificate")
+      this.#fault(asError(error), "certificate")
     }
   }
 
@@ -275,12 +171,12 @@ export class Worker {
 
   report(): WorkerReport {
     return {
-      worker: this.id,
+      worker: this.#parts.self.worker,
       pid: process.pid,
-      state: this.#state,
-      broker: this.#broker.state,
+      state: this.#drained === null ? "serving" : "draining",
+      broker: this.#parts.broker.state,
       connections: this.#connections.count,
-      consuming_paused: this.#unacknowledged.paused,
+      consuming_paused: this.commands.unacknowledged.paused,
       refusing: this.#listener.refusing,
       admission: this.#listener.admission,
     }
@@ -290,147 +186,120 @@ export class Worker {
     return { report: this.report(), metrics: await this.#metrics.snapshot() }
   }
 
-  /** Stops without losing what was accepted. Resolves with the process's exit status. */
-  async drain(): Promise<0 | 1> {
-    if (this.#state === "draining") return 0
-    this.#state = "draining"
+  /** To be called every `SWEEP_EVERY_MS` from its start on. */
+  sweep(): void {
+    if (this.#isStopped) return
+    const { clock, broker } = this.#parts
+    const atMs = clock.exactMs()
+    const sinceMs = atMs - this.#sweptAtMs
+    const wasPaused = sinceMs > PAUSED_MS
+    this.#sweptAtMs = atMs
+    this.#listener.sweep(sinceMs - SWEEP_EVERY_MS)
+    this.commands.sweep(atMs, broker.state.kind === "away" ? 0 : Math.max(0, sinceMs))
+    this.#connections.sweep(clock.nowMs(), atMs)
+    this.#unfinishedLines.sweep(atMs, wasPaused)
+    this.fleet.sweep(atMs)
+    this.#refusals.sweep(atMs)
+    this.#brokerWatch.sweep(atMs, wasPaused)
+  }
+
+  /** Stops without losing what was accepted; "cut_short" when the time was over first. */
+  drain(): Promise<"done" | "cut_short"> {
+    this.#drained ??= this.#drain()
+    return this.#drained
+  }
+
+  async #drain(): Promise<"done" | "cut_short"> {
+    const { config, clock, broker, events } = this.#parts
     const result = await drain(
       {
         acceptNone: async () => {
           this.#listener.stop()
-          this.#sender.stop()
-          this.#fleet.leave()
+          this.commands.sender.stop()
+          this.fleet.leave()
           this.#connections.forEach((connection) => {
             if (connection.state === "open") connection.pause("drain")
             else connection.close("drained")
           })
-          await this.#broker.stopConsuming()
+          await broker.stopConsuming()
         },
         confirmed: () => this.#lines.count === 0 && this.#backpressure.waitingCount === 0,
         closeSome: (most) => this.#connections.closeSome(most, "drained"),
-        settled: () =>
-          this.#connections.count === 0 &&
-          this.#unacknowledged.count === 0 &&
-          this.#sender.pendingCount === 0 &&
-          this.#outboundMessages.count === 0 &&
-          this.#outcomes.late.count === 0 &&
-          this.#fleet.told,
+        settled: () => this.#connections.count === 0 && this.commands.settled && this.fleet.told,
         enter: (phase) => {
           const unconfirmedLines = this.#lines.count
           const connections = this.#connections.count
-          this.#events.emit("drain", { phase, unconfirmedLines, connections })
+          events.emit("drain", { phase, unconfirmedLines, connections })
         },
-        nowMs: steadyMs,
-        sleep: Bun.sleep,
+        nowMs: clock.exactMs,
+        sleep: (ms) => new Promise((resolve) => setTimeout(resolve, ms)),
       },
-      this.#options.config.drainTimeoutMs,
+      config.drainTimeoutMs,
     )
     await this.#http?.stop()
-    if (this.#sweeping !== null) clearInterval(this.#sweeping)
+    this.#isStopped = true
     this.#lines.stop()
-    this.#outboundMessages.stop()
-    this.#fleet.stop()
-    await this.#broker.close()
-    return result === "done" ? 0 : 1
+    this.commands.stop()
+    this.fleet.stop()
+    await broker.close()
+    return result
   }
 
   #startBroker(): void {
-    let before: BrokerState = { kind: "away", reason: "" }
-    const setup = brokerSetup(this.#options.config.broker, this.#self, {
-      command: (delivery, prefetch) => this.#consumer.deliver(delivery, prefetch),
-      deadLetter: (delivery, prefetch) => this.#consumer.deliverDeadLetter(delivery, prefetch),
-      commandsLost: () => this.#unacknowledged.lost(),
-      fleetMessage: (delivery) => this.#fleet.deliver(delivery),
-      receipt: (delivery) => this.#sender.deliverReceipt(delivery),
+    const { config, self, broker } = this.#parts
+    const setup = brokerSetup(config.broker, self, {
+      command: (delivery, prefetch) => this.commands.deliver(delivery, prefetch),
+      deadLetter: (delivery, prefetch) => this.commands.deliverDeadLetter(delivery, prefetch),
+      commandsLost: () => this.commands.lost(),
+      fleetMessage: (delivery) => this.fleet.deliver(delivery),
+      receipt: (delivery) => this.commands.sender.deliverReceipt(delivery),
       fault: (error, queue) => this.#fault(error, queue),
     })
-    this.#broker.start(setup, {
-      stateChanged: (state) => {
-        const up = state.kind === "ready" || state.kind === "blocked"
-        if (up && before.kind === "away") this.counters.brokerConnects += 1
-        // After an alarm too: announcements during it were dropped.
-        if (state.kind === "ready" && before.kind !== "ready") this.#fleet.connected()
-        if (state.kind === "away" && before.kind !== "away") this.counters.brokerLosses += 1
-        // A try that fails for the same reason as the last one is not reported again.
-        if (!Bun.deepEquals(state, before)) this.#events.emit("broker_state", { state })
-        if (state.kind === "ready" && before.kind !== "ready") this.#readySinceMs = steadyMs()
-        before = state
+    broker.start(setup, this.#brokerWatch)
+  }
+
+  #connectionContext(): ConnectionContext {
+    const { config, counters, clock, events } = this.#parts
+    return {
+      limits: config.device,
+      counters,
+      backpressure: this.#backpressure,
+      unfinishedLines: this.#unfinishedLines,
+      scratch: new Uint8Array(BATCH_BYTES),
+      ...clock,
+      takeLine: (connection, seq, line) => this.#lines.take(connection, seq, line),
+      flushSoon: new FlushScheduler().soon,
+      commandsWait: (connection) => this.#connections.commandsWait(connection),
+      closed: (connection, reason) => {
+        this.#connections.leave(connection)
+        this.fleet.closed(connection, reason)
+        counters.connectionsClosed[reason] += 1
+        events.emit("connection_closed", { connection, reason })
       },
-      warning: (message) => this.#events.emit("broker_warning", { message }),
+    }
+  }
+
+  #admitter(): Admitter {
+    const { counters, clock, events } = this.#parts
+    return new Admitter(this.#connections, {
+      nowMs: clock.nowMs,
+      counters,
+      epochElsewhere: (deviceId) => this.fleet.epochElsewhere(deviceId),
+      admitted: (connection) => {
+        this.fleet.admitted(connection)
+        events.emit("connection_admitted", { connection })
+      },
+      rejected: (connection, reason, detail, remoteAddress) => {
+        events.emit("connection_unidentified", { connection, detail })
+        this.#refusals.add(reason, detail, remoteAddress, clock.steadyMs())
+      },
     })
   }
 
-  #serveHttp(): Promise<HttpServer> {
-    const { config, httpPort, gather } = this.#options
-    const own = () => this.snapshot()
-    const { fromDeviceQueue } = config.broker
-    const broker = this.#broker
-    const routes = app({
-      tokens: config.http.tokens,
-      readTokens: config.http.readTokens,
-      maxLineBytes: config.device.maxLineBytes,
-      version: VERSION,
-      startedAtMs: this.#startedAtMs,
-      nowMs: Date.now,
-      counters: this.counters,
-      report: () => this.report(),
-      reports: async () =>
-        (await gather(own))?.flatMap(({ report }) => report ?? []) ?? [this.report()],
-      metricsText: async () => {
-        const snapshots = await gather(own)
-        return snapshots && summed(snapshots.map(({ metrics }) => metrics))
-      },
-      send: (request, caller) => this.#sender.send(request, caller),
-      fleetQuery: this.#fleet.fleetQuery,
-      messages:
-        broker instanceof EmbeddedBroker
-          ? { tap: (tap) => broker.tap(fromDeviceQueue, tap) }
-          : null,
-      fault: (error) => this.#fault(error, "http"),
-    })
-    return serve(
-      routes,
-      {
-        ...config.http,
-        maxConnections: this.#maxHttpConnections,
-        closed: (reason) => {
-          this.counters.httpConnectionsClosed[reason] += 1
-        },
-        fault: (error) => this.#fault(error, "http"),
-      },
-      httpPort,
-    )
-  }
-
-  #sweep(): void {
-    const atMs = steadyMs()
-    const sinceMs = atMs - this.#sweptAtMs
-    this.#listener.sweep(sinceMs - SWEEP_EVERY_MS)
-    this.#sweptAtMs = atMs
-    if (sinceMs > PAUSED_MS) this.#readySinceMs = atMs
-    if (this.#broker.state.kind !== "away") this.#unacknowledged.pass(Math.max(0, sinceMs))
-    this.#consumer.sweep()
-    this.#outcomes.late.sweep(atMs)
-    this.#connections.sweep(Date.now(), atMs)
-    this.#unfinishedLines.sweep(atMs, sinceMs > PAUSED_MS)
-    this.#fleet.sweep(atMs)
-    this.#refusals.sweep(atMs)
-    // Away, it may be the other connection alone that is lost, and this one as deaf.
-    if (this.#broker.state.kind === "blocked" || this.#broker.state.kind === "closed") return
-    const { confirmTimeoutMs } = this.#options.config.broker
-    const sentByMs = atMs - confirmTimeoutMs
-    if (sentByMs >= this.#readySinceMs)
-      this.#outboundMessages.giveUp(sentByMs, this.#fleet.confirmedAtMs)
-    const silentMs = silentSinceMs([this.#lines, this.#outboundMessages, this.#fleet.presence])
-    const unconfirmedMs = Math.round(atMs - Math.max(silentMs, this.#readySinceMs))
-    if (unconfirmedMs < confirmTimeoutMs) return
-    this.#events.emit("broker_mute", { unconfirmedMs })
-    this.#broker.reset(`nothing confirmed for ${unconfirmedMs} ms`)
-  }
-
+  /** The lines that were read and wait have filled their bound, or half of it is free again. */
   #suspend(suspended: boolean): void {
     const { heldBytes } = this.#backpressure
-    this.#events.emit(suspended ? "reading_suspended" : "reading_resumed", { heldBytes })
+    this.#parts.events.emit(suspended ? "reading_suspended" : "reading_resumed", { heldBytes })
     this.#connections.forEach((connection) => {
       if (suspended) connection.pause("memory")
       else connection.resume("memory")
@@ -446,16 +315,16 @@ export class Worker {
       heldBytes: this.#backpressure.heldBytes,
       partialLineBytes: this.#unfinishedLines.bytes,
       waitingForRoom: this.#backpressure.waitingCount,
-      unacknowledgedCommands: this.#unacknowledged.count,
+      unacknowledgedCommands: this.commands.unacknowledged.count,
       heldCommands: this.#connections.heldCommands(),
-      outboundMessages: this.#outboundMessages.count,
-      brokerReady: this.#broker.state.kind === "ready",
-      ...this.#fleet.gauges(),
+      outboundMessages: this.commands.outboundMessages.count,
+      brokerReady: this.#parts.broker.state.kind === "ready",
+      ...this.fleet.gauges(),
     }
   }
 
   #fault(error: Error, where: string): void {
-    this.counters.faults += 1
-    this.#events.emit("fault", { error, where })
+    this.#parts.counters.faults += 1
+    this.#parts.events.emit("fault", { error, where })
   }
 }

@@ -362,8 +362,8 @@ function verifyPresence({ fleet, killed }: Performed, name: string): void {
   }
 }
 
-function owesPresence({ fleet }: SimulatedWorker): boolean {
-  return fleet.presence.count > 0
+function owesPresence({ worker }: SimulatedWorker): boolean {
+  return worker.fleet.presence.count > 0
 }
 
 /** Every worker finds the device, whatever it was told before. */

@@ -59,7 +59,7 @@ describe("a command that is on its way from worker to worker", () => {
     const fleet = settled(2)
     const device = connect(fleet, 1, "a")
     const command = publish(fleet, { deviceId: "a", queue: queueOf(0), wantsReceipt: true })
-    fleet.settle(/confirmed: "c0" of lane 0 of gw0.0/)
+    fleet.settle(/confirmed: "c0" of lane 1 of gw0.0/)
     fleet.cut(0, ["publishing"])
     fleet.calm()
     expect(command.disturbed.cut).toBe(1)
@@ -72,9 +72,9 @@ describe("a command that is on its way from worker to worker", () => {
     const fleet = settled(3)
     connect(fleet, 1, "a")
     const command = publish(fleet, { deviceId: "a", queue: queueOf(0) })
-    fleet.settle(/confirmed: "c0" of lane 0 of gw0.0|"c0" comes from owsla.worker.gw0.1/)
+    fleet.settle(/confirmed: "c0" of lane 1 of gw0.0|"c0" comes from owsla.worker.gw0.1/)
     const device = connect(fleet, 2, "a")
-    fleet.settle(/confirmed: "c0" of lane 0 of gw0.0|"c0" comes from owsla.worker.gw0.1/)
+    fleet.settle(/confirmed: "c0" of lane 1 of gw0.0|"c0" comes from owsla.worker.gw0.1/)
     fleet.cut(0, ["publishing"])
     fleet.calm()
     expect(wires(fleet, command)).toEqual([device.id])
@@ -107,9 +107,9 @@ describe("a command whose delivery is lost while it is forwarded, and that comes
     fleet.settle()
     fleet.cut(1, ["consuming"])
     const command = publish(fleet, { deviceId: "a", messageId: "m0", seq, wantsReceipt: true })
-    fleet.settle(/confirmed: "c0" of lane 0 of gw0.0|gw0.1.* connects to consume/)
+    fleet.settle(/confirmed: "c0" of lane 1 of gw0.0|gw0.1.* connects to consume/)
     fleet.step(/gw0.1.* connects to consume/)
-    const waiting = /"c0" comes from|confirmed: "c0" of lane 0 of gw0.0|gw0.0.* connects to consume/
+    const waiting = /"c0" comes from|confirmed: "c0" of lane 1 of gw0.0|gw0.0.* connects to consume/
     fleet.settle(waiting)
     fleet.cut(0, ["consuming"])
     fleet.settle(waiting)
@@ -142,7 +142,7 @@ describe("a command whose delivery is lost while it is forwarded, and that comes
     fleet.settle()
     fleet.cut(1, ["consuming"])
     const command = publish(fleet, { deviceId: "a", messageId: "m0", wantsReceipt: true })
-    const published = 'take "c0" from lane 0 of gw0.0|gw0.0.* connects to consume'
+    const published = 'take "c0" from lane 1 of gw0.0|gw0.0.* connects to consume'
     fleet.settle(new RegExp(`${published}|gw0.1.* connects to consume`))
     fleet.step(/gw0.1.* connects to consume/)
     fleet.settle(new RegExp(published))
@@ -158,7 +158,9 @@ describe("a command whose delivery is lost while it is forwarded, and that comes
     fleet.calm()
     expect(wires(fleet, command)).toEqual([device.id])
     expect(receipts(fleet, command)).toEqual(["written"])
-    for (const worker of fleet.workers) expect(worker.unacknowledged.count).toBe(0)
+    for (const { worker } of fleet.workers) {
+      expect(worker.commands.unacknowledged.count).toBe(0)
+    }
     expect(fleet.broker.waiting(queueOf(1))).toEqual([])
   })
 

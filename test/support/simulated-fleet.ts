@@ -12,6 +12,7 @@ import {
   HOPS_HEADER,
 } from "../../src/commands/command-message.ts"
 import type { SendResult } from "../../src/commands/http-sender.ts"
+import type { Outcomes } from "../../src/commands/outcomes.ts"
 import type { Outcome } from "../../src/device/command.ts"
 import { incarnation } from "../../src/device/ids.ts"
 import {
@@ -471,7 +472,7 @@ export class SimulatedFleet {
 
   /** Records the outcomes that a worker counts. */
   #watch(worker: SimulatedWorker): void {
-    const { outcomes } = worker
+    const { outcomes } = worker.worker.commands
     const stands = outcomes.stands.bind(outcomes)
     const keep = outcomes.keep.bind(outcomes)
     outcomes.stands = (command, outcome, detail) => {
@@ -493,9 +494,9 @@ export class SimulatedFleet {
 
   /** Records how commands that came by HTTP end on connections. */
   #watchHttp(worker: SimulatedWorker, { source }: { source: object }): void {
-    if (source === worker.outcomes || this.#watchedSources.has(source)) return
+    if (source === worker.worker.commands.outcomes || this.#watchedSources.has(source)) return
     this.#watchedSources.add(source)
-    const watched = source as Pick<SimulatedWorker["outcomes"], "settled">
+    const watched = source as Pick<Outcomes, "settled">
     const settled = watched.settled
     watched.settled = (command, outcome, detail, recipient) => {
       const found = this.#byHttp.get(Buffer.from(command.body).toString())

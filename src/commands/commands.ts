@@ -1,0 +1,114 @@
+/**
+ * The commands of a worker: the stages of their way put together.
+ *
+ *   broker ─► consumer ─┐                       ┌─► connection ─► outcomes ─► outbound messages ─► broker
+ *   HTTP ───► sender ───┴─► router ─────────────┴─► outbound messages ─► another worker
+ *
+ * Decides nothing. Bounds: those of its stages.
+ */
+
+import type { Broker, Delivery } from "../broker/broker.ts"
+import { OutboundMessages } from "../broker/outbound-messages.ts"
+import { fleetQueue, isGatewayQueue, type QueueNames } from "../broker/topology.ts"
+import type { Counters } from "../counters.ts"
+import type { Connection } from "../device/connection.ts"
+import type { WorkerProcess } from "../device/ids.ts"
+import type { FleetKeys } from "../fleet/fleet-keys.ts"
+import { Consumer } from "./consumer.ts"
+import type { CommandIds } from "./forwarding.ts"
+import { HttpSender } from "./http-sender.ts"
+import { Outcomes } from "./outcomes.ts"
+import { CommandRouter, type Locate } from "./router.ts"
+import { UnacknowledgedCommands } from "./unacknowledged-commands.ts"
+
+export interface CommandsOptions {
+  readonly self: WorkerProcess
+  readonly queues: QueueNames
+  readonly maxCommandBytes: number
+  readonly maxLineBytes: number
+  readonly sendTimeoutMs: number
+  readonly nowMs: () => number
+  readonly steadyMs: () => number
+  readonly counters: Counters
+  readonly keys: FleetKeys
+  readonly commandIds: CommandIds
+  /** The open connection of this worker with this connection or device id. */
+  readonly find: (id: string) => Connection | undefined
+  readonly locate: Locate
+  /** Whether this worker may be alive. */
+  readonly mayServe: (worker: string) => boolean
+  readonly fault: (error: Error, where: string) => void
+}
+
+export class Commands {
+  readonly outboundMessages: OutboundMessages
+  readonly unacknowledged: UnacknowledgedCommands
+  readonly outcomes: Outcomes
+  readonly sender: HttpSender
+  readonly #consumer: Consumer
+
+  constructor(broker: Broker, options: CommandsOptions) {
+    const { self, queues, counters, nowMs, steadyMs, keys, find, locate, commandIds } = options
+    const { mayServe, fault, maxLineBytes, maxCommandBytes } = options
+    const workerId = self.worker
+    this.outboundMessages = new OutboundMessages(broker, counters, steadyMs)
+    const { commandKey } = keys
+    const routing = { workerId, nowMs, counters, find, locate, commandIds, commandKey }
+    const router = new CommandRouter(this.outboundMessages, routing)
+    this.unacknowledged = new UnacknowledgedCommands(broker, maxCommandBytes, counters)
+    this.outcomes = new Outcomes(
+      this.outboundMessages,
+      this.unacknowledged,
+      counters,
+      queues.undeliveredQueue,
+      nowMs,
+    )
+    this.#consumer = new Consumer(router, this.outcomes, this.unacknowledged, {
+      ...{ workerId, nowMs, counters, keys, maxLineBytes, mayServe, fault },
+      isGatewayQueue: (queue) => isGatewayQueue(queues, queue),
+    })
+    this.sender = new HttpSender(broker, this.outboundMessages, router, this.outcomes, {
+      ...{ nowMs, counters, replyQueue: fleetQueue(self), timeoutMs: options.sendTimeoutMs },
+    })
+  }
+
+  /** Takes a command; see `Consumer.deliver`. */
+  deliver(delivery: Delivery, prefetch: number): void {
+    this.#consumer.deliver(delivery, prefetch)
+  }
+
+  /** Takes a command that the broker gave up; see `Consumer.deliverDeadLetter`. */
+  deliverDeadLetter(delivery: Delivery, prefetch: number): void {
+    this.#consumer.deliverDeadLetter(delivery, prefetch)
+  }
+
+  /** The connection that delivers commands was lost. */
+  lost(): void {
+    this.unacknowledged.lost()
+  }
+
+  /** True when nothing is owed for any command. */
+  get settled(): boolean {
+    return (
+      this.unacknowledged.count === 0 &&
+      this.sender.pendingCount === 0 &&
+      this.outboundMessages.count === 0 &&
+      this.outcomes.late.count === 0
+    )
+  }
+
+  /**
+   * To be called periodically.
+   *
+   * @param connectedMs for how long since the last call the broker may have had a connection of ours.
+   */
+  sweep(atMs: number, connectedMs: number): void {
+    this.unacknowledged.pass(connectedMs)
+    this.#consumer.sweep()
+    this.outcomes.late.sweep(atMs)
+  }
+
+  stop(): void {
+    this.outboundMessages.stop()
+  }
+}

@@ -1,0 +1,109 @@
+/**
+ * Makes a worker with its real parts: the broker of the configuration, a listener on a TLS port and the HTTP sidecar.
+ */
+
+import { AmqpBroker } from "../amqp/broker.ts"
+import type { Broker } from "../broker/broker.ts"
+import { EmbeddedBroker } from "../broker/embedded.ts"
+import { CommandIds } from "../commands/forwarding.ts"
+import type { Config } from "../config/config.ts"
+import type { Counters } from "../counters.ts"
+import { incarnation, workerId } from "../device/ids.ts"
+import { Listener } from "../device/listener.ts"
+import type { EventBus } from "../events.ts"
+import { FleetKeys } from "../fleet/fleet-keys.ts"
+import { app } from "../http/app.ts"
+import { type HttpServer, serve } from "../http/server.ts"
+import { summed } from "../ops/metrics.ts"
+import { connectionsUnder, httpConnectionsUnder, openFilesLimit } from "../ops/open-files.ts"
+import { TickClock } from "../tick-clock.ts"
+import { VERSION } from "../version.ts"
+import type { Snapshot } from "./control.ts"
+import { Worker } from "./worker.ts"
+
+export interface WorkerOptions {
+  readonly config: Config
+  readonly slot: number
+  /** The ports to share with the other workers; 0 takes a free one. */
+  readonly devicePort: number
+  readonly httpPort: number
+  readonly events: EventBus
+  readonly counters: Counters
+  /** The snapshots of all processes of the instance, this worker's included; null when they cannot be had. */
+  readonly gather: (own: () => Promise<Snapshot>) => Promise<readonly Snapshot[] | null>
+}
+
+export interface MadeWorker {
+  readonly worker: Worker
+  /** How many device connections it takes. */
+  readonly maxConnections: number
+}
+
+export function makeWorker(options: WorkerOptions): MadeWorker {
+  const { config, slot, devicePort, events, counters } = options
+  const id = workerId(config.instanceId, slot)
+  const self = { worker: id, incarnation: incarnation(Date.now(), Math.random()) }
+  const limit = openFilesLimit()
+  const maxHttpConnections = httpConnectionsUnder(limit, config.http.maxConnections)
+  const maxConnections = config.device.maxConnections ?? connectionsUnder(limit, maxHttpConnections)
+  const broker =
+    config.amqp === null
+      ? new EmbeddedBroker()
+      : new AmqpBroker(config.amqp.urls, `owsla ${id}`, config.amqp.ca)
+  const worker = new Worker({
+    ...{ config, self, events, counters, broker, clock: new TickClock() },
+    keys: new FleetKeys(config.fleetSecret ?? crypto.randomUUID()),
+    commandIds: new CommandIds(self, randomPart()),
+    makeListener: (parts) => {
+      const { host, backlog } = config.device
+      const admission = { maxConnections, ...config.device.admission }
+      return new Listener({ host, port: devicePort, backlog, admission }, parts)
+    },
+    serveHttp: (worker) => serveHttp(worker, broker, maxHttpConnections, options),
+  })
+  return { worker, maxConnections }
+}
+
+/** 64 bits, in letters and digits: it is on the wire with each forwarded command. */
+function randomPart(): string {
+  return (crypto.getRandomValues(new BigUint64Array(1))[0] ?? 0n).toString(36)
+}
+
+function serveHttp(
+  worker: Worker,
+  broker: Broker,
+  maxConnections: number,
+  { config, httpPort, events, counters, gather }: WorkerOptions,
+): Promise<HttpServer> {
+  const own = () => worker.snapshot()
+  const fault = (error: Error) => {
+    counters.faults += 1
+    events.emit("fault", { error, where: "http" })
+  }
+  const { fromDeviceQueue } = config.broker
+  const routes = app({
+    tokens: config.http.tokens,
+    readTokens: config.http.readTokens,
+    maxLineBytes: config.device.maxLineBytes,
+    version: VERSION,
+    startedAtMs: Date.now(),
+    nowMs: Date.now,
+    counters,
+    report: () => worker.report(),
+    reports: async () =>
+      (await gather(own))?.flatMap(({ report }) => report ?? []) ?? [worker.report()],
+    metricsText: async () => {
+      const snapshots = await gather(own)
+      return snapshots && summed(snapshots.map(({ metrics }) => metrics))
+    },
+    send: (request, caller) => worker.commands.sender.send(request, caller),
+    fleetQuery: worker.fleet.fleetQuery,
+    messages:
+      broker instanceof EmbeddedBroker ? { tap: (tap) => broker.tap(fromDeviceQueue, tap) } : null,
+    fault,
+  })
+  const closed = (reason: keyof Counters["httpConnectionsClosed"]) => {
+    counters.httpConnectionsClosed[reason] += 1
+  }
+  return serve(routes, { ...config.http, maxConnections, closed, fault }, httpPort)
+}
