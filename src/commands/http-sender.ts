@@ -14,7 +14,7 @@
 import type { Broker, Delivery, MessageProperties } from "../broker/broker.ts"
 import type { OutboundMessages } from "../broker/outbound-messages.ts"
 import type { Counters } from "../counters.ts"
-import type { Command, CommandSource, Outcome, Recipient } from "../device/command.ts"
+import type { Command, Outcome, Recipient } from "../device/command.ts"
 import type { Outcomes, Receipt } from "./outcomes.ts"
 import { readReceipt, receipt } from "./outcomes.ts"
 import type { CommandRouter, Destination } from "./router.ts"
@@ -111,17 +111,15 @@ export class HttpSender {
       resolve(result)
     })
     this.#options.counters.commandsReceived += 1
-    const command: HttpCommand = {
-      body: request.body,
-      seq: null,
-      messageId: request.messageId,
+    const command = new HttpCommand(
+      request,
       expiresAtMs,
-      redelivered: false,
-      forwarded: false,
-      source: this.#source,
-      properties: propertiesOf(request),
       correlationId,
-    }
+      (outcome, detail, recipient) => {
+        this.#unsettled -= 1
+        this.#settled(command, outcome, detail, recipient)
+      },
+    )
     if (destination.kind === "device") this.#locate(command, destination.deviceId)
     else this.#go(command, destination)
     return promise
@@ -134,14 +132,6 @@ export class HttpSender {
     if (correlationId === undefined || !this.#pending.has(correlationId)) return
     const told = readReceipt(delivery.body)
     if (told !== null) this.#answer(correlationId, told)
-  }
-
-  readonly #source: CommandSource = {
-    settled: (command, outcome, detail, recipient) => {
-      this.#unsettled -= 1
-      this.#settled(command as HttpCommand, outcome, detail, recipient)
-    },
-    acknowledge: () => undefined,
   }
 
   #locate(command: HttpCommand, deviceId: string): void {
@@ -224,11 +214,43 @@ export class HttpSender {
   }
 }
 
-interface HttpCommand extends Command {
+class HttpCommand implements Command {
+  readonly cameBy = "http"
+  readonly seq = null
+  readonly bodyHash = null
+  readonly redelivered = false
+  readonly forwarded = false
+  readonly lost = false
+  isOffered = false
+  readonly body: Uint8Array
+  readonly messageId: string | null
   /** 0 once its request has ended. */
   expiresAtMs: number
   readonly properties: MessageProperties
   readonly correlationId: string
+  /** Called when it ends at a connection. */
+  readonly settle: Command["settle"]
+
+  constructor(
+    request: SendRequest,
+    expiresAtMs: number,
+    correlationId: string,
+    settle: Command["settle"],
+  ) {
+    this.body = request.body
+    this.messageId = request.messageId
+    this.expiresAtMs = expiresAtMs
+    this.properties = propertiesOf(request)
+    this.correlationId = correlationId
+    this.settle = settle
+  }
+
+  // It comes by no delivery, so it is never repeated, replaced or lost.
+  acknowledge(): void {}
+
+  replace(): void {}
+
+  withdraw(): void {}
 }
 
 function propertiesOf({ id, messageId }: SendRequest): MessageProperties {

@@ -17,16 +17,10 @@ import type { FinalResult } from "../broker/publish-window.ts"
 import { pickedHeaders, republishable } from "../broker/republishing.ts"
 import { OWN_QUEUE_PREFIX } from "../broker/topology.ts"
 import type { Counters } from "../counters.ts"
-import {
-  type Command,
-  type CommandSource,
-  OUTCOMES,
-  type Outcome,
-  type Recipient,
-} from "../device/command.ts"
+import { OUTCOMES, type Outcome, type Recipient } from "../device/command.ts"
 import { INTERNAL_HEADERS, type Target } from "./command-message.ts"
 import { LateReceipts } from "./late-receipts.ts"
-import type { QueuedCommand } from "./queued-command.ts"
+import type { CommandKeeper, QueuedCommand } from "./queued-command.ts"
 import type { UnacknowledgedCommands } from "./unacknowledged-commands.ts"
 
 const OUTCOME_HEADER = "owsla-outcome"
@@ -92,7 +86,7 @@ interface Storing extends Required<Pick<OutboundOptions, "wanted" | "begun">> {
   readonly stand: () => void
 }
 
-export class Outcomes implements CommandSource {
+export class Outcomes implements CommandKeeper {
   readonly #outboundMessages: OutboundMessages
   readonly #unacknowledged: UnacknowledgedCommands
   readonly #counters: Counters
@@ -121,22 +115,18 @@ export class Outcomes implements CommandSource {
     else this.#counters.receiptsUnroutable += 1
   }
 
-  settled(command: Command, outcome: Outcome, detail: string, recipient: Recipient | null): void {
-    this.settle(command as QueuedCommand, outcome, detail, recipient)
-  }
-
-  acknowledge(command: Command): void {
+  acknowledge(command: QueuedCommand): void {
     this.#counters.commandsRedelivered += 1
-    this.#unacknowledged.acknowledge(command as QueuedCommand)
+    this.#unacknowledged.acknowledge(command)
   }
 
-  replace(waiting: Command, command: Command): void {
+  replace(waiting: QueuedCommand, command: QueuedCommand): void {
     this.#counters.commandsRedelivered += 1
-    this.#unacknowledged.replace(waiting as QueuedCommand, command as QueuedCommand)
+    this.#unacknowledged.replace(waiting, command)
   }
 
-  withdrawn(command: Command): void {
-    this.#unacknowledged.drop(command as QueuedCommand)
+  withdraw(command: QueuedCommand): void {
+    this.#unacknowledged.drop(command)
   }
 
   settle(

@@ -14,7 +14,7 @@
  */
 
 import type { Delivery } from "../broker/broker.ts"
-import type { Command, CommandSource, Outcome, Recipient } from "../device/command.ts"
+import type { Command, Outcome, Recipient } from "../device/command.ts"
 import type { Connection } from "../device/connection.ts"
 import type { CommandMessage } from "./command-message.ts"
 import type { LostCommand } from "./lost-commands.ts"
@@ -39,14 +39,28 @@ export type QueuedCommandState =
   | "ended"
   | "dropped"
 
+/** What a queued command passes the calls of its connection on to; see `Command`. */
+export interface CommandKeeper {
+  settle(
+    command: QueuedCommand,
+    outcome: Outcome,
+    detail: string,
+    recipient: Recipient | null,
+  ): void
+  acknowledge(command: QueuedCommand): void
+  replace(waiting: QueuedCommand, command: QueuedCommand): void
+  withdraw(command: QueuedCommand): void
+}
+
 export class QueuedCommand implements Command {
+  readonly cameBy = "delivery"
   readonly body: Uint8Array
   readonly seq: number | null
   readonly messageId: string | null
   readonly expiresAtMs: number
   readonly redelivered: boolean
   readonly forwarded: boolean
-  readonly source: CommandSource
+  readonly #keeper: CommandKeeper
   isOffered = false
   delivery: Delivery
   /** The count of the queue that it came from; null before it is counted. */
@@ -69,14 +83,14 @@ export class QueuedCommand implements Command {
   /** Set from the loss of its delivery until it is delivered again. */
   loss: LostCommand<QueuedCommand> | null = null
 
-  constructor(delivery: Delivery, message: CommandMessage | null, source: CommandSource) {
+  constructor(delivery: Delivery, message: CommandMessage | null, keeper: CommandKeeper) {
     this.body = delivery.body
     this.seq = message?.seq ?? null
     this.messageId = message?.messageId ?? null
     this.expiresAtMs = message?.expiresAtMs ?? Number.POSITIVE_INFINITY
     this.redelivered = delivery.redelivered || message?.redelivered === true
     this.forwarded = (message?.commandId ?? null) !== null
-    this.source = source
+    this.#keeper = keeper
     this.delivery = delivery
     this.message = message
   }
@@ -87,5 +101,22 @@ export class QueuedCommand implements Command {
 
   get lost(): boolean {
     return this.delivery.lost
+  }
+
+  settle(outcome: Outcome, detail: string, recipient: Recipient | null): void {
+    this.#keeper.settle(this, outcome, detail, recipient)
+  }
+
+  acknowledge(): void {
+    this.#keeper.acknowledge(this)
+  }
+
+  replace(waiting: Command): void {
+    if (!(waiting instanceof QueuedCommand)) throw new Error("a delivery replaces another only")
+    this.#keeper.replace(waiting, this)
+  }
+
+  withdraw(): void {
+    this.#keeper.withdraw(this)
   }
 }

@@ -27,21 +27,7 @@ export interface Recipient {
   readonly epoch: number
 }
 
-/** Who sent a command and is told how it ended: a queue's consumer or an HTTP request. */
-export interface CommandSource {
-  /** Called exactly once for each command, possibly before `offer` returns. */
-  settled(command: Command, outcome: Outcome, detail: string, recipient: Recipient | null): void
-  /** Called instead for a repeated delivery of a command whose outcome another delivery tells. */
-  acknowledge(command: Command): void
-  /**
-   * Called instead when the same command waits at the connection, by a delivery that may be lost without coming
-   * here again: it goes on with the delivery of this one. Absent where commands come by no delivery.
-   */
-  replace?(waiting: Command, command: Command): void
-  /** Called instead when the connection gave back a command that was lost; see `Command.lost`. */
-  withdrawn?(command: Command): void
-}
-
+/** A line on its way to a device. Its connection calls exactly one of the four methods, possibly before `offer` returns. */
 export interface Command {
   /** The line without terminator: holds no LF and no CR, and at most `MAX_LINE_BYTES` bytes. */
   readonly body: Uint8Array
@@ -50,21 +36,32 @@ export interface Command {
   readonly messageId: string | null
   /** Never written at or after this time; `Infinity` when it does not expire. */
   readonly expiresAtMs: number
+  /** Which way it came; "gateway" is one that the gateway has made itself. */
+  readonly cameBy: "delivery" | "http" | "gateway"
   /** True when the broker says that it handed this command out before. */
   readonly redelivered: boolean
-  /** Of the body. Absent on commands that came by no delivery. */
-  readonly bodyHash?: bigint | number
+  /** Of the body; null on commands that came by no delivery. */
+  readonly bodyHash: bigint | number | null
   /** True when another worker took it from the broker and forwarded it. */
   readonly forwarded: boolean
   /**
    * True once the delivery that brought it can no longer be acknowledged: the broker delivers the command
    * again or dead-letters it, and that decides its outcome unless bytes of it were offered to the socket
-   * before. Absent on commands that came by no delivery.
+   * before. Always false on commands that came by no delivery.
    */
-  readonly lost?: boolean
-  /** Set when bytes of it are offered to a socket. Absent where the source does not need it. */
-  isOffered?: boolean
-  readonly source: CommandSource
+  readonly lost: boolean
+  /** Set when bytes of it are offered to a socket. */
+  isOffered: boolean
+  settle(outcome: Outcome, detail: string, recipient: Recipient | null): void
+  /** It repeats a command whose outcome another delivery decides. */
+  acknowledge(): void
+  /**
+   * The same command waits at the connection, by a delivery that may be lost without coming here again: that one goes
+   * on with the delivery of this one.
+   */
+  replace(waiting: Command): void
+  /** It was lost, and the connection gives it back; see `lost`. */
+  withdraw(): void
 }
 
 const LF = 10

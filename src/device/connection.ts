@@ -205,7 +205,7 @@ export class Connection {
   /** Performs what becomes of one command. */
   offer(command: Command): void {
     if (this.#endpoint === null) {
-      command.source.settled(command, "offline", "not admitted yet", null)
+      command.settle("offline", "not admitted yet", null)
       return
     }
     const gaps = this.#endpoint.gaps
@@ -223,7 +223,7 @@ export class Connection {
     if (endpoint === null) return
     const unoffered = this.#outgoing?.withdrawLost() ?? []
     const unreleased = endpoint.withdrawLost(unoffered)
-    for (const command of [...unoffered, ...unreleased]) command.source.withdrawn?.(command)
+    for (const command of [...unoffered, ...unreleased]) command.withdraw()
   }
 
   /** Gives up the lowest gap in the numbers of the commands that wait, before its time. */
@@ -369,7 +369,7 @@ export class Connection {
       for (const command of expired) this.#settle(endpoint, command, "expired", "before its turn")
       for (const command of written) {
         endpoint.written(command)
-        command.source.settled(command, "written", "", endpoint.recipient)
+        command.settle("written", "", endpoint.recipient)
       }
       if (accepted < offered || (offered === 0 && expired.length === 0)) return
     }
@@ -393,10 +393,10 @@ export class Connection {
           this.#settle(endpoint, decision.command, decision.outcome, decision.detail)
           break
         case "acknowledge":
-          decision.command.source.acknowledge(decision.command)
+          decision.command.acknowledge()
           break
         case "replace":
-          decision.command.source.replace?.(decision.waiting, decision.command)
+          decision.command.replace(decision.waiting)
           break
       }
     }
@@ -417,7 +417,7 @@ export class Connection {
 
   #settle(endpoint: Endpoint, command: Command, outcome: Outcome, detail: string): void {
     endpoint.unwritten(command)
-    command.source.settled(command, outcome, detail, endpoint.recipient)
+    command.settle(outcome, detail, endpoint.recipient)
   }
 
   #accountHeld(): void {

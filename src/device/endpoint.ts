@@ -224,7 +224,7 @@ export class Endpoint {
 /** Back-ends may use an id or a number twice; a delivery that came twice is alike in all. */
 function isSame(a: Command, b: Command): boolean {
   return (
-    a.source === b.source &&
+    a.cameBy === b.cameBy &&
     a.seq === b.seq &&
     a.messageId === b.messageId &&
     a.body.length === b.body.length &&

@@ -40,7 +40,7 @@ export class RememberedIds {
   written(messageId: string, command: Command): void {
     if (this.#commands.get(messageId) !== command) return
     const { seq, redelivered, bodyHash } = command
-    const isRedelivery = redelivered && bodyHash !== undefined && !this.hasForward(command)
+    const isRedelivery = redelivered && bodyHash !== null && !this.hasForward(command)
     this.#commands.set(messageId, isRedelivery ? { writtenSeq: seq, bodyHash } : "written")
   }
 

@@ -6,34 +6,38 @@
  * does not take its acknowledgements is closed as slow, since one left out would be a false silence.
  */
 
-import type { Command, CommandSource } from "../device/command.ts"
+import type { Command, Outcome } from "../device/command.ts"
 import type { Connection } from "../device/connection.ts"
-
-class AcknowledgementSource implements CommandSource {
-  readonly #connection: Connection
-
-  constructor(connection: Connection) {
-    this.#connection = connection
-  }
-
-  settled(_command: Command, outcome: string): void {
-    if (outcome === "slow_device") this.#connection.close("slow_device")
-  }
-
-  acknowledge(): void {}
-}
 
 const encoder = new TextEncoder()
 
-/** @param seq the `from_device_seq` that was confirmed. */
-export function acknowledgement(connection: Connection, seq: number): Command {
-  return {
-    body: encoder.encode(`ACK ${seq}`),
-    seq: null,
-    messageId: null,
-    expiresAtMs: Number.POSITIVE_INFINITY,
-    redelivered: false,
-    forwarded: false,
-    source: new AcknowledgementSource(connection),
+export class Acknowledgement implements Command {
+  readonly cameBy = "gateway"
+  readonly seq = null
+  readonly messageId = null
+  readonly bodyHash = null
+  readonly expiresAtMs = Number.POSITIVE_INFINITY
+  readonly redelivered = false
+  readonly forwarded = false
+  readonly lost = false
+  isOffered = false
+  readonly body: Uint8Array
+  readonly #connection: Connection
+
+  /** @param seq the `from_device_seq` that was confirmed. */
+  constructor(connection: Connection, seq: number) {
+    this.#connection = connection
+    this.body = encoder.encode(`ACK ${seq}`)
   }
+
+  settle(outcome: Outcome): void {
+    if (outcome === "slow_device") this.#connection.close("slow_device")
+  }
+
+  // It comes by no delivery, so it is never repeated, replaced or lost.
+  acknowledge(): void {}
+
+  replace(): void {}
+
+  withdraw(): void {}
 }

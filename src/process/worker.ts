@@ -35,7 +35,7 @@ import type { EventBus } from "../events.ts"
 import { Fleet } from "../fleet/fleet.ts"
 import type { FleetKeys } from "../fleet/fleet-keys.ts"
 import type { HttpServer } from "../http/server.ts"
-import { acknowledgement } from "../lines/acknowledgement.ts"
+import { Acknowledgement } from "../lines/acknowledgement.ts"
 import { LinePublisher } from "../lines/line-publisher.ts"
 import { type Gauges, WorkerMetrics } from "../ops/metrics.ts"
 import type { Clock } from "../tick-clock.ts"
@@ -94,7 +94,7 @@ export class Worker {
       ...clock,
       counters,
       confirmed: ({ connection, seq }) => {
-        if (config.device.ack === "seq") connection.offer(acknowledgement(connection, seq))
+        if (config.device.ack === "seq") connection.offer(new Acknowledgement(connection, seq))
       },
       relieved: () => this.#backpressure.roomAgain(),
     })

@@ -7,13 +7,13 @@
 import { heapStats } from "bun:jsc"
 import { Counters } from "../../src/counters.ts"
 import { Backpressure } from "../../src/device/backpressure.ts"
-import type { Command } from "../../src/device/command.ts"
 import { Connection, type ConnectionContext } from "../../src/device/connection.ts"
 import { Connections } from "../../src/device/connections.ts"
 import { ConnectionIds } from "../../src/device/ids.ts"
 import { BATCH_BYTES } from "../../src/device/outgoing.ts"
 import type { DeviceSocket } from "../../src/device/peer.ts"
 import { UnfinishedLines } from "../../src/device/unfinished-lines.ts"
+import { testCommand } from "../support/commands.ts"
 import { type BenchResult, round } from "./harness.ts"
 
 export interface ConnectionMemoryParameters {
@@ -27,7 +27,6 @@ const SOCKET: DeviceSocket = {
   pause: () => undefined,
   resume: () => undefined,
 }
-const SOURCE = { settled: () => undefined, acknowledge: () => undefined }
 const DEADLINES = { handshakeTimeoutMs: 1e9, identifyTimeoutMs: 1e9, idleTimeoutMs: 1e9 }
 const LIMITS = {
   maxLineBytes: 65_536,
@@ -88,12 +87,7 @@ export function connectionMemory({ connections }: ConnectionMemoryParameters): B
 }
 
 function offer(connection: Connection, seq: number | null, messageId: string | null): void {
-  const command: Command = {
-    body: Buffer.from("a command"),
-    ...{ seq, messageId, expiresAtMs: Number.POSITIVE_INFINITY },
-    ...{ redelivered: false, forwarded: false },
-    source: SOURCE,
-  }
+  const command = testCommand({ body: Buffer.from("a command"), seq, messageId })
   connection.offer(command)
 }
 

@@ -89,7 +89,7 @@ class ScriptedConnection {
 
   withdrawLost(): void {
     if (this.writing) return
-    for (const command of this.offered.splice(0)) command.source.withdrawn?.(command)
+    for (const command of this.offered.splice(0)) command.withdraw()
   }
 
   giveUpGap(): void {
@@ -99,7 +99,7 @@ class ScriptedConnection {
   /** Ends the oldest command that it was offered. */
   settle(outcome: "written" | "closed"): void {
     const command = this.offered.shift()
-    command?.source.settled(command, outcome, "", RECIPIENT)
+    command?.settle(outcome, "", RECIPIENT)
   }
 }
 
@@ -303,7 +303,7 @@ describe("a command for a connection of this worker", () => {
       expiresAtMs: SECOND_MS - 1 + 5_000,
       redelivered: true,
     })
-    expect(subject.connection.offered[0]?.source).toBe(subject.outcomes)
+    expect(subject.connection.offered[0]?.cameBy).toBe("delivery")
     expect(delivery.acknowledged).toBe(0)
     expect(subject.counters.commandsReceived).toBe(1)
   })
@@ -734,7 +734,7 @@ describe("what is held", () => {
     await subject.deliver({}, body)
     await subject.deliver(held, body)
     const repeated = subject.connection.offered.shift()
-    repeated?.source.acknowledge(repeated)
+    repeated?.acknowledge()
     expect(subject.unacknowledged.count).toBe(0)
     await subject.deliver(held, "x".repeat(MAX_HELD_BYTES))
     expect(subject.broker.reading).toEqual([])
@@ -787,7 +787,7 @@ describe("a command whose delivery is lost", () => {
     subject.connection.writing = true
     const [command] = subject.connection.offered.splice(1)
     await subject.lose(offered, waiting)
-    command?.source.withdrawn?.(command)
+    command?.withdraw()
     const again = [await subject.redeliver(offered), await subject.redeliver(waiting)]
     expect(subject.connection.offered.length).toBe(2)
     subject.connection.settle("written")

@@ -70,7 +70,7 @@ class ScriptedConnection {
   /** Ends the oldest command that it was offered. */
   settle(outcome: Outcome, detail = ""): void {
     const command = this.offered.shift()
-    command?.source.settled(command, outcome, detail, RECIPIENT)
+    command?.settle(outcome, detail, RECIPIENT)
   }
 }
 

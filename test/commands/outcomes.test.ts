@@ -467,7 +467,7 @@ describe("for a connection, the outcomes", () => {
   test("settle the delivery of the command", async () => {
     const subject = await new Subject().start()
     const delivery = new TestDelivery(ASKING)
-    subject.outcomes.settled(subject.take(delivery), "written", "", RECIPIENT)
+    subject.take(delivery).settle("written", "", RECIPIENT)
     await settled()
     expect([delivery.acknowledged, subject.receipts().length]).toEqual([1, 1])
   })
@@ -475,7 +475,7 @@ describe("for a connection, the outcomes", () => {
   test("acknowledge a repeated delivery without copy, receipt or outcome", async () => {
     const subject = await new Subject().start()
     const delivery = new TestDelivery(ASKING)
-    subject.outcomes.acknowledge(subject.take(delivery))
+    subject.take(delivery).acknowledge()
     await settled()
     expect(delivery.acknowledged).toBe(1)
     expect(subject.unacknowledged.count).toBe(0)

@@ -9,12 +9,13 @@ import fc from "fast-check"
 import { Counters } from "../../src/counters.ts"
 import { Backpressure } from "../../src/device/backpressure.ts"
 import { CLOSE_REASONS, type CloseReason } from "../../src/device/close-reason.ts"
-import type { Command, CommandSource, Outcome, Recipient } from "../../src/device/command.ts"
+import type { Command, Outcome, Recipient } from "../../src/device/command.ts"
 import { Connection, type ConnectionLimits, type PauseSource } from "../../src/device/connection.ts"
 import { BATCH_BYTES } from "../../src/device/outgoing.ts"
 import type { DeviceSocket } from "../../src/device/peer.ts"
 import { UnfinishedLines } from "../../src/device/unfinished-lines.ts"
-import { acknowledgement } from "../../src/lines/acknowledgement.ts"
+import { Acknowledgement } from "../../src/lines/acknowledgement.ts"
+import { type TestCommand, testCommand } from "../support/commands.ts"
 import { CHEAP_RUNS, check } from "../support/property.ts"
 
 const LIMITS: ConnectionLimits = {
@@ -92,36 +93,25 @@ interface Told {
 }
 
 /** A back-end: sends commands and remembers everything it was told, in order. */
-class BackEnd implements CommandSource {
+class BackEnd {
   readonly sent: Command[] = []
   readonly told: Told[] = []
   onSettled: (told: Told) => void = () => undefined
 
-  settled(command: Command, outcome: Outcome, detail: string, recipient: Recipient | null): void {
-    const told = { command, outcome, detail, recipient }
-    this.told.push(told)
-    this.onSettled(told)
-  }
-
-  acknowledge(command: Command): void {
-    this.told.push({ command, outcome: "acknowledged", detail: "", recipient: null })
-  }
-
-  withdrawn(command: Command): void {
-    this.told.push({ command, outcome: "withdrawn", detail: "", recipient: null })
-  }
-
-  command(text: string, about: Partial<Omit<Command, "body" | "source">> = {}): Command {
-    const command = {
-      body: Buffer.from(text),
-      seq: null,
-      messageId: null,
-      expiresAtMs: Number.POSITIVE_INFINITY,
-      redelivered: false,
-      forwarded: false,
-      ...about,
-      source: this,
+  command(text: string, about: Partial<Command> = {}): TestCommand {
+    const tell = (outcome: Told["outcome"], detail = "", recipient: Recipient | null = null) => {
+      this.told.push({ command, outcome, detail, recipient })
     }
+    const command = testCommand({
+      body: bytesOf(text),
+      ...about,
+      settle: (outcome, detail, recipient) => {
+        tell(outcome, detail, recipient)
+        this.onSettled({ command, outcome, detail, recipient })
+      },
+      acknowledge: () => tell("acknowledged"),
+      withdraw: () => tell("withdrawn"),
+    })
     this.sent.push(command)
     return command
   }
@@ -844,12 +834,12 @@ describe("commands", () => {
   test("an acknowledgement goes the way of a command; left out, it closes the device as slow", () => {
     const harness = new Harness({ maxOutgoingBytes: 12 })
     const { connection, socket } = harness.admit()
-    connection.offer(acknowledgement(connection, 7))
+    connection.offer(new Acknowledgement(connection, 7))
     harness.flush()
     expect(socket.wire).toBe("ACK 7\n")
     socket.room = 0
     connection.offer(harness.backEnd.command("12345678"))
-    connection.offer(acknowledgement(connection, 8))
+    connection.offer(new Acknowledgement(connection, 8))
     expect(harness.reasons()).toEqual(["slow_device"])
     expect(harness.backEnd.bodies("slow_device")).toEqual(["12345678"])
   })
@@ -1305,9 +1295,8 @@ function run(steps: readonly Step[], react: (harness: Harness, connection: Conne
       case "redeliver": {
         const before = backEnd.sent[step.which]
         if (before === undefined) break
-        const again = { ...before, redelivered: true }
-        backEnd.sent.push(again)
-        connection.offer(again)
+        const { body, ...about } = before
+        connection.offer(backEnd.command(textOf(body), { ...about, redelivered: true }))
         break
       }
       case "socket":

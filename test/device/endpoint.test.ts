@@ -7,10 +7,10 @@ import { describe, expect, test } from "bun:test"
 import fc from "fast-check"
 import type { Command } from "../../src/device/command.ts"
 import { type Decision, Endpoint } from "../../src/device/endpoint.ts"
+import { testCommand } from "../support/commands.ts"
 import { CHEAP_RUNS, check, RUNS } from "../support/property.ts"
 
 /** One for all, as a queue's consumer is. */
-const SOURCE = { settled: () => undefined, acknowledge: () => undefined }
 
 const RECIPIENT = { deviceId: "d", connectionId: "c", epoch: 1 }
 const GAP_TIMEOUT_MS = 10
@@ -23,16 +23,7 @@ interface About {
 }
 
 function command(about: About = {}): Command {
-  const { seq = null, messageId = null, redelivered = false, forwarded = false } = about
-  return {
-    body: Buffer.from("x"),
-    seq,
-    messageId,
-    expiresAtMs: Number.POSITIVE_INFINITY,
-    redelivered,
-    forwarded,
-    source: SOURCE,
-  }
+  return testCommand(about)
 }
 
 function endpointOf(windowCommands = 100): Endpoint {

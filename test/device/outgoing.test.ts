@@ -8,24 +8,17 @@ import { describe, expect, test } from "bun:test"
 import fc from "fast-check"
 import type { Command } from "../../src/device/command.ts"
 import { BATCH_BYTES, Outgoing } from "../../src/device/outgoing.ts"
+import { type TestCommand, testCommand } from "../support/commands.ts"
 import { CHEAP_RUNS, check, RUNS } from "../support/property.ts"
 
 const NEVER_MS = Number.POSITIVE_INFINITY
 
-function command(text: string, expiresAtMs = NEVER_MS): Command {
-  return {
-    body: Buffer.from(text),
-    seq: null,
-    messageId: null,
-    expiresAtMs,
-    redelivered: false,
-    forwarded: false,
-    source: { settled: () => undefined, acknowledge: () => undefined },
-  }
+function command(text: string, expiresAtMs = NEVER_MS): TestCommand {
+  return testCommand({ body: Buffer.from(text), expiresAtMs })
 }
 
 /** The delivery that brought it is lost. */
-function lose(command: Command & { lost?: boolean }): void {
+function lose(command: TestCommand): void {
   command.lost = true
 }
 

@@ -6,17 +6,10 @@
 import { expect, test } from "bun:test"
 import type { Command } from "../../src/device/command.ts"
 import { REMEMBERED_COMMANDS, RememberedIds } from "../../src/device/remembered-ids.ts"
+import { testCommand } from "../support/commands.ts"
 
 function command(messageId: string): Command {
-  return {
-    body: new Uint8Array(),
-    seq: null,
-    messageId,
-    expiresAtMs: Number.POSITIVE_INFINITY,
-    redelivered: false,
-    forwarded: false,
-    source: { settled: () => undefined, acknowledge: () => undefined },
-  }
+  return testCommand({ messageId })
 }
 
 /** Remembers as many others, named `other-0` and so on, and returns their commands. */

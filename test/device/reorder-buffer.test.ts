@@ -11,20 +11,13 @@ import {
   type NumberedCommand,
   ReorderBuffer,
 } from "../../src/device/reorder-buffer.ts"
+import { testCommand } from "../support/commands.ts"
 import { CHEAP_RUNS, check, RUNS } from "../support/property.ts"
 
 const GAP_TIMEOUT_MS = 10
 
 function numbered(seq: number): NumberedCommand {
-  return {
-    body: new Uint8Array(),
-    seq,
-    messageId: null,
-    expiresAtMs: Number.POSITIVE_INFINITY,
-    redelivered: false,
-    forwarded: false,
-    source: { settled: () => undefined, acknowledge: () => undefined },
-  }
+  return { ...testCommand(), seq }
 }
 
 function seqsOf(commands: readonly NumberedCommand[]): number[] {

@@ -12,9 +12,9 @@ import {
   HOPS_HEADER,
 } from "../../src/commands/command-message.ts"
 import type { SendResult } from "../../src/commands/http-sender.ts"
-import type { Outcomes } from "../../src/commands/outcomes.ts"
 import type { Outcome } from "../../src/device/command.ts"
 import { incarnation } from "../../src/device/ids.ts"
+import type { TestCommand } from "./commands.ts"
 import {
   type Disturbance,
   type Link,
@@ -490,19 +490,16 @@ export class SimulatedFleet {
   }
 
   #endsOnConnection = false
-  readonly #watchedSources = new WeakSet<object>()
 
-  /** Records how commands that came by HTTP end on connections. */
-  #watchHttp(worker: SimulatedWorker, { source }: { source: object }): void {
-    if (source === worker.worker.commands.outcomes || this.#watchedSources.has(source)) return
-    this.#watchedSources.add(source)
-    const watched = source as Pick<Outcomes, "settled">
-    const settled = watched.settled
-    watched.settled = (command, outcome, detail, recipient) => {
+  /** Records how a command that came by HTTP ends on a connection. */
+  #watchHttp(worker: SimulatedWorker, command: TestCommand): void {
+    if (command.cameBy !== "http") return
+    const settle = command.settle
+    command.settle = (outcome, detail, recipient) => {
       const found = this.#byHttp.get(Buffer.from(command.body).toString())
       this.#ended(worker, found, outcome, detail)
       this.#endsOnConnection = true
-      settled(command, outcome, detail, recipient)
+      settle(outcome, detail, recipient)
       this.#endsOnConnection = false
     }
   }
