@@ -23,6 +23,7 @@ const PURE = [
   "src/structures/spread-map.ts",
   "src/ops/instance-counters.ts",
   "src/commands/command-message.ts",
+  "src/commands/dead-letters.ts",
   "src/commands/deduplicator.ts",
   "src/commands/lost-commands.ts",
   "src/commands/forwarding.ts",

@@ -5,8 +5,7 @@
  *   owsla.dead_letters ───────────┘                           ├─ queue ───► forwarded; acknowledged once it is stored
  *                                                             └─ nowhere ─► offline
  *
- * A dead letter that the broker gave up goes to the worker that holds the device as well, since the command may have
- * been written there before its delivery was lost. It ends there as `expired` or `closed`.
+ * What a delivery says is read by `dead-letters.ts` and `command-message.ts`.
  *
  * Never writes to a socket and never waits. Bounds: `PREFETCH` unacknowledged deliveries for each queue, and
  * `MAX_COMMAND_BYTES` of bodies for all, beyond which the broker is read no further. When all deliveries that a queue
@@ -14,31 +13,31 @@
  */
 
 import type { Delivery, MessageProperties } from "../broker/broker.ts"
-import {
-  isWorkerQueue,
-  WORKER_QUEUE_TTL_MS,
-  workerOfQueue,
-  workerQueue,
-} from "../broker/topology.ts"
+import { WORKER_QUEUE_TTL_MS, workerOfQueue, workerQueue } from "../broker/topology.ts"
 import type { Counters } from "../counters.ts"
-import type { Outcome } from "../device/command.ts"
 import type { Connection } from "../device/connection.ts"
 import { asError } from "../errors.ts"
 import type { FleetKeys } from "../fleet/fleet-keys.ts"
 import {
   type CommandMessage,
-  type Death,
   GIVEN_UP_HEADER,
   LEFT_HEADER,
   type Refusal,
-  readCommand,
-  readDeath,
 } from "./command-message.ts"
+import {
+  type DeadLetter,
+  type GivenUp,
+  givenUpHeader,
+  MAX_GIVEN_UP_FORWARDS,
+  type Origin,
+  readDeadLetter,
+  readDelivery,
+} from "./dead-letters.ts"
 import type { Outcomes } from "./outcomes.ts"
 import { QueuedCommand } from "./queued-command.ts"
 import type { CommandRouter, Destination } from "./router.ts"
 import { MAX_HOPS } from "./routing.ts"
-import type { DeadLetter, UnacknowledgedCommands } from "./unacknowledged-commands.ts"
+import type { UnacknowledgedCommands } from "./unacknowledged-commands.ts"
 
 export interface ConsumerOptions {
   readonly workerId: string
@@ -54,32 +53,11 @@ export interface ConsumerOptions {
   readonly fault: (error: Error, queue: string) => void
 }
 
-/** The outcome of a command that the broker gave up. */
-interface GivenUp {
-  readonly outcome: Extract<Outcome, "expired" | "closed">
-  readonly detail: string
-  /** How often it was forwarded since. */
-  readonly forwards: number
-}
-
-/** Where a command that is routed comes from. */
-interface Origin {
-  /** The queue of a worker that did not take the command in time. */
-  readonly leftIn: string | null
-  /** Its outcome unless the worker that holds its device knows better. */
-  readonly givenUp: GivenUp | null
-}
-
 /**
  * The broker puts the address of the sender's channel in its place, but not on a message that came by AMQP 1.0, and closes
  * the channel of anybody who publishes it without consuming from it.
  */
 const DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
-
-/** Bounds the forwards between workers that lose the command with their connections again and again. */
-const MAX_GIVEN_UP_FORWARDS = 16
-
-const FRESH: Origin = { leftIn: null, givenUp: null }
 
 export class Consumer {
   readonly #options: ConsumerOptions
@@ -113,83 +91,34 @@ export class Consumer {
    */
   deliver(delivery: Delivery, prefetch: number): void {
     this.#options.counters.commandsReceived += 1
-    this.#note(delivery.queue, prefetch)
-    try {
-      this.#take(delivery)
-    } catch (error) {
-      this.#failed(delivery, error)
-    }
+    this.#handle(delivery, prefetch, readDelivery)
   }
 
   /** Takes a delivery that the broker gave up in another queue. */
   deliverDeadLetter(delivery: Delivery, prefetch: number): void {
     this.#options.counters.deadLettersReceived += 1
+    this.#handle(delivery, prefetch, readDeadLetter)
+  }
+
+  #handle(delivery: Delivery, prefetch: number, readFrom: typeof readDelivery): void {
     this.#note(delivery.queue, prefetch)
     try {
-      this.#takeDeadLetter(delivery)
+      this.#take(delivery, readFrom)
     } catch (error) {
       this.#failed(delivery, error)
     }
   }
 
-  #take(delivery: Delivery): void {
-    const { nowMs, maxLineBytes } = this.#options
-    const read =
-      this.#admit(delivery.properties) ??
-      readCommand(delivery.body, delivery.properties, nowMs(), maxLineBytes)
-    if ("outcome" in read) {
-      this.#refuse(delivery, read, null)
-      return
-    }
-    const command = new QueuedCommand(delivery, read, this.#outcomes)
-    const givenUp = readGivenUp(delivery)
-    const leftAtHops = readLeft(delivery)
-    const deadLetter =
-      givenUp === null && leftAtHops === null
-        ? null
-        : {
-            expired: givenUp?.outcome === "expired",
-            forwards: givenUp?.forwards ?? 0,
-            leftAtHops,
-          }
-    if (!this.#unacknowledged.add(command, deadLetter)) return
-    this.#route(command, read, givenUp === null ? FRESH : { leftIn: null, givenUp })
-  }
-
-  #takeDeadLetter(delivery: Delivery): void {
+  #take(delivery: Delivery, readFrom: typeof readDelivery): void {
     const { nowMs, maxLineBytes } = this.#options
     const refusal = this.#admit(delivery.properties)
-    const death = readDeath(delivery.properties)
-    const given = readGivenUp(delivery)
-    const forwards = given?.forwards ?? 0
-    const leftAtHops = readLeft(delivery)
-    const expired = death?.reason === "expired"
-    const expiration = death?.expiration ?? null
-    const properties = { ...delivery.properties }
-    if (death !== null && expiration !== null) {
-      const undated = properties.timestamp === undefined && isWorkerQueue(death.queue)
-      // Without a timestamp it counts from its arrival, and it has waited in that queue since.
-      const waitedMs = undated ? WORKER_QUEUE_TTL_MS : 0
-      properties.expiration = String(Math.max(0, Number(expiration) - waitedMs))
-    }
-    const read = refusal ?? readCommand(delivery.body, properties, nowMs(), maxLineBytes)
+    const { read, deadLetter, origin } = readFrom(delivery, refusal, nowMs(), maxLineBytes)
     if ("outcome" in read) {
-      this.#refuse(delivery, read, { expired, forwards, leftAtHops })
+      this.#refuse(delivery, read, deadLetter)
       return
     }
     const command = new QueuedCommand(delivery, read, this.#outcomes)
-    const leftWithWorker =
-      expired &&
-      isWorkerQueue(death.queue) &&
-      (expiration === null || Number(expiration) > WORKER_QUEUE_TTL_MS) &&
-      read.expiresAtMs > nowMs()
-    // A command left in a worker's queue exceeded the time-to-live of the queue; it has not expired by itself. When a command was
-    // forwarded after it was given up, the first reason counts.
-    const timeOver = given === null ? expired && !leftWithWorker : given.outcome === "expired"
-    const deadLetter = { expired: timeOver, forwards, leftAtHops }
-    if (!this.#unacknowledged.add(command, deadLetter)) return
-    const givenUp = given ?? (leftWithWorker ? null : givenUpBy(death))
-    this.#route(command, read, { leftIn: death?.queue ?? null, givenUp })
+    if (this.#unacknowledged.add(command, deadLetter)) this.#route(command, read, origin)
   }
 
   /**
@@ -368,8 +297,7 @@ export class Consumer {
       properties.headers[LEFT_HEADER] = message.hops
     }
     if (givenUp !== null && properties.headers !== undefined) {
-      const { outcome, detail, forwards } = givenUp
-      properties.headers[GIVEN_UP_HEADER] = `${outcome} ${forwards + 1} ${detail}`
+      properties.headers[GIVEN_UP_HEADER] = givenUpHeader(givenUp)
       // The command has expired already; the worker's queue must not dead-letter it for that.
       delete properties.expiration
     }
@@ -394,32 +322,4 @@ export class Consumer {
 /** A command that the broker gave up has a bound of its own. */
 function mayForward({ hops }: CommandMessage, givenUp: GivenUp | null): boolean {
   return givenUp === null ? hops < MAX_HOPS : givenUp.forwards < MAX_GIVEN_UP_FORWARDS
-}
-
-/** The hops of a command when it was left in a worker's queue; null on one that was not. */
-function readLeft({ properties }: Delivery): number | null {
-  const hops = properties.headers?.[LEFT_HEADER]
-  return typeof hops === "number" && Number.isSafeInteger(hops) ? hops : null
-}
-
-/** The outcome of a command that the broker gave up. */
-function givenUpBy(death: Death | null): GivenUp {
-  if (death?.reason === "expired") {
-    return { outcome: "expired", detail: `in the queue ${death.queue}`, forwards: 0 }
-  }
-  const detail = `given up by the broker: ${death?.reason ?? "no x-death header"}`
-  return { outcome: "closed", detail, forwards: 0 }
-}
-
-/** The outcome that another worker found for a command that the broker gave up; null without one. */
-function readGivenUp({ properties }: Delivery): GivenUp | null {
-  const text = properties.headers?.[GIVEN_UP_HEADER]
-  if (typeof text !== "string") return null
-  const [outcome, forwards, ...detail] = text.split(" ")
-  return {
-    outcome: outcome === "expired" ? "expired" : "closed",
-    detail: detail.join(" "),
-    // A count that is not a number is treated as too many.
-    forwards: /^[0-9]{1,2}$/.test(forwards ?? "") ? Number(forwards) : MAX_GIVEN_UP_FORWARDS,
-  }
 }

@@ -13,6 +13,7 @@
 import type { Broker, Delivery } from "../broker/broker.ts"
 import type { Counters } from "../counters.ts"
 import { Fifo } from "../structures/fifo.ts"
+import type { DeadLetter } from "./dead-letters.ts"
 import { Deduplicator } from "./deduplicator.ts"
 import { fingerprint } from "./fingerprint.ts"
 import { type LostCommand, LostCommands, type LostState } from "./lost-commands.ts"
@@ -21,15 +22,6 @@ import type { QueueCount, QueuedCommand } from "./queued-command.ts"
 /** More than the broker leaves unprocessed for long: a fence every `FENCE_MS` shows which it has processed. */
 const MAX_ACKNOWLEDGED = 16_384
 const MAX_ACKNOWLEDGED_BYTES = 16_777_216
-
-export interface DeadLetter {
-  /** The broker gave it up because it had expired. */
-  readonly expired: boolean
-  /** How often it was forwarded since it was given up for good. */
-  readonly forwards: number
-  /** Its hops when its time in a worker's queue was over and it is sent to that worker again; null otherwise. */
-  readonly leftAtHops: number | null
-}
 
 interface Acknowledged {
   readonly delivery: Delivery
