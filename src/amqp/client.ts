@@ -13,7 +13,7 @@
 import { AMQPClient } from "@cloudamqp/amqp-client"
 import { AMQPView } from "@cloudamqp/amqp-client/amqp-view"
 import type { OutgoingMessage } from "../broker/broker.ts"
-import { FrameReader, type InboundMessage } from "./frame-reader.ts"
+import { type ChannelTaker, FrameReader } from "./frame-reader.ts"
 import { FrameWriter } from "./frame-writer.ts"
 import { type BrokerServer, serverOf } from "./server-properties.ts"
 
@@ -31,15 +31,6 @@ const ACKNOWLEDGEMENTS_MS = 1
 
 const SENT = Promise.resolve()
 
-/** What comes on one channel past the client. */
-export interface ChannelTaker {
-  readonly content?: (content: InboundMessage) => void
-  /** The broker ends a consumer; the client is told too. */
-  readonly cancelled?: () => void
-  /** What the broker says of publishes: of one, or of all up to it. */
-  readonly confirmed?: (tag: number, multiple: boolean, nacked: boolean) => void
-}
-
 /**
  * A broker begins with a method frame on channel 0. Whatever else is at that port is told apart here:
  * the client would wait for the rest of a frame.
@@ -56,7 +47,7 @@ export class BatchingClient extends AMQPClient {
   #scheduled = false
   #acknowledging: ReturnType<typeof setTimeout> | null = null
   readonly #spare: FrameWriter[] = []
-  readonly #handlers = new Map<number, ChannelTaker>()
+  readonly #takers = new Map<number, ChannelTaker>()
   #server: BrokerServer | null = null
   /** The host for the socket: the client leaves IPv6 addresses in the brackets of their URLs. */
   override readonly host: string
@@ -76,11 +67,7 @@ export class BatchingClient extends AMQPClient {
     const connected = super.connect()
     const socket = this.socket
     const reader = new FrameReader(this.frameMax + FrameWriter.FRAME_OVERHEAD, {
-      takes: (channel) => this.#handlers.has(channel),
-      content: (channel, content) => this.#handlers.get(channel)?.content?.(content),
-      cancelled: (channel) => this.#handlers.get(channel)?.cancelled?.(),
-      confirmed: (channel, tag, multiple, nacked) =>
-        this.#handlers.get(channel)?.confirmed?.(tag, multiple, nacked),
+      takerOf: (channel) => this.#takers.get(channel),
       other: (frame) => {
         this.#server ??= serverOf(frame)
         this.parseFrames(new AMQPView(frame.buffer, frame.byteOffset, frame.length))
@@ -102,7 +89,7 @@ export class BatchingClient extends AMQPClient {
 
   /** Who takes the messages and confirms of a channel, in the client's stead; to be set before any can come. */
   take(channel: number, taker: ChannelTaker): void {
-    this.#handlers.set(channel, taker)
+    this.#takers.set(channel, taker)
   }
 
   /**

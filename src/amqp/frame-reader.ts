@@ -41,15 +41,20 @@ export interface InboundMessage {
   readonly body: Uint8Array
 }
 
-export interface FrameTaker {
-  /** Whether messages and confirms of a channel are taken here. */
-  readonly takes: (channel: number) => boolean
+/** Takes what comes on one channel past the client. */
+export interface ChannelTaker {
   /** `body` is a copy; texts and numbers are anyway. */
-  readonly content: (channel: number, content: InboundMessage) => void
-  readonly confirmed: (channel: number, tag: number, multiple: boolean, nacked: boolean) => void
-  /** A consumer of a channel has been cancelled; the frame goes to `other` all the same. */
-  readonly cancelled: (channel: number) => void
-  /** A whole frame, valid until the call returns. */
+  readonly content?: (content: InboundMessage) => void
+  /** What the broker says of publishes: of one, or of all up to it. */
+  readonly confirmed?: (tag: number, multiple: boolean, nacked: boolean) => void
+  /** The broker has ended a consumer; the client gets the frame too. */
+  readonly cancelled?: () => void
+}
+
+export interface FrameTaker {
+  /** Who takes the messages and confirms of a channel; undefined leaves them to the client. */
+  readonly takerOf: (channel: number) => ChannelTaker | undefined
+  /** Takes any other frame, whole; valid until the call returns. */
   readonly other: (frame: Uint8Array) => void
 }
 
@@ -103,26 +108,27 @@ export class FrameReader {
   #frame(bytes: Uint8Array, start: number, end: number): void {
     const channel = (byteAt(bytes, start + 1) << 8) | byteAt(bytes, start + 2)
     this.#fields.begin(bytes, start + HEAD_BYTES, end - 1)
-    if (!this.#taker.takes(channel) || !this.#taken(channel, byteAt(bytes, start))) {
+    const taker = this.#taker.takerOf(channel)
+    if (taker === undefined || !this.#taken(channel, byteAt(bytes, start), taker)) {
       this.#taker.other(bytes.subarray(start, end))
     }
   }
 
   /** False when the frame is not for us. */
-  #taken(channel: number, type: number): boolean {
+  #taken(channel: number, type: number, taker: ChannelTaker): boolean {
     const coming = this.#coming.get(channel)
     switch (type) {
       case METHOD:
-        return this.#fields.end - this.#fields.at >= 4 && this.#method(channel)
+        return this.#fields.end - this.#fields.at >= 4 && this.#method(channel, taker)
       case HEADER:
         if (coming === undefined) return false
         this.#header(coming)
-        if (coming.size === 0) this.#complete(channel, coming)
+        if (coming.size === 0) this.#complete(channel, coming, taker)
         return true
       case BODY:
         if (coming === undefined || coming.bytes < 0) return false
         this.#body(coming)
-        if (coming.bytes === coming.size) this.#complete(channel, coming)
+        if (coming.bytes === coming.size) this.#complete(channel, coming, taker)
         return true
       default:
         return false
@@ -130,14 +136,14 @@ export class FrameReader {
   }
 
   /** False when the method is not for us. */
-  #method(channel: number): boolean {
+  #method(channel: number, taker: ChannelTaker): boolean {
     const method = this.#fields.uint32()
     switch (method) {
       case ACK:
       case NACK: {
         const tag = this.#fields.uint64()
         const multiple = (this.#fields.uint8() & MULTIPLE) !== 0
-        this.#taker.confirmed(channel, tag, multiple, method === NACK)
+        taker.confirmed?.(tag, multiple, method === NACK)
         return true
       }
       case DELIVER: {
@@ -151,7 +157,7 @@ export class FrameReader {
         this.#begin(channel, 0, false)
         return true
       case CANCEL:
-        this.#taker.cancelled(channel)
+        taker.cancelled?.()
         return false
       default:
         return false
@@ -184,8 +190,8 @@ export class FrameReader {
     coming.bytes += length
   }
 
-  #complete(channel: number, content: PartialMessage): void {
+  #complete(channel: number, content: PartialMessage, taker: ChannelTaker): void {
     this.#coming.delete(channel)
-    this.#taker.content(channel, content)
+    taker.content?.(content)
   }
 }

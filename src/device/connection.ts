@@ -42,6 +42,12 @@ export interface ConnectionLimits extends ReorderLimits {
 export type ConnectionState = "handshaking" | "identifying" | "open" | "closing" | "closed"
 
 /** What all connections of a worker share. */
+/** The next stage of a line. */
+export interface LineTaker {
+  /** Takes a line for publishing; to be called only while `backpressure.hasRoom`. */
+  take(connection: Connection, seq: number, line: Uint8Array): void
+}
+
 export interface ConnectionContext {
   readonly limits: ConnectionLimits
   readonly counters: Counters
@@ -53,8 +59,7 @@ export interface ConnectionContext {
   readonly nowMs: () => number
   /** Milliseconds that never jump, for deadlines. */
   readonly steadyMs: () => number
-  /** Takes a line for publishing; called only while `backpressure.hasRoom`. */
-  readonly takeLine: (connection: Connection, seq: number, line: Uint8Array) => void
+  readonly lines: LineTaker
   /** Asks for `flush` to be called once at the end of this tick. */
   readonly flushSoon: (connection: Connection) => void
   /** Told when commands wait in the reorder buffer: `sweepCommands` is to be called now and then. */
@@ -380,7 +385,7 @@ export class Connection {
     const { counters } = this.#context
     counters.linesIn += 1
     counters.lineBytesIn += line.length
-    this.#context.takeLine(this, this.#endpoint.numberLine(), line)
+    this.#context.lines.take(this, this.#endpoint.numberLine(), line)
   }
 
   #perform(endpoint: Endpoint, decisions: readonly Decision[]): void {

@@ -10,6 +10,7 @@ import type { Broker, OutgoingMessage } from "../broker/broker.ts"
 import { Publisher } from "../broker/publisher.ts"
 import type { Counters } from "../counters.ts"
 import type { Connection } from "../device/connection.ts"
+import { Acknowledgement } from "./acknowledgement.ts"
 
 const BACKOFF = { firstMs: 100, mostMs: 5_000 }
 
@@ -32,8 +33,8 @@ export interface LinesOptions {
   /** Milliseconds that never jump, for the age of what is unconfirmed. */
   readonly steadyMs: () => number
   readonly counters: Counters
-  /** Told of each line the broker has confirmed, in order for each connection. */
-  readonly confirmed: (line: Line) => void
+  /** Whether a device is told of each line that the broker has confirmed, in order. */
+  readonly acknowledges: boolean
   /** The window was full and is half empty now. */
   readonly relieved: () => void
 }
@@ -79,7 +80,7 @@ export class LinePublisher {
   readonly #nowMs: () => number
 
   constructor(broker: Broker, options: LinesOptions) {
-    const { counters, confirmed } = options
+    const { counters, acknowledges } = options
     const message = new LineMessage(options.queue, options.replyTo)
     this.#nowMs = options.nowMs
     this.#publisher = new Publisher<Line>({
@@ -96,7 +97,8 @@ export class LinePublisher {
         // Its ids and queue names are bounded so that they fit a frame; a defect if they do not.
         if (result !== "confirmed") throw new Error(`the message of a line ended ${result}`)
         counters.linesConfirmed += 1
-        confirmed(line)
+        const { connection, seq } = line
+        if (acknowledges) connection.offer(new Acknowledgement(connection, seq))
       },
       whenReturned: () => "again",
       relieved: options.relieved,

@@ -35,7 +35,6 @@ import type { EventBus } from "../events.ts"
 import { Fleet } from "../fleet/fleet.ts"
 import type { FleetKeys } from "../fleet/fleet-keys.ts"
 import type { HttpServer } from "../http/server.ts"
-import { Acknowledgement } from "../lines/acknowledgement.ts"
 import { LinePublisher } from "../lines/line-publisher.ts"
 import { type Gauges, WorkerMetrics } from "../ops/metrics.ts"
 import type { Clock } from "../tick-clock.ts"
@@ -93,9 +92,7 @@ export class Worker {
       windowBytes: config.broker.windowBytes,
       ...clock,
       counters,
-      confirmed: ({ connection, seq }) => {
-        if (config.device.ack === "seq") connection.offer(new Acknowledgement(connection, seq))
-      },
+      acknowledges: config.device.ack === "seq",
       relieved: () => this.#backpressure.roomAgain(),
     })
     this.#backpressure = new Backpressure(
@@ -267,7 +264,7 @@ export class Worker {
       unfinishedLines: this.#unfinishedLines,
       scratch: new Uint8Array(BATCH_BYTES),
       ...clock,
-      takeLine: (connection, seq, line) => this.#lines.take(connection, seq, line),
+      lines: this.#lines,
       flushSoon: new FlushScheduler().soon,
       commandsWait: (connection) => this.#connections.commandsWait(connection),
       closed: (connection, reason) => {

@@ -83,11 +83,15 @@ function valuesAlone(properties: MessageProperties): MessageProperties {
 function readUntilError(chunks: readonly Uint8Array[], mostBytes = CAPACITY) {
   const told: Told[] = []
   const reader = new FrameReader(mostBytes, {
-    takes: (channel) => channel !== CLIENTS,
-    content: (channel, { tag, redelivered, properties, body }) =>
-      told.push({ channel, content: [tag, redelivered, valuesAlone(properties), body] }),
-    confirmed: (channel, ...confirmed) => told.push({ channel, confirmed }),
-    cancelled: (channel) => told.push({ channel, cancelled: true }),
+    takerOf: (channel) => {
+      if (channel === CLIENTS) return undefined
+      return {
+        content: ({ tag, redelivered, properties, body }) =>
+          told.push({ channel, content: [tag, redelivered, valuesAlone(properties), body] }),
+        confirmed: (...confirmed) => told.push({ channel, confirmed }),
+        cancelled: () => told.push({ channel, cancelled: true }),
+      }
+    },
     other: (frame) => told.push(other(Buffer.from(frame))),
   })
   for (const chunk of chunks) {

@@ -100,7 +100,7 @@ function makeContext(): ConnectionContext {
     scratch: new Uint8Array(BATCH_BYTES),
     nowMs: () => 0,
     steadyMs: () => 0,
-    takeLine: () => undefined,
+    lines: { take: () => undefined },
     flushSoon: () => undefined,
     commandsWait: () => undefined,
     closed: () => undefined,

@@ -199,10 +199,12 @@ class Harness {
       scratch: this.scratch,
       nowMs: () => this.nowMs,
       steadyMs: () => this.steadyMs,
-      takeLine: (connection, seq, line) => {
-        expect(this.backpressure.hasRoom).toBe(true)
-        this.window.room -= 1
-        this.lines.push({ connection, seq, text: textOf(line) })
+      lines: {
+        take: (connection, seq, line) => {
+          expect(this.backpressure.hasRoom).toBe(true)
+          this.window.room -= 1
+          this.lines.push({ connection, seq, text: textOf(line) })
+        },
       },
       flushSoon: (connection) => this.flushDue.add(connection),
       commandsWait: (connection) => this.waiting.add(connection),

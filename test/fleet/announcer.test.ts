@@ -78,7 +78,7 @@ class Subject {
     scratch: new Uint8Array(0),
     nowMs: () => EPOCH,
     steadyMs: () => 0,
-    takeLine: () => undefined,
+    lines: { take: () => undefined },
     flushSoon: () => undefined,
     commandsWait: () => undefined,
     closed: (connection, reason) => {

@@ -82,7 +82,7 @@ class Subject {
     scratch: new Uint8Array(10),
     nowMs: () => this.nowMs,
     steadyMs: () => this.steadyMs,
-    takeLine: () => undefined,
+    lines: { take: () => undefined },
     flushSoon: () => undefined,
     commandsWait: () => undefined,
     closed: (connection, reason) => {

@@ -8,6 +8,7 @@ import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test"
 import type { OutgoingMessage, PublishResult } from "../../src/broker/broker.ts"
 import { EmbeddedBroker } from "../../src/broker/embedded.ts"
 import { Counters } from "../../src/counters.ts"
+import type { Command } from "../../src/device/command.ts"
 import type { Connection } from "../../src/device/connection.ts"
 import { LinePublisher } from "../../src/lines/line-publisher.ts"
 
@@ -16,6 +17,7 @@ const READ_AT_MS = 1_750_000_000_123
 const QUEUE = "from_device"
 
 beforeEach(() => {
+  acknowledged.length = 0
   jest.useFakeTimers()
 })
 
@@ -44,6 +46,9 @@ class ScriptedBroker extends EmbeddedBroker {
   }
 }
 
+/** The acknowledgements of all connections of a test, as `<connection>:<seq>`. */
+const acknowledged: string[] = []
+
 interface Options {
   windowLines?: number
   windowBytes?: number
@@ -52,7 +57,7 @@ interface Options {
 class Subject {
   readonly broker = new ScriptedBroker()
   readonly counters = new Counters()
-  readonly confirmed: string[] = []
+  readonly confirmed = acknowledged
   readonly lines: LinePublisher
   relieved = 0
   nowMs = READ_AT_MS
@@ -67,7 +72,7 @@ class Subject {
       nowMs: () => this.nowMs,
       steadyMs: () => this.nowMs,
       counters: this.counters,
-      confirmed: ({ connection, seq }) => this.confirmed.push(`${connection.id}:${seq}`),
+      acknowledges: true,
       relieved: () => {
         this.relieved += 1
       },
@@ -106,7 +111,10 @@ async function settled(): Promise<void> {
 
 function connection(connectionId: string, deviceId = connectionId): Connection {
   const recipient = { connectionId, deviceId, epoch: 1_750_000_000_000 }
-  return { id: connectionId, endpoint: { recipient } } as unknown as Connection
+  const offer = ({ body }: Command) => {
+    acknowledged.push(`${connectionId}:${Buffer.from(body).toString().replace("ACK ", "")}`)
+  }
+  return { id: connectionId, endpoint: { recipient }, offer } as unknown as Connection
 }
 
 describe("a line", () => {
