@@ -7,7 +7,7 @@
  * Decides nothing. Bounds: those of its stages.
  */
 
-import type { Broker, Delivery } from "../broker/broker.ts"
+import type { Broker } from "../broker/broker.ts"
 import { OutboundMessages } from "../broker/outbound-messages.ts"
 import { fleetQueue, isGatewayQueue, type QueueNames } from "../broker/topology.ts"
 import type { Counters } from "../counters.ts"
@@ -44,8 +44,8 @@ export class Commands {
   readonly outboundMessages: OutboundMessages
   readonly unacknowledged: UnacknowledgedCommands
   readonly outcomes: Outcomes
+  readonly consumer: Consumer
   readonly sender: HttpSender
-  readonly #consumer: Consumer
 
   constructor(broker: Broker, options: CommandsOptions) {
     const { self, queues, counters, nowMs, steadyMs, keys, find, locate, commandIds } = options
@@ -63,28 +63,13 @@ export class Commands {
       queues.undeliveredQueue,
       nowMs,
     )
-    this.#consumer = new Consumer(router, this.outcomes, this.unacknowledged, {
+    this.consumer = new Consumer(router, this.outcomes, this.unacknowledged, {
       ...{ workerId, nowMs, counters, keys, maxLineBytes, mayServe, fault },
       isGatewayQueue: (queue) => isGatewayQueue(queues, queue),
     })
     this.sender = new HttpSender(broker, this.outboundMessages, router, this.outcomes, {
       ...{ nowMs, counters, replyQueue: fleetQueue(self), timeoutMs: options.sendTimeoutMs },
     })
-  }
-
-  /** Takes a command; see `Consumer.deliver`. */
-  deliver(delivery: Delivery, prefetch: number): void {
-    this.#consumer.deliver(delivery, prefetch)
-  }
-
-  /** Takes a command that the broker gave up; see `Consumer.deliverDeadLetter`. */
-  deliverDeadLetter(delivery: Delivery, prefetch: number): void {
-    this.#consumer.deliverDeadLetter(delivery, prefetch)
-  }
-
-  /** The connection that delivers commands was lost. */
-  lost(): void {
-    this.unacknowledged.lost()
   }
 
   /** True when nothing is owed for any command. */
@@ -100,11 +85,11 @@ export class Commands {
   /**
    * To be called periodically.
    *
-   * @param connectedMs for how long since the last call the broker may have had a connection of ours.
+   * @param connectedMs the time since the last call in which the broker was connected.
    */
   sweep(atMs: number, connectedMs: number): void {
     this.unacknowledged.pass(connectedMs)
-    this.#consumer.sweep()
+    this.consumer.sweep()
     this.outcomes.late.sweep(atMs)
   }
 

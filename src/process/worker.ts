@@ -244,12 +244,9 @@ export class Worker {
 
   #startBroker(): void {
     const { config, self, broker } = this.#parts
+    const { consumer, unacknowledged, sender } = this.commands
     const setup = brokerSetup(config.broker, self, {
-      command: (delivery, prefetch) => this.commands.deliver(delivery, prefetch),
-      deadLetter: (delivery, prefetch) => this.commands.deliverDeadLetter(delivery, prefetch),
-      commandsLost: () => this.commands.lost(),
-      fleetMessage: (delivery) => this.fleet.deliver(delivery),
-      receipt: (delivery) => this.commands.sender.deliverReceipt(delivery),
+      ...{ consumer, unacknowledged, sender, fleet: this.fleet },
       fault: (error, queue) => this.#fault(error, queue),
     })
     broker.start(setup, this.#brokerWatch)

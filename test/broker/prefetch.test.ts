@@ -41,11 +41,10 @@ describe("a limit on unacknowledged messages", () => {
       { ...queues, queueType: "quorum", prefetch },
       { worker: "i.0", incarnation: "x" },
       {
-        command: ignore,
-        deadLetter: ignore,
-        commandsLost: ignore,
-        fleetMessage: ignore,
-        receipt: ignore,
+        consumer: { deliver: ignore, deliverDeadLetter: ignore },
+        unacknowledged: { lost: ignore },
+        fleet: { deliver: ignore },
+        sender: { deliverReceipt: ignore },
         fault: ignore,
       },
     )
