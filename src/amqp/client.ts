@@ -13,7 +13,7 @@
 import { AMQPClient } from "@cloudamqp/amqp-client"
 import { AMQPView } from "@cloudamqp/amqp-client/amqp-view"
 import type { OutgoingMessage } from "../broker/broker.ts"
-import { type ChannelTaker, FrameReader } from "./frame-reader.ts"
+import { type ChannelHandler, FrameReader } from "./frame-reader.ts"
 import { FrameWriter } from "./frame-writer.ts"
 import { type BrokerServer, serverOf } from "./server-properties.ts"
 
@@ -47,7 +47,7 @@ export class BatchingClient extends AMQPClient {
   #scheduled = false
   #acknowledging: ReturnType<typeof setTimeout> | null = null
   readonly #spare: FrameWriter[] = []
-  readonly #takers = new Map<number, ChannelTaker>()
+  readonly #handlers = new Map<number, ChannelHandler>()
   #server: BrokerServer | null = null
   /** The host for the socket: the client leaves IPv6 addresses in the brackets of their URLs. */
   override readonly host: string
@@ -67,7 +67,7 @@ export class BatchingClient extends AMQPClient {
     const connected = super.connect()
     const socket = this.socket
     const reader = new FrameReader(this.frameMax + FrameWriter.FRAME_OVERHEAD, {
-      takerOf: (channel) => this.#takers.get(channel),
+      handlerOf: (channel) => this.#handlers.get(channel),
       other: (frame) => {
         this.#server ??= serverOf(frame)
         this.parseFrames(new AMQPView(frame.buffer, frame.byteOffset, frame.length))
@@ -88,12 +88,12 @@ export class BatchingClient extends AMQPClient {
   }
 
   /** Who takes the messages and confirms of a channel, in the client's stead; to be set before any can come. */
-  take(channel: number, taker: ChannelTaker): void {
-    this.#takers.set(channel, taker)
+  take(channel: number, handler: ChannelHandler): void {
+    this.#handlers.set(channel, handler)
   }
 
   /**
-   * Publishes in place; the confirm comes to the channel's taker, by tags that count from 1 on each channel. Like `send`
+   * Publishes in place; the confirm comes to the channel's handler, by tags that count from 1 on each channel. Like `send`
    * it never fails for want of a connection.
    *
    * A body of more than `PIECE_BYTES` goes out piece by piece, when the socket has taken the one before, so that nothing

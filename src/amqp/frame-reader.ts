@@ -42,7 +42,7 @@ export interface InboundMessage {
 }
 
 /** Takes what comes on one channel past the client. */
-export interface ChannelTaker {
+export interface ChannelHandler {
   /** `body` is a copy; texts and numbers are anyway. */
   readonly content?: (content: InboundMessage) => void
   /** What the broker says of publishes: of one, or of all up to it. */
@@ -51,9 +51,9 @@ export interface ChannelTaker {
   readonly cancelled?: () => void
 }
 
-export interface FrameTaker {
+export interface FrameHandler {
   /** Who takes the messages and confirms of a channel; undefined leaves them to the client. */
-  readonly takerOf: (channel: number) => ChannelTaker | undefined
+  readonly handlerOf: (channel: number) => ChannelHandler | undefined
   /** Takes any other frame, whole; valid until the call returns. */
   readonly other: (frame: Uint8Array) => void
 }
@@ -72,7 +72,7 @@ interface PartialMessage {
 
 export class FrameReader {
   readonly #mostBytes: number
-  readonly #taker: FrameTaker
+  readonly #handler: FrameHandler
   /** The beginning of a frame whose end has not come. */
   #partial: Uint8Array | null = null
   readonly #coming = new Map<number, PartialMessage>()
@@ -80,9 +80,9 @@ export class FrameReader {
   readonly #fields = new FieldReader()
 
   /** @param mostBytes of a frame, its overhead included. */
-  constructor(mostBytes: number, taker: FrameTaker) {
+  constructor(mostBytes: number, handler: FrameHandler) {
     this.#mostBytes = mostBytes
-    this.#taker = taker
+    this.#handler = handler
   }
 
   /** @throws when these are no frames, or frames that can't be read. */
@@ -108,27 +108,27 @@ export class FrameReader {
   #frame(bytes: Uint8Array, start: number, end: number): void {
     const channel = (byteAt(bytes, start + 1) << 8) | byteAt(bytes, start + 2)
     this.#fields.begin(bytes, start + HEAD_BYTES, end - 1)
-    const taker = this.#taker.takerOf(channel)
-    if (taker === undefined || !this.#taken(channel, byteAt(bytes, start), taker)) {
-      this.#taker.other(bytes.subarray(start, end))
+    const handler = this.#handler.handlerOf(channel)
+    if (handler === undefined || !this.#taken(channel, byteAt(bytes, start), handler)) {
+      this.#handler.other(bytes.subarray(start, end))
     }
   }
 
   /** False when the frame is not for us. */
-  #taken(channel: number, type: number, taker: ChannelTaker): boolean {
+  #taken(channel: number, type: number, handler: ChannelHandler): boolean {
     const coming = this.#coming.get(channel)
     switch (type) {
       case METHOD:
-        return this.#fields.end - this.#fields.at >= 4 && this.#method(channel, taker)
+        return this.#fields.end - this.#fields.at >= 4 && this.#method(channel, handler)
       case HEADER:
         if (coming === undefined) return false
         this.#header(coming)
-        if (coming.size === 0) this.#complete(channel, coming, taker)
+        if (coming.size === 0) this.#complete(channel, coming, handler)
         return true
       case BODY:
         if (coming === undefined || coming.bytes < 0) return false
         this.#body(coming)
-        if (coming.bytes === coming.size) this.#complete(channel, coming, taker)
+        if (coming.bytes === coming.size) this.#complete(channel, coming, handler)
         return true
       default:
         return false
@@ -136,14 +136,14 @@ export class FrameReader {
   }
 
   /** False when the method is not for us. */
-  #method(channel: number, taker: ChannelTaker): boolean {
+  #method(channel: number, handler: ChannelHandler): boolean {
     const method = this.#fields.uint32()
     switch (method) {
       case ACK:
       case NACK: {
         const tag = this.#fields.uint64()
         const multiple = (this.#fields.uint8() & MULTIPLE) !== 0
-        taker.confirmed?.(tag, multiple, method === NACK)
+        handler.confirmed?.(tag, multiple, method === NACK)
         return true
       }
       case DELIVER: {
@@ -157,7 +157,7 @@ export class FrameReader {
         this.#begin(channel, 0, false)
         return true
       case CANCEL:
-        taker.cancelled?.()
+        handler.cancelled?.()
         return false
       default:
         return false
@@ -190,8 +190,8 @@ export class FrameReader {
     coming.bytes += length
   }
 
-  #complete(channel: number, content: PartialMessage, taker: ChannelTaker): void {
+  #complete(channel: number, content: PartialMessage, handler: ChannelHandler): void {
     this.#coming.delete(channel)
-    taker.content?.(content)
+    handler.content?.(content)
   }
 }

@@ -28,7 +28,7 @@ export const FLEET_MESSAGE_TYPE = "owsla.fleet"
 const SHARES = { fleet: 2, toDevice: 4, worker: 3, deadLetters: 1 }
 
 /** The stages that take what comes from the queues. */
-export interface Takers {
+export interface Handlers {
   /** Throws nothing. @param prefetch how many deliveries of its queue may be unacknowledged. */
   readonly consumer: {
     deliver(delivery: Delivery, prefetch: number): void
@@ -46,7 +46,7 @@ export interface Takers {
 export function brokerSetup(
   names: QueueNames & { readonly prefetch: number },
   self: WorkerProcess,
-  { consumer, unacknowledged, fleet, sender, fault }: Takers,
+  { consumer, unacknowledged, fleet, sender, fault }: Handlers,
 ): BrokerSetup {
   const shares = divided(names.prefetch, Object.values(SHARES))
   const [fleetShare = 1, toDevice = 1, worker = 1, deadLetters = 1] = shares

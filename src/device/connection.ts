@@ -43,7 +43,7 @@ export type ConnectionState = "handshaking" | "identifying" | "open" | "closing"
 
 /** What all connections of a worker share. */
 /** The next stage of a line. */
-export interface LineTaker {
+export interface LineHandler {
   /** Takes a line for publishing; to be called only while `backpressure.hasRoom`. */
   take(connection: Connection, seq: number, line: Uint8Array): void
 }
@@ -59,7 +59,7 @@ export interface ConnectionContext {
   readonly nowMs: () => number
   /** Milliseconds that never jump, for deadlines. */
   readonly steadyMs: () => number
-  readonly lines: LineTaker
+  readonly lines: LineHandler
   /** Asks for `flush` to be called once at the end of this tick. */
   readonly flushSoon: (connection: Connection) => void
   /** Told when commands wait in the reorder buffer: `sweepCommands` is to be called now and then. */

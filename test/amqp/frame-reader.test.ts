@@ -83,7 +83,7 @@ function valuesAlone(properties: MessageProperties): MessageProperties {
 function readUntilError(chunks: readonly Uint8Array[], mostBytes = CAPACITY) {
   const told: Told[] = []
   const reader = new FrameReader(mostBytes, {
-    takerOf: (channel) => {
+    handlerOf: (channel) => {
       if (channel === CLIENTS) return undefined
       return {
         content: ({ tag, redelivered, properties, body }) =>

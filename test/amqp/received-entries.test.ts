@@ -38,7 +38,7 @@ function hex(text: string): Buffer {
 function read(properties: Uint8Array): MessageProperties {
   const came: MessageProperties[] = []
   const reader = new FrameReader(CAPACITY, {
-    takerOf: () => ({ content: ({ properties }) => came.push(properties) }),
+    handlerOf: () => ({ content: ({ properties }) => came.push(properties) }),
     other: () => undefined,
   })
   const deliver = frame(1, hex("003c 003c 01 61 0000000000000001 00 00 0161"))
