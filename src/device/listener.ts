@@ -254,14 +254,14 @@ export class Listener {
     this.#handshakes.completed(connection)
     connection.identify()
     const outdated = generation === this.#generation ? null : this.#outdated(socket)
-    const verdict = this.#authenticator.handshaken(connection, {
+    const result = this.#authenticator.handshaken(connection, {
       // Bun reports success for a certificate that it does not trust too.
       authorized: error === null && socket.authorized && outdated === null,
       fault: error?.message ?? outdated,
       certificate: () => socket.getPeerX509Certificate() as X509Certificate | undefined,
       issuersValidUntilMs: () => issuersValidUntilMs(socket),
     })
-    this.#perform(socket, connection, verdict)
+    this.#perform(socket, connection, result)
   }
 
   /** Why the CAs of today would refuse one that was accepted, and perhaps waited, before a reload; null: they would not. */
@@ -276,15 +276,15 @@ export class Listener {
     else this.#perform(socket, connection, this.#authenticator.received(connection, chunk))
   }
 
-  #perform(socket: DeviceTlsSocket, connection: Connection, verdict: AuthResult): void {
-    switch (verdict.kind) {
+  #perform(socket: DeviceTlsSocket, connection: Connection, result: AuthResult): void {
+    switch (result.kind) {
       case "waiting":
         break
       case "rejected":
-        this.#reject(socket, connection, verdict.reason, verdict.detail)
+        this.#reject(socket, connection, result.reason, result.detail)
         break
       case "accepted": {
-        const { deviceId, fingerprint, rest } = verdict
+        const { deviceId, fingerprint, rest } = result
         const { remoteAddress } = socket
         const tlsVersion = socket.getTLSVersion()
         this.#handshakes.admitted(socket)
