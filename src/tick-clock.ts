@@ -1,7 +1,7 @@
 /**
- * The time as of this tick of the event loop: read once a tick, however many lines and commands ask for it.
+ * A clock that is read at most once in each tick of the event loop, so that lines and commands get the time cheaply.
  *
- * Never runs ahead; behind by at most the length of the tick. What measures ticks themselves reads the clock.
+ * It is late by at most the length of one tick and never early. Code that measures ticks must read the system clock.
  */
 
 export class TickClock {
@@ -15,7 +15,7 @@ export class TickClock {
     return this.#nowMs
   }
 
-  /** Milliseconds that never jump. */
+  /** Milliseconds of a monotonic clock. */
   readonly steadyMs = (): number => {
     if (!this.#current) this.#read()
     return this.#steadyMs
