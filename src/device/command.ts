@@ -1,10 +1,10 @@
 /**
- * A command, one line on its way to a device, and the closed list of ways it can end.
- * A command lives from its arrival until its source was told its one outcome.
+ * A command: one line to be written to a device. And the outcomes: the closed list of results of a command.
+ * A command exists from its arrival until its source has received its one outcome.
  */
 
 export const OUTCOMES = [
-  /** The kernel took all its bytes. Whether the device read them is not known. */
+  /** The kernel has accepted all its bytes. Whether the device has read them is unknown. */
   "written",
   "offline",
   "expired",
@@ -13,13 +13,13 @@ export const OUTCOMES = [
   "duplicate",
   "late",
   "slow_device",
-  /** The connection closed while the command waited on it. */
+  /** The connection closed before the command was written. */
   "closed",
 ] as const
 
 export type Outcome = (typeof OUTCOMES)[number]
 
-/** The connection a command ended on, as receipts name it. */
+/** The connection at which a command ended. Receipts contain these fields. */
 export interface Recipient {
   readonly deviceId: string
   readonly connectionId: string
@@ -27,42 +27,42 @@ export interface Recipient {
   readonly epoch: number
 }
 
-/** Who sent a command and is told how it ended: a queue's consumer or an HTTP request. */
+/** The source of a command, which receives its outcome: the consumer of a queue or an HTTP request. */
 export interface CommandSource {
-  /** Called exactly once for each command, possibly before `offer` returns. */
+  /** Called exactly once for each command, possibly before `offer` returns. The methods below are called instead. */
   settled(command: Command, outcome: Outcome, detail: string, recipient: Recipient | null): void
-  /** Called instead for a repeated delivery of a command whose outcome another delivery tells. */
+  /** A repeated delivery of a command. Another delivery of the same command has or gets the outcome. */
   acknowledge(command: Command): void
   /**
-   * Called instead when the same command waits at the connection, by a delivery that may be lost without coming
-   * here again: it goes on with the delivery of this one. Absent where commands come by no delivery.
+   * The same command waits at the connection. Its delivery may be lost without being redelivered here, so the waiting
+   * command continues with the delivery of `command`. Absent for sources without broker deliveries.
    */
   replace?(waiting: Command, command: Command): void
-  /** Called instead when the connection gave back a command that was lost; see `Command.lost`. */
+  /** The connection gave back a lost command; see `Command.lost`. */
   withdrawn?(command: Command): void
 }
 
 export interface Command {
-  /** The line without terminator: holds no LF and no CR, and at most `MAX_LINE_BYTES` bytes. */
+  /** The line without terminator: at most `MAX_LINE_BYTES` bytes, without LF and CR. */
   readonly body: Uint8Array
   /** `to_device_seq`: a safe integer from 0, or null when the command is not numbered. */
   readonly seq: number | null
   readonly messageId: string | null
-  /** Never written at or after this time; `Infinity` when it does not expire. */
+  /** Milliseconds since 1970. Not written at or after this time; `Infinity` when it does not expire. */
   readonly expiresAtMs: number
-  /** True when the broker says that it handed this command out before. */
+  /** The `redelivered` flag of the delivery: the broker may have delivered this command before. */
   readonly redelivered: boolean
-  /** Of the body. Absent on commands that came by no delivery. */
+  /** A hash of the body. Absent on commands without a broker delivery. */
   readonly bodyHash?: bigint | number
-  /** True when another worker took it from the broker and forwarded it. */
+  /** True when another worker consumed the command and forwarded it. */
   readonly forwarded: boolean
   /**
-   * True once the delivery that brought it can no longer be acknowledged: the broker delivers the command
-   * again or dead-letters it, and that decides its outcome unless bytes of it were offered to the socket
-   * before. Absent on commands that came by no delivery.
+   * True once the delivery of the command can no longer be acknowledged. The broker redelivers or dead-letters the
+   * command, and that decides its outcome, unless bytes of it were offered to the socket before. Absent on commands
+   * without a broker delivery.
    */
   readonly lost?: boolean
-  /** Set when bytes of it are offered to a socket. Absent where the source does not need it. */
+  /** Set to true when bytes of the command are offered to a socket. Absent when the source does not need it. */
   isOffered?: boolean
   readonly source: CommandSource
 }
@@ -70,7 +70,7 @@ export interface Command {
 const LF = 10
 const CR = 13
 
-/** What makes `body` unfit to be one line, or null. */
+/** Why `body` is not a valid line, or null. */
 export function bodyFault(
   body: Uint8Array,
   maxLineBytes: number,
@@ -79,7 +79,7 @@ export function bodyFault(
     return { outcome: "too_large", detail: `${body.length} bytes, at most ${maxLineBytes}` }
   }
   if (body.includes(LF) || body.includes(CR)) {
-    return { outcome: "invalid", detail: "the line holds LF or CR" }
+    return { outcome: "invalid", detail: "the line contains LF or CR" }
   }
   return null
 }
