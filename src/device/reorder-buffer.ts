@@ -13,9 +13,9 @@
  *
  * Pure: the time is passed in. Bounds: `windowCommands` held commands. When the buffer is full, the lowest gap is given
  * up at once; a heap finds it in logarithmic time. A command is held for at most `gapTimeoutMs`; then all gaps below it
- * are given up. `SKIPPED_RANGES` gaps are remembered. A number below the oldest of them is called late, because
- * back-ends keep late commands and discard duplicates. A number more than `MAX_SEQ_AHEAD` above the next one is
- * refused: a gap up to 2^53 - 1 would leave no numbers for the connection.
+ * are given up. `SKIPPED_RANGES` gaps are remembered. A number below the oldest of them is called late, because late
+ * commands are kept in the undelivered queue and duplicates are not. A number more than `MAX_SEQ_AHEAD` above the next
+ * one is refused: a gap up to 2^53 - 1 would leave no numbers for the connection.
  */
 
 import { MinHeap } from "../structures/min-heap.ts"
