@@ -1,6 +1,8 @@
 /**
- * Exponential backoff with jitter over the whole range above a floor, so that many workers that lost one broker do not return to
- * it in step. "Full jitter" of https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/ has no floor.
+ * Exponential backoff with jitter, so that workers that lost the same broker do not all reconnect at the same moment.
+ *
+ * The method is "full jitter" with a floor:
+ * https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
  * Pure: the randomness is passed in.
  */
 
@@ -10,9 +12,10 @@ export interface BackoffLimits {
 }
 
 /**
- * How long to wait before try number `attempt`, counted from 0, in milliseconds: anywhere from half of
- * `firstMs` to the bound of this attempt. The floor keeps a lucky draw from becoming a busy loop.
+ * Milliseconds to wait before an attempt: from half of `firstMs` up to `firstMs` doubled `attempt` times, at most
+ * `mostMs`. The floor prevents a busy loop when `random` is close to 0.
  *
+ * @param attempt counted from 0.
  * @param random in [0, 1).
  */
 export function backoffMs(attempt: number, limits: BackoffLimits, random: number): number {

@@ -1,6 +1,6 @@
 /**
- * What one worker counts since its start. Hot paths add to these numbers directly; metrics and health
- * read them. Only ever grow. Pure data: no I/O, no labels beyond the closed lists.
+ * The counters of one worker, from its start. Hot paths increment them directly; metrics and health read them. They
+ * never decrease. Pure data without I/O. Labels come from closed lists.
  */
 
 import { CLOSE_REASONS, type CloseReason } from "./device/close-reason.ts"
@@ -15,9 +15,9 @@ export class Counters {
   linesIn = 0
   lineBytesIn = 0
   emptyLines = 0
-  /** Bytes after the last LF when a connection ended. */
+  /** Bytes after the last LF of a connection that ended. */
   unterminatedBytes = 0
-  /** Bytes that came after we had begun to close the connection. */
+  /** Bytes received after the gateway had begun to close the connection. */
   bytesAfterClose = 0
   readingPaused = 0
 
@@ -31,9 +31,9 @@ export class Counters {
   commandsForwarded = 0
   deadLettersReceived = 0
   commandsRedelivered = 0
-  /** Deliveries lost before the commands were written or forwarded: the broker delivers them again or dead-letters them. */
+  /** Deliveries lost before their command was written or forwarded. The broker redelivers or dead-letters it. */
   commandsDropped = 0
-  /** Commands that were delivered before, perhaps to a worker that ended them, and are ended here. */
+  /** Redelivered commands that got their outcome here. Another worker may have given them an outcome before. */
   commandsPossiblyRepeated = 0
   gapsSkipped = 0
   gapsGivenUpEarly = 0
@@ -46,7 +46,7 @@ export class Counters {
   fleetMessagesSent = 0
   fleetMessagesDropped = 0
   fleetMessagesUnknown = 0
-  /** Larger than any message of a member, or with a MAC that is not a member's. */
+  /** Fleet messages that are too large or whose MAC is not valid. */
   fleetMessagesUnverified = 0
   fleetRowsRefused = 0
   presenceSent = 0

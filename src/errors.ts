@@ -1,4 +1,4 @@
-/** Whatever was thrown, as an error. Pure. */
+/** Converts any thrown value to an `Error`. Pure. */
 
 export function asError(error: unknown): Error {
   return error instanceof Error ? error : new Error(String(error))

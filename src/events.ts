@@ -1,9 +1,9 @@
 /**
- * The events of a gateway process: one table of names and payloads. Modules emit, the log and whoever
- * else wants to know subscribes; no module calls the log.
+ * The events of a gateway process: one table of names and payloads. Modules emit events; the log and other listeners
+ * subscribe to them. No module calls the log directly.
  *
- * For what happens to connections, broker and processes, not for single lines: those are counted in
- * `counters.ts`. Bound: as many listeners as are added at start.
+ * Events report changes of connections, broker and processes. Single lines emit no event: `counters.ts` counts them.
+ * Bound: listeners are added at start only.
  */
 
 import type { BrokerState } from "./broker/broker.ts"
@@ -15,7 +15,7 @@ export interface Events {
   listening: { devicePort: number; httpPort: number; maxConnections: number }
   connection_admitted: { connection: Connection }
   connection_closed: { connection: Connection; reason: CloseReason }
-  /** `detail` says what was wrong, and never holds a secret. */
+  /** `detail` gives the cause and never contains a secret. */
   connection_unidentified: { connection: Connection; detail: string }
   connection_refused: { reason: CloseReason }
   certificate_renewed: Record<never, never>
@@ -25,9 +25,9 @@ export interface Events {
   broker_warning: { message: string }
   broker_mute: { unconfirmedMs: number }
   drain: { phase: DrainPhase; unconfirmedLines: number; connections: number }
-  /** A defect of the gateway that was caught; the process goes on. */
+  /** An unexpected exception in the gateway. It was caught and the process continues. */
   fault: { error: Error; where: string }
-  /** Something an operator should know of. */
+  /** A condition that an operator should know about. Logged as a warning. */
   notice: { message: string }
 
   worker_started: { slot: number; pid: number }

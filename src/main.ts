@@ -1,9 +1,9 @@
 /**
- * The entry: `bun run start`. Checks that the packages are installed, then loads `program.ts`, which is all the rest.
+ * The entry point of `bun run start`. Checks that the packages are installed, then loads `process/program.ts`.
  *
- * Where there is no `node_modules`, Bun downloads packages while it starts. bunfig.toml switches that off, but Bun reads that file only in the
- * working directory. A check in `program.ts` itself would come too late, since all static imports are resolved first. So this
- * file imports no package, and the rest dynamically.
+ * Without a `node_modules` folder Bun downloads packages while it starts. bunfig.toml disables that, but Bun reads
+ * bunfig.toml from the working directory only. A check in `program.ts` would run too late, because static imports are
+ * resolved first. So this file imports no package and loads `program.ts` with a dynamic import.
  */
 
 import { existsSync } from "node:fs"
@@ -14,7 +14,7 @@ import { Output } from "./ops/output.ts"
 const STANDARD_ERROR = 2
 const root = join(import.meta.dir, "..")
 
-/** In a bundle there is neither a package.json nor a `node_modules`. */
+/** A bundle has no package.json and no `node_modules` beside it. */
 const isBundle = !existsSync(join(root, "package.json"))
 const missing = Object.keys(manifest.dependencies).filter(
   (name) => !existsSync(join(root, "node_modules", name)),

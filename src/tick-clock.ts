@@ -1,16 +1,16 @@
 /**
- * The time as of this tick of the event loop: read once a tick, however many lines and commands ask for it.
+ * A clock that is read at most once in each tick of the event loop, so that lines and commands get the time cheaply.
  *
- * Never runs ahead; behind by at most the length of the tick.
+ * It is late by at most the length of one tick and never early.
  */
 
-/** The clocks of a worker. All functions, so that they can be passed on by themselves. */
+/** The clocks of a worker. */
 export interface Clock {
   /** Milliseconds since 1970. */
   readonly nowMs: () => number
-  /** Milliseconds that never jump. */
+  /** Milliseconds of a monotonic clock. */
   readonly steadyMs: () => number
-  /** The same, read at each call, for what measures ticks themselves. */
+  /** The same, read at each call, to measure ticks. */
   readonly exactMs: () => number
 }
 

@@ -1,9 +1,9 @@
 /**
- * The configuration: the one place that reads the environment. Parses the settings of `settings.ts`,
- * checks the rules between them, and shapes them as the parts of the gateway take them.
+ * The configuration. Only this module reads the environment. It parses the settings of `settings.ts`, checks the rules
+ * between them, and groups them for the parts of the gateway.
  *
- * Parsed once at start and frozen. All faults are reported together, naming the variable and the rule,
- * never the value of a secret.
+ * Parsed once at start and frozen. All faults are reported together. Each names the variable and the rule, and none
+ * contains the value of a secret.
  */
 
 import { X509Certificate } from "node:crypto"
@@ -11,7 +11,7 @@ import { accessSync, constants, readFileSync } from "node:fs"
 import * as v from "valibot"
 import { SETTINGS, type Settings, settings } from "./settings.ts"
 
-/** RabbitMQ's and the AMQP client's, for a URL without one. */
+/** The default of RabbitMQ and of the AMQP client for a URL without a password. */
 const DEFAULT_PASSWORD = "guest"
 const PEM_CERTIFICATE = /-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----/g
 
@@ -19,7 +19,7 @@ export type Environment = Readonly<Record<string, string | undefined>>
 
 export type Config = ReturnType<typeof shape>
 
-/** A configuration that can't be used. `faults` holds one sentence for each thing that is wrong. */
+/** The configuration is not valid. `faults` has one sentence for each fault. */
 export class ConfigurationError extends Error {
   override readonly name = "ConfigurationError"
   readonly faults: readonly string[]
@@ -31,8 +31,8 @@ export class ConfigurationError extends Error {
 }
 
 /**
- * @param unreadable why a file cannot be read, or null.
- * @throws ConfigurationError with every fault found.
+ * @param unreadable returns why a file cannot be read, or null.
+ * @throws ConfigurationError with all faults.
  */
 export function loadConfig(
   environment: Environment = process.env,
@@ -50,7 +50,7 @@ export function loadConfig(
   }
   faults.push(...relations(parsed.output as Partial<Settings>, values))
   for (const name of ["TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_CLIENT_CA_FILE", "DENYLIST_FILE"]) {
-    // Only files that were named: those of the defaults may yet be made.
+    // Only files that are set: the gateway may still make those of the defaults.
     const reason = values[name] === undefined ? null : unreadable(values[name])
     if (reason !== null) faults.push(`${name}: ${reason}`)
   }
@@ -63,8 +63,8 @@ export function loadConfig(
 }
 
 /**
- * The secrets of `DEVICE_AUTH=hello` alone, for the tool that makes devices' first lines.
- * @throws ConfigurationError when there are none, or they break their rule.
+ * Only the secrets of `DEVICE_AUTH=hello`, for the tool that prints HELLO lines.
+ * @throws ConfigurationError when `HELLO_SECRETS` is not set or not valid.
  */
 export function loadHelloSecrets(environment: Environment = process.env): readonly string[] {
   const faults: string[] = []
@@ -76,7 +76,7 @@ export function loadHelloSecrets(environment: Environment = process.env): readon
   return parsed.output
 }
 
-/** Rules between settings. A setting that is at fault itself may be missing or of any type. */
+/** Checks the rules between settings. A setting that is not valid itself may be missing or have any type. */
 function relations(settings: Partial<Settings>, values: Environment): string[] {
   const faults: string[] = []
   const { HTTP_HOST, HTTP_TOKENS, HTTP_READ_TOKENS, AMQP_URL, NODE_ENV } = settings
@@ -137,7 +137,7 @@ function relations(settings: Partial<Settings>, values: Environment): string[] {
   return faults
 }
 
-/** The CAs for the broker's certificate, PEM; null when AMQP_CA_FILE is not set or not valid. */
+/** The CAs for the broker's certificate in PEM; null when AMQP_CA_FILE is not set or not valid. */
 function readCa(path: string | undefined, faults: string[]): string | null {
   if (path === undefined) return null
   try {
@@ -161,7 +161,7 @@ function unreadableFile(path: string): string | null {
   }
 }
 
-/** The environment with empty variables left out and each secret's `NAME_FILE` read. */
+/** The environment without empty variables, with each secret read from its `NAME_FILE`. */
 function withFiles(environment: Environment, faults: string[]): Record<string, string> {
   const values: Record<string, string> = {}
   for (const [name, value] of Object.entries(environment)) {
@@ -172,7 +172,7 @@ function withFiles(environment: Environment, faults: string[]): Record<string, s
     const file = values[`${name}_FILE`]
     if (file === undefined) continue
     if (values[name] !== undefined) faults.push(`${name}: set it or ${name}_FILE, not both`)
-    // Without the path: the secret itself may have been put there by mistake, and must not be logged.
+    // Do not log the path: the variable may contain the secret itself by mistake.
     try {
       values[name] = readFileSync(file, "utf8").trim()
       if (values[name] === "") faults.push(`${name}_FILE: the file is empty`)
@@ -186,35 +186,35 @@ function withFiles(environment: Environment, faults: string[]): Record<string, s
   return values
 }
 
-/** The settings as the parts of the gateway take them. */
+/** Groups the settings for the parts of the gateway. */
 function shape(settings: Settings, values: Environment, ca: string | null) {
   const embedded = settings.AMQP_URL.length === 0
   return {
     instanceId: settings.INSTANCE_ID,
-    /** Null: the embedded broker. */
+    /** Null with the embedded broker. */
     amqp: embedded ? null : { urls: settings.AMQP_URL, ca },
-    /** Shared by all instances on the broker; null with the embedded broker, which one process has for itself. */
+    /** Shared by all instances on the broker. Null with the embedded broker, which serves one process only. */
     fleetSecret: embedded ? null : settings.FLEET_SECRET || passwordsOf(settings.AMQP_URL),
     workers: embedded ? 1 : settings.WORKERS,
     drainTimeoutMs: settings.DRAIN_TIMEOUT_MS,
     tls: {
       certFile: settings.TLS_CERT_FILE,
       keyFile: settings.TLS_KEY_FILE,
-      /** Neither file is set, so development certificates may be made. */
+      /** True when neither file is set, so that development certificates may be made. */
       development: values["TLS_CERT_FILE"] === undefined && values["TLS_KEY_FILE"] === undefined,
     },
     device: {
       host: settings.DEVICE_HOST,
       port: settings.DEVICE_PORT,
       auth: settings.DEVICE_AUTH,
-      /** Null unless devices are asked for a certificate. */
+      /** Null when no device certificate is requested. */
       clientCaFile: settings.DEVICE_AUTH === "mtls" ? settings.TLS_CLIENT_CA_FILE : null,
       helloSecrets: settings.HELLO_SECRETS,
       identifyTimeoutMs: settings.IDENTIFY_TIMEOUT_MS,
       denylistFile: settings.DENYLIST_FILE === "" ? null : settings.DENYLIST_FILE,
       ack: settings.DEVICE_ACK,
       maxLineBytes: settings.MAX_LINE_BYTES,
-      /** Null: derived from the open-files limit. */
+      /** Null to derive it from the open-files limit. */
       maxConnections: settings.MAX_CONNECTIONS === 0 ? null : settings.MAX_CONNECTIONS,
       admission: { maxWaiting: settings.MAX_WAITING, perS: settings.MAX_HANDSHAKES_PER_S },
       backlog: settings.LISTEN_BACKLOG,
@@ -258,7 +258,7 @@ function passwordsOf(urls: readonly string[]): string {
   return [...new Set(passwords)].sort().join("\n")
 }
 
-/** What an operator should know of a configuration that is allowed: a sentence each. */
+/** Warnings about a valid configuration, one sentence each. */
 export function risks({ amqp, device }: Config): string[] {
   const found: string[] = []
   if (amqp === null) {

@@ -1,6 +1,6 @@
 /**
- * The kinds of setting that `settings.ts` is built from: each a valibot schema from the variable's text
- * to its value, carrying what the documentation says of it. Pure: reads no environment.
+ * The kinds of settings in `settings.ts`. Each is a valibot schema that converts the text of a variable to its value,
+ * with the text for the documentation as metadata. Pure: reads no environment.
  */
 
 import * as v from "valibot"
@@ -15,7 +15,7 @@ export interface SettingInfo {
 interface Declared {
   readonly text: string
   readonly secret?: boolean
-  /** What the documentation says where the default differs from machine to machine. */
+  /** The default in the documentation, when the actual default depends on the machine. */
   readonly defaultText?: string
 }
 
@@ -64,11 +64,11 @@ export function choice<const Of extends readonly string[]>(
   )
 }
 
-/** Separated by commas; none by default. */
+/** Items separated by commas; empty by default. */
 export function list(declared: Declared & { readonly match: RegExp; readonly range: string }) {
   return v.pipe(
     v.optional(v.string(), ""),
-    // A list of nothing but commas is a mistake, and for tokens an open door.
+    // A value of commas only is a mistake. As a list of tokens it would give access to everybody.
     v.check((value) => value === "" || items(value).length > 0, "must not be set to nothing"),
     v.transform(items),
     v.checkItems((item) => declared.match.test(item), `each must be ${declared.range}`),
@@ -76,10 +76,10 @@ export function list(declared: Declared & { readonly match: RegExp; readonly ran
   )
 }
 
-/** As `list`, each item with a rule of its own. */
+/** Like `list`, with a function that checks each item. */
 export function checkedList(
   declared: Declared & {
-    /** The rule that the item breaks, without repeating any part of it; null when it is valid. */
+    /** Returns the rule that the item violates, without any part of the item; null when it is valid. */
     readonly faultOf: (item: string) => string | null
     readonly range: string
   },
@@ -93,11 +93,11 @@ export function checkedList(
   )
 }
 
-/** URLs separated by commas, as `split` finds them; none by default. */
+/** URLs, separated by `split`; empty by default. */
 export function urls(
   declared: Declared & {
     readonly split: (value: string) => string[]
-    /** Why the URL is not valid, without repeating any part of it; null when it is valid. */
+    /** Returns why the URL is not valid, without any part of the URL; null when it is valid. */
     readonly faultOf: (url: string) => string | null
     readonly range: string
   },
@@ -114,7 +114,7 @@ export function urls(
   )
 }
 
-/** An issue for each item at fault, which is named by its place, since the list may be secret. */
+/** Adds an issue for each invalid item. The issue gives the position of the item, because the list may be secret. */
 function eachItem(noun: string, faultOf: (item: string) => string | null) {
   return v.rawCheck<string[]>(({ dataset, addIssue }) => {
     if (!dataset.typed) return

@@ -1,8 +1,8 @@
 /**
- * Every setting, declared once: name, unit, default, range and a sentence. `config.ts` parses them; the
- * tables in docs/CONFIGURATION.md and `.env.example` are made from them.
+ * All settings, each declared once with name, unit, default, range and description. `config.ts` parses them. The tables
+ * in docs/CONFIGURATION.md and `.env.example` are generated from them.
  *
- * Reads no environment. A setting's text is for operators: what it does and what happens at the bound.
+ * Reads no environment. The descriptions are for operators: they say what a setting does and what happens at the bound.
  */
 
 import { availableParallelism, hostname } from "node:os"
@@ -21,7 +21,7 @@ import {
   urls,
 } from "./setting-kinds.ts"
 
-/** Names of queues have 255 bytes at most; "amq." is the broker's own and "owsla." the gateway's. */
+/** AMQP allows 255 bytes. Names that start with "amq." are reserved for the broker, with "owsla." for the gateway. */
 const QUEUE_NAME = (name: string) =>
   /^(?!amq\.|owsla\.)\S+$/.test(name) && Buffer.byteLength(name) <= 200
 
@@ -41,14 +41,14 @@ export const settings = v.object({
     default: "",
     match: /^.*$/,
     range: "a path",
-    text: "A PEM file of the only CAs to trust for the broker's certificate. Needs an amqps: URL. Unset: the CAs of the system.",
+    text: "A PEM file with the only CAs that are trusted for the broker's certificate. Needs an amqps: URL. Unset: the CAs of the system.",
   }),
   FLEET_SECRET: text({
     default: "",
     defaultText: "derived from the password in AMQP_URL",
     match: (value) => value === "" || secretFault(value) === null,
     range: `${SECRET_RANGE}, ${MIN_DISTINCT_CHARACTERS} of them different`,
-    text: "Proves to the workers of all instances that a message comes from one of them. The same on all instances of one broker. To be set where instances have different users at the broker.",
+    text: "The secret by which workers of all instances authenticate their messages. It must be the same on all instances of one broker. Set it when instances have different broker users.",
     secret: true,
   }),
   INSTANCE_ID: text({
@@ -56,14 +56,14 @@ export const settings = v.object({
     defaultText: "the host name",
     match: INSTANCE_ID,
     range: INSTANCE_ID.source,
-    text: "The name of this machine in connection ids and queue names; unique among the instances on one broker.",
+    text: "The name of this instance in connection ids and queue names. It must be unique among the instances on one broker.",
   }),
   WORKERS: integer({
     default: availableParallelism(),
     defaultText: "the number of cores",
     min: 1,
     max: 256,
-    text: "Number of worker processes. The embedded broker serves one.",
+    text: "Number of worker processes. The embedded broker serves one only.",
   }),
   DEVICE_HOST: text({
     default: "0.0.0.0",
@@ -75,13 +75,13 @@ export const settings = v.object({
     default: 8443,
     min: 0,
     max: 65_535,
-    text: "The port that devices connect to. 0 takes a free port, which the log names.",
+    text: "The port that devices connect to. 0 binds any free port; the log contains its number.",
   }),
   TLS_CERT_FILE: text({
     default: "certs/server.crt",
     match: /^.+$/,
     range: "a path",
-    text: "The certificate that devices see, PEM, with its chain. Made for development when neither this nor TLS_KEY_FILE is set and the files are missing.",
+    text: "The server certificate for devices and its chain, PEM. When neither this nor TLS_KEY_FILE is set and the files are missing, a development certificate is made.",
   }),
   TLS_KEY_FILE: text({
     default: "certs/server.key",
@@ -92,18 +92,18 @@ export const settings = v.object({
   DEVICE_AUTH: choice({
     default: "none",
     of: ["none", "mtls", "hello"],
-    text: "How a device proves its identity. none: it does not, and its device id is its connection id. mtls: by its certificate. hello: by its first line.",
+    text: "How a device proves its identity. none: no proof, and its device id is its connection id. mtls: by its certificate. hello: by its first line.",
   }),
   TLS_CLIENT_CA_FILE: text({
     default: "",
     match: /^.*$/,
     range: "a path",
-    text: "With DEVICE_AUTH=mtls: the CAs, PEM, one of which must have signed a device's certificate.",
+    text: "With DEVICE_AUTH=mtls: the CAs, PEM. One of them must have signed the device's certificate.",
   }),
   HELLO_SECRETS: checkedList({
     faultOf: secretFault,
     range: `${SECRET_RANGE}, ${MIN_DISTINCT_CHARACTERS} of them different`,
-    text: "With DEVICE_AUTH=hello: the secrets, separated by commas, with any of which a device may prove its id; several, for rotation. Make one with openssl rand -hex 32: a device's proof allows trying weak secrets without connecting. A secret that the documentation shows is refused.",
+    text: "With DEVICE_AUTH=hello: secrets, separated by commas. A device proves its id with any one of them; use several for rotation. Make one with openssl rand -hex 32: a device's proof allows an offline search for a weak secret. A secret that the documentation shows is refused.",
     secret: true,
   }),
   IDENTIFY_TIMEOUT_MS: integer({
@@ -111,13 +111,13 @@ export const settings = v.object({
     min: 100,
     max: 600_000,
     unit: "ms",
-    text: "With DEVICE_AUTH=hello: how long the first line may take after the handshake (not_identified).",
+    text: "With DEVICE_AUTH=hello: a device whose first line is not complete this long after the handshake is closed (not_identified).",
   }),
   DENYLIST_FILE: text({
     default: "",
     match: /^.*$/,
     range: "a path",
-    text: "Device ids and SHA-256 fingerprints of certificates that are kept out, one a line; # begins a comment. A change takes effect within 2 s, or a little later when the list has hundreds of thousands of lines.",
+    text: "A file of refused device ids and SHA-256 fingerprints of certificates, one in each line; # starts a comment. A change takes effect within 2 s, or a little later when the list has hundreds of thousands of lines.",
   }),
   DEVICE_ACK: choice({
     default: "off",
@@ -136,49 +136,49 @@ export const settings = v.object({
     min: 100,
     max: 600_000,
     unit: "ms",
-    text: "How long the end of a line may take after its first byte (line_timeout). Time in which the device is not read does not count.",
+    text: "A device whose line is not complete this long after its first byte is closed (line_timeout). Time in which the device is not read does not count.",
   }),
   MAX_PARTIAL_BYTES: integer({
     default: 16_777_216,
     min: 65_536,
     max: 4_294_967_296,
     unit: "bytes",
-    text: "Bytes of unfinished lines of one worker; beyond it the device whose unfinished line is the oldest is closed (line_timeout). More than MAX_LINE_BYTES.",
+    text: "Bytes of unfinished lines of one worker. Beyond it the device with the oldest unfinished line is closed (line_timeout). Must be more than MAX_LINE_BYTES.",
   }),
   MAX_CONNECTIONS: integer({
     default: 0,
     defaultText: "the open-files limit less 256 and MAX_HTTP_CONNECTIONS, at least half of it",
     min: 0,
     max: 1_000_000,
-    text: "Connections of one worker. When it is full, a new connection replaces the oldest one that has stalled before it became a device. When there is none, the new connection is refused (overloaded). 0 derives the number from the open-files limit.",
+    text: "Connections of one worker. At the limit a new connection replaces the oldest one that has stalled before admission. When there is none, the new connection is refused (overloaded). 0 derives the number from the open-files limit.",
   }),
   MAX_WAITING: integer({
     default: 10_000,
     min: 0,
     max: 1_000_000,
     unit: "connections",
-    text: "Accepted connections of one worker that may wait for their handshakes, first come first served; one more is refused (overloaded).",
+    text: "Accepted connections of one worker that may wait for their handshakes, first in first out. Beyond it new connections are refused (overloaded).",
   }),
   MAX_HANDSHAKES_PER_S: integer({
     default: 0,
-    defaultText: "as many as leave connected devices their latency",
+    defaultText: "adapted to the load",
     min: 0,
     max: 100_000,
-    text: "Handshakes of one worker that may begin in a second. 0 adapts it to the load.",
+    text: "Handshakes that one worker may start per second. 0 adapts the number to the load, so that connected devices keep their latency.",
   }),
   LISTEN_BACKLOG: integer({
     default: 4_096,
     min: 1,
     max: 65_535,
     unit: "connections",
-    text: "Connections that the kernel holds until a worker accepts them, up to its own net.core.somaxconn.",
+    text: "Connections that the kernel holds until a worker accepts them, at most net.core.somaxconn.",
   }),
   HANDSHAKE_TIMEOUT_MS: integer({
     default: 10_000,
     min: 100,
     max: 600_000,
     unit: "ms",
-    text: "How long a TLS handshake may take.",
+    text: "A connection whose TLS handshake takes longer is closed (handshake_timeout).",
   }),
   IDLE_TIMEOUT_MS: integer({
     default: 600_000,
@@ -192,28 +192,28 @@ export const settings = v.object({
     min: 1_000,
     max: 600_000,
     unit: "ms",
-    text: "A device that takes none of the bytes offered to it for this long is closed (slow_device).",
+    text: "A device that accepts none of the bytes sent to it for this long is closed (slow_device).",
   }),
   MAX_OUTGOING_BYTES: integer({
     default: 1_048_576,
     min: 1_024,
     max: 67_108_864,
     unit: "bytes",
-    text: "Commands that wait for one device's socket; one more ends as slow_device.",
+    text: "Bytes of commands that wait for the socket of one device. Beyond it commands end as slow_device. Must be more than MAX_LINE_BYTES.",
   }),
   SEQ_GAP_TIMEOUT_MS: integer({
     default: 2_000,
     min: 1,
     max: 600_000,
     unit: "ms",
-    text: "How long a numbered command waits for a missing number.",
+    text: "How long a numbered command waits for a missing number. Then the gap is given up.",
   }),
   SEQ_WINDOW: integer({
     default: 1_024,
     min: 1,
     max: 16_384,
     unit: "commands",
-    text: "Numbered commands of one connection that may wait for a missing number. One more gives up the oldest gap.",
+    text: "Numbered commands of one connection that may wait for a missing number. Beyond it the oldest gap is given up.",
   }),
   FROM_DEVICE_QUEUE: text({
     default: "from_device",
@@ -231,33 +231,33 @@ export const settings = v.object({
     default: "to_device.undelivered",
     match: QUEUE_NAME,
     range: "a queue's name",
-    text: "The queue of commands that were not written. Consume it or bound it by a policy: it has no bound of its own.",
+    text: "The queue of commands that were not written. It has no bound: consume it, or bound it by a policy.",
   }),
   QUEUE_TYPE: choice({
     default: "quorum",
     of: ["quorum", "classic"],
-    text: "The type of the queues declared at start; a queue that exists with another is used as it is.",
+    text: "The type of the queues declared at start. An existing queue of another type is used unchanged.",
   }),
   PUBLISH_WINDOW_LINES: integer({
     default: 2_000,
     min: 1,
     max: 65_536,
     unit: "lines",
-    text: "Lines of one worker that may be unconfirmed. When it is reached, reading from devices pauses until half are confirmed.",
+    text: "Unconfirmed lines of one worker. At the limit reading from devices pauses until half of them are confirmed.",
   }),
   PUBLISH_WINDOW_BYTES: integer({
     default: 8_388_608,
     min: 65_536,
     max: 1_073_741_824,
     unit: "bytes",
-    text: "Bytes of such lines.",
+    text: "Bytes of unconfirmed lines of one worker. At the limit reading from devices pauses until half of them are confirmed. Must be at least MAX_LINE_BYTES.",
   }),
   MAX_HELD_BYTES: integer({
     default: 33_554_432,
     min: 65_536,
     max: 4_294_967_296,
     unit: "bytes",
-    text: "Bytes received from devices of one worker that may wait for room in the window. Beyond it reading from all its devices pauses and new devices are refused.",
+    text: "Bytes of received lines of one worker that may wait for room in the publish window. Beyond it reading from all its devices pauses and new devices are refused.",
   }),
   CONFIRM_TIMEOUT_MS: integer({
     default: 15_000,
@@ -271,7 +271,7 @@ export const settings = v.object({
     min: 4,
     max: 65_535,
     unit: "messages",
-    text: "Unacknowledged messages that a worker may hold, divided over its queues; commands that wait for a missing number count too. Shared plans of hosted brokers close a connection at 1,000. Raise it on a broker of your own.",
+    text: "Unacknowledged messages of one worker, divided over its queues. Commands that wait for a missing number count. Shared plans of hosted brokers close a connection at 1,000. Raise it on your own broker.",
   }),
   MAX_COMMAND_BYTES: integer({
     default: 67_108_864,
@@ -284,24 +284,24 @@ export const settings = v.object({
     default: "127.0.0.1",
     match: /^\S+$/,
     range: "an address",
-    text: "The address of health, metrics and the API. Anything but loopback needs HTTP_TOKENS or HTTP_READ_TOKENS.",
+    text: "The address of health, metrics and the API. Any address other than loopback needs HTTP_TOKENS or HTTP_READ_TOKENS.",
   }),
   HTTP_PORT: integer({
     default: 8080,
     min: 0,
     max: 65_535,
-    text: "The port of health, metrics and the API. 0 takes a free port, which the log names.",
+    text: "The port of health, metrics and the API. 0 binds any free port; the log contains its number.",
   }),
   HTTP_TOKENS: list({
     match: TOKEN,
     range: TOKEN_RANGE,
-    text: "Bearer tokens, separated by commas, any of which gives access to all routes; several, for rotation.",
+    text: "Bearer tokens, separated by commas. Each gives access to all routes; use several for rotation.",
     secret: true,
   }),
   HTTP_READ_TOKENS: list({
     match: TOKEN,
     range: TOKEN_RANGE,
-    text: "Bearer tokens, separated by commas, any of which gives access to the GET routes only; none of them may be in HTTP_TOKENS too. When HTTP_TOKENS is not set, nobody may send to a device or close its connection.",
+    text: "Bearer tokens, separated by commas. Each gives access to GET routes only. None of them may be in HTTP_TOKENS. When only this list is set, no client can send commands or close connections.",
     secret: true,
   }),
   MAX_HTTP_CONNECTIONS: integer({
@@ -309,21 +309,21 @@ export const settings = v.object({
     min: 1,
     max: 65_536,
     unit: "connections",
-    text: "HTTP connections of one worker, a quarter of the open-files limit at most. One more takes the place of the one that has waited longest for a request, or else of the one whose request has been incomplete longest. When all are being answered, the new one is closed.",
+    text: "HTTP connections of one worker, at most a quarter of the open-files limit. At the limit a new connection replaces the one that has waited longest for a request, otherwise the one whose request has been incomplete longest. When all are being answered, the new one is closed.",
   }),
   SEND_TIMEOUT_MS: integer({
     default: 5_000,
     min: 100,
     max: 60_000,
     unit: "ms",
-    text: "How long POST /devices/:id/send waits for the outcome.",
+    text: "How long POST /devices/:id/send waits for the outcome (timeout).",
   }),
   DRAIN_TIMEOUT_MS: integer({
     default: 60_000,
     min: 100,
     max: 280_000,
     unit: "ms",
-    text: "How long a drain may take after SIGTERM before the process ends without waiting for confirms.",
+    text: "How long a drain may take after SIGTERM. Then the process ends without waiting for confirms.",
   }),
   MAX_RESTARTS: integer({
     default: 5,
@@ -341,12 +341,12 @@ export const settings = v.object({
   LOG_LEVEL: choice({
     default: "info",
     of: ["debug", "info", "warn", "error"],
-    text: "The lowest level that is logged. Single connections are logged at debug.",
+    text: "The lowest level that is logged. Events of single connections are logged at debug.",
   }),
   LOG_FORMAT: choice({
     default: "json",
     of: ["json", "text"],
-    text: "json: one object a line. text: for reading on a terminal.",
+    text: "json: one object in each line. text: for reading on a terminal.",
   }),
   NODE_ENV: text({
     default: "",
@@ -358,16 +358,16 @@ export const settings = v.object({
 
 export type Settings = v.InferOutput<typeof settings>
 
-/** Every setting in order, as the documentation shows it. */
+/** All settings, in the order of the documentation. */
 export const SETTINGS: readonly (SettingInfo & { readonly name: string })[] = Object.entries(
   settings.entries,
 ).map(([name, schema]) => ({ name, ...settingInfo(schema) }))
 
-/** A host name may hold characters or a length that an instance id may not. */
+/** Converts a host name to a valid instance id: it may be too long or contain other characters. */
 export function defaultInstanceId(host: string): string {
   const fitting = host.replace(/[^A-Za-z0-9._-]/g, "-")
   if (fitting === "") return "owsla"
   if (fitting.length <= 32) return fitting
-  // Long names of machines often differ at their end only.
+  // Long host names often differ at their end only, so the id ends with a hash.
   return `${fitting.slice(0, 23)}-${Bun.hash.crc32(host).toString(16).padStart(8, "0")}`
 }

@@ -1,49 +1,51 @@
 /**
- * Admission: whether one more connection may begin its handshake now, must wait its turn, or is refused; all
- * decided before a byte of TLS.
+ * Admission: decides whether an accepted connection starts its handshake now, waits in the handshake queue or is
+ * refused. It decides before a byte of TLS is read.
  *
- *   accepted ─┬─ refused: draining, suspended, full, too many wait
- *             ├─ full, and one that has begun is overdue: that one ends (overloaded), this one goes on below
- *             ├─ waits, first come first served ──turn──┐
- *             └─ begins at once ────────────────────────┴─► handshake ─► completed or ended: the next one's turn
+ *   accepted ─┬─ refused: the worker is draining, suspended or full, or too many connections wait
+ *             ├─ the worker is full and an unadmitted connection is overdue: close it (overloaded), continue below
+ *             ├─ waits in the handshake queue, first in first out ──┐
+ *             └─ starts at once ────────────────────────────────────┴─► handshake ─► completed or ended: start the next
  *
- * How many handshakes may be under way tunes itself: it grows while they take little longer than the quickest of
- * late, which is the network's time, and shrinks when they wait for each other or the event loop lags. So in a storm
- * devices that are connected keep their latency, and those that wait do so in the order in which they came instead
- * of starving each other. A peer that stalls gives its place back. Pure: the time is passed in. Bounds: `maxConnections`, `maxWaiting`.
+ * The limit of concurrent handshakes adapts. It grows while handshakes take little longer than the fastest recent one,
+ * whose duration is that of the network. It shrinks when handshakes delay each other or the event loop lags. So in a
+ * storm the connected devices keep their latency, and waiting connections start in order of arrival and do not starve
+ * each other. A stalled handshake no longer counts against the limit.
  *
- * Connections that say nothing cost a peer nothing, and as many as `maxConnections` of them would keep every device out
- * until their handshakes time out. So a newcomer to a full worker ends the oldest connection that is not a device yet,
- * once it is overdue: begun longer ago than `stalledAfterMs`. Those that wait for their turn are never ended: it is we
- * who do not read them. A storm of honest devices does not go round in circles:
+ * Connections that send nothing cost a peer nothing. `maxConnections` of them could keep all devices out until their
+ * handshakes time out. So when the worker is full, a new connection replaces the oldest connection that is not admitted
+ * yet, if that one is overdue: its handshake started longer ago than `overdueAfterMs`. Connections in the handshake
+ * queue are never replaced, because the gateway does not read them. A storm of honest devices still makes progress:
  *
- * - A newcomer ends one connection at most, and none that has not had four times the time of the quickest handshake of
- *   late for itself, while admission keeps those that are under way to twice that time.
- * - A handshake that completes is a device that stays, and there is one less to come.
- * - When as many connections as the worker holds were ended and not one handshake was completed meanwhile, the limit is
- *   too short for any handshake on their network. It doubles each time, up to `MAX_STALL_MS`, until one completes;
- *   from then on `stalledAfterMs` knows how long a handshake takes.
+ * - A new connection replaces at most one other. A connection is replaced only after four times the duration of the
+ *   fastest recent handshake, and the limit keeps handshakes within about twice that duration.
+ * - Each completed handshake adds a device that stays connected, so one fewer device has to connect.
+ * - When `maxConnections` connections were replaced and no handshake completed in between, the time allowed is too
+ *   short for the devices' network. It doubles each time, up to `MAX_STALL_MS`, until a handshake completes. From then
+ *   on `stalledAfterMs` follows the measured duration.
+ *
+ * Pure: the time is passed in. Bounds: `maxConnections`, `maxWaiting`.
  */
 
 import type { CloseReason } from "./close-reason.ts"
 
 export interface AdmissionLimits {
-  /** Connections in any state, those that wait included. */
+  /** Connections in any state, including those in the handshake queue. */
   readonly maxConnections: number
   readonly maxWaiting: number
-  /** Handshakes begun in a second; 0 leaves it to the tuning alone. */
+  /** Handshakes started per second; 0 for no fixed rate. */
   readonly perS: number
 }
 
 export interface AdmissionState {
-  /** Connections of this worker in any state but closed, without those that wait. */
+  /** Connections of this worker that are not closed, without those in the handshake queue. */
   readonly connections: number
-  /** Connections that wait for their turn. */
+  /** Connections in the handshake queue. */
   readonly waiting: number
-  /** True while held lines fill the worker's memory bound. */
+  /** True while reading is suspended because held lines have reached `MAX_HELD_BYTES`. */
   readonly suspended: boolean
   readonly draining: boolean
-  /** When the oldest connection not admitted yet began; null when there is none. */
+  /** When the handshake of the oldest unadmitted connection started; null when there is none. */
   readonly oldestBeganAtMs: number | null
   readonly steadyMs: number
 }
@@ -51,24 +53,24 @@ export interface AdmissionState {
 const MIN_AT_ONCE = 8
 const FIRST_AT_ONCE = 64
 const MAX_AT_ONCE = 4_096
-/** Beyond twice the quickest: so long may handshakes wait for each other. */
+/** A handshake that takes longer than twice the fastest recent one plus this shrinks the limit. */
 const PATIENCE_MS = 20
-/** One more at once for so many handshakes that were quick. */
+/** The limit grows by one for this many fast handshakes. */
 const QUICK_FOR_ONE_MORE = 8
 const SHRINK = 0.8
 const MIN_STALL_MS = 250
-/** Longer than a handshake takes on any network that devices are served over; a peer could make it any length. */
+/** Longer than a handshake takes on any expected network. Without it a slow peer could raise the time without limit. */
 const MAX_STALL_MS = 4_000
-/** Of the event loop, between two looks. */
+/** The limit shrinks when a sweep is later than this. */
 const MAX_LAG_MS = 50
-/** The quickest of late: of this time and of that before it. */
+/** The fastest recent handshake is that of the current and the previous period of this length. */
 const QUICKEST_OF_MS = 10_000
 const RATE_OF_MS = 1_000
 
 export type AdmissionDecision =
-  /** It begins, or waits for its turn. */
+  /** The handshake starts now or waits in the queue. */
   | { readonly kind: "accept" }
-  /** The oldest connection not admitted yet is closed first. */
+  /** As "accept", after the oldest unadmitted connection was closed. */
   | { readonly kind: "replace_oldest" }
   | { readonly kind: "refuse"; readonly reason: CloseReason }
 
@@ -88,7 +90,7 @@ export class Admission {
   #completed = 0
   #completedSinceMs = 0
   #ratePerS = 0
-  /** Ended for newcomers since the last handshake was completed, or since the limit was doubled. */
+  /** Connections replaced since the last handshake completed or the last doubling. */
   #replaced = 0
   #doublings = 0
 
@@ -100,17 +102,17 @@ export class Admission {
     return this.#underWay
   }
 
-  /** How many handshakes may be under way. */
+  /** The limit of concurrent handshakes. */
   get atOnce(): number {
     return Math.floor(this.#atOnce)
   }
 
-  /** Handshakes completed in the last second that is over. */
+  /** Handshakes completed per second, measured over the last full second. */
   get ratePerS(): number {
     return this.#ratePerS
   }
 
-  /** What becomes of a connection that comes now. */
+  /** Decides about a connection that is accepted now. */
   decide(state: AdmissionState): AdmissionDecision {
     const { connections, waiting, suspended, draining, oldestBeganAtMs, steadyMs } = state
     if (draining) return { kind: "refuse", reason: "drained" }
@@ -122,12 +124,12 @@ export class Admission {
     return REPLACE_OLDEST
   }
 
-  /** How long a connection not admitted yet is kept before a newcomer may replace it. */
+  /** Milliseconds after which a new connection may replace an unadmitted one. */
   get overdueAfterMs(): number {
     return Math.min(MAX_STALL_MS, this.stalledAfterMs * 2 ** this.#doublings)
   }
 
-  /** To be told when one ended for a newcomer. */
+  /** Call this when a connection was replaced. */
   replaced(): void {
     this.#replaced += 1
     if (this.#replaced < this.#limits.maxConnections) return
@@ -135,7 +137,7 @@ export class Admission {
     if (this.overdueAfterMs < MAX_STALL_MS) this.#doublings += 1
   }
 
-  /** Milliseconds until one more may begin: 0 for now, Infinity for not before another has ended. */
+  /** Milliseconds until the next handshake may start: 0 for now, `Infinity` when another must end first. */
   beginsInMs(steadyMs: number): number {
     if (this.#underWay >= this.atOnce) return Number.POSITIVE_INFINITY
     return this.#limits.perS === 0 ? 0 : Math.max(0, this.#nextBeginMs - steadyMs)
@@ -155,7 +157,7 @@ export class Admission {
     else this.#atOnce = Math.min(MAX_AT_ONCE, this.#atOnce + 1 / QUICK_FOR_ONE_MORE)
   }
 
-  /** One that had stalled, and had given its place back, was completed after all. */
+  /** A handshake completed that had stalled and no longer counted against the limit. */
   completedLate(tookMs: number, steadyMs: number): void {
     this.#completed += 1
     this.#replaced = 0
@@ -163,12 +165,15 @@ export class Admission {
     this.#remember(tookMs, steadyMs)
   }
 
-  /** A handshake ended without being completed. */
+  /** A handshake ended and was not completed. */
   ended(): void {
     this.#underWay -= 1
   }
 
-  /** How long a handshake may take before its place is given to another: it waits for its peer, and costs nothing. */
+  /**
+   * Milliseconds after which a handshake has stalled and no longer counts against the limit. It waits for its peer and
+   * costs no CPU time.
+   */
   get stalledAfterMs(): number {
     const quickestMs = Math.min(this.#quickestMs, this.#quickestBeforeMs)
     const slowMs = Number.isFinite(quickestMs) ? quickestMs * 4 : 0
@@ -176,9 +181,13 @@ export class Admission {
   }
 
   /**
-   * To be told now and then how late the event loop is, and how many handshakes have stalled and given back their
-   * places. While the loop is not late they are no sign of load, and as many more as there may be get a chance: peers
-   * that say nothing must not keep out those that would.
+   * Adapts the limit to the load. Call this periodically.
+   *
+   * Stalled handshakes are no sign of load while the event loop is on time. They double the limit, so that silent peers
+   * do not keep out devices that would complete their handshakes.
+   *
+   * @param lagMs how late this call is.
+   * @param stalled handshakes that have stalled since the last call.
    */
   look(lagMs: number, stalled: number, steadyMs: number): void {
     this.#underWay -= stalled
@@ -191,7 +200,7 @@ export class Admission {
     this.#completedSinceMs = steadyMs
   }
 
-  /** When the last of so many that wait will be in, milliseconds; null while nothing is known of it. */
+  /** Estimated milliseconds until the last of the waiting handshakes completes; null while the rate is unknown. */
   waitMs(waiting: number): number | null {
     if (waiting === 0) return 0
     return this.#ratePerS === 0 ? null : Math.round((waiting / this.#ratePerS) * 1_000)
@@ -206,7 +215,9 @@ export class Admission {
     this.#quickestMs = Math.min(this.#quickestMs, tookMs)
   }
 
-  /** Once for each such time: what is under way began before, and says nothing of the smaller number. */
+  /**
+   * At most once in `overMs`: handshakes that started before the last change do not show the effect of the new limit.
+   */
   #shrink(overMs: number, steadyMs: number): void {
     if (steadyMs - this.#shrunkAtMs < overMs) return
     this.#shrunkAtMs = steadyMs

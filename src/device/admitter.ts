@@ -1,10 +1,10 @@
 /**
- * The admitter: makes a device of a connection whose peer has proven who it is.
+ * The admitter: admits or rejects a connection after the authenticator has decided.
  *
- *   accepted ─► epoch ─► open ─► entered under its id ─► the older connection closed (taken_over) ─► told
- *   rejected ─► told ─► closed
+ *   accepted ─► epoch ─► open ─► registered under its device id ─► older connection closed (taken_over) ─► `admitted`
+ *   rejected ─► `rejected` ─► closed
  *
- * All in one call, so that no command finds a device between two of these steps. Bound: none of its own.
+ * All steps run in one synchronous call, so that no command meets a device between two of them. Holds no state.
  */
 
 import type { Counters } from "../counters.ts"
@@ -16,10 +16,10 @@ import type { PeerInfo } from "./peer.ts"
 export interface AdmitterOptions {
   readonly nowMs: () => number
   readonly counters: Counters
-  /** The epoch of the newest connection of a device on other workers, as far as it is known. */
+  /** The epoch of the device's newest connection on another worker, or undefined when none is known. */
   readonly epochElsewhere: (deviceId: string) => number | undefined
   readonly admitted: (connection: Connection) => void
-  /** The handshake failed, or the device did not identify itself or was refused. `detail` says why. */
+  /** The handshake failed, or the device did not identify itself or was refused. `detail` gives the cause. */
   readonly rejected: (
     connection: Connection,
     reason: CloseReason,

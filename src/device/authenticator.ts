@@ -1,13 +1,13 @@
 /**
- * Identity: who the device at the other end is, by the mode that `DEVICE_AUTH` sets. Between the TLS
- * handshake and admission; no line is read before it has said yes.
+ * The authenticator: determines the device id of a connection by the mode that `DEVICE_AUTH` sets. It runs after the
+ * TLS handshake and before admission. No line is read before it has accepted the device.
  *
- *   handshake complete ─┬─ none ──────────────────────────────► known (by its connection id)
- *                       ├─ mtls ── certificate ─── denylist ──┬► known
- *                       └─ hello ─ first line ──── denylist ──┴► unknown: not_identified, refused, denied
+ *   handshake complete ─┬─ none ───────────────── denylist ──┬► accepted; with none, the device id is the connection id
+ *                       ├─ mtls ── certificate ── denylist ──┤
+ *                       └─ hello ─ first line ─── denylist ──┴► rejected: not_identified, refused, denied
  *
- * Decides; the listener performs. Bound: a first line of `MAX_HELLO_BYTES` for each connection that has
- * not said who it is.
+ * Decides only; the listener acts on the result. Bound: `MAX_HELLO_BYTES` of the first line for each connection that is
+ * being identified.
  */
 
 import { identityOf, type PeerCertificate } from "./certificate-identity.ts"
@@ -29,23 +29,23 @@ export type AuthResult =
   | {
       readonly kind: "accepted"
       readonly deviceId: string
-      /** SHA-256 of its certificate, if it showed one. */
+      /** SHA-256 of the device's certificate; null when it presented none. */
       readonly fingerprint: string | null
-      /** Application bytes that came with its first line. */
+      /** Bytes received after the HELLO line. */
       readonly rest: Uint8Array
     }
   /** More bytes are needed. */
   | { readonly kind: "waiting" }
   | { readonly kind: "rejected"; readonly reason: CloseReason; readonly detail: string }
 
-/** What TLS says of the peer once the handshake is complete. */
+/** The peer of a completed TLS handshake. */
 export interface TlsPeer {
-  /** The certificate was asked for, shown, and is one that our CA vouches for. */
+  /** Whether a certificate was requested, the peer presented one, and a trusted CA has signed it. */
   readonly authorized: boolean
-  /** Why it is not, in OpenSSL's words. */
+  /** Why it is not authorized: OpenSSL's message. */
   readonly fault: string | null
   readonly certificate: () => PeerCertificate | undefined
-  /** Until when those that vouch for it are valid, milliseconds since 1970; see `issuers.ts`. */
+  /** The end of validity of the certificate's issuers, milliseconds since 1970; see `issuers.ts`. */
   readonly issuersValidUntilMs: () => number
 }
 
@@ -61,7 +61,7 @@ export class Authenticator {
     this.#options = options
   }
 
-  /** "waiting" when the device has yet to say who it is: its bytes then go to `received`. */
+  /** The result "waiting" means that the device must send its HELLO line: pass its bytes to `received`. */
   handshaken(connection: Connection, peer: TlsPeer): AuthResult {
     switch (this.#options.auth) {
       case "none":
@@ -74,7 +74,7 @@ export class Authenticator {
     }
   }
 
-  /** Takes bytes of a device that has not said who it is. */
+  /** Takes bytes from a device that is not identified yet. */
   received(connection: Connection, chunk: Uint8Array): AuthResult {
     const read = this.#firstLines.get(connection)?.push(chunk) ?? null
     if (read === null) return WAITING
@@ -85,13 +85,13 @@ export class Authenticator {
       case "proven":
         return this.#allow(verdict.deviceId, null, read.rest)
       case "malformed":
-        return unknown("not_identified", "the first line is no HELLO")
+        return unknown("not_identified", "the first line is not a HELLO")
       case "refused":
         return unknown("refused", `HELLO as ${verdict.deviceId}: ${helloFault(verdict.deviceId)}`)
     }
   }
 
-  /** To be told when a connection ends before it was identified. */
+  /** Call this when a connection ends before it was identified. */
   forget(connection: Connection): void {
     this.#firstLines.delete(connection)
   }

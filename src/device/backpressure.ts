@@ -1,25 +1,26 @@
 /**
- * Backpressure of the publish window on the devices: who waits for room in it, and what is held
- * meanwhile.
+ * Backpressure from the publish window to the devices: which connections wait for room in the window, and how many
+ * bytes of lines are held in the meantime.
  *
- *   flowing ──window full──► the connections that have lines wait, in order of arrival, unread
- *      ▲                                  │ held bytes over `maxHeldBytes`
+ *   flowing ──window full──► connections with lines are not read and wait, in order of arrival
+ *      ▲                                  │ held bytes exceed `maxHeldBytes`
  *      │                                  ▼
- *      └──────half held────────── suspended: no connection of this worker is read
+ *      └──held bytes halved────── suspended: no connection of this worker is read
  *
- * Lines that were read stay in their connection's framer until there is room, even after the
- * connection has closed. Never drops anything. Bound: `maxHeldBytes` of whole lines that were read and
- * wait, beyond which only what the kernel had handed over in the same tick is added, and the listener
- * refuses new connections. Unfinished lines have a bound of their own (`unfinished-lines.ts`).
+ * Lines that were read stay in the framer of their connection until the window has room, even after the connection has
+ * closed. No line is dropped.
+ *
+ * Bound: `maxHeldBytes` of complete lines. Beyond it, only bytes that the kernel handed over in the same tick are
+ * added, and the listener refuses new connections. Unfinished lines have their own bound (`unfinished-lines.ts`).
  */
 
 export interface WaitingReader {
-  /** Publishes what it holds while there is room; false when it must wait again. */
+  /** Publishes held lines while the window has room. False when lines are left, so that it must wait again. */
   pump(): boolean
 }
 
 export interface Room {
-  /** Whether one more line may enter. */
+  /** Whether the window accepts one more line. */
   readonly hasRoom: boolean
 }
 
@@ -32,8 +33,8 @@ export class Backpressure {
   #suspended = false
 
   /**
-   * @param window the publish window, which every line enters.
-   * @param setSuspended called when all reading must stop and when it may go on.
+   * @param window the publish window that all lines pass.
+   * @param setSuspended called when all reading must stop and when it may continue.
    */
   constructor(maxHeldBytes: number, window: Room, setSuspended: (suspended: boolean) => void) {
     this.#maxHeldBytes = maxHeldBytes
@@ -57,12 +58,12 @@ export class Backpressure {
     return this.#waiting.size
   }
 
-  /** Enters `reader` at the end of the line for room, unless it waits already. */
+  /** Appends `reader` to those that wait for room, unless it waits already. */
   wait(reader: WaitingReader): void {
     this.#waiting.add(reader)
   }
 
-  /** Accounts for bytes that were read and are held, or, negative, no longer. */
+  /** Adds to the held bytes. Negative for bytes that are no longer held. */
   hold(bytes: number): void {
     this.#heldBytes += bytes
     const limit = this.#suspended ? this.#maxHeldBytes / 2 : this.#maxHeldBytes
@@ -72,7 +73,7 @@ export class Backpressure {
     this.#setSuspended(suspend)
   }
 
-  /** To be called when the window has room again: those who wait go first come, first served. */
+  /** Call this when the window has room again. Resumes waiting readers in order of arrival. */
   roomAgain(): void {
     for (const reader of this.#waiting) {
       if (!this.#window.hasRoom) return

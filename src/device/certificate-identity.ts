@@ -1,10 +1,10 @@
 /**
- * Which device a client certificate names, once TLS has verified it: its one SAN URI
- * `urn:owsla:device:<id>`, else its one common name.
+ * Extracts the device id from a client certificate that TLS has verified: the id in its single SAN URI
+ * `urn:owsla:device:<id>`, otherwise its single common name.
  *
- * Pure: takes what OpenSSL prints of the certificate. A comma, a control character or a byte over 127
- * within a value is printed escaped, so ", " and a line's end separate values and nothing that stands in
- * one value can pass for another. A certificate that names a device badly or twice names none.
+ * Pure: takes the text that OpenSSL prints for the certificate. OpenSSL escapes a comma, a control character or a byte
+ * over 127 within a value. So ", " and line feeds separate values, and no value can imitate another. A certificate with
+ * an invalid device id, or with more than one, is rejected.
  */
 
 import { isDeviceName } from "./ids.ts"
@@ -13,11 +13,11 @@ const URN_PREFIX = "URI:urn:owsla:device:"
 const CN_PREFIX = "CN="
 
 export interface PeerCertificate {
-  /** `DNS:a, URI:b`, values with odd characters in quotes; undefined without the extension. */
+  /** `DNS:a, URI:b`. Values with special characters are quoted. Undefined without the extension. */
   readonly subjectAltName: string | undefined
-  /** One attribute a line: `O=a\nCN=b`. */
+  /** One attribute in each line: `O=a\nCN=b`. */
   readonly subject: string
-  /** Dates that a Date can read. */
+  /** Both in a format that `Date.parse` accepts. */
   readonly validFrom: string
   readonly validTo: string
   /** SHA-256, hexadecimal digits with colons. */
@@ -26,21 +26,21 @@ export interface PeerCertificate {
 
 export type CertificateIdentity =
   | { readonly deviceId: string }
-  /** Why it names no device; says nothing of what stands in it. */
+  /** Why the certificate has no valid device id. Contains no text from the certificate. */
   | { readonly fault: string }
 
 export function identityOf(certificate: PeerCertificate, nowMs: number): CertificateIdentity {
-  // A resumed session skips the verification, and the certificate may have expired since.
+  // A resumed session skips the verification, so the certificate may have expired since the full handshake.
   if (nowMs >= Date.parse(certificate.validTo)) return { fault: "the certificate has expired" }
   if (nowMs < Date.parse(certificate.validFrom))
     return { fault: "the certificate is not yet valid" }
   const names = (certificate.subjectAltName ?? "").split(", ")
-  // Quoted when it holds odd characters: no device id does, but it must not fall back to the CN.
+  // OpenSSL quotes a URI with special characters. No device id has any, but such a URI must not make the CN count.
   const urns = names.map((name) => name.replace(/^URI:"/, "URI:")).filter(isDeviceUrn)
   if (urns.length > 1) return { fault: "the certificate names more than one device" }
   const urn = urns[0]
   if (urn !== undefined) return named(urn.slice(URN_PREFIX.length))
-  // Several attributes in one RDN stand in one line; a plus within a value is escaped.
+  // OpenSSL prints a multi-valued RDN as one line, joined by " + ". It escapes a plus within a value.
   const attributes = certificate.subject.split(/\n| \+ /)
   const commonNames = attributes.filter((attribute) => attribute.startsWith(CN_PREFIX))
   if (commonNames.length !== 1)
@@ -48,11 +48,13 @@ export function identityOf(certificate: PeerCertificate, nowMs: number): Certifi
   return named(commonNames[0]?.slice(CN_PREFIX.length) ?? "")
 }
 
-/** URN namespaces are case-insensitive (RFC 8141), so case makes no other name. */
+/** URN namespaces are case-insensitive (RFC 8141). */
 function isDeviceUrn(name: string): boolean {
   return name.slice(0, URN_PREFIX.length).toLowerCase() === URN_PREFIX.toLowerCase()
 }
 
 function named(deviceId: string): CertificateIdentity {
-  return isDeviceName(deviceId) ? { deviceId } : { fault: "what it names is no device id" }
+  return isDeviceName(deviceId)
+    ? { deviceId }
+    : { fault: "the name in the certificate is not a valid device id" }
 }

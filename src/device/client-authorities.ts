@@ -1,16 +1,16 @@
 /**
- * The CAs of `TLS_CLIENT_CA_FILE`, and whether they vouch for a certificate that a device has shown before. TLS looks at
- * a chain in the handshake only; this is for connections that are older than the file, see `recheck.ts`.
+ * The CAs of `TLS_CLIENT_CA_FILE`. Checks whether they still trust the certificate of a connected device. TLS verifies
+ * a chain in the handshake only; this check is for connections that are older than the file, see `recheck.ts`.
  *
- *   device's certificate ──issued by──► CA of the file: trusted
+ *   device certificate ──issued by──► CA of the file: trusted
  *          │                                  ▲
  *          └──issued by──► CAs that the device sent, each issued by the next
  *
- * As in the handshake, each CA of the file is trusted by itself, whatever the state of those above it
- * (`allowPartialTrustChain`), and every certificate of the path must be within its time. What else OpenSSL knows of (path
- * lengths, name constraints) was looked at in the handshake and is not looked at again.
+ * As in the handshake, each CA of the file is a trust anchor, even if its own issuer has expired or is missing
+ * (`allowPartialTrustChain`), and each certificate of the path must be within its validity period. The other rules of
+ * OpenSSL (path lengths, name constraints) were verified in the handshake and are not checked again.
  *
- * Reads no file and no clock. Bound: `MAX_SENT` certificates of a device, each followed once.
+ * Pure: the time is passed in. Bound: `MAX_SENT` certificates of a device, each followed once.
  */
 
 import { type KeyObject, X509Certificate } from "node:crypto"
@@ -29,7 +29,7 @@ interface Authority {
 export class ClientAuthorities {
   readonly #authorities: readonly Authority[]
 
-  /** @param pem certificates of CAs, as `readClientAuthorities` has checked them. */
+  /** @param pem CA certificates, checked by `readClientAuthorities`. */
   constructor(pem: string) {
     this.#authorities = (pem.match(PEM_CERTIFICATE) ?? []).map((text) => {
       const certificate = new X509Certificate(text)
@@ -38,8 +38,8 @@ export class ClientAuthorities {
   }
 
   /**
-   * Why the device would not be let in with this chain now, or null.
-   * @param chain its certificate first, then those that it sent, in any order; null when it cannot be read.
+   * Why the CAs of the file do not trust this chain, or null when they do.
+   * @param chain the device's certificate first, then those that it sent, in any order; null when it cannot be read.
    */
   faultOf(chain: readonly X509Certificate[] | null, nowMs: number): string | null {
     const [certificate, ...sent] = chain ?? []
@@ -47,7 +47,7 @@ export class ClientAuthorities {
     return this.#follow(certificate, new Set(sent.slice(0, MAX_SENT)), nowMs)
   }
 
-  /** Each certificate that was sent is followed once, however many of them have signed each other. */
+  /** Follows each sent certificate once, so that certificates that have signed each other cause no loop. */
   #follow(certificate: X509Certificate, sent: Set<X509Certificate>, nowMs: number): string | null {
     let found = UNKNOWN_CA
     const reached = [certificate]
@@ -76,7 +76,7 @@ function isIssued(
   issuer: X509Certificate,
   publicKey: KeyObject,
 ): boolean {
-  // The names first: they cost next to nothing.
+  // Compare the names first: verifying a signature is expensive.
   return certificate.checkIssued(issuer) && certificate.verify(publicKey)
 }
 

@@ -1,12 +1,12 @@
 /**
- * Why a connection ended: one closed list, the same word in presence, logs, metrics and docs.
- * Each connection ends with exactly one of them: the first that applied.
+ * The close reasons: a closed list, with the same words in presence, logs, metrics and docs.
+ * Each connection ends with exactly one of them, the first that applied.
  */
 
 export const CLOSE_REASONS = [
-  /** The device closed, its TLS session broke, or the network cut the connection. */
+  /** The device closed the connection, its TLS session broke, or the network cut the connection. */
   "peer_closed",
-  /** What came was no TLS handshake, or TLS refused it. */
+  /** The peer sent no TLS handshake, or the handshake failed. */
   "handshake_failed",
   "handshake_timeout",
   "not_identified",
@@ -15,13 +15,13 @@ export const CLOSE_REASONS = [
   "taken_over",
   "idle",
   "line_too_long",
-  /** An unfinished line took too long, or was the oldest when those of the worker took too much memory. */
+  /** An unfinished line exceeded LINE_TIMEOUT_MS, or was the oldest when the worker reached MAX_PARTIAL_BYTES. */
   "line_timeout",
   "slow_device",
   "overloaded",
   "kicked",
   "drained",
-  /** A defect of the gateway closed this connection; the process goes on. */
+  /** An unexpected exception in the gateway closed this connection. The process continues. */
   "fault",
 ] as const
 

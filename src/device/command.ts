@@ -1,10 +1,10 @@
 /**
- * A command, one line on its way to a device, and the closed list of ways it can end.
- * A command lives from its arrival until its source was told its one outcome.
+ * A command: one line to be written to a device. And the outcomes: the closed list of results of a command.
+ * A command exists from its arrival until its source has received its one outcome.
  */
 
 export const OUTCOMES = [
-  /** The kernel took all its bytes. Whether the device read them is not known. */
+  /** The kernel has accepted all its bytes. Whether the device has read them is unknown. */
   "written",
   "offline",
   "expired",
@@ -13,13 +13,13 @@ export const OUTCOMES = [
   "duplicate",
   "late",
   "slow_device",
-  /** The connection closed while the command waited on it. */
+  /** The connection closed before the command was written. */
   "closed",
 ] as const
 
 export type Outcome = (typeof OUTCOMES)[number]
 
-/** The connection a command ended on, as receipts name it. */
+/** The connection at which a command ended. Receipts contain these fields. */
 export interface Recipient {
   readonly deviceId: string
   readonly connectionId: string
@@ -27,47 +27,48 @@ export interface Recipient {
   readonly epoch: number
 }
 
-/** A line on its way to a device. Its connection calls exactly one of the four methods, possibly before `offer` returns. */
+/** A line for a device. The connection calls exactly one of the four methods, possibly before `offer` returns. */
 export interface Command {
-  /** The line without terminator: holds no LF and no CR, and at most `MAX_LINE_BYTES` bytes. */
+  /** The line without terminator: at most `MAX_LINE_BYTES` bytes, without LF and CR. */
   readonly body: Uint8Array
   /** `to_device_seq`: a safe integer from 0, or null when the command is not numbered. */
   readonly seq: number | null
   readonly messageId: string | null
-  /** Never written at or after this time; `Infinity` when it does not expire. */
+  /** Milliseconds since 1970. Not written at or after this time; `Infinity` when it does not expire. */
   readonly expiresAtMs: number
-  /** Which way it came; "gateway" is one that the gateway has made itself. */
+  /** The way by which it came; the gateway itself makes commands of "gateway". */
   readonly cameBy: "delivery" | "http" | "gateway"
-  /** True when the broker says that it handed this command out before. */
+  /** The `redelivered` flag of the delivery: the broker may have delivered this command before. */
   readonly redelivered: boolean
-  /** Of the body; null on commands that came by no delivery. */
+  /** A hash of the body. Null on commands without a broker delivery. */
   readonly bodyHash: bigint | number | null
-  /** True when another worker took it from the broker and forwarded it. */
+  /** True when another worker consumed the command and forwarded it. */
   readonly forwarded: boolean
   /**
-   * True once the delivery that brought it can no longer be acknowledged: the broker delivers the command
-   * again or dead-letters it, and that decides its outcome unless bytes of it were offered to the socket
-   * before. Always false on commands that came by no delivery.
+   * True once the delivery of the command can no longer be acknowledged. The broker redelivers or dead-letters the
+   * command, and that decides its outcome, unless bytes of it were offered to the socket before. Always false on
+   * commands without a broker delivery.
    */
   readonly lost: boolean
-  /** Set when bytes of it are offered to a socket. */
+  /** Set to true when bytes of the command are offered to a socket. */
   isOffered: boolean
+  /** The outcome of the command. */
   settle(outcome: Outcome, detail: string, recipient: Recipient | null): void
-  /** It repeats a command whose outcome another delivery decides. */
+  /** This is a repeated delivery of a command. Another delivery of the same command has or gets the outcome. */
   acknowledge(): void
   /**
-   * The same command waits at the connection, by a delivery that may be lost without coming here again: that one goes
-   * on with the delivery of this one.
+   * The same command waits at the connection. Its delivery may be lost without being redelivered here, so the waiting
+   * command continues with the delivery of this one.
    */
   replace(waiting: Command): void
-  /** It was lost, and the connection gives it back; see `lost`. */
+  /** The connection gives back a lost command; see `lost`. */
   withdraw(): void
 }
 
 const LF = 10
 const CR = 13
 
-/** What makes `body` unfit to be one line, or null. */
+/** Why `body` is not a valid line, or null. */
 export function bodyFault(
   body: Uint8Array,
   maxLineBytes: number,
@@ -76,7 +77,7 @@ export function bodyFault(
     return { outcome: "too_large", detail: `${body.length} bytes, at most ${maxLineBytes}` }
   }
   if (body.includes(LF) || body.includes(CR)) {
-    return { outcome: "invalid", detail: "the line holds LF or CR" }
+    return { outcome: "invalid", detail: "the line contains LF or CR" }
   }
   return null
 }

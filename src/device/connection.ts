@@ -1,17 +1,16 @@
 /**
- * One TLS connection: performs on its socket what framer, endpoint and outgoing queue decide.
+ * One TLS connection: performs the decisions of framer, endpoint and outgoing queue on its socket.
  *
  *   handshaking ─┬─────admit──────► open ──close──► closing ──socket gone──► closed
  *                └► identifying ──►┘                                           ▲
  *   handshaking, identifying ─────────────────── close, peer gone ─────────────┘
  *
- * From the device: socket ─► framer ─► endpoint (number) ─► line sink (the publish window).
- * To the device:   endpoint (decision) ─► outgoing ─► socket, one write a tick.
+ * From the device: socket ─► framer ─► endpoint (numbers the line) ─► `takeLine` (the publish window).
+ * To the device:   endpoint (decides) ─► outgoing ─► socket, one write in each tick.
  *
- * Never talks to the broker, never throws into the socket's callbacks, settles every command it was
- * given exactly once. Lines that were read are still published after the connection has closed.
- * Bounds: those of framer, endpoint and outgoing; a closing socket is terminated by the sweep after
- * `CLOSING_MS`.
+ * Never calls the broker and never throws into the socket's callbacks. Settles each command exactly once. Lines that
+ * were read are still published after the connection has closed.
+ * Bounds: those of framer, endpoint and outgoing. The sweep terminates a closing socket after `CLOSING_MS`.
  */
 
 import type { Counters } from "../counters.ts"
@@ -26,7 +25,7 @@ import { type DeviceSocket, type PeerInfo, UNKNOWN_PEER } from "./peer.ts"
 import type { ReorderLimits } from "./reorder-buffer.ts"
 import type { UnfinishedLines } from "./unfinished-lines.ts"
 
-/** How long a peer may take to answer our close. */
+/** How long the gateway waits for the peer to close its side, before it terminates the socket. */
 const CLOSING_MS = 2_000
 
 /** Why a connection is not being read. */
@@ -41,30 +40,30 @@ export interface ConnectionLimits extends ReorderLimits {
 
 export type ConnectionState = "handshaking" | "identifying" | "open" | "closing" | "closed"
 
-/** What all connections of a worker share. */
 /** The next stage of a line. */
 export interface LineHandler {
-  /** Takes a line for publishing; to be called only while `backpressure.hasRoom`. */
+  /** Takes a line for publishing; called only while `backpressure.hasRoom`. */
   take(connection: Connection, seq: number, line: Uint8Array): void
 }
 
+/** Dependencies that all connections of a worker share. */
 export interface ConnectionContext {
   readonly limits: ConnectionLimits
   readonly counters: Counters
   readonly backpressure: Backpressure
   readonly unfinishedLines: UnfinishedLines
-  /** `BATCH_BYTES` long; used within one call of `flush`. */
+  /** `BATCH_BYTES` long. Its contents are valid within one call of `flush` only. */
   readonly scratch: Uint8Array
-  /** Milliseconds since 1970, for what is compared with others' clocks; it may jump. */
+  /** Milliseconds since 1970, for times that are compared with other clocks. It may jump. */
   readonly nowMs: () => number
-  /** Milliseconds that never jump, for deadlines. */
+  /** Milliseconds of a monotonic clock, for deadlines. */
   readonly steadyMs: () => number
   readonly lines: LineHandler
-  /** Asks for `flush` to be called once at the end of this tick. */
+  /** Schedules one call of `flush` at the end of this tick. */
   readonly flushSoon: (connection: Connection) => void
-  /** Told when commands wait in the reorder buffer: `sweepCommands` is to be called now and then. */
+  /** Called when commands wait in the reorder buffer. From then on `sweepCommands` must be called periodically. */
   readonly commandsWait: (connection: Connection) => void
-  /** Told once, when the connection has begun to close: it takes part in nothing any more. */
+  /** Called once, when the connection begins to close. */
   readonly closed: (connection: Connection, reason: CloseReason) => void
 }
 
@@ -79,12 +78,12 @@ export class Connection {
   #framer: Framer | null = null
   #outgoing: Outgoing | null = null
   #pausedBy = 0
-  /** As accounted for with `backpressure`. */
+  /** Bytes reported to `backpressure`. */
   #heldBytes = 0
-  /** As accounted for with `unfinishedLines`. */
+  /** Bytes reported to `unfinishedLines`. */
   #partialBytes = 0
   #lastActivityMs: number
-  /** Since when the socket has taken nothing of what it was offered; null while it takes all. */
+  /** Since when the socket has accepted no bytes although some were offered; null while it accepts all bytes. */
   #stalledSinceMs: number | null = null
   #closeAtMs = 0
   #reason: CloseReason | null = null
@@ -102,7 +101,7 @@ export class Connection {
     return this.#state
   }
 
-  /** Null until the connection was admitted. */
+  /** Null until the connection is admitted. */
   get endpoint(): Endpoint | null {
     return this.#endpoint
   }
@@ -111,7 +110,7 @@ export class Connection {
     return this.#peer
   }
 
-  /** For how long no bytes came although it was read. */
+  /** Milliseconds since bytes were last received or reading was last resumed. */
   get idleMs(): number {
     return this.#context.steadyMs() - this.#lastActivityMs
   }
@@ -124,19 +123,19 @@ export class Connection {
     return this.#outgoing?.bytes ?? 0
   }
 
-  /** True when every line that was read has been taken for publishing. */
+  /** True when all lines that were read have been passed on for publishing. */
   get drained(): boolean {
     return this.#framer === null || this.#framer.drained
   }
 
-  /** The handshake is complete, and the device has yet to say who it is. */
+  /** The handshake is complete. The device is not identified yet. */
   identify(): void {
     if (this.#state !== "handshaking") return
     this.#state = "identifying"
     this.#lastActivityMs = this.#context.steadyMs()
   }
 
-  /** We know who the device is and it may speak. */
+  /** The device is identified: its lines are read from now on. */
   admit(deviceId: string, epoch: number, peer: PeerInfo): void {
     if (this.#state !== "handshaking" && this.#state !== "identifying") return
     this.#state = "open"
@@ -167,7 +166,7 @@ export class Connection {
     }
   }
 
-  /** Takes the lines that were read while the window has room; false when some must wait. */
+  /** Passes on lines that were read while the window has room. False when lines are left. */
   pump(): boolean {
     const { backpressure, counters } = this.#context
     const framer = this.#framer
@@ -198,7 +197,7 @@ export class Connection {
     this.#accountHeld()
     if (this.#reason === null) this.resume("window")
     else this.#countUnterminated()
-    // Last, since it may end this connection.
+    // Last, because it may close this connection.
     this.#accountPartial(ended)
     return true
   }
@@ -207,7 +206,7 @@ export class Connection {
     this.close("line_timeout")
   }
 
-  /** Performs what becomes of one command. */
+  /** Takes one command and performs the endpoint's decisions. */
   offer(command: Command): void {
     if (this.#endpoint === null) {
       command.settle("offline", "not admitted yet", null)
@@ -220,8 +219,8 @@ export class Connection {
   }
 
   /**
-   * Gives back the lost commands of which no byte was offered to the socket: the broker delivers them again or
-   * dead-letters them. Their sources are told; those that were offered stay, since they may be on the wire.
+   * Gives lost commands back to their sources, unless bytes of them were offered to the socket. The broker redelivers
+   * or dead-letters them. Commands that were offered stay, because the device may receive them.
    */
   withdrawLost(): void {
     const endpoint = this.#endpoint
@@ -231,7 +230,7 @@ export class Connection {
     for (const command of [...unoffered, ...unreleased]) command.withdraw()
   }
 
-  /** Gives up the lowest gap in the numbers of the commands that wait, before its time. */
+  /** Gives up the lowest gap in the numbers of waiting commands, before `SEQ_GAP_TIMEOUT_MS`. */
   giveUpGap(): void {
     const endpoint = this.#endpoint
     if (endpoint === null) return
@@ -240,12 +239,12 @@ export class Connection {
     this.#context.counters.gapsSkipped += endpoint.gaps - gaps
   }
 
-  /** Hands the outgoing bytes to the socket, as many as it takes. */
+  /** Writes outgoing bytes until the socket accepts no more. */
   flush(): void {
     if (this.#reason === null) this.#write()
   }
 
-  /** Gives up gaps that were waited out. True while commands wait for a number. */
+  /** Gives up gaps after `SEQ_GAP_TIMEOUT_MS`. True while commands wait for a missing number. */
   sweepCommands(nowMs: number): boolean {
     const endpoint = this.#endpoint
     if (endpoint === null) return false
@@ -271,7 +270,7 @@ export class Connection {
       case "open": {
         const { slowDeviceTimeoutMs } = this.#context.limits
         const stalledMs = this.#stalledSinceMs === null ? 0 : steadyMs - this.#stalledSinceMs
-        // A device that we do not read cannot show a sign of life.
+        // While the device is not read, its activity is unknown.
         const idleMs = this.#pausedBy === 0 ? steadyMs - this.#lastActivityMs : 0
         if (stalledMs >= slowDeviceTimeoutMs) this.close("slow_device")
         else if (idleMs >= deadlines.idleTimeoutMs) this.close("idle")
@@ -288,7 +287,7 @@ export class Connection {
   pause(by: PauseSource): void {
     const before = this.#pausedBy
     this.#pausedBy |= PAUSED_BY[by]
-    // A handshake goes on; the socket is paused when it is complete.
+    // A handshake must continue: `admit` pauses the socket.
     if (before !== 0 || this.#state !== "open") return
     this.socket.pause()
     if (this.#partialBytes > 0) this.#context.unfinishedLines.stopped(this)
@@ -298,14 +297,14 @@ export class Connection {
     const before = this.#pausedBy
     this.#pausedBy &= ~PAUSED_BY[by]
     if (before !== 0 && this.#pausedBy === 0 && this.#state === "open") {
-      // The time it was not read is not held against the device.
+      // The time during which the device was not read does not count as idle.
       this.#lastActivityMs = this.#context.steadyMs()
       if (this.#partialBytes > 0) this.#context.unfinishedLines.began(this, this.#lastActivityMs)
       this.socket.resume()
     }
   }
 
-  /** Ends the connection for `reason`. The first reason stands; later calls do nothing. */
+  /** Closes the connection for `reason`. Later calls have no effect: the first reason stays. */
   close(reason: CloseReason): void {
     if (this.#reason !== null) return
     this.#reason = reason
@@ -317,20 +316,20 @@ export class Connection {
     this.#closeAtMs = this.#context.steadyMs() + CLOSING_MS
     if (handshaking) this.socket.terminate()
     else {
-      // A paused socket would not notice that the peer has closed too.
+      // A paused socket does not report that the peer has closed.
       if (this.#pausedBy !== 0) this.socket.resume()
       this.socket.shutdown()
     }
   }
 
-  /** The socket is gone, by our doing or the peer's. */
+  /** The socket has closed, by the gateway or by the peer. */
   socketClosed(): void {
     this.#reason ??= this.#state === "handshaking" ? "handshake_failed" : "peer_closed"
     this.#state = "closed"
     this.#end()
   }
 
-  /** Settles what waits and tells the others; once. */
+  /** Settles the waiting commands and calls `closed`, once. */
   #end(): void {
     if (this.#ended || this.#reason === null) return
     this.#ended = true
@@ -349,8 +348,8 @@ export class Connection {
   }
 
   /**
-   * Offers bytes to the socket until it takes no more. Sources are told after the write, since what
-   * they do may close this connection, or write to another that shares the scratch buffer.
+   * Writes until the socket accepts no more bytes. Commands are settled after the write, because a source may close
+   * this connection, or write to another connection that shares the scratch buffer.
    */
   #write(): void {
     const { scratch, counters } = this.#context
@@ -364,14 +363,15 @@ export class Connection {
       const bytes = outgoing.nextBytes(nowMs, scratch, expired)
       const offered = bytes.length
       const accepted = offered === 0 ? 0 : Math.max(0, this.socket.write(bytes))
-      // The write may have told us that the socket is gone, and what was offered was settled then.
+      // The write may have reported that the socket is closed. Then all commands are settled already.
       if (!this.#ended) {
         outgoing.accepted(accepted, written)
         if (accepted > 0) this.#stalledSinceMs = null
         if (accepted < offered) this.#stalledSinceMs ??= this.#context.steadyMs()
       }
       counters.commandBytesOut += accepted
-      for (const command of expired) this.#settle(endpoint, command, "expired", "before its turn")
+      for (const command of expired)
+        this.#settle(endpoint, command, "expired", "before it was written")
       for (const command of written) {
         endpoint.written(command)
         command.settle("written", "", endpoint.recipient)
@@ -415,7 +415,7 @@ export class Connection {
     this.#outgoing ??= new Outgoing(this.#context.limits.maxOutgoingBytes)
     if (this.#outgoing.push(command)) this.#context.flushSoon(this)
     else {
-      const detail = `${this.#outgoing.bytes} bytes wait for this device already`
+      const detail = `${this.#outgoing.bytes} bytes already wait for this device`
       this.#settle(endpoint, command, "slow_device", detail)
     }
   }
@@ -434,7 +434,7 @@ export class Connection {
     this.#context.backpressure.hold(change)
   }
 
-  /** @param ended whether a line has ended since the last call, so that an unfinished one is another. */
+  /** @param ended whether a line has ended since the last call, so that an unfinished line is a new one. */
   #accountPartial(ended: boolean): void {
     const partial = this.#framer?.partialBytes ?? 0
     const before = this.#partialBytes

@@ -1,9 +1,9 @@
 /**
- * The connections that one worker holds, by connection id and by device id, and the sweep that enforces
- * their deadlines: one timer for all, none per connection.
+ * The connections of one worker, by connection id and by device id, and the sweep that enforces their deadlines. One
+ * timer serves all connections.
  *
- * Never decides anything itself. Bound: `MAX_CONNECTIONS`, kept by admission; a connection leaves when
- * its socket is gone, so those that are closing still count.
+ * Bound: `MAX_CONNECTIONS`, enforced by admission. A connection is removed when its socket has closed, so closing
+ * connections count.
  */
 
 import type { CloseReason } from "./close-reason.ts"
@@ -11,9 +11,9 @@ import type { Connection } from "./connection.ts"
 import type { Denylist } from "./denylist.ts"
 
 export const SWEEP_EVERY_MS = 250
-/** Of a process that did not sweep for so long the answers of others may wait unread. */
+/** A process whose sweep is late by this was stopped. Messages that arrived in the meantime may still be unread. */
 export const PAUSED_MS = 2_000
-/** Idle and write time-outs are long; their sweep over all connections runs less often. */
+/** Idle and write time-outs are long, so the sweep over all connections runs less often. */
 const SWEEP_ALL_EVERY_MS = 1_000
 
 export interface Timeouts {
@@ -25,9 +25,9 @@ export interface Timeouts {
 export class Connections {
   readonly #deadlines: Timeouts
   readonly #all = new Map<string, Connection>()
-  /** The newest open connection of each device that has a name of its own. */
+  /** The newest open connection of each device whose device id is not its connection id. */
   readonly #named = new Map<string, Connection>()
-  /** Commands wait in their reorder buffers. */
+  /** Connections with commands in their reorder buffers. */
   readonly #waiting = new Set<Connection>()
   #nextSweepOfAllMs = 0
 
@@ -49,7 +49,7 @@ export class Connections {
     this.leave(connection)
   }
 
-  /** Enters an admitted connection under its device's name; returns the one that had it, if any. */
+  /** Registers an admitted connection under its device id. Returns the device's previous connection, if any. */
   enter(connection: Connection): Connection | undefined {
     const deviceId = nameOf(connection)
     if (deviceId === null) return undefined
@@ -58,7 +58,7 @@ export class Connections {
     return before === connection ? undefined : before
   }
 
-  /** The connection has begun to close: its device's name no longer leads to it. */
+  /** The connection has begun to close: its device id no longer finds it. */
   leave(connection: Connection): void {
     const deviceId = nameOf(connection)
     if (deviceId === null || this.#named.get(deviceId) !== connection) return
@@ -72,15 +72,15 @@ export class Connections {
   }
 
   /**
-   * An epoch for a new connection of a device: larger than that of the one it has here, and than the one it is known
-   * to have elsewhere, by a clock that may be ahead.
+   * The epoch of a device's new connection. It is the time, but larger than the epoch of the device's connection on
+   * this worker and than the known one on another worker, whose clock may be ahead.
    */
   nextEpoch(deviceId: string, nowMs: number, elsewhere: number | undefined): number {
     const here = this.#named.get(deviceId)?.endpoint?.recipient.epoch
     return Math.max(nowMs, (here ?? 0) + 1, (elsewhere ?? 0) + 1)
   }
 
-  /** The open connections of devices that have a name. */
+  /** The open connections by device id, without those whose device id is their connection id. */
   named(): ReadonlyMap<string, Connection> {
     return this.#named
   }
@@ -93,12 +93,12 @@ export class Connections {
     for (const connection of this.#all.values()) visit(connection)
   }
 
-  /** All in the order in which they came; one that is added later is given too. */
+  /** All connections in order of arrival. Includes connections that are added during the iteration. */
   values(): MapIterator<Connection> {
     return this.#all.values()
   }
 
-  /** Begins to close up to `most` open connections; returns how many are left. */
+  /** Begins to close up to `most` open connections. Returns the number of open connections that are left. */
   closeSome(most: number, reason: CloseReason): number {
     let closed = 0
     let left = 0
@@ -113,7 +113,7 @@ export class Connections {
     return left
   }
 
-  /** Closes those that were admitted before they were denied. */
+  /** Closes connections that were admitted before their device or certificate was denied. */
   closeDenied(denylist: Denylist): void {
     for (const connection of this.#all.values()) {
       const recipient = connection.endpoint?.recipient
@@ -130,9 +130,9 @@ export class Connections {
   }
 
   /**
-   * To be called every `SWEEP_EVERY_MS`.
-   * @param nowMs since 1970, as commands expire.
-   * @param steadyMs never jumps: a clock that is set must not close a device.
+   * Call this every `SWEEP_EVERY_MS`.
+   * @param nowMs milliseconds since 1970, for gaps in the numbers of commands.
+   * @param steadyMs milliseconds of a monotonic clock, so that setting the system clock closes no device.
    */
   sweep(nowMs: number, steadyMs: number): void {
     for (const connection of this.#waiting) {
@@ -144,7 +144,7 @@ export class Connections {
   }
 }
 
-/** The device id of an admitted connection, or null when that is just its connection id. */
+/** The device id of an admitted connection, or null when it is the connection id. */
 function nameOf(connection: Connection): string | null {
   const recipient = connection.endpoint?.recipient
   return recipient === undefined || recipient.deviceId === connection.id ? null : recipient.deviceId

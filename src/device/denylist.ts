@@ -1,36 +1,37 @@
 /**
- * The denylist: which devices and certificates are kept out. Pure; `ops/denylist-file.ts` reads the file
- * and follows its changes.
+ * The denylist: the devices and certificates that are refused. Pure; `ops/denylist-file.ts` reads the file and follows
+ * its changes.
  *
- *   lock:9 # stolen        the device `lock:9`: # begins a comment anywhere, since no id and no fingerprint contains one
- *   <64 hex digits>        the certificate with this SHA-256 fingerprint, with or without colons, and the device of this id
- *   sha256:<64 hex digits> the same, labelled as tools do, also `sha256 Fingerprint=…`, and the device whose id is the whole line
- *   sha256:17              the device `sha256:17`: a label counts only before a fingerprint
+ *   lock:9 # stolen        denies the device `lock:9`; # starts a comment anywhere, ids and fingerprints contain none
+ *   <64 hex digits>        denies the certificate with this SHA-256 fingerprint, with or without colons, and the device
+ *                          with this id
+ *   sha256:<64 hex digits> the same with the label of common tools, also `sha256 Fingerprint=…`; denies the certificate
+ *                          and the device whose id is the whole line
+ *   sha256:17              denies the device `sha256:17`; a label counts only before a fingerprint
  *
- * So a line that can be read in two ways denies both. Bound: `MAX_DENIED` ids and fingerprints.
- *
- * A list grows and shrinks line by line, so that no step of the event loop is long.
+ * A line with two possible meanings denies both. Lines are added and removed one at a time, so that no step blocks the
+ * event loop for long. Bound: `MAX_DENIED` ids and fingerprints.
  */
 
 import { SpreadMap } from "../structures/spread-map.ts"
 import { DEVICE_ID } from "./ids.ts"
 
 export const MAX_DENIED = 1_000_000
-/** Longer than any valid line, white space at its ends included and its comment excluded. */
+/** A longer line is not valid. Counts white space at both ends, but not the comment. */
 export const MAX_LINE_CHARS = 4_096
 const SHOWN_FAULTS = 5
 
 const FINGERPRINT = /^[0-9a-f]{64}$/
-/** As `bun run certs` and `openssl x509 -fingerprint` put it. */
+/** The label that `bun run certs` and `openssl x509 -fingerprint` print. */
 const LABEL = /^sha-?256( fingerprint)?[ =:]+/i
 
 export class Denylist {
   static readonly none = new Denylist()
   readonly #lines = new SpreadMap()
-  /** How many lines name each fingerprint: it can be written with and without colons. */
+  /** The number of lines for each fingerprint: it can be written with and without colons. */
   readonly #fingerprints = new SpreadMap()
 
-  /** @returns the list, and the numbers, from 1, of the first lines that are not valid. */
+  /** @returns the list, and the numbers of the first invalid lines, counted from 1. */
   static parse(text: string): { denylist: Denylist; faultyLines: readonly number[] } {
     const reader = new DenylistReader()
     for (const line of text.replace(/^\uFEFF/, "").split("\n")) reader.read(line)
@@ -49,7 +50,7 @@ export class Denylist {
     return this.#lines.keys()
   }
 
-  /** @param line a device id or a fingerprint, and nothing around it. */
+  /** @param line a device id or a fingerprint, without white space or comment. */
   add(line: string): void {
     if (this.has(line)) return
     this.#lines.add(line, 1)
@@ -64,7 +65,7 @@ export class Denylist {
     if (FINGERPRINT.test(fingerprint)) this.#fingerprints.add(fingerprint, -1)
   }
 
-  /** @param fingerprint SHA-256 of the device's certificate, or null when it showed none. */
+  /** @param fingerprint SHA-256 of the device's certificate, or null when it presented none. */
   denies(deviceId: string, fingerprint: string | null): boolean {
     if (this.has(deviceId)) return true
     if (fingerprint === null || this.#fingerprints.size === 0) return false
@@ -72,15 +73,15 @@ export class Denylist {
   }
 }
 
-/** Makes a list of the lines of a file, one after the other. */
+/** Builds a list from the lines of a file, one line at a time. */
 export class DenylistReader {
   readonly denylist = new Denylist()
-  /** The numbers, from 1, of the first `SHOWN_FAULTS` lines that are not valid. */
+  /** The numbers of the first `SHOWN_FAULTS` invalid lines, counted from 1. */
   readonly firstFaultyLines: number[] = []
   faultyLines = 0
-  /** Valid lines beyond `MAX_DENIED`, which are left out. */
+  /** Valid lines beyond `MAX_DENIED`, which were ignored. */
   surplusLines = 0
-  /** Whether every line was blank: not even a comment was read. */
+  /** Whether all lines were blank, without entry or comment. */
   isEmpty = true
   #number = 0
 
@@ -101,7 +102,7 @@ export class DenylistReader {
   }
 }
 
-/** The ids and fingerprints that a line without its comment means; none when it is not valid. */
+/** The ids and fingerprints in a line without its comment; none when the line is not valid. */
 function entriesOf(line: string): string[] {
   const entries = DEVICE_ID.test(line) ? [line] : []
   const unlabelled = line.replace(LABEL, "")

@@ -1,18 +1,17 @@
 /**
- * Our side of one device's conversation: it numbers the lines that come and decides what becomes of
- * each command that is to go.
+ * The gateway's end of one device connection: numbers the lines from the device and decides about each command to it.
  *
  *   open ──close──► closed
  *
- *   offer(command) ─┬─ write             hand it to the socket, in this order
- *                   ├─ (nothing)         it waits in the reorder buffer
- *                   ├─ settle            it ends here: duplicate, late, invalid or closed
- *                   ├─ acknowledge       the broker delivered it again, and it was written or waits here
- *                   └─ replace           another worker forwarded it and lost its delivery, which has come here itself
+ *   offer(command) ─┬─ write          the socket gets it, in this order
+ *                   ├─ (none)         it waits in the reorder buffer
+ *                   ├─ settle         it ends here: duplicate, late, invalid or closed
+ *                   ├─ acknowledge    it is a redelivery or forward of a command that was written or waits here
+ *                   └─ replace        it is the forward of a command that waits here from a redelivery
  *
- * Pure: takes data and the time, returns decisions; `connection.ts` performs them. Never touches a
- * socket and holds no timer. Bounds: those of its reorder buffer and of its remembered ids, both made
- * only when the first command needs them; released commands are as many as wait for the socket.
+ * Pure: takes data and the time and returns decisions, which `connection.ts` performs. Uses no socket and no timer.
+ * Bounds: those of the reorder buffer and of the remembered ids, both created when the first command needs them. There
+ * are at most as many released commands as wait for the socket.
  */
 
 import type { Command, Outcome, Recipient } from "./command.ts"
@@ -32,9 +31,9 @@ export type Decision =
       readonly outcome: Outcome
       readonly detail: string
     }
-  /** Its one outcome was or will be told by the delivery that was written. */
+  /** Another delivery of the same command has or gets the outcome. */
   | { readonly kind: "acknowledge"; readonly command: Command }
-  /** The same command waits here: it goes on with the delivery of this one, and its own is acknowledged. */
+  /** The same command waits here. It continues with the delivery of `command`, and its own delivery is acknowledged. */
   | { readonly kind: "replace"; readonly command: Command; readonly waiting: Command }
 
 export class Endpoint {
@@ -44,7 +43,7 @@ export class Endpoint {
   #linesIn = 0
   #linesOut = 0
   #reorder: ReorderBuffer | null = null
-  /** Released commands by their number, until it is told whether they were written. */
+  /** Released commands by number, until `written` or `unwritten` is called for them. */
   #released: Map<number, NumberedCommand> | null = null
   #remembered: RememberedIds | null = null
 
@@ -102,7 +101,7 @@ export class Endpoint {
     return decisions
   }
 
-  /** Gives up the gaps that were waited out. */
+  /** Gives up gaps after `SEQ_GAP_TIMEOUT_MS`. */
   expire(nowMs: number): readonly Decision[] {
     const decisions: Decision[] = []
     const released: NumberedCommand[] = []
@@ -111,14 +110,14 @@ export class Endpoint {
     return decisions
   }
 
-  /** To be told when the socket has taken all bytes of a command. */
+  /** Call this when the socket has accepted all bytes of a command. */
   written(command: Command): void {
     this.#linesOut += 1
     if (command.seq !== null) this.#released?.delete(command.seq)
     if (command.messageId !== null) this.#remembered?.written(command.messageId, command)
   }
 
-  /** To be told when a command ended after the decision "write" without being written. */
+  /** Call this when a command ended after the decision "write" and was not written. */
   unwritten(command: Command): void {
     if (command.messageId !== null) this.#remembered?.forget(command.messageId, command)
     if (command.seq === null || this.#released?.get(command.seq) !== command) return
@@ -127,11 +126,11 @@ export class Endpoint {
   }
 
   /**
-   * Forgets the lost commands that were not offered to the socket, so that each is taken as a new one when the
-   * broker delivers it again: its number is expected again, its message id is free.
+   * Forgets lost commands that were not offered to the socket, so that a redelivery of each is accepted as a new
+   * command: its number is expected again and its message id is free.
    *
-   * @param unoffered those that the outgoing queue has given back.
-   * @returns those that waited for a number.
+   * @param unoffered lost commands that the outgoing queue has given back.
+   * @returns lost commands that were in the reorder buffer.
    */
   withdrawLost(unoffered: readonly Command[]): readonly Command[] {
     let lowest = Number.POSITIVE_INFINITY
@@ -153,7 +152,7 @@ export class Endpoint {
     return command.seq !== null && this.#reorder?.heldAt(command.seq) === command
   }
 
-  /** Gives up the lowest gap before its time; nothing happens when no command waits for a number. */
+  /** Gives up the lowest gap before `SEQ_GAP_TIMEOUT_MS`. Has no effect when no command waits for a missing number. */
   giveUpGap(): readonly Decision[] {
     const decisions: Decision[] = []
     const released: NumberedCommand[] = []
@@ -165,7 +164,13 @@ export class Endpoint {
   close(): readonly Decision[] {
     this.#state = "closed"
     const held = this.#reorder?.clear() ?? []
-    return held.map((command) => settle(command, "closed", "the connection closed at a gap"))
+    return held.map((command) =>
+      settle(
+        command,
+        "closed",
+        "the connection closed while the command waited for a missing to_device_seq",
+      ),
+    )
   }
 
   #release(released: readonly NumberedCommand[], decisions: Decision[]): void {
@@ -176,7 +181,7 @@ export class Endpoint {
     }
   }
 
-  /** What becomes of a command whose message id, or whose place, another one has. */
+  /** The decision about a command with the message id or the number of another command; null when it is a new one. */
   #repeated(command: Command): Decision | null {
     const { messageId, seq, redelivered, forwarded } = command
     const byId = messageId === null ? undefined : this.#remembered?.find(messageId)
@@ -186,19 +191,19 @@ export class Endpoint {
     if (byId === "written") return redelivered ? { kind: "acknowledge", command } : duplicate
     if (byId !== undefined && "writtenSeq" in byId) {
       if (redelivered) return { kind: "acknowledge", command }
-      // A worker that forwards a command may lose its delivery. The broker then delivers the command again, and when it
-      // was written from that delivery, the forward is the same command and not another one with its id.
+      // A worker that forwards a command may lose its delivery. Then the broker redelivers the command. When the
+      // redelivery was written here, the forward is the same command, and not another one with the same id.
       const isAlike = byId.writtenSeq === seq && byId.bodyHash === command.bodyHash
       if (!forwarded || !isAlike || messageId === null) return duplicate
       this.#remembered?.forwardCame(messageId)
       return { kind: "acknowledge", command }
     }
     const waiting = byId ?? bySeq
-    // The command that waits here has a delivery of its own, which decides the outcome.
+    // The waiting command has its own delivery, which decides the outcome.
     if (waiting !== undefined && isSame(waiting, command)) {
       if (redelivered) return { kind: "acknowledge", command }
-      // When the redelivery is lost too, the broker may hand it to the worker that has forwarded the command: that one
-      // acknowledges it, since the forward is stored. So the forward is kept and not the redelivery.
+      // When the redelivery is lost too, the broker may deliver the command to the worker that has forwarded it. That
+      // worker acknowledges it, because the forward is stored. So the forward is kept, and not the redelivery.
       if (forwarded && waiting.redelivered && this.#remembered?.hasForward(waiting) !== true) {
         if (messageId !== null) this.#remembered?.forwardCame(messageId)
         return { kind: "replace", command, waiting }
@@ -211,9 +216,9 @@ export class Endpoint {
     return this.#released?.get(seq) ?? this.#reorder?.heldAt(seq)
   }
 
-  /** What becomes of a command whose number was used or given up. */
+  /** The decision about a command whose number was used or given up. */
   #used(command: NumberedCommand, verdict: "late" | "duplicate"): Decision {
-    // Without an id, one that the broker hands out again is the one that was written.
+    // A redelivery without a message id is taken for the command that was written under its number.
     const again = verdict === "duplicate" && command.redelivered && command.messageId === null
     return again && this.#waitingUnder(command.seq) === undefined
       ? { kind: "acknowledge", command }
@@ -221,7 +226,10 @@ export class Endpoint {
   }
 }
 
-/** Back-ends may use an id or a number twice; a delivery that came twice is alike in all. */
+/**
+ * Whether both are deliveries of the same command. All fields are compared, because back-ends may use a message id or a
+ * number twice.
+ */
 function isSame(a: Command, b: Command): boolean {
   return (
     a.cameBy === b.cameBy &&

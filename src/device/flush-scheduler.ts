@@ -1,6 +1,6 @@
 /**
- * The flushes that are due: one write a tick for each connection, whatever the number of commands that
- * were offered to it. Bound: the connections of the worker.
+ * Schedules flushes: one write in each tick for each connection, however many commands it got in that tick.
+ * Bound: one entry for each connection of the worker.
  */
 
 import type { Connection } from "./connection.ts"

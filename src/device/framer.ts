@@ -1,17 +1,15 @@
 /**
- * Framing: chunks of bytes in, lines out. The first stage of a line's way after TLS.
+ * The framer: splits chunks of bytes into lines. This is the first stage that a line passes after TLS.
  *
- * A line ends in LF; one CR before it is dropped; all else is opaque bytes. The framer hands out one
- * line a call, so that its caller can stop in the middle of a chunk while the window is full and the
- * rest waits here as it came, unparsed.
+ * A line ends with LF. One CR before the LF is removed; all other bytes are opaque. Each call returns one line, so that
+ * the caller can stop in the middle of a chunk while the window is full. The rest of the chunk waits here unparsed.
  *
  *   push(chunk) ─► next() ─► line … line ─► null       (null: needs more bytes)
- *                       └──► throws LineTooLong        (once; then the framer is spent)
+ *                       └──► throws LineTooLong        (after that the framer must not be used)
  *
- * Pure: no socket, no clock. Never decodes or trims. Bounds: an unfinished line holds at most
- * `maxLineBytes` + 1 bytes (the 1 is a CR that may yet be dropped), those of all devices together
- * what `unfinished-lines.ts` allows; what is pushed and not yet taken
- * is bounded by the socket, which its owner pauses while the framer is not `drained`.
+ * Pure: no socket, no clock. Never decodes or trims. Bounds: an unfinished line holds at most `maxLineBytes` + 1 bytes
+ * (the last one is a CR that may be removed), and `unfinished-lines.ts` bounds the sum over all devices. The owner
+ * pauses its socket while the framer is not `drained`, which bounds the bytes that are pushed and not taken.
  */
 
 const LF = 10
@@ -21,21 +19,21 @@ const FIRST_PARTIAL_BYTES = 256
 
 export class LineTooLong extends Error {
   override readonly name = "LineTooLong"
-  /** The bytes that were pushed and are discarded with the line. */
+  /** Bytes that were pushed and are discarded with the line. */
   readonly discardedBytes: number
 
   constructor(lineBytes: number, maxLineBytes: number, discardedBytes: number) {
-    super(`a line of ${lineBytes} bytes or more, at most ${maxLineBytes}`)
+    super(`a line has ${lineBytes} bytes or more, at most ${maxLineBytes} are allowed`)
     this.discardedBytes = discardedBytes
   }
 }
 
 export class Framer {
   readonly #maxLineBytes: number
-  /** What has been pushed and not yet been taken begins at `#position` of `#chunk`. */
+  /** The bytes that were pushed and not taken start at `#position`. */
   #chunk: Uint8Array = EMPTY
   #position = 0
-  /** The beginning of a line whose end has not come; grown by doubling, null while there is none. */
+  /** The buffer of the unfinished line. It grows by doubling. Null while there is no unfinished line. */
   #partial: Uint8Array | null = null
   #partialBytes = 0
 
@@ -43,32 +41,32 @@ export class Framer {
     this.#maxLineBytes = maxLineBytes
   }
 
-  /** True when every pushed byte was taken as part of a line or kept as the beginning of one. */
+  /** True when each pushed byte was returned in a line or belongs to the unfinished line. */
   get drained(): boolean {
     return this.#position === this.#chunk.length
   }
 
-  /** Bytes pushed that are not yet part of a line that was handed out. */
+  /** Bytes that were pushed and not returned in a line. */
   get heldBytes(): number {
     return this.#chunk.length - this.#position + this.#partialBytes
   }
 
-  /** Bytes of the line whose end has not come, as far as they were looked at. */
+  /** Bytes of the unfinished line, without unparsed ones. */
   get partialBytes(): number {
     return this.#partialBytes
   }
 
   push(chunk: Uint8Array): void {
-    // A Buffer's slice is a view, a Uint8Array's a copy; lines must be copies.
+    // `slice` of a Buffer returns a view, `slice` of a Uint8Array a copy. Lines must be copies.
     const bytes = new Uint8Array(chunk.buffer, chunk.byteOffset, chunk.length)
     this.#chunk = this.drained ? bytes : join(this.#chunk.subarray(this.#position), bytes)
     this.#position = 0
   }
 
   /**
-   * The next line without its terminator, possibly empty, or null when more bytes are needed.
-   * The line is a copy: keeping one does not keep the chunk of 80 KiB that it came in.
-   * @throws LineTooLong when the line, finished or not, holds more than `maxLineBytes`.
+   * The next line without its terminator, possibly empty; null when more bytes are needed. The line is a copy, so that
+   * keeping it does not keep its chunk of 80 KiB in memory.
+   * @throws LineTooLong when a finished or unfinished line has more than `maxLineBytes` bytes.
    */
   next(): Uint8Array | null {
     const heldBytes = this.heldBytes

@@ -1,13 +1,13 @@
 /**
- * The handshake queue: accepted sockets that wait, paused, until admission lets their handshakes begin; first come,
- * first served.
+ * The handshake queue: accepted sockets are paused until admission allows their handshakes to start. First in, first
+ * out.
  *
- *   wait ──► paused ─┬─ admission lets it begin ──► resumed, begun
- *                    ├─ the peer has gone ────────► skipped
- *                    └─ clear ────────────────────► handed back
+ *   wait ──► paused ─┬─ admission allows it ─────► resumed, handshake started
+ *                    ├─ the peer has closed ─────► skipped
+ *                    └─ clear ───────────────────► returned to the caller
  *
- * Never decides: admission does. A paused socket does not report that its peer has gone until it is resumed, so some handshakes are begun
- * for peers that have gone. One timer for the whole queue, and only where a rate is set. Bound: admission's `maxWaiting`.
+ * A paused socket does not report that its peer has closed until it is resumed, so some handshakes are started for
+ * peers that are gone. One timer serves the whole queue, and only with a fixed rate. Bound: `maxWaiting` of admission.
  */
 
 import { Fifo } from "../structures/fifo.ts"
@@ -18,7 +18,7 @@ export interface PausableSocket {
   resume(): unknown
 }
 
-/** A place in the queue. */
+/** An entry of the queue. */
 export class QueuedHandshake<S extends PausableSocket> {
   readonly socket: S
   gone = false
@@ -30,9 +30,9 @@ export class QueuedHandshake<S extends PausableSocket> {
 
 export interface HandshakeQueueOptions<S> {
   readonly steadyMs: () => number
-  /** False holds everybody up; `next` is to be called when it is over. */
+  /** While this returns false, no handshake starts. Call `next` when it returns true again. */
   readonly open: () => boolean
-  /** Begins a handshake: counts it with admission, and reads the socket from now on. */
+  /** Starts a handshake and counts it with admission. The socket is resumed afterwards. */
   readonly begin: (socket: S) => void
 }
 
@@ -48,7 +48,7 @@ export class HandshakeQueue<S extends PausableSocket> {
     this.#options = options
   }
 
-  /** Sockets that wait and whose peers, as far as is known, do too. */
+  /** Waiting sockets, without those that are known to be closed. */
   get waiting(): number {
     return this.#queue.length - this.#gone
   }
@@ -60,14 +60,14 @@ export class HandshakeQueue<S extends PausableSocket> {
     return queued
   }
 
-  /** The peer does not wait any more. */
+  /** The socket of this entry has closed. */
   leave(queued: QueuedHandshake<S>): void {
     if (queued.gone) return
     queued.gone = true
     this.#gone += 1
   }
 
-  /** Begins as many as may begin now. */
+  /** Starts as many handshakes as admission allows now. */
   next(): void {
     while (this.#queue.length > 0 && this.#options.open()) {
       const inMs = this.#admission.beginsInMs(this.#options.steadyMs())
@@ -85,7 +85,7 @@ export class HandshakeQueue<S extends PausableSocket> {
     }
   }
 
-  /** Ends all waiting; returns the sockets. */
+  /** Empties the queue and returns the waiting sockets. */
   clear(): S[] {
     const sockets: S[] = []
     for (let queued = this.#queue.shift(); queued !== undefined; queued = this.#queue.shift()) {

@@ -1,14 +1,14 @@
 /**
- * The connections from their acceptance until they are admitted: which are refused, when each handshake
- * begins, which have stalled, and which gives way when the worker is full.
+ * Connections from acceptance to admission: refuses them, starts their handshakes, detects stalled ones, and replaces
+ * the oldest one when the worker is full.
  *
  *   accept ─┬─ refused
  *           ├─ waiting ──next──┐
  *           └──────────────────┴─► handshake ─┬─ completed ─► admitted, or ended
  *                                             └─ stalled: no longer counted, may still complete
  *
- * `admission.ts` decides, `handshake-queue.ts` keeps the order. Never closes a socket: its hooks do.
- * Bounds: those of `admission.ts`.
+ * `admission.ts` decides, `handshake-queue.ts` keeps the order, and the hooks close sockets. Bounds: those of
+ * `admission.ts`.
  */
 
 import { ByAge } from "../structures/by-age.ts"
@@ -23,23 +23,23 @@ export interface AdmissionReport {
   readonly handshakes_in_progress: number
   readonly handshake_limit: number
   readonly handshakes_per_s: number
-  /** Until the last handshake that waits has ended; null while no rate is known. */
+  /** Until the last waiting connection has completed its handshake; null while the rate is unknown. */
   readonly estimated_wait_ms: number | null
 }
 
 export interface HandshakesOptions<S extends PausableSocket> {
   readonly limits: AdmissionLimits
   readonly steadyMs: () => number
-  /** All connections of the worker, also those that are closing. */
+  /** All connections of the worker, including closing ones. */
   readonly connectionCount: () => number
-  /** Whether the worker reads no device because its memory bound is reached. */
+  /** Whether reading from all devices is suspended because `MAX_HELD_BYTES` is reached. */
   readonly suspended: () => boolean
-  /** Makes the socket's connection; its handshake goes on. */
+  /** Creates the connection of a socket whose handshake starts. */
   readonly begin: (socket: S) => Connection
-  /** The socket waits for its handshake, perhaps for no time at all. */
+  /** The socket enters the handshake queue. Its handshake may start in the same call. */
   readonly waits: (socket: S, queued: QueuedHandshake<S>) => void
   readonly refuse: (socket: S, reason: CloseReason) => void
-  /** The worker is full: a connection that is not admitted after this time makes room. */
+  /** The worker is full: closes a connection that was not admitted within `ageMs`. */
   readonly replace: (socket: S, ageMs: number) => void
 }
 
@@ -47,9 +47,9 @@ export class Handshakes<S extends PausableSocket> {
   readonly #options: HandshakesOptions<S>
   readonly #admission: Admission
   readonly #queue: HandshakeQueue<S>
-  /** Handshakes in progress that have not stalled, in the order in which they began. */
+  /** Handshakes in progress that have not stalled, in the order in which they started. */
   readonly #inProgress = new Set<Connection>()
-  /** Connections that have begun and are not admitted yet, also while they are being closed. */
+  /** Connections whose handshake has started and that are not admitted yet, including closing ones. */
   readonly #unadmitted = new ByAge<S>()
   #draining = false
 
@@ -63,12 +63,12 @@ export class Handshakes<S extends PausableSocket> {
     })
   }
 
-  /** True once `stop` was called. */
+  /** True after `stop` was called. */
   get draining(): boolean {
     return this.#draining
   }
 
-  /** Why a connection that came now would be refused, or null. */
+  /** Why a connection would be refused now, or null. */
   get refusing(): CloseReason | null {
     const decision = this.#decide()
     return decision.kind === "refuse" ? decision.reason : null
@@ -85,7 +85,7 @@ export class Handshakes<S extends PausableSocket> {
     }
   }
 
-  /** Takes a socket that was accepted. */
+  /** Takes an accepted socket. */
   accept(socket: S): void {
     const decision = this.#decide()
     if (decision.kind === "refuse") {
@@ -111,17 +111,17 @@ export class Handshakes<S extends PausableSocket> {
     } else this.#admission.completedLate(tookMs, steadyMs)
   }
 
-  /** The socket's connection is a device now. */
+  /** The connection of the socket was admitted. */
   admitted(socket: S): void {
     this.#unadmitted.delete(socket)
   }
 
-  /** The socket closed while it waited. */
+  /** The socket closed while it was in the queue. */
   left(queued: QueuedHandshake<S>): void {
     this.#queue.leave(queued)
   }
 
-  /** The socket of a connection is gone. */
+  /** The socket of a connection has closed. */
   closed(socket: S, connection: Connection): void {
     this.#unadmitted.delete(socket)
     if (!this.#inProgress.delete(connection)) return
@@ -129,7 +129,7 @@ export class Handshakes<S extends PausableSocket> {
     this.#queue.next()
   }
 
-  /** To be called periodically. @param lagMs how late the call is. */
+  /** Call this periodically. @param lagMs how late the call is. */
   sweep(lagMs: number): void {
     const steadyMs = this.#options.steadyMs()
     const sinceMs = steadyMs - this.#admission.stalledAfterMs
@@ -143,7 +143,7 @@ export class Handshakes<S extends PausableSocket> {
     this.#queue.next()
   }
 
-  /** Refuses what comes from now on. @returns the sockets that wait. */
+  /** Refuses all new connections from now on. @returns the waiting sockets. */
   stop(): S[] {
     this.#draining = true
     return this.#queue.clear()
@@ -172,7 +172,7 @@ export class Handshakes<S extends PausableSocket> {
     const { oldest } = this.#unadmitted
     if (oldest === null) return
     const { item: socket, atMs } = oldest
-    // Now, and not when the socket is gone: until then the next newcomer makes another connection give way.
+    // Remove it now and not when the socket has closed: the next new connection must replace another one.
     this.#unadmitted.delete(socket)
     this.#admission.replaced()
     this.#options.replace(socket, Math.round(this.#options.steadyMs() - atMs))

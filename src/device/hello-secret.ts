@@ -1,21 +1,21 @@
 /**
- * The rule for a secret of `HELLO_SECRETS`: long enough, and not known or easy to guess.
+ * The rule for a secret of `HELLO_SECRETS`: it must be long enough, and not published or easy to guess.
  *
- * A device sees proofs that are made with the secret, and so does everyone who gets hold of a device. Each proof lets
- * them try secrets on their own machine as fast as it computes HMAC-SHA256, without a connection that could be
- * counted or refused. Only the secret's own strength stops that.
+ * A device stores a proof that is made with the secret, so anyone who obtains a device obtains a proof. With a proof,
+ * an attacker can test candidate secrets offline, as fast as a machine computes HMAC-SHA256. The gateway cannot count
+ * or refuse such attempts. Only the strength of the secret prevents them.
  *
- * Pure. No fault repeats any part of the secret. It cannot tell a random secret from a sentence: `openssl rand -hex 32`
- * makes a good one.
+ * Pure. No message contains any part of the secret. The rule does not detect a guessable sentence;
+ * `openssl rand -hex 32` makes a good secret.
  */
 
 export const MIN_SECRET_CHARACTERS = 32
-/** A random secret of 32 characters has fewer in one of 10,000 cases when it is hexadecimal, and never in base64. */
+/** One in 10,000 random hexadecimal secrets of 32 characters has fewer; a random base64 secret never has. */
 export const MIN_DISTINCT_CHARACTERS = 10
 
 /**
- * Every secret and placeholder that the documentation shows or has shown, in small letters. A secret that contains one
- * is refused too: they are short, and what makes them long enough is easy to guess.
+ * Secrets and placeholders from the documentation, including former ones, in lower case. A secret that contains one is
+ * refused too: they are short, and text added to reach the length is easy to guess.
  */
 export const DOCUMENTED_SECRETS: readonly string[] = ["change-me", "change-me-to-16-or-more"]
 
@@ -23,7 +23,7 @@ const CHARACTERS = /^[A-Za-z0-9._~+/-]+=*$/
 
 export const SECRET_RANGE = `at least ${MIN_SECRET_CHARACTERS} of A-Z a-z 0-9 . _ ~ + / -`
 
-/** The rule that the secret breaks, or null. */
+/** The rule that the secret violates, or null. */
 export function secretFault(secret: string): string | null {
   // The padding of base64 adds nothing.
   const characters = secret.replace(/=+$/, "")

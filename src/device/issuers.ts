@@ -1,26 +1,26 @@
 /**
- * The issuers of a device's certificate, looked at once more when a TLS session is resumed: TLS verifies
- * the chain in a full handshake only, and a CA in between may have expired since.
+ * The end of validity of the issuers of a device's certificate, for resumed TLS sessions. TLS verifies the chain in a
+ * full handshake only, and an intermediate CA may have expired since.
  *
- * Reads, and never decides who is let in. Bound: a chain of `MAX_CHAIN` certificates.
+ * Reads only; the authenticator decides. Bound: a chain of `MAX_CHAIN` certificates.
  */
 
 const MAX_CHAIN = 10
 
 interface ChainedCertificate {
-  /** A date that a Date can read. */
+  /** In a format that `Date.parse` accepts. */
   readonly valid_to?: string
   readonly issuerCertificate?: ChainedCertificate
 }
 
-/** What is asked of a socket of Bun. */
+/** The methods of Bun's TLS socket that are used here. */
 export interface ResumableSocket {
   isSessionReused(): boolean
-  /** False gives the chain too, each certificate with its issuer's. */
+  /** With false the result includes the chain: each certificate has that of its issuer. */
   getPeerCertificate(abbreviated: boolean): ChainedCertificate
 }
 
-/** @returns milliseconds since 1970: never after a full handshake, which has just verified them. */
+/** @returns milliseconds since 1970; `Infinity` after a full handshake, which has just verified the issuers. */
 export function issuersValidUntilMs(socket: unknown): number {
   // The argument of `getPeerCertificate` works but is not in the types.
   const resumable = socket as ResumableSocket
@@ -29,7 +29,7 @@ export function issuersValidUntilMs(socket: unknown): number {
   let certificate: ChainedCertificate | undefined = resumable.getPeerCertificate(false)
   for (let n = 0; n < MAX_CHAIN && certificate !== undefined; n += 1) {
     const untilMs = Date.parse(certificate.valid_to ?? "")
-    // A chain that can't be read is not trusted.
+    // A chain that cannot be read is not trusted.
     if (Number.isNaN(untilMs)) return Number.NEGATIVE_INFINITY
     validUntilMs = Math.min(validUntilMs, untilMs)
     const issuer: ChainedCertificate | undefined = certificate.issuerCertificate

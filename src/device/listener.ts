@@ -1,11 +1,11 @@
 /**
- * The TLS listener: where a device's bytes enter. It turns the callbacks of `Bun.listen` into calls:
+ * The TLS listener of the device port. It maps the callbacks of `Bun.listen` to calls:
  *
  *   open ─► handshakes ─► handshake ─► authenticator ─► admitter ─► data, drain, close: the connection
  *
- * and shows devices a new certificate after a reload. Knows no lines, commands or brokers.
- * An exception in a callback closes the connection that it happened for (`fault`), and no other.
- * Bounds: those of `handshakes.ts`, before each handshake.
+ * and presents a new server certificate after a reload. Independent of lines, commands and brokers.
+ * An exception in a callback closes only the connection of that callback, as `fault`.
+ * Bounds: those of `handshakes.ts`, checked before each handshake.
  */
 
 import type { X509Certificate } from "node:crypto"
@@ -30,38 +30,38 @@ const TLS_1_2 = 0x0303
 
 export interface ListenerOptions {
   readonly host: string
-  /** 0 takes a free port. */
+  /** 0 binds any free port. */
   readonly port: number
-  /** Connections that the kernel may hold before they are accepted. */
+  /** Connections that the kernel may hold until they are accepted. */
   readonly backlog: number
   readonly admission: AdmissionLimits
 }
 
-/** What devices are shown, and asked for; PEM. */
+/** The server certificate, its key and the client CAs, in PEM. */
 export interface ListenerTls {
   readonly certPem: string
   readonly keyPem: string
-  /** The CAs of the devices' certificates; null asks for none. */
+  /** The CAs of device certificates; null when no device certificate is requested. */
   readonly clientCaPem: string | null
 }
 
 export interface ListenerHooks {
   /** A connection was refused before its handshake. */
   readonly refused: (reason: CloseReason) => void
-  /** Something that could not be had, without which devices are served all the same. */
+  /** Something failed, and devices are served nevertheless. */
   readonly notice: (message: string) => void
-  /** An exception in a callback, caught. */
+  /** An exception in a callback was caught. */
   readonly fault: (error: Error) => void
 }
 
 type DeviceTlsSocket = Socket<Connection | QueuedHandshake<DeviceTlsSocket> | undefined>
 
-/** As Bun passes it to the handshake's callback; null after a good one. */
+/** Passed by Bun to the handshake callback; null after a successful handshake. */
 interface HandshakeError {
   readonly message: string
 }
 
-/** Of a handshake that TLS ended because it had asked for a certificate. */
+/** In OpenSSL's message when a handshake failed because the peer presented no certificate. */
 const NO_CERTIFICATE = "PEER_DID_NOT_RETURN_A_CERTIFICATE"
 
 /** What a listener brings its sockets to. */
@@ -86,9 +86,9 @@ export class Listener {
   readonly #handshakes: Handshakes<DeviceTlsSocket>
   readonly #recheck: Recheck<Connection>
   #listening: TCPSocketListener<DeviceTlsSocket["data"]> | null = null
-  /** Differs for each certificate that devices were shown, and so for each set of CAs. */
+  /** Incremented by each reload of certificate and CAs. */
   #generation = 0
-  /** Null until there was a reload, and where devices are asked for no certificate. */
+  /** Null before the first reload, and when no device certificate is requested. */
   #authorities: ClientAuthorities | null = null
 
   constructor(options: ListenerOptions, parts: ListenerParts) {
@@ -122,12 +122,12 @@ export class Listener {
     })
   }
 
-  /** The port that was bound; 0 before `listen`. */
+  /** The bound port; 0 before `listen`. */
   get port(): number {
     return this.#listening?.port ?? 0
   }
 
-  /** Why a connection that came now would be refused, or null. */
+  /** Why a connection would be refused now, or null. */
   get refusing(): CloseReason | null {
     return this.#handshakes.refusing
   }
@@ -136,26 +136,26 @@ export class Listener {
     return this.#handshakes.report
   }
 
-  /** To be called periodically. @param lagMs how late the call is. */
+  /** Call this periodically. @param lagMs how late the call is. */
   sweep(lagMs: number): void {
     this.#handshakes.sweep(lagMs)
     this.#recheck.sweep()
   }
 
-  /** @throws when the address is in use or the certificate and key are no pair. */
+  /** @throws when the address is in use, or when key and certificate do not match. */
   listen(tls: ListenerTls): void {
     this.#listening = this.#listen(tls, this.#options.port, this.#generation)
   }
 
   /**
-   * Shows a new certificate to devices that connect from now on. Live connections stay, except those whose
-   * certificates have expired or are no longer vouched for by the CAs of `tls`.
-   * @throws when it can't be used: then the old one serves on.
+   * Presents a new certificate to devices that connect from now on. Existing connections stay open, unless the device's
+   * certificate has expired or no CA of `tls` trusts it.
+   * @throws when the new certificate cannot be used. Then the old one stays in use.
    */
   renew(tls: ListenerTls): void {
     const before = this.#listening
     if (before === null || this.#handshakes.draining) return
-    // `reload` of Bun ignores TLS. Both share the port for a moment.
+    // Bun's `reload` ignores TLS options. The old and the new listener share the port for a moment.
     const authorities = tls.clientCaPem === null ? null : new ClientAuthorities(tls.clientCaPem)
     this.#listening = this.#listen(tls, before.port, this.#generation + 1)
     before.stop(false)
@@ -176,7 +176,7 @@ export class Listener {
         rejectUnauthorized: true,
         ...(clientCaPem === null
           ? { requestCert: false }
-          : // Each CA of the file is trusted by itself: an intermediate one needs no root beside it.
+          : // Each CA of the file is a trust anchor: an intermediate CA needs no root in the file.
             { requestCert: true, ca: clientCaPem, allowPartialTrustChain: true }),
       },
       socket: {
@@ -187,7 +187,7 @@ export class Listener {
         data: (socket: DeviceTlsSocket, chunk: Uint8Array) => this.#received(socket, chunk),
         drain: (socket: DeviceTlsSocket) => connectionOf(socket)?.flush(),
         close: (socket: DeviceTlsSocket) => this.#closed(socket),
-        // Bun calls this when one of these callbacks threw, and when an established session broke.
+        // Bun calls this when one of these callbacks has thrown, and when an established session breaks.
         error: (socket: DeviceTlsSocket, error: Error) => this.#failed(socket, error),
       },
     }
@@ -195,11 +195,11 @@ export class Listener {
     const listening = Bun.listen(options as never) as TCPSocketListener<DeviceTlsSocket["data"]>
     const { fd } = listening as unknown as { readonly fd: number }
     const refused = setBacklog(fd, this.#options.backlog)
-    if (refused !== null) this.#hooks.notice(`LISTEN_BACKLOG stays the system's: ${refused}`)
+    if (refused !== null) this.#hooks.notice(`LISTEN_BACKLOG is not applied: ${refused}`)
     return listening
   }
 
-  /** Stops accepting; live connections stay. */
+  /** Stops accepting. Existing connections stay open. */
   stop(): void {
     this.#listening?.stop(false)
     for (const socket of this.#handshakes.stop()) {
@@ -213,13 +213,13 @@ export class Listener {
     this.#handshakes.accept(socket)
   }
 
-  /** Ends a connection that is not admitted, for a newcomer to a full worker. */
+  /** Closes an unadmitted connection, so that a new one can take its place on a full worker. */
   #replace(socket: DeviceTlsSocket, ageMs: number): void {
     const connection = connectionOf(socket)
     if (connection === undefined) return
-    // A connection that is being closed keeps its reason.
+    // A closing connection keeps its reason.
     if (connection.state !== "closing") {
-      const detail = `it had not become a device ${ageMs} ms after its handshake began, and the worker is full`
+      const detail = `not admitted ${ageMs} ms after its handshake started, and MAX_CONNECTIONS is reached`
       this.#reject(socket, connection, "overloaded", detail)
     }
     socket.terminate()
@@ -247,7 +247,7 @@ export class Listener {
     if (connection === undefined || connection.state !== "handshaking") return
     if (!success) {
       const unshown = error?.message.includes(NO_CERTIFICATE) === true
-      const detail = unshown ? "no certificate" : (error?.message ?? "no reason is known")
+      const detail = unshown ? "no certificate" : (error?.message ?? "unknown cause")
       this.#reject(socket, connection, unshown ? "not_identified" : "handshake_failed", detail)
       return
     }
@@ -255,7 +255,7 @@ export class Listener {
     connection.identify()
     const outdated = generation === this.#generation ? null : this.#outdated(socket)
     const result = this.#authenticator.handshaken(connection, {
-      // Bun reports success for a certificate that it does not trust too.
+      // Bun reports success also for an untrusted certificate.
       authorized: error === null && socket.authorized && outdated === null,
       fault: error?.message ?? outdated,
       certificate: () => socket.getPeerX509Certificate() as X509Certificate | undefined,
@@ -264,7 +264,7 @@ export class Listener {
     this.#perform(socket, connection, result)
   }
 
-  /** Why the CAs of today would refuse one that was accepted, and perhaps waited, before a reload; null: they would not. */
+  /** Why the current CAs refuse a connection that was accepted before a reload, or null when they trust it. */
   #outdated(socket: DeviceTlsSocket): string | null {
     return this.#authorities?.faultOf(shownChain(socket), this.#context.nowMs()) ?? null
   }
@@ -313,7 +313,7 @@ export class Listener {
     }
     const connection = data
     if (connection === undefined) return
-    // First: an exception below must not leave it counted.
+    // First, so that an exception below does not leave the connection counted.
     this.#handshakes.closed(socket, connection)
     this.#authenticator.forget(connection)
     connection.socketClosed()
@@ -322,7 +322,7 @@ export class Listener {
 
   #failed(socket: DeviceTlsSocket, error: Error): void {
     const connection = connectionOf(socket)
-    // What the system or OpenSSL says of a connection has a number; what our callbacks threw has not.
+    // Errors of the system or of OpenSSL have an `errno`. Exceptions of the callbacks above have none.
     if (!("errno" in error)) {
       this.#hooks.fault(error)
       connection?.close("fault")
@@ -332,7 +332,7 @@ export class Listener {
   }
 }
 
-/** Undefined for a socket that waits, and for one that was refused. */
+/** Undefined for a socket in the handshake queue and for a refused one. */
 function connectionOf({ data }: DeviceTlsSocket): Connection | undefined {
   return data instanceof Connection ? data : undefined
 }

@@ -1,13 +1,13 @@
 /**
- * The commands of one connection that wait for its socket, and the bytes that were offered to it.
+ * The outgoing queue of one connection: commands that wait for the socket, and bytes that were offered to it.
  *
  *   push ─► waiting ─► batch (offered to the socket) ─► accepted(n) ─► written commands
  *
- * A socket that takes part of a batch must be offered exactly the rest of it next, since TLS may have
- * sealed those bytes in a record. So only commands that are still waiting can expire.
+ * After the socket has accepted part of a batch, exactly the rest must be offered next, because TLS may already have
+ * encrypted those bytes in a record. So only commands that are still waiting can expire.
  *
- * Pure: no socket, no clock. Bounds: `maxBytes` of waiting and offered bytes, at which `push` refuses;
- * a batch joins at most `BATCH_BYTES`, or is one longer command.
+ * Pure: no socket, no clock. Bounds: `maxBytes` of waiting and offered bytes, beyond which `push` refuses a command. A
+ * batch has at most `BATCH_BYTES`, or consists of one longer command.
  */
 
 import type { Command } from "./command.ts"
@@ -15,7 +15,7 @@ import type { Command } from "./command.ts"
 /** The plaintext of one full TLS record. */
 export const BATCH_BYTES = 16_384
 
-/** Taken commands are cut off the front of the queue this many at a time, or when all are taken. */
+/** Taken commands are removed from the front of the array in blocks of this size, or when all are taken. */
 const COMPACT_AFTER = 1024
 const LF = 10
 const EMPTY = new Uint8Array(0)
@@ -25,7 +25,7 @@ export class Outgoing {
   #waiting: (Command | undefined)[] = []
   #waitingFrom = 0
   #batch: Command[] = []
-  /** What of the batch the socket has not accepted yet. */
+  /** Bytes of the batch that the socket has not accepted yet. */
   #offered: Uint8Array = EMPTY
   /** Bytes of the first command of the batch that were accepted. */
   #acceptedOfFirst = 0
@@ -43,7 +43,7 @@ export class Outgoing {
     return this.#bytes
   }
 
-  /** False when the command does not fit: it was not taken. One command always fits an empty queue. */
+  /** False when the command does not fit and was not taken. One command always fits into an empty queue. */
   push(command: Command): boolean {
     const bytes = command.body.length + 1
     if (this.#bytes > 0 && this.#bytes + bytes > this.#maxBytes) return false
@@ -52,7 +52,7 @@ export class Outgoing {
     return true
   }
 
-  /** Takes out the lost commands of which no byte was offered to the socket, in order. */
+  /** Removes and returns, in order, the lost commands of which no byte was offered to the socket. */
   withdrawLost(): Command[] {
     const withdrawn: Command[] = []
     const kept: Command[] = []
@@ -69,10 +69,10 @@ export class Outgoing {
   }
 
   /**
-   * The bytes to offer to the socket next; empty when nothing waits. They are valid until the next
-   * call. Commands whose time is over are left out and appended to `expired`.
+   * The bytes to offer to the socket next; empty when nothing waits. They are valid until the next call. Expired
+   * commands are left out and appended to `expired`.
    *
-   * @param scratch at least `BATCH_BYTES` long, may be shared by all connections.
+   * @param scratch at least `BATCH_BYTES` long. All connections may share it.
    */
   nextBytes(nowMs: number, scratch: Uint8Array, expired: Command[]): Uint8Array {
     if (this.#offered.length > 0) return this.#offered
@@ -106,10 +106,10 @@ export class Outgoing {
     return this.#offered
   }
 
-  /** Tells how many of the bytes last offered the socket took; appends the commands now written. */
+  /** Call this with the number of offered bytes that the socket accepted. Appends the written commands to `written`. */
   accepted(bytes: number, written: Command[]): void {
     this.#bytes -= bytes
-    // The scratch buffer belongs to others from now on; what is left is kept in a copy.
+    // Other connections use the scratch buffer from now on, so the rest is copied.
     this.#offered = bytes === this.#offered.length ? EMPTY : this.#offered.slice(bytes)
     let accepted = this.#acceptedOfFirst + bytes
     let done = 0
@@ -123,7 +123,7 @@ export class Outgoing {
     if (done > 0) this.#batch = done === this.#batch.length ? [] : this.#batch.slice(done)
   }
 
-  /** Takes out every command that was not written, in order. */
+  /** Removes and returns all commands that were not written, in order. */
   clear(): Command[] {
     const waiting = this.#waiting
       .slice(this.#waitingFrom)

@@ -1,18 +1,19 @@
 /**
- * The peer: a device's socket, as far as a connection needs it, and what is known of who is at its other
- * end. Types, and the one value for a peer that nothing is known of yet.
+ * The peer of a connection: the interface of its socket, and information about the peer.
  */
 
-/** What a connection needs of its socket. */
+/** The methods of a socket that a connection uses. */
 export interface DeviceSocket {
-  /** Bytes taken, fewer than offered when the kernel is full; negative when the socket is closed. */
+  /**
+   * Returns the bytes accepted, fewer than offered when the send buffer is full; negative when the socket is closed.
+   */
   write(bytes: Uint8Array): number
   /**
-   * Sends what was accepted, then says that no more comes; the peer closes in answer. Bun's `end` would leave
-   * a socket that nothing can close when the peer does not.
+   * Sends the accepted bytes, then closes the sending side. The peer then closes too. Bun's `end` was rejected: when
+   * the peer does not close, nothing can close such a socket any more.
    */
   shutdown(): void
-  /** Closes at once; may call the close handler before it returns. */
+  /** Closes immediately. May call the close handler before it returns. */
   terminate(): void
   pause(): void
   resume(): void
@@ -21,7 +22,7 @@ export interface DeviceSocket {
 export interface PeerInfo {
   readonly remoteAddress: string
   readonly tlsVersion: string
-  /** SHA-256 of the client's certificate, or null. */
+  /** SHA-256 of the device's certificate; null when it presented none. */
   readonly fingerprint: string | null
 }
 

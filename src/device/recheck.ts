@@ -1,15 +1,15 @@
 /**
- * The recheck: after a reload, whether the CAs that are trusted now still vouch for the devices that are connected.
+ * The recheck: after a reload, checks whether the current CAs still trust the certificates of connected devices.
  *
- *   reload ──start──► some connections a sweep, in the order in which they came ─┬─ trusted ─────► stays
- *      └── another reload starts over                                           └─ not any more ► refused
+ *   reload ──start──► some connections in each sweep, in order of arrival ─┬─ trusted ─────► stays
+ *      └── another reload starts over                                     └─ not trusted ─► refused
  *
- * A chain is asked of its socket when its turn comes, so nothing is kept for a connection. Decides; the listener closes.
- * Connections that come during a recheck are seen too; those whose handshake began before the reload are looked at by
- * the listener when it ends.
+ * Each chain is read from its socket when it is checked, so no memory is used for a connection. Decides only; the
+ * listener closes. Connections that arrive during a recheck are included. A connection whose handshake started before
+ * the reload is checked by the listener when the handshake completes.
  *
- * Bound: `CHECKS_A_SWEEP` chains in a sweep, each about half a millisecond (two signatures, P-256). That bounds the
- * devices that come back at once as well: 200 a second for a worker, 20,000 devices in 100 seconds.
+ * Bound: `CHECKS_A_SWEEP` chains in each sweep, about half a millisecond each (two P-256 signatures). This also limits
+ * the devices that reconnect at the same time: 200 per second and worker, 20,000 devices in 100 seconds.
  */
 
 import type { X509Certificate } from "node:crypto"
@@ -17,7 +17,7 @@ import type { ClientAuthorities } from "./client-authorities.ts"
 
 export const CHECKS_A_SWEEP = 50
 
-/** What it needs of a connection. */
+/** The fields of a connection that the recheck uses. */
 interface Checked {
   readonly state: string
   readonly peer: { readonly fingerprint: string | null }
@@ -25,7 +25,7 @@ interface Checked {
 
 export interface RecheckHooks<C extends Checked> {
   readonly nowMs: () => number
-  /** The chain that the device has shown, its own certificate first; null when it cannot be read. */
+  /** The chain that the device presented, its own certificate first; null when it cannot be read. */
   readonly chainOf: (connection: C) => readonly X509Certificate[] | null
   readonly refused: (connection: C, detail: string) => void
 }
@@ -43,13 +43,15 @@ export class Recheck<C extends Checked> {
     return this.#left !== null
   }
 
-  /** @param connections all of the worker; one that is added later is given too, as a Map's iterator does. */
+  /**
+   * @param connections all connections of the worker, including those added during the iteration (as a Map iterates).
+   */
   start(authorities: ClientAuthorities, connections: Iterator<C>): void {
     this.#authorities = authorities
     this.#left = connections
   }
 
-  /** Looks at some more. To be called regularly. */
+  /** Checks the next `CHECKS_A_SWEEP` connections. Call this periodically. */
   sweep(): void {
     const authorities = this.#authorities
     if (authorities === null) return
@@ -61,7 +63,7 @@ export class Recheck<C extends Checked> {
         return
       }
       const connection = next.value
-      // Without a fingerprint it has shown no certificate.
+      // Without a fingerprint the device has presented no certificate.
       if (connection.state !== "open" || connection.peer.fingerprint === null) continue
       checks += 1
       const fault = authorities.faultOf(this.#hooks.chainOf(connection), this.#hooks.nowMs())

@@ -1,9 +1,9 @@
 /**
- * Refusals in the log: connections that did not become a device are logged one by one at debug only, since anyone
- * who reaches the port can make any number of them. The first refusal of each reason is logged at once; the
- * following ones once a minute, with their number and the latest detail.
+ * Summarises rejected connections for the log. Anyone who reaches the port can cause any number of rejections, so
+ * single ones are logged at level debug only. The first rejection with each close reason is logged at once. Later ones
+ * are logged once a minute, with their number and the latest detail.
  *
- * Pure: the time is passed in, the message is handed out. Bound: one entry a reason, of a closed list.
+ * Pure: the time is passed in and messages are passed out. Bound: one entry for each close reason.
  */
 
 import type { CloseReason } from "./close-reason.ts"
@@ -25,7 +25,7 @@ export class RefusalSummary {
     this.#tell = tell
   }
 
-  /** @param steadyMs never jumps. */
+  /** @param steadyMs milliseconds of a monotonic clock. */
   add(reason: CloseReason, detail: string, address: string, steadyMs: number): void {
     const refusals = this.#byReason.get(reason)
     if (refusals === undefined) {
@@ -38,11 +38,11 @@ export class RefusalSummary {
     refusals.address = address
   }
 
-  /** To be called periodically. */
+  /** Call this periodically. */
   sweep(steadyMs: number): void {
     for (const [reason, { count, detail, address, toldAtMs }] of this.#byReason) {
       if (steadyMs - toldAtMs < SUMMARY_EVERY_MS) continue
-      // A minute without refusals: the next one is logged at once again.
+      // After a minute without rejections the next one is logged at once.
       if (count === 0) this.#byReason.delete(reason)
       else {
         this.#byReason.set(reason, { count: 0, detail, address, toldAtMs: steadyMs })

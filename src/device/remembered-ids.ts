@@ -1,28 +1,28 @@
 /**
- * The message ids of the last commands of one connection, so that none is written twice.
- * Pure. Bound: `REMEMBERED_COMMANDS` ids; the oldest is forgotten first.
+ * The message ids of the latest commands of one connection, so that no command is written twice.
+ * Pure. Bound: `REMEMBERED_COMMANDS` ids. Beyond it the oldest id is forgotten.
  */
 
 import type { Command } from "./command.ts"
 
 export const REMEMBERED_COMMANDS = 1024
 
-/** Written from a delivery that another worker may have had before, and may have forwarded. */
+/** A command that was written from a redelivery. Another worker may have consumed and forwarded it before. */
 export interface WrittenRedelivery {
   readonly writtenSeq: number | null
-  /** Bodies are not kept. */
+  /** Identifies the body, which is not kept. */
   readonly bodyHash: bigint | number
 }
 
-/** The command while it waits, or how it was written. */
+/** The waiting command, or how it was written. */
 export type Remembered = Command | "written" | WrittenRedelivery
 
 export class RememberedIds {
   readonly #commands = new Map<string, Remembered>()
-  /** Waiting commands whose forward has come. */
+  /** Waiting commands whose forward was received. */
   readonly #forwarded = new WeakSet<Command>()
 
-  /** Undefined for an id not seen lately. */
+  /** Undefined for an id that is not among the remembered ones. */
   find(messageId: string): Remembered | undefined {
     return this.#commands.get(messageId)
   }
@@ -36,7 +36,7 @@ export class RememberedIds {
     }
   }
 
-  /** The command was written; says nothing of another that has its id by now. */
+  /** The command was written. Has no effect when another command has the id in the meantime. */
   written(messageId: string, command: Command): void {
     if (this.#commands.get(messageId) !== command) return
     const { seq, redelivered, bodyHash } = command
@@ -44,7 +44,9 @@ export class RememberedIds {
     this.#commands.set(messageId, isRedelivery ? { writtenSeq: seq, bodyHash } : "written")
   }
 
-  /** The forward of a command that was delivered again has come, before or after it was written: a further one is a duplicate. */
+  /**
+   * The forward of a redelivered command was received, before or after it was written. Another forward is a duplicate.
+   */
   forwardCame(messageId: string): void {
     const known = this.#commands.get(messageId)
     if (known !== undefined && known !== "written" && !("writtenSeq" in known)) {
@@ -52,12 +54,12 @@ export class RememberedIds {
     } else this.#commands.set(messageId, "written")
   }
 
-  /** Whether the forward of this waiting command has come. */
+  /** Whether the forward of this waiting command was received. */
   hasForward(command: Command): boolean {
     return this.#forwarded.has(command)
   }
 
-  /** The command ended unwritten: a later one with its id may be written. */
+  /** The command ended and was not written. A later command with its id may be written. */
   forget(messageId: string, command: Command): void {
     if (this.#commands.get(messageId) === command) this.#commands.delete(messageId)
   }

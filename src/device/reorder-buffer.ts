@@ -1,30 +1,30 @@
 /**
- * The reorder buffer of one connection: numbered commands in, in any order; commands in the order of
- * their numbers out.
+ * The reorder buffer of one connection: takes numbered commands in any order and releases them in the order of their
+ * numbers.
  *
- *              ┌─ the next number ──────────► released, with all that follow it without a gap
- *   offer ─────┼─ beyond the next number ───► held, until the gap is filled or given up
- *              ├─ passed over, or unwritten ► late
- *              ├─ released before, or held ─► duplicate
- *              └─ too far beyond ───────────► too_far; nothing moves
+ *              ┌─ the next number ────────────► released, with all that follow it without a gap
+ *   offer ─────┼─ above the next number ──────► held until the gap is filled or given up
+ *              ├─ skipped, or not written ────► late
+ *              ├─ released before, or held ───► duplicate
+ *              └─ too far above the next one ─► too_far; the state does not change
  *
- * Released commands that are lost before they were offered to the socket come again: `rewind` makes their
- * numbers the next ones again, and what was passed over meanwhile stays passed over.
+ * When released commands are lost before they were offered to the socket, the broker redelivers them. `rewind` then
+ * makes their numbers the next ones again. Numbers that were skipped in the meantime stay skipped.
  *
- * Pure: the time is passed in. Bounds: `windowCommands` held; a command is held `gapTimeoutMs` at
- * most, then every gap below it is given up; when the buffer is full the lowest gap is given up at
- * once, found by a heap in logarithmic time. `SKIPPED_RANGES` gaps are remembered; a number below the
- * oldest of them is called late, since a late command is kept and a duplicate is not. A number more than
- * `MAX_SEQ_AHEAD` beyond the next is refused: one gap up to 2^53 - 1 would leave the connection no numbers.
+ * Pure: the time is passed in. Bounds: `windowCommands` held commands. When the buffer is full, the lowest gap is given
+ * up at once; a heap finds it in logarithmic time. A command is held for at most `gapTimeoutMs`; then all gaps below it
+ * are given up. `SKIPPED_RANGES` gaps are remembered. A number below the oldest of them is called late, because late
+ * commands are kept in the undelivered queue and duplicates are not. A number more than `MAX_SEQ_AHEAD` above the next
+ * one is refused: a gap up to 2^53 - 1 would leave no numbers for the connection.
  */
 
 import { MinHeap } from "../structures/min-heap.ts"
 import type { Command } from "./command.ts"
 
-/** As many numbers are passed over by one gap at most. */
+/** The largest number of numbers that one gap can skip. */
 export const MAX_SEQ_AHEAD = 1_000_000
 const SKIPPED_RANGES = 128
-/** The heap is rebuilt when it exceeds twice the held commands by this many entries. */
+/** The heap is rebuilt when it has more than twice the held commands plus this many entries. */
 const HEAP_SLACK = 64
 
 export interface ReorderLimits {
@@ -32,7 +32,7 @@ export interface ReorderLimits {
   readonly gapTimeoutMs: number
 }
 
-/** A command that has a number. */
+/** A command with a number. */
 export type NumberedCommand = Command & { readonly seq: number }
 
 export type ReorderVerdict = "released" | "held" | "duplicate" | "late" | "too_far"
@@ -45,14 +45,14 @@ interface Held {
 export class ReorderBuffer {
   readonly #limits: ReorderLimits
   readonly #held = new Map<number, Held>()
-  /** The numbers of `#held`, and some that have left it. */
+  /** The numbers of `#held`, and some that have left `#held`. */
   readonly #lowestHeld = new MinHeap()
-  /** Half-open ranges of numbers that were given up or never written, the latest last. */
+  /** Half-open ranges of numbers that were given up or not written, the latest last. */
   readonly #skipped: { from: number; to: number }[] = []
-  /** Which of the numbers below this were skipped is forgotten. */
+  /** Which of the numbers below this one were skipped is no longer known. */
   #forgottenBelow = 0
   #next = 0
-  /** The largest value that `#next` has had; larger only after `rewind`. */
+  /** The largest value that `#next` has had. It differs from `#next` only after `rewind`. */
   #high = 0
   #gaps = 0
 
@@ -64,27 +64,27 @@ export class ReorderBuffer {
     return this.#held.size
   }
 
-  /** How many gaps were given up since the connection was admitted. */
+  /** The number of gaps given up since the connection was admitted. */
   get gaps(): number {
     return this.#gaps
   }
 
   /**
-   * The largest number that is not too far. Counted from the largest that was ever the next, so that a number that
-   * was accepted is accepted again after `rewind`, in whatever order the broker delivers the commands again.
+   * The largest number that is not too far. It depends on the largest value of `#next`, so that a number that was
+   * accepted is accepted again after `rewind`, in any order of redelivery.
    */
   get farthest(): number {
     return this.#high + MAX_SEQ_AHEAD
   }
 
-  /** The command waiting under this number, if any. */
+  /** The command held under this number, if any. */
   heldAt(seq: number): NumberedCommand | undefined {
     return this.#held.get(seq)?.command
   }
 
   /**
-   * Takes one command. What may now be written is appended to `released`, in order; with the verdict
-   * "released" the command itself is among them.
+   * Takes one command. Appends the commands that may be written now to `released`, in order. With the result "released"
+   * the command itself is among them.
    */
   offer(command: NumberedCommand, nowMs: number, released: NumberedCommand[]): ReorderVerdict {
     const { seq } = command
@@ -103,7 +103,7 @@ export class ReorderBuffer {
     return "released"
   }
 
-  /** Gives up the lowest gap at once; appends what may now be written. */
+  /** Gives up the lowest gap at once. Appends the commands that may be written now to `released`. */
   giveUpGap(released: NumberedCommand[]): void {
     const lowest = this.#lowest()
     if (lowest === undefined) return
@@ -111,11 +111,14 @@ export class ReorderBuffer {
     this.#releaseRun(released)
   }
 
-  /** Gives up the gaps that a command has waited out; appends what may now be written. */
+  /**
+   * Gives up the gaps below commands that have been held for `gapTimeoutMs`. Appends the commands that may be written
+   * now to `released`.
+   */
   expire(nowMs: number, released: NumberedCommand[]): void {
     let highest = -1
     for (const [seq, held] of this.#held) {
-      // All are looked at: when the clock was set back, arrivals are not in the order of time.
+      // All commands are checked: after the clock was set back, they are not in the order of their arrival times.
       if (held.arrivedAtMs + this.#limits.gapTimeoutMs <= nowMs && seq > highest) highest = seq
     }
     if (highest === -1) return
@@ -127,7 +130,7 @@ export class ReorderBuffer {
     }
   }
 
-  /** Takes out all that is held, in the order of their numbers. */
+  /** Removes all held commands and returns them in the order of their numbers. */
   clear(): NumberedCommand[] {
     const left = [...this.#held.values()].map((held) => held.command)
     this.#held.clear()
@@ -135,7 +138,7 @@ export class ReorderBuffer {
     return left.sort((a, b) => a.seq - b.seq)
   }
 
-  /** Takes out the held commands that are lost, in the order of their numbers. */
+  /** Removes the lost commands among the held ones and returns them in the order of their numbers. */
   withdrawLost(): NumberedCommand[] {
     const lost = [...this.#held.values()].flatMap(({ command }) => (command.lost ? [command] : []))
     for (const { seq } of lost) this.#held.delete(seq)
@@ -143,8 +146,8 @@ export class ReorderBuffer {
   }
 
   /**
-   * Expects the numbers from `seq` on again: all that was released from there on and not passed over was
-   * withdrawn before it was offered to the socket.
+   * Expects the numbers from `seq` on again. All commands that were released from `seq` on were withdrawn before they
+   * were offered to the socket.
    */
   rewind(seq: number): void {
     if (seq > this.#next) throw new Error(`rewind to ${seq}, beyond the next number ${this.#next}`)
@@ -154,7 +157,7 @@ export class ReorderBuffer {
   #hold(command: NumberedCommand, nowMs: number): void {
     this.#held.set(command.seq, { command, arrivedAtMs: nowMs })
     this.#lowestHeld.push(command.seq)
-    // Numbers that have left are dropped when they are the lowest, or here when they are the most.
+    // Entries of commands that are no longer held are removed when they are the lowest, or here when they are too many.
     if (this.#lowestHeld.size <= 2 * this.#held.size + HEAP_SLACK) return
     this.#lowestHeld.clear()
     for (const seq of this.#held.keys()) this.#lowestHeld.push(seq)
@@ -179,7 +182,7 @@ export class ReorderBuffer {
     }
   }
 
-  /** The next number is taken; after a rewind, those that were passed over before are again. */
+  /** Moves to the next number. After a rewind, numbers that were skipped before are skipped again. */
   #advance(): void {
     this.#next += 1
     while (this.#next < this.#high) {
@@ -191,7 +194,7 @@ export class ReorderBuffer {
     this.#high = this.#next
   }
 
-  /** A released number was not written after all: a command that uses it again is late. */
+  /** The command with this released number was not written. A command that uses the number again is late. */
   unwritten(seq: number): void {
     this.#remember(seq, seq + 1)
   }

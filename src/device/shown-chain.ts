@@ -1,6 +1,6 @@
 /**
- * The chain of certificates that a connected device has shown, as its socket still knows it: so none has to be kept for
- * a connection. Reads, and never decides. Bound: `MAX_CHAIN` certificates.
+ * Reads the certificate chain that a connected device presented from its socket, so that no chain is kept for a
+ * connection. Bound: `MAX_CHAIN` certificates.
  */
 
 import { X509Certificate } from "node:crypto"
@@ -13,15 +13,15 @@ interface ShownCertificate {
   readonly issuerCertificate?: ShownCertificate
 }
 
-/** What is asked of a socket of Bun. */
+/** The method of Bun's TLS socket that is used here. */
 export interface ShowingSocket {
-  /** False gives the chain too, each certificate with its issuer's. */
+  /** With false the result includes the chain: each certificate has that of its issuer. */
   getPeerCertificate(abbreviated: boolean): ShownCertificate | undefined
 }
 
 /**
- * @returns the device's certificate first, then what TLS made its chain of: those that the device sent, and CAs that
- *   were trusted when it connected. Null when it cannot be read.
+ * @returns the device's certificate first, then the rest of the chain that TLS built: certificates that the device
+ *   sent, and CAs that were trusted when it connected. Null when the chain cannot be read.
  */
 export function shownChain(socket: unknown): X509Certificate[] | null {
   const chain: X509Certificate[] = []

@@ -1,20 +1,20 @@
 /**
- * The unfinished lines of all devices of a worker: lines of which bytes have come, and whose end has not.
+ * The unfinished lines of all devices of a worker: lines whose first bytes were received, but not their LF.
  *
- *   first bytes ──began──► being read ─┬─ the line's end ─────────────────────────► ended
+ *   first bytes ──began──► being read ─┬─ the line's LF ──────────────────────────► ended
  *                             ▲   │    ├─ LINE_TIMEOUT_MS after its first byte ───► line_timeout
- *                  reading    │   │    └─ the oldest, beyond MAX_PARTIAL_BYTES ───► line_timeout
- *                  goes on    │   ▼
- *                          not read: a device that is paused cannot end its line, so no time passes
+ *                  reading    │   │    └─ the oldest, above MAX_PARTIAL_BYTES ────► line_timeout
+ *                  resumed    │   ▼
+ *                          paused: the device is not read and cannot end its line, so no time passes
  *
- * More bytes of a line do not extend its time: a peer that sends a byte now and then would hold its bytes for ever.
- * After a pause a line has its whole time again, and so has every line after a pause of this process.
+ * More bytes do not extend the time of a line: otherwise a peer could hold memory for ever by sending single bytes.
+ * After a pause of reading, or of the whole process, a line has its full time again.
  *
- * The lines that are being read are in the order in which their time began, so the sweep looks at those that are due and
- * one more, and the oldest is found at once. A chunk that ends with a line costs nothing here. Never closes by itself: it
- * asks the owner. Never drops bytes of a line that is paused: it grows no more meanwhile, so the bound holds without that.
+ * Lines that are being read are ordered by the start of their time, so the oldest is found at once and the sweep visits
+ * only lines that are due, and one more. A chunk that ends with a complete line costs nothing here. The owner closes
+ * its connection. Paused lines are not closed: they do not grow, so the bound holds without that.
  *
- * Bound: `maxPartialBytes`, plus one chunk. The framers' memory may be twice that, and 256 bytes for a short line.
+ * Bound: `maxPartialBytes` plus one chunk. The framers may allocate twice that, and at least 256 bytes for each line.
  */
 
 import { ByAge } from "../structures/by-age.ts"
@@ -25,13 +25,13 @@ export interface UnfinishedLinesLimits {
 }
 
 export interface LineOwner {
-  /** Ends the connection as `line_timeout`, and lets go of its bytes before it returns. */
+  /** Closes the connection as `line_timeout` and releases its unfinished bytes before it returns. */
   closeUnfinished(): void
 }
 
 export class UnfinishedLines {
   readonly #limits: UnfinishedLinesLimits
-  /** By when the time of each began. */
+  /** Ordered by the start of each line's time. */
   readonly #timed = new ByAge<LineOwner>()
   #bytes = 0
 
@@ -39,27 +39,27 @@ export class UnfinishedLines {
     this.#limits = limits
   }
 
-  /** Bytes of unfinished lines, of paused devices too. */
+  /** Bytes of all unfinished lines, including paused ones. */
   get bytes(): number {
     return this.#bytes
   }
 
-  /** Lines whose time passes. */
+  /** Unfinished lines that are being read. */
   get timedCount(): number {
     return this.#timed.size
   }
 
-  /** The time of the owner's line begins now, or begins again. */
+  /** Starts or restarts the time of the owner's line. */
   began(owner: LineOwner, steadyMs: number): void {
     this.#timed.add(owner, steadyMs)
   }
 
-  /** The line has ended or its device is not read: its time does not pass. */
+  /** Stops the time of the owner's line: it has ended, or its device is not read. */
   stopped(owner: LineOwner): void {
     this.#timed.delete(owner)
   }
 
-  /** Accounts for bytes of unfinished lines that came, or, negative, went. May end connections, the caller's too. */
+  /** Adds to the bytes of unfinished lines; negative to subtract. May close connections, including the caller's. */
   hold(bytes: number): void {
     this.#bytes += bytes
     if (this.#bytes < 0) throw new Error(`${this.#bytes} bytes of unfinished lines`)
@@ -72,9 +72,9 @@ export class UnfinishedLines {
   }
 
   /**
-   * Ends what is due. To be called regularly.
-   * @param steadyMs never jumps.
-   * @param wasStopped this process was: what devices sent meanwhile is still to be read.
+   * Closes connections whose line is due. Call this periodically.
+   * @param steadyMs milliseconds of a monotonic clock.
+   * @param wasStopped whether this process was stopped: bytes that devices sent in the meantime are still unread.
    */
   sweep(steadyMs: number, wasStopped: boolean): void {
     if (wasStopped) for (const owner of this.#timed.items()) this.#timed.add(owner, steadyMs)

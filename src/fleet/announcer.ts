@@ -1,14 +1,14 @@
 /**
- * The announcer: tells the fleet which named devices have come to this worker and which have gone, and
- * hears the same of others. Of two connections of one device the newer stays: whoever hears of a newer
- * one closes its own (`taken_over`), whoever hears of an older one answers with its own.
+ * The announcer: broadcasts which named devices have connected to this worker and which have disconnected, and handles
+ * the announcements of other workers. When a device has two connections, the newer one stays: a worker that learns of a
+ * newer connection closes its own (`taken_over`), and a worker that learns of an older one answers with its own.
  *
- *   come, gone ─► changes, the latest of each device ─► one message at a time ─► owsla.fleet
+ *   come, gone ─► latest change of each device ─► one message at a time ─► owsla.fleet
  *
- * While a message is on its way, and for `GATHER_MS` at least, the next one fills: what each costs every worker
- * of the fleet is shared by the devices in it, and a storm of reconnections costs few of them.
- * Lost messages are made good: every device is announced again when the broker is back, and every
- * `REANNOUNCE_MS`. Bound: one change for each device, `MAX_ROWS` a message.
+ * Changes are gathered while a message is unconfirmed, and for at least `GATHER_MS`. Each message costs time on each
+ * worker of the fleet, so a storm of reconnections needs few messages. A lost message is compensated: all devices are
+ * announced again when the broker connection returns, and every `REANNOUNCE_MS`.
+ * Bound: one change for each device, `MAX_ROWS` in each message.
  */
 
 import type { Connection } from "../device/connection.ts"
@@ -19,7 +19,7 @@ import { type FleetMessage, MAX_ROWS } from "./messages.ts"
 import { type Deregistration, isNewer, type Registration } from "./registration.ts"
 
 const REANNOUNCE_MS = 300_000
-/** A first change is announced at once; those within this time after it wait for its end. */
+/** A first change is announced at once. Changes within this time after it are gathered into the next message. */
 const GATHER_MS = 20
 
 type Devices = Extract<FleetMessage, { type: "devices" }>
@@ -28,7 +28,7 @@ export class Announcer {
   readonly #channel: Channel
   readonly #connections: Connections
   readonly #locationCache: LocationCache
-  /** By device id: the connection it has now, or null with the one that has closed. */
+  /** The latest change by device id: its connection now, or its connection that has closed. */
   readonly #changes = new Map<string, Registration | Deregistration>()
   #sending: "nothing" | "soon" | "message" = "nothing"
   #announcedAllAtMs = 0
@@ -44,7 +44,7 @@ export class Announcer {
     return this.#changes.size
   }
 
-  /** A named device has been admitted. */
+  /** A device was admitted. Has no effect for a device whose device id is its connection id. */
   come(connection: Connection): void {
     const registration = registrationOf(connection)
     if (registration === null) return
@@ -52,13 +52,13 @@ export class Announcer {
     this.#sendSoon()
   }
 
-  /** A connection of a named device has closed; not for one that a newer one here has replaced. */
+  /** A named device has no connection on this worker any more. Do not call it for a connection that was taken over. */
   gone(deviceId: string, connectionId: string): void {
     this.#changes.set(deviceId, [deviceId, connectionId])
     this.#sendSoon()
   }
 
-  /** Announces every device: others may have missed, or lost, what was said before. */
+  /** Announces all devices, because other workers may have missed or lost earlier announcements. */
   announceAll(steadyMs: number): void {
     this.#announcedAllAtMs = steadyMs
     for (const [deviceId, connection] of this.#connections.named()) {
@@ -72,7 +72,7 @@ export class Announcer {
     if (steadyMs - this.#announcedAllAtMs >= REANNOUNCE_MS) this.announceAll(steadyMs)
   }
 
-  /** Takes what another worker announces. */
+  /** Handles the announcement of another worker. */
   heard({ from, incarnation, here, gone }: Devices): void {
     for (const deregistration of gone) this.#locationCache.gone(deregistration)
     const newer: Registration[] = []
@@ -100,7 +100,7 @@ export class Announcer {
   #send(): void {
     this.#sending = "nothing"
     if (!this.#channel.open) {
-      // When it opens again all that are here then are announced.
+      // When the channel opens again, all devices of this worker are announced.
       this.#changes.clear()
       return
     }
@@ -132,7 +132,7 @@ export class Announcer {
   }
 }
 
-/** Null for a device without a name, whose connection id leads to its worker by itself. */
+/** Null when the device id is the connection id, which contains the worker. */
 function registrationOf(connection: Connection): Registration | null {
   const recipient = connection.endpoint?.recipient
   if (recipient === undefined || recipient.deviceId === recipient.connectionId) return null

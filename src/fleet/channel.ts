@@ -1,13 +1,13 @@
 /**
- * The channel between workers: messages to all (`owsla.fleet`) or to one (its fleet queue), and from
- * them. Nothing on it is stored: what is said while the broker is away is not said, and whoever asked
- * finds out.
+ * The channel between workers: sends messages to all workers (`owsla.fleet`) or to one (its fleet queue), and reads
+ * received ones. No message is stored: while the broker is not available, messages are dropped, and the sender is
+ * notified.
  *
  *   message ─► JSON ─► owsla-mac ─► broker ─► size ─► owsla-mac verified ─► parsed ─► each row checked
  *
- * A message that does not verify is dropped and counted: anybody who may publish through the default exchange can
- * send one. Never waits and never repeats. Bounds: `MAX_IN_FLIGHT` messages that the broker has not confirmed;
- * one more is dropped and counted; `MAX_MESSAGE_BYTES` of a message that is read.
+ * A received message that does not verify is dropped and counted: each user that may publish to the default exchange
+ * can send one. Messages are never delayed and never repeated. Bounds: `MAX_IN_FLIGHT` unconfirmed messages, beyond
+ * which a message is dropped and counted; `MAX_MESSAGE_BYTES` for a received message.
  */
 
 import type { Broker, Delivery, PublishChannel, PublishResult } from "../broker/broker.ts"
@@ -18,9 +18,9 @@ import type { WorkerProcess } from "../device/ids.ts"
 import { type FleetKeys, MAC_HEADER } from "./fleet-keys.ts"
 import { type FleetContent, type FleetMessage, parseFleetMessage } from "./messages.ts"
 
-/** What may come twice after a lost connection. */
+/** The maximum of unconfirmed messages. */
 const MAX_IN_FLIGHT = 1_000
-/** More than `MAX_ROWS` of the largest rows have. */
+/** More than the size of a message with `MAX_ROWS` of the largest rows. */
 const MAX_MESSAGE_BYTES = 2_097_152
 
 interface Publish {
@@ -30,7 +30,7 @@ interface Publish {
 
 export interface ChannelOptions {
   readonly self: WorkerProcess
-  /** Milliseconds that never jump. */
+  /** Milliseconds of a monotonic clock. */
   readonly steadyMs: () => number
   readonly nowMs: () => number
   readonly counters: Counters
@@ -64,12 +64,12 @@ export class Channel {
     return this.#publishChannel.state === "open"
   }
 
-  /** When the broker last confirmed a message; `-Infinity` when it never has. */
+  /** When the broker last confirmed a message; `-Infinity` before the first confirm. */
   get confirmedAtMs(): number {
     return this.#confirmedAtMs
   }
 
-  /** False when one more message would be dropped. */
+  /** False when the next message would be dropped. */
   get hasRoom(): boolean {
     return this.#inFlight < MAX_IN_FLIGHT
   }
@@ -78,15 +78,15 @@ export class Channel {
     this.#publish(FLEET_EXCHANGE, "", content, settled)
   }
 
-  /** "returned" when that process is gone. */
+  /** Sends to one worker process. `settled` gets "returned" when that process does not exist any more. */
   tell(to: WorkerProcess, content: FleetContent, settled?: (result: PublishResult) => void): void {
     this.#publish("", fleetQueue(to), content, settled)
   }
 
-  /** The message of a delivery; null when it is our own, not from a member, or none that we know. */
+  /** The message in a delivery. Null when this worker has sent it, its MAC is not valid, or it cannot be parsed. */
   read({ body, properties }: Delivery): FleetMessage | null {
     const { counters, keys, nowMs } = this.#options
-    // What we broadcast comes to us too.
+    // This worker's own broadcasts are delivered to it too.
     if (properties.replyTo === this.#ownQueue) return null
     if (body.length > MAX_MESSAGE_BYTES || !keys.verifies(body, properties.headers?.[MAC_HEADER])) {
       counters.fleetMessagesUnverified += 1

@@ -1,4 +1,4 @@
-/** An operator's view of one connection: plain data, for JSON, and its check. */
+/** The description of one connection in the HTTP API: plain data for JSON, and its schema. */
 
 import * as v from "valibot"
 import { type Connection, PAUSED_BY, type PauseSource } from "../device/connection.ts"
@@ -11,17 +11,17 @@ export interface DeviceView {
   readonly instance: string
   readonly worker: string
   readonly state: string
-  /** Milliseconds since 1970, as are all times here. */
+  /** Milliseconds since 1970, like all times in this interface. */
   readonly since: number
   readonly remote_address: string
   readonly tls_version: string
   readonly lines_in: number
   readonly lines_out: number
-  /** When bytes last came from the device. */
+  /** When bytes were last received from the device. */
   readonly last_activity: number
-  /** Why the device is not read: `window`, `memory`, `drain`; empty when the device is read. A later version may add others. */
+  /** Why the device is not read: `window`, `memory`, `drain`; empty when it is read. Later versions may add reasons. */
   readonly reading_paused_by: readonly string[]
-  /** Bytes of commands that wait for its socket. */
+  /** Bytes of commands that wait for the socket. */
   readonly outgoing_bytes: number
   readonly reorder: { readonly held: number; readonly gaps: number }
 }
@@ -36,7 +36,7 @@ const schema = v.object({
   worker: text,
   state: text,
   since: count,
-  // Absent when the socket had no peer address any more.
+  // Absent when the socket was closed already and had no peer address.
   remote_address: v.optional(text, ""),
   tls_version: v.optional(text, ""),
   lines_in: count,
@@ -47,7 +47,7 @@ const schema = v.object({
   reorder: v.object({ held: count, gaps: count }),
 })
 
-/** Reads another worker's view of one of its connections; null when it cannot be read. */
+/** Parses a description from another worker; null when it is not valid. */
 export function readDeviceView(value: unknown): DeviceView | null {
   const checked = v.safeParse(schema, value)
   return checked.success ? checked.output : null
@@ -82,7 +82,7 @@ export function deviceView(
   }
 }
 
-/** A worker id is its instance's and a slot. */
+/** The instance id in a worker id, which is `<instance>.<slot>`. */
 export function instanceOf(worker: string): string {
   return worker.slice(0, worker.lastIndexOf("."))
 }

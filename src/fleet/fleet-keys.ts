@@ -1,20 +1,20 @@
 /**
- * What the members of a fleet recognise each other by, derived from one secret that all of them have.
+ * The keys by which workers of a fleet authenticate their messages. Both are derived from the fleet's secret.
  *
- *   secret ── HKDF (RFC 5869) ─┬─► MAC key: HMAC-SHA256 (RFC 2104) of each fleet message, in `owsla-mac`
- *                              └─► command key: `owsla-member` on each command that a worker forwards
+ *   secret ── HKDF (RFC 5869) ─┬─► MAC key: HMAC-SHA256 (RFC 2104) of each fleet message, in the header `owsla-mac`
+ *                              └─► command key: the header `owsla-member` of each command that a worker forwards
  *
- * A back-end that may publish through the default exchange can publish to every queue, so a message is a member's only
- * when it carries one of these. Whoever can read the queues of the workers can read the command key too: the broker's
- * permissions keep others from reading. A MAC of each forwarded command was rejected: two more HMACs cost 3 % of such a
- * command, and protect against nobody else.
+ * A back-end that may publish to the default exchange can publish to every queue. So only a message with one of these
+ * headers is accepted as a member's. A user that can read the workers' queues can read the command key; permissions at
+ * the broker must prevent that. A MAC for each forwarded command was rejected: two more HMACs cost 3 % of the time of
+ * such a command and give no additional protection.
  */
 
 import { hkdfSync, timingSafeEqual } from "node:crypto"
 import type { HeaderValue, MessageProperties } from "../broker/broker.ts"
 import { MEMBER_HEADER } from "../commands/command-message.ts"
 
-/** Base64url of the HMAC-SHA256 of the body. */
+/** Its value is the base64url encoding of the HMAC-SHA256 of the body. */
 export const MAC_HEADER = "owsla-mac"
 
 const OWN_PREFIX = "owsla-"
@@ -39,7 +39,9 @@ export class FleetKeys {
     return this.#hmac(body).toString("base64url")
   }
 
-  /** Whether a member has made this `owsla-mac` for this body. For a value of the right length the time depends on the body alone. */
+  /**
+   * Whether this `owsla-mac` is valid for the body. For a MAC of the right length the time depends on the body only.
+   */
   verifies(body: Uint8Array, mac: HeaderValue): boolean {
     if (typeof mac !== "string") return false
     const shown = Buffer.from(mac, "base64url")
@@ -47,10 +49,10 @@ export class FleetKeys {
   }
 
   /**
-   * Removes the headers that only members may set from the message of anybody else, so that none of them is acted on or
-   * passed on.
+   * Removes the internal headers (`owsla-*`) from a message that no member has sent, so that they have no effect and
+   * are not forwarded.
    *
-   * @returns whether a member has sent it.
+   * @returns whether a member has sent the message.
    */
   admit({ headers }: MessageProperties): boolean {
     if (headers === undefined) return false
@@ -63,7 +65,7 @@ export class FleetKeys {
     return new Bun.CryptoHasher("sha256", this.#macKey).update(body).digest()
   }
 
-  /** In constant time, without the buffers that `timingSafeEqual` needs: it is asked for each command. */
+  /** Compares in constant time. `timingSafeEqual` was rejected: it needs two buffers for each command. */
   #isCommandKey(value: HeaderValue): boolean {
     const known = this.commandKey
     if (typeof value !== "string" || value.length !== known.length) return false

@@ -1,21 +1,20 @@
 /**
- * The fleet query: what an operator asks of the fleet. A list of devices is asked of every worker; one
- * connection of the worker that holds it, to describe or to close it.
+ * The fleet query: answers the operator's requests about the fleet. It asks all workers for their devices, or asks the
+ * worker that holds a connection to describe or to close it.
  *
- *   list ─► all ─► listed … ─► merged when all have answered, or when the time is over
- *   describe, kick ─► here, or the connection's process, or (a device id) where the locator finds it
- *   kick, elsewhere ─► describe ─► described, with the holder's clock ─► kick, valid until a time of that clock
+ *   list ─► all workers ─► listed … ─► merged when all have answered, or after the time-out
+ *   describe, kick ─► this worker, or the process in the connection id, or the worker that the locator finds
+ *   kick elsewhere ─► describe ─► described, with the holder's clock ─► kick, valid until a time of that clock
  *
- * A kick is not carried out after `QUESTION_TIMEOUT_MS`: the holder refuses a kick that arrives late, so one that
- * waited in a queue closes nothing. Nothing is sent once the caller has hung up; a message that was sent before stays
- * valid for the rest of `ANSWER_TIMEOUT_MS`, since it cannot be recalled. The holder compares the limit with
- * its own clock, since the clocks of two machines may differ by more than the limit: the holder sends its clock
- * with its first answer, and the asking worker adds the time that is left.
- * Rejected: a relative time-to-live at the broker, which does not count the time before the broker has the
- * message or after it has delivered it.
+ * The holder refuses a kick that arrives after its deadline, so a kick that has waited in a queue closes no connection.
+ * After the caller has closed its HTTP connection no message is sent. A message that was sent before stays valid for
+ * the rest of `ANSWER_TIMEOUT_MS`, because it cannot be recalled. The clocks of two machines may differ by more than
+ * the deadline allows. So the holder sends its clock with its first answer, the asking worker adds the time that is
+ * left, and the holder compares the sum with its own clock. A message TTL at the broker was rejected: it does not
+ * include the time before the broker has the message and after the delivery.
  *
- * Bounds: `MAX_ASKS` questions at a time, `MAX_ROWS` devices an answer, `ANSWER_TIMEOUT_MS` for it,
- * `QUESTION_TIMEOUT_MS` for all messages of one question and the look-up before them.
+ * Bounds: `MAX_ASKS` questions at a time; `MAX_ROWS` devices in an answer; `ANSWER_TIMEOUT_MS` for an answer;
+ * `QUESTION_TIMEOUT_MS` for a request, including its look-up.
  */
 
 import type { Counters } from "../counters.ts"
@@ -29,65 +28,65 @@ import type { Members } from "./members.ts"
 import type { Answer, FleetContent, FleetMessage } from "./messages.ts"
 
 const ANSWER_TIMEOUT_MS = 1_000
-/** More than two answers and a look-up among workers that have just met (1.2 s) take without faults. */
+/** Longer than two answers and a look-up need without faults (1.2 s for workers that have just connected). */
 const QUESTION_TIMEOUT_MS = 3_000
 const MAX_ASKS = 100
 
 export interface ListRequest {
-  /** Device ids that begin with this. */
+  /** Only device ids that start with this. */
   readonly prefix: string
-  /** Device ids after this one, in the order of their characters' codes; "" for all. */
+  /** Only device ids after this one, in the order of character codes; "" for all. */
   readonly after: string
   readonly limit: number
 }
 
 export interface DeviceList {
-  /** In the order of device ids. */
+  /** Sorted by device id. */
   readonly devices: readonly DeviceView[]
-  /** How many fit the request, those beyond the limit included. */
+  /** The number of matching devices, including those beyond the limit. */
   readonly total: number
-  /** Workers that answered in time with an answer that could be read completely. */
+  /** The number of workers whose answer arrived in time and could be parsed completely. */
   readonly answered: number
-  /** Workers of the fleet, as far as they have been heard of lately. */
+  /** The number of known workers of the fleet. */
   readonly workers: number
 }
 
 export type FleetQueryFailure =
-  /** The broker, which leads to the other workers, is away. */
+  /** The broker is not available, so other workers cannot be asked. */
   | "unreachable"
-  /** No answer in time, or the caller hung up: nothing is done for it from now on. */
+  /** No answer in time, or the caller has closed its HTTP connection. The request has ended. */
   | "timeout"
-  /** Too many questions already. */
+  /** `MAX_ASKS` questions are open. */
   | "busy"
 
 interface Question {
   readonly awaited: Set<string>
   readonly answers: Answer[]
-  /** Steady milliseconds. */
+  /** Milliseconds of the monotonic clock. */
   readonly deadlineMs: number
-  /** Whether the workers had all of `ANSWER_TIMEOUT_MS`; if so, those that did not answer are slow or dead. */
+  /** Whether the workers had the full `ANSWER_TIMEOUT_MS`. If so, those that did not answer are slow or dead. */
   readonly fullTime: boolean
   readonly done: (answers: readonly Answer[] | FleetQueryFailure) => void
 }
 
-/** A device that the locator looks for, for an operator. */
+/** A look-up of the locator for a request. */
 interface LookUp {
   readonly deadlineMs: number
   readonly end: (result: FleetQueryFailure) => void
 }
 
-/** The deadline and the caller of a question. */
+/** The deadline and the caller of a request. */
 interface Asking {
-  /** Steady milliseconds. */
+  /** Milliseconds of the monotonic clock. */
   readonly deadlineMs: number
-  /** Aborted when the caller hangs up. */
+  /** Aborted when the caller closes its HTTP connection. */
   readonly caller: AbortSignal | undefined
 }
 
 export interface CensusOptions {
   /** Milliseconds since 1970. */
   readonly nowMs: () => number
-  /** Milliseconds that never jump, for deadlines. */
+  /** Milliseconds of a monotonic clock, for deadlines. */
   readonly steadyMs: () => number
   readonly counters: Pick<Counters, "fleetMessagesUnknown">
 }
@@ -119,9 +118,9 @@ export class FleetQuery {
     this.#options = options
   }
 
-  /** @param caller aborted when the HTTP client hangs up. */
+  /** @param caller aborted when the HTTP client closes its connection. */
   async list(request: ListRequest, caller?: AbortSignal): Promise<DeviceList | FleetQueryFailure> {
-    // Who else there is would be a guess, and a part would pass for the whole.
+    // Without the broker the other workers are unknown, and a partial list would look complete.
     if (!this.#channel.open) return "unreachable"
     const own = this.#list(request)
     const awaited = this.#members.known()
@@ -140,7 +139,7 @@ export class FleetQuery {
       const views = answer.devices.map((row) => this.#read(row)).filter((view) => view !== null)
       devices.push(...views)
       total += answer.total
-      // A list with a missing row must not count as complete.
+      // An answer with an invalid row must not count as complete.
       if (views.length === answer.devices.length) answered += 1
     }
     return {
@@ -152,16 +151,16 @@ export class FleetQuery {
   }
 
   /**
-   * Null when no worker holds it.
-   * @param caller aborted when the HTTP client hangs up.
+   * Describes a connection. Null when no worker holds it.
+   * @param caller aborted when the HTTP client closes its connection.
    */
   describe(id: string, caller?: AbortSignal): Promise<DeviceView | null | FleetQueryFailure> {
     return this.#one("describe", id, this.#asking(caller))
   }
 
   /**
-   * Closes the connection; returns what it was, or null when no worker holds it.
-   * @param caller aborted when the HTTP client hangs up: then nothing is closed.
+   * Closes a connection and returns its description, or null when no worker holds it.
+   * @param caller aborted when the HTTP client closes its connection: then the request ends.
    */
   kick(id: string, caller?: AbortSignal): Promise<DeviceView | null | FleetQueryFailure> {
     return this.#one("kick", id, this.#asking(caller))
@@ -185,7 +184,7 @@ export class FleetQuery {
         break
       }
       case "kick": {
-        // Workers of an earlier version set no limit.
+        // Workers of earlier versions send no deadline.
         const untilMs = message.until_ms ?? Number.POSITIVE_INFINITY
         if (this.#options.steadyMs() >= untilMs) {
           this.#channel.tell(to, { type: "kicked", ask, device: null, overdue: true })
@@ -198,7 +197,7 @@ export class FleetQuery {
     }
   }
 
-  /** Takes the answer of another worker. */
+  /** Handles the answer of another worker. */
   answered(answer: Answer): void {
     const question = this.#questions.get(answer.ask)
     if (question === undefined || !question.awaited.delete(answer.from)) return
@@ -206,7 +205,7 @@ export class FleetQuery {
     if (question.awaited.size === 0) this.#end(answer.ask, question.answers)
   }
 
-  /** Ends questions that are overdue, and look-ups that wait for a broker that is away. */
+  /** Ends overdue questions and look-ups, and look-ups while the broker is not available. */
   sweep(): void {
     const nowMs = this.#options.steadyMs()
     for (const lookUp of this.#lookUps) {
@@ -243,7 +242,7 @@ export class FleetQuery {
     if (typeof place === "string") return place
     if (this.#isOver(asking)) return "timeout"
     if (place.kind === "worker") return this.#elsewhere(act, place.connectionId, asking)
-    // The device may have connected to this worker while the others were asked.
+    // The device may have connected to this worker during the look-up.
     return this.#perform(act, this.#connections.find(id))
   }
 
@@ -308,7 +307,7 @@ export class FleetQuery {
     return Math.min(deadlineMs, this.#options.steadyMs() + ANSWER_TIMEOUT_MS)
   }
 
-  /** Asks those in `awaited`; "returned" answers for the only one. */
+  /** Asks the workers in `awaited`. A returned message counts as the answer of a single worker that does not exist. */
   #ask(
     awaited: readonly string[],
     asking: Asking,
@@ -353,7 +352,7 @@ export class FleetQuery {
     return view
   }
 
-  /** Reads another worker's description of a connection; null, and counted, when it cannot be read. */
+  /** Parses another worker's description of a connection. Null, and counted, when it is not valid. */
   #read(row: Readonly<Record<string, unknown>>): DeviceView | null {
     const view = readDeviceView(row)
     if (view === null) this.#options.counters.fleetMessagesUnknown += 1
@@ -375,14 +374,14 @@ export class FleetQuery {
   }
 }
 
-/** Each member of the union without the number, which a question gets last. */
+/** Each member of the union without its question number, which `#ask` assigns. */
 type Unnumbered<T> = T extends unknown ? Omit<T, "ask"> : never
 
 function rowOf(device: DeviceView | null): Record<string, unknown> | null {
   return device === null ? null : { ...device }
 }
 
-/** What a process that is gone would answer. */
+/** Stands for the answer of a process that does not exist any more. */
 const GONE: Answer = { type: "described", from: "", incarnation: "", ask: 0, device: null }
 
 function byDevice(a: DeviceView, b: DeviceView): number {

@@ -1,12 +1,12 @@
 /**
- * A worker's part in the fleet: all workers of all instances on one broker. Puts together who is in it,
- * where devices are, what an operator asks of it, and the telling of presence.
+ * A worker's membership in the fleet. The fleet is all workers of all instances on one broker. This class composes the
+ * members, the announcer, the locator, the fleet query and presence.
  *
  *   admitted, closed ─► announcer, presence ─► broker
  *   fleet queue ─► channel ─► members, announcer, locator, fleet query
  *
- * No worker keeps the whole: each knows its own devices, hears of the others', and asks when that does
- * not answer. Bounds: those of its parts.
+ * No worker stores the location of all devices. Each worker knows its own devices, caches the announced locations of
+ * others, and asks the fleet when the cache has no answer. Bounds: those of its parts.
  */
 
 import type { Broker, Delivery } from "../broker/broker.ts"
@@ -30,7 +30,7 @@ const TELL_UNVERIFIED_EVERY_MS = 60_000
 export interface FleetOptions {
   readonly self: WorkerProcess
   readonly nowMs: () => number
-  /** Milliseconds that never jump. */
+  /** Milliseconds of a monotonic clock. */
   readonly steadyMs: () => number
   readonly counters: Counters
   readonly keys: FleetKeys
@@ -50,7 +50,7 @@ export class Fleet {
   #toldAliveAtMs = 0
   #connectedAtMs = Number.NEGATIVE_INFINITY
   #leaving = false
-  /** Messages that did not verify when the log was last told. */
+  /** The value of `fleetMessagesUnverified` at the last warning. */
   #toldUnverified = 0
   #toldUnverifiedAtMs = Number.NEGATIVE_INFINITY
 
@@ -80,7 +80,7 @@ export class Fleet {
     this.presence = new Presence(broker, { workerId: self.worker, nowMs, steadyMs, counters })
   }
 
-  /** When the broker last confirmed a message to other workers; one goes out every two seconds. */
+  /** When the broker last confirmed a message to other workers. One is sent every two seconds. */
   get confirmedAtMs(): number {
     return this.#channel.confirmedAtMs
   }
@@ -93,13 +93,13 @@ export class Fleet {
     }
   }
 
-  /** True when the broker has all announcements and presence events of this worker, or is away. */
+  /** True when the broker has confirmed all announcements and presence events of this worker, or is not available. */
   get told(): boolean {
     if (!this.#channel.open) return true
     return this.#announcer.pendingCount === 0 && this.presence.count === 0
   }
 
-  /** The epoch of the newest connection of a device that other workers have announced. */
+  /** The epoch of the device's newest connection that other workers have announced. */
   epochElsewhere(deviceId: string): number | undefined {
     return this.#locationCache.epochOf(deviceId)
   }
@@ -109,7 +109,7 @@ export class Fleet {
     this.presence.connected(connection)
   }
 
-  /** To be told after the connection has left `connections`. */
+  /** Call this after the connection was removed from `connections`. */
   closed(connection: Connection, reason: CloseReason): void {
     const recipient = connection.endpoint?.recipient
     if (recipient === undefined) return
@@ -121,19 +121,19 @@ export class Fleet {
     this.presence.disconnected(connection, reason)
   }
 
-  /** Whether a worker is known, or may not have announced itself yet since the broker came back. */
+  /** Whether a worker is known, or may not have announced itself yet since the broker connection returned. */
   mayServe(worker: string): boolean {
     const sinceMs = this.#options.steadyMs() - this.#connectedAtMs
     return sinceMs < REJOIN_MS || this.#members.isKnown(worker)
   }
 
-  /** Takes a delivery from this worker's fleet queue. */
+  /** Handles a delivery from this worker's fleet queue. */
   deliver(delivery: Delivery): void {
     const message = this.#channel.read(delivery)
     if (message !== null) this.#heard(message)
   }
 
-  /** To be called periodically. @param steadyMs never jumps, so that setting a clock removes no member. */
+  /** Call this periodically. @param steadyMs monotonic, so that setting the system clock removes no member. */
   sweep(steadyMs: number): void {
     if (this.#channel.open) this.#members.sweep(steadyMs)
     this.locator.sweep(steadyMs)
@@ -145,8 +145,8 @@ export class Fleet {
   }
 
   /**
-   * The broker takes and gives messages again. Both of its connections are there: others have answered into
-   * nothing until now, and what they said meanwhile was missed.
+   * The broker accepts and delivers messages again, on both connections. Call it only then: answers that other workers
+   * send before are lost, and so were their messages in the meantime.
    */
   connected(): void {
     const steadyMs = this.#options.steadyMs()
@@ -157,7 +157,7 @@ export class Fleet {
     this.locator.opened()
   }
 
-  /** The worker drains: the others stop waiting for its answers. */
+  /** The worker drains: other workers stop waiting for its answers. */
   leave(): void {
     this.#leaving = true
     this.#channel.broadcast({ type: "leaving" })
@@ -173,7 +173,7 @@ export class Fleet {
     if (steadyMs - this.#toldUnverifiedAtMs < TELL_UNVERIFIED_EVERY_MS) return
     this.#options.warn(
       `${count - this.#toldUnverified} message(s) to this worker's fleet queue do not verify and were dropped: ` +
-        "either another instance has a different FLEET_SECRET or runs an earlier version, or a broker user outside the fleet sent them",
+        "another instance has a different FLEET_SECRET or runs an earlier version, or a broker user outside the fleet sent them",
     )
     this.#toldUnverified = count
     this.#toldUnverifiedAtMs = steadyMs
@@ -219,7 +219,7 @@ export class Fleet {
     }
   }
 
-  /** Says which of the devices that another worker looks for are here. */
+  /** Answers which of the devices in a look-up are connected to this worker. */
   #where({ from, incarnation, ask, devices }: Extract<FleetMessage, { type: "where" }>): void {
     const named = this.#connections.named()
     const here = devices.flatMap((deviceId) => {

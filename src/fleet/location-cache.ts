@@ -1,14 +1,14 @@
 /**
- * Location cache: where the devices of other workers were last said to be, from what those workers announce.
+ * The location cache: the locations of devices on other workers, as those workers have announced them.
  *
- * A hint: a worker that gets a command by it and no longer holds the device asks the fleet. So
- * nothing is lost when one is missing, old or forgotten. Pure. Bound: `MAX_CACHED_LOCATIONS` devices; the one
- * heard of longest ago is forgotten first.
+ * An entry is a hint: a worker that gets a command and does not hold the device asks the fleet. So no command is lost
+ * when an entry is missing or outdated. Pure. Bound: `MAX_CACHED_LOCATIONS` devices. Beyond it the entry with the
+ * oldest announcement is removed.
  */
 
 import { type Deregistration, isNewer, type Registration } from "./registration.ts"
 
-/** Some 200 bytes each. */
+/** About 200 bytes each. */
 export const MAX_CACHED_LOCATIONS = 200_000
 
 interface CachedLocation {
@@ -28,7 +28,7 @@ export class LocationCache {
     return this.#devices.size
   }
 
-  /** The newest connection of this device that was heard of. */
+  /** The id of the device's newest announced connection. */
   find(deviceId: string): string | undefined {
     return this.#devices.get(deviceId)?.connectionId
   }
@@ -41,7 +41,7 @@ export class LocationCache {
   here([deviceId, connectionId, epoch]: Registration): void {
     const known = this.#devices.get(deviceId)
     if (known && isNewer(known.epoch, known.connectionId, epoch, connectionId)) return
-    // Entered again, so that the order is that of the announcements.
+    // Delete and set, so that the map is in the order of the announcements.
     if (known) this.#devices.delete(deviceId)
     this.#devices.set(deviceId, { connectionId, epoch })
     if (this.#devices.size <= this.#most) return

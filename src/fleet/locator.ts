@@ -1,17 +1,19 @@
 /**
  * The locator: finds the worker that holds a named device.
  *
- *   locate ─┬─ announced by a worker that answers ──► with that worker
- *           └─ else: ask all (many devices a message) ─┬─ one holds it ────────► with that worker
- *                                                      ├─ all say no ──────────► nowhere
- *                                                      ├─ some silent too long ► nowhere
- *                                                      └─ broker lost ─────────► asked again when it is back
+ *   locate ─┬─ announced by a responsive worker ──► that worker
+ *           └─ otherwise: ask all workers ─┬─ one holds it ────────────► that worker
+ *                (many devices a message)  ├─ none holds it ───────────► nowhere
+ *                                          ├─ some do not answer ──────► nowhere, after `ASK_TIMEOUT_MS`
+ *                                          └─ broker connection lost ──► asked again when it returns
  *
- * An announcement is a hint and may be old: a caller for whom it was wrong asks without it. In the first
- * `ACQUAINT_MS` with the broker no "no" is final, since not all members are known yet. In the first `REJOIN_MS` no
- * "no" is final while a member that was known before has not been heard again: it may still be connecting. Never holds a
- * command: its caller does. Bounds: what its callers hold; `MAX_ASKS` questions of `MAX_ROWS` devices
- * unanswered; `ASK_TIMEOUT_MS` for the answers.
+ * An announcement is a hint and may be outdated. A caller for whom it was wrong asks without it. "Nowhere" is not final
+ * during the first `ACQUAINT_MS` of a broker connection, because not all members are known yet. During the first
+ * `REJOIN_MS` it is not final while a member that was known before has not announced itself again, because it may still
+ * be connecting.
+ *
+ * Holds no commands; the callers do. Bounds: the callers' bounds on waiting commands; `MAX_ASKS` unanswered questions
+ * with `MAX_ROWS` devices each; `ASK_TIMEOUT_MS` for the answers.
  */
 
 import type { Counters } from "../counters.ts"
@@ -21,7 +23,7 @@ import type { LocationCache } from "./location-cache.ts"
 import { type Members, REJOIN_MS } from "./members.ts"
 import { type Answer, MAX_ROWS } from "./messages.ts"
 
-/** With the sweep's period, less than the second within which a back-end is told "offline". */
+/** Plus the interval of sweeps, this is less than the second within which a back-end must get `offline`. */
 export const ASK_TIMEOUT_MS = 600
 const ACQUAINT_MS = 600
 const MAX_ASKS = 16
@@ -33,14 +35,14 @@ export type Located =
 type Found = (place: Located) => void
 
 interface Question {
-  /** Those not found yet, by device id. */
+  /** Callers by device id, for devices that are not found yet. */
   readonly devices: Map<string, Found[]>
   readonly awaited: Set<string>
   readonly deadlineMs: number
 }
 
 export interface LocatorOptions {
-  /** Milliseconds that never jump. */
+  /** Milliseconds of a monotonic clock. */
   readonly steadyMs: () => number
   readonly counters: Counters
 }
@@ -69,7 +71,7 @@ export class Locator {
     this.#options = options
   }
 
-  /** Devices that are looked for. */
+  /** The number of devices in open look-ups. */
   get pendingCount(): number {
     let count = this.#wanted.size
     for (const { devices } of this.#questions.values()) count += devices.size
@@ -77,7 +79,7 @@ export class Locator {
   }
 
   /**
-   * @param trusting whether an announcement is enough; false when it was wrong before.
+   * @param trusting whether to use the location cache; false when its answer was wrong before.
    * @param found called once, possibly before the call returns.
    */
   locate(deviceId: string, trusting: boolean, found: Found): void {
@@ -92,14 +94,14 @@ export class Locator {
     this.#askSoon()
   }
 
-  /** The caller of `locate` no longer waits; `found` is not called any more. */
+  /** The caller of `locate` does not wait any more. `found` will not be called. */
   forget(deviceId: string, found: Found): void {
     without(this.#wanted.get(deviceId), found)
     if (this.#wanted.get(deviceId)?.length === 0) this.#wanted.delete(deviceId)
     for (const { devices } of this.#questions.values()) without(devices.get(deviceId), found)
   }
 
-  /** The broker is back, and members are about to say that they are there. */
+  /** The broker connection has returned, and members are about to announce themselves. */
   opened(): void {
     const steadyMs = this.#options.steadyMs()
     this.#acquaintedAtMs = steadyMs + ACQUAINT_MS
@@ -107,13 +109,13 @@ export class Locator {
     this.#askSoon()
   }
 
-  /** Takes a member's answer: the devices that it holds of those it was asked for. */
+  /** Handles a member's answer: which of the requested devices it holds. */
   answered({ from, ask, devices }: Extract<Answer, { type: "there" }>): void {
     const question = this.#questions.get(ask)
     if (question === undefined) return
     for (const registration of devices) {
       const [deviceId, connectionId] = registration
-      // Its announcement may still be on its way, and what was announced before leads astray.
+      // Update the cache: the worker's announcement may arrive later, and the cached location is wrong.
       this.#locationCache.here(registration)
       const waiting = question.devices.get(deviceId)
       const holder = processOfConnection(connectionId)
@@ -125,7 +127,7 @@ export class Locator {
     this.#conclude(ask, question)
   }
 
-  /** Ends questions whose time is over. */
+  /** Ends questions after `ASK_TIMEOUT_MS`. */
   sweep(steadyMs: number): void {
     for (const [ask, question] of this.#questions) {
       const overdue = steadyMs >= question.deadlineMs
@@ -143,7 +145,7 @@ export class Locator {
     return { kind: "worker", worker: holder.worker, connectionId }
   }
 
-  /** At the end of the tick, so that what many commands want is asked at once. */
+  /** Asks at the end of the tick, so that the look-ups of many commands share one message. */
   #askSoon(): void {
     if (this.#scheduled || this.#wanted.size === 0 || this.#questions.size >= MAX_ASKS) return
     this.#scheduled = true
@@ -154,7 +156,7 @@ export class Locator {
   }
 
   #ask(): void {
-    // Asked when it opens, or at a sweep when it has room again.
+    // `opened` or `sweep` asks later.
     if (!this.#channel.open || !this.#channel.hasRoom) return
     const devices = new Map<string, Found[]>()
     for (const [deviceId, waiting] of this.#wanted) {
@@ -172,7 +174,7 @@ export class Locator {
     counters.locationsAsked += devices.size
     if (question.awaited.size > 0 || steadyMs() < this.#acquaintedAtMs) {
       this.#channel.broadcast({ type: "where", ask, devices: [...devices.keys()] }, (result) => {
-        // No fleet queue exists, so the sweep asks again: asking at once would loop.
+        // "returned" means that no fleet queue exists. The sweep asks again, because asking at once would loop.
         if (result === "returned") this.#askAgain(ask, false)
         else if (result !== "confirmed") this.#askAgain(ask)
       })
@@ -192,7 +194,7 @@ export class Locator {
     if (soon) this.#askSoon()
   }
 
-  /** Ends a question when all is found, when all have answered, or when its time is over. */
+  /** Ends a question when all devices are found, when all workers have answered, or when it is overdue. */
   #conclude(ask: number, { devices, awaited }: Question, overdue = false): void {
     const steadyMs = this.#options.steadyMs()
     const final = awaited.size === 0 && steadyMs >= this.#acquaintedAtMs

@@ -1,26 +1,28 @@
 /**
- * The members of the fleet: the other workers, of this instance and of others, as far as they have been
- * heard of.
+ * The members of the fleet: the other known workers, of this instance and of other instances.
  *
- *   unknown ──heard──► heard_of ◄──heard── silent       any ──leaves──► left
- *                          └──owed an answer,──►┘       any ──not heard for long──► unknown
- *                             not heard for a while
+ *   unknown ──message──► heard_of ◄──message── silent      any ──leaving──► left
+ *                           └──missed an answer,──►┘       any ──no message for `FORGET_AFTER_MS`──► unknown
+ *                              or no message for
+ *                              `SILENT_AFTER_MS`
  *
- * Nothing is sent after a device to a silent member, which may have died, but its "no" is still waited
- * for: it may also be slow, or we may. One that has left is no member any more, though it goes on telling
- * of the devices that it closes. Pure: the time is passed in, by a clock that never jumps. Bounds: those that were heard within
- * `FORGET_AFTER_MS`, `MAX_MEMBERS` of them.
+ * A silent member may have died, so the location cache is not used for its devices. But questions still wait for its
+ * answer, because it or this worker may only be slow. A member that has left does not count any more, although it still
+ * announces the devices that it closes.
+ *
+ * Pure: the time of a monotonic clock is passed in. Bounds: `MAX_MEMBERS` members, each kept for `FORGET_AFTER_MS`
+ * after its last message.
  */
 
 import type { WorkerProcess } from "../device/ids.ts"
 
-/** How often a member tells that it is alive. */
+/** The interval of a member's `alive` messages. */
 export const ALIVE_EVERY_MS = 2_000
 const SILENT_AFTER_MS = 6_000
-/** Counted from the broker's return; longer than the longest wait between two tries to connect to it. */
+/** Counted from the return of the broker connection. Longer than the longest delay between two connection attempts. */
 export const REJOIN_MS = 7_000
 export const FORGET_AFTER_MS = 20_000
-/** Far more than one broker has connections for. */
+/** Far more members than one broker has connections for. */
 export const MAX_MEMBERS = 4_096
 
 interface Member {
@@ -31,7 +33,7 @@ interface Member {
 
 export class Members {
   readonly #members = new Map<string, Member>()
-  /** Members that were known when the broker was lost, and not heard since its return. */
+  /** Members that were known when the broker connection was lost and have sent no message since its return. */
   readonly #unheard = new Set<string>()
 
   get count(): number {
@@ -47,14 +49,14 @@ export class Members {
     } else if (
       member === undefined ? this.#members.size < MAX_MEMBERS : incarnation > member.incarnation
     ) {
-      // Incarnations sort by their start; what one says that was replaced comes late.
+      // Incarnations sort by start time. A message of an older incarnation is late and ignored.
       this.#members.set(worker, { incarnation, heardAtMs: steadyMs, state: "heard_of" })
     }
   }
 
   /**
-   * The broker is back. No member could be heard while it was away, so that time does not count, and members that were
-   * known before are expected to be heard again.
+   * The broker connection has returned. No message could arrive while it was lost, so that time does not count, and all
+   * members that were known before are expected to send a message.
    */
   resumed(steadyMs: number): void {
     this.#unheard.clear()
@@ -65,7 +67,7 @@ export class Members {
     }
   }
 
-  /** Whether a member that was known when the broker was lost has not been heard since its return. */
+  /** Whether a member that was known when the broker connection was lost has sent no message since its return. */
   get someUnheard(): boolean {
     return this.#unheard.size > 0
   }
@@ -92,19 +94,19 @@ export class Members {
     }
   }
 
-  /** Whether this very process of the worker was heard lately. */
+  /** Whether this process of the worker is in the state `heard_of`. */
   answers({ worker, incarnation }: WorkerProcess): boolean {
     const member = this.#members.get(worker)
     return member?.incarnation === incarnation && member.state === "heard_of"
   }
 
-  /** Whether some process of the worker was heard within `FORGET_AFTER_MS` and has not left. */
+  /** Whether any process of the worker has sent a message within `FORGET_AFTER_MS` and has not left. */
   isKnown(worker: string): boolean {
     const state = this.#members.get(worker)?.state
     return state !== undefined && state !== "left"
   }
 
-  /** The workers whose answers are to be waited for. */
+  /** The workers whose answers a question must wait for. */
   known(): string[] {
     return [...this.#members].flatMap(([worker, { state }]) => (state === "left" ? [] : [worker]))
   }

@@ -1,16 +1,16 @@
 /**
- * What workers tell each other: one closed list of messages, JSON on `owsla.fleet` and on the fleet
- * queue of one worker. Pure: formats and their check.
+ * The messages between workers: a closed list, sent as JSON to `owsla.fleet` or to the fleet queue of one worker.
  *
- *   alive, leaving        who is in the fleet
- *   devices               which devices have come and gone
- *   where ──► there       which of these devices do you hold
- *   list ──► listed       what devices do you hold
- *   describe ──► described, kick ──► kicked      one connection
+ *   alive, leaving                  membership in the fleet
+ *   devices                         announces devices that have connected or disconnected
+ *   where ──► there                 asks which of these devices a worker holds
+ *   list ──► listed                 asks for the devices of a worker
+ *   describe ──► described          asks for the description of one connection
+ *   kick ──► kicked                 asks to close one connection
  *
- * Each row of a message is checked by itself: one that is not valid does not affect the others. A member registers its own
- * connections alone, and no epoch is more than `MAX_EPOCH_AHEAD_MS` ahead of the clock: a larger one would keep its
- * device from ever being taken over. Bound: `MAX_ROWS` devices a message.
+ * Each row of a message is validated separately: an invalid row does not affect the others. A member can register only
+ * its own connections, with an epoch at most `MAX_EPOCH_AHEAD_MS` ahead of the clock: a device with a larger one could
+ * never be taken over. Pure: schemas and their check. Bound: `MAX_ROWS` devices in each message.
  */
 
 import * as v from "valibot"
@@ -19,13 +19,13 @@ import type { Deregistration, Registration } from "./registration.ts"
 
 export const MAX_ROWS = 1_000
 
-/** More than the clocks of two machines differ, and two time zones. */
+/** More than the clocks of two machines differ, even with a wrong time zone. */
 const MAX_EPOCH_AHEAD_MS = 86_400_000
 
 const id = v.pipe(v.string(), v.regex(DEVICE_ID))
 const ask = v.pipe(v.number(), v.safeInteger())
 const sender = { from: id, incarnation: id }
-/** Rows that are not checked yet; `checkRows` does. */
+/** Unchecked rows; `checkRows` checks them. */
 const rows = v.pipe(v.array(v.unknown()), v.maxLength(MAX_ROWS))
 const registrations = v.pipe(
   rows,
@@ -35,13 +35,13 @@ const deregistrations = v.pipe(
   rows,
   v.transform((unchecked) => unchecked as readonly Deregistration[]),
 )
-/** `readDeviceView` checks each row by itself: a row that cannot be read does not affect the others. */
+/** Unchecked; `readDeviceView` checks each row separately. */
 const view = v.record(v.string(), v.unknown())
-/** Milliseconds of the clock of the process that holds the connection; it never jumps. */
+/** Milliseconds of the monotonic clock of the process that holds the connection. */
 const holderMs = v.optional(v.pipe(v.number(), v.finite()))
 
 const message = v.variant("type", [
-  /** `asks`: each receiver answers with its own. */
+  /** With `asks` each receiver answers with its own `alive`. */
   v.object({ type: v.literal("alive"), ...sender, asks: v.boolean() }),
   v.object({ type: v.literal("leaving"), ...sender }),
   v.object({
@@ -83,9 +83,9 @@ const message = v.variant("type", [
     device: v.nullable(view),
     clock_ms: holderMs,
   }),
-  /** `until_ms`: not to be carried out at or after this time; without it, from an earlier version, always. */
+  /** Not carried out at or after `until_ms`. Earlier versions send no `until_ms`, which means no deadline. */
   v.object({ type: v.literal("kick"), ...sender, ask, connection: id, until_ms: holderMs }),
-  /** `overdue`: it came too late and was not carried out. */
+  /** `overdue`: the kick arrived after its deadline and was not carried out. */
   v.object({
     type: v.literal("kicked"),
     ...sender,
@@ -108,13 +108,13 @@ export type Answer = Extract<FleetMessage, { type: "there" | "listed" | "describ
 
 export interface ReadMessage {
   readonly message: FleetMessage
-  /** Rows that were left out, since they are not valid. */
+  /** The number of invalid rows that were removed. */
   readonly refusedRows: number
 }
 
 /**
- * The message, or null when the text is none, for example of a later version.
- * @param nowMs milliseconds since 1970, as epochs are.
+ * The message, or null when the text is not a valid message, for example one of a later version.
+ * @param nowMs milliseconds since 1970, like epochs.
  */
 export function parseFleetMessage(text: string, nowMs: number): ReadMessage | null {
   let parsed: unknown

@@ -1,13 +1,13 @@
 /**
- * Presence: tells whoever wants to know, on the topic exchange `owsla.presence`, that a device has
- * connected or disconnected. Each event carries the connection's epoch: whoever keeps the largest of each
- * device is not misled by events that come late.
+ * Presence: publishes an event to the topic exchange `owsla.presence` when a device has connected or disconnected. Each
+ * event contains the epoch of the connection. A subscriber that keeps the largest epoch of each device can ignore late
+ * events.
  *
  *   event ─► waiting, `GATHER_MS` ─► publisher (`MAX_IN_FLIGHT`) ─► owsla.presence
  *
- * Out of the lines' way: a publish channel of its own with few messages in flight, so a storm of events waits here
- * while lines pass. Nobody has to listen, so no event is mandatory. Bound: `MAX_WAITING` events; one more
- * makes the oldest be dropped, and counted.
+ * Presence has its own publish channel with few messages in flight, so that a storm of events waits here and does not
+ * delay lines. Subscribers are optional, so events are not published as mandatory. Bound: `MAX_WAITING` events. Beyond
+ * it the oldest event is dropped and counted.
  */
 
 import type { Broker, OutgoingMessage } from "../broker/broker.ts"
@@ -20,13 +20,13 @@ import { Fifo } from "../structures/fifo.ts"
 import { instanceOf } from "./device-view.ts"
 
 const MAX_WAITING = 100_000
-/** What may come twice after a lost connection. */
+/** The maximum of events that may be published twice after a lost broker connection. */
 const MAX_IN_FLIGHT = 200
-/** What comes within this time leaves in one write: a write and its confirm cost more than an event. */
+/** Events within this time are sent in one write, because a write and its confirm cost more than an event. */
 const GATHER_MS = 20
 const BACKOFF = { firstMs: 100, mostMs: 5_000 }
 
-/** The body of an event; times are milliseconds since 1970. */
+/** The body of an event. Times are milliseconds since 1970. */
 export interface PresenceEvent {
   readonly device_id: string
   readonly connection_id: string
@@ -49,7 +49,7 @@ interface Entry {
 export interface PresenceOptions {
   readonly workerId: string
   readonly nowMs: () => number
-  /** Milliseconds that never jump. */
+  /** Milliseconds of a monotonic clock. */
   readonly steadyMs: () => number
   readonly counters: Counters
 }
@@ -88,7 +88,7 @@ export class Presence {
     this.#publisher.use(broker.publishChannel(this.#publisher))
   }
 
-  /** Events that the broker does not have yet. */
+  /** Events that the broker has not confirmed yet. */
   get count(): number {
     return this.#waiting.length + this.#publisher.count
   }
@@ -111,7 +111,7 @@ export class Presence {
 
   #tell(connection: Connection, reason: CloseReason | null): void {
     const { endpoint, peer } = connection
-    // A connection that was never admitted has no device.
+    // A connection that was not admitted has no device id.
     if (endpoint === null) return
     const { workerId, nowMs, counters } = this.#options
     const { deviceId, connectionId, epoch } = endpoint.recipient
@@ -161,7 +161,7 @@ function messageOf({ id, event }: Entry): OutgoingMessage {
     exchange: PRESENCE_EXCHANGE,
     routingKey: event.reason === undefined ? "device.connected" : "device.disconnected",
     mandatory: false,
-    // Its ids and words are bounded.
+    // Bounded, because its fields are.
     body: Buffer.from(JSON.stringify(event)),
     properties: {
       contentType: "application/json",

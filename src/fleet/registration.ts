@@ -1,14 +1,13 @@
 /**
- * Registrations and deregistrations: that a device was seen on a connection, and that it has left one; and which of two
- * connections of one device is the newer. Pure.
+ * Registrations and deregistrations of a device's connection, and the order of two connections of one device. Pure.
  */
 
-/** A device's connection, and since when (milliseconds since 1970). */
+/** A device's connection and its epoch (milliseconds since 1970). */
 export type Registration = readonly [deviceId: string, connectionId: string, epoch: number]
 /** A device's connection that has closed. */
 export type Deregistration = readonly [deviceId: string, connectionId: string]
 
-/** Of two connections of one device, whether the first is the newer: every worker decides alike. */
+/** Whether the first of two connections of one device is the newer one. All workers decide alike. */
 export function isNewer(
   epoch: number,
   connectionId: string,

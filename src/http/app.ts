@@ -1,9 +1,13 @@
 /**
- * The HTTP sidecar: health, metrics, the fleet's devices and commands for an operator. Puts the groups of routes together
- * with the rules that all of them share, in this order: without tokens only requests of this machine's programs, bearer tokens, no
- * content encoding, a bound on bodies; errors as JSON.
+ * The HTTP API: health, metrics, the devices of the fleet, and commands. Combines the groups of routes with the rules
+ * that they share, in this order:
  *
- * Never holds state of its own and never repeats a secret or a stack. Bound: `maxBodyBytes` a request.
+ * - without tokens, only requests of programs on this machine are served
+ * - bearer tokens
+ * - request bodies without content encoding
+ * - a bound on request bodies
+ *
+ * All errors are JSON and contain no secret and no stack. Holds no state. Bound: `maxBodyBytes` for each request.
  */
 
 import { Hono } from "hono"
@@ -27,20 +31,20 @@ export interface AppDependencies
     HealthDependencies,
     MetricsDependencies {
   /**
-   * Any one of them gives access to all routes and to the details of `/health` and `/ready`. When neither list has one, all
-   * routes are open to programs on this machine.
+   * Each of them gives access to all routes and to the details of `/health` and `/ready`. When both lists are empty,
+   * all routes are open to programs on this machine.
    */
   readonly tokens: readonly string[]
-  /** Any one of them gives access to all routes by GET, and to those details. */
+  /** Each of them gives access to GET and HEAD on all routes, and to the same details. */
   readonly readTokens: readonly string[]
-  /** Only with the embedded broker. */
+  /** Null unless the embedded broker is used. */
   readonly messages: MessagesDependencies | null
   readonly counters: Counters
-  /** An internal error while a request was handled. */
+  /** An exception occurred while a request was handled. */
   readonly fault: (error: Error) => void
 }
 
-/** JSON may write one byte as six characters, and has a message id and names beside the line. */
+/** JSON may escape one byte as six characters, and the body also contains a message id and field names. */
 export function maxBodyBytes(maxLineBytes: number): number {
   return (maxLineBytes + MAX_MESSAGE_ID_BYTES) * 6 + 1_024
 }
@@ -75,7 +79,7 @@ export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
       return refuse(
         c,
         "forbidden",
-        "a token of HTTP_READ_TOKENS is for GET only: use one of HTTP_TOKENS",
+        "a token of HTTP_READ_TOKENS allows GET only: use one of HTTP_TOKENS",
       )
     }
     c.header("WWW-Authenticate", "Bearer")
@@ -92,13 +96,13 @@ export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
   })
   const limit = bodyLimit({
     maxSize: maxBodyBytes(dependencies.maxLineBytes),
-    onError: (c) => refuse(c, "too_large", "the request's body is too large"),
+    onError: (c) => refuse(c, "too_large", "the request body is too large"),
   })
   routes.use(async (c, next) => {
     try {
       return await limit(c, next)
     } catch {
-      // The client hung up while its body was read; errors of the routes do not come this way.
+      // The client closed the connection while its body was read. Errors of routes are handled by `onError`.
       return refuse(c, "invalid", INCOMPLETE_BODY)
     }
   })

@@ -1,11 +1,11 @@
 /**
- * Bearer tokens: what a request may do. RFC 6750, section 2.1, defines the header.
+ * Bearer tokens (RFC 6750, section 2.1) and the access that they give.
  *
- *   token of HTTP_TOKENS ───────► act    every route
- *   token of HTTP_READ_TOKENS ──► read   routes that only show: GET and HEAD
+ *   token of HTTP_TOKENS ───────► act    all routes
+ *   token of HTTP_READ_TOKENS ──► read   GET and HEAD only
  *   any other, or none ─────────► none
  *
- * Every token is compared, each in constant time, so that response times reveal nothing about the tokens.
+ * All tokens are compared, each in constant time, so that response times reveal nothing about the tokens.
  */
 
 import { createHash, timingSafeEqual } from "node:crypto"
@@ -22,7 +22,7 @@ export interface Tokens {
   readonly readTokens: readonly string[]
 }
 
-/** No list has a token: every request may act. */
+/** When both lists are empty, each request has the access "act". */
 export function authorization({ tokens, readTokens }: Tokens): AccessOf {
   const known = [
     ...tokens.map((token) => ({ digest: digestOf(token), access: "act" as const })),
@@ -39,17 +39,17 @@ export function authorization({ tokens, readTokens }: Tokens): AccessOf {
   }
 }
 
-/** Whether this access suffices for the method. */
+/** Whether this access is sufficient for the method. */
 export function suffices(access: Access, method: string): boolean {
   return access === "act" || (access === "read" && isReading(method))
 }
 
-/** Whether a request with this method changes nothing and commands nothing. */
+/** Whether requests with this method change nothing and send no command. */
 export function isReading(method: string): boolean {
   return method === "GET" || method === "HEAD"
 }
 
-/** Digests of equal length, which the comparison needs. */
+/** Digests have equal length, as `timingSafeEqual` requires. */
 function digestOf(token: string): Buffer {
   return createHash("sha256").update(token).digest()
 }

@@ -1,12 +1,14 @@
 /**
- * The routes below `/devices`: the fleet's connections, asked of every worker of every instance or of the one that holds the
- * device, and commands.
+ * The routes below `/devices`: the connections of the fleet, and commands.
  *
- *   GET /devices, GET /devices/:id, DELETE /devices/:id/connection    a question to the fleet
- *   POST /devices/:id/send                                            one command, answered with its outcome
+ *   GET /devices                       a query to all workers of all instances
+ *   GET /devices/:id                   a query to the worker that holds the device
+ *   DELETE /devices/:id/connection     the same, and the worker closes the connection
+ *   POST /devices/:id/send             one command; the response contains its outcome
  *
- * A command is checked here, completely, before it is sent; from then on it has exactly one outcome like any other. A request
- * ends when its client hangs up; what was not done by then is not done. Bound: `MAX_LIMIT` devices a page.
+ * A command is validated here before it is sent. From then on it has exactly one outcome, like commands from the
+ * broker. A request ends when its client closes the connection; remaining steps are not carried out. Bound: `MAX_LIMIT`
+ * devices in each page.
  */
 
 import { type Context, Hono } from "hono"
@@ -18,20 +20,20 @@ import type { DeviceView } from "../fleet/device-view.ts"
 import type { FleetQuery, FleetQueryFailure } from "../fleet/fleet-query.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
 
-/** AMQP's bound for a `message_id`. */
+/** A `message_id` is an AMQP short string. */
 export const MAX_MESSAGE_ID_BYTES = 255
-/** The client has usually hung up and does not read this answer. It is not an internal error. */
-export const INCOMPLETE_BODY = "the body did not come whole"
+/** Usually the client has closed the connection and does not read this response. It is not an internal error. */
+export const INCOMPLETE_BODY = "the request body is incomplete"
 const MAX_TTL_MS = 86_400_000
 
 export interface DevicesDependencies {
   readonly maxLineBytes: number
-  /** `caller` is aborted when the client hangs up. */
+  /** `caller` is aborted when the client closes the connection. */
   readonly send: (request: SendRequest, caller: AbortSignal) => Promise<SendResult>
   readonly fleetQuery: Pick<FleetQuery, "list" | "describe" | "kick">
 }
 
-/** No message repeats what was sent: it may be long, and it may be secret. */
+/** No message repeats a value from the request: it may be long or secret. */
 const entries = {
   line: v.pipe(v.string("must be a string"), wellFormed()),
   ttl_ms: v.optional(
@@ -74,7 +76,7 @@ export function devices(dependencies: DevicesDependencies): Hono<HttpEnvironment
   return routes
 }
 
-/** The request, or what is wrong with it. */
+/** The request, or why it is not valid. */
 async function readRequest(c: Context<HttpEnvironment>, id: string): Promise<SendRequest | string> {
   let bytes: ArrayBuffer
   try {
@@ -101,7 +103,7 @@ async function readRequest(c: Context<HttpEnvironment>, id: string): Promise<Sen
   return { id, body: new TextEncoder().encode(line), ttlMs, messageId }
 }
 
-/** A lone surrogate has no UTF-8: it would be replaced, and something else sent. */
+/** A lone surrogate has no UTF-8 encoding. The encoder would replace it, and the device would get other bytes. */
 function wellFormed() {
   return v.check((value: string) => value.isWellFormed(), "must be well-formed Unicode")
 }
@@ -119,11 +121,15 @@ function answer(c: Context<HttpEnvironment>, result: SendResult): Response {
       return c.json({ outcome, connection_id, epoch })
     }
     case "unreachable":
-      return refuse(c, "broker_away", "the device is not here and the broker is away")
+      return refuse(
+        c,
+        "broker_away",
+        "this worker does not hold the device, and the broker is not available",
+      )
     case "timeout":
-      return refuse(c, "timeout", "no outcome in time")
+      return refuse(c, "timeout", "no outcome within SEND_TIMEOUT_MS")
     case "busy":
-      return refuse(c, "busy", "too many requests wait for an outcome, or this worker stops")
+      return refuse(c, "busy", "too many requests wait for an outcome, or this worker is stopping")
     default:
       return refuse(c, result.outcome, result.detail)
   }
@@ -133,7 +139,7 @@ const MAX_LIMIT = 1_000
 const DEFAULT_LIMIT = 100
 
 const LIMIT_RULE = `must be a whole number from 1 to ${MAX_LIMIT}`
-/** The beginning of a device id, or all of one. */
+/** A device id or the beginning of one; may be empty. */
 const partOfId = v.optional(
   v.pipe(v.string(), v.regex(/^[A-Za-z0-9._:-]{0,128}$/, "must be characters of a device id")),
   "",
@@ -190,8 +196,8 @@ function fail(c: Context<HttpEnvironment>, failure: FleetQueryFailure): Response
         "the broker is not available, and requests for other workers go through it",
       )
     case "timeout":
-      return refuse(c, "timeout", "the worker that holds it did not answer in time")
+      return refuse(c, "timeout", "the worker that holds the device did not answer in time")
     case "busy":
-      return refuse(c, "busy", "too many questions wait for answers")
+      return refuse(c, "busy", "too many requests wait for other workers")
   }
 }

@@ -29,15 +29,15 @@ export type ErrorCode = keyof typeof STATUS
 
 export const ERROR_CODES = Object.keys(STATUS) as ErrorCode[]
 
-/** Seconds after which a 503 may be tried again. */
+/** Seconds after which a client may retry a request that got a 503. */
 const RETRY_AFTER_S = "1"
 
-/** What `app.ts` puts into the context of each request. */
+/** The variables that `app.ts` sets in the context of each request. */
 export interface HttpEnvironment {
   Variables: { refused: (code: ErrorCode) => void }
 }
 
-/** The answer to a request that is refused, counted. */
+/** Counts the error and returns its response. */
 export function refuse(c: Context<HttpEnvironment>, code: ErrorCode, message: string): Response {
   const status = STATUS[code]
   if (status === 503) c.header("Retry-After", RETRY_AFTER_S)

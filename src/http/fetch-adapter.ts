@@ -1,24 +1,30 @@
 /**
- * Answers a request of `node:http` by a function from `Request` to `Response`, as Hono is one.
+ * Adapts `node:http` to a function from `Request` to `Response`, such as Hono's `fetch`.
  *
- *   IncomingMessage ─► Request, its body as a stream ─► fetch ─► Response ─┬─ event stream ─► as it comes
- *                                                                          └─ otherwise ────► whole, with Content-Length
+ *   IncomingMessage ─► Request with a body stream ─► fetch ─► Response ─┬─ event stream ─► sent in parts
+ *                                                                       └─ otherwise ────► sent with Content-Length
  *
- * `request.signal` is aborted when the client hangs up before it has the answer. All values of a header that is sent several times are
- * kept, joined by commas: nothing is chosen among two `Host` headers. The host of `request.url` says nothing; use the header. Bounds:
- * `MAX_UNREAD_BYTES` of a body wait for `fetch`; an event stream is read no further while its client takes nothing.
+ * `request.signal` is aborted when the client closes the connection before it has the response. Repeated headers are
+ * joined by commas, so that the application can refuse two `Host` headers. The host in `request.url` is a constant: use
+ * the header instead.
+ *
+ * Bounds: `MAX_UNREAD_BYTES` of a request body are buffered for `fetch`. An event stream is not read while the client
+ * does not read.
  */
 
 import type { IncomingMessage, ServerResponse } from "node:http"
 
 const MAX_UNREAD_BYTES = 65_536
 const BASE = "http://localhost"
-/** Of the connection and not of the answer (RFC 9110, section 7.6.1): `node:http` decides. */
+/** Headers of the connection (RFC 9110, section 7.6.1): `node:http` sets them. */
 const OF_CONNECTION: readonly string[] = ["connection", "keep-alive", "transfer-encoding"]
 
 export type Fetch = (request: Request) => Response | Promise<Response>
 
-/** Resolves when the answer was handed over, or the client is gone. @param progressed the client took a part of the answer. */
+/**
+ * Resolves when the response was passed to `node:http`, or when the client has closed the connection.
+ * @param progressed called when the client has read a part of the response.
+ */
 export async function answer(
   fetch: Fetch,
   incoming: IncomingMessage,
@@ -50,7 +56,7 @@ export async function answer(
   } else outgoing.end(new Uint8Array(await response.arrayBuffer()))
 }
 
-/** Null: the request cannot be written as one, such as `OPTIONS *`. */
+/** Null when the request cannot be expressed as a `Request`, such as `OPTIONS *`. */
 function requestOf(incoming: IncomingMessage, signal: AbortSignal): Request | null {
   const { method = "", url = "", rawHeaders } = incoming
   const target = url.startsWith("/") ? url : pathOf(url)
@@ -67,13 +73,13 @@ function requestOf(incoming: IncomingMessage, signal: AbortSignal): Request | nu
   }
 }
 
-/** Of a target in absolute form (RFC 9112, section 3.2.2). */
+/** The path of a request target in absolute form (RFC 9112, section 3.2.2). */
 function pathOf(url: string): string | null {
   const parsed = URL.parse(url)
   return parsed === null || parsed.host === "" ? null : parsed.pathname + parsed.search
 }
 
-/** Whether there is a body to hand over; that of a GET means nothing (RFC 9110, section 9.3.1). */
+/** Whether the request has a body to pass on. The body of a GET has no meaning (RFC 9110, section 9.3.1). */
 export function hasBody({ method, headers }: IncomingMessage): boolean {
   if (method === "GET" || method === "HEAD") return false
   return headers["transfer-encoding"] !== undefined || Number(headers["content-length"] ?? 0) > 0
@@ -94,7 +100,8 @@ function bodyOf(incoming: IncomingMessage): ReadableStream<Uint8Array> {
           if ((controller.desiredSize ?? 0) <= 0) incoming.pause()
         })
         incoming.on("end", () => over(() => controller.close()))
-        const cutOff = () => over(() => controller.error(new Error("the client hung up")))
+        const cutOff = () =>
+          over(() => controller.error(new Error("the client closed the connection")))
         incoming.on("aborted", cutOff)
         incoming.on("error", cutOff)
         incoming.on("close", cutOff)
@@ -131,7 +138,7 @@ async function stream(
   outgoing.end()
 }
 
-/** Resolves when the client takes bytes again, or is gone. */
+/** Resolves when the client reads again, or has closed the connection. */
 function drained(outgoing: ServerResponse): Promise<void> {
   return new Promise((resolve) => {
     const over = () => {

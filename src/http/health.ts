@@ -1,10 +1,9 @@
 /**
- * `GET /health` and `GET /ready`: whether the process serves, and whether devices and messages would
- * be taken right now.
+ * `GET /health`: the state of the process. `GET /ready`: whether this worker accepts devices, lines and commands now.
  *
- * Neither route needs a token. When tokens are set, a request without one gets only codes of closed lists:
- * process ids, names, counts and the text of the broker or the client library, which may hold addresses and
- * user names, need a token. Such a request costs the other workers nothing.
+ * Neither route needs a token. When tokens are set, a request without one gets only codes from closed lists, and does
+ * not query other workers. Process ids, names, counts and error texts of the broker or the client library need a token,
+ * because they may contain addresses and user names.
  */
 
 import { Hono } from "hono"
@@ -32,7 +31,7 @@ type ReasonCode =
 
 interface Unready {
   readonly code: ReasonCode
-  /** For requests that have a token, or that need none. */
+  /** For requests that have a token or need none. */
   readonly text: string
 }
 
@@ -82,7 +81,8 @@ function unready(report: WorkerReport): Unready | null {
     return { code, text: `broker ${broker.kind}${reason}` }
   }
   if (consumingPaused) {
-    const text = "no commands are consumed: those that have no outcome yet fill MAX_COMMAND_BYTES"
+    const text =
+      "consuming commands is paused: unacknowledged commands have reached MAX_COMMAND_BYTES"
     return { code: "consuming_paused", text }
   }
   if (refusing !== null) return { code: refusing, text: `devices are refused: ${refusing}` }
@@ -93,7 +93,7 @@ function sum(workers: readonly WorkerReport[], of: (worker: WorkerReport) => num
   return workers.reduce((sum, worker) => sum + of(worker), 0)
 }
 
-/** When the last device that waits will be in, as far as is known. */
+/** Estimated time until the last waiting device has completed its handshake; null when unknown for some worker. */
 function allInMs(workers: readonly WorkerReport[]): number | null {
   const each = workers.map(({ admission }) => admission?.estimated_wait_ms ?? 0)
   const unknown = workers.some(({ admission }) => admission?.estimated_wait_ms === null)

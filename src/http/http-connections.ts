@@ -1,19 +1,21 @@
 /**
- * Which HTTP connections of a worker may stay open. Pure: takes what happens and the time, returns which to close and why.
+ * Limits the number of HTTP connections of a worker and their times. Pure: takes events and the time, and returns the
+ * connections to close with their reasons.
  *
  *   open ─► waiting ──the headers are complete──► receiving ──the body is complete──► answering ─┐
  *             ▲ 5 s                                  30 s                             `answerMs` │
  *             └──────────────────────────────the answer is sent──────────────────────────────────┘
  *
- * Each state has a deadline that no byte of the client extends; only an answer that the client takes, such as an event stream, does.
- * At `max` connections a new one takes the place of the one that has waited longest, then of the one that has been receiving longest;
- * so unfinished requests keep nobody out. When all are being answered, the new one is refused. Closing an idle connection is nothing
- * unusual in HTTP: a client opens another.
+ * Each state has a deadline. Bytes from the client do not extend it; in the state `answering`, each part of the
+ * response that the client reads does. At `max` connections a new one replaces the connection that has waited longest.
+ * If none waits, it replaces the one that has been receiving longest. So unfinished requests do not keep clients out.
+ * When all connections are being answered, the new one is refused. Closing an idle connection is normal in HTTP: the
+ * client opens another.
  *
  * Bounds: `max` connections, `MAX_PIPELINED` unanswered requests on each.
  */
 
-/** Also the time in which an idle connection is kept for the next request, as in Node. */
+/** Also the keep-alive time of an idle connection, as in Node. */
 export const WAITING_MS = 5_000
 const RECEIVING_MS = 30_000
 const MAX_PIPELINED = 100
@@ -21,14 +23,14 @@ const MAX_PIPELINED = 100
 export const HTTP_CLOSE_REASONS = [
   /** All connections were being answered. */
   "refused",
-  /** It waited longest when a new one needed its place. */
+  /** A new connection replaced it. */
   "made_room",
-  /** Its first headers were not complete within `WAITING_MS`. */
+  /** The headers of its first request were not complete within `WAITING_MS`. */
   "header_timeout",
-  /** The next headers were not complete within `WAITING_MS` of the last answer. */
+  /** The headers of its next request were not complete within `WAITING_MS` after the last response. */
   "idle",
   "body_timeout",
-  /** It took no answer in time. */
+  /** The response was not sent and read in time. */
   "answer_timeout",
   /** Too many requests on one connection before the first was answered. */
   "pipelined",
@@ -51,12 +53,12 @@ interface Closing<C> {
 }
 
 export class HttpConnections<C> {
-  /** In the order in which they came into their states. */
+  /** In the order in which they entered their states. */
   readonly #entries = new Map<C, Entry>()
   readonly #max: number
   readonly #limitsMs: Readonly<Record<State, number>>
 
-  /** @param answerMs how long an answer may take, or may wait for its client. */
+  /** @param answerMs how long a response may take, and how long the client may stop reading it. */
   constructor({ max, answerMs }: { readonly max: number; readonly answerMs: number }) {
     this.#max = max
     this.#limitsMs = { waiting: WAITING_MS, receiving: RECEIVING_MS, answering: answerMs }
@@ -89,7 +91,7 @@ export class HttpConnections<C> {
     return leaving === null ? null : { connection: leaving, reason: "made_room" }
   }
 
-  /** The headers of a request are complete. @returns whether the request is to be answered; else it is to be closed. */
+  /** The headers of a request are complete. @returns whether to answer the request; if false, close the connection. */
   asked(connection: C, nowMs: number): boolean {
     const entry = this.#entries.get(connection)
     if (entry === undefined || entry.unanswered >= MAX_PIPELINED) return false
@@ -106,14 +108,14 @@ export class HttpConnections<C> {
     }
   }
 
-  /** The client took a part of an answer. */
+  /** The client has read a part of a response. */
   progressed(connection: C, nowMs: number): void {
     if (this.#entries.get(connection)?.state === "answering") {
       this.#enter(connection, "answering", nowMs)
     }
   }
 
-  /** Whatever is missing of the request's body is discarded while the connection waits. */
+  /** The response is complete. The rest of the request body is discarded while the connection waits. */
   answered(connection: C, nowMs: number): void {
     const entry = this.#entries.get(connection)
     if (entry === undefined) return
@@ -125,7 +127,7 @@ export class HttpConnections<C> {
     this.#entries.delete(connection)
   }
 
-  /** @returns those whose deadline is over. */
+  /** @returns the connections whose deadline has passed. */
   overdue(nowMs: number): Closing<C>[] {
     const found: Closing<C>[] = []
     for (const [connection, entry] of this.#entries) {

@@ -1,16 +1,19 @@
 /**
- * Which requests are served without tokens: those of programs on this machine, not those of web pages. Pure.
+ * The rules for requests without tokens: programs on this machine are served, web pages of other sites are refused.
+ * Pure.
  *
- * Without tokens the sidecar listens on loopback only, and a browser on the machine reaches it too. A page of any site can make that
- * browser send a request here, and with DNS rebinding it can also read the answer. So `Host` must name loopback, which a rebound name
- * does not, and `Origin` and `Sec-Fetch-Site` must not name another site. Programs other than browsers send neither of the two.
+ * Without tokens the HTTP API listens on loopback only, but a browser on the machine reaches it too. A page of any site
+ * can make that browser send a request here, and with DNS rebinding the page can also read the response. So `Host` must
+ * name loopback, which a rebound name does not, and `Origin` and `Sec-Fetch-Site` must not name another site. Programs
+ * other than browsers do not send the latter two headers.
  *
- * A header that is sent twice arrives as one value joined by a comma, which matches no rule and is refused. No message repeats a
- * header's value. With tokens no rule applies: a page of another site does not know a token.
+ * The values of a repeated header are joined by a comma. Such a value matches no rule and is refused. No message
+ * repeats the value of a header. With tokens these rules do not apply, because a page of another site does not know a
+ * token.
  */
 
 const HOST = /^(?:localhost|\[::1\]|127(?:\.[0-9]{1,3}){3})(?::[0-9]{1,5})?$/i
-/** Of `Sec-Fetch-Site` (W3C Fetch Metadata): `none` is a request of the user, such as an address typed in. */
+/** Values of `Sec-Fetch-Site` (W3C Fetch Metadata). `none` is a request by the user, such as a typed address. */
 const OWN_SITES: readonly string[] = ["same-origin", "none"]
 const ADVICE =
   "or set HTTP_TOKENS and send one of these tokens in the header Authorization: Bearer <token>"
@@ -30,7 +33,7 @@ export function sourceFault({ host = "", origin, site }: RequestSource): string 
     const rule = "must be one Host header with localhost, 127.0.0.1 or [::1]"
     return `the Host header is refused: without HTTP_TOKENS there ${rule}; use such a URL, ${ADVICE}`
   }
-  // The sidecar has no TLS, so the scheme of a request is always http.
+  // The HTTP API has no TLS, so the scheme of a request is always http.
   if (origin !== undefined && origin.toLowerCase() !== `http://${host.toLowerCase()}`) {
     return `the Origin header names another site: without HTTP_TOKENS web pages of other sites are refused; use a program that sends no Origin, ${ADVICE}`
   }

@@ -1,10 +1,9 @@
 /**
- * `GET /messages`: the devices' lines as server-sent events, so that someone trying the gateway sees
- * their own line come out. Only with the embedded broker.
+ * `GET /messages`: the lines of devices as server-sent events, for a first try. Exists with the embedded broker only.
  *
- * Takes nothing from the queue. Bounds: `MAX_FOLLOWERS` at a time; `MAX_BEHIND` events or
- * `MAX_BEHIND_CHARACTERS` for a follower that does not keep up, then it misses some and is told how
- * many.
+ * Lines stay in the queue. Bounds: `MAX_FOLLOWERS` clients at a time. For a client that reads too slowly, `MAX_BEHIND`
+ * events or `MAX_BEHIND_CHARACTERS` are buffered. Further lines are skipped, and an event `missed` contains their
+ * number.
  */
 
 import { Hono } from "hono"
@@ -16,11 +15,11 @@ import { type HttpEnvironment, refuse } from "./errors.ts"
 const MAX_FOLLOWERS = 16
 const MAX_BEHIND = 1_000
 const MAX_BEHIND_CHARACTERS = 4_194_304
-/** Shorter than the idle time-out of the server and of most proxies. */
+/** Shorter than the idle time-outs of this server and of most proxies. */
 const KEEP_ALIVE_MS = 5_000
 
 export interface MessagesDependencies {
-  /** Follows the lines from now on; returns how to stop. */
+  /** Calls `tap` for each line from now on. Returns a function that stops this. */
   readonly tap: (tap: Tap) => () => void
 }
 
@@ -29,9 +28,10 @@ export function messages({ tap }: MessagesDependencies): Hono<HttpEnvironment> {
   let followers = 0
 
   routes.get("/messages", (c) => {
-    // Hono answers HEAD by GET and drops the stream, which would then never end.
+    // Hono answers HEAD with the route of GET and drops the stream, which would then never end.
     if (c.req.method === "HEAD") return c.body(null, 200, { "content-type": "text/event-stream" })
-    if (followers >= MAX_FOLLOWERS) return refuse(c, "busy", `${MAX_FOLLOWERS} follow already`)
+    if (followers >= MAX_FOLLOWERS)
+      return refuse(c, "busy", `${MAX_FOLLOWERS} clients already follow the messages`)
     return streamSSE(c, async (stream) => {
       followers += 1
       try {
@@ -82,7 +82,7 @@ async function follow(stream: SSEStreamingApi, tap: MessagesDependencies["tap"])
   }
 }
 
-/** A line that is not UTF-8 is shown in base64, so that no byte is lost. */
+/** A line that is not UTF-8 is encoded in base64, so that no byte is lost. */
 function describe(body: Uint8Array, properties: MessageProperties): Record<string, unknown> {
   const { connection_id, device_id, from_device_seq } = properties.headers ?? {}
   const about = { device_id, connection_id, from_device_seq: Number(from_device_seq) }

@@ -1,15 +1,15 @@
 /**
- * `GET /metrics`: Prometheus text, summed over the processes of the instance.
+ * `GET /metrics`: metrics in the Prometheus text format, summed over the processes of the instance.
  *
- * Only the supervisor can sum up the workers' counters. Those of one worker alone would be lower than the last sum, so the
- * answer is 503 while the supervisor does not answer.
+ * The supervisor sums the counters of the workers. The counters of one worker alone would be lower than the last sum,
+ * and Prometheus takes that for a restart. So the response is 503 while the supervisor does not answer.
  */
 
 import { Hono } from "hono"
 import { type HttpEnvironment, refuse } from "./errors.ts"
 
 export interface MetricsDependencies {
-  /** Null when the other processes cannot be asked. */
+  /** Null when the supervisor does not answer. */
   readonly metricsText: () => Promise<string | null>
 }
 

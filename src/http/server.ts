@@ -1,20 +1,21 @@
 /**
  * The HTTP server of one worker, on the port that all workers share.
  *
- *   net.Server ─► HttpConnections: a place? ─► node:http, the parser ─► fetch-adapter ─► routes
+ *   net.Server ─► HttpConnections (limits) ─► node:http (parser) ─► fetch-adapter ─► routes
  *       ▲                  │
- *       └── every 500 ms: those whose deadline is over are closed
+ *       └── every 500 ms: connections whose deadline has passed are closed
  *
- * Connections are accepted here and not by the HTTP server, so that there are never more than `maxConnections`, whatever was
- * sent on them. Otherwise unfinished requests, for which no token is needed, use up the descriptors that devices need.
+ * A `net.Server` accepts the connections, so that there are never more than `maxConnections`, whatever clients send.
+ * Otherwise unfinished requests, which need no token, could use up the descriptors that devices need. A connection that
+ * is passed to `node:http` by the event "connection" has none of its time-outs, so `HttpConnections` enforces them.
  *
- * Rejected, as seen on Bun 1.4.5:
- * - `Bun.serve` tells of no connection before its first request is complete, so they cannot be counted. Its time-out for these is
- *   fixed at about 12 s, whatever `idleTimeout` is.
- * - `node:http` listening by itself has `maxConnections` and time-outs that hold, but ignores `reusePort` (oven-sh/bun#43690), and at the
- *   limit it closes the newest connection, so that unfinished requests would keep everybody out.
- * - A plain acceptor before a `Bun.serve` on a Unix socket has to copy all bytes, and needs three descriptors for a connection.
- * A connection that is handed to `node:http` by the event "connection" gets none of its time-outs, so they are kept here.
+ * Rejected alternatives, tested with Bun 1.4.5:
+ * - `Bun.serve` does not report a connection before its first request is complete, so connections cannot be counted.
+ *   Its time-out for them is fixed at about 12 s, whatever `idleTimeout` is.
+ * - A listening `node:http` server enforces `maxConnections` and time-outs, but ignores `reusePort`
+ *   (oven-sh/bun#43690). At the limit it closes the newest connection, so unfinished requests would keep clients out.
+ * - A plain acceptor in front of a `Bun.serve` on a Unix socket copies all bytes and needs three descriptors for each
+ *   connection.
  */
 
 import { createServer as createHttpServer } from "node:http"
@@ -24,7 +25,7 @@ import { answer, type Fetch, hasBody } from "./fetch-adapter.ts"
 import { type HttpCloseReason, HttpConnections, WAITING_MS } from "./http-connections.ts"
 
 const SWEEP_EVERY_MS = 500
-/** Answers that are under way when the server stops have this long to be sent. */
+/** How long `stop` waits until responses in progress are sent. */
 const STOP_MS = 500
 const STOP_LOOK_EVERY_MS = 10
 
@@ -32,9 +33,9 @@ export interface HttpOptions {
   readonly host: string
   readonly sendTimeoutMs: number
   readonly maxConnections: number
-  /** A connection is closed by the server. */
+  /** The server has closed a connection. */
   readonly closed: (reason: HttpCloseReason) => void
-  /** A defect that met a request. */
+  /** An exception occurred while a request was handled or a connection was accepted. */
   readonly fault: (error: Error) => void
 }
 
@@ -42,19 +43,19 @@ export interface HttpServer {
   readonly port: number
   /** Connections whose requests are being received or answered. */
   readonly busyCount: number
-  /** Accepts nothing more and closes all connections, soon also those that are being answered. */
+  /** Stops accepting, waits up to `STOP_MS` for responses in progress, then closes all connections. */
   readonly stop: () => Promise<void>
 }
 
 const steadyMs = () => performance.now()
 
-/** Rejects when the port can't be had. */
+/** Rejects when the address cannot be bound. */
 export async function serve(
   routes: { readonly fetch: Fetch },
   { host, sendTimeoutMs, maxConnections, closed, fault }: HttpOptions,
   port: number,
 ): Promise<HttpServer> {
-  // Longer than a send may take and than the keep-alives of event streams are apart.
+  // Longer than SEND_TIMEOUT_MS and than the interval of keep-alives in event streams.
   const answerMs = sendTimeoutMs + 10_000
   const connections = new HttpConnections<Socket>({ max: maxConnections, answerMs })
   const close = (connection: Socket, reason: HttpCloseReason) => {
@@ -63,11 +64,11 @@ export async function serve(
     connection.destroy()
   }
 
-  // The time-out is only told to clients, in the header Keep-Alive.
+  // This time-out appears in the header Keep-Alive only; `HttpConnections` enforces it.
   const http = createHttpServer({ keepAliveTimeout: WAITING_MS }, (incoming, outgoing) => {
     const { socket } = incoming
     if (!connections.asked(socket, steadyMs())) {
-      // Others of the same read may follow after it is closed.
+      // Further requests from the same read may follow after the socket was closed.
       if (!socket.destroyed) close(socket, "pipelined")
       return
     }
@@ -76,7 +77,7 @@ export async function serve(
     else received()
     outgoing.on("close", () => {
       connections.answered(socket, steadyMs())
-      // A body that no route reads is discarded, so that the next request can be read.
+      // Discard a body that no route has read, so that the next request can be read.
       incoming.resume()
     })
     const progressed = () => connections.progressed(socket, steadyMs())
@@ -90,7 +91,7 @@ export async function serve(
   })
 
   const acceptor = createServer((socket) => {
-    // Hung up: what that means for a request is told by its answer's "close".
+    // The client has closed the connection: the "close" event of the response handles that.
     socket.on("error", () => undefined)
     socket.on("close", () => connections.closed(socket))
     const leaving = connections.opened(socket, steadyMs())
@@ -102,7 +103,7 @@ export async function serve(
   acceptor.listen({ host, port, reusePort: true }, resolve)
   await listening
   acceptor.off("error", reject)
-  // Such as too many open files: those who wait are accepted later.
+  // For example too many open files: waiting connections are accepted later.
   acceptor.on("error", fault)
   const sweeping = setInterval(() => {
     for (const { connection, reason } of connections.overdue(steadyMs())) close(connection, reason)

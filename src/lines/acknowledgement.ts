@@ -1,9 +1,9 @@
 /**
- * `ACK n`: the line that tells a device, with `DEVICE_ACK=seq`, that the broker has its line n.
+ * `ACK n`: with `DEVICE_ACK=seq`, the line that tells a device that the broker has confirmed its line n.
  *
- * Passes the connection like a command, but has no outcome and no receipt; only as a line and
- * as bytes sent it counts. A device that
- * does not take its acknowledgements is closed as slow, since one left out would be a false silence.
+ * The connection writes it like a command. It has no outcome and no receipt, and counts only as a line and as bytes
+ * sent. When an acknowledgement cannot be written, the connection is closed as `slow_device`: a device that misses one
+ * acknowledgement would wait for it without end.
  */
 
 import type { Command, Outcome } from "../device/command.ts"

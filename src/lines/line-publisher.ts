@@ -1,9 +1,9 @@
 /**
- * The lines of this worker's devices on their way into `from_device`: the last stage of a line's way.
+ * Publishes the lines of this worker's devices to the queue `from_device`. This is the last stage that a line passes.
  *
- * A line accepted here is kept until the broker has confirmed it and not returned it. Bounds:
- * `PUBLISH_WINDOW_LINES` and `PUBLISH_WINDOW_BYTES`; when either is reached the window has no room and the
- * devices are read no further.
+ * A line is kept until the broker has confirmed it. A line that the broker returns is published again.
+ * Bounds: `PUBLISH_WINDOW_LINES` and `PUBLISH_WINDOW_BYTES`. When either is reached, the window has no room and reading
+ * from devices pauses.
  */
 
 import type { Broker, OutgoingMessage } from "../broker/broker.ts"
@@ -24,22 +24,22 @@ export interface Line {
 
 export interface LinesOptions {
   readonly queue: string
-  /** The queue of this worker, where commands for its connections may be sent. */
+  /** The queue of this worker. Back-ends can send commands for its connections to it. */
   readonly replyTo: string
   readonly windowLines: number
   readonly windowBytes: number
-  /** Milliseconds since 1970, for the lines' timestamps. */
+  /** Milliseconds since 1970, for the timestamps of lines. */
   readonly nowMs: () => number
-  /** Milliseconds that never jump, for the age of what is unconfirmed. */
+  /** Milliseconds of a monotonic clock, for the age of unconfirmed lines. */
   readonly steadyMs: () => number
   readonly counters: Counters
-  /** Whether a device is told of each line that the broker has confirmed, in order. */
+  /** Whether each line that the broker has confirmed is acknowledged to its device, in order. */
   readonly acknowledges: boolean
-  /** The window was full and is half empty now. */
+  /** Called when the window was full and has become half empty. */
   readonly relieved: () => void
 }
 
-/** What every line's message has in common; one object, filled again for each publish. */
+/** The message of a line. One object is refilled for each publish, to avoid an allocation for each line. */
 class LineMessage implements OutgoingMessage {
   id = ""
   readonly exchange = ""
@@ -94,7 +94,7 @@ export class LinePublisher {
       groupOf: (line) => line.connection,
       describe: (line) => message.fill(line),
       done: (line, result) => {
-        // Its ids and queue names are bounded so that they fit a frame; a defect if they do not.
+        // Ids and queue names are bounded so that a message's properties fit a frame, so no other result is possible.
         if (result !== "confirmed") throw new Error(`the message of a line ended ${result}`)
         counters.linesConfirmed += 1
         const { connection, seq } = line
@@ -115,12 +115,12 @@ export class LinePublisher {
     this.#publisher.use(broker.publishChannel(this.#publisher))
   }
 
-  /** The window that every line enters, for those who wait for room in it. */
+  /** The publish window, for readers that wait for room in it. */
   get window(): { readonly hasRoom: boolean } {
     return this.#publisher.window
   }
 
-  /** Lines accepted and not yet confirmed. */
+  /** Lines that are accepted and not yet confirmed. */
   get count(): number {
     return this.#publisher.count
   }
@@ -133,7 +133,7 @@ export class LinePublisher {
     return this.#publisher.silentSinceMs()
   }
 
-  /** Accepts one line; to be called only while the window has room. */
+  /** Accepts one line. Call it only while the window has room. */
   take(connection: Connection, seq: number, body: Uint8Array): void {
     this.#publisher.publish({ connection, seq, body, readAtMs: this.#nowMs() }, body.length)
   }

@@ -1,16 +1,16 @@
 /**
- * Development certificates (a CA, a server's, devices') and the files that keep them. Used before the
- * first TLS handshake and by `bun run certs`; no line ever passes here.
+ * Development certificates (CA, server and devices) and their files. Used at the start of the gateway and by
+ * `bun run certs`.
  *
  *   no pair ─► make ─► temporary files ─► link the key ─► link the certificate ─► pair
- *                                             └─► taken: another process made the pair, use that one
+ *                                             └─► name exists: another process made the pair, use that one
  *
- * Linking fails when the name is taken, so one process claims the key's name and its certificate
- * follows. A lock file would have had to be recognised as stale after a crash. A crash between the
- * two links leaves half a pair: reported and not mended, since the half may be the operator's.
+ * `link` fails when the name exists, so only one process creates the key, and the same process then creates the
+ * certificate. A lock file was rejected, because after a crash it would have to be recognised as stale. A crash between
+ * the two links leaves half a pair. That is reported and not repaired, because the file may be the operator's.
  *
- * Never overwrites a file, never logs, never reads the environment. Bounds: half a pair is waited for
- * `PAIR_WAIT_MS`; a crash leaves at most two temporary files (`*.tmp`).
+ * Never overwrites a file, never logs, never reads the environment. Bounds: `PAIR_WAIT_MS` to wait for the other half
+ * of a pair; a crash leaves at most two temporary files (`*.tmp`).
  */
 
 import { createPrivateKey, X509Certificate } from "node:crypto"
@@ -23,14 +23,14 @@ import { DEVICE_NAME_RULE, isDeviceName } from "../device/ids.ts"
 
 const DAY_MS = 86_400_000
 const AUTHORITY_MS = 3650 * DAY_MS
-/** The longest that Apple's clients accept of a server. */
+/** The longest validity of a server certificate that Apple's clients accept. */
 const LEAF_MS = 825 * DAY_MS
-/** A device whose clock is slow must not refuse a certificate made a minute ago. */
+/** Validity starts this long before now, so that a device with a slow clock accepts a new certificate. */
 const CLOCK_SKEW_MS = 3_600_000
-/** X.520's upper bound of a common name. */
+/** The upper bound of a common name in X.520. */
 const COMMON_NAME_MAX_CHARACTERS = 64
 const DNS_NAME = /^(?=.{1,253}$)(\*\.)?(\w([\w-]{0,61}\w)?\.)*(?!\d+$)\w([\w-]{0,61}\w)?$/
-/** Another process needs microseconds between its two links; this allows for a machine that swaps. */
+/** Another process needs microseconds between its two links. This leaves time for a machine that swaps. */
 const PAIR_WAIT_MS = 1000
 const PAIR_POLL_MS = 20
 const ECDSA_P256 = { name: "ECDSA", namedCurve: "P-256" } as const
@@ -39,7 +39,7 @@ const ECDSA_P256 = { name: "ECDSA", namedCurve: "P-256" } as const
 export type PemPair = { readonly certPem: string; readonly keyPem: string }
 export type PairFiles = { readonly certFile: string; readonly keyFile: string }
 
-/** The message is one sentence for the operator and never holds key material. */
+/** The message is one sentence for the operator and contains no key material. */
 export class CertificateError extends Error {
   override readonly name = "CertificateError"
   readonly code: "invalid_device_id" | "invalid_name" | "half_pair" | "present" | "unusable"
@@ -50,7 +50,7 @@ export class CertificateError extends Error {
   }
 }
 
-/** A new self-signed CA that may sign leaves only (path length 0), valid for 10 years. */
+/** A new self-signed CA, valid for 10 years. It can sign leaf certificates only (path length 0). */
 export function createCertificateAuthority(nowMs = Date.now()): Promise<PemPair> {
   return issue(null, "Owsla development CA", nowMs, (x509) => [
     new x509.BasicConstraintsExtension(true, 0, true),
@@ -59,8 +59,8 @@ export function createCertificateAuthority(nowMs = Date.now()): Promise<PemPair>
 }
 
 /**
- * A server certificate for localhost, 127.0.0.1, ::1 and `names` (DNS names, a leading `*.` allowed,
- * and IP addresses), valid for 825 days.
+ * A server certificate for localhost, 127.0.0.1, ::1 and `names`, valid for 825 days. `names` are IP addresses and DNS
+ * names, with a leading `*.` allowed.
  *
  * @throws CertificateError `invalid_name`, or `unusable` when `ca` cannot sign
  */
@@ -70,8 +70,8 @@ export async function createServerCertificate(ca: PemPair, names: string[], nowM
 }
 
 /**
- * A client certificate that says who the device is: SAN URI `urn:owsla:device:<id>`, and the id as
- * CN unless it is longer than a CN may be. Valid for 825 days.
+ * A client certificate for a device: it has the SAN URI `urn:owsla:device:<id>`, and the id as CN unless the id is
+ * longer than 64 characters. Valid for 825 days.
  *
  * @throws CertificateError `invalid_device_id`, or `unusable` when `ca` cannot sign
  */
@@ -85,13 +85,13 @@ export async function createDeviceCertificate(ca: PemPair, deviceId: string, now
 }
 
 /**
- * Makes the server's certificate and key when both are missing, and for them the CA (`ca.crt` and
- * `ca.key` in `directory`) when that is missing too. A server pair that is there stays as it is and
- * needs no CA beside it. Any number of processes may call this at once and find the same pairs.
+ * Makes the server certificate and its key when both are missing, and first the CA (`ca.crt` and `ca.key` in
+ * `directory`) when that is missing too. An existing server pair is not changed and needs no CA. Any number of
+ * processes may call this at the same time; all get the same pairs.
  *
- * @returns whether the server pair had been there, and when its certificate ends or has ended
- * @throws CertificateError `half_pair` when one file of a pair is missing, `unusable` when a file
- *   cannot be read or written, or holds no certificate or no CA that can sign
+ * @returns whether the server pair existed, and when its certificate expires or has expired
+ * @throws CertificateError `half_pair` when one file of a pair is missing; `unusable` when a file cannot be read or
+ *   written, contains no certificate, or contains a CA that cannot sign
  */
 export async function ensureDevelopmentCertificates(
   where: PairFiles & { readonly directory: string },
@@ -104,7 +104,7 @@ export async function ensureDevelopmentCertificates(
   return { state, notAfter, expired: notAfter.getTime() <= nowMs }
 }
 
-/** The CA kept in `directory`, made when missing. Throws as `ensureDevelopmentCertificates` does. */
+/** The CA in `directory`. Makes it when it is missing. Throws the same errors as `ensureDevelopmentCertificates`. */
 export async function ensureCertificateAuthority(directory: string, nowMs = Date.now()) {
   const files = { certFile: join(directory, "ca.crt"), keyFile: join(directory, "ca.key") }
   await ensurePair(files, () => createCertificateAuthority(nowMs))
@@ -117,8 +117,8 @@ export async function ensureCertificateAuthority(directory: string, nowMs = Date
 /**
  * Puts the pair that `make` returns into `files` (the key with mode 0600) when both are missing.
  *
- * @returns "made", or "present" when both were there or another process was faster
- * @throws CertificateError `half_pair` or `unusable`, and whatever `make` throws
+ * @returns "made", or "present" when both files existed or another process made them first
+ * @throws CertificateError `half_pair` or `unusable`, and the errors of `make`
  */
 export async function ensurePair(files: PairFiles, make: () => Promise<PemPair>) {
   while (!(await pairExists(files))) {
@@ -128,7 +128,7 @@ export async function ensurePair(files: PairFiles, make: () => Promise<PemPair>)
   return "present"
 }
 
-/** @throws CertificateError `unusable` when the file cannot be read or holds no certificate */
+/** @throws CertificateError `unusable` when the file cannot be read or contains no certificate */
 export function readCertificate(path: string): Promise<X509Certificate> {
   return explaining(path, async () => new X509Certificate(await readFile(path)))
 }
@@ -142,7 +142,7 @@ async function issue(
   nowMs: number,
   extensions: (x509: X509Library) => Extension[],
 ): Promise<PemPair> {
-  // Loaded only when a certificate is made: most starts make none, and it takes some 60 ms.
+  // Loading takes about 60 ms, and most starts make no certificate. So the libraries are loaded here.
   await import("reflect-metadata")
   const x509 = await import("@peculiar/x509")
   const keys = await crypto.subtle.generateKey(ECDSA_P256, true, ["sign", "verify"])
@@ -192,11 +192,14 @@ function openAuthorityKey(ca: PemPair, nowMs: number) {
 }
 
 function alternativeName(name: string): JsonGeneralName {
-  // The library mistakes `::192.0.2.1` for another address; a URL spells it in hexadecimal.
+  // The library parses `::192.0.2.1` wrongly. A URL converts it to hexadecimal notation.
   const value = isIP(name) === 6 ? URL.parse(`http://[${name}]`)?.hostname.slice(1, -1) : name
   if (value && isIP(value)) return { type: "ip", value }
   if (value && DNS_NAME.test(value)) return { type: "dns", value: value.toLowerCase() }
-  throw new CertificateError("invalid_name", `${JSON.stringify(name)} is no DNS name or IP address`)
+  throw new CertificateError(
+    "invalid_name",
+    `${JSON.stringify(name)} is not a DNS name or IP address`,
+  )
 }
 
 async function pairExists({ certFile, keyFile }: PairFiles): Promise<boolean> {
@@ -208,14 +211,14 @@ async function pairExists({ certFile, keyFile }: PairFiles): Promise<boolean> {
     if (cert === key) return cert === true
     if (performance.now() > deadlineMs) {
       const [here, gone] = cert ? [certFile, keyFile] : [keyFile, certFile]
-      const remedy = `put ${gone} there, or remove ${here} to have both made`
-      throw new CertificateError("half_pair", `${here} is there without ${gone}: ${remedy}`)
+      const remedy = `add ${gone}, or remove ${here} to have both made`
+      throw new CertificateError("half_pair", `${here} exists without ${gone}: ${remedy}`)
     }
     await Bun.sleep(PAIR_POLL_MS)
   }
 }
 
-/** False when one of the names was taken; then nothing was written. */
+/** False when one of the names exists. Then nothing is written. */
 async function claimPair({ certFile, keyFile }: PairFiles, pair: PemPair) {
   const suffix = `.${crypto.randomUUID()}.tmp`
   for (const path of [keyFile, certFile]) await mkdir(dirname(path), { recursive: true })
@@ -236,12 +239,12 @@ async function claimPair({ certFile, keyFile }: PairFiles, pair: PemPair) {
   }
 }
 
-/** What goes wrong with `what`, a path or its name, becomes one sentence that says what to do. */
+/** Converts each exception to a CertificateError that says what to do. @param what a path, or the name of a file. */
 async function explaining<T>(what: string, action: () => Promise<T>): Promise<T> {
   try {
     return await action()
   } catch (cause) {
-    const remedy = "put that right, or set TLS_CERT_FILE and TLS_KEY_FILE to files of your own"
+    const remedy = "correct this, or set TLS_CERT_FILE and TLS_KEY_FILE to your own files"
     const message = `cannot use ${what} (${(cause as Error).message}): ${remedy}`
     throw new CertificateError("unusable", message, cause)
   }

@@ -1,11 +1,11 @@
 /**
- * `bun run certs`: makes development certificates and says what is there, and makes the first lines of
- * devices that say who they are by HELLO. For a person at a terminal, before devices connect; the gateway
- * itself never runs this.
+ * `bun run certs`: makes and lists development certificates, and prints HELLO lines of devices. A command-line tool;
+ * the gateway does not run it.
  *
- * Makes what is missing. What is there is replaced by `device --force`, and by `server` when this
- * directory's CA signed it; any other server certificate is its operator's and takes `--force` too.
- * Never prints a key or a secret; reads of the environment only `HELLO_SECRETS`. Exit status: 0 done, 1 could not, 2 asked wrongly.
+ * Makes missing certificates. `device --force` replaces an existing device certificate. `server` replaces the server
+ * certificate if the CA of the directory has signed it; any other one belongs to the operator and needs `--force`.
+ * Prints no key and no secret. Reads only `HELLO_SECRETS` from the environment.
+ * Exit status: 0 success, 1 failure, 2 usage error.
  */
 
 import { X509Certificate } from "node:crypto"
@@ -30,16 +30,16 @@ import {
 } from "./certificates.ts"
 
 const USAGE = `usage: bun run certs [--dir <path>]
-           makes a development CA and a server certificate if missing, and shows what is there
+           makes a development CA and a server certificate if missing, and lists all certificates
        bun run certs device <id>... [--force] [--dir <path>]
-           makes <path>/devices/<id>.crt and .key; --force replaces those that are there
+           makes <path>/devices/<id>.crt and .key; --force replaces existing files
        bun run certs server [--name <dns-or-ip>]... [--force] [--dir <path>]
-           replaces the server certificate by one for localhost and the names;
+           replaces the server certificate with one for localhost and the names;
            --force replaces one that the development CA did not sign
        bun run certs hello <id>...
-           prints the first line of each device for DEVICE_AUTH=hello, made with the first of
+           prints the first line of each device for DEVICE_AUTH=hello, made with the first secret of
            HELLO_SECRETS (or HELLO_SECRETS_FILE)
-<path> is "certs" unless given. Put -- before ids that begin with a dash.`
+The default of <path> is "certs". Put -- before ids that begin with a dash.`
 
 type Request =
   | { kind: "help" }
@@ -133,7 +133,7 @@ function report(error: unknown): 1 | 2 {
     console.error(error.faults.join("\n"))
     return 2
   }
-  // What has no code is a mistake in this program, and its stack is wanted.
+  // An error without a code is a defect of this program: show its stack.
   if (!(error instanceof Error && "code" in error)) throw error
   console.error(error.message)
   return error.code === "invalid_device_id" || error.code === "invalid_name" ? 2 : 1
@@ -144,7 +144,7 @@ async function show(directory: string): Promise<void> {
   const { state } = await ensureDevelopmentCertificates({ directory, ...server })
   console.log(state === "made" ? "Made the server certificate." : "Nothing was missing.")
   const authority = pairFiles(directory, "ca")
-  // A server certificate of the operator's own needs no CA beside it.
+  // The operator's own server certificate needs no CA in the directory.
   if (existsSync(authority.certFile)) await describe(authority)
   await describe(server)
   const devices = join(directory, "devices")
@@ -155,7 +155,7 @@ async function show(directory: string): Promise<void> {
 
 async function makeDevices(directory: string, deviceIds: ReadonlySet<string>, force: boolean) {
   const ca = await ensureCertificateAuthority(directory)
-  // All are made before the first is written: no id becomes a path before it was accepted.
+  // All are made before the first is written, so that no id becomes part of a path before it is validated.
   const pairs: [deviceId: string, PemPair][] = []
   for (const id of deviceIds) pairs.push([id, await createDeviceCertificate(ca, id)])
   let status: 0 | 1 = 0
@@ -176,8 +176,8 @@ async function makeDevices(directory: string, deviceIds: ReadonlySet<string>, fo
 }
 
 /**
- * A file system may ignore case, so that two ids that differ in case only have one file: the certificate of one id must
- * not replace, or be shown as, that of the other.
+ * Throws when the file belongs to another device. On a file system that ignores case, two ids that differ in case only
+ * have the same file. The certificate of one must not replace that of the other, or be listed as that of the other.
  */
 async function refuseOthers({ certFile }: PairFiles, deviceId: string): Promise<void> {
   let certificate: X509Certificate
@@ -187,10 +187,10 @@ async function refuseOthers({ certFile }: PairFiles, deviceId: string): Promise<
     // Missing, or not a certificate: the caller handles both.
     return
   }
-  // The owner of an expired certificate counts too.
+  // The time is one at which the certificate is valid, because the device of an expired certificate counts too.
   const named = identityOf(certificate, Date.parse(certificate.validFrom))
   if ("fault" in named || named.deviceId === deviceId) return
-  const remedy = "the file system ignores case, so both ids have one file: use another --dir"
+  const remedy = "the file system ignores case, so both ids have the same file: use another --dir"
   const message = `${certFile} is the certificate of the device ${named.deviceId}: ${remedy}`
   throw new CertificateError("present", message)
 }
@@ -224,11 +224,13 @@ function pairFiles(directory: string, name: string): PairFiles {
 }
 
 function alreadyThere({ certFile, keyFile }: PairFiles, detail = ""): CertificateError {
-  const message = `${certFile} with ${keyFile} is there already${detail}: --force replaces it`
+  const message = `${certFile} or ${keyFile} exists${detail}: --force replaces both`
   return new CertificateError("present", message)
 }
 
-/** Then `ensurePair` can claim the names: a pair that two commands replace at once still matches. */
+/**
+ * `ensurePair` creates the files afterwards, so that a pair that two commands replace at the same time still matches.
+ */
 async function remove({ certFile, keyFile }: PairFiles): Promise<void> {
   await rm(keyFile, { force: true })
   await rm(certFile, { force: true })

@@ -1,15 +1,17 @@
 /**
- * The file of the denylist: read at start and followed from then on.
+ * The file of the denylist: read at start and checked for changes periodically.
  *
- *   look ─► stat ─► read ─► stat ─┬─ differs from the first ──────────────────────► read again at the next look
- *                                 ├─ empty, or more faulty lines than in force ──► the last list stays in force
- *                                 └─ otherwise ──────────────────────────────────► in force
+ *   look ─► stat ─► read ─► stat ─┬─ differs from the first stat ────────────────► read again at the next look
+ *                                 ├─ empty, or more invalid lines than before ───► the last list stays in force
+ *                                 └─ otherwise ──────────────────────────────────► the new list is in force
  *
- * It is looked at every `LOOK_EVERY_MS` rather than watched: editors and configuration tools replace
- * files by renaming, which a watch of the old file does not see. A file that cannot be read, is empty or has become faulty is more
- * likely half-written or damaged than meant, and taking it would let denied devices in, so the last list stays in force. At the start
- * there is no last list, and the valid lines are taken. The file is read a piece at a time, and the event loop goes on in between.
- * Never logs its contents. Bounds: `MAX_FILE_BYTES`, `MAX_UNSETTLED` reads in a row that are not taken without a warning.
+ * The file is checked every `LOOK_EVERY_MS`. Watching it was rejected: editors and configuration tools replace files by
+ * renaming, and a watch of the old file does not report that. A file that cannot be read, is empty or has more invalid
+ * lines than before is probably incomplete or damaged. Using it would admit denied devices, so the last list stays in
+ * force. At start there is no last list, and the valid lines are used. The file is read in pieces, so that the event
+ * loop is not blocked. Its contents are never logged.
+ *
+ * Bounds: `MAX_FILE_BYTES`; a warning after `MAX_UNSETTLED` reads in a row during which the file has changed.
  */
 
 import type { Stats } from "node:fs"
@@ -20,7 +22,7 @@ import { asError } from "../errors.ts"
 const LOOK_EVERY_MS = 500
 const MAX_FILE_BYTES = 134_217_728
 const PIECE_BYTES = 65_536
-/** As many as fit into the 2 s within which a change takes effect. */
+/** Four looks take 2 s, within which a change must take effect. */
 const MAX_UNSETTLED = 4
 
 export class DenylistFile {
@@ -29,16 +31,16 @@ export class DenylistFile {
   readonly #warn: (message: string) => void
   #seen = ""
   #trouble = ""
-  /** Faulty lines of the file in force; null: none was taken yet. */
+  /** The number of invalid lines in the file in force; null when no file was used yet. */
   #faultyInForce: number | null = null
-  /** How many times in a row the file changed while it was read. */
+  /** Reads in a row during which the file has changed. */
   #unsettled = 0
   #looking: Promise<void> | null = null
   #timer: ReturnType<typeof setInterval> | null = null
 
   /**
-   * @param changed called with the list when it was read, and again after each change; the file is not checked again until it resolves.
-   * @param warn told once of each thing that is wrong with the file.
+   * @param changed called with the first list and after each change. The file is not checked again until it resolves.
+   * @param warn called once for each new problem with the file.
    */
   constructor(
     path: string,
@@ -50,7 +52,7 @@ export class DenylistFile {
     this.#warn = warn
   }
 
-  /** Resolves when the first list was taken, or the file cannot be read. */
+  /** Resolves when the first list is in force, or when the file cannot be read. */
   async follow(): Promise<void> {
     this.#timer = setInterval(() => void this.look(), LOOK_EVERY_MS)
     this.#timer.unref()
@@ -62,7 +64,7 @@ export class DenylistFile {
     if (this.#timer !== null) clearInterval(this.#timer)
   }
 
-  /** Reads the file if it has changed since; one look at a time. */
+  /** Reads the file if it has changed. Calls during a look share its result. */
   look(): Promise<void> {
     this.#looking ??= this.#look().finally(() => {
       this.#looking = null
@@ -96,7 +98,9 @@ export class DenylistFile {
       await this.#changed(read.denylist)
       if (read.faultyLines > 0) this.#warn(`DENYLIST_FILE: ${faultsOf(read)}`)
       if (read.surplusLines > 0) {
-        this.#warn(`DENYLIST_FILE: ${read.surplusLines} line(s) beyond ${MAX_DENIED} are left out`)
+        this.#warn(
+          `DENYLIST_FILE: ${read.surplusLines} line(s) beyond the limit of ${MAX_DENIED} are ignored`,
+        )
       }
     } catch (error) {
       this.#unsettled = 0
@@ -104,7 +108,7 @@ export class DenylistFile {
     }
   }
 
-  /** @returns whether this is a new reason. */
+  /** Warns unless the last warning had the same reason. @returns whether it has warned. */
   #warnOfLast(reason: string): boolean {
     if (reason === this.#trouble) return false
     this.#trouble = reason
@@ -115,7 +119,10 @@ export class DenylistFile {
   }
 }
 
-/** Why this file is not taken, and what to do; null when it is. @param faultyInForce null: there is no last list. */
+/**
+ * Why this file is not used, and what to do; null when it is used.
+ * @param faultyInForce null when there is no last list.
+ */
 function reasonToKeep(read: DenylistReader, faultyInForce: number | null): string | null {
   if (read.denylist.size === 0 && read.faultyLines > 0) {
     return `no line is a device id or fingerprint: ${faultsOf(read)}; ${CORRECTION}`
@@ -163,7 +170,7 @@ async function readDenylist(path: string): Promise<DenylistReader> {
       const lines = decoder.decode(buffer.subarray(0, bytesRead), { stream: true }).split("\n")
       const last = lines.pop() ?? ""
       if (lines.length === 0) {
-        // A line that is longer than this is not valid, whatever its rest.
+        // A line with more characters is not valid, so the rest of it is not needed.
         rest = (rest + last).slice(0, MAX_LINE_CHARS + 1)
         continue
       }
@@ -178,7 +185,7 @@ async function readDenylist(path: string): Promise<DenylistReader> {
   }
 }
 
-/** Times alone may be alike for two writes in one tick of the file system's clock. */
+/** Two writes within one tick of the file system's clock have the same times, so size and inode count too. */
 function versionOf({ ino, size, mtimeMs, ctimeMs }: Stats): string {
   return `${ino} ${size} ${mtimeMs} ${ctimeMs}`
 }

@@ -1,5 +1,5 @@
 /**
- * Passes on whole lines of another process's output. Bound: a line is cut after `MAX_LINE_CHARS`.
+ * Forwards the output of another process line by line. Bound: a longer line is split after `MAX_LINE_CHARS`.
  */
 
 import type { Output } from "./output.ts"
@@ -23,7 +23,7 @@ export async function forwardLines(
       rest = ""
     }
   } catch {
-    // What came before it is handed on.
+    // Reading failed: the text read so far is still forwarded.
   }
   if (rest !== "") output.write(`${rest}\n`)
 }

@@ -1,12 +1,13 @@
 /**
  * Sums the counters of an instance's workers, including workers that have died or do not answer. The sums must never
- * fall: Prometheus takes a counter that falls for one that restarted at zero, and adds its value again.
+ * decrease: Prometheus takes a counter that decreases for one that restarted at zero, and adds its value again.
  *
- * Keeps the last snapshot of each worker, without its gauges. The supervisor asks for one every `ASK_EVERY_MS`, so a
- * worker that dies loses about that much of its counts. Counts that `/metrics` has shown are never lost, because they were recorded here
- * first. A snapshot that was in flight when its worker died still counts: the last worker of a slot is kept apart until the next one dies.
+ * Keeps the last snapshot of each worker, without its gauges. The supervisor requests one every `ASK_EVERY_MS`, so the
+ * counts of a dead worker since its last snapshot are lost. Counts that `/metrics` has returned are never lost, because
+ * they are recorded here first. A snapshot that was in flight when its worker died still counts: the previous worker of
+ * a slot is kept separately until the next one dies.
  *
- * Pure. Bound: two snapshots for each slot, and one sum; labels come from closed lists.
+ * Pure. Bound: two snapshots for each slot, and one sum. Labels come from closed lists.
  */
 
 import type { MetricsSnapshot } from "./metrics.ts"
@@ -27,21 +28,21 @@ export class InstanceCounters {
   readonly #slots = new Map<number, SlotLives>()
   #ended: MetricsSnapshot = []
 
-  /** @param key differs for each worker that was ever started. */
+  /** @param key unique among all workers that were started. */
   started(slot: number, key: number): void {
     const before = this.#slots.get(slot)
     if (before?.last) this.#ended = sum(this.#ended, before.last.counters)
     this.#slots.set(slot, { current: { key, counters: [] }, last: before?.current ?? null })
   }
 
-  /** Snapshots of one worker come in the order in which it made them. */
+  /** Snapshots of a worker must be passed in the order in which it made them. */
   seen(slot: number, key: number, snapshot: MetricsSnapshot): void {
     const { current, last } = this.#slots.get(slot) ?? {}
     const life = [current, last].find((each) => each?.key === key)
     if (life) life.counters = snapshot.filter(isCounted)
   }
 
-  /** The part of the sum that is not in the snapshots of these workers, each of which was seen. */
+  /** The snapshots of all workers except these, whose latest snapshots the caller has passed to `seen`. */
   beside(keys: ReadonlySet<number>): MetricsSnapshot[] {
     const silent = [...this.#slots.values()].flatMap(({ current, last }) => [
       ...(last === null || keys.has(last.key) ? [] : [last.counters]),
@@ -53,7 +54,7 @@ export class InstanceCounters {
 
 /** Gauges are not summed over dead workers: they describe a moment. */
 function isCounted({ type }: Metric): boolean {
-  // As prom-client exchanges them, whatever its types say.
+  // prom-client's snapshots contain strings here, unlike its types.
   const name = String(type)
   return name === "counter" || name === "histogram"
 }
@@ -68,7 +69,7 @@ function sum(first: MetricsSnapshot, second: MetricsSnapshot): MetricsSnapshot {
 }
 
 function sumOfTwo(first: Metric, second: Metric): Metric {
-  // As a string: a histogram's buckets, sum and count share their labels.
+  // The name is part of the key, because buckets, sum and count of a histogram share their labels.
   const keyOf = ({ metricName = "", labels }: Metric["values"][number]) =>
     `${metricName} ${JSON.stringify(labels)}`
   const values = new Map(first.values.map((value) => [keyOf(value), value]))

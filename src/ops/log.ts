@@ -1,8 +1,8 @@
 /**
- * The log: turns events into lines on standard output.
+ * The log: writes events as lines to standard output.
  *
- * Never logs a secret or a line's contents, and never blocks (`output.ts`): a line that standard output does not take is
- * dropped and counted.
+ * Never logs a secret or the contents of a line. Never blocks (`output.ts`): log lines that standard output does not
+ * accept are dropped and counted.
  */
 
 import { isatty } from "node:tty"
@@ -19,7 +19,7 @@ export interface LogOptions {
 
 const STANDARD_OUTPUT = 1
 
-/** @param about fields that every line carries, such as the worker's id. */
+/** @param about fields of each log line, such as the worker's id. */
 export function createLog(
   options: LogOptions,
   about: Record<string, unknown>,
@@ -36,12 +36,12 @@ export function createLog(
   const timestamp = pino.stdTimeFunctions.isoTime
   const log = pino({ level: options.level, base: about, timestamp }, destination)
   output.resumed = (lines) => {
-    log.warn({ lines }, `${lines} log lines dropped: standard output did not take them`)
+    log.warn({ lines }, `${lines} log lines dropped: standard output did not accept them`)
   }
   return log
 }
 
-/** Subscribes the log to every event that an operator may want to read. */
+/** Subscribes the log to the events. */
 export function logEvents(events: EventBus, log: Logger): void {
   events.on("listening", ({ devicePort, httpPort, maxConnections }) => {
     log.info({ devicePort, httpPort, maxConnections }, "listening")
@@ -86,7 +86,7 @@ export function logEvents(events: EventBus, log: Logger): void {
     log[level](progress, "drain")
   })
   events.on("fault", ({ error, where }) => {
-    // Not the error itself: errors of the AMQP client carry the client, and with it the password.
+    // Not the error itself: errors of the AMQP client refer to the client, and so to the password.
     const { name, message, stack } = error
     log.error({ where, error: { name, message, stack } }, "fault")
   })

@@ -1,8 +1,8 @@
 /**
- * The metrics of one worker, as Prometheus knows them, and their sum over an instance.
+ * The Prometheus metrics of one worker, and their sum over an instance.
  *
- * Reads counters and gauges when asked; costs nothing in between. Bound: label values come from closed
- * lists only, never from a device.
+ * Counters and gauges are read only when a snapshot is made. Bound: label values come from closed lists, never from a
+ * device.
  */
 
 import {
@@ -15,10 +15,10 @@ import {
 } from "prom-client"
 import type { Counters } from "../counters.ts"
 
-/** The metrics of one process, as prom-client exchanges them. */
+/** The metrics of one process in prom-client's format. */
 export type MetricsSnapshot = MetricObjectWithValues<MetricValueWithName<string>>[]
 
-/** What is measured at the moment of asking. */
+/** Values at the time of a snapshot. */
 export interface Gauges {
   readonly connections: number
   readonly waiting: number
@@ -36,7 +36,8 @@ export interface Gauges {
   readonly presence: number
 }
 
-const LOG_LINES_DROPPED = "Log lines dropped because standard output or standard error took no more"
+const LOG_LINES_DROPPED =
+  "Log lines dropped because standard output or standard error did not accept them"
 
 export class WorkerMetrics {
   readonly #registry = new Registry()
@@ -158,12 +159,12 @@ export class WorkerMetrics {
     )
     gauge(
       "owsla_held_bytes",
-      "Bytes received from devices that wait for room in the publish window, bounded by MAX_HELD_BYTES in each worker",
+      "Bytes of received lines that wait for room in the publish window, bounded by MAX_HELD_BYTES in each worker",
       () => gauges().heldBytes,
     )
     gauge(
       "owsla_partial_line_bytes",
-      "Bytes of lines whose end has not come, bounded by MAX_PARTIAL_BYTES in each worker",
+      "Bytes of unfinished lines, bounded by MAX_PARTIAL_BYTES in each worker",
       () => gauges().partialLineBytes,
     )
     gauge(
@@ -183,10 +184,10 @@ export class WorkerMetrics {
     )
     counter(
       "owsla_commands_redelivered_total",
-      "Repeated deliveries of commands that were acknowledged without effect",
+      "Repeated deliveries of commands, acknowledged without effect",
       () => c.commandsRedelivered,
     )
-    counterBy("owsla_commands_total", "Commands ended, by outcome", "outcome", () =>
+    counterBy("owsla_commands_total", "Commands by outcome", "outcome", () =>
       Object.entries(c.commandsSettled),
     )
     counter(
@@ -196,18 +197,18 @@ export class WorkerMetrics {
     )
     counter(
       "owsla_commands_dropped_total",
-      "Commands whose delivery was lost with a broker connection before they were written or forwarded; the broker delivers them again",
+      "Commands whose delivery was lost with a broker connection before they were written or forwarded; the broker redelivers them",
       () => c.commandsDropped,
     )
     counter(
       "owsla_commands_possibly_repeated_total",
-      "Commands ended by this instance that the broker had delivered before, possibly to a worker that wrote or ended them; not counted with a message_id that the connection knows",
+      "Redelivered commands that got their outcome from this instance and may have been written before; commands whose message_id the connection remembers are not counted",
       () => c.commandsPossiblyRepeated,
     )
     counter("owsla_gaps_skipped_total", "Gaps in to_device_seq given up", () => c.gapsSkipped)
     counter(
       "owsla_gaps_given_up_early_total",
-      "Gaps in numbers given up before SEQ_GAP_TIMEOUT_MS because PREFETCH left no room for the missing command",
+      "Gaps in to_device_seq given up before SEQ_GAP_TIMEOUT_MS because PREFETCH left no room for the missing command",
       () => c.gapsGivenUpEarly,
     )
     counter(
@@ -218,7 +219,7 @@ export class WorkerMetrics {
     counter("owsla_receipts_total", "Receipts confirmed by the broker", () => c.receiptsSent)
     counter(
       "owsla_receipts_unroutable_total",
-      "Receipts given up because their queue is gone, refused them or did not confirm them",
+      "Receipts given up because their queue does not exist, refused them or did not confirm them",
       () => c.receiptsUnroutable,
     )
     counter(
@@ -258,7 +259,7 @@ export class WorkerMetrics {
     )
     counter(
       "owsla_locations_asked_total",
-      "Devices that other workers were asked for",
+      "Devices that this instance has looked up at other workers",
       () => c.locationsAsked,
     )
     counter(
@@ -273,17 +274,17 @@ export class WorkerMetrics {
     )
     counter(
       "owsla_fleet_messages_unknown_total",
-      "Messages from other workers that could not be read",
+      "Messages from other workers that could not be parsed",
       () => c.fleetMessagesUnknown,
     )
     counter(
       "owsla_fleet_messages_unverified_total",
-      "Messages in a fleet queue dropped because no member of the fleet has signed them",
+      "Messages in fleet queues dropped because their MAC is not valid",
       () => c.fleetMessagesUnverified,
     )
     counter(
       "owsla_fleet_rows_refused_total",
-      "Devices in messages between workers that were ignored because they are not valid",
+      "Invalid device entries in messages between workers, which were ignored",
       () => c.fleetRowsRefused,
     )
     counter("owsla_presence_total", "Presence events confirmed by the broker", () => c.presenceSent)
@@ -326,7 +327,7 @@ export class WorkerMetrics {
   }
 }
 
-/** The supervisor's own part. */
+/** The metrics of the supervisor process. */
 export async function supervisorMetrics(
   restarts: number,
   logLinesDropped: number,
@@ -354,7 +355,7 @@ export async function supervisorMetrics(
   return (await registry.getMetricsAsJSON()) as MetricsSnapshot
 }
 
-/** Prometheus text of the sum over processes. */
+/** The sum over processes in the Prometheus text format. */
 export function summed(snapshots: readonly MetricsSnapshot[]): Promise<string> {
   return AggregatorRegistry.aggregate([...snapshots]).metrics()
 }

@@ -1,14 +1,14 @@
 /**
- * The open-files limit of this process, and how many devices and HTTP connections fit under it. At the limit the kernel
- * accepts nothing and the event loop spins, so connections are capped below it.
+ * The open-files limit of this process, and the numbers of device and HTTP connections below it. At the limit `accept`
+ * fails and the event loop uses all CPU time, so connections are limited before that.
  */
 
 import { readFileSync } from "node:fs"
 
-/** For the broker, the log, libraries, and accepted connections that are about to be refused. */
+/** Descriptors for the broker, the log, libraries, and accepted connections that are about to be refused. */
 const RESERVED_FILES = 256
 
-/** The soft limit; null where the system does not tell. */
+/** The soft limit; null when it is unknown (other systems than Linux). */
 export function openFilesLimit(): number | null {
   try {
     const soft = /^Max open files\s+(\d+)/m.exec(readFileSync("/proc/self/limits", "utf8"))?.[1]
@@ -18,12 +18,12 @@ export function openFilesLimit(): number | null {
   }
 }
 
-/** How many HTTP connections a worker may hold under this limit: no more than a quarter of it; at least one. */
+/** The maximum of HTTP connections of a worker: `wanted`, but at most a quarter of the limit, and at least one. */
 export function httpConnectionsUnder(limit: number | null, wanted: number): number {
   return limit === null ? wanted : Math.max(1, Math.min(wanted, Math.floor(limit / 4)))
 }
 
-/** How many devices a worker may hold under this limit beside its HTTP connections; at least one. */
+/** The maximum of device connections of a worker besides its HTTP connections; at least one. */
 export function connectionsUnder(limit: number | null, httpConnections: number): number {
   if (limit === null) return 10_000
   const reserved = Math.min(RESERVED_FILES + httpConnections, Math.ceil(limit / 2))

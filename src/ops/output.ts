@@ -1,33 +1,36 @@
 /**
- * Text lines for standard output or standard error that never block the process.
+ * Writes text lines to standard output or standard error without ever blocking the process.
  *
- *   flowing ──the descriptor takes no more──► waiting ──the buffer is full──► dropping
- *      ▲                                        │  ▲                              │
- *      └────────────── all written ─────────────┘  └──half of the buffer is free──┘
+ *   flowing ──the descriptor accepts no more──► waiting ──the buffer is full──► dropping
+ *      ▲                                          │  ▲                              │
+ *      └────────────── all written ───────────────┘  └──half of the buffer is free──┘
  *
- * A write to a pipe, socket or terminal without a reader blocks its process for ever. Rejected: setting O_NONBLOCK on an inherited
- * descriptor. The flag belongs to the open file description, which is shared with the shell, `tee` and every other process that
- * has it. So each kind of descriptor is written without changing what others share; see `openSink`.
+ * A write to a pipe, socket or terminal that nothing reads blocks its process for ever. Setting O_NONBLOCK on an
+ * inherited descriptor was rejected: the flag belongs to the open file description, which is shared with the shell,
+ * `tee` and all other processes that have it. So `openSink` writes to each kind of descriptor in a way that does not
+ * change it.
  *
- * Rejected: sonic-boom (pino's own destination), tried on Bun 1.4.5. Asynchronous, it leaves one thread of the runtime blocked in
- * `write`, and its flush at the exit blocks for ever; synchronous, it sleeps until the descriptor takes more.
+ * sonic-boom (pino's own destination) was rejected after a test with Bun 1.4.5. In asynchronous mode one thread of the
+ * runtime stays blocked in `write`, and the flush at exit blocks for ever. In synchronous mode it sleeps until the
+ * descriptor accepts more.
  *
- * Lines are written whole, in order, and at once while the descriptor takes them. A write holds at most `PIPE_BUF` bytes of
- * whole lines, which a pipe takes as one, so lines of processes that share a pipe do not mix; a longer line may. Never throws.
- * Bound: `MAX_WAITING_BYTES` wait in memory. Beyond it new lines are dropped and counted until half of them are written.
+ * Lines are written completely, in order, and immediately while the descriptor accepts them. A write has at most
+ * `PIPE_BUF` bytes of complete lines. A pipe accepts such a write atomically, so lines of processes that share a pipe
+ * do not mix; longer lines may. Never throws. Bound: `MAX_WAITING_BYTES` in memory. Beyond it new lines are dropped and
+ * counted until half of the buffer is written.
  */
 
 import { Fifo } from "../structures/fifo.ts"
 import { openSink, PIPE_BUF, type Sink } from "./sink.ts"
 
 const MAX_WAITING_BYTES = 1_048_576
-/** Pauses between two tries while the descriptor takes no bytes; they double from `first` to `last`. */
+/** Delays between attempts while the descriptor accepts no bytes. They double from `first` to `last`. */
 const RETRY_MS = { first: 10, last: 200 }
-/** How long an ending process keeps trying to write the waiting lines. */
+/** How long an exiting process tries to write the waiting lines. */
 const EXIT_FLUSH_MS = 1_000
 const EXIT_RETRY_MS = 5
 
-/** What is being written: whole lines, less the part that was written already. */
+/** The lines that are being written, without the bytes that are written already. */
 interface Chunk {
   readonly bytes: Uint8Array
   readonly lines: number
@@ -44,16 +47,16 @@ export class Output {
   #unreported = 0
   #retryMs = RETRY_MS.first
   #timer: ReturnType<typeof setTimeout> | null = null
-  /** Called with the number of dropped lines once lines are taken again; its own output comes next. */
+  /** Called with the number of dropped lines once lines are accepted again. Its own output is written next. */
   resumed: (lines: number) => void = () => undefined
 
-  /** @param dropped called with the number of lines, each time that some are dropped. */
+  /** @param dropped called with the number of dropped lines, each time that lines are dropped. */
   constructor(sink: Sink, dropped: (lines: number) => void) {
     this.#sink = sink
     this.#dropped = dropped
   }
 
-  /** The output of this process on a descriptor, flushed when the process ends. */
+  /** An output of this process to a descriptor. It is flushed when the process exits. */
   static toDescriptor(descriptor: number, dropped: (lines: number) => void): Output {
     const output = new Output(openSink(descriptor), dropped)
     process.on("exit", () => output.flush(EXIT_FLUSH_MS))
@@ -75,7 +78,7 @@ export class Output {
     this.#offer()
   }
 
-  /** Blocks until everything is written, but no longer than `maxMs`. */
+  /** Blocks until all lines are written, at most for `maxMs`. */
   flush(maxMs: number): void {
     const untilMs = performance.now() + maxMs
     this.#offer()
@@ -100,7 +103,7 @@ export class Output {
     this.#dropped(lines)
   }
 
-  /** Writes what the descriptor takes; goes on later with the rest. */
+  /** Writes until the descriptor accepts no more, and schedules the rest. */
   #offer(): void {
     while (this.#chunk !== null) {
       const { bytes, lines } = this.#chunk
@@ -122,7 +125,7 @@ export class Output {
     }
   }
 
-  /** As many whole lines as fit into one write, at least one. */
+  /** As many complete lines as fit into one write, at least one. */
   #nextChunk(): Chunk | null {
     const parts: Uint8Array[] = []
     let length = 0
@@ -138,7 +141,7 @@ export class Output {
     return { bytes: Buffer.concat(parts, length), lines: parts.length }
   }
 
-  /** Reports dropped lines at their place in the output, once there is room for the next lines. */
+  /** Reports dropped lines at their position in the output, once there is room for the next lines. */
   #report(): void {
     if (this.#unreported === 0 || this.#waitingBytes > MAX_WAITING_BYTES / 2) return
     this.#isDropping = false
@@ -147,7 +150,10 @@ export class Output {
     this.resumed(lines)
   }
 
-  /** After a full disk or a closed pipe the waiting lines could wait for ever. They are dropped; the next line is tried again. */
+  /**
+   * The write failed, for example because the disk is full or the pipe is closed. Drops the waiting lines, which could
+   * otherwise wait for ever. The next line is a new attempt.
+   */
   #fail(): void {
     const lines = (this.#chunk?.lines ?? 0) + this.#waiting.length
     this.#chunk = null

@@ -1,6 +1,6 @@
 /**
- * The certificate that devices see, its key, and the CAs of the devices' own certificates, read from
- * their files and checked before a listener is given them: OpenSSL's own message names no file.
+ * Reads the server certificate, its key and the client CAs from their files, and checks them before the listener uses
+ * them, because OpenSSL's error messages name no file.
  */
 
 import { createPrivateKey, X509Certificate } from "node:crypto"
@@ -9,8 +9,8 @@ import type { ListenerTls } from "../device/listener.ts"
 import { CertificateError, type PairFiles, type PemPair } from "./certificates.ts"
 
 /**
- * @throws CertificateError `unusable`, naming each setting that is at fault, when a file cannot be read,
- *   holds no certificate or key, or the two do not belong together.
+ * @throws CertificateError `unusable`, which names each faulty setting, when a file cannot be read or contains no
+ *   certificate or key, or when key and certificate do not match.
  */
 export function readServerCertificate({ certFile, keyFile }: PairFiles): PemPair {
   const faults: string[] = []
@@ -44,7 +44,8 @@ export function readServerCertificate({ certFile, keyFile }: PairFiles): PemPair
 }
 
 /**
- * Everything that a listener needs for TLS. `clientCaFile` null: devices are asked for no certificate.
+ * The TLS files of the listener.
+ * @param clientCaFile null when no device certificate is requested.
  * @throws CertificateError `unusable`, with all faults of all files.
  */
 export function readListenerTls(files: PairFiles, clientCaFile: string | null): ListenerTls {
@@ -71,8 +72,8 @@ export function readListenerTls(files: PairFiles, clientCaFile: string | null): 
 const PEM_CERTIFICATE = /-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----/g
 
 /**
- * The CAs that may sign devices' certificates, as PEM.
- * @throws CertificateError `unusable` when the file cannot be read, or holds anything but CAs.
+ * The CAs that may sign device certificates, as PEM.
+ * @throws CertificateError `unusable` when the file cannot be read or contains anything but CA certificates.
  */
 export function readClientAuthorities(path: string): string {
   const fault = (reason: string) =>
@@ -84,15 +85,15 @@ export function readClientAuthorities(path: string): string {
     throw fault(`cannot be read: ${error instanceof Error ? error.message : error}`)
   }
   const certificates = pem.match(PEM_CERTIFICATE) ?? []
-  if (certificates.length === 0) throw fault("holds no PEM certificate")
+  if (certificates.length === 0) throw fault("contains no PEM certificate")
   for (const [at, certificate] of certificates.entries()) {
     let isAuthority: boolean
     try {
       isAuthority = new X509Certificate(certificate).ca
     } catch {
-      throw fault(`holds something other than a certificate, entry ${at + 1}`)
+      throw fault(`contains something other than a certificate, entry ${at + 1}`)
     }
-    // OpenSSL would refuse every device that it signed, with nothing said at start.
+    // OpenSSL accepts it at start, and then refuses each device whose certificate it has signed.
     if (!isAuthority) throw fault(`holds a certificate that is not a CA, entry ${at + 1}`)
   }
   return pem

@@ -1,16 +1,19 @@
 /**
- * Writes to a descriptor of any kind without blocking, and without changing what other processes share.
+ * Writes to a descriptor of any kind without blocking, and without changing the open file description that other
+ * processes share.
  *
- * | kind | how |
- * |---|---|
- * | file, null device | `write`: the page cache takes it. A disk that hangs blocks; nothing but a thread would help |
- * | pipe, terminal | opened once more with O_NONBLOCK, by way of /proc: an open file description that no other process shares |
- * | pipe that may not be opened (it belongs to another user, as under `sudo`) | `splice` from a private pipe, with SPLICE_F_NONBLOCK |
- * | socket (systemd's journal) | `send` with MSG_DONTWAIT |
- * | terminal that may not be opened (as under `su`) | `/dev/tty`, opened with O_NONBLOCK, when it is the same terminal; every process may open it |
- * | terminal of another session that may not be opened | `write` of one byte at a time after `poll` says that there is room |
+ * - File, null device: `write`, because the page cache accepts the bytes. A disk that hangs blocks the process; only a
+ *   thread could prevent that.
+ * - Pipe, terminal: opened again through /proc with O_NONBLOCK, which makes an open file description of this process
+ *   only.
+ * - Pipe without permission to open it (it belongs to another user, as under `sudo`): `splice` from a private pipe with
+ *   SPLICE_F_NONBLOCK.
+ * - Socket (systemd's journal): `send` with MSG_DONTWAIT.
+ * - Terminal without permission to open it (as under `su`): `/dev/tty`, opened with O_NONBLOCK, if it is the same
+ *   terminal. Each process may open it.
+ * - Terminal of another session without permission to open it: `write` of one byte after `poll` has reported room.
  *
- * On Linux. Elsewhere `write`, which may block. No state but descriptors, which stay open as long as the process lives.
+ * This applies to Linux. Other systems use `write`, which may block. The descriptors stay open until the process exits.
  */
 
 import { dlopen, FFIType, ptr } from "bun:ffi"
@@ -26,22 +29,22 @@ import {
 import { isatty } from "node:tty"
 
 /**
- * @returns how many bytes were taken; 0 when there is no room now.
- * @throws when the descriptor can take no bytes: a full disk, a reader that has gone.
+ * @returns the number of bytes accepted; 0 when there is no room now.
+ * @throws when the descriptor accepts no bytes any more: the disk is full, or the reader has closed.
  */
 export type Sink = (bytes: Uint8Array) => number
 
-/** The largest write that is atomic on a Linux pipe: all or nothing, never mixed with other writes (pipe(7)). */
+/** The largest write that is atomic on a Linux pipe, so that it does not mix with other writes (pipe(7)). */
 export const PIPE_BUF = 4_096
 
-// From Linux' headers; the same on x86-64 and arm64.
+// From the Linux headers. The values are the same on x86-64 and arm64.
 const O_NONBLOCK_CLOEXEC = constants.O_NONBLOCK | 0o2000000
 const MSG_DONTWAIT_NOSIGNAL = 0x4040
 const SPLICE_F_NONBLOCK = 2
 const POLLOUT = 4
 const POLL_FAULTS = 8 | 16 | 32
 
-/** Opened when it is needed, which with a pipe or a file it is not. */
+/** Loaded on first use: a pipe or a file usually does not need it. */
 let opened: ReturnType<typeof openLibc> | null = null
 const libc = () => {
   opened ??= openLibc()
@@ -71,7 +74,8 @@ function ownDescription(descriptor: number): Sink | null {
 
 /** Null when the terminal with these stats does not control this process. */
 function controllingTerminal({ rdev }: Stats): Sink | null {
-  // `tty_nr` of proc_pid_stat(5): the fifth field after the name, which may hold spaces and ends with the last ")".
+  // `tty_nr` of proc_pid_stat(5): the fifth field after the name. The name may contain spaces and ends with the last
+  // ")".
   const fields = readFileSync("/proc/self/stat", "utf8").split(") ").at(-1)?.split(" ") ?? []
   return Number(fields[4]) === rdev ? reopened("/dev/tty") : null
 }
@@ -93,23 +97,23 @@ function reopened(path: string): Sink | null {
   }
 }
 
-/** Bytes go through a private pipe, one page at a time, so that its contents are moved as one. */
+/** Moves bytes through a private pipe, one page at a time, so that `splice` moves them in one step. */
 export function splicedPipe(descriptor: number): Sink {
   const { pipe2, splice } = libc()
   const ends = new Int32Array(2)
   if (pipe2(ptr(ends), O_NONBLOCK_CLOEXEC) !== 0) throw new Error("pipe2 failed")
   const [readEnd = -1, writeEnd = -1] = ends
-  /** Bytes that are in the pipe already: the beginning of the offered bytes. */
+  /** The number of bytes in the private pipe. They are the first ones of the offered bytes. */
   let inside = 0
   return (bytes) => {
     if (inside === 0) inside = writeSync(writeEnd, bytes.subarray(0, PIPE_BUF))
     const taken = Number(splice(readEnd, null, descriptor, null, inside, SPLICE_F_NONBLOCK))
     if (taken <= 0) {
       if (room(descriptor) !== "fault") return 0
-      // The line is given up; its rest must not be written before the next one.
+      // The line is dropped. Empty the private pipe, so that its rest is not written before the next line.
       readSync(readEnd, new Uint8Array(PIPE_BUF))
       inside = 0
-      throw new Error("the pipe takes no bytes")
+      throw new Error("the pipe accepts no bytes")
     }
     inside -= taken
     return taken
@@ -122,20 +126,20 @@ function socketSink(descriptor: number): Sink {
     const part = bytes.subarray(0, PIPE_BUF)
     const taken = Number(send(descriptor, ptr(part), part.length, MSG_DONTWAIT_NOSIGNAL))
     if (taken > 0) return taken
-    if (room(descriptor) === "fault") throw new Error("the socket takes no bytes")
+    if (room(descriptor) === "fault") throw new Error("the socket accepts no bytes")
     return 0
   }
 }
 
 function polled(descriptor: number): Sink {
   return (bytes) => {
-    // `poll` promises room for some bytes, not for how many: more than one might block. `write` reports a fault.
+    // `poll` reports room, but not for how many bytes: writing more than one could block. `write` throws on a fault.
     if (room(descriptor) === "none") return 0
     return writeSync(descriptor, bytes.subarray(0, 1))
   }
 }
 
-/** `errno` of a call through `bun:ffi` is lost before it could be read; poll(2) gives the same information. */
+/** `errno` of a call through `bun:ffi` cannot be read reliably; poll(2) gives the same information. */
 function room(descriptor: number): "some" | "none" | "fault" {
   const entry = new Int32Array([descriptor, POLLOUT])
   if (libc().poll(ptr(entry), 1, 0) <= 0) return "none"

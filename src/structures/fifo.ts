@@ -1,6 +1,6 @@
 /**
- * A first-in first-out queue that gives its memory back: an array whose front is cut off many at a time, since
- * `shift` on a long one costs its length. Pure. Bound: its user's.
+ * A first-in first-out queue that releases its memory. It removes items from the front of an array in blocks, because
+ * the time of `Array.shift` grows with the length of the array. Pure. The caller bounds its size.
  */
 
 const CUT_AFTER = 1_024
@@ -13,7 +13,7 @@ export class Fifo<T> {
     return this.#items.length - this.#from
   }
 
-  /** The oldest, which stays; undefined when it is empty. */
+  /** The oldest item, or undefined when the queue is empty. Does not remove it. */
   get first(): T | undefined {
     return this.#items[this.#from]
   }
@@ -22,12 +22,12 @@ export class Fifo<T> {
     this.#items.push(item)
   }
 
-  /** The oldest, or undefined when it is empty; it stays. */
+  /** The oldest item, or undefined when the queue is empty. Does not remove it. */
   peek(): T | undefined {
     return this.#items[this.#from]
   }
 
-  /** The oldest, or undefined when it is empty. */
+  /** Removes the oldest item and returns it, or undefined when the queue is empty. */
   shift(): T | undefined {
     const item = this.#items[this.#from]
     if (this.length === 0) return undefined

@@ -1,5 +1,5 @@
 /**
- * A binary min-heap of numbers: the lowest of many in constant time, push and pop in logarithmic time.
+ * A binary min-heap of numbers. `peek` takes constant time, `push` and `pop` logarithmic time.
  * Pure. The caller bounds its size.
  */
 export class MinHeap {
@@ -28,7 +28,7 @@ export class MinHeap {
     items[at] = item
   }
 
-  /** Takes out the lowest number. */
+  /** Removes the lowest number and returns it, or undefined when the heap is empty. */
   pop(): number | undefined {
     const items = this.#items
     const lowest = items[0]

@@ -1,10 +1,11 @@
 /**
- * Counts keys, for very many keys. They are spread over many small maps, since one map of a million entries stops the event
- * loop for tens of milliseconds each time that it grows. A key whose count is 0 is removed. Pure. The caller bounds its size.
+ * Counts keys, for a large number of keys. The keys are spread over many small maps, because one map of a million
+ * entries blocks the event loop for tens of milliseconds each time that it grows. A key whose count falls to 0 is
+ * removed. Pure. The caller bounds its size.
  */
 
 const PARTS = 256
-/** Characters at a key's end that are hashed; enough to spread keys that end in a running number. */
+/** Only this many characters at the end of a key are hashed: enough to spread keys that end in a running number. */
 const HASHED_CHARS = 16
 
 export class SpreadMap {
@@ -28,7 +29,7 @@ export class SpreadMap {
     for (const part of this.#parts) yield* part.keys()
   }
 
-  /** FNV-1a, of the last characters. */
+  /** FNV-1a of the last characters. */
   #partOf(key: string): Map<string, number> | undefined {
     let hash = 0x811c9dc5
     for (let at = Math.max(0, key.length - HASHED_CHARS); at < key.length; at += 1) {
