@@ -15,6 +15,7 @@ import { AMQPView } from "@cloudamqp/amqp-client/amqp-view"
 import type { OutgoingMessage } from "../broker/broker.ts"
 import { type ChannelHandler, FrameReader } from "./frame-reader.ts"
 import { FrameWriter } from "./frame-writer.ts"
+import { FRAME_OVERHEAD } from "./protocol.ts"
 import { type BrokerServer, serverOf } from "./server-properties.ts"
 
 const BATCH_BYTES = 65_536
@@ -66,7 +67,7 @@ export class BatchingClient extends AMQPClient {
   override connect(): ReturnType<AMQPClient["connect"]> {
     const connected = super.connect()
     const socket = this.socket
-    const reader = new FrameReader(this.frameMax + FrameWriter.FRAME_OVERHEAD, {
+    const reader = new FrameReader(this.frameMax + FRAME_OVERHEAD, {
       handlerOf: (channel) => this.#handlers.get(channel),
       other: (frame) => {
         this.#server ??= serverOf(frame)
@@ -109,7 +110,7 @@ export class BatchingClient extends AMQPClient {
     this.#makeRoom(frameMax)
     this.#batch.publish(channel, message, frameMax)
     const { body } = message
-    const most = frameMax - FrameWriter.FRAME_OVERHEAD
+    const most = frameMax - FRAME_OVERHEAD
     if (body.length > PIECE_BYTES) {
       this.#sendPieces(channel, body, 0, most, sent)
       return false
@@ -135,7 +136,7 @@ export class BatchingClient extends AMQPClient {
   #sendBody(channel: number, body: Uint8Array, start: number, end: number, most: number): void {
     for (let from = start; from < end; from += most) {
       const to = Math.min(end, from + most)
-      this.#makeRoom(to - from + FrameWriter.FRAME_OVERHEAD)
+      this.#makeRoom(to - from + FRAME_OVERHEAD)
       this.#batch.body(channel, body, from, to)
     }
     this.#schedule()

@@ -8,6 +8,40 @@
 
 import type { HeaderValue, MessageProperties } from "../broker/broker.ts"
 import { OutOfRangeDate, RECEIVED, setHeader } from "../broker/republishing.ts"
+import {
+  APP_ID,
+  ARRAY,
+  BOOLEAN,
+  BYTES,
+  CLUSTER_ID,
+  CONTENT_ENCODING,
+  CONTENT_TYPE,
+  CORRELATION_ID,
+  DECIMAL,
+  DELIVERY_MODE,
+  EXPIRATION,
+  FLOAT_32,
+  FLOAT_64,
+  HEADERS,
+  INT_8,
+  INT_16,
+  INT_32,
+  INT_64,
+  MESSAGE_ID,
+  PRIORITY,
+  REPLY_TO,
+  STRING,
+  TABLE,
+  TIME,
+  TIMESTAMP,
+  TYPE,
+  UINT_8,
+  UINT_16,
+  UINT_32,
+  UINT_64,
+  USER_ID,
+  VOID,
+} from "./protocol.ts"
 import { StringCache } from "./string-cache.ts"
 
 const TWO_TO_32 = 2 ** 32
@@ -63,20 +97,20 @@ export class FieldReader {
     stringCache.beginMessage()
     const flags = (this.uint8() << 8) | this.uint8()
     const properties: MessageProperties = {}
-    if (flags & 0x8000) properties.contentType = this.#shortText()
-    if (flags & 0x4000) properties.contentEncoding = this.#shortText()
-    if (flags & 0x2000) properties.headers = this.#headers()
-    if (flags & 0x1000) properties.deliveryMode = this.uint8()
-    if (flags & 0x0800) properties.priority = this.uint8()
-    if (flags & 0x0400) properties.correlationId = this.#shortText()
-    if (flags & 0x0200) properties.replyTo = this.#shortText()
-    if (flags & 0x0100) properties.expiration = this.#shortText()
-    if (flags & 0x0080) properties.messageId = this.#shortText()
-    if (flags & 0x0040) properties.timestamp = this.#time()
-    if (flags & 0x0020) properties.type = this.#shortText()
-    if (flags & 0x0010) properties.userId = this.#shortText()
-    if (flags & 0x0008) properties.appId = this.#shortText()
-    if (flags & 0x0004) properties.clusterId = this.#shortText()
+    if (flags & CONTENT_TYPE) properties.contentType = this.#shortText()
+    if (flags & CONTENT_ENCODING) properties.contentEncoding = this.#shortText()
+    if (flags & HEADERS) properties.headers = this.#headers()
+    if (flags & DELIVERY_MODE) properties.deliveryMode = this.uint8()
+    if (flags & PRIORITY) properties.priority = this.uint8()
+    if (flags & CORRELATION_ID) properties.correlationId = this.#shortText()
+    if (flags & REPLY_TO) properties.replyTo = this.#shortText()
+    if (flags & EXPIRATION) properties.expiration = this.#shortText()
+    if (flags & MESSAGE_ID) properties.messageId = this.#shortText()
+    if (flags & TIMESTAMP) properties.timestamp = this.#time()
+    if (flags & TYPE) properties.type = this.#shortText()
+    if (flags & USER_ID) properties.userId = this.#shortText()
+    if (flags & APP_ID) properties.appId = this.#shortText()
+    if (flags & CLUSTER_ID) properties.clusterId = this.#shortText()
     return properties
   }
 
@@ -133,32 +167,30 @@ export class FieldReader {
   #field(): HeaderValue {
     const type = this.uint8()
     switch (type) {
-      case 0x53: // S
+      case STRING:
         return this.#text(this.uint32())
-      case 0x6c: {
-        // l
+      case INT_64: {
         const value = this.#int64()
         if (!Number.isSafeInteger(value)) this.#exact = false
         return value
       }
-      case 0x74: {
-        // t
+      case BOOLEAN: {
         const value = this.uint8()
         if (value > 1) this.#exact = false
         return value === 1
       }
-      case 0x46: // F
+      case TABLE:
         return this.table()
-      case 0x41: // A
+      case ARRAY:
         return this.#array()
-      case 0x54: // T
+      case TIME:
         return this.#time()
-      case 0x56: // V
+      case VOID:
         return null
-      case 0x78: // x
+      case BYTES:
         return this.#take(this.uint32()).slice()
-      case 0x64: {
-        // d; a NaN has many forms
+      case FLOAT_64: {
+        // A NaN has many forms.
         const value = this.#view(8).getFloat64(0)
         if (Number.isNaN(value) || isWrittenAsInteger(value)) this.#exact = false
         return value
@@ -172,24 +204,23 @@ export class FieldReader {
   /** A value of a type that the frame writer does not choose for any JavaScript value. */
   #otherNumber(type: number): number {
     switch (type) {
-      case 0x49: // I
+      case INT_32:
         return this.uint32() | 0
-      case 0x62: // b
+      case INT_8:
         return (this.uint8() << 24) >> 24
-      case 0x42: // B
+      case UINT_8:
         return this.uint8()
-      case 0x73: // s
+      case INT_16:
         return (this.#uint16() << 16) >> 16
-      case 0x75: // u
+      case UINT_16:
         return this.#uint16()
-      case 0x69: // i
+      case UINT_32:
         return this.uint32()
-      case 0x4c: // L, which RabbitMQ passes on
+      case UINT_64:
         return this.uint64()
-      case 0x66: // f
+      case FLOAT_32:
         return this.#view(4).getFloat32(0)
-      case 0x44: {
-        // D
+      case DECIMAL: {
         const scale = this.uint8()
         return this.uint32() / 10 ** scale
       }

@@ -13,19 +13,20 @@
 
 import type { MessageProperties } from "../broker/broker.ts"
 import { byteAt, FieldReader, uint32, viewOf } from "./field-reader.ts"
+import {
+  BASIC_ACK,
+  BASIC_CANCEL,
+  BASIC_DELIVER,
+  BASIC_NACK,
+  BASIC_RETURN,
+  BODY,
+  FRAME_END,
+  FRAME_HEAD,
+  FRAME_OVERHEAD,
+  HEADER,
+  METHOD,
+} from "./protocol.ts"
 
-const METHOD = 1
-const HEADER = 2
-const BODY = 3
-const FRAME_END = 0xce
-/** Type, channel and size; and the end. */
-const HEAD_BYTES = 7
-const OVERHEAD_BYTES = 8
-const DELIVER = (60 << 16) | 60
-const RETURN = (60 << 16) | 50
-const CANCEL = (60 << 16) | 30
-const ACK = (60 << 16) | 80
-const NACK = (60 << 16) | 120
 /** Of a nack RabbitMQ sets 2, "requeue", too. */
 const MULTIPLE = 1
 /** The most that RabbitMQ can be told to take. */
@@ -91,8 +92,8 @@ export class FrameReader {
     const bytes = this.#partial === null ? came : viewOf(Buffer.concat([this.#partial, came]))
     this.#partial = null
     let start = 0
-    while (bytes.length - start >= HEAD_BYTES) {
-      const frameBytes = uint32(bytes, start + 3) + OVERHEAD_BYTES
+    while (bytes.length - start >= FRAME_HEAD) {
+      const frameBytes = uint32(bytes, start + 3) + FRAME_OVERHEAD
       if (frameBytes > this.#mostBytes) {
         throw new Error(`a frame of ${frameBytes} bytes, at most ${this.#mostBytes}`)
       }
@@ -107,7 +108,7 @@ export class FrameReader {
 
   #frame(bytes: Uint8Array, start: number, end: number): void {
     const channel = (byteAt(bytes, start + 1) << 8) | byteAt(bytes, start + 2)
-    this.#fields.begin(bytes, start + HEAD_BYTES, end - 1)
+    this.#fields.begin(bytes, start + FRAME_HEAD, end - 1)
     const handler = this.#handler.handlerOf(channel)
     if (handler === undefined || !this.#taken(channel, byteAt(bytes, start), handler)) {
       this.#handler.other(bytes.subarray(start, end))
@@ -139,24 +140,24 @@ export class FrameReader {
   #method(channel: number, handler: ChannelHandler): boolean {
     const method = this.#fields.uint32()
     switch (method) {
-      case ACK:
-      case NACK: {
+      case BASIC_ACK:
+      case BASIC_NACK: {
         const tag = this.#fields.uint64()
         const multiple = (this.#fields.uint8() & MULTIPLE) !== 0
-        handler.confirmed?.(tag, multiple, method === NACK)
+        handler.confirmed?.(tag, multiple, method === BASIC_NACK)
         return true
       }
-      case DELIVER: {
+      case BASIC_DELIVER: {
         // The consumer's tag: there is one consumer a channel.
         this.#fields.skip(this.#fields.uint8())
         const tag = this.#fields.uint64()
         this.#begin(channel, tag, this.#fields.uint8() === 1)
         return true
       }
-      case RETURN:
+      case BASIC_RETURN:
         this.#begin(channel, 0, false)
         return true
-      case CANCEL:
+      case BASIC_CANCEL:
         handler.cancelled?.()
         return false
       default:

@@ -10,48 +10,45 @@ import type { HeaderValue, MessageProperties, OutgoingMessage } from "../broker/
 import { OutOfRangeDate, type ReceivedHeaders, receivedHeaders } from "../broker/republishing.ts"
 import { unescapeBytes } from "./escaped-text.ts"
 import { isWrittenAsInteger } from "./field-reader.ts"
+import {
+  APP_ID,
+  ARRAY,
+  BASIC,
+  BASIC_ACK,
+  BASIC_PUBLISH,
+  BODY,
+  BOOLEAN,
+  BYTES,
+  CLUSTER_ID,
+  CONTENT_ENCODING,
+  CONTENT_TYPE,
+  CORRELATION_ID,
+  DELIVERY_MODE,
+  EXPIRATION,
+  FLOAT_64,
+  FRAME_END,
+  FRAME_OVERHEAD,
+  HEADER,
+  HEADERS,
+  INT_64,
+  MESSAGE_ID,
+  METHOD,
+  PRIORITY,
+  REPLY_TO,
+  STRING,
+  TABLE,
+  TIME,
+  TIMESTAMP,
+  TYPE,
+  USER_ID,
+  VOID,
+} from "./protocol.ts"
 import { receivedEntries } from "./received-entries.ts"
 
-const METHOD = 1
-const HEADER = 2
-const BODY = 3
-const FRAME_END = 0xce
-/** Type, channel, size and end. */
-const FRAME_OVERHEAD = 8
-const BASIC = 60
-const PUBLISH = 40
-const ACK = 80
 const ACK_BYTES = 21
 const MANDATORY = 1
 const MAX_SHORT_STRING = 255
 const TWO_TO_32 = 2 ** 32
-
-/** Each property's bit, in the order in which they follow each other. */
-const CONTENT_TYPE = 0x8000
-const CONTENT_ENCODING = 0x4000
-const HEADERS = 0x2000
-const DELIVERY_MODE = 0x1000
-const PRIORITY = 0x0800
-const CORRELATION_ID = 0x0400
-const REPLY_TO = 0x0200
-const EXPIRATION = 0x0100
-const MESSAGE_ID = 0x0080
-const TIMESTAMP = 0x0040
-const TYPE = 0x0020
-const USER_ID = 0x0010
-const APP_ID = 0x0008
-const CLUSTER_ID = 0x0004
-
-/** What a header's value is on the wire. */
-const STRING = 0x53
-const BOOLEAN = 0x74
-const INT_64 = 0x6c
-const FLOAT_64 = 0x64
-const TIME = 0x54
-const BYTES = 0x78
-const ARRAY = 0x41
-const TABLE = 0x46
-const VOID = 0x56
 
 /** What can't be encoded, and why. */
 export class Unencodable extends Error {
@@ -92,8 +89,7 @@ export class FrameWriter {
     this.#limit = Math.min(start + most, this.bytes.length)
     try {
       this.#begin(METHOD, channel)
-      this.#uint16(BASIC)
-      this.#uint16(PUBLISH)
+      this.#method(BASIC_PUBLISH)
       this.#uint16(0)
       this.#shortString(message.exchange)
       this.#shortString(message.routingKey)
@@ -126,20 +122,23 @@ export class FrameWriter {
   acknowledge(channel: number, deliveryTag: number): void {
     const start = this.length
     this.#begin(METHOD, channel)
-    this.#uint16(BASIC)
-    this.#uint16(ACK)
+    this.#method(BASIC_ACK)
     this.#int64(deliveryTag)
     this.#uint8(0)
     this.#end(start)
   }
 
   static readonly ACK_BYTES = ACK_BYTES
-  static readonly FRAME_OVERHEAD = FRAME_OVERHEAD
 
   #begin(type: number, channel: number): void {
     this.#uint8(type)
     this.#uint16(channel)
     this.length += 4
+  }
+
+  #method(classAndMethod: number): void {
+    this.#uint16(classAndMethod >>> 16)
+    this.#uint16(classAndMethod & 0xffff)
   }
 
   #end(start: number): void {

@@ -4,20 +4,19 @@
  */
 
 import { FieldReader, uint32, viewOf } from "./field-reader.ts"
+import { CONNECTION_START, FRAME_HEAD } from "./protocol.ts"
 
 export interface BrokerServer {
   readonly product: string
   readonly version: string
 }
 
-const METHOD_AT = 7
-const START = (10 << 16) | 10
 /** Size of the class id, the method id and the two bytes of the protocol version. */
-const PROPERTIES_AT = METHOD_AT + 6
+const PROPERTIES_AT = FRAME_HEAD + 6
 
 /** @param frame whole. @returns null for another method's frame. @throws when it cannot be read. */
 export function serverOf(frame: Uint8Array): BrokerServer | null {
-  if (frame.length < PROPERTIES_AT || uint32(frame, METHOD_AT) !== START) return null
+  if (frame.length < PROPERTIES_AT || uint32(frame, FRAME_HEAD) !== CONNECTION_START) return null
   const fields = new FieldReader()
   fields.begin(viewOf(frame), PROPERTIES_AT, frame.length - 1)
   const { product, version } = fields.table()

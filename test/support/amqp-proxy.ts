@@ -9,10 +9,7 @@
  */
 
 import net from "node:net"
-
-const METHOD_FRAME = 1
-const FRAME_END = 0xce
-const HEADER_BYTES = 7
+import { FRAME_END, FRAME_HEAD, METHOD } from "../../src/amqp/protocol.ts"
 
 export interface AmqpFrame {
   readonly type: number
@@ -22,7 +19,7 @@ export interface AmqpFrame {
 
 /** `[class, method]`, as in the protocol's tables; null for what is no method. */
 export function methodOf({ type, payload }: AmqpFrame): `${number}.${number}` | null {
-  if (type !== METHOD_FRAME) return null
+  if (type !== METHOD) return null
   return `${payload.readUInt16BE(0)}.${payload.readUInt16BE(2)}`
 }
 
@@ -35,7 +32,7 @@ export function methodFrame(
   const ids = Buffer.alloc(4)
   ids.writeUInt16BE(classId, 0)
   ids.writeUInt16BE(methodId, 2)
-  return { type: METHOD_FRAME, channel, payload: Buffer.concat([ids, ...args]) }
+  return { type: METHOD, channel, payload: Buffer.concat([ids, ...args]) }
 }
 
 /** What goes to the client in the place of one frame. */
@@ -157,13 +154,13 @@ class FrameReader {
 
   push(chunk: Buffer): void {
     this.#bytes = Buffer.concat([this.#bytes, chunk])
-    while (this.#bytes.length >= HEADER_BYTES) {
-      const end = HEADER_BYTES + this.#bytes.readUInt32BE(3)
+    while (this.#bytes.length >= FRAME_HEAD) {
+      const end = FRAME_HEAD + this.#bytes.readUInt32BE(3)
       if (this.#bytes.length <= end) return
       this.#each({
         type: this.#bytes.readUInt8(0),
         channel: this.#bytes.readUInt16BE(1),
-        payload: this.#bytes.subarray(HEADER_BYTES, end),
+        payload: this.#bytes.subarray(FRAME_HEAD, end),
       })
       this.#bytes = this.#bytes.subarray(end + 1)
     }
@@ -171,7 +168,7 @@ class FrameReader {
 }
 
 function encode({ type, channel, payload }: AmqpFrame): Buffer {
-  const header = Buffer.alloc(HEADER_BYTES)
+  const header = Buffer.alloc(FRAME_HEAD)
   header.writeUInt8(type, 0)
   header.writeUInt16BE(channel, 1)
   header.writeUInt32BE(payload.length, 3)
