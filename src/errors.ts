@@ -1,5 +1,9 @@
-/** Converts any thrown value to an `Error`. Pure. */
+/** Anything that was thrown, as an error or as text. Pure. */
 
 export function asError(error: unknown): Error {
   return error instanceof Error ? error : new Error(String(error))
+}
+
+export function errorText(error: unknown): string {
+  return asError(error).message
 }

@@ -13,6 +13,7 @@
 import { AMQPClient } from "@cloudamqp/amqp-client"
 import { AMQPView } from "@cloudamqp/amqp-client/amqp-view"
 import type { OutgoingMessage } from "../broker/broker.ts"
+import { asError } from "../errors.ts"
 import { type ChannelHandler, FrameReader } from "./frame-reader.ts"
 import { FrameWriter } from "./frame-writer.ts"
 import { FRAME_OVERHEAD } from "./protocol.ts"
@@ -82,7 +83,7 @@ export class BatchingClient extends AMQPClient {
         first = false
         reader.push(chunk as Buffer)
       } catch (error) {
-        socket.destroy(error instanceof Error ? error : new Error(String(error)))
+        socket.destroy(asError(error))
       }
     })
     return connected

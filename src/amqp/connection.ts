@@ -13,6 +13,7 @@
  */
 
 import { backoffMs } from "../backoff.ts"
+import { errorText } from "../errors.ts"
 import { BatchingClient } from "./client.ts"
 import { UrlRotation } from "./url-rotation.ts"
 
@@ -127,7 +128,7 @@ export class AmqpConnection {
       client = this.#newClient()
     } catch (error) {
       // A URL that the client cannot take apart; the configuration refuses those it knows of.
-      this.#retry(error instanceof Error ? error.message : String(error))
+      this.#retry(errorText(error))
       return
     }
     this.#client = client
@@ -140,7 +141,7 @@ export class AmqpConnection {
       const either = Promise.race([setUp, notReached])
       await within(either, CONNECT_TIMEOUT_MS, `no answer within ${CONNECT_TIMEOUT_MS} ms`)
     } catch (error) {
-      this.#lose(client, error instanceof Error ? error.message : String(error))
+      this.#lose(client, errorText(error))
       return
     } finally {
       clearTimeout(reaching)

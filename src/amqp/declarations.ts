@@ -15,7 +15,7 @@
 import type { AMQPChannel } from "@cloudamqp/amqp-client"
 import type { Binding, ExchangeDeclaration, QueueDeclaration } from "../broker/broker.ts"
 import { COMMANDS_EXCHANGE } from "../broker/topology.ts"
-import { asError } from "../errors.ts"
+import { asError, errorText } from "../errors.ts"
 import type { BatchingClient } from "./client.ts"
 import { readBrokerError } from "./errors.ts"
 import {
@@ -83,10 +83,7 @@ class Declarer {
     } catch (error) {
       // A lost connection is not a refusal.
       if (!optional || this.#client.closed) throw error
-      this.#warn(
-        what,
-        `back-ends cannot publish to ${COMMANDS_EXCHANGE}: ${asError(error).message}`,
-      )
+      this.#warn(what, `back-ends cannot publish to ${COMMANDS_EXCHANGE}: ${errorText(error)}`)
     }
   }
 
@@ -138,7 +135,7 @@ class Declarer {
       return null
     } catch (error) {
       this.#channel = null
-      return error instanceof Error ? error : new Error(String(error))
+      return asError(error)
     }
   }
 

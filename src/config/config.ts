@@ -9,6 +9,7 @@
 import { X509Certificate } from "node:crypto"
 import { accessSync, constants, readFileSync } from "node:fs"
 import * as v from "valibot"
+import { errorText } from "../errors.ts"
 import { SETTINGS, type Settings, settings } from "./settings.ts"
 
 /** The default of RabbitMQ and of the AMQP client for a URL without a password. */
@@ -147,7 +148,7 @@ function readCa(path: string | undefined, faults: string[]): string | null {
     for (const certificate of certificates) new X509Certificate(certificate)
     return certificates.join("\n")
   } catch (error) {
-    faults.push(`AMQP_CA_FILE: ${error instanceof Error ? error.message : String(error)}`)
+    faults.push(`AMQP_CA_FILE: ${errorText(error)}`)
     return null
   }
 }
@@ -157,7 +158,7 @@ function unreadableFile(path: string): string | null {
     accessSync(path, constants.R_OK)
     return null
   } catch (error) {
-    return error instanceof Error ? error.message : String(error)
+    return errorText(error)
   }
 }
 

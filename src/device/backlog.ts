@@ -8,6 +8,7 @@
  */
 
 import { dlopen, FFIType } from "bun:ffi"
+import { errorText } from "../errors.ts"
 
 /** @returns why the backlog could not be set, or null. */
 export function setBacklog(fd: number, connections: number): string | null {
@@ -19,6 +20,6 @@ export function setBacklog(fd: number, connections: number): string | null {
     libc.close()
     return result === 0 ? null : "listen failed"
   } catch (error) {
-    return error instanceof Error ? error.message : String(error)
+    return errorText(error)
   }
 }

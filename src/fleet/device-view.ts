@@ -7,12 +7,11 @@ import type { WorkerProcess } from "../device/ids.ts"
 export interface DeviceView {
   readonly device_id: string
   readonly connection_id: string
+  /** When it was admitted, in milliseconds since 1970 like all times in this interface. */
   readonly epoch: number
   readonly instance: string
   readonly worker: string
   readonly state: string
-  /** Milliseconds since 1970, like all times in this interface. */
-  readonly since: number
   readonly remote_address: string
   readonly tls_version: string
   readonly lines_in: number
@@ -35,7 +34,6 @@ const schema = v.object({
   instance: text,
   worker: text,
   state: text,
-  since: count,
   // Absent when the socket was closed already and had no peer address.
   remote_address: v.optional(text, ""),
   tls_version: v.optional(text, ""),
@@ -70,7 +68,6 @@ export function deviceView(
     instance: instanceOf(worker),
     worker,
     state: connection.state,
-    since: epoch,
     remote_address: peer.remoteAddress,
     tls_version: peer.tlsVersion,
     lines_in: endpoint.linesIn,

@@ -85,9 +85,10 @@ export class Fleet {
     return this.#channel.confirmedAtMs
   }
 
-  gauges(): { locationCache: number; members: number; presence: number } {
+  gauges(): { locationCache: number; lookUps: number; members: number; presence: number } {
     return {
       locationCache: this.#locationCache.count,
+      lookUps: this.locator.pendingCount,
       members: this.#members.count,
       presence: this.presence.count,
     }

@@ -6,7 +6,8 @@
 import type { Context } from "hono"
 import type { ContentfulStatusCode } from "hono/utils/http-status"
 
-const STATUS = {
+/** The HTTP status of each error code. */
+export const ERROR_STATUS = {
   invalid: 400,
   unauthorized: 401,
   forbidden: 403,
@@ -25,9 +26,7 @@ const STATUS = {
   timeout: 504,
 } as const satisfies Record<string, ContentfulStatusCode>
 
-export type ErrorCode = keyof typeof STATUS
-
-export const ERROR_CODES = Object.keys(STATUS) as ErrorCode[]
+export type ErrorCode = keyof typeof ERROR_STATUS
 
 /** Seconds after which a client may retry a request that got a 503. */
 const RETRY_AFTER_S = "1"
@@ -39,7 +38,7 @@ export interface HttpEnvironment {
 
 /** Counts the error and returns its response. */
 export function refuse(c: Context<HttpEnvironment>, code: ErrorCode, message: string): Response {
-  const status = STATUS[code]
+  const status = ERROR_STATUS[code]
   if (status === 503) c.header("Retry-After", RETRY_AFTER_S)
   c.get("refused")(code)
   return c.json({ error: { code, message } }, status)

@@ -17,7 +17,7 @@
 import type { Stats } from "node:fs"
 import { open, stat } from "node:fs/promises"
 import { type Denylist, DenylistReader, MAX_DENIED, MAX_LINE_CHARS } from "../device/denylist.ts"
-import { asError } from "../errors.ts"
+import { errorText } from "../errors.ts"
 
 const LOOK_EVERY_MS = 500
 const MAX_FILE_BYTES = 134_217_728
@@ -104,7 +104,7 @@ export class DenylistFile {
       }
     } catch (error) {
       this.#unsettled = 0
-      if (this.#warnOfLast(asError(error).message)) this.#seen = ""
+      if (this.#warnOfLast(errorText(error))) this.#seen = ""
     }
   }
 

@@ -32,6 +32,7 @@ export interface Gauges {
   readonly outboundMessages: number
   readonly brokerReady: boolean
   readonly locationCache: number
+  readonly lookUps: number
   readonly members: number
   readonly presence: number
 }
@@ -246,6 +247,11 @@ export class WorkerMetrics {
       "owsla_devices_located",
       "Devices of other workers in the location cache",
       () => gauges().locationCache,
+    )
+    gauge(
+      "owsla_location_lookups",
+      "Devices that are being looked up at other workers",
+      () => gauges().lookUps,
     )
     gauge(
       "owsla_fleet_members",

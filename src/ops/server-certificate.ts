@@ -6,6 +6,7 @@
 import { createPrivateKey, X509Certificate } from "node:crypto"
 import { readFileSync } from "node:fs"
 import type { ListenerTls } from "../device/listener.ts"
+import { errorText } from "../errors.ts"
 import { CertificateError, type PairFiles, type PemPair } from "./certificates.ts"
 
 /**
@@ -18,7 +19,7 @@ export function readServerCertificate({ certFile, keyFile }: PairFiles): PemPair
     try {
       return act()
     } catch (error) {
-      faults.push(`${fault}: ${error instanceof Error ? error.message : error}`)
+      faults.push(`${fault}: ${errorText(error)}`)
       return null
     }
   }
@@ -82,7 +83,7 @@ export function readClientAuthorities(path: string): string {
   try {
     pem = readFileSync(path, "utf8")
   } catch (error) {
-    throw fault(`cannot be read: ${error instanceof Error ? error.message : error}`)
+    throw fault(`cannot be read: ${errorText(error)}`)
   }
   const certificates = pem.match(PEM_CERTIFICATE) ?? []
   if (certificates.length === 0) throw fault("contains no PEM certificate")

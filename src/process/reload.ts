@@ -12,6 +12,7 @@
  */
 
 import type { ListenerTls } from "../device/listener.ts"
+import { errorText } from "../errors.ts"
 
 /**
  * @param read the files, checked; throws what is wrong with them.
@@ -27,7 +28,7 @@ export function reloadOnHangup(
     try {
       take(read())
     } catch (error) {
-      const reason = error instanceof Error ? error.message : String(error)
+      const reason = errorText(error)
       refused(`the new certificate is refused and the old one stays: ${reason}`)
     }
   })

@@ -16,6 +16,7 @@ import type { Config } from "../config/config.ts"
 import type { Counters } from "../counters.ts"
 import { Denylist } from "../device/denylist.ts"
 import type { ListenerTls } from "../device/listener.ts"
+import { errorText } from "../errors.ts"
 import type { EventBus } from "../events.ts"
 import { DenylistFile } from "../ops/denylist-file.ts"
 import { forwardLines } from "../ops/forward-lines.ts"
@@ -130,7 +131,7 @@ export class Supervisor {
       this.#start(slot)
     } catch (error) {
       const action = this.#intensity.died(Date.now())
-      const status = `not started: ${error instanceof Error ? error.message : error}`
+      const status = `not started: ${errorText(error)}`
       this.#events.emit("worker_ended", { slot, pid: 0, status, action })
       if (this.#state === "starting" || action === "give_up") this.#drain(1, status)
       else setTimeout(() => this.#spawn(slot), SPAWN_RETRY_MS)

@@ -12,7 +12,7 @@ import { risks } from "../config/config.ts"
 import { SWEEP_EVERY_MS } from "../device/connections.ts"
 import type { Denylist } from "../device/denylist.ts"
 import type { ListenerTls } from "../device/listener.ts"
-import { asError } from "../errors.ts"
+import { asError, errorText } from "../errors.ts"
 import { DenylistFile } from "../ops/denylist-file.ts"
 import type { ToWorker } from "./control.ts"
 import { FedDenylist } from "./denylist-feed.ts"
@@ -91,7 +91,7 @@ export async function runWorker(options: ProcessOptions): Promise<void> {
     events.emit("listening", { ...ports, maxConnections })
     channel?.send({ kind: "listening", ...ports })
   } catch (error) {
-    const message = `cannot serve: ${asError(error).message}`
+    const message = `cannot serve: ${errorText(error)}`
     if (channel === null) events.emit("instance_ended", { status: 1, reason: message })
     else channel.send({ kind: "unable", message })
     process.exit(1)

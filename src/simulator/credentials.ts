@@ -9,6 +9,7 @@
 
 import { readFileSync } from "node:fs"
 import { helloLine } from "../device/hello.ts"
+import { errorText } from "../errors.ts"
 import { createDeviceCertificate, type PemPair } from "../ops/certificates.ts"
 import type { Auth } from "./options.ts"
 
@@ -68,7 +69,7 @@ function read(path: string): string {
   try {
     return readFileSync(path, "utf8")
   } catch (cause) {
-    const reason = cause instanceof Error ? cause.message : String(cause)
+    const reason = errorText(cause)
     throw new CredentialsError(`${path} cannot be read: ${reason}`, { cause })
   }
 }

@@ -19,7 +19,6 @@ const DEVICE: DeviceView = {
   instance: "gw",
   worker: "gw.1",
   state: "open",
-  since: 1_750_000_000_000,
   remote_address: "192.0.2.1",
   tls_version: "TLSv1.3",
   lines_in: 3,

@@ -7,7 +7,7 @@ import { describe, expect, test } from "bun:test"
 import { Counters } from "../../src/counters.ts"
 import { CLOSE_REASONS } from "../../src/device/close-reason.ts"
 import { OUTCOMES } from "../../src/device/command.ts"
-import { ERROR_CODES } from "../../src/http/errors.ts"
+import { ERROR_STATUS, type ErrorCode } from "../../src/http/errors.ts"
 import {
   type Gauges,
   type MetricsSnapshot,
@@ -15,6 +15,8 @@ import {
   supervisorMetrics,
   WorkerMetrics,
 } from "../../src/ops/metrics.ts"
+
+const errorCodes = Object.keys(ERROR_STATUS) as ErrorCode[]
 
 const GAUGES: Gauges = {
   connections: 5,
@@ -29,6 +31,7 @@ const GAUGES: Gauges = {
   outboundMessages: 7,
   brokerReady: true,
   locationCache: 8,
+  lookUps: 11,
   members: 9,
   presence: 10,
 }
@@ -111,10 +114,10 @@ describe("the text", () => {
 
   test("has every error code that was counted", async () => {
     const worker = await snapshot((counters) => {
-      for (const [at, code] of ERROR_CODES.entries()) counters.httpErrors.set(code, at + 1)
+      for (const [at, code] of errorCodes.entries()) counters.httpErrors.set(code, at + 1)
     })
     expect(parse(await summed([worker])).get("owsla_http_errors_total")?.samples).toEqual(
-      new Map(ERROR_CODES.map((code, at) => [`code="${code}"`, at + 1])),
+      new Map(errorCodes.map((code, at) => [`code="${code}"`, at + 1])),
     )
   })
 
