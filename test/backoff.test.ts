@@ -5,7 +5,7 @@ import fc from "fast-check"
 import { backoffMs } from "../src/backoff.ts"
 import { CHEAP_RUNS, check } from "./support/property.ts"
 
-const LIMITS = { firstMs: 100, mostMs: 5_000 }
+const LIMITS = { firstMs: 100, maxMs: 5_000 }
 const ALMOST_1 = 1 - Number.EPSILON
 
 test("the lowest draw is half of the first wait on every try", () => {
@@ -29,7 +29,7 @@ test("the number of tries has no end", () => {
 })
 
 test("a most below the first is the bound of all", () => {
-  const limits = { firstMs: 100, mostMs: 30 }
+  const limits = { firstMs: 100, maxMs: 30 }
   expect([backoffMs(0, limits, 0), backoffMs(9, limits, ALMOST_1)]).toEqual([30, 30])
 })
 
@@ -37,7 +37,7 @@ test("any limits, tries and draws: whole, never 0, within the bounds, growing wi
   const draw = fc.double({ min: 0, max: 1, maxExcluded: true, noNaN: true })
   const limits = fc.record({
     firstMs: fc.integer({ min: 1, max: 10_000 }),
-    mostMs: fc.integer({ min: 1, max: 100_000 }),
+    maxMs: fc.integer({ min: 1, max: 100_000 }),
   })
   check(
     fc.property(fc.nat(2_000), limits, draw, draw, (attempt, limits, a, b) => {
@@ -47,8 +47,8 @@ test("any limits, tries and draws: whole, never 0, within the bounds, growing wi
       if (low === undefined || high === undefined) throw new Error("two waits")
       expect(Number.isInteger(low) && low > 0).toBe(true)
       expect(low).toBeLessThanOrEqual(high)
-      expect(high).toBeLessThanOrEqual(limits.mostMs)
-      expect(low).toBeGreaterThanOrEqual(Math.min(limits.firstMs / 2, limits.mostMs))
+      expect(high).toBeLessThanOrEqual(limits.maxMs)
+      expect(low).toBeGreaterThanOrEqual(Math.min(limits.firstMs / 2, limits.maxMs))
     }),
     CHEAP_RUNS,
   )

@@ -12,7 +12,7 @@
  * while the broker refuses connections or cannot be reached, with jitter (`backoff.ts`).
  */
 
-import { backoffMs } from "../backoff.ts"
+import { BROKER_BACKOFF, backoffMs } from "../backoff.ts"
 import { errorText } from "../errors.ts"
 import { BatchingClient } from "./client.ts"
 import { UrlRotation } from "./url-rotation.ts"
@@ -24,12 +24,11 @@ const NOT_REACHED = `not reached within ${REACH_TIMEOUT_MS} ms`
 const CLOSE_TIMEOUT_MS = 2_000
 const HEARTBEAT_S = 10
 const STABLE_MS = 5_000
-const BACKOFF = { firstMs: 100, mostMs: 5_000 }
 /**
  * While the broker refuses connections or cannot be reached a try costs a packet or two, so a broker that starts again is found within a
  * second. One that listens and refuses, or does not answer, is left alone for longer.
  */
-const BACKOFF_NOBODY_THERE = { firstMs: 100, mostMs: 700 }
+const BACKOFF_NOBODY_THERE = { firstMs: 100, maxMs: 700 }
 
 export interface AmqpConnectionHooks {
   /** Opens channels on the new connection; a rejection counts as a failed try. */
@@ -188,7 +187,7 @@ export class AmqpConnection {
     this.#nobodyThere = this.#nobodyThere && nobodyThere
     let delayMs = 0
     if (this.#urls.exhausted) {
-      const backoff = this.#nobodyThere ? BACKOFF_NOBODY_THERE : BACKOFF
+      const backoff = this.#nobodyThere ? BACKOFF_NOBODY_THERE : BROKER_BACKOFF
       delayMs = backoffMs(this.#attempt, backoff, Math.random())
       this.#attempt += 1
       this.#nobodyThere = true

@@ -14,7 +14,6 @@ import { Publisher } from "./publisher.ts"
 
 /** What may come twice after a lost connection. */
 const MAX_IN_FLIGHT = 1_000
-const BACKOFF = { firstMs: 100, mostMs: 5_000 }
 
 export interface OutboundOptions {
   /** Whether a message that no queue took is published again ("again") or is done ("final"). */
@@ -44,7 +43,7 @@ export class OutboundMessages {
   #nextId = 0
 
   constructor(broker: Broker, counters: Counters, steadyMs: () => number) {
-    this.#publisher = new Publisher<OutboundMessage>({
+    this.#publisher = new Publisher<OutboundMessage>(broker, {
       limits: {
         maxCount: Number.POSITIVE_INFINITY,
         maxBytes: Number.POSITIVE_INFINITY,
@@ -52,7 +51,6 @@ export class OutboundMessages {
         // A queue that takes nothing must not hold up what others have taken.
         ordered: false,
       },
-      backoff: BACKOFF,
       steadyMs,
       groupOf: (post) => post.message.routingKey,
       describe: (post) => {
@@ -66,7 +64,6 @@ export class OutboundMessages {
       done: (post, result) => post.done(result),
       whenReturned: (post) => post.whenReturned,
       whenNacked: (post) => post.whenNacked ?? "again",
-      relieved: () => undefined,
       failed: (post, result) => {
         if (result === "returned" && post.whenReturned === "again") broker.redeclare()
       },
@@ -74,7 +71,6 @@ export class OutboundMessages {
         counters.outboundRepublished += count
       },
     })
-    this.#publisher.use(broker.publishChannel(this.#publisher))
   }
 
   get count(): number {

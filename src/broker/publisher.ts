@@ -10,11 +10,12 @@
  *      └───────────────────── go back: failed messages first ◄─────────────────────┘
  *
  * Never drops a message and never reorders those of one group. Bounds: the window's; whoever offers
- * messages looks at `hasRoom` first. Waits between tries: `backoff`.
+ * messages looks at `window.hasRoom` first. Waits between tries: `BROKER_BACKOFF`.
  */
 
-import { type BackoffLimits, backoffMs } from "../backoff.ts"
+import { BROKER_BACKOFF, backoffMs } from "../backoff.ts"
 import type {
+  Broker,
   OutgoingMessage,
   PublishChannel,
   PublishChannelListener,
@@ -24,7 +25,6 @@ import { type Entry, type FinalResult, PublishWindow, type WindowLimits } from "
 
 export interface PublisherOptions<T> {
   readonly limits: WindowLimits
-  readonly backoff: BackoffLimits
   /** Milliseconds that never jump. */
   readonly steadyMs: () => number
   /** Messages of one group reach the broker in order even when some of them fail. */
@@ -40,17 +40,17 @@ export interface PublisherOptions<T> {
   /** Called before each publish: false ends the message as "withdrawn". Without it every message is wanted. */
   readonly wanted?: (item: T) => boolean
   /** The window was full and is half empty now. */
-  readonly relieved: () => void
+  readonly relieved?: () => void
   /** Told of every publish that failed, for counting. */
-  readonly failed: (item: T, result: "returned" | "nacked" | "cut") => void
+  readonly failed?: (item: T, result: "returned" | "nacked" | "cut") => void
   /** Told how many messages are about to be published again. */
-  readonly repeating: (count: number) => void
+  readonly repeating?: (count: number) => void
 }
 
 export class Publisher<T> implements PublishChannelListener<Entry<T>> {
   readonly #options: PublisherOptions<T>
   readonly #window: PublishWindow<T>
-  #publishChannel: PublishChannel<Entry<T>> | null = null
+  readonly #publishChannel: PublishChannel<Entry<T>>
   #state: "flowing" | "settling" | "backing_off" | "waiting_for_channel" = "flowing"
   #timer: ReturnType<typeof setTimeout> | null = null
   #attempt = 0
@@ -59,23 +59,15 @@ export class Publisher<T> implements PublishChannelListener<Entry<T>> {
   /** Empty between calls of `#done`, which are never nested: a publish channel settles after `publish`. */
   readonly #released: Entry<T>[] = []
 
-  constructor(options: PublisherOptions<T>) {
+  constructor(broker: Pick<Broker, "publishChannel">, options: PublisherOptions<T>) {
     this.#options = options
     this.#window = new PublishWindow(options.limits, options.groupOf)
-  }
-
-  /** The publish channel to publish on, which was made with this publisher as its listener. */
-  use(publishChannel: PublishChannel<Entry<T>>): void {
-    this.#publishChannel = publishChannel
+    this.#publishChannel = broker.publishChannel(this)
   }
 
   /** What was accepted and is not done yet, for those who wait for room in it. */
   get window(): { readonly hasRoom: boolean } {
     return this.#window
-  }
-
-  get hasRoom(): boolean {
-    return this.#window.hasRoom
   }
 
   get count(): number {
@@ -133,7 +125,7 @@ export class Publisher<T> implements PublishChannelListener<Entry<T>> {
 
   #send(): void {
     const publishChannel = this.#publishChannel
-    if (publishChannel === null || this.#state !== "flowing") return
+    if (this.#state !== "flowing") return
     while (publishChannel.state === "open") {
       const entry = this.#window.send(this.#options.steadyMs())
       if (entry === null) return
@@ -160,17 +152,17 @@ export class Publisher<T> implements PublishChannelListener<Entry<T>> {
         this.#done(entry, result)
         break
       case "returned":
-        this.#options.failed(entry.item, result)
+        this.#options.failed?.(entry.item, result)
         if (this.#options.whenReturned(entry.item) === "final") this.#done(entry, result)
         else this.#window.notConfirmed(entry)
         break
       case "nacked":
-        this.#options.failed(entry.item, result)
+        this.#options.failed?.(entry.item, result)
         if (this.#options.whenNacked?.(entry.item) === "final") this.#done(entry, result)
         else this.#window.notConfirmed(entry)
         break
       case "cut":
-        this.#options.failed(entry.item, result)
+        this.#options.failed?.(entry.item, result)
         this.#window.notConfirmed(entry)
         break
     }
@@ -185,25 +177,27 @@ export class Publisher<T> implements PublishChannelListener<Entry<T>> {
     if (this.#window.waiting) this.#send()
     if (!this.#wasFull || !this.#window.relieved) return
     this.#wasFull = false
-    this.#options.relieved()
+    this.#options.relieved?.()
   }
 
   #recover(): void {
     if (this.#state === "flowing") this.#state = "settling"
     if (this.#state !== "settling" || this.#window.inFlight > 0) return
-    if (this.#publishChannel?.state === "closed") {
+    if (this.#publishChannel.state === "closed") {
       this.#state = "waiting_for_channel"
       return
     }
     this.#state = "backing_off"
-    const delayMs = backoffMs(this.#attempt, this.#options.backoff, Math.random())
+    const delayMs = backoffMs(this.#attempt, BROKER_BACKOFF, Math.random())
     this.#attempt += 1
     this.#timer = setTimeout(() => this.#goBack(), delayMs)
   }
 
   #goBack(): void {
     this.stop()
-    this.#options.repeating(this.#window.goBack())
+    // Not as an argument: it would not be evaluated without the callback.
+    const count = this.#window.goBack()
+    this.#options.repeating?.(count)
     this.#state = "flowing"
     this.#send()
   }

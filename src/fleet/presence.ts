@@ -24,7 +24,6 @@ const MAX_WAITING = 100_000
 const MAX_IN_FLIGHT = 200
 /** Events within this time are sent in one write, because a write and its confirm cost more than an event. */
 const GATHER_MS = 20
-const BACKOFF = { firstMs: 100, mostMs: 5_000 }
 
 /** The body of an event. Times are milliseconds since 1970. */
 export interface PresenceEvent {
@@ -66,13 +65,12 @@ export class Presence {
     const { counters, steadyMs, workerId } = options
     this.#options = options
     this.#instance = instanceOf(workerId)
-    this.#publisher = new Publisher<Entry>({
+    this.#publisher = new Publisher<Entry>(broker, {
       limits: {
         maxCount: MAX_IN_FLIGHT,
         maxBytes: Number.MAX_SAFE_INTEGER,
         maxInFlight: MAX_IN_FLIGHT,
       },
-      backoff: BACKOFF,
       steadyMs,
       groupOf: ({ event }) => event.device_id,
       describe: messageOf,
@@ -81,11 +79,7 @@ export class Presence {
         if (!this.#gathering) this.#send()
       },
       whenReturned: () => "final",
-      relieved: () => undefined,
-      failed: () => undefined,
-      repeating: () => undefined,
     })
-    this.#publisher.use(broker.publishChannel(this.#publisher))
   }
 
   /** Events that the broker has not confirmed yet. */
@@ -147,7 +141,7 @@ export class Presence {
   }
 
   #send(): void {
-    while (this.#publisher.hasRoom) {
+    while (this.#publisher.window.hasRoom) {
       const entry = this.#waiting.shift()
       if (entry === undefined) return
       this.#publisher.publish(entry, 0)

@@ -12,8 +12,6 @@ import type { Counters } from "../counters.ts"
 import type { Connection } from "../device/connection.ts"
 import { Acknowledgement } from "./acknowledgement.ts"
 
-const BACKOFF = { firstMs: 100, mostMs: 5_000 }
-
 export interface Line {
   readonly connection: Connection
   /** `from_device_seq`: 0 for the connection's first line. */
@@ -83,13 +81,12 @@ export class LinePublisher {
     const { counters, acknowledges } = options
     const message = new LineMessage(options.queue, options.replyTo)
     this.#nowMs = options.nowMs
-    this.#publisher = new Publisher<Line>({
+    this.#publisher = new Publisher<Line>(broker, {
       limits: {
         maxCount: options.windowLines,
         maxBytes: options.windowBytes,
         maxInFlight: options.windowLines,
       },
-      backoff: BACKOFF,
       steadyMs: options.steadyMs,
       groupOf: (line) => line.connection,
       describe: (line) => message.fill(line),
@@ -112,7 +109,6 @@ export class LinePublisher {
         counters.linesRepublished += count
       },
     })
-    this.#publisher.use(broker.publishChannel(this.#publisher))
   }
 
   /** The publish window, for readers that wait for room in it. */

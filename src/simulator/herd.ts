@@ -307,7 +307,7 @@ export class Herd {
       if (end === "broken") this.failures.broken += 1
       // One that is let in and thrown out again goes on to wait longer each time.
       const lastedMs = nowMs - connection.openedAtMs
-      if (lastedMs >= this.#options.backoff.mostMs) device.failures = 0
+      if (lastedMs >= this.#options.backoff.maxMs) device.failures = 0
     }
     device.retryAtMs = nowMs + backoffMs(device.failures, this.#options.backoff, Math.random())
     device.failures += 1

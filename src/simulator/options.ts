@@ -137,7 +137,7 @@ export interface RunOptions {
   readonly settleMs: number
   readonly auth: Auth
   readonly deviceAck: boolean
-  readonly backoff: { readonly firstMs: number; readonly mostMs: number }
+  readonly backoff: { readonly firstMs: number; readonly maxMs: number }
   readonly backEnd: BackEndOptions | null
   readonly ledger: string | null
   readonly hostile: readonly HostileOptions[]
@@ -290,14 +290,14 @@ function runOptions(flags: Flags): RunOptions {
   const lines = flags.given("lines") ? flags.number("lines") : null
   const neededS = lines === null ? 10 : 60 + (ratePerS === 0 ? 0 : lines / ratePerS)
   const durationS = flags.given("duration") ? flags.number("duration") : neededS
-  const backoff = { firstMs: flags.number("backoff-first"), mostMs: flags.number("backoff-most") }
+  const backoff = { firstMs: flags.number("backoff-first"), maxMs: flags.number("backoff-most") }
   const devices = flags.number("devices")
   const auth = readAuth(flags)
   const hostile = flags.hostile()
   const name = flags.text("name")
   const { faults } = flags
   if (!NAME.test(name)) faults.push(`--name must match ${NAME.source}`)
-  if (backoff.firstMs > backoff.mostMs) faults.push("--backoff-first exceeds --backoff-most")
+  if (backoff.firstMs > backoff.maxMs) faults.push("--backoff-first exceeds --backoff-most")
   if (devices === 0 && hostile.length === 0 && !flags.on("backend")) {
     faults.push("--devices 0 leaves nothing to do without --backend or --hostile")
   }

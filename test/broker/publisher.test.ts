@@ -6,16 +6,18 @@
 
 import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test"
 import fc from "fast-check"
+import { BROKER_BACKOFF } from "../../src/backoff.ts"
 import type {
+  Broker,
   OutgoingMessage,
   PublishChannel,
+  PublishChannelListener,
   PublishChannelState,
   PublishResult,
 } from "../../src/broker/broker.ts"
-import type { Entry, FinalResult } from "../../src/broker/publish-window.ts"
+import type { FinalResult } from "../../src/broker/publish-window.ts"
 import { Publisher } from "../../src/broker/publisher.ts"
 
-const BACKOFF = { firstMs: 100, mostMs: 400 }
 /** No wait between tries is shorter: half of `firstMs`. */
 const MIN_WAIT_MS = 50
 const EMPTY = new Uint8Array(0)
@@ -40,20 +42,34 @@ interface Send {
 }
 
 /** A publish channel whose every answer the test gives. Fails when it is used while it is not open. */
-class ScriptedPublishChannel implements PublishChannel<Entry<Item>> {
+class ScriptedPublishChannel {
   state: PublishChannelState = "open"
   readonly sends: Send[] = []
   readonly inFlight: Send[] = []
-  settled: (entry: Entry<Item>, result: PublishResult) => void = () => undefined
 
-  publish({ id }: OutgoingMessage, entry: Entry<Item>): void {
+  /** A broker whose publish channel this is. */
+  readonly broker: Pick<Broker, "publishChannel"> = {
+    publishChannel: <T>(listener: PublishChannelListener<T>): PublishChannel<T> => {
+      const script = this
+      return {
+        get state() {
+          return script.state
+        },
+        publish: (message, item) => {
+          this.#publish(message, (result) => listener.settled(item, result))
+        },
+      }
+    },
+  }
+
+  #publish({ id }: OutgoingMessage, settled: (result: PublishResult) => void): void {
     if (this.state !== "open")
       throw new Error(`${id} was published on a publishChannel that is ${this.state}`)
     const send = {
       id,
       settle: (result: PublishResult) => {
         this.inFlight.splice(this.inFlight.indexOf(send), 1)
-        this.settled(entry, result)
+        settled(result)
       },
     }
     this.sends.push(send)
@@ -103,9 +119,8 @@ class Subject {
   readonly publisher: Publisher<Item>
 
   constructor({ maxCount = 100, maxBytes = 1e6, maxInFlight = 100, whenReturned }: Options = {}) {
-    this.publisher = new Publisher<Item>({
+    this.publisher = new Publisher<Item>(this.publishChannel.broker, {
       limits: { maxCount, maxBytes, maxInFlight },
-      backoff: BACKOFF,
       steadyMs: () => this.steadyMs,
       groupOf: ({ group }) => group,
       describe: ({ id }) => ({ id, exchange: "", routingKey: "q", body: EMPTY, properties: {} }),
@@ -121,8 +136,6 @@ class Subject {
       failed: ({ id }, result) => this.failed.push(`${id} ${result}`),
       repeating: (count) => this.repeating.push(count),
     })
-    this.publishChannel.settled = (entry, result) => this.publisher.settled(entry, result)
-    this.publisher.use(this.publishChannel)
   }
 
   publish(...ids: string[]): void {
@@ -136,7 +149,7 @@ class Subject {
 
   /** Lets the longest wait between tries pass. */
   waitOut(): void {
-    jest.advanceTimersByTime(BACKOFF.mostMs)
+    jest.advanceTimersByTime(BROKER_BACKOFF.maxMs)
   }
 }
 
@@ -207,16 +220,6 @@ describe("while the publish channel is not open", () => {
     subject.reopen()
     expect(subject.publishChannel.sent()).toEqual(["a0", "a1"])
     expect(subject.repeating).toEqual([])
-  })
-
-  test("messages are kept before there is a publish channel at all", () => {
-    const subject = new Subject()
-    const publishChannel = new ScriptedPublishChannel()
-    subject.publisher.use(null as never)
-    subject.publish("a0")
-    subject.publisher.use(publishChannel)
-    subject.publisher.opened()
-    expect(publishChannel.sent()).toEqual(["a0"])
   })
 
   test("blocked: nothing is sent, what was sent is still confirmed, the rest follows", () => {
@@ -440,11 +443,11 @@ describe("the window", () => {
   test("has room until it is full, and is relieved once when it is half empty", () => {
     const subject = new Subject({ maxCount: 4 })
     subject.publish("a0", "a1", "a2")
-    expect(subject.publisher.hasRoom).toBe(true)
+    expect(subject.publisher.window.hasRoom).toBe(true)
     subject.publish("a3")
-    expect(subject.publisher.hasRoom).toBe(false)
+    expect(subject.publisher.window.hasRoom).toBe(false)
     subject.publishChannel.settle("a0", "confirmed")
-    expect([subject.publisher.hasRoom, subject.relieved]).toEqual([true, 0])
+    expect([subject.publisher.window.hasRoom, subject.relieved]).toEqual([true, 0])
     subject.publishChannel.settle("a1", "confirmed")
     expect(subject.relieved).toBe(1)
     subject.publishChannel.settle("a2", "confirmed")
@@ -455,7 +458,7 @@ describe("the window", () => {
   test("is full and relieved by bytes too", () => {
     const subject = new Subject({ maxBytes: 40 })
     subject.publish("a0", "a1", "a2", "a3")
-    expect(subject.publisher.hasRoom).toBe(false)
+    expect(subject.publisher.window.hasRoom).toBe(false)
     subject.publishChannel.settleAll("confirmed")
     expect(subject.relieved).toBe(1)
     expect(subject.publisher.bytes).toBe(0)
@@ -484,7 +487,7 @@ describe("the window", () => {
     const subject = new Subject({ maxCount: 2 })
     let next = 2
     subject.onRelieved = () => {
-      while (next < 10 && subject.publisher.hasRoom) {
+      while (next < 10 && subject.publisher.window.hasRoom) {
         subject.publish(`a${next}`)
         next += 1
       }
@@ -500,7 +503,7 @@ describe("the window", () => {
     subject.publish("a0", "a1", "a2")
     subject.publishChannel.settle("a1", "confirmed")
     subject.publishChannel.settle("a2", "confirmed")
-    expect([subject.publisher.hasRoom, subject.publisher.count]).toEqual([false, 3])
+    expect([subject.publisher.window.hasRoom, subject.publisher.count]).toEqual([false, 3])
   })
 })
 
@@ -535,7 +538,10 @@ describe("in every order of events", () => {
     },
     { weight: 1, arbitrary: fc.record({ kind: fc.constant("lose"), stored: fc.nat(15) }) },
     { weight: 3, arbitrary: fc.record({ kind: fc.constantFrom("reopen", "block") }) },
-    { weight: 2, arbitrary: fc.record({ kind: fc.constant("wait"), ms: fc.nat(BACKOFF.mostMs) }) },
+    {
+      weight: 2,
+      arbitrary: fc.record({ kind: fc.constant("wait"), ms: fc.nat(BROKER_BACKOFF.maxMs) }),
+    },
   ) as fc.Arbitrary<Event>
 
   const limits = fc.record({
@@ -569,12 +575,12 @@ describe("in every order of events", () => {
     const perform = (event: Event) => {
       switch (event.kind) {
         case "publish": {
-          if (!publisher.hasRoom) break
+          if (!publisher.window.hasRoom) break
           const number = counts.get(event.group) ?? 0
           counts.set(event.group, number + 1)
           published.push(`${event.group}${number}`)
           subject.publish(`${event.group}${number}`)
-          if (!publisher.hasRoom) owesRelief = true
+          if (!publisher.window.hasRoom) owesRelief = true
           break
         }
         case "settle": {
@@ -608,7 +614,7 @@ describe("in every order of events", () => {
     subject.reopen()
     for (let n = 0; n < 100 && publisher.count > 0; n += 1) {
       for (const send of [...publishChannel.inFlight]) settle(send, "confirmed", true)
-      jest.advanceTimersByTime(BACKOFF.mostMs)
+      jest.advanceTimersByTime(BROKER_BACKOFF.maxMs)
     }
     return { subject, published, stored, failures, owesRelief: () => owesRelief }
   }

@@ -40,7 +40,7 @@ describe("a run", () => {
       settleMs: 30_000,
       auth: { kind: "none" },
       deviceAck: false,
-      backoff: { firstMs: 100, mostMs: 5000 },
+      backoff: { firstMs: 100, maxMs: 5000 },
       backEnd: null,
       ledger: null,
       hostile: [],
