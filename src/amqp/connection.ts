@@ -13,14 +13,14 @@
  */
 
 import { BROKER_BACKOFF, backoffMs } from "../backoff.ts"
-import { errorText } from "../errors.ts"
+import { asError } from "../errors.ts"
 import { BatchingClient } from "./client.ts"
+import { NotReached, readBrokerError } from "./errors.ts"
 import { UrlRotation } from "./url-rotation.ts"
 
 const CONNECT_TIMEOUT_MS = 10_000
 /** For TCP alone. The kernel would try for minutes, ever more rarely, and not notice that a network is back. */
 const REACH_TIMEOUT_MS = 2_000
-const NOT_REACHED = `not reached within ${REACH_TIMEOUT_MS} ms`
 const CLOSE_TIMEOUT_MS = 2_000
 const HEARTBEAT_S = 10
 const STABLE_MS = 5_000
@@ -28,7 +28,7 @@ const STABLE_MS = 5_000
  * While the broker refuses connections or cannot be reached a try costs a packet or two, so a broker that starts again is found within a
  * second. One that listens and refuses, or does not answer, is left alone for longer.
  */
-const BACKOFF_NOBODY_THERE = { firstMs: 100, maxMs: 700 }
+const ABSENT_BACKOFF = { firstMs: 100, maxMs: 700 }
 
 export interface AmqpConnectionHooks {
   /** Opens channels on the new connection; a rejection counts as a failed try. */
@@ -51,7 +51,7 @@ export class AmqpConnection {
   #attempt = 0
   #upSinceMs = 0
   /** Whether every URL tried since the last wait refused the connection or could not be reached. */
-  #nobodyThere = true
+  #allAbsent = true
   #timer: ReturnType<typeof setTimeout> | null = null
 
   /**
@@ -91,7 +91,8 @@ export class AmqpConnection {
 
   /** Gives up the present connection and reconnects. */
   reset(reason: string): void {
-    if (this.#state === "up" || this.#state === "connecting") this.#lose(this.#client, reason)
+    if (this.#state === "up" || this.#state === "connecting")
+      this.#lose(this.#client, new Error(reason))
   }
 
   /**
@@ -127,20 +128,20 @@ export class AmqpConnection {
       client = this.#newClient()
     } catch (error) {
       // A URL that the client cannot take apart; the configuration refuses those it knows of.
-      this.#retry(errorText(error))
+      this.#retry(asError(error))
       return
     }
     this.#client = client
     const { promise: notReached, reject } = Promise.withResolvers<never>()
     const reaching = setTimeout(() => {
-      if (client.socket?.connecting === true) reject(new Error(NOT_REACHED))
+      if (client.socket?.connecting === true) reject(new NotReached(REACH_TIMEOUT_MS))
     }, REACH_TIMEOUT_MS)
     try {
       const setUp = client.connect().then(() => this.#hooks.setUp(client))
       const either = Promise.race([setUp, notReached])
       await within(either, CONNECT_TIMEOUT_MS, `no answer within ${CONNECT_TIMEOUT_MS} ms`)
     } catch (error) {
-      this.#lose(client, errorText(error))
+      this.#lose(client, asError(error))
       return
     } finally {
       clearTimeout(reaching)
@@ -153,11 +154,11 @@ export class AmqpConnection {
 
   #newClient(): BatchingClient {
     const client = new BatchingClient(this.#urls.take(), this.#ca)
-    let cause = "connection lost"
+    let cause = new Error("connection lost")
     client.onerror = (error) => {
-      cause = error.message
+      cause = error
     }
-    client.ondisconnect = (error) => this.#lose(client, error?.message ?? cause)
+    client.ondisconnect = (error) => this.#lose(client, error ?? cause)
     client.onblocked = (reason) => {
       if (this.#client === client) this.#hooks.blocked(reason)
     }
@@ -167,7 +168,7 @@ export class AmqpConnection {
     return client
   }
 
-  #lose(client: BatchingClient | null, reason: string): void {
+  #lose(client: BatchingClient | null, cause: Error): void {
     if (client === null || this.#client !== client || this.#state === "closed") return
     this.#client = null
     if (this.#state === "up" && performance.now() - this.#upSinceMs >= STABLE_MS) {
@@ -176,21 +177,22 @@ export class AmqpConnection {
     }
     // Reset, or the kernel would still deliver what is published again by then: late repeats, from a past connection.
     client.socket?.resetAndDestroy()
-    abandon(client, reason)
-    this.#retry(reason)
+    abandon(client, cause.message)
+    this.#retry(cause)
   }
 
-  #retry(reason: string): void {
+  #retry(cause: Error): void {
     this.#state = "waiting"
-    this.#hooks.lost(reason)
-    const nobodyThere = reason.includes("ECONNREFUSED") || reason === NOT_REACHED
-    this.#nobodyThere = this.#nobodyThere && nobodyThere
+    this.#hooks.lost(cause.message)
+    const isAbsent =
+      cause instanceof NotReached || readBrokerError(cause.message).kind === "connection_refused"
+    this.#allAbsent = this.#allAbsent && isAbsent
     let delayMs = 0
     if (this.#urls.exhausted) {
-      const backoff = this.#nobodyThere ? BACKOFF_NOBODY_THERE : BROKER_BACKOFF
+      const backoff = this.#allAbsent ? ABSENT_BACKOFF : BROKER_BACKOFF
       delayMs = backoffMs(this.#attempt, backoff, Math.random())
       this.#attempt += 1
-      this.#nobodyThere = true
+      this.#allAbsent = true
     }
     this.#timer = setTimeout(() => this.start(), delayMs)
   }

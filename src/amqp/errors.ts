@@ -3,6 +3,24 @@
  * `channel 3 closed: NOT_FOUND - no queue 'a' in vhost '/' (404)`: no other file parses them. Pure.
  */
 
+/** Another consumer uses a queue that this client wants for itself. */
+export class QueueInUse extends Error {
+  override readonly name = "QueueInUse"
+
+  constructor(queue: string) {
+    super(`${queue} has other consumers`)
+  }
+}
+
+/** The broker's host did not answer the TCP connection. */
+export class NotReached extends Error {
+  override readonly name = "NotReached"
+
+  constructor(timeoutMs: number) {
+    super(`not reached within ${timeoutMs} ms`)
+  }
+}
+
 export type BrokerError =
   /** The connection held more messages unacknowledged than the broker allows; null when it does not say how many. */
   | { readonly kind: "too_many_unacknowledged"; readonly limit: number | null }
@@ -13,6 +31,8 @@ export type BrokerError =
       readonly resource: string | null
     }
   | { readonly kind: "not_found" }
+  /** The host refused the TCP connection: no broker listens there. */
+  | { readonly kind: "connection_refused" }
   /** Another connection uses the queue exclusively. */
   | { readonly kind: "locked" }
   /** The queue or exchange exists with other arguments; `argument` is null when the text does not name one. */
@@ -31,12 +51,8 @@ export function readBrokerError(text: string): BrokerError {
     const limit = Number(LIMIT.exec(text)?.[1] ?? 0)
     return { kind: "too_many_unacknowledged", limit: limit === 0 ? null : limit }
   }
-  if (
-    text.startsWith("RESOURCE_LOCKED") ||
-    /^[^']*'[^']*' in vhost .* in exclusive use/.test(text)
-  ) {
-    return { kind: "locked" }
-  }
+  if (/^[^']*'[^']*' in vhost .* in exclusive use/.test(text)) return { kind: "locked" }
+  if (text.includes("ECONNREFUSED")) return { kind: "connection_refused" }
   switch (CODE.exec(text)?.[1]) {
     case "403": {
       const [, permission = null, resource = null] = REFUSED.exec(text) ?? []

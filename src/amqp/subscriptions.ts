@@ -16,8 +16,9 @@
 import type { AMQPChannel } from "@cloudamqp/amqp-client"
 import type { Delivery, MessageProperties, Subscription } from "../broker/broker.ts"
 import { divided } from "../broker/prefetch.ts"
+import { errorText } from "../errors.ts"
 import type { BatchingClient } from "./client.ts"
-import { readBrokerError } from "./errors.ts"
+import { QueueInUse, readBrokerError } from "./errors.ts"
 import type { InboundMessage } from "./frame-reader.ts"
 
 const LOCKED_RETRY_MS = 1_000
@@ -137,7 +138,7 @@ export class Subscriptions {
     const options = { noAck: false, exclusive }
     try {
       const stale = exclusive && this.#hasStaleConsumer(subscription) ? 1 : 0
-      if (exclusive) await refuseCompany(channel, subscription.queue, stale)
+      if (exclusive) await refuseOthers(channel, subscription.queue, stale)
       let cancelled = false
       let began = false
       const acknowledgements = new Acknowledgements(client, channel, prefetch)
@@ -158,7 +159,7 @@ export class Subscriptions {
       if (cancelled || channel.closed) throw new Error(`${subscription.queue}: cancelled at once`)
       if (exclusive) {
         // Another may have come between; then both leave, and who comes back first stays.
-        await refuseCompany(channel, subscription.queue, stale + 1).catch((error: unknown) =>
+        await refuseOthers(channel, subscription.queue, stale + 1).catch((error: unknown) =>
           consumer.cancel().then(() => Promise.reject(error)),
         )
       }
@@ -217,13 +218,13 @@ export class Subscriptions {
 }
 
 function isLocked(error: unknown): boolean {
-  return error instanceof Error && readBrokerError(error.message).kind === "locked"
+  return error instanceof QueueInUse || readBrokerError(errorText(error)).kind === "locked"
 }
 
 /** Quorum queues let anybody consume beside an exclusive consumer, so consumers are counted. */
-async function refuseCompany(channel: AMQPChannel, queue: string, most: number): Promise<void> {
+async function refuseOthers(channel: AMQPChannel, queue: string, max: number): Promise<void> {
   const { consumerCount } = await channel.queueDeclare(queue, { passive: true })
-  if (consumerCount > most) throw new Error(`RESOURCE_LOCKED: ${queue} has other consumers`)
+  if (consumerCount > max) throw new QueueInUse(queue)
 }
 
 /**

@@ -192,9 +192,9 @@ export class Listener {
       },
     }
     // `reusePort`, a numeric `minVersion`, `allowPartialTrustChain` and `fd` work but are not in the types.
-    const listening = Bun.listen(options as never) as TCPSocketListener<DeviceTlsSocket["data"]>
-    const { fd } = listening as unknown as { readonly fd: number }
-    const refused = setBacklog(fd, this.#options.backlog)
+    const listening: TCPSocketListener<DeviceTlsSocket["data"]> & { readonly fd?: number } =
+      Bun.listen(options as never)
+    const refused = setBacklog(listening.fd ?? -1, this.#options.backlog)
     if (refused !== null) this.#hooks.notice(`LISTEN_BACKLOG is not applied: ${refused}`)
     return listening
   }

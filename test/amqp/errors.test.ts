@@ -49,13 +49,12 @@ test.each<[string, BrokerError]>([
     "channel 1 closed: RESOURCE_LOCKED - cannot obtain exclusive access to locked queue 'q' (405)",
     { kind: "locked" },
   ],
-  ["RESOURCE_LOCKED: q has other consumers", { kind: "locked" }],
+  ["connect ECONNREFUSED 127.0.0.1:5672", { kind: "connection_refused" }],
   [
     "channel 1 closed: PRECONDITION_FAILED - inequivalent arg 'x-delivery-limit' for queue 'q' in vhost '/': received the value '-1' of type 'signedint' but current is none (406)",
     { kind: "precondition_failed", argument: "x-delivery-limit" },
   ],
   ["connection closed: CONNECTION_FORCED - a test (320)", other],
-  ["connect ECONNREFUSED 127.0.0.1:5672", other],
   ["Socket closed", other],
 ])("%s", (text, expected) => {
   expect(readBrokerError(text)).toEqual(expected)
