@@ -6,14 +6,11 @@
  * Pure. Bound: its publish channel's publisher.
  */
 
-/** Settled ones are cut off the front this many at a time, or when none is left. */
-const CUT_OFF_AFTER = 1_024
+import { FrontCutList } from "../structures/front-cut-list.ts"
 
 export class Unconfirmed<T> {
-  /** The tag of `#items[0]`. */
-  #base = 1
-  #first = 0
-  #items: (T | undefined)[] = []
+  /** The first has tag 1 and index 0. */
+  #items = new FrontCutList<T>()
 
   /** The next publish on the channel. */
   add(item: T): void {
@@ -23,36 +20,26 @@ export class Unconfirmed<T> {
   /** Hands back the one with this tag, or, with `multiple`, all up to it, in order; none that was settled before. */
   settle(tag: number, multiple: boolean, each: (item: T) => void): void {
     const items = this.#items
-    const at = tag - this.#base
     // Beyond what was published there is nothing, whatever the broker says.
-    const last = Math.min(at, items.length - 1)
-    for (let i = multiple ? this.#first : at; i <= last; i += 1) {
-      const item = items[i]
+    const end = Math.min(tag, items.end)
+    for (let index = multiple ? items.first : tag - 1; index < end; index += 1) {
+      const item = items.remove(index)
       if (item === undefined) continue
-      items[i] = undefined
       each(item)
       // The callback cleared the list: the tags are those of another connection now.
       if (items !== this.#items) return
     }
-    this.#cutOff()
   }
 
   /** Takes out all that are not settled, in order. */
   clear(): T[] {
-    const left = this.#items.filter((item) => item !== undefined)
-    this.#items = []
-    this.#base = 1
-    this.#first = 0
-    return left
-  }
-
-  #cutOff(): void {
-    while (this.#first < this.#items.length && this.#items[this.#first] === undefined) {
-      this.#first += 1
+    const items = this.#items
+    this.#items = new FrontCutList()
+    const left: T[] = []
+    for (let index = items.first; index < items.end; index += 1) {
+      const item = items.at(index)
+      if (item !== undefined) left.push(item)
     }
-    if (this.#first < CUT_OFF_AFTER && this.#first < this.#items.length) return
-    this.#items = this.#items.slice(this.#first)
-    this.#base += this.#first
-    this.#first = 0
+    return left
   }
 }

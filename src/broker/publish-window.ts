@@ -14,8 +14,10 @@
  * `relieved` at half of both. `maxInFlight` of them are sent and unconfirmed. One message is always accepted by an empty window, whatever its size.
  */
 
-/** Released entries are cut off the front this many at a time, or when nothing else is left. */
-const CUT_OFF_AFTER = 1_024
+import { FrontCutList } from "../structures/front-cut-list.ts"
+
+/** Released entries behind one that is not released are removed this many at a time. */
+const MAX_GAPS = 1_024
 
 export interface WindowLimits {
   readonly maxCount: number
@@ -54,10 +56,8 @@ export interface Entry<T> {
 export class PublishWindow<T> {
   readonly #limits: WindowLimits
   readonly #groupOf: (item: T) => unknown
-  /** Entries from `#first` on; those before are released and cut off now and then. */
-  #entries: (Entry<T> | undefined)[] = []
-  #first = 0
-  /** Where sending goes on; none before it waits. */
+  #entries = new FrontCutList<Entry<T>>()
+  /** The index where sending goes on; none before it waits. */
   #next = 0
   #inFlight = 0
   #failed = 0
@@ -71,7 +71,7 @@ export class PublishWindow<T> {
   }
 
   get count(): number {
-    return this.#entries.length - this.#first - this.#gaps
+    return this.#entries.length - this.#gaps
   }
 
   get bytes(): number {
@@ -84,7 +84,7 @@ export class PublishWindow<T> {
 
   /** True when a message may wait to be sent. */
   get waiting(): boolean {
-    return this.#next < this.#entries.length
+    return this.#next < this.#entries.end
   }
 
   /** True when a message has failed since the last `goBack`. */
@@ -120,7 +120,7 @@ export class PublishWindow<T> {
   /** The next message to send, now in flight; null when none waits or enough are in flight. */
   send(nowMs: number): Entry<T> | null {
     while (this.#inFlight < this.#limits.maxInFlight) {
-      const entry = this.#entries[this.#next]
+      const entry = this.#entries.at(this.#next)
       if (entry === undefined) return null
       this.#next += 1
       if (entry.state !== "waiting") continue
@@ -134,8 +134,8 @@ export class PublishWindow<T> {
 
   /** Since when the message that has been in flight longest is there, or null. */
   oldestSentAtMs(): number | null {
-    for (let i = this.#first; i < this.#next; i += 1) {
-      const entry = this.#entries[i]
+    for (let i = this.#entries.first; i < this.#next; i += 1) {
+      const entry = this.#entries.at(i)
       if (entry?.state === "in_flight") return entry.sentAtMs
     }
     return null
@@ -144,8 +144,8 @@ export class PublishWindow<T> {
   /** The messages in flight that were sent at this time or before, oldest first. */
   sentBy(atMs: number): Entry<T>[] {
     const sent: Entry<T>[] = []
-    for (let i = this.#first; i < this.#next; i += 1) {
-      const entry = this.#entries[i]
+    for (let i = this.#entries.first; i < this.#next; i += 1) {
+      const entry = this.#entries.at(i)
       if (entry?.state === "in_flight" && entry.sentAtMs <= atMs) sent.push(entry)
     }
     return sent
@@ -162,17 +162,16 @@ export class PublishWindow<T> {
       this.#gaps += 1
     }
     for (;;) {
-      const front = this.#entries[this.#first]
+      const { first } = this.#entries
+      const front = this.#entries.at(first)
       if (front?.state === "done") this.#release(front, released)
       else if (front?.state === "released") this.#gaps -= 1
       else break
-      this.#entries[this.#first] = undefined
-      this.#first += 1
+      this.#entries.remove(first)
     }
     // After going back, `maxInFlight` may have stopped the sending before what was done already.
-    this.#next = Math.max(this.#next, this.#first)
-    this.#cutOff()
-    if (this.#gaps >= CUT_OFF_AFTER) this.#closeGaps()
+    this.#next = Math.max(this.#next, this.#entries.first)
+    if (this.#gaps >= MAX_GAPS) this.#closeGaps()
   }
 
   #release(entry: Entry<T>, released: Entry<T>[]): void {
@@ -182,12 +181,16 @@ export class PublishWindow<T> {
   }
 
   #closeGaps(): void {
-    const isKept = (entry: Entry<T> | undefined) =>
-      entry !== undefined && entry.state !== "released"
-    const sent = this.#entries.slice(this.#first, this.#next).filter(isKept)
-    this.#entries = [...sent, ...this.#entries.slice(this.#next).filter(isKept)]
-    this.#first = 0
-    this.#next = sent.length
+    const entries = this.#entries
+    const kept = new FrontCutList<Entry<T>>()
+    let next = 0
+    for (let i = entries.first; i < entries.end; i += 1) {
+      if (i === this.#next) next = kept.end
+      const entry = entries.at(i)
+      if (entry !== undefined && entry.state !== "released") kept.push(entry)
+    }
+    this.#next = this.#next === entries.end ? kept.end : next
+    this.#entries = kept
     this.#gaps = 0
   }
 
@@ -203,8 +206,8 @@ export class PublishWindow<T> {
     if (this.#inFlight > 0) throw new Error("goBack while messages are in flight")
     const failedGroups = new Set<unknown>()
     let again = 0
-    for (let i = this.#first; i < this.#next; i += 1) {
-      const entry = this.#entries[i]
+    for (let i = this.#entries.first; i < this.#next; i += 1) {
+      const entry = this.#entries.at(i)
       if (entry === undefined || entry.state === "released") continue
       const group = this.#groupOf(entry.item)
       if (entry.state === "failed") failedGroups.add(group)
@@ -212,15 +215,8 @@ export class PublishWindow<T> {
       entry.state = "waiting"
       again += 1
     }
-    this.#next = this.#first
+    this.#next = this.#entries.first
     this.#failed = 0
     return again
-  }
-
-  #cutOff(): void {
-    if (this.#first < CUT_OFF_AFTER && this.#first < this.#entries.length) return
-    this.#entries = this.#entries.slice(this.#first)
-    this.#next -= this.#first
-    this.#first = 0
   }
 }

@@ -236,7 +236,7 @@ export class UnacknowledgedCommands {
     delivery.acknowledge()
     const before = this.#acknowledged
     while (
-      before.peek()?.delivery.settled === true ||
+      before.first?.delivery.settled === true ||
       before.length >= MAX_ACKNOWLEDGED ||
       (before.length > 0 && this.#acknowledgedBytes > MAX_ACKNOWLEDGED_BYTES)
     ) {
