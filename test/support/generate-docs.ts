@@ -1,9 +1,9 @@
 /**
- * `bun run docs`: writes what the documentation says of the settings, `.env.example` and the tables in
- * docs/CONFIGURATION.md, from the declarations in `src/config/settings.ts`, so that neither can say anything else.
+ * `bun run docs`: generates `.env.example` and the tables in docs/CONFIGURATION.md from the declarations in
+ * `src/config/settings.ts`, so that they cannot differ.
  *
- * The same on every machine: what a default depends on is told in words. Changes nothing of docs/CONFIGURATION.md
- * but the text between its two markers. `test/docs.test.ts` compares the files with this.
+ * The result is the same on each machine: defaults that depend on the machine are described in words. In
+ * docs/CONFIGURATION.md only the text between the two markers changes. `test/docs.test.ts` compares the files.
  */
 
 import { readFileSync, writeFileSync } from "node:fs"
@@ -22,22 +22,22 @@ const WIDTH = 100
 
 type Setting = (typeof SETTINGS)[number]
 
-/** `.env.example`: nothing set, and what each variable would be if it were. */
+/** The text of `.env.example`: all variables with their defaults, as comments. */
 export function environmentExample(): string {
   const heading =
-    "Every setting with its default. Copy this file to .env, which Bun reads by itself, and take the # away from what is to differ. Made by bun run docs from src/config/settings.ts."
+    "All settings with their defaults. Copy this file to .env, which Bun reads automatically. To change a setting, remove the # before it. Made by bun run docs from src/config/settings.ts."
   return `${[comment(heading), ...SETTINGS.map(example)].join("\n\n")}\n`
 }
 
 function example(setting: Setting): string {
   const { name, text, range, secret } = setting
   const value = isValue(setting) ? setting.default : ""
-  const file = secret ? ` A secret: ${name}_FILE may name a file that holds it instead.` : ""
+  const file = secret ? ` A secret: ${name}_FILE can name a file that contains it instead.` : ""
   const bounds = `Range: ${range}. Default: ${setting.default || NO_DEFAULT}.${file}`
   return `${comment(text)}\n${comment(bounds)}\n# ${name}=${value}`
 }
 
-/** The document with new tables. @throws when its two markers are not there, once, in order. */
+/** The document with new tables. @throws unless each marker occurs exactly once, in order. */
 export function withSettings(document: string): string {
   const [before, between, more] = document.split(TABLE_BEGINS)
   const [, after, evenMore] = between?.split(TABLE_ENDS) ?? []
@@ -51,31 +51,31 @@ export function withSettings(document: string): string {
 
 interface Group {
   readonly title: string
-  /** When to change these settings. */
+  /** Says when to change these settings. */
   readonly text: string
-  /** The group begins with this setting and ends before the first of the next group. */
+  /** The group starts with this setting and ends before the first setting of the next group. */
   readonly first: Setting["name"]
 }
 
 const GROUPS: readonly Group[] = [
   {
     title: "Instance and broker",
-    text: "Every instance with a broker sets `AMQP_URL`. Several instances on one broker also need an `INSTANCE_ID` each, and the same `FLEET_SECRET` when their URLs have different passwords.",
+    text: "Set `AMQP_URL` on each instance that uses a broker. When several instances use one broker, each also needs its own `INSTANCE_ID`, and all need the same `FLEET_SECRET` if their URLs have different passwords.",
     first: "AMQP_URL",
   },
   {
     title: "Port and certificate",
-    text: "Set the certificate before real devices connect. The port and the address are changed when a load balancer or another program asks for it.",
+    text: "Set the certificate before real devices connect. Change the port and the address when a load balancer or another program needs it.",
     first: "DEVICE_HOST",
   },
   {
     title: "Identity of devices",
-    text: "Choose one way of `DEVICE_AUTH` before devices are in the field. Without it every connection is a device of its own and loses its name when it reconnects.",
+    text: "Set `DEVICE_AUTH` before devices are in the field. With `none` each connection is a separate device and gets a new id when it reconnects.",
     first: "DEVICE_AUTH",
   },
   {
     title: "Lines",
-    text: "The defaults suit lines of some kilobytes. Change them when the firmware sends longer lines, sends them slowly, or keeps a line until it is acknowledged.",
+    text: "The defaults suit lines of a few kilobytes. Change them when the firmware sends longer lines, sends them slowly, or keeps each line until it is acknowledged.",
     first: "DEVICE_ACK",
   },
   {
@@ -85,27 +85,27 @@ const GROUPS: readonly Group[] = [
   },
   {
     title: "Idle devices and commands",
-    text: "Change the idle time-out to about twice the interval of the firmware's sign of life. The other bounds say how long a command waits for its device and for missing numbers.",
+    text: "Set the idle time-out to about twice the interval of the firmware's sign of life. The other settings bound how long commands wait for their device and for missing numbers.",
     first: "IDLE_TIMEOUT_MS",
   },
   {
     title: "Queues",
-    text: "Change the names when several fleets share a virtual host or when queues exist already. All instances of a fleet have the same ones.",
+    text: "Change the names when several fleets share a virtual host or when queues exist already. All instances of a fleet must have the same names.",
     first: "FROM_DEVICE_QUEUE",
   },
   {
     title: "Flow between devices and broker",
-    text: "These bound the memory of a worker and the messages in flight. Raise the window when the broker is far away, and `PREFETCH` on a broker of your own; lower the bytes on a small machine.",
+    text: "These settings bound the memory of a worker and the messages in flight. Raise the window when the latency to the broker is high, and `PREFETCH` on your own broker. Lower the bytes on a small machine.",
     first: "PUBLISH_WINDOW_LINES",
   },
   {
     title: "HTTP",
-    text: "Without tokens only programs on the machine are served. Set tokens and `HTTP_HOST` when Prometheus, a dashboard or a back-end asks from elsewhere.",
+    text: "Without tokens only programs on the same machine are served. Set tokens and `HTTP_HOST` when Prometheus, a dashboard or a back-end runs on another machine.",
     first: "HTTP_HOST",
   },
   {
     title: "Process and log",
-    text: "Fit the drain to the grace period of the platform that stops the process. `LOG_FORMAT=text` is for a terminal; leave `json` for a log collector.",
+    text: "Set the drain time-out below the grace period of the platform that stops the process. `LOG_FORMAT=text` is for a terminal; use `json` for a log collector.",
     first: "DRAIN_TIMEOUT_MS",
   },
 ]
@@ -129,16 +129,16 @@ function table(settings: readonly Setting[]): string {
     .join("\n")
 }
 
-/** A pipe would end the cell, even within code. */
+/** Escapes pipes, which would end the cell even within code. */
 function cell(text: string): string {
   return text.replaceAll("|", "\\|")
 }
 
-/** Whether the default can be written into the environment, or tells what it depends on. */
+/** Whether the default is a valid value. Otherwise it describes what the default depends on. */
 function isValue({ name, default: value }: Setting): boolean {
   if (value === "") return false
   try {
-    // With a broker, since only then is the number of workers free.
+    // With a broker, because WORKERS may be set only then.
     loadConfig({ AMQP_URL: "amqp://localhost", [name]: value }, () => null)
     return true
   } catch (error) {
@@ -147,7 +147,7 @@ function isValue({ name, default: value }: Setting): boolean {
   }
 }
 
-/** The text as comment lines no longer than the files of this project are wide. */
+/** The text as comment lines, wrapped at the width of this project's files. */
 function comment(text: string): string {
   const lines: string[] = []
   let line = "#"
