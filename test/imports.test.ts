@@ -19,6 +19,7 @@ const PURE = [
   "src/structures/min-heap.ts",
   "src/structures/fifo.ts",
   "src/structures/front-cut-list.ts",
+  "src/structures/bounded-map.ts",
   "src/structures/by-age.ts",
   "src/process/restart.ts",
   "src/structures/spread-map.ts",

@@ -3,6 +3,7 @@
  * Pure. Bound: `REMEMBERED_COMMANDS` ids. Beyond it the oldest id is forgotten.
  */
 
+import { BoundedMap } from "../structures/bounded-map.ts"
 import type { Command } from "./command.ts"
 
 export const REMEMBERED_COMMANDS = 1024
@@ -18,7 +19,7 @@ export interface WrittenRedelivery {
 export type Remembered = Command | "written" | WrittenRedelivery
 
 export class RememberedIds {
-  readonly #commands = new Map<string, Remembered>()
+  readonly #commands = new BoundedMap<string, Remembered>(REMEMBERED_COMMANDS)
   /** Waiting commands whose forward was received. */
   readonly #forwarded = new WeakSet<Command>()
 
@@ -29,11 +30,6 @@ export class RememberedIds {
 
   waiting(messageId: string, command: Command): void {
     this.#commands.set(messageId, command)
-    if (this.#commands.size <= REMEMBERED_COMMANDS) return
-    for (const oldest of this.#commands.keys()) {
-      this.#commands.delete(oldest)
-      return
-    }
   }
 
   /** The command was written. Has no effect when another command has the id in the meantime. */

@@ -6,6 +6,7 @@
  * oldest announcement is removed.
  */
 
+import { BoundedMap } from "../structures/bounded-map.ts"
 import { type Deregistration, isNewer, type Registration } from "./registration.ts"
 
 /** About 200 bytes each. */
@@ -17,11 +18,10 @@ interface CachedLocation {
 }
 
 export class LocationCache {
-  readonly #most: number
-  readonly #devices = new Map<string, CachedLocation>()
+  readonly #devices: BoundedMap<string, CachedLocation>
 
-  constructor(most = MAX_CACHED_LOCATIONS) {
-    this.#most = most
+  constructor(max = MAX_CACHED_LOCATIONS) {
+    this.#devices = new BoundedMap(max)
   }
 
   get count(): number {
@@ -41,14 +41,7 @@ export class LocationCache {
   here([deviceId, connectionId, epoch]: Registration): void {
     const known = this.#devices.get(deviceId)
     if (known && isNewer(known.epoch, known.connectionId, epoch, connectionId)) return
-    // Delete and set, so that the map is in the order of the announcements.
-    if (known) this.#devices.delete(deviceId)
-    this.#devices.set(deviceId, { connectionId, epoch })
-    if (this.#devices.size <= this.#most) return
-    for (const oldest of this.#devices.keys()) {
-      this.#devices.delete(oldest)
-      return
-    }
+    this.#devices.add(deviceId, { connectionId, epoch })
   }
 
   gone([deviceId, connectionId]: Deregistration): void {
