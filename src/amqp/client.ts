@@ -111,32 +111,32 @@ export class BatchingClient extends AMQPClient {
     this.#makeRoom(frameMax)
     this.#batch.publish(channel, message, frameMax)
     const { body } = message
-    const most = frameMax - FRAME_OVERHEAD
+    const max = frameMax - FRAME_OVERHEAD
     if (body.length > PIECE_BYTES) {
-      this.#sendPieces(channel, body, 0, most, sent)
+      this.#sendPieces(channel, body, 0, max, sent)
       return false
     }
-    this.#sendBody(channel, body, 0, body.length, most)
+    this.#sendBody(channel, body, 0, body.length, max)
     return true
   }
 
-  #sendPieces(channel: number, body: Uint8Array, from: number, most: number, sent: () => void) {
+  #sendPieces(channel: number, body: Uint8Array, from: number, max: number, sent: () => void) {
     const { socket } = this
     if (socket === undefined || socket.destroyed) return
     const to = Math.min(body.length, from + PIECE_BYTES)
-    this.#sendBody(channel, body, from, to, most)
+    this.#sendBody(channel, body, from, to, max)
     this.#flush()
     const next = () => {
       if (to === body.length) sent()
-      else this.#sendPieces(channel, body, to, most, sent)
+      else this.#sendPieces(channel, body, to, max, sent)
     }
     if (socket.writableNeedDrain) socket.once("drain", next)
     else setImmediate(next)
   }
 
-  #sendBody(channel: number, body: Uint8Array, start: number, end: number, most: number): void {
-    for (let from = start; from < end; from += most) {
-      const to = Math.min(end, from + most)
+  #sendBody(channel: number, body: Uint8Array, start: number, end: number, max: number): void {
+    for (let from = start; from < end; from += max) {
+      const to = Math.min(end, from + max)
       this.#makeRoom(to - from + FRAME_OVERHEAD)
       this.#batch.body(channel, body, from, to)
     }

@@ -7,7 +7,7 @@
  *                                 └─ any other ───────────────────────────► other
  *
  * Why: the client makes a view for each frame, a promise-ready message object and a `Buffer` for each of some 15
- * texts of a delivery, and misreads some of it (docs/PERFORMANCE.md). Pure. Bounds: a frame of `mostBytes`, of which
+ * texts of a delivery, and misreads some of it (docs/PERFORMANCE.md). Pure. Bounds: a frame of `maxBytes`, of which
  * the beginning of one is kept; one message a channel, of `MAX_BODY_BYTES`.
  */
 
@@ -72,7 +72,7 @@ interface PartialMessage {
 }
 
 export class FrameReader {
-  readonly #mostBytes: number
+  readonly #maxBytes: number
   readonly #handler: FrameHandler
   /** The beginning of a frame whose end has not come. */
   #partial: Uint8Array | null = null
@@ -81,8 +81,8 @@ export class FrameReader {
   readonly #fields = new FieldReader()
 
   /** @param mostBytes of a frame, its overhead included. */
-  constructor(mostBytes: number, handler: FrameHandler) {
-    this.#mostBytes = mostBytes
+  constructor(maxBytes: number, handler: FrameHandler) {
+    this.#maxBytes = maxBytes
     this.#handler = handler
   }
 
@@ -94,8 +94,8 @@ export class FrameReader {
     let start = 0
     while (bytes.length - start >= FRAME_HEAD) {
       const frameBytes = uint32(bytes, start + 3) + FRAME_OVERHEAD
-      if (frameBytes > this.#mostBytes) {
-        throw new Error(`a frame of ${frameBytes} bytes, at most ${this.#mostBytes}`)
+      if (frameBytes > this.#maxBytes) {
+        throw new Error(`a frame of ${frameBytes} bytes, at most ${this.#maxBytes}`)
       }
       const end = start + frameBytes
       if (end > bytes.length) break

@@ -81,12 +81,12 @@ export class FrameWriter {
 
   /**
    * The method and header frames of a publish; frames of the body follow. Writes all or nothing.
-   * @param most bytes that both may take.
+   * @param max bytes that both may take.
    * @throws Unencodable when they would take more, or more than there is room for, or hold what AMQP can't say.
    */
-  publish(channel: number, message: OutgoingMessage, most: number): void {
+  publish(channel: number, message: OutgoingMessage, max: number): void {
     const start = this.length
-    this.#limit = Math.min(start + most, this.bytes.length)
+    this.#limit = Math.min(start + max, this.bytes.length)
     try {
       this.#begin(METHOD, channel)
       this.#method(BASIC_PUBLISH)
@@ -334,33 +334,33 @@ export class FrameWriter {
   }
 
   /** UTF-8; most names and ids are ASCII, which is written in place. Returns the bytes written. */
-  #text(text: string, most: number): number {
+  #text(text: string, max: number): number {
     const { bytes, length: start } = this
     const { length } = text
-    if (length > most) throw new Unencodable(`a text of ${length} characters or more`)
+    if (length > max) throw new Unencodable(`a text of ${length} characters or more`)
     this.#needs(length)
     for (let i = 0; i < length; i += 1) {
       const code = text.charCodeAt(i)
-      if (code > 127) return this.#otherText(text, most)
+      if (code > 127) return this.#otherText(text, max)
       bytes[start + i] = code
     }
     this.length += length
     return length
   }
 
-  #otherText(text: string, most: number): number {
-    if (!text.isWellFormed()) return this.#escapedText(text, most)
+  #otherText(text: string, max: number): number {
+    if (!text.isWellFormed()) return this.#escapedText(text, max)
     const size = Buffer.byteLength(text)
-    if (size > most) throw new Unencodable(`a text of ${size} bytes`)
+    if (size > max) throw new Unencodable(`a text of ${size} bytes`)
     this.#needs(size)
     this.bytes.write(text, this.length)
     this.length += size
     return size
   }
 
-  #escapedText(text: string, most: number): number {
+  #escapedText(text: string, max: number): number {
     const bytes = unescapeBytes(text)
-    if (bytes.length > most) throw new Unencodable(`a text of ${bytes.length} bytes`)
+    if (bytes.length > max) throw new Unencodable(`a text of ${bytes.length} bytes`)
     this.#needs(bytes.length)
     this.append(bytes)
     return bytes.length

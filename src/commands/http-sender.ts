@@ -85,8 +85,8 @@ export class HttpSender {
 
   /** @param caller aborted when the HTTP client has hung up. */
   send(request: SendRequest, caller?: AbortSignal): Promise<SendResult> {
-    const most = Math.max(this.#pending.size, this.#unsettled, this.#outboundMessages.count)
-    if (this.#stopped || most >= MAX_PENDING) return Promise.resolve({ outcome: "busy" })
+    const pending = Math.max(this.#pending.size, this.#unsettled, this.#outboundMessages.count)
+    if (this.#stopped || pending >= MAX_PENDING) return Promise.resolve({ outcome: "busy" })
     if (caller?.aborted === true) return Promise.resolve({ outcome: "timeout" })
     const { timeoutMs, nowMs } = this.#options
     const target = { connectionId: null, deviceId: request.id }

@@ -248,7 +248,7 @@ function shape(settings: Settings, values: Environment, ca: string | null) {
       maxConnections: settings.MAX_HTTP_CONNECTIONS,
       sendTimeoutMs: settings.SEND_TIMEOUT_MS,
     },
-    restarts: { most: settings.MAX_RESTARTS, windowMs: settings.MAX_RESTARTS_WINDOW_MS },
+    restarts: { max: settings.MAX_RESTARTS, windowMs: settings.MAX_RESTARTS_WINDOW_MS },
     log: { level: settings.LOG_LEVEL, format: settings.LOG_FORMAT },
   } as const
 }

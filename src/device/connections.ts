@@ -98,13 +98,13 @@ export class Connections {
     return this.#all.values()
   }
 
-  /** Begins to close up to `most` open connections. Returns the number of open connections that are left. */
-  closeSome(most: number, reason: CloseReason): number {
+  /** Begins to close up to `max` open connections. Returns the number of open connections that are left. */
+  closeSome(max: number, reason: CloseReason): number {
     let closed = 0
     let left = 0
     for (const connection of this.#all.values()) {
       if (connection.state !== "open") continue
-      if (closed === most) left += 1
+      if (closed === max) left += 1
       else {
         connection.close(reason)
         closed += 1

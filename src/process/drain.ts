@@ -25,8 +25,8 @@ export interface DrainSteps {
   readonly acceptNone: () => Promise<void>
   /** True when every line that was read is confirmed. */
   readonly confirmed: () => boolean
-  /** Begins to close up to `most` connections; returns how many are left open. */
-  readonly closeSome: (most: number) => number
+  /** Begins to close up to `max` connections; returns how many are left open. */
+  readonly closeSome: (max: number) => number
   /** True when every command's outcome is stored and every socket is gone. */
   readonly settled: () => boolean
   readonly enter: (phase: DrainPhase) => void

@@ -2,12 +2,12 @@
  * Restart intensity: whether a worker that died is replaced or the instance ends. Pure: the time is
  * passed in. Only deaths of processes feed it; no number of devices can.
  *
- * Bound: remembers `most` + 1 times.
+ * Bound: remembers `max` + 1 times.
  */
 
 export interface RestartLimits {
   /** More deaths than this within `windowMs` end the instance. */
-  readonly most: number
+  readonly max: number
   readonly windowMs: number
 }
 
@@ -24,6 +24,6 @@ export class RestartIntensity {
     const since = nowMs - this.#limits.windowMs
     this.#deathsAtMs = this.#deathsAtMs.filter((atMs) => atMs > since)
     this.#deathsAtMs.push(nowMs)
-    return this.#deathsAtMs.length > this.#limits.most ? "give_up" : "restart"
+    return this.#deathsAtMs.length > this.#limits.max ? "give_up" : "restart"
   }
 }

@@ -234,11 +234,11 @@ export class Supervisor {
       this.#exitWhenEmpty()
     } else if (this.#state === "starting" || this.#intensity.died(Date.now()) === "give_up") {
       ended("give up")
-      const { most, windowMs } = this.#config.restarts
+      const { max, windowMs } = this.#config.restarts
       const reason =
         this.#state === "starting"
           ? `the first worker ended with ${status} before it could serve`
-          : `restart intensity: more than ${most} workers ended within ${windowMs} ms`
+          : `restart intensity: more than ${max} workers ended within ${windowMs} ms`
       this.#drain(1, reason)
     } else {
       ended("restart")

@@ -221,7 +221,7 @@ export class Worker {
           await broker.stopConsuming()
         },
         confirmed: () => this.#lines.count === 0 && this.#backpressure.waitingCount === 0,
-        closeSome: (most) => this.#connections.closeSome(most, "drained"),
+        closeSome: (max) => this.#connections.closeSome(max, "drained"),
         settled: () => this.#connections.count === 0 && this.commands.settled && this.fleet.told,
         enter: (phase) => {
           const unconfirmedLines = this.#lines.count

@@ -131,7 +131,7 @@ describe("defaults", () => {
         maxConnections: 256,
         sendTimeoutMs: 5_000,
       },
-      restarts: { most: 5, windowMs: 10_000 },
+      restarts: { max: 5, windowMs: 10_000 },
       log: { level: "info", format: "json" },
     })
   })

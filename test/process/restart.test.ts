@@ -6,23 +6,23 @@ import { RestartIntensity } from "../../src/process/restart.ts"
 import { CHEAP_RUNS, check } from "../support/property.ts"
 
 test("as many deaths as are allowed within the window restart, one more ends the instance", () => {
-  const intensity = new RestartIntensity({ most: 5, windowMs: 10_000 })
+  const intensity = new RestartIntensity({ max: 5, windowMs: 10_000 })
   const actions = [0, 1, 2, 3, 4, 5].map((second) => intensity.died(second * 1_000))
   expect(actions).toEqual(["restart", "restart", "restart", "restart", "restart", "give_up"])
 })
 
 test("none allowed: the first death ends the instance", () => {
-  expect(new RestartIntensity({ most: 0, windowMs: 10_000 }).died(0)).toBe("give_up")
+  expect(new RestartIntensity({ max: 0, windowMs: 10_000 }).died(0)).toBe("give_up")
 })
 
 test("deaths at one moment count each", () => {
-  const intensity = new RestartIntensity({ most: 2, windowMs: 100 })
+  const intensity = new RestartIntensity({ max: 2, windowMs: 100 })
   expect([7, 7, 7].map((atMs) => intensity.died(atMs))).toEqual(["restart", "restart", "give_up"])
 })
 
 test("a death leaves the window when it is as old as the window is long", () => {
   for (const [lastMs, action] of [[1_099, "give_up"] as const, [1_100, "restart"] as const]) {
-    const intensity = new RestartIntensity({ most: 2, windowMs: 100 })
+    const intensity = new RestartIntensity({ max: 2, windowMs: 100 })
     intensity.died(1_000)
     intensity.died(1_050)
     expect(intensity.died(lastMs)).toBe(action)
@@ -30,7 +30,7 @@ test("a death leaves the window when it is as old as the window is long", () => 
 })
 
 test("one death a window for ever ends nothing", () => {
-  const intensity = new RestartIntensity({ most: 1, windowMs: 100 })
+  const intensity = new RestartIntensity({ max: 1, windowMs: 100 })
   for (let i = 0; i < 1_000; i += 1) expect(intensity.died(i * 100)).toBe("restart")
 })
 
@@ -38,7 +38,7 @@ test("at any times: gives up exactly when more than allowed died within the wind
   const waits = fc.array(fc.nat(60), { maxLength: 40, size: "max" })
   check(
     fc.property(waits, fc.nat(5), fc.integer({ min: 1, max: 100 }), (waits, most, windowMs) => {
-      const intensity = new RestartIntensity({ most, windowMs })
+      const intensity = new RestartIntensity({ max: most, windowMs })
       const deathsAtMs: number[] = []
       let nowMs = 0
       for (const wait of waits) {
