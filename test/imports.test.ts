@@ -18,7 +18,6 @@ const PURE = [
   "src/process/drain.ts",
   "src/structures/min-heap.ts",
   "src/structures/fifo.ts",
-  "src/structures/front-cut-list.ts",
   "src/structures/bounded-map.ts",
   "src/structures/by-age.ts",
   "src/process/restart.ts",

@@ -6,11 +6,11 @@
  * Pure. Bound: its publish channel's publisher.
  */
 
-import { FrontCutList } from "../structures/front-cut-list.ts"
+import { Fifo } from "../structures/fifo.ts"
 
 export class Unconfirmed<T> {
   /** The first has tag 1 and index 0. */
-  #items = new FrontCutList<T>()
+  #items = new Fifo<T>()
 
   /** The next publish on the channel. */
   add(item: T): void {
@@ -22,7 +22,7 @@ export class Unconfirmed<T> {
     const items = this.#items
     // Beyond what was published there is nothing, whatever the broker says.
     const end = Math.min(tag, items.end)
-    for (let index = multiple ? items.first : tag - 1; index < end; index += 1) {
+    for (let index = multiple ? items.start : tag - 1; index < end; index += 1) {
       const item = items.remove(index)
       if (item === undefined) continue
       each(item)
@@ -34,9 +34,9 @@ export class Unconfirmed<T> {
   /** Takes out all that are not settled, in order. */
   clear(): T[] {
     const items = this.#items
-    this.#items = new FrontCutList()
+    this.#items = new Fifo()
     const left: T[] = []
-    for (let index = items.first; index < items.end; index += 1) {
+    for (let index = items.start; index < items.end; index += 1) {
       const item = items.at(index)
       if (item !== undefined) left.push(item)
     }

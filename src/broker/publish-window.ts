@@ -10,13 +10,13 @@
  * failure of the same group (a connection): a back-end that follows the sequence numbers then finds
  * each line after its predecessor. Those are the only repeats.
  *
- * Pure: no broker, no clock. Bounds: `maxCount` messages and `maxBytes` of bodies; `full` at either,
+ * Pure: no broker, no clock. Bounds: `maxCount` messages and `maxBytes` of bodies; no room at either,
  * `relieved` at half of both. `maxInFlight` of them are sent and unconfirmed. One message is always accepted by an empty window, whatever its size.
  */
 
-import { FrontCutList } from "../structures/front-cut-list.ts"
+import { Fifo } from "../structures/fifo.ts"
 
-/** Released entries behind one that is not released are removed this many at a time. */
+/** Released entries behind one that is not released are removed when there are this many. */
 const MAX_GAPS = 1_024
 
 export interface WindowLimits {
@@ -56,14 +56,16 @@ export interface Entry<T> {
 export class PublishWindow<T> {
   readonly #limits: WindowLimits
   readonly #groupOf: (item: T) => unknown
-  #entries = new FrontCutList<Entry<T>>()
+  #entries = new Fifo<Entry<T>>()
   /** The index where sending goes on; none before it waits. */
   #next = 0
   #inFlight = 0
   #failed = 0
+  /** Messages that are not released. */
+  #count = 0
   #bytes = 0
-  /** Released entries behind one that is not released. */
-  #gaps = 0
+  /** Whether one more message may enter; a field, since it is read for each line. */
+  hasRoom = true
 
   constructor(limits: WindowLimits, groupOf: (item: T) => unknown) {
     this.#limits = limits
@@ -71,7 +73,7 @@ export class PublishWindow<T> {
   }
 
   get count(): number {
-    return this.#entries.length - this.#gaps
+    return this.#count
   }
 
   get bytes(): number {
@@ -92,16 +94,8 @@ export class PublishWindow<T> {
     return this.#failed > 0
   }
 
-  get full(): boolean {
-    return this.count >= this.#limits.maxCount || this.#bytes >= this.#limits.maxBytes
-  }
-
-  get hasRoom(): boolean {
-    return !this.full
-  }
-
   get relieved(): boolean {
-    return this.count <= this.#limits.maxCount / 2 && this.#bytes <= this.#limits.maxBytes / 2
+    return this.#count <= this.#limits.maxCount / 2 && this.#bytes <= this.#limits.maxBytes / 2
   }
 
   add(item: T, bytes: number): Entry<T> {
@@ -113,7 +107,7 @@ export class PublishWindow<T> {
       sentAtMs: 0,
     }
     this.#entries.push(entry)
-    this.#bytes += bytes
+    this.#account(1, bytes)
     return entry
   }
 
@@ -134,7 +128,7 @@ export class PublishWindow<T> {
 
   /** Since when the message that has been in flight longest is there, or null. */
   oldestSentAtMs(): number | null {
-    for (let i = this.#entries.first; i < this.#next; i += 1) {
+    for (let i = this.#entries.start; i < this.#next; i += 1) {
       const entry = this.#entries.at(i)
       if (entry?.state === "in_flight") return entry.sentAtMs
     }
@@ -144,7 +138,7 @@ export class PublishWindow<T> {
   /** The messages in flight that were sent at this time or before, oldest first. */
   sentBy(atMs: number): Entry<T>[] {
     const sent: Entry<T>[] = []
-    for (let i = this.#entries.first; i < this.#next; i += 1) {
+    for (let i = this.#entries.start; i < this.#next; i += 1) {
       const entry = this.#entries.at(i)
       if (entry?.state === "in_flight" && entry.sentAtMs <= atMs) sent.push(entry)
     }
@@ -159,39 +153,43 @@ export class PublishWindow<T> {
     entry.result = result
     if (this.#limits.ordered === false) {
       this.#release(entry, released)
-      this.#gaps += 1
     }
     for (;;) {
       const { first } = this.#entries
-      const front = this.#entries.at(first)
-      if (front?.state === "done") this.#release(front, released)
-      else if (front?.state === "released") this.#gaps -= 1
-      else break
-      this.#entries.remove(first)
+      if (first?.state === "done") this.#release(first, released)
+      else if (first?.state !== "released") break
+      this.#entries.shift()
     }
     // After going back, `maxInFlight` may have stopped the sending before what was done already.
-    this.#next = Math.max(this.#next, this.#entries.first)
-    if (this.#gaps >= MAX_GAPS) this.#closeGaps()
+    this.#next = Math.max(this.#next, this.#entries.start)
+    if (this.#entries.length - this.#count >= MAX_GAPS) this.#closeGaps()
   }
 
   #release(entry: Entry<T>, released: Entry<T>[]): void {
     entry.state = "released"
-    this.#bytes -= entry.bytes
+    this.#account(-1, -entry.bytes)
     released.push(entry)
   }
 
+  #account(count: number, bytes: number): void {
+    const { maxCount, maxBytes } = this.#limits
+    this.#count += count
+    this.#bytes += bytes
+    this.hasRoom = this.#count < maxCount && this.#bytes < maxBytes
+  }
+
+  /** Removes the released entries that are behind one that is not released. */
   #closeGaps(): void {
     const entries = this.#entries
-    const kept = new FrontCutList<Entry<T>>()
+    const kept = new Fifo<Entry<T>>()
     let next = 0
-    for (let i = entries.first; i < entries.end; i += 1) {
+    for (let i = entries.start; i < entries.end; i += 1) {
       if (i === this.#next) next = kept.end
       const entry = entries.at(i)
       if (entry !== undefined && entry.state !== "released") kept.push(entry)
     }
     this.#next = this.#next === entries.end ? kept.end : next
     this.#entries = kept
-    this.#gaps = 0
   }
 
   notConfirmed(entry: Entry<T>): void {
@@ -206,7 +204,7 @@ export class PublishWindow<T> {
     if (this.#inFlight > 0) throw new Error("goBack while messages are in flight")
     const failedGroups = new Set<unknown>()
     let again = 0
-    for (let i = this.#entries.first; i < this.#next; i += 1) {
+    for (let i = this.#entries.start; i < this.#next; i += 1) {
       const entry = this.#entries.at(i)
       if (entry === undefined || entry.state === "released") continue
       const group = this.#groupOf(entry.item)
@@ -215,7 +213,7 @@ export class PublishWindow<T> {
       entry.state = "waiting"
       again += 1
     }
-    this.#next = this.#entries.first
+    this.#next = this.#entries.start
     this.#failed = 0
     return again
   }

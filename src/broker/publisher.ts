@@ -90,7 +90,7 @@ export class Publisher<T> implements PublishChannelListener<Entry<T>> {
   /** Accepts one message; from now on it is kept until it is done. */
   publish(item: T, bytes: number): void {
     this.#window.add(item, bytes)
-    if (this.#window.full) this.#wasFull = true
+    if (!this.#window.hasRoom) this.#wasFull = true
     this.#send()
   }
 

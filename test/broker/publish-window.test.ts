@@ -154,7 +154,7 @@ class Watched {
       bytes: window.bytes,
       inFlight: window.inFlight,
       failed: window.failed,
-      full: window.full,
+      full: !window.hasRoom,
       relieved: window.relieved,
       oldestSentAtMs: window.oldestSentAtMs(),
     }).toEqual({
@@ -229,7 +229,7 @@ function run(sequence: readonly Step[], limits: WindowLimits, asPublisher: boole
     switch (each.kind) {
       case "add":
         // Whoever adds looks at `full` first.
-        if (!watched.window.full) watched.add(each.group, each.bytes)
+        if (watched.window.hasRoom) watched.add(each.group, each.bytes)
         break
       case "send":
         if (!asPublisher) watched.send()
@@ -395,26 +395,26 @@ test("the result is that of the last send", () => {
 describe("bounds", () => {
   test("full at either, relieved at half of both", () => {
     const window = windowOf({ maxCount: 4, maxBytes: 100 })
-    expect([window.full, window.relieved]).toEqual([false, true])
+    expect([window.hasRoom, window.relieved]).toEqual([true, true])
     for (let n = 0; n < 3; n += 1) window.add({ group: 1, n }, 10)
-    expect([window.full, window.relieved]).toEqual([false, false])
+    expect([window.hasRoom, window.relieved]).toEqual([true, false])
     window.add({ group: 1, n: 3 }, 10)
-    expect(window.full).toBe(true)
+    expect(window.hasRoom).toBe(false)
     const entries = sendAll(window)
     for (const entry of entries.slice(0, 2)) window.done(entry, "confirmed", [])
-    expect([window.full, window.relieved]).toEqual([false, true])
+    expect([window.hasRoom, window.relieved]).toEqual([true, true])
     window.add({ group: 1, n: 4 }, 80)
-    expect([window.count, window.full, window.relieved]).toEqual([3, true, false])
+    expect([window.count, window.hasRoom, window.relieved]).toEqual([3, false, false])
   })
 
   test("an empty window takes one message of any size", () => {
     const window = windowOf({ maxCount: 1, maxBytes: 10 })
-    expect(window.full).toBe(false)
+    expect(window.hasRoom).toBe(true)
     window.add({ group: 1, n: 0 }, 1_000)
-    expect(window.full).toBe(true)
+    expect(window.hasRoom).toBe(false)
     const [entry] = sendAll(window)
     if (entry) window.done(entry, "confirmed", [])
-    expect([window.full, window.relieved, window.bytes]).toEqual([false, true, 0])
+    expect([window.hasRoom, window.relieved, window.bytes]).toEqual([true, true, 0])
   })
 
   // Outbound messages have no bound of their own, and one that waits long must not keep what is long done.
