@@ -28,6 +28,6 @@ test.each([
   expect(holding(here).nextEpoch("lock:1", NOW_MS, elsewhere)).toBe(expected)
 })
 
-test("is the time for another device, whatever is known of this one", () => {
+test("of another device is the time", () => {
   expect(holding(NOW_MS + 7_000).nextEpoch("lock:2", NOW_MS, undefined)).toBe(NOW_MS)
 })

@@ -52,7 +52,7 @@ function flush(outgoing: Outgoing, most: number, scratch = new Uint8Array(BATCH_
 describe("every split", () => {
   const commands = () => ["one", "", "three", "4"].map((text) => command(text))
 
-  test("byte by byte, each command is told with its own LF and never again", () => {
+  test("byte by byte, each command is written with its own LF, and once", () => {
     const outgoing = new Outgoing(1_000)
     const all = commands()
     for (const each of all) outgoing.push(each)
@@ -84,7 +84,7 @@ describe("every split", () => {
   })
 })
 
-test("after a partial take the rest is offered as it was, whatever is pushed and expires", () => {
+test("after a partial accept the rest is offered unchanged, even when commands are pushed or expire", () => {
   const outgoing = new Outgoing(1_000)
   const scratch = new Uint8Array(BATCH_BYTES)
   const offered = command("offered", 100)
@@ -105,7 +105,7 @@ test("after a partial take the rest is offered as it was, whatever is pushed and
   expect([outgoing.empty, outgoing.clear()]).toEqual([true, []])
 })
 
-test("bytes of which the socket took nothing are offered again, since TLS may have sealed them", () => {
+test("bytes that the socket did not accept are offered again, because TLS may have encrypted them", () => {
   const outgoing = new Outgoing(1_000)
   outgoing.push(command("first", 100))
   expect(flush(outgoing, 0).offered).toBe(6)
@@ -189,7 +189,7 @@ describe("bounds", () => {
     expect(outgoing.empty).toBe(true)
   })
 
-  test("a command larger than a batch, taken in parts, is not lost with the shared buffer", () => {
+  test("a command larger than a batch, accepted in parts, does not depend on the shared buffer", () => {
     const outgoing = new Outgoing(1_000_000)
     const large = command("x".repeat(50_000))
     outgoing.push(large)
@@ -246,7 +246,7 @@ describe("withdraw and clear", () => {
     expect([outgoing.bytes, outgoing.empty]).toEqual([0, true])
   })
 
-  test("clear returns what was not written, in order, the one taken in part included", () => {
+  test("clear returns the unwritten commands in order, including one that was accepted in part", () => {
     const outgoing = new Outgoing(1_000)
     const all = ["a", "bb", "cc"].map((text) => command(text))
     for (const each of all.slice(0, 2)) outgoing.push(each)

@@ -20,7 +20,7 @@ interface Device {
   readonly chain: readonly X509Certificate[]
 }
 
-test("looks at a bounded number a sweep, each once, in the order in which they came, and starts over", async () => {
+test("checks a bounded number in each sweep, each once, in order of arrival, and starts over", async () => {
   const trusted = await makeAuthority("trusted")
   const removed = await makeAuthority("removed")
   const chains = await Promise.all(

@@ -97,14 +97,14 @@ class Subject {
 }
 
 describe("GET /devices", () => {
-  test("tells of the fleet's devices as the fleet query does", async () => {
+  test("returns the result of the fleet query", async () => {
     const response = await new Subject().request("/devices")
     expect(response.status).toBe(200)
     expect(response.headers.get("content-type")).toStartWith("application/json")
     expect(await response.json()).toEqual(LIST)
   })
 
-  test("tells of none, if there is none", async () => {
+  test("returns an empty list when there are no devices", async () => {
     const subject = new Subject()
     subject.list = { devices: [], total: 0, answered: 1, workers: 1 }
     expect(await (await subject.request("/devices")).json()).toEqual(subject.list)
@@ -123,7 +123,7 @@ describe("GET /devices", () => {
     ["?verbose=1", { prefix: "", after: "", limit: 100 }],
   ]
 
-  test.each(QUERIES)("asks for what the query says: %s", async (query, request) => {
+  test.each(QUERIES)("passes the query parameters on: %s", async (query, request) => {
     const subject = new Subject()
     expect((await subject.request(`/devices${query}`)).status).toBe(200)
     expect(subject.asked).toEqual([["list", request]])
@@ -151,7 +151,7 @@ describe("GET /devices", () => {
     `prefix=${"x".repeat(129)}`,
     "after=a/b",
     `after=${"x".repeat(129)}`,
-  ])("is refused without asking: %s", async (query) => {
+  ])("is refused without a fleet query: %s", async (query) => {
     const subject = new Subject()
     const response = await subject.request(`/devices?${query}`)
     const message = await subject.refused(response, 400, "invalid")
@@ -159,7 +159,7 @@ describe("GET /devices", () => {
     expect(subject.asked).toEqual([])
   })
 
-  test("tells of all that is wrong with a query at once, and does not repeat it", async () => {
+  test("reports all faults of a query together, without its values", async () => {
     const subject = new Subject()
     const response = await subject.request("/devices?limit=s3cret&prefix=s3cret!&after=!")
     const message = await subject.refused(response, 400, "invalid")
@@ -179,7 +179,7 @@ describe.each([
   ["GET", "", "describe"],
   ["DELETE", "/connection", "kick"],
 ] as const)("%s /devices/:id%s", (method, suffix, act) => {
-  test("tells what the device is", async () => {
+  test("returns the description of the device", async () => {
     const subject = new Subject()
     const response = await subject.request(`/devices/lock:1${suffix}`, method)
     expect(response.status).toBe(200)
@@ -225,7 +225,7 @@ describe.each([
   })
 })
 
-test("a device is closed by DELETE alone", async () => {
+test("only DELETE closes a device", async () => {
   const subject = new Subject()
   for (const method of ["GET", "POST", "PUT", "PATCH", "OPTIONS", "HEAD"]) {
     expect((await subject.request("/devices/lock:1/connection", method)).status).toBe(404)
@@ -236,7 +236,7 @@ test("a device is closed by DELETE alone", async () => {
   expect(subject.asked).toEqual([])
 })
 
-test("a defect of the fleet query is 500, told to the log alone", async () => {
+test("an exception in the fleet query is 500, with details in the log only", async () => {
   const subject = new Subject()
   const error = new Error("amqp://user:hidden@broker")
   Object.defineProperty(subject, "device", {
