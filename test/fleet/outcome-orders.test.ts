@@ -16,7 +16,7 @@ import { QUEUES } from "../support/simulated-worker.ts"
 
 const ENDS_WITHIN_MS = 60_000
 
-describe("a command that is on its way from worker to worker", () => {
+describe("a forwarded command", () => {
   test("follows a device that moves twice, and is written once", () => {
     const fleet = settled(3)
     connect(fleet, 1, "a")
@@ -38,7 +38,7 @@ describe("a command that is on its way from worker to worker", () => {
     expect(receipts(fleet, command)).toEqual(["written"])
   })
 
-  test("ends as offline when the device is always gone before it, and loops no further", () => {
+  test("ends as offline when the device always moves before it, and is not forwarded any more", () => {
     const fleet = settled(3)
     connect(fleet, 1, "a")
     const command = publish(fleet, { deviceId: "a" })
@@ -81,7 +81,7 @@ describe("a command that is on its way from worker to worker", () => {
     expect(outcomes(command)).toEqual(["written"])
   })
 
-  test("comes again to a worker that still looks for its device: the lost delivery does nothing", () => {
+  test("is redelivered to a worker that still looks for its device: the lost delivery has no effect", () => {
     const fleet = settled(2)
     const command = publish(fleet, { deviceId: "a", queue: queueOf(0), wantsReceipt: true })
     const answer = /"there".* comes from owsla.fleet.gw0.0/
@@ -254,7 +254,7 @@ describe("a command in the queue of a worker that was killed", () => {
     expect(wires(fleet, command)).toEqual([device.id])
   })
 
-  test("is taken by the successor at once", () => {
+  test("is consumed by the successor at once", () => {
     const fleet = fleetOf(3)
     const command = orphan(fleet)
     fleet.start(1)
@@ -279,7 +279,7 @@ describe("a command in the queue of a worker that was killed", () => {
   })
 })
 
-describe("a command that is handed out again", () => {
+describe("a redelivered command", () => {
   test("while it waits for a number is written once, in its turn", () => {
     const fleet = settled(2)
     const device = connect(fleet, 0, "a")
@@ -324,7 +324,7 @@ describe("a command that is handed out again", () => {
   })
 })
 
-describe("a worker that has missed what the others said", () => {
+describe("a worker that has missed messages of the others", () => {
   const late = /gw0.1.* (connects to consume|subscribes)/
 
   test.each([
@@ -353,10 +353,10 @@ describe("a worker that has missed what the others said", () => {
   })
 })
 
-describe("a worker that is the first to be back with the broker", () => {
+describe("the first worker that reconnects to the broker", () => {
   const late = /gw0.0.* (connects to|subscribes)/
 
-  test("calls no device offline that one holds which is still connecting", () => {
+  test("calls no device offline that a worker holds that is still reconnecting", () => {
     const fleet = settled(2)
     const device = connect(fleet, 0, "a")
     fleet.settle()
@@ -371,7 +371,7 @@ describe("a worker that is the first to be back with the broker", () => {
     expect(wires(fleet, command)).toEqual([device.id])
   })
 
-  test("does not wait for one for ever that does not come back", () => {
+  test("does not wait for ever for a worker that does not reconnect", () => {
     const fleet = settled(2)
     connect(fleet, 0, "a")
     fleet.settle()
@@ -384,7 +384,7 @@ describe("a worker that is the first to be back with the broker", () => {
 })
 
 describe("a worker that looks for a device", () => {
-  test("asks again when the broker was lost with its question", () => {
+  test("asks again when its question was lost with the broker connection", () => {
     const fleet = settled(2)
     const device = connect(fleet, 0, "a")
     const command = publish(fleet, { deviceId: "a", queue: queueOf(1) })
@@ -394,7 +394,7 @@ describe("a worker that looks for a device", () => {
     expect(wires(fleet, command)).toEqual([device.id])
   })
 
-  test("calls none offline before the others have told it that they are there", () => {
+  test("calls none offline before the others have announced themselves", () => {
     const fleet = settled(2)
     const device = connect(fleet, 0, "a")
     fleet.settle()
@@ -410,7 +410,7 @@ describe("a worker that looks for a device", () => {
   })
 })
 
-describe("a command that came by HTTP", () => {
+describe("a command by HTTP", () => {
   test("has its outcome before its worker has drained, though the caller waits no more", () => {
     const fleet = settled(2)
     const command = fleet.send(0, "a")
@@ -428,7 +428,7 @@ describe("a command that came by HTTP", () => {
 })
 
 describe("a device that flaps between workers", () => {
-  test("in one millisecond has one connection at last, and all workers agree which", () => {
+  test("in one millisecond has one connection in the end, and all workers agree on it", () => {
     const fleet = settled(3)
     for (const slot of [0, 1, 2, 1, 0, 2]) fleet.connect(slot, "a")
     const command = publish(fleet, { deviceId: "a" })
@@ -444,7 +444,7 @@ describe("a device that flaps between workers", () => {
     }
   })
 
-  test("while neither worker hears of the other has one connection once they do", () => {
+  test("while the workers do not reach each other has one connection after they do", () => {
     const fleet = settled(2)
     fleet.cut(0, ["publishing", "consuming"])
     fleet.cut(1, ["publishing", "consuming"])
