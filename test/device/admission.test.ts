@@ -1,4 +1,4 @@
-/** Admission: who is refused, who waits, and how the number of handshakes under way tunes itself. */
+/** Admission: which connections are refused or wait, and how the limit of concurrent handshakes adapts. */
 
 import { describe, expect, test } from "bun:test"
 import fc from "fast-check"

@@ -1,4 +1,4 @@
-/** Who a device is: certificates' names, first lines, the denylist, and what each mode makes of them. */
+/** The identity of a device: names in certificates, HELLO lines, the denylist, and the result in each mode. */
 
 import { describe, expect, test } from "bun:test"
 import { createHmac } from "node:crypto"

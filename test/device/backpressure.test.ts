@@ -1,6 +1,6 @@
 /**
- * Backpressure: who waits is served in order of arrival and only while there is room; what is held
- * suspends all reading above the bound and lets it go on at half of it, told once each.
+ * Backpressure: waiting readers are resumed in order of arrival and only while there is room. Held bytes above the
+ * bound suspend all reading, and half of the bound resumes it, with one callback each.
  */
 
 import { describe, expect, test } from "bun:test"

@@ -1,4 +1,4 @@
-/** Which chains the CAs of a file vouch for, of certificates that TLS libraries of others would accept and would not. */
+/** Which chains the CAs of a file trust, for valid and invalid certificates. */
 
 import { beforeAll, describe, expect, test } from "bun:test"
 import { X509Certificate } from "node:crypto"

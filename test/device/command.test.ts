@@ -1,4 +1,4 @@
-/** What makes a body unfit to be a line, at the bound and byte for byte; and the list of outcomes. */
+/** Which bodies are valid lines, at the bound and for each byte; and the lists of outcomes and close reasons. */
 
 import { describe, expect, test } from "bun:test"
 import fc from "fast-check"

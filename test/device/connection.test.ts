@@ -1,7 +1,6 @@
 /**
- * One connection between a scripted socket, a clock that stands until it is moved, a window with as
- * much room as it is given and back-ends that count what they are told. First each behaviour by
- * itself, then any order of operations.
+ * One connection with a scripted socket, a clock and a window that the test controls, and back-ends that count their
+ * outcomes. First each behaviour separately, then any order of operations.
  */
 
 import { describe, expect, test } from "bun:test"

@@ -1,4 +1,4 @@
-/** Connections: which epoch a new connection gets, so that it is the newest wherever its device was before. */
+/** The epoch of a new connection makes it the newest one of its device, wherever the device was connected before. */
 
 import { expect, test } from "bun:test"
 import type { Connection } from "../../src/device/connection.ts"

@@ -1,6 +1,6 @@
 /**
- * The endpoint against whoever performs its decisions, in every order of offers, redeliveries, sweeps,
- * writes and closes: each command comes to exactly one end, and no message id is written twice.
+ * The endpoint with a model that performs its decisions, in any order of offers, redeliveries, sweeps, writes and
+ * closes: each command has exactly one outcome, and no message id is written twice.
  */
 
 import { describe, expect, test } from "bun:test"

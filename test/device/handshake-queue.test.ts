@@ -1,4 +1,4 @@
-/** Turns: first come, first served, whoever gives up meanwhile; on scripted sockets with the clock held. */
+/** The handshake queue: first in, first out, also when peers close. With scripted sockets and a clock that is fixed. */
 
 import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test"
 import { Admission } from "../../src/device/admission.ts"

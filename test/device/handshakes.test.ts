@@ -1,4 +1,4 @@
-/** Which accepted sockets begin their handshakes, wait, are refused or give way, and what is counted of them. */
+/** Which accepted sockets start their handshakes, wait, are refused or are replaced, and how they are counted. */
 
 import { expect, test } from "bun:test"
 import type { AdmissionLimits } from "../../src/device/admission.ts"

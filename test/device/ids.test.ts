@@ -1,6 +1,6 @@
 /**
- * The ids: every one minted fits its alphabet and length and leads back to its worker, whatever the
- * instance is called; and no other text leads anywhere it should not.
+ * The ids: each generated id has a valid format and yields its worker, for any instance id. Other texts yield no
+ * worker.
  */
 
 import { describe, expect, test } from "bun:test"

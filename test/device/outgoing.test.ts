@@ -1,7 +1,6 @@
 /**
- * The outgoing queue before a socket that takes what it likes: at every split, and over any order of
- * operations, the bytes on the wire are the commands with an LF each, told as written at their last
- * byte.
+ * The outgoing queue with a socket that accepts any number of bytes. At each split, and in any order of operations, the
+ * bytes on the wire are the commands with an LF each, and a command counts as written after its last byte.
  */
 
 import { describe, expect, test } from "bun:test"

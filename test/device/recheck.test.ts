@@ -1,4 +1,4 @@
-/** The recheck: some connections a sweep, each once, those that come meanwhile too. */
+/** The recheck: a bounded number of connections in each sweep, each once, including new ones. */
 
 import { expect, test } from "bun:test"
 import { X509Certificate } from "node:crypto"

@@ -1,6 +1,6 @@
 /**
- * The reorder buffer over permutations, repeats, losses and times, against a model that remembers
- * every number it ever saw. Then its bounds, one by one.
+ * The reorder buffer with permutations, repeats, losses and times, compared with a model that remembers all numbers.
+ * Then each of its bounds.
  */
 
 import { heapSize } from "bun:jsc"

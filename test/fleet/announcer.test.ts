@@ -1,7 +1,6 @@
 /**
- * The announcer: what the fleet is told of this worker's devices, in how many messages, and which of two
- * connections of one device stays. With real connections, and a channel that settles when the test says
- * so.
+ * The announcer: the announcements of this worker's devices, their number of messages, and which of two connections of
+ * one device stays. With real connections, and a channel that the test settles.
  */
 
 import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test"

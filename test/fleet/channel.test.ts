@@ -1,7 +1,6 @@
 /**
- * The channel between workers: what goes on the wire, what is taken from it, and what is not said at all.
- * On a publish channel that settles when the test says so; what two workers hear of each other on the embedded
- * broker.
+ * The channel between workers: which messages are sent, accepted and dropped. With a publish channel that the test
+ * settles, and with two workers on the embedded broker.
  */
 
 import { describe, expect, test } from "bun:test"

@@ -1,7 +1,6 @@
 /**
- * The fleet query: what an operator is told of the fleet's devices, whoever holds them and whoever does not
- * answer. With real connections here; the test answers for the other workers and for the locator. The
- * clock is held.
+ * The fleet query: its results for devices on any worker, and when workers do not answer. This worker has real
+ * connections; the test answers for the other workers and the locator, and controls the clock.
  */
 
 import { describe, expect, test } from "bun:test"

@@ -1,6 +1,6 @@
 /**
- * Questions to the fleet whose caller has hung up: nothing is done for them, whatever the broker does meanwhile.
- * Also what setting a clock must not change. With a real fleet of one worker; the test plays the broker and the
+ * Queries whose caller has closed its connection are not carried out, whatever the broker does in the meantime. Also
+ * the effects that setting a clock must not have. With a real fleet of one worker; the test acts as the broker and the
  * other workers.
  */
 

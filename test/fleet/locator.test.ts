@@ -1,6 +1,6 @@
 /**
- * The locator: where a named device is, by what was announced or by asking the fleet, and when it is
- * nowhere. The clock is held, and the test answers for the members.
+ * The locator: the location of a named device, from announcements or from a question to the fleet, and when it is
+ * nowhere. The test controls the clock and answers for the members.
  */
 
 import { describe, expect, test } from "bun:test"

@@ -1,6 +1,6 @@
 /**
- * Members: who counts as being in the fleet, by what was heard of whom and when. With the clock passed
- * in; each state and each way between them.
+ * The members of the fleet: each state and each transition, by received messages and times. The test passes the time
+ * in.
  */
 
 import { describe, expect, test } from "bun:test"

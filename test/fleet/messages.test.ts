@@ -1,6 +1,5 @@
 /**
- * What workers tell each other: every message of the list comes through JSON as it was, and nothing else
- * is one, whoever wrote it.
+ * The messages between workers: each message of the list is unchanged after JSON, and no other text is a message.
  */
 
 import { describe, expect, test } from "bun:test"

@@ -1,14 +1,13 @@
 /**
- * One outcome each: whatever order commands, connections, takeovers, lost broker
- * connections, killed and drained workers and time come in, every command ends, as often as it should,
- * and every device has one connection that all workers find. The real code of several workers on a
- * simulated broker; each run is one order of all that could happen.
+ * In any order of commands, connections, takeovers, lost broker connections, killed and drained workers and time, each
+ * command has its outcome the right number of times, and each device has one connection that all workers find. The real
+ * code of several workers runs on a simulated broker. Each run is one order of the possible events.
  *
- * What "disturbed" means for a command: it was in hand when its consumer was lost (`requeued`), or on its
- * way from worker to worker or into the undelivered queue when its publisher was (`cut`, and `abandoned`
- * by a killed one). Only then may anything of it be repeated, and only as often as it was disturbed.
+ * A command was "disturbed" when its consumer was lost before the acknowledgement (`requeued`), or when its publisher
+ * was lost while the command was being forwarded or copied to the undelivered queue (`cut`, or `abandoned` by a killed
+ * worker). Only then may it be repeated, and only as often as it was disturbed.
  *
- * `FUZZ_TRACE=1` tells every step of a failure; `FUZZ_SEED` and `FUZZ_RUNS` as everywhere.
+ * `FUZZ_TRACE=1` prints each step of a failure. `FUZZ_SEED` and `FUZZ_RUNS` work as in `property.ts`.
  */
 
 import { test } from "bun:test"

@@ -1,7 +1,6 @@
 /**
- * Orders of events that have each been somebody's fault, told step by step: what becomes of one command
- * and of one device. The real code of several workers on a simulated broker; every
- * step that is not named happens at once. See `one-outcome.test.ts` for all orders.
+ * Orders of events that have each shown a fault, step by step, for one command and one device. The real code of several
+ * workers runs on a simulated broker. Steps that are not named happen at once. `one-outcome.test.ts` tests all orders.
  */
 
 import { describe, expect, test } from "bun:test"

@@ -1,6 +1,6 @@
 /**
- * Presence: what is told of a device that connects or disconnects, in which order, and what
- * becomes of it while the broker takes nothing. On a publish channel that settles when the test says so.
+ * Presence: the events of devices that connect or disconnect, their order, and their handling while the broker accepts
+ * no messages. With a publish channel that the test settles.
  */
 
 import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test"

@@ -1,7 +1,6 @@
 /**
- * The HTTP sidecar asked through `app.request()`, without a port: every route, every refusal and its
- * count, tokens, and requests as odd as a stranger can write them. What needs a socket is in
- * `socket.test.ts`, event streams are in `messages.test.ts`.
+ * The HTTP API through `app.request()`, without a port: all routes, all refusals and their counters, tokens, and
+ * malformed requests. Tests that need a socket are in `socket.test.ts`, tests of event streams in `messages.test.ts`.
  */
 
 import { describe, expect, test } from "bun:test"

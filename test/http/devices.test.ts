@@ -1,7 +1,6 @@
 /**
- * The routes of the fleet: what is asked of the fleet query for each request, how each of its
- * answers is told, and which requests are refused before it is asked. Through `app.request()`, without a
- * port.
+ * The routes of the fleet: the fleet query for each request, the response for each of its results, and the requests
+ * that are refused before. Through `app.request()`, without a port.
  */
 
 import { describe, expect, test } from "bun:test"

@@ -1,6 +1,6 @@
 /**
- * `GET /messages` through `app.request()`: what its events say, who follows, who has gone away, and
- * the two bounds of its header. The clock is fake where the keep-alive is waited for.
+ * `GET /messages` through `app.request()`: the contents of events, followers that connect and disconnect, and both
+ * bounds. Tests of the keep-alive use a fake clock.
  */
 
 import { afterEach, describe, expect, jest, test } from "bun:test"

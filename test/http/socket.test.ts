@@ -1,7 +1,6 @@
 /**
- * The sidecar behind its real server, for what `app.request()` cannot show: bodies and event
- * streams on a socket, requests written by hand, clients that hang up. The port is 0, the options are
- * those that `worker.ts` passes.
+ * The HTTP API behind its real server, for tests that `app.request()` cannot do: bodies and event streams on a socket,
+ * requests written by hand, clients that close their connection. The port is 0; the options are those of `worker.ts`.
  */
 
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "bun:test"

@@ -1,5 +1,5 @@
 /**
- * The counters of an instance: sums over it never fall when workers die, and gauges of a dead worker are not summed.
+ * The counters of an instance: the sums never decrease when workers die, and gauges of a dead worker are not summed.
  */
 
 import { describe, expect, test } from "bun:test"

@@ -1,4 +1,4 @@
-/** How many devices and HTTP connections fit under an open-files limit. */
+/** The maximum numbers of device and HTTP connections for an open-files limit. */
 
 import { expect, test } from "bun:test"
 import { connectionsUnder, httpConnectionsUnder } from "../../src/ops/open-files.ts"

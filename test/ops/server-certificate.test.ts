@@ -1,4 +1,4 @@
-/** The server's certificate and key are a pair, or the one sentence that says what is wrong. */
+/** Reading the server certificate, its key and the client CAs, and the error for each fault. */
 
 import { afterAll, beforeAll, expect, test } from "bun:test"
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
