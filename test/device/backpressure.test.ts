@@ -8,7 +8,7 @@ import fc from "fast-check"
 import { Backpressure, type WaitingReader } from "../../src/device/backpressure.ts"
 import { CHEAP_RUNS, check } from "../support/property.ts"
 
-/** A window that takes `room` more lines. */
+/** A window with room for `room` more lines. */
 function withRoom(room: number, maxHeldBytes = 100) {
   const window = { room }
   const told: boolean[] = []
@@ -104,7 +104,7 @@ describe("waiting for room", () => {
           window.room = grant
           backpressure.roomAgain()
           total -= grant - window.room
-          // Room is left only when nobody waits for it.
+          // Room is left only when no reader waits for it.
           if (window.room > 0) expect(backpressure.waitingCount).toBe(0)
           expect(log.length).toBe(counts.reduce((sum, lines) => sum + lines, 0) - total)
         }

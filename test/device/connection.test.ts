@@ -37,7 +37,7 @@ const CLOSING_MS = 2_000
 const START_MS = 1_000_000
 const PEER = { remoteAddress: "192.0.2.1", tlsVersion: "TLSv1.3", fingerprint: null }
 
-/** Takes `room` bytes in all, then none; tells what was done to it. */
+/** A socket that accepts `room` bytes in total, then none, and records its calls. */
 class ScriptedSocket implements DeviceSocket {
   wire = ""
   room = Number.POSITIVE_INFINITY
@@ -90,7 +90,7 @@ interface Told {
   readonly recipient: Recipient | null
 }
 
-/** A back-end: sends commands and remembers everything it was told, in order. */
+/** A back-end: sends commands and records their outcomes in order. */
 class BackEnd implements CommandSource {
   readonly sent: Command[] = []
   readonly told: Told[] = []
@@ -129,7 +129,7 @@ class BackEnd implements CommandSource {
     return this.told.filter((told) => told.command === command).map(({ outcome }) => outcome)
   }
 
-  /** Bodies by outcome, in the order told. */
+  /** Bodies by outcome, in the order of their outcomes. */
   bodies(outcome: Outcome | "acknowledged" | "withdrawn"): string[] {
     const told = this.told.filter((each) => each.outcome === outcome)
     return told.map(({ command }) => textOf(command.body))
@@ -197,7 +197,7 @@ class Harness {
     })
   }
 
-  /** A connection whose handshake goes on. */
+  /** A connection during its handshake. */
   accept(): { connection: Connection; socket: ScriptedSocket } {
     const socket = new ScriptedSocket()
     const connection = new Connection(`c${this.connections.length}`, socket, {
@@ -1344,7 +1344,7 @@ function run(steps: readonly Step[], react: (harness: Harness, connection: Conne
     expect(connection.outgoingBytes).toBeGreaterThanOrEqual(0)
     expect(connection.outgoingBytes).toBeLessThanOrEqual(LIMITS.maxOutgoingBytes)
   }
-  // Drained and gone, as every connection is in the end.
+  // Drain and close the connection, as at the end of each connection.
   harness.flush()
   harness.roomAgain(1_000_000)
   harness.after(CLOSING_MS)
@@ -1354,8 +1354,8 @@ function run(steps: readonly Step[], react: (harness: Harness, connection: Conne
 }
 
 /**
- * What holds whatever has happened.
- * @param inOrder whether sources were told of writes in their order; not so when they act on it.
+ * Checks the conditions that hold after any order of operations.
+ * @param inOrder whether commands were settled in the order of writes. They are not when sources act on it.
  */
 function expectWhole(done: ReturnType<typeof run>, inOrder = true): void {
   const { harness, connection, socket, received } = done
@@ -1426,7 +1426,7 @@ test("in any order numbered commands are written in order, each number once", ()
 })
 
 test("in any order no number is a duplicate if its only command was not written", () => {
-  // Nobody would ever have it: a duplicate is neither written nor kept.
+  // Otherwise the command would be lost: a duplicate is neither written nor kept.
   const unwritten = new Set(["expired", "slow_device", "closed"])
   check(
     fc.property(sequence, (steps) => {

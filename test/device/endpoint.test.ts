@@ -50,7 +50,7 @@ function brief(decisions: readonly Decision[]): unknown[] {
 /** How a command ended. "withdrawn": its delivery was lost, and the next delivery decides the outcome. */
 type End = "written" | "acknowledged" | "withdrawn" | string
 
-/** Performs decisions as a connection does, with a socket that takes commands when it is told to. */
+/** Performs decisions like a connection, with a socket that accepts commands when the test says so. */
 class Performer {
   readonly endpoint: Endpoint
   readonly ends = new Map<Command, End[]>()
@@ -73,7 +73,7 @@ class Performer {
     this.#perform(this.endpoint.expire(nowMs))
   }
 
-  /** The socket takes the first that waits. */
+  /** The socket accepts the first waiting command. */
   write(): void {
     const first = this.waiting.shift()
     if (first === undefined) return

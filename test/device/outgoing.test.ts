@@ -36,7 +36,7 @@ function textOf(bytes: Uint8Array): string {
   return Buffer.from(bytes).toString("latin1")
 }
 
-/** Offers the next bytes to a socket that takes `most` of them, and spoils the shared buffer. */
+/** Offers the next bytes to a socket that accepts `most` of them, and overwrites the shared buffer. */
 function flush(outgoing: Outgoing, most: number, scratch = new Uint8Array(BATCH_BYTES)) {
   const expired: Command[] = []
   const written: Command[] = []
@@ -218,7 +218,7 @@ describe("bounds", () => {
     }
     run()
     expect(outgoing.bytes).toBe(20_001)
-    // A WeakRef keeps its object for the rest of the turn it was made in.
+    // A WeakRef keeps its object alive until the end of the tick in which it was made.
     await new Promise((resolve) => setImmediate(resolve))
     Bun.gc(true)
     const alive = references.filter((reference) => reference.deref() !== undefined)

@@ -61,7 +61,7 @@ test("checks a bounded number in each sweep, each once, in order of arrival, and
   start(trusted)
   recheck.sweep()
   expect([looked.length, refused.length]).toEqual([CHECKS_A_SWEEP, CHECKS_A_SWEEP / 2])
-  // One has gone, one has come.
+  // One connection has closed and one was added.
   all.delete(count - 1)
   add(2_001)
   recheck.sweep()

@@ -24,7 +24,7 @@ const OTHER = { from: "gw.1", incarnation: "mb2k3f9zq7x3" }
 
 type Told = { to: string } & Partial<Extract<FleetContent, { type: "devices" }>>
 
-/** Keeps what is said until the test tells how that ended. */
+/** Keeps sent messages until the test settles them. */
 class ScriptedChannel {
   open = true
   readonly told: Told[] = []
@@ -123,7 +123,7 @@ afterEach(() => {
   jest.useRealTimers()
 })
 
-/** Lets this turn end, when what happened in it is told, and the time in which the next message fills. */
+/** Waits for the end of this tick, when its changes are announced, and for the time in which changes are gathered. */
 async function turn(): Promise<void> {
   await new Promise((resolve) => setImmediate(resolve))
   jest.advanceTimersByTime(GATHER_MS)

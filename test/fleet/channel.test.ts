@@ -32,7 +32,7 @@ class Subject {
   })
   readonly publishChannel = this.broker.scripted
 
-  /** Broadcasts; the list grows by each result that is told. */
+  /** Broadcasts. Each result is appended to the list. */
   broadcast(): PublishResult[] {
     const results: PublishResult[] = []
     this.channel.broadcast({ type: "leaving" }, (result) => results.push(result))

@@ -30,7 +30,7 @@ const ALL = { prefix: "", after: "", limit: 100 }
 
 type Said = { to: string; type: string; ask: number } & Record<string, unknown>
 
-/** Keeps what is said until the test tells how that ended. */
+/** Keeps sent messages until the test settles them. */
 class ScriptedChannel {
   open = true
   readonly said: Said[] = []
@@ -124,7 +124,7 @@ class Subject {
     return connection
   }
 
-  /** Another worker says which devices it has. */
+  /** Another worker answers with its devices. */
   listed(from: string, devices: string[], total = devices.length, ask = 0): void {
     const rows = devices.map((id) => viewOf(from, id))
     this.answer({ type: "listed", from, incarnation: INCARNATION, ask, devices: rows, total })

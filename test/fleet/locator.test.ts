@@ -27,7 +27,7 @@ const NOWHERE: Located = { kind: "nowhere", detail: "no worker holds it" }
 
 type Where = Extract<FleetContent, { type: "where" }>
 
-/** Keeps what is asked until the test tells how that ended. */
+/** Keeps sent questions until the test settles them. */
 class ScriptedChannel {
   open = true
   hasRoom = true
@@ -71,7 +71,7 @@ class Subject {
     return places
   }
 
-  /** A member says which of the devices it was asked for it holds. */
+  /** A member answers which of the requested devices it holds. */
   answer(from: string, ask: number, ...devices: string[]): void {
     this.locator.answered({
       type: "there",
@@ -88,7 +88,7 @@ class Subject {
   }
 }
 
-/** Lets this turn end, when what was wanted in it is asked. */
+/** Waits for the end of this tick, when its look-ups are sent. */
 function turn(): Promise<void> {
   return new Promise((resolve) => setImmediate(resolve))
 }

@@ -149,7 +149,7 @@ describe("a command whose delivery is lost while it is forwarded, and that comes
     device.device.socket.room = 1
     fleet.settle(new RegExp(published))
     expect(device.device.socket.wire).toBe("c")
-    // The forward comes to the next connection, before the redelivery does.
+    // The forward arrives at the next connection before the redelivery.
     fleet.cut(1, ["consuming"])
     const again = /dispatch again "c0" from to_device|gw0.0.* connects to consume/
     fleet.settle(again)
@@ -227,7 +227,7 @@ describe("a command in the queue of a worker that was killed", () => {
     return command
   }
 
-  /** A worker that is not the device's takes it from `to_device`. */
+  /** A worker that does not hold the device consumes the command from `to_device`. */
   function fleetOf(workers: number): SimulatedFleet {
     const fleet = settled(workers)
     fleet.cut(1, ["consuming"])
@@ -339,7 +339,7 @@ describe("a worker that has missed messages of the others", () => {
     }
     const device = connect(fleet, 0, "a")
     fleet.settle(late)
-    // It alone takes commands.
+    // Only this worker consumes commands.
     fleet.cut(0, ["consuming"])
     const command = publish(fleet, { deviceId: "a" })
     fleet.settle(/(connects to consume|subscribes)/)
@@ -360,7 +360,7 @@ describe("the first worker that reconnects to the broker", () => {
     const device = connect(fleet, 0, "a")
     fleet.settle()
     for (const slot of [0, 1]) fleet.cut(slot, ["publishing", "consuming"])
-    // Longer than a member that is not heard is remembered.
+    // Longer than a member is kept without messages.
     fleet.pass(60_000, /connects to|subscribes/)
     const command = publish(fleet, { deviceId: "a" })
     fleet.pass(5_000, late)
@@ -491,7 +491,7 @@ function wires(fleet: SimulatedFleet, { body }: SentCommand): string[] {
   )
 }
 
-/** What the copies in the undelivered queue say. */
+/** The outcomes of the copies in the undelivered queue. */
 function kept(fleet: SimulatedFleet, command: SentCommand): unknown[] {
   return fleet.broker
     .waiting(QUEUES.undeliveredQueue)

@@ -29,7 +29,7 @@ afterEach(() => {
   jest.useRealTimers()
 })
 
-/** Each event alone: what is told with it is waited for at once. */
+/** Lets the gathering time pass after each event, so that events are published separately. */
 class GatheredPresence extends Presence {
   override connected(connection: Connection): void {
     super.connected(connection)

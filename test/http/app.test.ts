@@ -102,7 +102,7 @@ async function expectRefusal(
   return body.error.message
 }
 
-/** A body that comes in pieces and never says how long it is. */
+/** A body in chunks, without Content-Length. */
 function chunked(chunk: Uint8Array, count: number): ReadableStream<Uint8Array> {
   let left = count
   return new ReadableStream({
@@ -475,7 +475,7 @@ describe("POST /devices/:id/send: what is refused", () => {
       expect(message).toContain(field)
   })
 
-  // The device would be sent U+FFFD, three bytes that nobody asked for, and `written` told of them.
+  // Otherwise the device would get U+FFFD, three other bytes, with the outcome `written`.
   test.each<[string, Body]>([
     ["half a surrogate pair in line", '{"line":"\\ud800"}'],
     ["half a surrogate pair in message_id", '{"line":"x","message_id":"\\udc00"}'],
@@ -539,7 +539,7 @@ describe("POST /devices/:id/send: what is refused", () => {
     expect(pulled * 100).toBeLessThan(maxBodyBytes(MAX_LINE_BYTES) + 500)
   })
 
-  // A client that hangs up is no defect of ours: it must not fill the log with faults.
+  // A client that closes its connection is not a defect of the gateway and must not fill the log with faults.
   test("an incomplete body is not counted as a fault", async () => {
     for (const contentType of ["text/plain", "application/json"]) {
       const gateway = sidecar()

@@ -35,7 +35,7 @@ const FAILURES = {
   busy: { status: 503, code: "busy" },
 } as const satisfies Record<FleetQueryFailure, { status: number; code: string }>
 
-/** The app with a fleet query that answers as it is told, and keeps what it was asked. */
+/** The app with a fleet query whose results the test sets, and which records its calls. */
 class Subject {
   readonly counters = new Counters()
   readonly faults: Error[] = []

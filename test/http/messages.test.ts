@@ -267,7 +267,7 @@ describe("a follower", () => {
     expect((await gateway.follow()).response.status).toBe(200)
   })
 
-  // Hono answers HEAD by the route of GET and throws the body away, which nobody then cancels.
+  // Hono answers HEAD with the route of GET and discards the body without cancelling it.
   test("of a HEAD request does not count", async () => {
     const gateway = sidecar()
     for (let i = 0; i < MAX_FOLLOWERS; i += 1) await gateway.request("HEAD")

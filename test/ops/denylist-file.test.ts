@@ -40,7 +40,7 @@ afterEach(() => {
 class Subject {
   readonly path = join(folder, "denied")
   readonly warnings: string[] = []
-  /** Which of the devices a, b and c each list denies that was told of. */
+  /** For each list that was passed on: which of the devices a, b and c it denies. */
   readonly told: string[] = []
   readonly file = new DenylistFile(
     this.path,
@@ -298,7 +298,7 @@ describe("a file that is probably damaged leaves the last list in force", () => 
 })
 
 describe("a file that changes while it is read", () => {
-  /** Reading takes hundreds of turns of the event loop. */
+  /** Reading takes hundreds of ticks. */
   const LONG = `a\n${`# ${"x".repeat(1_000)}\n`.repeat(20_000)}`
 
   /** Changes the file in the middle of one look at it. */
@@ -307,7 +307,7 @@ describe("a file that changes while it is read", () => {
     const looking = subject.file.look().finally(() => {
       isReading = false
     })
-    // In every turn: a timer that fires late on a busy machine would miss the whole reading.
+    // In each tick, because a timer that fires late on a busy machine could miss the whole read.
     while (isReading && !isOpen(subject.path)) {
       await new Promise((resolve) => setImmediate(resolve))
     }

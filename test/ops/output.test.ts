@@ -17,7 +17,7 @@ import { until, within } from "../support/wait.ts"
 const MAX_WAITING_BYTES = 1_048_576
 const LIMIT_MS = 30_000
 
-/** Takes as much as `room` says, or fails. */
+/** A sink that accepts `room` bytes, or fails. */
 class TestSink {
   room = Number.POSITIVE_INFINITY
   fails = false
@@ -216,7 +216,7 @@ describe.each(descriptors)("a %s", (_kind, make, sink) => {
     async () => {
       descriptor = make()
       const { read } = descriptor
-      // The test goes on once it has read the process's standard error, which has the count.
+      // The test continues after it has read the count from the standard error of the process.
       const code = `${WRITE_ALL}
         console.error(dropped())
         setInterval(() => { if (!missing) return; output.write("last\\n"); process.exit(0) }, 10)
