@@ -1,7 +1,7 @@
 /**
- * The configuration: each setting at and beyond its bounds, the rules between settings, secrets in
- * files, and that every fault is told and no secret ever is. The last part runs the program itself,
- * since exit status and standard error are its promise and not `loadConfig`'s.
+ * The configuration: each setting at and beyond its bounds, the rules between settings, secrets in files, and messages
+ * that contain all faults and no secret. The last part runs the program itself, because it is responsible for the exit
+ * status and the standard error.
  */
 
 import { afterAll, describe, expect, test } from "bun:test"

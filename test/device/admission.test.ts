@@ -1,4 +1,4 @@
-/** Admission: who is refused, who waits, and how the number of handshakes under way tunes itself. */
+/** Admission: which connections are refused or wait, and how the limit of concurrent handshakes adapts. */
 
 import { describe, expect, test } from "bun:test"
 import fc from "fast-check"
@@ -28,7 +28,7 @@ function handshakes(subject: Admission, count: number, tookMs: number, fromMs = 
   return atMs
 }
 
-describe("who is refused", () => {
+describe("refused connections", () => {
   test.each([
     [0, 0, null],
     [99, 0, null],
@@ -40,13 +40,13 @@ describe("who is refused", () => {
     expect(reasonOf({ ...QUIET, connections, waiting })).toBe(expected)
   })
 
-  test("while reading is suspended, everybody", () => {
+  test("all connections while reading is suspended", () => {
     expect(reasonOf({ ...QUIET, suspended: true })).toBe("overloaded")
     const stalled = { connections: 100, oldestBeganAtMs: 0, steadyMs: 1_000 }
     expect(reasonOf({ ...QUIET, ...stalled, suspended: true })).toBe("overloaded")
   })
 
-  test("draining is the reason whatever else is true", () => {
+  test("drained is the reason in every other state too", () => {
     check(
       fc.property(fc.nat(200), fc.nat(20), fc.boolean(), (connections, waiting, suspended) => {
         const stalled = { oldestBeganAtMs: 0, steadyMs: 1_000 }
@@ -63,10 +63,10 @@ function reasonOf(state: AdmissionState, subject = admission()): string | null {
   return decision.kind === "refuse" ? decision.reason : null
 }
 
-describe("a newcomer to a full worker", () => {
+describe("a new connection on a full worker", () => {
   const FULL = { ...QUIET, connections: 95, waiting: 5 }
 
-  test("takes the place of the oldest that is no device yet once that has stalled, and not before", () => {
+  test("replaces the oldest unadmitted connection once that has stalled, and not before", () => {
     const subject = admission()
     expect(subject.decide({ ...FULL, steadyMs: 9_999 })).toMatchObject({ reason: "overloaded" })
     const at = (steadyMs: number) => subject.decide({ ...FULL, oldestBeganAtMs: 1_000, steadyMs })
@@ -74,7 +74,7 @@ describe("a newcomer to a full worker", () => {
     expect(at(1_001 + subject.stalledAfterMs)).toEqual({ kind: "replace_oldest" })
   })
 
-  test("takes none while there is room, or when too many wait", () => {
+  test("replaces none while there is room, or when too many wait", () => {
     const stalled = { oldestBeganAtMs: 0, steadyMs: 60_000 }
     const room = { ...FULL, ...stalled, connections: 94 }
     expect(admission().decide(room)).toEqual({ kind: "accept" })
@@ -82,7 +82,7 @@ describe("a newcomer to a full worker", () => {
     expect(admission().decide(waiting)).toMatchObject({ reason: "overloaded" })
   })
 
-  test("waits longer while none completes: the time doubles for each 100 that ended, to four seconds", () => {
+  test("replaces later while no handshake completes: the time doubles for each 100 replaced, up to four seconds", () => {
     const subject = admission()
     const times = []
     for (let n = 0; n < 600; n += 1) {
@@ -98,7 +98,7 @@ describe("a newcomer to a full worker", () => {
     expect(subject.overdueAfterMs).toBe(250)
   })
 
-  test("of a slow network leaves each four times the quickest handshake of late, four seconds at most", () => {
+  test("on a slow network leaves each connection four times the fastest recent handshake, at most four seconds", () => {
     const subject = admission()
     for (let n = 0; n < 200; n += 1) subject.replaced()
     subject.completedLate(600, 1_000)
@@ -110,7 +110,7 @@ describe("a newcomer to a full worker", () => {
     expect([slow.stalledAfterMs, slow.overdueAfterMs]).toEqual([4_000, 4_000])
   })
 
-  test("in a storm that never ends does not keep honest devices out, however long their handshakes take", () => {
+  test("in an endless storm does not keep honest devices out, however long their handshakes take", () => {
     const storm = fc.record({
       places: fc.integer({ min: 10, max: 400 }),
       handshakeMs: fc.integer({ min: 1, max: 3_500 }),
@@ -182,8 +182,8 @@ function filledAfterMs(storm: {
   return Number.POSITIVE_INFINITY
 }
 
-describe("how many at once", () => {
-  test("one more waits for one that ends, completed or not", () => {
+describe("the limit of concurrent handshakes", () => {
+  test("a handshake beyond the limit waits until one has ended, completed or not", () => {
     const subject = admission()
     for (let n = 0; n < FIRST_AT_ONCE; n += 1) {
       expect(subject.beginsInMs(0)).toBe(0)
@@ -197,19 +197,19 @@ describe("how many at once", () => {
     expect(subject.beginsInMs(1)).toBe(0)
   })
 
-  test("grows while handshakes are as quick as the quickest", () => {
+  test("grows while handshakes are as fast as the fastest recent one", () => {
     const subject = admission()
     handshakes(subject, 8, 5)
     expect(subject.atOnce).toBe(FIRST_AT_ONCE + 1)
   })
 
-  test("does not shrink for a network that is slow for all", () => {
+  test("does not shrink on a network that is slow for all", () => {
     const subject = admission()
     handshakes(subject, 80, 300)
     expect(subject.atOnce).toBe(FIRST_AT_ONCE + 10)
   })
 
-  test("shrinks when they wait for each other, once for each such wait", () => {
+  test("shrinks when handshakes delay each other, once for each such delay", () => {
     const subject = admission()
     const atMs = handshakes(subject, 1, 5)
     const before = subject.atOnce
@@ -221,7 +221,7 @@ describe("how many at once", () => {
     expect(subject.atOnce).toBeLessThan(before)
   })
 
-  test("shrinks when the event loop lags while handshakes are under way, and not otherwise", () => {
+  test("shrinks when the event loop lags during handshakes, and not otherwise", () => {
     const subject = admission()
     subject.look(200, 0, 1_000)
     expect(subject.atOnce).toBe(FIRST_AT_ONCE)
@@ -230,7 +230,7 @@ describe("how many at once", () => {
     expect(subject.atOnce).toBe(Math.floor(FIRST_AT_ONCE * 0.8))
   })
 
-  test("the quickest is forgotten after a while, so a network that got slower is not held against them", () => {
+  test("forgets the fastest handshake after a time, so a network that became slower does not shrink it", () => {
     const subject = admission()
     let atMs = handshakes(subject, 10, 1)
     atMs = handshakes(subject, 200, 300, atMs)
@@ -239,7 +239,7 @@ describe("how many at once", () => {
     expect(subject.atOnce).toBeGreaterThan(shrunk)
   })
 
-  test("peers that stall give their places back, and make room for as many more", () => {
+  test("stalled handshakes do not count, and double the limit", () => {
     const subject = admission()
     expect(subject.stalledAfterMs).toBe(250)
     for (let n = 0; n < FIRST_AT_ONCE; n += 1) subject.began(0)
@@ -249,13 +249,13 @@ describe("how many at once", () => {
     expect(subject.beginsInMs(300)).toBe(0)
   })
 
-  test("a slow network is no stall", () => {
+  test("a slow network does not count as a stall", () => {
     const subject = admission()
     handshakes(subject, 1, 300)
     expect(subject.stalledAfterMs).toBe(1_200)
   })
 
-  test("stays within its bounds whatever happens, and counts what is under way", () => {
+  test("any order of events: stays within its bounds and counts handshakes in progress", () => {
     const event = fc.oneof(
       fc.record({ kind: fc.constant("begin" as const), ms: fc.nat(50) }),
       fc.record({ kind: fc.constant("complete" as const), ms: fc.nat(2_000) }),
@@ -289,8 +289,8 @@ describe("how many at once", () => {
   })
 })
 
-describe("a rate that is set", () => {
-  test("spreads beginnings, and does not save up what was not used", () => {
+describe("a fixed rate", () => {
+  test("spreads the starts of handshakes, and does not accumulate unused ones", () => {
     const subject = admission({ perS: 100 })
     subject.began(0)
     expect(subject.beginsInMs(0)).toBe(10)
@@ -301,8 +301,8 @@ describe("a rate that is set", () => {
   })
 })
 
-describe("what is told of those that wait", () => {
-  test("when the last of them will be in, by the rate of the last second", () => {
+describe("the estimated wait", () => {
+  test("of the last waiting connection, by the rate of the last second", () => {
     const subject = admission()
     expect([subject.waitMs(0), subject.waitMs(5)]).toEqual([0, null])
     handshakes(subject, 100, 1)

@@ -1,4 +1,4 @@
-/** Who a device is: certificates' names, first lines, the denylist, and what each mode makes of them. */
+/** The identity of a device: names in certificates, HELLO lines, the denylist, and the result in each mode. */
 
 import { describe, expect, test } from "bun:test"
 import { createHmac } from "node:crypto"
@@ -66,14 +66,14 @@ describe("a certificate", () => {
     expect(nameOf({ subjectAltName, subject })).toBeNull()
   })
 
-  test("names none outside of its time, resumed session or not", () => {
+  test("is refused outside of its validity period, resumed session or not", () => {
     expect(nameOf({ validTo: "May 31 23:59:59 2026 GMT" })).toBeNull()
     expect(nameOf({ validFrom: "Jun  1 00:00:01 2026 GMT" })).toBeNull()
   })
 })
 
 describe("a first line", () => {
-  test("is proven by any of the secrets, as anybody can compute it", () => {
+  test("is accepted with a proof made with any of the secrets, by an independent computation", () => {
     for (const secret of SECRETS) {
       const proof = createHmac("sha256", secret).update("lock-17").digest("hex")
       expect(helloLine("lock-17", secret)).toBe(`HELLO lock-17 ${proof}`)
@@ -94,18 +94,18 @@ describe("a first line", () => {
   })
 
   test.each(["", "HELLO", "HELLO a", "hello a b", " HELLO", "GET / HTTP/1.1", "HELLO  a b"])(
-    "%j is no hello",
+    "%j is not a HELLO",
     (line) => expect(verifyHello(line, SECRETS).kind).toBe("malformed"),
   )
 
-  test("with one byte too many or one too few is no hello", () => {
+  test("with one byte too many or too few is not a HELLO", () => {
     const line = helloLine("lock-17", SECRETS[0] ?? "")
     for (const bad of [`${line}0`, line.slice(0, -1), `${line} `, ` ${line}`, `${line}\r\r`]) {
       expect(verifyHello(bad, SECRETS).kind).toBe("malformed")
     }
   })
 
-  test("is put together from its bytes however they are cut", () => {
+  test("is assembled from any chunks", () => {
     const sent = Buffer.from(`${helloLine("lock-17", SECRETS[0] ?? "")}\r\nfirst\nsecond`)
     check(
       fc.property(fc.array(fc.nat(sent.length), { maxLength: 5 }), (cuts) => {
@@ -140,7 +140,7 @@ describe("a first line", () => {
 
 describe("the denylist", () => {
   test.each(["sha256 Fingerprint=", "SHA256 Fingerprint=", "SHA-256 ", "sha-256: "])(
-    "takes a fingerprint as tools label it: %p",
+    "accepts a fingerprint with the label of tools: %p",
     (label) => {
       const { denylist, faultyLines } = Denylist.parse(label + FINGERPRINT.join(":"))
       expect([faultyLines, denylist.denies("other", FINGERPRINT.join(":"))]).toEqual([[], true])
@@ -182,12 +182,12 @@ describe("the denylist", () => {
     expect([denylist.denies("lock:9", null), denylist.size, faultyLines]).toEqual([true, 1, []])
   })
 
-  test("takes a fingerprint with a comment behind it", () => {
+  test("accepts a fingerprint followed by a comment", () => {
     const { denylist } = Denylist.parse(`sha256 Fingerprint=${FINGERPRINT.join(":")} # stolen`)
     expect(denylist.denies("other", FINGERPRINT.join(":"))).toBe(true)
   })
 
-  test("no id contains the # of a comment", () => {
+  test("no id contains #", () => {
     expect(isDeviceName("lock#9")).toBe(false)
     expect(isDeviceName("#")).toBe(false)
   })
@@ -200,7 +200,7 @@ describe("the denylist", () => {
     },
   )
 
-  test("reads ids, fingerprints of both spellings, comments, and tells of the rest", () => {
+  test("reads ids, fingerprints in both forms and comments, and reports other lines", () => {
     const plain = FINGERPRINT.join("").toLowerCase()
     const text = `\uFEFF# kept out\r\nlock-17\r\n\n  door:1  \n${FINGERPRINT.join(":")}\nno id!\n`
     const { denylist, faultyLines } = Denylist.parse(text)
@@ -231,7 +231,7 @@ describe("identity", () => {
     expect(verdict).toMatchObject({ kind: "accepted", deviceId: MINTED, fingerprint: null })
   })
 
-  test("mtls: by a certificate that TLS trusts, and never by another", () => {
+  test("mtls: by a certificate that TLS trusts only", () => {
     const mtls = identity("mtls")
     const verdict = mtls.handshaken(connection, peer())
     expect(verdict).toMatchObject({ kind: "accepted", deviceId: "lock-17" })
@@ -247,7 +247,7 @@ describe("identity", () => {
     expect(mtls.handshaken(connection, peer())).toMatchObject({ reason: "denied" })
   })
 
-  test("hello: waits for the first line, and hands on what came with it", () => {
+  test("hello: waits for the first line, and passes on the bytes after it", () => {
     const hello = identity("hello")
     const line = Buffer.from(`${helloLine("lock-17", SECRETS[1] ?? "")}\nnext`)
     expect(hello.handshaken(connection, peer()).kind).toBe("waiting")
@@ -257,7 +257,7 @@ describe("identity", () => {
     expect(verdict.kind === "accepted" && Buffer.from(verdict.rest).toString()).toBe("next")
   })
 
-  test("hello: tells what is no hello, what is not believed and who is denied apart", () => {
+  test("hello: distinguishes not_identified, refused and denied", () => {
     const hello = identity("hello")
     hello.denylist = Denylist.parse("lock-17").denylist
     const reasonOf = (text: string) => {

@@ -1,6 +1,6 @@
 /**
- * Backpressure: who waits is served in order of arrival and only while there is room; what is held
- * suspends all reading above the bound and lets it go on at half of it, told once each.
+ * Backpressure: waiting readers are resumed in order of arrival and only while there is room. Held bytes above the
+ * bound suspend all reading, and half of the bound resumes it, with one callback each.
  */
 
 import { describe, expect, test } from "bun:test"
@@ -8,7 +8,7 @@ import fc from "fast-check"
 import { Backpressure, type WaitingReader } from "../../src/device/backpressure.ts"
 import { CHEAP_RUNS, check } from "../support/property.ts"
 
-/** A window that takes `room` more lines. */
+/** A window with room for `room` more lines. */
 function withRoom(room: number, maxHeldBytes = 100) {
   const window = { room }
   const told: boolean[] = []
@@ -49,7 +49,7 @@ describe("waiting for room", () => {
     }
   }
 
-  test("first come, first served; one that must wait again goes to the end", () => {
+  test("in order of arrival; a reader that must wait again goes to the end", () => {
     const { window, backpressure } = withRoom(0)
     const log: string[] = []
     const readers = ["a", "b", "c"].map((name) => new Reader(name, 2, window, log))
@@ -64,7 +64,7 @@ describe("waiting for room", () => {
     expect([log.join(""), backpressure.waitingCount]).toEqual(["aabccb", 0])
   })
 
-  test("waiting twice is waiting once, in the first place", () => {
+  test("a reader that waits twice has one entry, at its first position", () => {
     const { window, backpressure } = withRoom(0)
     const log: string[] = []
     const [a, b] = ["a", "b"].map((name) => new Reader(name, 1, window, log))
@@ -75,7 +75,7 @@ describe("waiting for room", () => {
     expect([log.join(""), window.room]).toEqual(["ab", 0])
   })
 
-  test("one that begins to wait meanwhile is served in the same round if there is room", () => {
+  test("a reader that begins to wait during a round is served in it if there is room", () => {
     const { window, backpressure } = withRoom(2)
     const log: string[] = []
     const late = new Reader("late", 1, window, log)
@@ -90,7 +90,7 @@ describe("waiting for room", () => {
     expect([log, backpressure.waitingCount]).toEqual([["late"], 0])
   })
 
-  test("any lines and any room: nothing lost, each reader's lines in turn", () => {
+  test("any lines and any room: no line is lost, and the lines of each reader keep their order", () => {
     const lineCounts = fc.array(fc.nat(5), { maxLength: 8, size: "max" })
     const rooms = fc.array(fc.nat(6), { maxLength: 12, size: "max" })
     check(
@@ -104,7 +104,7 @@ describe("waiting for room", () => {
           window.room = grant
           backpressure.roomAgain()
           total -= grant - window.room
-          // Room is left only when nobody waits for it.
+          // Room is left only when no reader waits for it.
           if (window.room > 0) expect(backpressure.waitingCount).toBe(0)
           expect(log.length).toBe(counts.reduce((sum, lines) => sum + lines, 0) - total)
         }
@@ -133,7 +133,7 @@ describe("held bytes", () => {
     expect(told).toEqual([true, false])
   })
 
-  test("is told with the new state in place, so that its callback may look", () => {
+  test("the callback sees the new state", () => {
     const seen: boolean[] = []
     const backpressure: Backpressure = new Backpressure(10, { hasRoom: true }, () =>
       seen.push(backpressure.suspended),
@@ -143,7 +143,7 @@ describe("held bytes", () => {
     expect(seen).toEqual([true, false])
   })
 
-  test("any changes: suspended and told alternate, the sum is right", () => {
+  test("any changes: the callback alternates, and the sum is right", () => {
     check(
       fc.property(fc.array(fc.integer({ min: -60, max: 80 }), { maxLength: 40 }), (changes) => {
         const { told, backpressure } = withRoom(0)

@@ -1,4 +1,4 @@
-/** Which chains the CAs of a file vouch for, of certificates that TLS libraries of others would accept and would not. */
+/** Which chains the CAs of a file trust, for valid and invalid certificates. */
 
 import { beforeAll, describe, expect, test } from "bun:test"
 import { X509Certificate } from "node:crypto"
@@ -61,7 +61,7 @@ describe("a chain", () => {
     }
   })
 
-  test("is trusted by an intermediate CA in the file, with and without the root, sent or not", async () => {
+  test("is trusted with an intermediate CA in the file, with and without the root, sent or not", async () => {
     const chain = chainOf(await certified(lower))
     for (const shown of [chain, chain.slice(0, 1), chain.slice(0, 2)]) {
       expect(fault(trusting(lower), shown)).toBeNull()
@@ -70,13 +70,13 @@ describe("a chain", () => {
     expect(fault(trusting(upper), chain)).toBeNull()
   })
 
-  test("is not trusted when a CA between is not sent", async () => {
+  test("is not trusted when an intermediate CA is not sent", async () => {
     const chain = chainOf(await certified(lower))
     expect(fault(trusting(root), chain.slice(0, 1))).toBe(UNKNOWN_CA)
     expect(fault(trusting(root), chain.slice(0, 2))).toBe(UNKNOWN_CA)
   })
 
-  test("is trusted whatever else the device sent, in any order", async () => {
+  test("is trusted with any other certificates that the device sent, in any order", async () => {
     const [certificate, ...between] = chainOf(await certified(lower)) as [X509Certificate]
     const sent = [x509(otherRoot), ...between.toReversed(), x509(root)]
     expect(fault(trusting(root), [certificate, ...sent])).toBeNull()
@@ -94,7 +94,7 @@ describe("a chain", () => {
     expect(fault(trusting(namesake, root), chainOf(await certified(root)))).toBeNull()
   })
 
-  test("that leads through a certificate that is no CA is not trusted", async () => {
+  test("with an issuer that is not a CA is not trusted", async () => {
     const chain = chainOf(await certified(noAuthority.issuer))
     expect(chain).toHaveLength(2)
     expect(fault(trusting(root), chain)).toBe(UNKNOWN_CA)
@@ -104,14 +104,14 @@ describe("a chain", () => {
     for (const chain of [null, []]) expect(fault(trusting(root), chain)).toBe(UNKNOWN_CA)
   })
 
-  test("of very many certificates ends", async () => {
+  test("of many certificates is followed up to its bound", async () => {
     const [certificate] = chainOf(await certified(lower)) as [X509Certificate]
     const sent = Array.from({ length: 1_000 }, () => x509(upper))
     expect(fault(trusting(root), [certificate, ...sent])).toBe(UNKNOWN_CA)
   })
 })
 
-test("CAs that have all signed each other cost no more than each pair of them once", async () => {
+test("CAs that have all signed each other are compared at most once for each pair", async () => {
   const keyHolder = await makeAuthority("ring", otherRoot)
   const ring = await Promise.all(
     Array.from({ length: 10 }, (_, n) =>
@@ -131,7 +131,7 @@ test("CAs that have all signed each other cost no more than each pair of them on
 })
 
 describe("time", () => {
-  test("a certificate that has expired, or is not valid yet, is at fault", async () => {
+  test("a certificate that has expired or is not valid yet is refused", async () => {
     const chain = chainOf(await certified(root, new Date(Date.now() + HOUR_MS / 4)))
     const authorities = trusting(root)
     expect(fault(authorities, chain, HOUR_MS / 4 - 2_000)).toBeNull()
@@ -139,7 +139,7 @@ describe("time", () => {
     expect(fault(authorities, chain, -2 * HOUR_MS)).toBe(EXPIRED)
   })
 
-  test("so is one whose CA has, whether the device sent it or it is in the file", async () => {
+  test("a certificate is refused when its CA has expired, sent by the device or in the file", async () => {
     const chain = chainOf(await certified(shortLived))
     for (const authorities of [trusting(root), trusting(shortLived), trusting(shortLived, root)]) {
       expect(fault(authorities, chain)).toBeNull()
@@ -147,7 +147,7 @@ describe("time", () => {
     }
   })
 
-  test("a root that was renewed with its key is trusted when the older one beside it has expired", async () => {
+  test("a root that was renewed with the same key is trusted beside its expired predecessor", async () => {
     const soon = new Date(Date.now() + HOUR_MS / 2)
     const older = await makeAuthority("renewed", undefined, soon)
     const later = new Date(Date.now() + 2 * HOUR_MS)
@@ -159,7 +159,7 @@ describe("time", () => {
     expect(fault(trusting(older), chain, HOUR_MS)).toBe(EXPIRED)
   })
 
-  test("an intermediate CA of the file is trusted by itself, also beside a root that has expired", async () => {
+  test("an intermediate CA in the file is a trust anchor, also beside an expired root", async () => {
     const soon = new Date(Date.now() + HOUR_MS / 2)
     const shortRoot = await makeAuthority("short root", undefined, soon)
     const between = await makeAuthority("below it", shortRoot)

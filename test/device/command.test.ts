@@ -1,4 +1,4 @@
-/** What makes a body unfit to be a line, at the bound and byte for byte; and the list of outcomes. */
+/** Which bodies are valid lines, at the bound and for each byte; and the lists of outcomes and close reasons. */
 
 import { describe, expect, test } from "bun:test"
 import fc from "fast-check"
@@ -6,12 +6,12 @@ import { CLOSE_REASONS } from "../../src/device/close-reason.ts"
 import { bodyFault, OUTCOMES } from "../../src/device/command.ts"
 import { CHEAP_RUNS, check } from "../support/property.ts"
 
-test("the outcomes are the contract's, in its order", () => {
+test("the outcomes are those of the documentation, in its order", () => {
   const contract = "written offline expired invalid too_large duplicate late slow_device closed"
   expect([...OUTCOMES]).toEqual(contract.split(" ") as (typeof OUTCOMES)[number][])
 })
 
-test("the close reasons are the contract's, in its order", () => {
+test("the close reasons are those of the documentation, in its order", () => {
   const contract =
     "peer_closed handshake_failed handshake_timeout not_identified refused denied taken_over idle " +
     "line_too_long line_timeout slow_device overloaded kicked drained fault"

@@ -1,7 +1,6 @@
 /**
- * One connection between a scripted socket, a clock that stands until it is moved, a window with as
- * much room as it is given and back-ends that count what they are told. First each behaviour by
- * itself, then any order of operations.
+ * One connection with a scripted socket, a clock and a window that the test controls, and back-ends that count their
+ * outcomes. First each behaviour separately, then any order of operations.
  */
 
 import { describe, expect, test } from "bun:test"
@@ -39,7 +38,7 @@ const CLOSING_MS = 2_000
 const START_MS = 1_000_000
 const PEER = { remoteAddress: "192.0.2.1", tlsVersion: "TLSv1.3", fingerprint: null }
 
-/** Takes `room` bytes in all, then none; tells what was done to it. */
+/** A socket that accepts `room` bytes in total, then none, and records its calls. */
 class ScriptedSocket implements DeviceSocket {
   wire = ""
   room = Number.POSITIVE_INFINITY
@@ -92,7 +91,7 @@ interface Told {
   readonly recipient: Recipient | null
 }
 
-/** A back-end: sends commands and remembers everything it was told, in order. */
+/** A back-end: sends commands and records their outcomes in order. */
 class BackEnd {
   readonly sent: Command[] = []
   readonly told: Told[] = []
@@ -120,7 +119,7 @@ class BackEnd {
     return this.told.filter((told) => told.command === command).map(({ outcome }) => outcome)
   }
 
-  /** Bodies by outcome, in the order told. */
+  /** Bodies by outcome, in the order of their outcomes. */
   bodies(outcome: Outcome | "acknowledged" | "withdrawn"): string[] {
     const told = this.told.filter((each) => each.outcome === outcome)
     return told.map(({ command }) => textOf(command.body))
@@ -188,7 +187,7 @@ class Harness {
     })
   }
 
-  /** A connection whose handshake goes on. */
+  /** A connection during its handshake. */
   accept(): { connection: Connection; socket: ScriptedSocket } {
     const socket = new ScriptedSocket()
     const connection = new Connection(`c${this.connections.length}`, socket, {
@@ -273,7 +272,7 @@ describe("admission", () => {
     expect(connection.peer).toEqual(PEER)
   })
 
-  test("a second one changes nothing", () => {
+  test("a second call has no effect", () => {
     const harness = new Harness()
     const { connection } = harness.admit()
     const { endpoint } = connection
@@ -284,7 +283,7 @@ describe("admission", () => {
     expect(connection.state).toBe("closing")
   })
 
-  test("before it a command ends offline, and after a failed handshake too", () => {
+  test("a command before it, or after a failed handshake, ends as offline", () => {
     const harness = new Harness()
     const { connection } = harness.accept()
     const { backEnd } = harness
@@ -312,7 +311,7 @@ describe("admission", () => {
 })
 
 describe("lines from the device", () => {
-  test("are numbered from 0 and handed on; empty ones are a sign of life and counted", () => {
+  test("are numbered from 0 and passed on; empty ones are a sign of life and counted", () => {
     const harness = new Harness()
     const { connection } = harness.admit()
     connection.received(bytesOf("a\r\n\n\r\nb"))
@@ -359,7 +358,7 @@ describe("lines from the device", () => {
     expect([socket.paused, harness.backpressure.waitingCount]).toEqual([false, 0])
   })
 
-  test("what comes all the same while it waits is kept in order", () => {
+  test("bytes that arrive while it waits are kept in order", () => {
     const harness = new Harness()
     const { connection, socket } = harness.admit()
     harness.window.room = 0
@@ -371,7 +370,7 @@ describe("lines from the device", () => {
     expect(harness.backpressure.heldBytes).toBe(0)
   })
 
-  test("a line too long closes, after those before it were handed on", () => {
+  test("a line too long closes the connection after the lines before it were passed on", () => {
     const harness = new Harness()
     const { connection, socket } = harness.admit()
     connection.received(bytesOf(`a\n${"x".repeat(21)}\nb\n`))
@@ -381,7 +380,7 @@ describe("lines from the device", () => {
     expect([connection.drained, harness.backpressure.heldBytes]).toEqual([true, 0])
   })
 
-  test("a line without an end closes as soon as it is too long", () => {
+  test("an unfinished line closes the connection as soon as it is too long", () => {
     const harness = new Harness()
     const { connection } = harness.admit()
     connection.received(bytesOf("x".repeat(20)))
@@ -392,7 +391,7 @@ describe("lines from the device", () => {
     expect(harness.counters.unterminatedBytes).toBe(22)
   })
 
-  test("a line too long that waits for room closes when its turn comes", () => {
+  test("a line too long that waits for room closes the connection when it is parsed", () => {
     const harness = new Harness()
     const { connection } = harness.admit()
     harness.window.room = 0
@@ -403,7 +402,7 @@ describe("lines from the device", () => {
     expect([harness.backpressure.heldBytes, harness.counters.unterminatedBytes]).toEqual([0, 21])
   })
 
-  test("bytes that come after the close are counted and not read", () => {
+  test("bytes received after the close are counted and not parsed", () => {
     const harness = new Harness()
     const { connection } = harness.admit()
     connection.close("kicked")
@@ -417,7 +416,7 @@ describe("lines from the device", () => {
 describe("an unfinished line", () => {
   const { lineTimeoutMs, maxPartialBytes } = UNFINISHED
 
-  test("has its time from its first byte, however many bytes of it come", () => {
+  test("is timed from its first byte, however many bytes follow", () => {
     const harness = new Harness()
     const { connection } = harness.admit()
     connection.received(bytesOf("a"))
@@ -433,7 +432,7 @@ describe("an unfinished line", () => {
     expect(harness.counters.unterminatedBytes).toBe(4)
   })
 
-  test("that begins with the end of another has a time of its own", () => {
+  test("that begins after the end of another is timed separately", () => {
     const harness = new Harness()
     const { connection } = harness.admit()
     connection.received(bytesOf("a"))
@@ -445,7 +444,7 @@ describe("an unfinished line", () => {
     expect(harness.reasons()).toEqual(["line_timeout"])
   })
 
-  test("that ends is forgotten, and whole lines are never counted", () => {
+  test("is not counted after its end, and complete lines never are", () => {
     const harness = new Harness()
     const { connection } = harness.admit()
     connection.received(bytesOf("a\nb\n"))
@@ -459,7 +458,7 @@ describe("an unfinished line", () => {
   })
 
   test.each(["window", "memory", "drain"] as const)(
-    "of a device that is not read (%s) has no time, and its whole time afterwards",
+    "of a device that is not read (%s) is not timed, and has its full time afterwards",
     (source) => {
       const harness = new Harness()
       const { connection } = harness.admit()
@@ -494,7 +493,7 @@ describe("an unfinished line", () => {
     expect(harness.reasons()).toEqual(["line_timeout"])
   })
 
-  test("beyond the bytes of all, the oldest one ends its connection, and no other", () => {
+  test("beyond MAX_PARTIAL_BYTES only the connection of the oldest one is closed", () => {
     const harness = new Harness()
     const devices = Array.from({ length: 7 }, () => harness.admit().connection)
     for (const each of devices.slice(0, 5)) each.received(bytesOf("x".repeat(20)))
@@ -508,7 +507,7 @@ describe("an unfinished line", () => {
     expect(harness.unfinishedLines.bytes).toBe(81)
   })
 
-  test("beyond the bytes of all, those of paused devices stay, and one that grows ends", () => {
+  test("beyond MAX_PARTIAL_BYTES paused devices stay, and one whose line grows is closed", () => {
     const harness = new Harness()
     const devices = Array.from({ length: 6 }, () => harness.admit().connection)
     for (const each of devices.slice(0, 5)) {
@@ -535,7 +534,7 @@ describe("an unfinished line", () => {
 })
 
 describe("after the close", () => {
-  test("lines that wait for room are still handed on, then the unterminated bytes are counted", () => {
+  test("lines that wait for room are still passed on, then the unterminated bytes are counted", () => {
     const harness = new Harness()
     const { connection, socket } = harness.admit()
     harness.window.room = 1
@@ -556,7 +555,7 @@ describe("after the close", () => {
     expect(socket.calls).toEqual(["pause"])
   })
 
-  test("unterminated bytes are counted once, by whichever close came", () => {
+  test("unterminated bytes are counted once for each kind of close", () => {
     for (const end of [
       (connection: Connection) => connection.close("kicked"),
       (connection: Connection) => connection.socketClosed(),
@@ -571,7 +570,7 @@ describe("after the close", () => {
     }
   })
 
-  test("a line too long that is found then is discarded and changes no reason", () => {
+  test("a line too long is discarded and does not change the reason", () => {
     const harness = new Harness()
     const { connection } = harness.admit()
     harness.window.room = 0
@@ -600,7 +599,7 @@ describe("pause and resume", () => {
     expect(socket.calls).toEqual(["pause", "resume"])
   })
 
-  test("a paused connection that is closed is read again, so that the peer's close is noticed", () => {
+  test("a paused connection that is closed is read again, so that the peer's close is detected", () => {
     const harness = new Harness()
     const { connection, socket } = harness.admit()
     connection.pause("memory")
@@ -611,7 +610,7 @@ describe("pause and resume", () => {
     expect(socket.calls).toEqual(["pause", "resume", "shutdown"])
   })
 
-  test("a connection that is suspended goes on taking commands", () => {
+  test("a suspended connection still accepts commands", () => {
     const harness = new Harness()
     const { connection, socket } = harness.admit()
     connection.pause("memory")
@@ -622,7 +621,7 @@ describe("pause and resume", () => {
 })
 
 describe("commands", () => {
-  test("are written with an LF each in one write, and told as written with the recipient", () => {
+  test("are written with an LF each in one write, and settled as written with the recipient", () => {
     const harness = new Harness()
     const { connection, socket } = harness.admit()
     let writes = 0
@@ -641,7 +640,7 @@ describe("commands", () => {
     expect([harness.counters.commandBytesOut, connection.endpoint?.linesOut]).toEqual([7, 3])
   })
 
-  test("partial writes: told when the last byte was taken, however few are taken at a time", () => {
+  test("partial writes: settled when the socket has accepted the last byte", () => {
     const harness = new Harness()
     const { connection, socket } = harness.admit()
     socket.room = 0
@@ -656,7 +655,7 @@ describe("commands", () => {
     expect(toldAfter).toEqual([0, 0, 0, 1, 2, 2, 2, 3])
   })
 
-  test("one whose time is over before its turn expires, one offered to the socket does not", () => {
+  test("a waiting command expires, one that was offered to the socket does not", () => {
     const harness = new Harness()
     const { connection, socket } = harness.admit()
     const { backEnd } = harness
@@ -675,7 +674,7 @@ describe("commands", () => {
     ])
   })
 
-  test("more than may wait for the device end as slow_device, and the others are written", () => {
+  test("commands beyond MAX_OUTGOING_BYTES end as slow_device, the others are written", () => {
     const harness = new Harness({ maxOutgoingBytes: 10 })
     const { connection, socket } = harness.admit()
     const { backEnd } = harness
@@ -688,7 +687,7 @@ describe("commands", () => {
     expect([socket.wire, backEnd.bodies("written")]).toEqual(["1234\n1234\n", ["1234", "1234"]])
   })
 
-  test("numbered ones wait for the missing number, are swept when it does not come, then it is late", () => {
+  test("numbered ones wait for the missing number until the gap is given up; then that number is late", () => {
     const harness = new Harness()
     const { connection, socket } = harness.admit()
     const { backEnd } = harness
@@ -727,7 +726,7 @@ describe("commands", () => {
     expect(harness.waiting.size).toBe(0)
   })
 
-  test("a message id is written once, however often it comes", () => {
+  test("a message id is written once, however often it is delivered", () => {
     const harness = new Harness()
     const { connection, socket } = harness.admit()
     const { backEnd } = harness
@@ -754,7 +753,7 @@ describe("commands", () => {
     expect(socket.wire).toBe("once\n")
   })
 
-  test("one that comes by another worker too is acknowledged, and the first tells the outcome", () => {
+  test("one that another worker forwards too is acknowledged, and the first delivery gets the outcome", () => {
     const harness = new Harness()
     const { connection, socket } = harness.admit()
     const { backEnd } = harness
@@ -773,7 +772,7 @@ describe("commands", () => {
     expect(outcomes).toEqual([["written"], ["acknowledged"], ["acknowledged"]])
   })
 
-  test("lost ones are given back unless bytes of them were offered, and end elsewhere", () => {
+  test("lost ones are given back unless bytes of them were offered to the socket", () => {
     const harness = new Harness()
     const { connection, socket } = harness.admit()
     const { backEnd } = harness
@@ -807,33 +806,36 @@ describe("commands", () => {
       ["longer", "abcdefghijkl", 0],
       ["shorter, the other taken in part", "x", 2],
       ["longer, the other taken in part", "abcdefghijkl", 2],
-    ])("%s: both come to one end and the next command to its own", (_case, body, takenBytes) => {
-      const harness = new Harness()
-      const { connection, socket } = harness.admit()
-      const { backEnd } = harness
-      socket.room = takenBytes
-      connection.offer(backEnd.command("abcdef", about))
-      if (takenBytes > 0) harness.flush()
-      connection.offer(backEnd.command(body, { ...about, redelivered: true }))
-      socket.room = 100
-      connection.flush()
-      const lines = socket.wire.split("\n").slice(0, -1)
-      expect(lines).toEqual(backEnd.bodies("written"))
-      expect(connection.outgoingBytes).toBe(0)
-      for (const command of backEnd.sent) expect(backEnd.outcomesOf(command)).toHaveLength(1)
+    ])(
+      "%s: both have one outcome together, and the next command has its own",
+      (_case, body, takenBytes) => {
+        const harness = new Harness()
+        const { connection, socket } = harness.admit()
+        const { backEnd } = harness
+        socket.room = takenBytes
+        connection.offer(backEnd.command("abcdef", about))
+        if (takenBytes > 0) harness.flush()
+        connection.offer(backEnd.command(body, { ...about, redelivered: true }))
+        socket.room = 100
+        connection.flush()
+        const lines = socket.wire.split("\n").slice(0, -1)
+        expect(lines).toEqual(backEnd.bodies("written"))
+        expect(connection.outgoingBytes).toBe(0)
+        for (const command of backEnd.sent) expect(backEnd.outcomesOf(command)).toHaveLength(1)
 
-      const next = backEnd.command("next")
-      connection.offer(next)
-      socket.room = 4
-      connection.flush()
-      expect(backEnd.outcomesOf(next)).toEqual([])
-      socket.room = 1
-      connection.flush()
-      expect(backEnd.outcomesOf(next)).toEqual(["written"])
-    })
+        const next = backEnd.command("next")
+        connection.offer(next)
+        socket.room = 4
+        connection.flush()
+        expect(backEnd.outcomesOf(next)).toEqual([])
+        socket.room = 1
+        connection.flush()
+        expect(backEnd.outcomesOf(next)).toEqual(["written"])
+      },
+    )
   })
 
-  test("an acknowledgement goes the way of a command; left out, it closes the device as slow", () => {
+  test("an acknowledgement is written like a command; one that does not fit closes the connection as slow_device", () => {
     const harness = new Harness({ maxOutgoingBytes: 12 })
     const { connection, socket } = harness.admit()
     connection.offer(new Acknowledgement(connection, 7))
@@ -848,14 +850,17 @@ describe("commands", () => {
 })
 
 describe("deadlines", () => {
-  test.each([-3_600_000, 3_600_000])("a clock that is set by %i ms closes nobody", (jumpMs) => {
-    const harness = new Harness()
-    harness.accept()
-    harness.admit()
-    harness.nowMs += jumpMs
-    harness.after(HANDSHAKE_TIMEOUT_MS - 1)
-    expect(harness.reasons()).toEqual([])
-  })
+  test.each([-3_600_000, 3_600_000])(
+    "setting the clock by %i ms closes no connection",
+    (jumpMs) => {
+      const harness = new Harness()
+      harness.accept()
+      harness.admit()
+      harness.nowMs += jumpMs
+      harness.after(HANDSHAKE_TIMEOUT_MS - 1)
+      expect(harness.reasons()).toEqual([])
+    },
+  )
 
   test("handshake_timeout", () => {
     const harness = new Harness()
@@ -867,7 +872,7 @@ describe("deadlines", () => {
     expect(socket.calls).toEqual(["terminate"])
   })
 
-  test("not_identified, counted from the handshake's end, whatever came since", () => {
+  test("not_identified, counted from the end of the handshake, even if bytes were received", () => {
     const harness = new Harness()
     const { connection } = harness.accept()
     harness.after(HANDSHAKE_TIMEOUT_MS - 1)
@@ -901,7 +906,7 @@ describe("deadlines", () => {
   })
 
   test.each(["window", "memory", "drain"] as const)(
-    "not idle while we do not read it (%s), and then its time begins anew",
+    "not idle while it is not read (%s), and then it has its full time again",
     (source) => {
       const harness = new Harness()
       const { connection } = harness.admit()
@@ -915,7 +920,7 @@ describe("deadlines", () => {
     },
   )
 
-  test("slow_device: nothing taken for that long, and what waited for the socket ends so", () => {
+  test("slow_device: no byte accepted for the time-out, and waiting commands end with it", () => {
     const harness = new Harness()
     const { connection, socket } = harness.admit()
     const { backEnd } = harness
@@ -930,7 +935,7 @@ describe("deadlines", () => {
     expect(backEnd.bodies("slow_device")).toEqual(["abc", "waiting", "held"])
   })
 
-  test("a device that takes a byte now and then is not slow", () => {
+  test("a device that accepts single bytes is not slow", () => {
     const harness = new Harness()
     const { connection, socket } = harness.admit()
     socket.room = 1
@@ -947,7 +952,7 @@ describe("deadlines", () => {
     expect(connection.state).toBe("open")
   })
 
-  test("offering again what is not taken does not put the time-out off", () => {
+  test("offering the same bytes again does not extend the time-out", () => {
     const harness = new Harness()
     const { connection, socket } = harness.admit()
     socket.room = 0
@@ -959,7 +964,7 @@ describe("deadlines", () => {
     expect(harness.reasons()).toEqual(["slow_device"])
   })
 
-  test("a peer that does not answer our close is cut off", () => {
+  test("the socket of a peer that does not close is terminated", () => {
     const harness = new Harness()
     const { connection, socket } = harness.admit()
     connection.close("kicked")
@@ -987,7 +992,7 @@ describe("closing", () => {
     expect([connection.state, harness.reasons()]).toEqual(["closed", [reason]])
   })
 
-  test.each(CLOSE_REASONS)("close(%p) during the handshake cuts it off", (reason) => {
+  test.each(CLOSE_REASONS)("close(%p) during the handshake terminates the socket", (reason) => {
     const harness = new Harness()
     const { connection, socket } = harness.accept()
     connection.close(reason)
@@ -998,7 +1003,7 @@ describe("closing", () => {
     ])
   })
 
-  test("the first reason stands", () => {
+  test("the first reason stays", () => {
     const harness = new Harness()
     const { connection, socket } = harness.admit()
     connection.close("kicked")
@@ -1009,7 +1014,7 @@ describe("closing", () => {
     expect([harness.reasons(), socket.calls]).toEqual([["kicked"], ["shutdown"]])
   })
 
-  test("the socket gone: peer_closed when open, handshake_failed before", () => {
+  test("the socket closes: peer_closed when open, handshake_failed before", () => {
     const harness = new Harness()
     harness.admit().connection.socketClosed()
     harness.accept().connection.socketClosed()
@@ -1017,7 +1022,7 @@ describe("closing", () => {
     expect(harness.connections.map(({ state }) => state)).toEqual(["closed", "closed"])
   })
 
-  test("what the socket still takes is written first, the rest ends as closed", () => {
+  test("bytes that the socket still accepts are written first, the rest ends as closed", () => {
     const harness = new Harness()
     const { connection, socket } = harness.admit()
     const { backEnd } = harness
@@ -1030,7 +1035,7 @@ describe("closing", () => {
     expect([socket.wire, backEnd.told.length]).toEqual(["a\nb\n", 3])
   })
 
-  test("of a command that was taken in part the outcome is closed", () => {
+  test("a command that was accepted in part ends as closed", () => {
     const harness = new Harness()
     const { connection, socket } = harness.admit()
     socket.room = 2
@@ -1040,7 +1045,7 @@ describe("closing", () => {
     expect(harness.backEnd.bodies("closed")).toEqual(["abc"])
   })
 
-  test("a close told while a command is settled by it changes nothing", () => {
+  test("a close while the first close settles a command has no effect", () => {
     const harness = new Harness()
     const { connection, socket } = harness.admit()
     const { backEnd } = harness
@@ -1068,8 +1073,8 @@ describe("closing", () => {
   })
 })
 
-describe("closes that come from inside", () => {
-  test("the socket is gone in its write: one end for the connection and each command", () => {
+describe("reentrant closes", () => {
+  test("the socket closes during a write: the connection and each command end once", () => {
     const harness = new Harness()
     const { connection, socket } = harness.admit()
     socket.beforeWrite = () => {
@@ -1083,7 +1088,7 @@ describe("closes that come from inside", () => {
     expect(connection.outgoingBytes).toBe(0)
   })
 
-  test("the socket is gone in the write that a close makes: the first reason stands", () => {
+  test("the socket closes during the write of a close: the first reason stays", () => {
     const harness = new Harness()
     const { connection, socket } = harness.admit()
     connection.offer(harness.backEnd.command("a"))
@@ -1097,7 +1102,7 @@ describe("closes that come from inside", () => {
     expect(harness.backEnd.told.map(({ outcome }) => outcome)).toEqual(["closed"])
   })
 
-  test("the socket is gone in the end that a close makes, as when the peer has reset", () => {
+  test("the socket closes during the shutdown of a close, as after a reset by the peer", () => {
     const harness = new Harness()
     const { connection, socket } = harness.admit()
     socket.onEnd = () => connection.socketClosed()
@@ -1110,7 +1115,7 @@ describe("closes that come from inside", () => {
     ])
   })
 
-  test("a source closes when it is told of a write that a close made: one end", () => {
+  test("a source closes when the write of a close settles its command: everything ends once", () => {
     const harness = new Harness()
     const { connection } = harness.admit()
     harness.backEnd.onSettled = () => connection.close("kicked")
@@ -1120,7 +1125,7 @@ describe("closes that come from inside", () => {
     expect(harness.backEnd.bodies("written")).toEqual(["a"])
   })
 
-  test("a source closes when its command did not fit: those released with it end too", () => {
+  test("a source closes when its command does not fit: commands released with it end too", () => {
     const harness = new Harness({ maxOutgoingBytes: 8 })
     const { connection } = harness.admit()
     const { backEnd } = harness
@@ -1169,7 +1174,7 @@ describe("closes that come from inside", () => {
   })
 })
 
-test("a handshake that goes on when reading is suspended can still be completed", () => {
+test("a handshake can be completed while reading is suspended", () => {
   // A paused socket would get no more of the handshake and end as handshake_timeout.
   const harness = new Harness({}, 5)
   const { socket } = harness.accept()
@@ -1330,7 +1335,7 @@ function run(steps: readonly Step[], react: (harness: Harness, connection: Conne
     expect(connection.outgoingBytes).toBeGreaterThanOrEqual(0)
     expect(connection.outgoingBytes).toBeLessThanOrEqual(LIMITS.maxOutgoingBytes)
   }
-  // Drained and gone, as every connection is in the end.
+  // Drain and close the connection, as at the end of each connection.
   harness.flush()
   harness.roomAgain(1_000_000)
   harness.after(CLOSING_MS)
@@ -1340,8 +1345,8 @@ function run(steps: readonly Step[], react: (harness: Harness, connection: Conne
 }
 
 /**
- * What holds whatever has happened.
- * @param inOrder whether sources were told of writes in their order; not so when they act on it.
+ * Checks the conditions that hold after any order of operations.
+ * @param inOrder whether commands were settled in the order of writes. They are not when sources act on it.
  */
 function expectWhole(done: ReturnType<typeof run>, inOrder = true): void {
   const { harness, connection, socket, received } = done
@@ -1380,7 +1385,7 @@ function expectWhole(done: ReturnType<typeof run>, inOrder = true): void {
     expect(afterShutdown.filter((c) => c !== "terminate")).toEqual([])
 }
 
-test("any order of operations: each command told once, the wire and the lines whole, nothing held", () => {
+test("any order of operations: each command is settled once, all bytes and lines are complete, nothing is held", () => {
   check(
     fc.property(sequence, (steps) => expectWhole(run(steps, () => undefined))),
     CHEAP_RUNS,
@@ -1411,8 +1416,8 @@ test("in any order numbered commands are written in order, each number once", ()
   )
 })
 
-test("in any order no number is called a duplicate whose only command ended unwritten", () => {
-  // Nobody would ever have it: a duplicate is neither written nor kept.
+test("in any order no number is a duplicate if its only command was not written", () => {
+  // Otherwise the command would be lost: a duplicate is neither written nor kept.
   const unwritten = new Set(["expired", "slow_device", "closed"])
   check(
     fc.property(sequence, (steps) => {
@@ -1428,7 +1433,7 @@ test("in any order no number is called a duplicate whose only command ended unwr
   )
 })
 
-test("any order, with back-ends that use numbers and ids twice: each command told once all the same", () => {
+test("any order, with back-ends that use numbers and ids twice: each command is settled once", () => {
   const steps = sequenceOf(
     fc.oneof({ weight: 4, arbitrary: step }, { weight: 1, arbitrary: misuse }),
   )
@@ -1438,7 +1443,7 @@ test("any order, with back-ends that use numbers and ids twice: each command tol
   )
 })
 
-test("any order, with sources that close and offer when they are told", () => {
+test("any order, with sources that close and offer when a command is settled", () => {
   const reaction = fc.constantFrom("close" as const, "offer" as const, null)
   const reactions = fc.array(reaction, { maxLength: 10, size: "max" })
   check(
@@ -1457,7 +1462,7 @@ test("any order, with sources that close and offer when they are told", () => {
   )
 })
 
-test("any order, with a socket that is gone in the middle of a write", () => {
+test("any order, with a socket that closes during a write", () => {
   check(
     fc.property(sequence, fc.nat(6), (steps, atWrite) => {
       const failing = (_: Harness, connection: Connection) => {

@@ -1,4 +1,4 @@
-/** Connections: which epoch a new connection gets, so that it is the newest wherever its device was before. */
+/** The epoch of a new connection makes it the newest one of its device, wherever the device was connected before. */
 
 import { expect, test } from "bun:test"
 import type { Connection } from "../../src/device/connection.ts"
@@ -28,6 +28,6 @@ test.each([
   expect(holding(here).nextEpoch("lock:1", NOW_MS, elsewhere)).toBe(expected)
 })
 
-test("is the time for another device, whatever is known of this one", () => {
+test("of another device is the time", () => {
   expect(holding(NOW_MS + 7_000).nextEpoch("lock:2", NOW_MS, undefined)).toBe(NOW_MS)
 })

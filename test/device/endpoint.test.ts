@@ -1,6 +1,6 @@
 /**
- * The endpoint against whoever performs its decisions, in every order of offers, redeliveries, sweeps,
- * writes and closes: each command comes to exactly one end, and no message id is written twice.
+ * The endpoint with a model that performs its decisions, in any order of offers, redeliveries, sweeps, writes and
+ * closes: each command has exactly one outcome, and no message id is written twice.
  */
 
 import { describe, expect, test } from "bun:test"
@@ -41,7 +41,7 @@ function brief(decisions: readonly Decision[]): unknown[] {
 /** How a command ended. "withdrawn": its delivery was lost, and the next delivery decides the outcome. */
 type End = "written" | "acknowledged" | "withdrawn" | string
 
-/** Performs decisions as a connection does, with a socket that takes commands when it is told to. */
+/** Performs decisions like a connection, with a socket that accepts commands when the test says so. */
 class Performer {
   readonly endpoint: Endpoint
   readonly ends = new Map<Command, End[]>()
@@ -64,7 +64,7 @@ class Performer {
     this.#perform(this.endpoint.expire(nowMs))
   }
 
-  /** The socket takes the first that waits. */
+  /** The socket accepts the first waiting command. */
   write(): void {
     const first = this.waiting.shift()
     if (first === undefined) return
@@ -214,7 +214,7 @@ function expectOneEnd(steps: readonly Step[], windowCommands: number): void {
 
 const window = fc.integer({ min: 1, max: 5 })
 
-test("commands of back-ends that number and name each once, redelivered at any time: one end each", () => {
+test("numbers and ids used once, redelivered at any time: each command has one outcome", () => {
   // What belongs to n is always the same: a number and an id, one of them, or neither.
   const about = fc.nat(9).map((n): About => {
     const kind = n % 4
@@ -226,7 +226,7 @@ test("commands of back-ends that number and name each once, redelivered at any t
   )
 })
 
-test("numbers and ids used twice for different commands: one end each all the same", () => {
+test("numbers and ids used twice for different commands: each command has one outcome", () => {
   const about = fc.record({
     seq: fc.option(fc.nat(6)),
     messageId: fc.option(fc.constantFrom("a", "b", "c")),
@@ -256,7 +256,7 @@ describe("lines in", () => {
     expect([endpoint.linesIn, endpoint.linesOut]).toEqual([2, 0])
   })
 
-  test("are numbered after the close too, since lines that were read are still published", () => {
+  test("are numbered after the close too, because lines that were read are still published", () => {
     const endpoint = endpointOf()
     endpoint.numberLine()
     endpoint.close()
@@ -265,7 +265,7 @@ describe("lines in", () => {
 })
 
 describe("commands without a number", () => {
-  test("are written as they come, the same ones again too", () => {
+  test("are written in order of arrival, equal ones too", () => {
     const endpoint = endpointOf()
     for (let i = 0; i < 3; i += 1) {
       const each = command({ redelivered: i === 2 })
@@ -295,7 +295,7 @@ describe("a message id", () => {
     expect(brief(endpoint.offer(third, 0))).toEqual([["duplicate", third]])
   })
 
-  test("that waits behind a gap does so too, whatever the second one's number", () => {
+  test("that waits behind a gap does so too, for any number of the second command", () => {
     const endpoint = endpointOf()
     endpoint.offer(command({ messageId: "m", seq: 3 }), 0)
     for (const seq of [null, 0, 3, 4]) {
@@ -324,7 +324,7 @@ describe("a message id", () => {
     expect(brief(endpoint.offer(next, 0))).toEqual([["write", next]])
   })
 
-  test("is remembered for 1,024 commands, however many were lost, late or duplicates", () => {
+  test("is remembered for 1,024 commands, not counting lost, late and duplicate ones", () => {
     const endpoint = endpointOf()
     const writeOther = (id: string) => {
       const other = command({ messageId: id })
@@ -390,7 +390,7 @@ describe("a number", () => {
     expect(brief(endpoint.offer(second, 0))).toEqual([["duplicate", second]])
   })
 
-  test("whose command ended unwritten makes no second command a duplicate, for it would be kept nowhere", () => {
+  test("whose command was not written makes no second command a duplicate, which would not be kept", () => {
     const endpoint = endpointOf()
     const first = command({ seq: 0 })
     endpoint.offer(first, 0)
@@ -400,7 +400,7 @@ describe("a number", () => {
     expect(decision).not.toMatchObject({ outcome: "duplicate" })
   })
 
-  test("decides the order, and every decision of one offer comes with it", () => {
+  test("determines the order, and one offer returns all its decisions", () => {
     const endpoint = endpointOf()
     const [zero, one, two] = [0, 1, 2].map((seq) => command({ seq }))
     if (!zero || !one || !two) throw new Error("three commands")
@@ -430,7 +430,7 @@ describe("the forward of a command that was written from a redelivery", () => {
     expect(brief(endpoint.offer(second, 0))).toEqual([["duplicate", second]])
   })
 
-  test("takes the place of its delivery while that one waits for the socket", () => {
+  test("replaces the redelivery while that waits for the socket", () => {
     const endpoint = endpointOf()
     endpoint.offer(redelivery, 0)
     const first = forward()
@@ -445,7 +445,7 @@ describe("the forward of a command that was written from a redelivery", () => {
     expect(brief(endpoint.offer(third, 0))).toEqual([["duplicate", third]])
   })
 
-  test("is a duplicate when it was not forwarded, is not alike, or when the first was no redelivery", () => {
+  test("is a duplicate when it was not forwarded, differs, or when the first was not a redelivery", () => {
     for (const [before, after] of [
       [redelivery, command({ messageId: "m" })],
       [redelivery, { ...forward(), body: Buffer.from("y"), bodyHash: 2 }],
@@ -486,7 +486,7 @@ describe("a number more than 1,000,000 beyond the next", () => {
 
 describe("a redelivered command", () => {
   test.each([{ messageId: "m" }, { messageId: "m", seq: 1 }, { seq: 1 }, { seq: 0 }])(
-    "that came by another worker is acknowledged while the first waits here: %p",
+    "that another worker forwarded is acknowledged while the first waits here: %p",
     (about) => {
       const endpoint = endpointOf()
       endpoint.offer(command(about), 0)
@@ -508,7 +508,7 @@ describe("a redelivered command", () => {
     expect(brief(endpoint.offer(again, 0))).toEqual([["acknowledge", again]])
   })
 
-  test("does not take the place of another command that has the same number by mistake", () => {
+  test("does not replace a different command with the same number", () => {
     const endpoint = endpointOf()
     const first = command({ messageId: "a", seq: 1 })
     endpoint.offer(first, 0)
@@ -516,7 +516,7 @@ describe("a redelivered command", () => {
     expect(brief(endpoint.offer(other, 0))).toEqual([["duplicate", other]])
   })
 
-  test("that this connection never saw is a command like any other", () => {
+  test("that is new to this connection is handled like any other", () => {
     const endpoint = endpointOf()
     const unseen = command({ messageId: "m", seq: 0, redelivered: true })
     expect(brief(endpoint.offer(unseen, 0))).toEqual([["write", unseen]])
@@ -526,7 +526,7 @@ describe("a redelivered command", () => {
 describe("a lost command", () => {
   const lost = (about: About) => ({ ...command(about), lost: true })
 
-  test("that was not offered is written in its turn when it is delivered again", () => {
+  test("that was not offered is written in order after its redelivery", () => {
     const endpoint = endpointOf()
     const [zero, one] = [lost({ seq: 0 }), lost({ seq: 1 })]
     const three = lost({ seq: 3, messageId: "m" })
@@ -549,7 +549,7 @@ describe("a lost command", () => {
     ])
   })
 
-  test("leaves the numbers that were given up meanwhile late, and waits for none of them", () => {
+  test("leaves numbers that were given up in the meantime late, and does not wait for them", () => {
     const endpoint = endpointOf()
     const first = lost({ seq: 0 })
     endpoint.offer(first, 0)
@@ -583,7 +583,7 @@ test("the lowest gap can be given up before its time", () => {
 })
 
 describe("a closed endpoint", () => {
-  test("settles what it held, in order, and everything that comes after", () => {
+  test("settles held commands in order, and all later ones", () => {
     const endpoint = endpointOf()
     const [three, one] = [command({ seq: 3 }), command({ seq: 1 })]
     endpoint.offer(three, 0)

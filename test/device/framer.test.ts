@@ -1,6 +1,6 @@
 /**
- * Framing at every split, against a model that splits the whole input at once: byte by byte, each
- * two-way cut, seeded chunks taken at any pace. Then the bound of a line, byte for byte.
+ * The framer compared with a model that splits the whole input at once: byte by byte, at each cut into two parts, and
+ * with random chunks. Then the bound of a line, to the byte.
  */
 
 import { describe, expect, test } from "bun:test"
@@ -123,7 +123,7 @@ test("any bytes in any chunks are split as the model splits them", () => {
 /** A push, and how many lines are taken after it. */
 const paced = fc.array(fc.tuple(chunk, fc.nat(4)), { maxLength: 12, size: "max" })
 
-test("taken at any pace, every byte pushed is either in a line handed out or held", () => {
+test("taken at any pace, each pushed byte is in a returned line or held", () => {
   const maxLineBytes = 10_000
   check(
     fc.property(paced, (steps) => {
@@ -154,7 +154,7 @@ test("taken at any pace, every byte pushed is either in a line handed out or hel
   )
 })
 
-test("pushing what was not taken up keeps the order, in the middle of a line too", () => {
+test("pushing before all lines are taken keeps the order, also within a line", () => {
   const framer = new Framer(100)
   framer.push(bytesOf("beg"))
   expect(framer.next()).toBeNull()
@@ -185,7 +185,7 @@ describe("drained", () => {
 })
 
 describe("copies", () => {
-  test("changing a chunk changes no line and no kept beginning of a line", () => {
+  test("changing a chunk changes no line and no unfinished line", () => {
     const framer = new Framer(100)
     const first = bytesOf("one\ntwo\nthr")
     framer.push(first)
@@ -198,7 +198,7 @@ describe("copies", () => {
     expect(lines.map((line) => line && textOf(line))).toEqual(["one", "two", null, "three", "four"])
   })
 
-  test("a line shares no memory with the chunk or the next line, so keeping it keeps no more", () => {
+  test("a line shares no memory with the chunk or the next line", () => {
     const framer = new Framer(100_000)
     const whole = new Uint8Array(81_920).fill(LF)
     whole.set(bytesOf("one\r\ntwo\n"))
@@ -216,7 +216,7 @@ describe("copies", () => {
     expect(joined.buffer.byteLength).toBeLessThanOrEqual(joined.length + 1)
   })
 
-  test("takes a Buffer, also one that begins in the middle of its memory", () => {
+  test("accepts a Buffer, also one with an offset in its memory", () => {
     const framer = new Framer(100)
     const pooled = Buffer.from("....one\ntwo\nth").subarray(4)
     framer.push(pooled)
@@ -261,7 +261,7 @@ describe.each([1, 255, 256, 257, 65_536])("a bound of %d bytes", (maxLineBytes) 
     }
   })
 
-  test("a line without an end is refused before more than the bound and a CR is held", () => {
+  test("an unfinished line is refused before more than the bound and a CR is held", () => {
     const framer = new Framer(maxLineBytes)
     let error: unknown = null
     for (let pushed = 0; error === null; pushed += 100) {
@@ -306,7 +306,7 @@ describe("LineTooLong", () => {
     ["finished by CRLF", ["abcd\r\n"]],
     ["finished, in parts", ["ab", "cd\n"]],
     ["finished, with a line after it", ["abcd\nrest\n"]],
-  ])("discardedBytes is every byte pushed and not handed out: %s", (_name, parts) => {
+  ])("discardedBytes counts all bytes that were pushed and not returned: %s", (_name, parts) => {
     const framer = new Framer(3)
     let pushedBytes = 0
     for (const part of parts) {

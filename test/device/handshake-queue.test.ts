@@ -1,4 +1,4 @@
-/** Turns: first come, first served, whoever gives up meanwhile; on scripted sockets with the clock held. */
+/** The handshake queue: first in, first out, also when peers close. With scripted sockets and a clock that is fixed. */
 
 import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test"
 import { Admission } from "../../src/device/admission.ts"
@@ -51,7 +51,7 @@ afterEach(() => {
 })
 
 describe("handshakeQueue", () => {
-  test("a socket is paused until its turn, and then resumed", () => {
+  test("a socket is paused until its handshake starts, and then resumed", () => {
     const subject = new Subject()
     const [turn] = subject.wait(1)
     expect(turn?.socket.calls).toEqual(["pause"])
@@ -60,7 +60,7 @@ describe("handshakeQueue", () => {
     expect(subject.handshakeQueue.waiting).toBe(0)
   })
 
-  test("come in the order of arrival, as many as may be under way, one for each that ends", () => {
+  test("starts handshakes in order of arrival up to the limit, then one for each that ends", () => {
     const subject = new Subject()
     const sockets = subject.wait(AT_ONCE + 2).map(({ socket }) => socket)
     subject.handshakeQueue.next()
@@ -71,7 +71,7 @@ describe("handshakeQueue", () => {
     expect(subject.begun).toEqual(sockets.slice(0, AT_ONCE + 1))
   })
 
-  test("skip whoever has left, who is left once however often", () => {
+  test("skips sockets that have closed, and counts each once", () => {
     const subject = new Subject()
     const [first, second] = subject.wait(2)
     if (first === undefined || second === undefined) throw new Error("no handshakeQueue")
@@ -83,7 +83,7 @@ describe("handshakeQueue", () => {
     expect(subject.handshakeQueue.waiting).toBe(0)
   })
 
-  test("wait while the worker takes nothing", () => {
+  test("starts no handshake while the worker is suspended", () => {
     const subject = new Subject()
     subject.open = false
     subject.wait(1)
@@ -94,7 +94,7 @@ describe("handshakeQueue", () => {
     expect(subject.begun).toHaveLength(1)
   })
 
-  test("come by themselves at the rate that is set", () => {
+  test("starts handshakes at the fixed rate by a timer", () => {
     const subject = new Subject(100)
     subject.wait(3)
     subject.handshakeQueue.next()
@@ -106,7 +106,7 @@ describe("handshakeQueue", () => {
     }
   })
 
-  test("are handed back when they are over, without those that have left", () => {
+  test("returns the waiting sockets on clear, without those that have closed", () => {
     const subject = new Subject()
     const [first, second] = subject.wait(2)
     if (first === undefined || second === undefined) throw new Error("no handshakeQueue")

@@ -1,4 +1,4 @@
-/** Which accepted sockets begin their handshakes, wait, are refused or give way, and what is counted of them. */
+/** Which accepted sockets start their handshakes, wait, are refused or are replaced, and how they are counted. */
 
 import { expect, test } from "bun:test"
 import type { AdmissionLimits } from "../../src/device/admission.ts"
@@ -105,7 +105,7 @@ test("a handshake that ends with its socket makes room once, also when it has co
   expect(subject.handshakes.report.handshakes_in_progress).toBe(handshakes_in_progress)
 })
 
-test("a socket that closes while it waits is not begun", () => {
+test("no handshake is started for a socket that closes while it waits", () => {
   const subject = new Subject(LIMITS)
   const { begun, waiting } = fill(subject)
   if (waiting.queued === null) throw new Error("it does not wait")
@@ -140,7 +140,7 @@ test("a stalled handshake is no longer counted, and may still complete", () => {
   expect(subject.handshakes.report.handshakes_in_progress).toBe(1)
 })
 
-test("in a full worker the connection that has waited longest for its admission gives way, once", () => {
+test("in a full worker the oldest unadmitted connection is replaced, once", () => {
   const subject = new Subject({ ...LIMITS, maxConnections: 2 })
   const first = subject.accept()
   const second = subject.accept()

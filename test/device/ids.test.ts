@@ -1,6 +1,6 @@
 /**
- * The ids: every one minted fits its alphabet and length and leads back to its worker, whatever the
- * instance is called; and no other text leads anywhere it should not.
+ * The ids: each generated id has a valid format and yields its worker, for any instance id. Other texts yield no
+ * worker.
  */
 
 import { describe, expect, test } from "bun:test"
@@ -27,7 +27,7 @@ function alphabet(pattern: string): RegExp {
   return new RegExp(`^${pattern}$`)
 }
 
-test("the alphabets and lengths are the contract's", () => {
+test("the alphabets and lengths are those of the documentation", () => {
   expect(CONNECTION_ID.source).toBe(alphabet("[A-Za-z0-9._-]{1,64}").source)
   expect(DEVICE_ID.source).toBe(alphabet("[A-Za-z0-9._:-]{1,128}").source)
 })
@@ -49,7 +49,7 @@ const HOSTILE = [
   "{x}",
 ]
 
-test.each(HOSTILE)("%j is no id of any kind", (id) => {
+test.each(HOSTILE)("%j is not an id of any kind", (id) => {
   for (const pattern of [DEVICE_ID, CONNECTION_ID, INSTANCE_ID]) {
     expect(pattern.test(id)).toBe(false)
     // A pattern with state would answer differently the second time.
@@ -67,7 +67,7 @@ test.each([
   expect(pattern.test("x".repeat(most + 1))).toBe(false)
 })
 
-test("no device is called as a URL's dot segments, which no request would keep", () => {
+test("the dot segments of a URL are not device ids, because clients remove them", () => {
   for (const id of [".", ".."]) expect(isDeviceName(id)).toBe(false)
   const name = fc.stringMatching(DEVICE_ID).filter(isDeviceName)
   check(
@@ -91,7 +91,7 @@ test("only a device id may hold a colon", () => {
 })
 
 describe("connection ids", () => {
-  test("lead back to the worker that minted them, and fit 64 characters", () => {
+  test("contain the worker that generated them, and fit 64 characters", () => {
     const counter = fc.nat(100)
     check(
       fc.property(instanceId, slot, startedAtMs, random, counter, (instance, slot, atMs, r, n) => {
@@ -168,11 +168,11 @@ describe("connection ids", () => {
     ".0.mb2k3f9zq7.1a",
     `${"x".repeat(33)}.0.mb2k3f9zq7.1a`,
     "urn:owsla:device:a",
-  ])("%j was minted by nobody", (id) => {
+  ])("%j is not a connection id", (id) => {
     expect(workerOfConnection(id)).toBeNull()
   })
 
-  test("any text leads nowhere or to a worker that could have minted it", () => {
+  test("any text yields no worker or one that could have generated it", () => {
     const text = fc.oneof(
       fc.string({ maxLength: 80, size: "max" }),
       fc.stringMatching(DEVICE_ID),

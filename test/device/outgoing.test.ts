@@ -1,7 +1,6 @@
 /**
- * The outgoing queue before a socket that takes what it likes: at every split, and over any order of
- * operations, the bytes on the wire are the commands with an LF each, told as written at their last
- * byte.
+ * The outgoing queue with a socket that accepts any number of bytes. At each split, and in any order of operations, the
+ * bytes on the wire are the commands with an LF each, and a command counts as written after its last byte.
  */
 
 import { describe, expect, test } from "bun:test"
@@ -30,7 +29,7 @@ function textOf(bytes: Uint8Array): string {
   return Buffer.from(bytes).toString("latin1")
 }
 
-/** Offers the next bytes to a socket that takes `most` of them, and spoils the shared buffer. */
+/** Offers the next bytes to a socket that accepts `most` of them, and overwrites the shared buffer. */
 function flush(outgoing: Outgoing, most: number, scratch = new Uint8Array(BATCH_BYTES)) {
   const expired: Command[] = []
   const written: Command[] = []
@@ -45,7 +44,7 @@ function flush(outgoing: Outgoing, most: number, scratch = new Uint8Array(BATCH_
 describe("every split", () => {
   const commands = () => ["one", "", "three", "4"].map((text) => command(text))
 
-  test("byte by byte, each command is told with its own LF and never again", () => {
+  test("byte by byte, each command is written with its own LF, and once", () => {
     const outgoing = new Outgoing(1_000)
     const all = commands()
     for (const each of all) outgoing.push(each)
@@ -77,7 +76,7 @@ describe("every split", () => {
   })
 })
 
-test("after a partial take the rest is offered as it was, whatever is pushed and expires", () => {
+test("after a partial accept the rest is offered unchanged, even when commands are pushed or expire", () => {
   const outgoing = new Outgoing(1_000)
   const scratch = new Uint8Array(BATCH_BYTES)
   const offered = command("offered", 100)
@@ -98,7 +97,7 @@ test("after a partial take the rest is offered as it was, whatever is pushed and
   expect([outgoing.empty, outgoing.clear()]).toEqual([true, []])
 })
 
-test("bytes of which the socket took nothing are offered again, since TLS may have sealed them", () => {
+test("bytes that the socket did not accept are offered again, because TLS may have encrypted them", () => {
   const outgoing = new Outgoing(1_000)
   outgoing.push(command("first", 100))
   expect(flush(outgoing, 0).offered).toBe(6)
@@ -182,7 +181,7 @@ describe("bounds", () => {
     expect(outgoing.empty).toBe(true)
   })
 
-  test("a command larger than a batch, taken in parts, is not lost with the shared buffer", () => {
+  test("a command larger than a batch, accepted in parts, does not depend on the shared buffer", () => {
     const outgoing = new Outgoing(1_000_000)
     const large = command("x".repeat(50_000))
     outgoing.push(large)
@@ -212,7 +211,7 @@ describe("bounds", () => {
     }
     run()
     expect(outgoing.bytes).toBe(20_001)
-    // A WeakRef keeps its object for the rest of the turn it was made in.
+    // A WeakRef keeps its object alive until the end of the tick in which it was made.
     await new Promise((resolve) => setImmediate(resolve))
     Bun.gc(true)
     const alive = references.filter((reference) => reference.deref() !== undefined)
@@ -239,7 +238,7 @@ describe("withdraw and clear", () => {
     expect([outgoing.bytes, outgoing.empty]).toEqual([0, true])
   })
 
-  test("clear returns what was not written, in order, the one taken in part included", () => {
+  test("clear returns the unwritten commands in order, including one that was accepted in part", () => {
     const outgoing = new Outgoing(1_000)
     const all = ["a", "bb", "cc"].map((text) => command(text))
     for (const each of all.slice(0, 2)) outgoing.push(each)

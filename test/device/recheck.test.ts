@@ -1,4 +1,4 @@
-/** The recheck: some connections a sweep, each once, those that come meanwhile too. */
+/** The recheck: a bounded number of connections in each sweep, each once, including new ones. */
 
 import { expect, test } from "bun:test"
 import { X509Certificate } from "node:crypto"
@@ -20,7 +20,7 @@ interface Device {
   readonly chain: readonly X509Certificate[]
 }
 
-test("looks at a bounded number a sweep, each once, in the order in which they came, and starts over", async () => {
+test("checks a bounded number in each sweep, each once, in order of arrival, and starts over", async () => {
   const trusted = await makeAuthority("trusted")
   const removed = await makeAuthority("removed")
   const chains = await Promise.all(
@@ -61,7 +61,7 @@ test("looks at a bounded number a sweep, each once, in the order in which they c
   start(trusted)
   recheck.sweep()
   expect([looked.length, refused.length]).toEqual([CHECKS_A_SWEEP, CHECKS_A_SWEEP / 2])
-  // One has gone, one has come.
+  // One connection has closed and one was added.
   all.delete(count - 1)
   add(2_001)
   recheck.sweep()

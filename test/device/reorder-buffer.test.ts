@@ -1,6 +1,6 @@
 /**
- * The reorder buffer over permutations, repeats, losses and times, against a model that remembers
- * every number it ever saw. Then its bounds, one by one.
+ * The reorder buffer with permutations, repeats, losses and times, compared with a model that remembers all numbers.
+ * Then each of its bounds.
  */
 
 import { heapSize } from "bun:jsc"
@@ -159,7 +159,7 @@ test("a window as large as the disorder gives the order back, without a gap", ()
   )
 })
 
-test("what is lost costs one gap time-out at most, and all that came goes out in order", () => {
+test("lost commands cost at most one gap time-out, and all others are released in order", () => {
   const all = Array.from({ length: 30 }, (_, seq) => seq)
   check(
     fc.property(fc.shuffledSubarray(all), (order) => {
@@ -187,7 +187,7 @@ describe("time", () => {
     expect([seqsOf(out), buffer.gaps, buffer.heldCount]).toEqual([[3], 1, 0])
   })
 
-  test("a younger command beyond a later gap goes on waiting", () => {
+  test("a younger command above a later gap continues to wait", () => {
     const buffer = new ReorderBuffer(limits)
     const out: NumberedCommand[] = []
     buffer.offer(numbered(3), 100, out)
@@ -267,7 +267,7 @@ describe("late and duplicate", () => {
   })
 })
 
-describe("a number released and not written after all", () => {
+describe("a number that was released and not written", () => {
   test("is late from then on; those around it, written, are duplicates", () => {
     const buffer = new ReorderBuffer({ windowCommands: 10, gapTimeoutMs: GAP_TIMEOUT_MS })
     for (const seq of [0, 1, 2, 3, 4]) buffer.offer(numbered(seq), 0, [])
@@ -309,7 +309,7 @@ describe("the window", () => {
     expect([seqsOf(out), buffer.gaps, buffer.heldCount]).toEqual([[3, 4], 1, 1])
   })
 
-  test("the largest that can be configured is given up without a fault", () => {
+  test("the largest configurable window works", () => {
     const buffer = new ReorderBuffer({ windowCommands: 16_384, gapTimeoutMs: GAP_TIMEOUT_MS })
     const out: NumberedCommand[] = []
     for (let i = 0; i <= 16_384; i += 1) buffer.offer(numbered(40_000 - 2 * i), 0, out)
@@ -321,7 +321,7 @@ describe("far numbers", () => {
   const LAST = Number.MAX_SAFE_INTEGER
   const limits = { windowCommands: 4, gapTimeoutMs: GAP_TIMEOUT_MS }
 
-  test("more than 1,000,000 beyond the next are too far, and nothing moves", () => {
+  test("more than 1,000,000 above the next are too far, and the state does not change", () => {
     const buffer = new ReorderBuffer(limits)
     const out: NumberedCommand[] = []
     buffer.offer(numbered(0), 0, out)
@@ -360,7 +360,7 @@ describe("far numbers", () => {
     expect(seqsOf(out)).toEqual([0])
   })
 
-  test("any safe integers keep to the model", () => {
+  test("any safe integers behave like the model", () => {
     const near = fc.integer({ min: MAX_SEQ_AHEAD - 3, max: MAX_SEQ_AHEAD + 5 })
     const twice = fc.integer({ min: 2 * MAX_SEQ_AHEAD - 3, max: 2 * MAX_SEQ_AHEAD + 5 })
     const last = fc.integer({ min: LAST - 3, max: LAST })
@@ -377,21 +377,21 @@ describe("far numbers", () => {
 })
 
 describe("clear, withdraw and rewind", () => {
-  test("clear takes out all that is held, ascending, and nothing is held any more", () => {
+  test("clear removes all held commands, in ascending order", () => {
     const buffer = new ReorderBuffer({ windowCommands: 10, gapTimeoutMs: GAP_TIMEOUT_MS })
     for (const seq of [5, 2, 9]) buffer.offer(numbered(seq), 0, [])
     expect(seqsOf(buffer.clear())).toEqual([2, 5, 9])
     expect([buffer.heldCount, buffer.clear()]).toEqual([0, []])
   })
 
-  test("withdraws what is held and lost, ascending, and keeps the rest", () => {
+  test("withdraws held commands that are lost, in ascending order, and keeps the rest", () => {
     const buffer = new ReorderBuffer({ windowCommands: 10, gapTimeoutMs: GAP_TIMEOUT_MS })
     for (const seq of [9, 2, 5]) buffer.offer({ ...numbered(seq), lost: seq !== 5 }, 0, [])
     expect(seqsOf(buffer.withdrawLost())).toEqual([2, 9])
     expect([buffer.heldCount, buffer.heldAt(5)?.seq]).toEqual([1, 5])
   })
 
-  test("after a rewind expects the same numbers again, without those that were passed over", () => {
+  test("after a rewind expects the same numbers again, without skipped ones", () => {
     const buffer = new ReorderBuffer({ windowCommands: 10, gapTimeoutMs: GAP_TIMEOUT_MS })
     // 2 and 3 are given up, 5 is released and not written after all.
     for (const seq of [0, 1, 4, 5, 6]) buffer.offer(numbered(seq), 0, [])

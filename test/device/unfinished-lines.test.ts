@@ -1,6 +1,6 @@
 /**
- * The unfinished lines of a worker against a model that keeps a list of them: who ends, in which order, and that the
- * bytes never exceed the bound while a line is left that may end.
+ * The unfinished lines of a worker compared with a model that keeps a list of them: which connections are closed, in
+ * which order, and that the bytes never exceed the bound while there is a line that may be closed.
  */
 
 import { expect, test } from "bun:test"
@@ -81,7 +81,7 @@ const step: fc.Arbitrary<Step> = fc.oneof(
   },
 ) as fc.Arbitrary<Step>
 
-test("any order: the oldest that is read ends first, at its time or beyond the bytes, and no other", () => {
+test("any order: only the oldest line that is read is closed, at its time-out or beyond the bound", () => {
   check(
     fc.property(fc.array(step, { maxLength: 60, size: "max" }), (steps) => {
       const lines = new UnfinishedLines(LIMITS)
@@ -134,7 +134,7 @@ test("any order: the oldest that is read ends first, at its time or beyond the b
   )
 })
 
-test("after a stop of the process every line has its whole time again", () => {
+test("after the process was stopped each line has its full time again", () => {
   const lines = new UnfinishedLines(LIMITS)
   const log: number[] = []
   new Owner(0, lines, log).grow(1, 0)
@@ -145,7 +145,7 @@ test("after a stop of the process every line has its whole time again", () => {
   expect(log).toEqual([0])
 })
 
-test("one line that is larger than the bound ends its own connection", () => {
+test("a line that is larger than the bound closes its own connection", () => {
   const lines = new UnfinishedLines(LIMITS)
   const log: number[] = []
   new Owner(0, lines, log).grow(101, 0)

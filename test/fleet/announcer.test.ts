@@ -1,7 +1,6 @@
 /**
- * The announcer: what the fleet is told of this worker's devices, in how many messages, and which of two
- * connections of one device stays. With real connections, and a channel that settles when the test says
- * so.
+ * The announcer: the announcements of this worker's devices, their number of messages, and which of two connections of
+ * one device stays. With real connections, and a channel that the test settles.
  */
 
 import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test"
@@ -25,7 +24,7 @@ const OTHER = { from: "gw.1", incarnation: "mb2k3f9zq7x3" }
 
 type Told = { to: string } & Partial<Extract<FleetContent, { type: "devices" }>>
 
-/** Keeps what is said until the test tells how that ended. */
+/** Keeps sent messages until the test settles them. */
 class ScriptedChannel {
   open = true
   readonly told: Told[] = []
@@ -124,7 +123,7 @@ afterEach(() => {
   jest.useRealTimers()
 })
 
-/** Lets this turn end, when what happened in it is told, and the time in which the next message fills. */
+/** Waits for the end of this tick, when its changes are announced, and for the time in which changes are gathered. */
 async function turn(): Promise<void> {
   await new Promise((resolve) => setImmediate(resolve))
   jest.advanceTimersByTime(GATHER_MS)
@@ -132,7 +131,7 @@ async function turn(): Promise<void> {
 }
 
 describe("a device", () => {
-  test("that comes is announced to all, with its connection and epoch", async () => {
+  test("that connects is announced to all, with its connection and epoch", async () => {
     const subject = new Subject()
     subject.come("lock:1", "c1", EPOCH + 7)
     await turn()
@@ -141,7 +140,7 @@ describe("a device", () => {
     ])
   })
 
-  test("that goes is announced to all, with the connection it had", async () => {
+  test("that disconnects is announced to all, with its connection", async () => {
     const { announcer, channel } = new Subject()
     announcer.gone("lock:1", "c1")
     await turn()
@@ -150,7 +149,7 @@ describe("a device", () => {
     ])
   })
 
-  test("without a name is nobody's to look for", async () => {
+  test("whose id is its connection id is not announced", async () => {
     const subject = new Subject()
     subject.come("gw.0.mb2k3f9zq7x2.1", "gw.0.mb2k3f9zq7x2.1")
     subject.announcer.announceAll(EPOCH)
@@ -167,7 +166,7 @@ describe("a device", () => {
     expect(subject.channel.told).toEqual([])
   })
 
-  test("that comes and goes in one turn is announced as gone alone", async () => {
+  test("that connects and disconnects in one tick is announced only as gone", async () => {
     const subject = new Subject()
     subject.come("lock:1", "c1")
     subject.announcer.gone("lock:1", "c1")
@@ -175,7 +174,7 @@ describe("a device", () => {
     expect(subject.channel.told).toMatchObject([{ here: [], gone: [["lock:1", "c1"]] }])
   })
 
-  test("that goes and comes in one turn is announced as here alone", async () => {
+  test("that disconnects and connects in one tick is announced only as here", async () => {
     const subject = new Subject()
     subject.announcer.gone("lock:1", "c1")
     subject.come("lock:1", "c2")
@@ -183,7 +182,7 @@ describe("a device", () => {
     expect(subject.channel.told).toMatchObject([{ here: [["lock:1", "c2", EPOCH]], gone: [] }])
   })
 
-  test("that comes twice in one turn is announced with its latest connection", async () => {
+  test("that connects twice in one tick is announced with its latest connection", async () => {
     const subject = new Subject()
     subject.come("lock:1", "c1")
     subject.come("lock:1", "c2", EPOCH + 1)
@@ -193,7 +192,7 @@ describe("a device", () => {
 })
 
 describe("a storm of devices", () => {
-  test("that come in one turn is one message", async () => {
+  test("in one tick is one message", async () => {
     const subject = new Subject()
     for (let n = 0; n < 100; n += 1) subject.come(`d${n}`, `c${n}`)
     expect(subject.announcer.pendingCount).toBe(100)
@@ -202,7 +201,7 @@ describe("a storm of devices", () => {
     expect(subject.announcer.pendingCount).toBe(0)
   })
 
-  test("that come while a message is on its way waits for its end, and is one more", async () => {
+  test("during an unconfirmed message waits for its confirm, and is one more message", async () => {
     const subject = new Subject()
     subject.come("first", "c0")
     await turn()
@@ -225,7 +224,7 @@ describe("a storm of devices", () => {
     ])
   })
 
-  test("is a thousand devices a message at most, those that go included", async () => {
+  test("has at most a thousand devices in each message, including those that disconnect", async () => {
     const subject = new Subject()
     for (let n = 0; n < MAX_ROWS; n += 1) subject.come(`d${n}`, `c${n}`)
     for (let n = 0; n < MAX_ROWS + 1; n += 1) subject.announcer.gone(`g${n}`, `c${n}`)
@@ -254,7 +253,7 @@ describe("a storm of devices", () => {
     },
   )
 
-  test("that is over costs nothing more", async () => {
+  test("causes no messages after its end", async () => {
     const subject = new Subject()
     subject.come("lock:1", "c1")
     await turn()
@@ -266,7 +265,7 @@ describe("a storm of devices", () => {
 })
 
 describe("all devices are announced again", () => {
-  test("when the broker is back, those that came while it was away included", async () => {
+  test("when the broker connection returns, including those that connected in between", async () => {
     const subject = new Subject()
     subject.come("old", "c1")
     await turn()
@@ -323,8 +322,8 @@ describe("all devices are announced again", () => {
   })
 })
 
-describe("what others announce", () => {
-  test("is remembered, and forgotten when it is gone", () => {
+describe("an announcement of another worker", () => {
+  test("is cached, and removed when the device is gone", () => {
     const subject = new Subject()
     subject.heard([
       ["lock:1", "c1", 5],
@@ -336,14 +335,14 @@ describe("what others announce", () => {
     expect(subject.locationCache.find("bell:2")).toBe("c2")
   })
 
-  test("of one device both gone and here leaves it here", () => {
+  test("of one device as both gone and here leaves it here", () => {
     const subject = new Subject()
     subject.heard([["lock:1", "c1", 5]])
     subject.heard([["lock:1", "c2", 6]], [["lock:1", "c1"]])
     expect(subject.locationCache.find("lock:1")).toBe("c2")
   })
 
-  test("asks for no answer when none of it is here", () => {
+  test("is not answered when none of its devices is here", () => {
     const subject = new Subject()
     subject.hold("bell:2", "c2")
     subject.heard([["lock:1", "c1", 5]])
@@ -352,7 +351,7 @@ describe("what others announce", () => {
 })
 
 describe("a device that is here and elsewhere", () => {
-  test("newer elsewhere, is closed here as taken over, and known to be there", () => {
+  test("newer elsewhere, is closed here as taken_over, and its new location is cached", () => {
     const subject = new Subject()
     subject.hold("lock:1", "gw.0.c1", EPOCH)
     subject.heard([["lock:1", "gw.1.c1", EPOCH + 1]])
@@ -361,7 +360,7 @@ describe("a device that is here and elsewhere", () => {
     expect(subject.channel.told).toEqual([])
   })
 
-  test("older elsewhere, stays, and the other is told of ours", () => {
+  test("older elsewhere, stays, and the other worker gets the newer connection", () => {
     const subject = new Subject()
     subject.hold("lock:1", "gw.0.c1", EPOCH)
     subject.heard([["lock:1", "gw.1.c1", EPOCH - 1]])
@@ -372,7 +371,7 @@ describe("a device that is here and elsewhere", () => {
     ])
   })
 
-  test("since the same moment, is where the connection id is the larger", () => {
+  test("with equal epochs, stays where the connection id is larger", () => {
     const subject = new Subject()
     subject.hold("lower", "gw.0.c1", EPOCH)
     subject.hold("higher", "gw.2.c1", EPOCH)
@@ -386,7 +385,7 @@ describe("a device that is here and elsewhere", () => {
     ])
   })
 
-  test("with others of which the same is true, is told of in one message", () => {
+  test("is announced in one message with others like it", () => {
     const subject = new Subject()
     for (const id of ["a", "b", "c"]) subject.hold(id, `gw.0.${id}`, EPOCH)
     subject.heard(["a", "b", "c"].map((id) => [id, `gw.1.${id}`, EPOCH - 1] as const))
@@ -394,14 +393,14 @@ describe("a device that is here and elsewhere", () => {
     expect(subject.channel.told[0]?.here?.length).toBe(3)
   })
 
-  test("stays when a connection of it elsewhere is gone", () => {
+  test("stays when its connection elsewhere is gone", () => {
     const subject = new Subject()
     subject.hold("lock:1", "gw.0.c1")
     subject.heard([], [["lock:1", "gw.1.c1"]])
     expect(subject.closed).toEqual([])
   })
 
-  test("is closed on exactly one of two workers, whichever hears of the other first", () => {
+  test("is closed on exactly one of two workers, in either order of announcements", () => {
     for (const [mine, theirs] of [
       [EPOCH, EPOCH + 1],
       [EPOCH + 1, EPOCH],

@@ -1,7 +1,6 @@
 /**
- * The channel between workers: what goes on the wire, what is taken from it, and what is not said at all.
- * On a publish channel that settles when the test says so; what two workers hear of each other on the embedded
- * broker.
+ * The channel between workers: which messages are sent, accepted and dropped. With a publish channel that the test
+ * settles, and with two workers on the embedded broker.
  */
 
 import { describe, expect, test } from "bun:test"
@@ -33,7 +32,7 @@ class Subject {
   })
   readonly publishChannel = this.broker.scripted
 
-  /** Broadcasts; the list grows by each result that is told. */
+  /** Broadcasts. Each result is appended to the list. */
   broadcast(): PublishResult[] {
     const results: PublishResult[] = []
     this.channel.broadcast({ type: "leaving" }, (result) => results.push(result))
@@ -62,8 +61,8 @@ function delivery(
   }
 }
 
-describe("what is said", () => {
-  test("to all goes to the exchange, with who says it", () => {
+describe("a message that is sent", () => {
+  test("to all goes to the exchange, with its sender", () => {
     const { channel, publishChannel, counters } = new Subject()
     channel.broadcast({ type: "alive", asks: true })
     expect(publishChannel.published).toMatchObject([
@@ -86,7 +85,7 @@ describe("what is said", () => {
     expect(counters.fleetMessagesSent).toBe(1)
   })
 
-  test("to one goes to the queue of that very process", () => {
+  test("to one goes to the queue of that process", () => {
     const { channel, publishChannel } = new Subject()
     channel.tell(OTHER, { type: "alive", asks: false })
     expect(publishChannel.published).toMatchObject([
@@ -100,7 +99,7 @@ describe("what is said", () => {
     expect(publishChannel.published[0]?.properties.deliveryMode).not.toBe(2)
   })
 
-  test("has an id of its own, by which the broker returns it", () => {
+  test("has its own id, with which the broker returns it", () => {
     const subject = new Subject()
     for (let n = 0; n < 3; n += 1) subject.broadcast()
     const ids = subject.publishChannel.published.map(({ id }) => id)
@@ -121,7 +120,7 @@ describe("what is said", () => {
     },
   )
 
-  test("is never said again, whatever became of it", () => {
+  test("is never sent again, with any result", () => {
     const subject = new Subject()
     subject.broadcast()
     subject.publishChannel.settle("cut")
@@ -130,7 +129,7 @@ describe("what is said", () => {
   })
 })
 
-describe("what is not said", () => {
+describe("a message that is not sent", () => {
   test.each<PublishChannelState>(["closed", "blocked"])(
     "with the publish channel %s: told as cut after the call, and counted",
     async (state) => {
@@ -146,7 +145,7 @@ describe("what is not said", () => {
     },
   )
 
-  test("beyond a thousand that the broker has not confirmed: dropped and counted", async () => {
+  test("beyond a thousand unconfirmed ones is dropped and counted", async () => {
     const subject = new Subject()
     for (let n = 0; n < MAX_IN_FLIGHT; n += 1) subject.broadcast()
     expect(subject.counters.fleetMessagesDropped).toBe(0)
@@ -168,7 +167,7 @@ describe("what is not said", () => {
     },
   )
 
-  test("and dropped leaves no less room for what follows", async () => {
+  test("does not reduce the room for later ones", async () => {
     const subject = new Subject()
     subject.publishChannel.state = "closed"
     for (let n = 0; n < MAX_IN_FLIGHT; n += 1) subject.broadcast()
@@ -188,28 +187,28 @@ test("it is open as its publish channel is", () => {
   }
 })
 
-describe("what is heard", () => {
+describe("a message that is received", () => {
   const alive = { type: "alive", from: "gw.1", incarnation: OTHER.incarnation, asks: true }
 
-  test("of another worker is read", () => {
+  test("from another worker is read", () => {
     const { channel, counters } = new Subject()
     expect(channel.read(delivery(alive, fleetQueue(OTHER)))).toEqual(alive as FleetMessage)
     expect(counters.fleetMessagesUnknown).toBe(0)
   })
 
-  test("of the process that was here before is read, since it is another", () => {
+  test("from the previous process of this worker is read, because that is another process", () => {
     const { channel } = new Subject()
     const before = fleetQueue({ ...SELF, incarnation: "mb2k3f9zaaaa" })
     expect(channel.read(delivery(alive, before))).not.toBeNull()
   })
 
-  test("of ourselves is ignored, and is nothing odd", () => {
+  test("from this process is ignored and not counted", () => {
     const { channel, counters } = new Subject()
     expect(channel.read(delivery(alive, fleetQueue(SELF)))).toBeNull()
     expect(counters.fleetMessagesUnknown).toBe(0)
   })
 
-  test("and not understood is counted", () => {
+  test("and cannot be parsed is counted", () => {
     const { channel, counters } = new Subject()
     expect(channel.read(delivery("\xff{", fleetQueue(OTHER)))).toBeNull()
     expect(channel.read(delivery({ ...alive, type: "adopt" }, fleetQueue(OTHER)))).toBeNull()
@@ -237,7 +236,7 @@ describe("what is heard", () => {
     },
   )
 
-  test("that was changed on the way is dropped", () => {
+  test("and was modified is dropped", () => {
     const { channel, counters } = new Subject()
     const { properties } = delivery(alive, fleetQueue(OTHER))
     const changed = delivery({ ...alive, asks: false }, fleetQueue(OTHER))
@@ -245,21 +244,21 @@ describe("what is heard", () => {
     expect(counters.fleetMessagesUnverified).toBe(1)
   })
 
-  test("that is larger than any message of a member is dropped before it is read", () => {
+  test("and is larger than any message of a member is dropped before it is parsed", () => {
     const { channel, counters } = new Subject()
     const large = { ...alive, more: "x".repeat(2_097_152) }
     expect(channel.read(delivery(large, fleetQueue(OTHER)))).toBeNull()
     expect(counters.fleetMessagesUnverified).toBe(1)
   })
 
-  test("of as many devices as one message may tell of, with the longest ids, is read", () => {
+  test("with the maximum number of devices and the longest ids is read", () => {
     const { channel } = new Subject()
     const rows = Array.from({ length: MAX_ROWS }, (_, n) => String(n).padStart(128, "d"))
     const where = { type: "where", from: "gw.1", incarnation: "i", ask: 0, devices: rows }
     expect(channel.read(delivery(where, fleetQueue(OTHER)))).not.toBeNull()
   })
 
-  test("with rows that are not valid is read without them, and they are counted", () => {
+  test("with invalid rows is read without them, and they are counted", () => {
     const { channel, counters } = new Subject()
     const connection = `${OTHER.worker}.${OTHER.incarnation}.1`
     const here = [
@@ -315,7 +314,7 @@ describe("on a broker", () => {
     for (let n = 0; n < 20; n += 1) await Promise.resolve()
   }
 
-  test("a broadcast is a message for every other worker and for none of our own", async () => {
+  test("a broadcast reaches all other workers and is ignored by its sender", async () => {
     const { broker, channel, heard } = await fleet()
     channel.broadcast({ type: "leaving" })
     await settled()
@@ -327,7 +326,7 @@ describe("on a broker", () => {
     await broker.close()
   })
 
-  test("to one is for that one, and returned when that process is gone", async () => {
+  test("a message to one worker reaches only that one, and is returned when the process is gone", async () => {
     const { broker, channel, heard } = await fleet()
     const results: PublishResult[] = []
     channel.tell(OTHER, { type: "leaving" }, (result) => results.push(result))

@@ -1,7 +1,6 @@
 /**
- * The fleet query: what an operator is told of the fleet's devices, whoever holds them and whoever does not
- * answer. With real connections here; the test answers for the other workers and for the locator. The
- * clock is held.
+ * The fleet query: its results for devices on any worker, and when workers do not answer. This worker has real
+ * connections; the test answers for the other workers and the locator, and controls the clock.
  */
 
 import { describe, expect, test } from "bun:test"
@@ -31,7 +30,7 @@ const ALL = { prefix: "", after: "", limit: 100 }
 
 type Said = { to: string; type: string; ask: number } & Record<string, unknown>
 
-/** Keeps what is said until the test tells how that ended. */
+/** Keeps sent messages until the test settles them. */
 class ScriptedChannel {
   open = true
   readonly said: Said[] = []
@@ -125,7 +124,7 @@ class Subject {
     return connection
   }
 
-  /** Another worker says which devices it has. */
+  /** Another worker answers with its devices. */
   listed(from: string, devices: string[], total = devices.length, ask = 0): void {
     const rows = devices.map((id) => viewOf(from, id))
     this.answer({ type: "listed", from, incarnation: INCARNATION, ask, devices: rows, total })
@@ -179,7 +178,7 @@ function idsOf(list: { devices: readonly DeviceView[] } | FleetQueryFailure): st
 }
 
 describe("a list", () => {
-  test("of a worker alone is what it holds", async () => {
+  test("of a single worker has its own devices", async () => {
     const subject = new Subject()
     subject.hold("lock:1")
     expect(await subject.fleetQuery.list(ALL)).toEqual({
@@ -208,7 +207,7 @@ describe("a list", () => {
     expect(subject.channel.said).toEqual([])
   })
 
-  test("tells what a device has said and why it is not read", async () => {
+  test("contains the counts of a device and why it is not read", async () => {
     const subject = new Subject()
     const connection = subject.hold("lock:1")
     connection.received(Buffer.from("a\nb\n"))
@@ -220,7 +219,7 @@ describe("a list", () => {
     })
   })
 
-  test("asks every worker for the same, and waits for all", async () => {
+  test("asks all workers the same, and waits for all", async () => {
     const subject = new Subject("gw.1", "gw.2")
     const lists = watched(subject.fleetQuery.list({ prefix: "a", after: "b", limit: 7 }))
     expect(subject.channel.said).toEqual([
@@ -234,7 +233,7 @@ describe("a list", () => {
     expect(lists).toMatchObject([{ answered: 3, workers: 3 }])
   })
 
-  test("merges what all hold in the order of device ids", async () => {
+  test("merges the devices of all workers, sorted by device id", async () => {
     const subject = new Subject("gw.1", "gw.2")
     for (const id of ["c", "a", "B"]) subject.hold(id)
     const list = subject.fleetQuery.list(ALL)
@@ -244,7 +243,7 @@ describe("a list", () => {
     expect(await list).toMatchObject({ total: 6 })
   })
 
-  test("holds a device twice while two workers do, in the order of connection ids", async () => {
+  test("contains a device twice while two workers hold it, sorted by connection id", async () => {
     const subject = new Subject("gw.1", "gw.2")
     const list = subject.fleetQuery.list(ALL)
     subject.listed("gw.2", ["lock:1"])
@@ -252,7 +251,7 @@ describe("a list", () => {
     expect(await list).toMatchObject({ devices: [{ worker: "gw.1" }, { worker: "gw.2" }] })
   })
 
-  test("is cut at its limit, and its total is not", async () => {
+  test("is cut at its limit, but its total is not", async () => {
     const subject = new Subject("gw.1")
     for (const id of ["a", "c", "e"]) subject.hold(id)
     const list = subject.fleetQuery.list({ ...ALL, limit: 2 })
@@ -261,7 +260,7 @@ describe("a list", () => {
     expect(await list).toMatchObject({ total: 12 })
   })
 
-  test("has those devices alone whose ids begin with the prefix", async () => {
+  test("has only devices whose ids start with the prefix", async () => {
     const subject = new Subject()
     for (const id of ["lock", "lock:1", "clock:1", "Lock:1", "lo"]) subject.hold(id)
     const list = await subject.fleetQuery.list({ ...ALL, prefix: "lock" })
@@ -269,7 +268,7 @@ describe("a list", () => {
     expect(list).toMatchObject({ total: 2 })
   })
 
-  test("goes on after a device, without it", async () => {
+  test("continues after a device, without it", async () => {
     const subject = new Subject()
     for (const id of ["a", "b", "ba", "c"]) subject.hold(id)
     const list = await subject.fleetQuery.list({ ...ALL, after: "b" })
@@ -277,7 +276,7 @@ describe("a list", () => {
     expect(list).toMatchObject({ total: 2 })
   })
 
-  test("is whole when it is read page by page", async () => {
+  test("is complete when it is read page by page", async () => {
     const subject = new Subject()
     const ids = Array.from({ length: 10 }, (_, n) => `d${n}`)
     for (const id of ids) subject.hold(id)
@@ -289,7 +288,7 @@ describe("a list", () => {
     expect(read).toEqual(ids)
   })
 
-  test("has devices without a name as well, and none that is not admitted or closing", async () => {
+  test("includes devices without a name, but no closing or unadmitted ones", async () => {
     const subject = new Subject()
     subject.hold(at("gw.0", "x"), "x")
     subject.hold("closing").close("idle")
@@ -297,7 +296,7 @@ describe("a list", () => {
     expect(idsOf(await subject.fleetQuery.list(ALL))).toEqual([at("gw.0", "x")])
   })
 
-  test("counts each worker once, however often it answers", async () => {
+  test("counts each worker once, even if it answers twice", async () => {
     const subject = new Subject("gw.1", "gw.2")
     const lists = watched(subject.fleetQuery.list(ALL))
     subject.listed("gw.1", ["a"])
@@ -311,7 +310,7 @@ describe("a list", () => {
     expect(lists).toMatchObject([{ answered: 3, workers: 3 }])
   })
 
-  test("comes without the workers that are silent, and says so", async () => {
+  test("omits silent workers, and shows that it is incomplete", async () => {
     const subject = new Subject("gw.1", "gw.2")
     subject.hold("a")
     const lists = watched(subject.fleetQuery.list(ALL))
@@ -327,7 +326,7 @@ describe("a list", () => {
     expect([answers("gw.1"), answers("gw.2")]).toEqual([true, false])
   })
 
-  test("cannot be had while the broker is away: a part would pass for the whole", async () => {
+  test("fails without the broker, because a part would look complete", async () => {
     const subject = new Subject("gw.1")
     subject.hold("a")
     subject.channel.open = false
@@ -336,7 +335,7 @@ describe("a list", () => {
   })
 
   test.each<PublishResult>(["cut", "nacked", "unencodable"])(
-    "cannot be had when the question did not go out: %s",
+    "fails when the question was not sent: %s",
     async (result) => {
       const subject = new Subject("gw.1")
       const list = subject.fleetQuery.list(ALL)
@@ -345,7 +344,7 @@ describe("a list", () => {
     },
   )
 
-  test("waits for answers when the question went out", async () => {
+  test("waits for answers when the question was sent", async () => {
     const subject = new Subject("gw.1")
     const lists = watched(subject.fleetQuery.list(ALL))
     subject.channel.settle("confirmed")
@@ -353,7 +352,7 @@ describe("a list", () => {
     expect(lists).toEqual([])
   })
 
-  test("does not wait for hours when the clock is set back", async () => {
+  test("does not wait longer when the clock is set back", async () => {
     const subject = new Subject("gw.1")
     const lists = watched(subject.fleetQuery.list(ALL))
     subject.nowMs -= 3_600_000
@@ -362,7 +361,7 @@ describe("a list", () => {
     expect(lists).toMatchObject([{ answered: 1 }])
   })
 
-  test("is told apart from another that is asked for at the same time", async () => {
+  test("does not mix with another list that is asked for at the same time", async () => {
     const subject = new Subject("gw.1")
     const [first, second] = [subject.fleetQuery.list(ALL), subject.fleetQuery.list(ALL)]
     subject.listed("gw.1", ["b"], 1, 1)
@@ -410,21 +409,27 @@ describe.each(ACTS)("to %s", (act, answer, closes) => {
     }
   }
 
-  test.each([at("gw.0", "lock:1"), "lock:1"])("%s, which is here, asks nobody", async (id) => {
-    const subject = new Subject("gw.1")
-    subject.hold("lock:1")
-    expect(await subject.fleetQuery[act](id)).toMatchObject({ device_id: "lock:1", state: "open" })
-    expect(subject.closed).toEqual([...closes])
-    expect([subject.channel.said, subject.located]).toEqual([[], []])
-  })
+  test.each([at("gw.0", "lock:1"), "lock:1"])(
+    "%s, which is here, asks no other worker",
+    async (id) => {
+      const subject = new Subject("gw.1")
+      subject.hold("lock:1")
+      expect(await subject.fleetQuery[act](id)).toMatchObject({
+        device_id: "lock:1",
+        state: "open",
+      })
+      expect(subject.closed).toEqual([...closes])
+      expect([subject.channel.said, subject.located]).toEqual([[], []])
+    },
+  )
 
-  test("a connection of this worker that is gone: nobody holds it", async () => {
+  test("a closed connection of this worker: not found", async () => {
     const subject = new Subject("gw.1")
     expect(await subject.fleetQuery[act](at("gw.0", "gone"))).toBeNull()
     expect(subject.channel.said).toEqual([])
   })
 
-  test("a connection elsewhere asks the very process that minted it", async () => {
+  test("a connection elsewhere asks the process in its id", async () => {
     const subject = new Subject("gw.1", "gw.2")
     const results = watched(subject.fleetQuery[act](at("gw.1")))
     await settled()
@@ -439,7 +444,7 @@ describe.each(ACTS)("to %s", (act, answer, closes) => {
     expect(results as unknown[]).toEqual([elsewhere])
   })
 
-  test("a connection that has closed elsewhere: nobody holds it", async () => {
+  test("a connection that has closed elsewhere: not found", async () => {
     const subject = new Subject("gw.1")
     const result = subject.fleetQuery[act](at("gw.1"))
     subject.answer(described(null))
@@ -447,7 +452,7 @@ describe.each(ACTS)("to %s", (act, answer, closes) => {
     expect(subject.channel.said.length).toBe(1)
   })
 
-  test("a connection of a process that is gone: nobody holds it", async () => {
+  test("a connection of a process that is gone: not found", async () => {
     const subject = new Subject()
     const result = subject.fleetQuery[act](at("gw.9"))
     subject.channel.settle("returned")
@@ -474,24 +479,21 @@ describe.each(ACTS)("to %s", (act, answer, closes) => {
     expect(subject.members.answers({ ...SELF, worker: "gw.1" })).toBe(false)
   })
 
-  test.each([at("gw.1"), "lock:1"])(
-    "%s elsewhere cannot be done without the broker",
-    async (id) => {
-      const subject = new Subject("gw.1")
-      subject.channel.open = false
-      expect(await subject.fleetQuery[act](id)).toBe("unreachable")
-      expect([subject.channel.said, subject.located]).toEqual([[], []])
-    },
-  )
+  test.each([at("gw.1"), "lock:1"])("%s elsewhere fails without the broker", async (id) => {
+    const subject = new Subject("gw.1")
+    subject.channel.open = false
+    expect(await subject.fleetQuery[act](id)).toBe("unreachable")
+    expect([subject.channel.said, subject.located]).toEqual([[], []])
+  })
 
-  test("a connection elsewhere cannot be done when the question was lost", async () => {
+  test("a connection elsewhere fails when the question was lost", async () => {
     const subject = new Subject("gw.1")
     const result = subject.fleetQuery[act](at("gw.1"))
     subject.channel.settle("cut")
     expect(await result).toBe("unreachable")
   })
 
-  test("a device by its name asks the worker where it was found", async () => {
+  test("a device by its id asks the worker that was found", async () => {
     const subject = new Subject("gw.1")
     const result = subject.fleetQuery[act]("lock:1")
     expect(subject.located).toMatchObject([{ id: "lock:1", trusting: false }])
@@ -502,14 +504,14 @@ describe.each(ACTS)("to %s", (act, answer, closes) => {
     expect((await result) as unknown).toEqual(elsewhere)
   })
 
-  test("a device by its name that is nowhere: nobody holds it", async () => {
+  test("a device by its id that is nowhere: not found", async () => {
     const subject = new Subject("gw.1")
     const result = subject.fleetQuery[act]("lock:1")
     subject.located[0]?.found({ kind: "nowhere", detail: "" })
     expect(await result).toBeNull()
   })
 
-  test("a device by its name that came here while others were asked", async () => {
+  test("a device by its id that connected here during the look-up", async () => {
     const subject = new Subject("gw.1")
     const result = subject.fleetQuery[act]("lock:1")
     subject.hold("lock:1")
@@ -524,14 +526,14 @@ describe.each(ACTS)("to %s", (act, answer, closes) => {
     expect(await subject.fleetQuery[act](id)).toBe("busy")
   })
 
-  test("what is here needs no question, however many there are", async () => {
+  test("a local connection needs no question, even when too many are open", async () => {
     const subject = new Subject("gw.1")
     subject.hold("lock:1")
     for (let n = 0; n < MAX_ASKS; n += 1) void subject.fleetQuery.list(ALL)
     expect(await subject.fleetQuery[act]("lock:1")).toMatchObject({ device_id: "lock:1" })
   })
 
-  test("for another worker tells that very process what the device was", () => {
+  test("for another worker answers that process with the description", () => {
     const subject = new Subject("gw.1")
     subject.hold("lock:1")
     const sender = { from: "gw.1", incarnation: "mb2k3f9zaaaa" }
@@ -542,7 +544,7 @@ describe.each(ACTS)("to %s", (act, answer, closes) => {
     expect(subject.closed).toEqual([...closes])
   })
 
-  test("for another worker what is not here tells it so", () => {
+  test("for another worker answers that the connection is not here", () => {
     const subject = new Subject("gw.1")
     const sender = { from: "gw.1", incarnation: INCARNATION }
     subject.fleetQuery.asked({ type: act, ...sender, ask: 5, connection: at("gw.0", "gone") })
@@ -550,7 +552,7 @@ describe.each(ACTS)("to %s", (act, answer, closes) => {
   })
 })
 
-test("a list for another worker has what fits, cut at its limit", () => {
+test("a list for another worker has the matching devices, cut at its limit", () => {
   const subject = new Subject("gw.1")
   for (const id of ["lock:3", "lock:1", "bell", "lock:2"]) subject.hold(id)
   subject.fleetQuery.asked({
@@ -573,7 +575,7 @@ test("a list for another worker has what fits, cut at its limit", () => {
   ])
 })
 
-describe("what cannot be read of another worker's answer", () => {
+describe("an invalid row in another worker's answer", () => {
   const unreadable = (changes: Record<string, unknown>) => ({ ...viewOf("gw.1", "b"), ...changes })
 
   test.each<[string, Record<string, unknown>]>([
@@ -583,7 +585,7 @@ describe("what cannot be read of another worker's answer", () => {
     ["a count below zero", unreadable({ outgoing_bytes: -1 })],
     ["no buffer", unreadable({ reorder: null })],
     ["nothing", {}],
-  ])("is left out of a list, counted, and the list is not complete: %s", async (_, row) => {
+  ])("is omitted from a list and counted, and the list is incomplete: %s", async (_, row) => {
     const subject = new Subject("gw.1", "gw.2")
     const list = subject.fleetQuery.list(ALL)
     const devices = [viewOf("gw.1", "a"), row, viewOf("gw.1", "c")]
@@ -601,7 +603,7 @@ describe("what cannot be read of another worker's answer", () => {
     expect(subject.counters.fleetMessagesUnknown).toBe(1)
   })
 
-  test("is no answer for one device, and nothing is closed", async () => {
+  test("is no answer for a single device, and no connection is closed", async () => {
     for (const act of ["describe", "kick"] as const) {
       const subject = new Subject("gw.1")
       const result = subject.fleetQuery[act](at("gw.1"))
@@ -613,7 +615,7 @@ describe("what cannot be read of another worker's answer", () => {
     }
   })
 
-  test("is not what a later version adds", async () => {
+  test("does not include fields that a later version adds", async () => {
     const subject = new Subject("gw.1")
     const result = subject.fleetQuery.describe(at("gw.1"))
     const device = unreadable({ reading_paused_by: ["rate"], state: "parked", more: {} })
@@ -622,7 +624,7 @@ describe("what cannot be read of another worker's answer", () => {
   })
 })
 
-describe("nothing is done for a caller that has gone", () => {
+describe("a request whose caller has gone", () => {
   const found: Located = { kind: "worker", worker: "gw.1", connectionId: at("gw.1") }
   const described: Answer = {
     type: "described",
@@ -634,7 +636,7 @@ describe("nothing is done for a caller that has gone", () => {
   }
 
   test.each(["describe", "kick"] as const)(
-    "%s ends in time when the locator never answers, and what is found later is not asked",
+    "%s ends in time when the locator does not answer, and a later result is not used",
     async (act) => {
       const subject = new Subject("gw.1")
       const results = watched(subject.fleetQuery[act]("lock:1"))
@@ -651,7 +653,7 @@ describe("nothing is done for a caller that has gone", () => {
     },
   )
 
-  test("a look-up ends when the broker is lost, and not when it is back", async () => {
+  test("a look-up ends when the broker connection is lost, not when it returns", async () => {
     const subject = new Subject("gw.1")
     const results = watched(subject.fleetQuery.kick("lock:1"))
     subject.channel.open = false
@@ -664,7 +666,7 @@ describe("nothing is done for a caller that has gone", () => {
     expect(subject.channel.said).toEqual([])
   })
 
-  test("a device that has come here meanwhile is not closed either", async () => {
+  test("a device that has connected here in the meantime is not closed", async () => {
     const subject = new Subject("gw.1")
     const results = watched(subject.fleetQuery.kick("lock:1"))
     subject.steadyMs += QUESTION_TIMEOUT_MS
@@ -674,7 +676,7 @@ describe("nothing is done for a caller that has gone", () => {
     expect([results, subject.closed]).toEqual([["timeout"], []])
   })
 
-  test("when the caller hangs up the look-up ends, and its place is free", async () => {
+  test("when the caller closes its connection, the look-up ends and does not count any more", async () => {
     const subject = new Subject("gw.1")
     const callers = Array.from({ length: MAX_ASKS }, () => new AbortController())
     const kicks = callers.map(({ signal }, n) =>
@@ -691,7 +693,7 @@ describe("nothing is done for a caller that has gone", () => {
     expect(subject.located.length).toBe(MAX_ASKS + 1)
   })
 
-  test("when the caller hangs up a question's place is free", async () => {
+  test("when the caller closes its connection, its question does not count any more", async () => {
     const subject = new Subject("gw.1")
     const caller = new AbortController()
     const asked = [
@@ -707,14 +709,14 @@ describe("nothing is done for a caller that has gone", () => {
     expect(subject.members.answers({ ...SELF, worker: "gw.1" })).toBe(true)
   })
 
-  test("a caller that has gone before it asks is not asked for", async () => {
+  test("sends nothing when the caller has gone before", async () => {
     const subject = new Subject("gw.1")
     subject.hold("lock:1")
     expect(await subject.fleetQuery.kick("lock:1", AbortSignal.abort())).toBe("timeout")
     expect([subject.closed, subject.channel.said]).toEqual([[], []])
   })
 
-  test("who hangs up between the holder's first answer and the kick closes nothing", async () => {
+  test("closes nothing when the caller goes between the holder's first answer and the kick", async () => {
     const subject = new Subject("gw.1")
     const caller = new AbortController()
     const result = subject.fleetQuery.kick(at("gw.1"), caller.signal)
@@ -724,7 +726,7 @@ describe("nothing is done for a caller that has gone", () => {
     expect(subject.channel.said.map(({ type }) => type)).toEqual(["describe"])
   })
 
-  test("a kick is valid by the holder's own clock, no longer than its caller waits", async () => {
+  test("a kick is valid by the holder's clock, only as long as its caller waits", async () => {
     const subject = new Subject("gw.1")
     void subject.fleetQuery.kick(at("gw.1"))
     subject.pass(900)
@@ -744,7 +746,7 @@ describe("nothing is done for a caller that has gone", () => {
     expect(late.channel.said[1]).toMatchObject({ type: "kick", until_ms: 70_100 })
   })
 
-  test("a holder of an earlier version, which tells no clock, is asked without a limit", async () => {
+  test("a kick to a holder of an earlier version, which sends no clock, has no deadline", async () => {
     const subject = new Subject("gw.1")
     void subject.fleetQuery.kick(at("gw.1"))
     const { clock_ms: _, ...earlier } = described
@@ -758,7 +760,7 @@ describe("nothing is done for a caller that has gone", () => {
     })
   })
 
-  test("the holder tells its clock, and refuses a kick that comes too late", () => {
+  test("the holder sends its clock, and refuses a kick that is too late", () => {
     const subject = new Subject("gw.1")
     subject.hold("lock:1")
     const sender = { from: "gw.1", incarnation: INCARNATION, connection: at("gw.0", "lock:1") }

@@ -1,6 +1,6 @@
 /**
- * Questions to the fleet whose caller has hung up: nothing is done for them, whatever the broker does meanwhile.
- * Also what setting a clock must not change. With a real fleet of one worker; the test plays the broker and the
+ * Queries whose caller has closed its connection are not carried out, whatever the broker does in the meantime. Also
+ * the effects that setting a clock must not have. With a real fleet of one worker; the test acts as the broker and the
  * other workers.
  */
 
@@ -88,7 +88,7 @@ async function turns(): Promise<void> {
 }
 
 describe.each(["kick", "describe"] as const)("%s of a device elsewhere", (act) => {
-  test("is answered when the broker is lost, and not carried out when it is back", async () => {
+  test("is answered when the broker connection is lost, and not carried out when it returns", async () => {
     const subject = new Subject()
     subject.open()
     subject.pass(600)
@@ -115,8 +115,8 @@ describe.each(["kick", "describe"] as const)("%s of a device elsewhere", (act) =
   })
 })
 
-describe.each([3_600_000, -3_600_000])("a clock that is set by %d ms", (ms) => {
-  test("makes no member unknown, and no device nowhere before it has answered", async () => {
+describe.each([3_600_000, -3_600_000])("setting the clock by %d ms", (ms) => {
+  test("does not remove members, and makes no device offline before they have answered", async () => {
     const subject = new Subject()
     subject.open()
     subject.pass(600)
@@ -158,7 +158,7 @@ describe("messages with the fields of the schema and values of any type", () => 
     .tuple(fc.constantFrom(...types), fc.dictionary(fc.constantFrom(...fields), value))
     .map(([type, content]) => ({ type, ...OTHER, ask: 0, ...content }))
 
-  test("throw nothing, whoever sent them; those of a stranger change nothing", async () => {
+  test("cause no exception, and have no effect when no member has sent them", async () => {
     const subject = new Subject()
     subject.open()
     subject.pass(600)

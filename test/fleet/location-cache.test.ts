@@ -1,6 +1,6 @@
 /**
- * Location cache: of all that is heard of a device, in whatever order, the newest connection is the one
- * that stands, until it is gone or room is needed for others.
+ * The location cache: with announcements in any order, the newest connection of a device stays, until it is gone or its
+ * room is needed for others.
  */
 
 import { describe, expect, test } from "bun:test"
@@ -20,21 +20,21 @@ describe("the connection of a device", () => {
     expect(heard(["lock", "c1", 5]).find("lock")).toBe("c1")
   })
 
-  test("is unknown when none was announced", () => {
+  test("is unknown before an announcement", () => {
     expect(heard(["lock", "c1", 5]).find("bell")).toBeUndefined()
   })
 
-  test("is the one with the larger epoch, heard first or last", () => {
+  test("is the one with the larger epoch, in either order", () => {
     expect(heard(["lock", "c9", 5], ["lock", "c1", 6]).find("lock")).toBe("c1")
     expect(heard(["lock", "c1", 6], ["lock", "c9", 5]).find("lock")).toBe("c1")
   })
 
-  test("is the one with the larger id when the epochs are alike, heard first or last", () => {
+  test("is the one with the larger id when the epochs are equal, in either order", () => {
     expect(heard(["lock", "c1", 5], ["lock", "c2", 5]).find("lock")).toBe("c2")
     expect(heard(["lock", "c2", 5], ["lock", "c1", 5]).find("lock")).toBe("c2")
   })
 
-  test("is the newest of all that were heard, in whatever order", () => {
+  test("is the newest of all announced ones, in any order", () => {
     const registration = fc.tuple(fc.constant("lock"), fc.string(), fc.integer({ min: -2, max: 2 }))
     check(
       fc.property(fc.array(registration, { minLength: 1 }), (registrations) => {
@@ -47,13 +47,13 @@ describe("the connection of a device", () => {
     )
   })
 
-  test("is unknown again when that very one is gone", () => {
+  test("is unknown after that connection is gone", () => {
     const locationCache = heard(["lock", "c1", 5])
     locationCache.gone(["lock", "c1"])
     expect([locationCache.find("lock"), locationCache.count]).toEqual([undefined, 0])
   })
 
-  test("stays when it comes late that an older one is gone", () => {
+  test("stays when an older one is reported as gone later", () => {
     const locationCache = heard(["lock", "c1", 5], ["lock", "c2", 6])
     locationCache.gone(["lock", "c1"])
     expect(locationCache.find("lock")).toBe("c2")
@@ -65,7 +65,7 @@ describe("the connection of a device", () => {
     expect(locationCache.find("lock")).toBe("c1")
   })
 
-  test("of a name that objects have by nature is like any other", () => {
+  test("works for ids like the properties of all objects", () => {
     const locationCache = new LocationCache()
     expect(locationCache.find("__proto__")).toBeUndefined()
     locationCache.here(["__proto__", "c1", 5])
@@ -80,18 +80,18 @@ describe("beyond the bound", () => {
     return locationCache
   }
 
-  test("the device that was heard of longest ago is forgotten", () => {
+  test("the device with the oldest announcement is removed", () => {
     const locationCache = many(2, "a", "b", "c")
     expect(["a", "b", "c"].map((id) => locationCache.find(id))).toEqual([undefined, "c-b", "c-c"])
     expect(locationCache.count).toBe(2)
   })
 
-  test("one that was heard of again counts from then", () => {
+  test("a repeated announcement makes a device the newest", () => {
     const locationCache = many(2, "a", "b", "a", "c")
     expect(["a", "b", "c"].map((id) => locationCache.find(id))).toEqual(["c-a", undefined, "c-c"])
   })
 
-  test("hearing again of a known device costs none its place", () => {
+  test("a repeated announcement removes no other device", () => {
     const locationCache = many(2, "a", "b", "b", "a", "b")
     expect(["a", "b"].map((id) => locationCache.find(id))).toEqual(["c-a", "c-b"])
   })
@@ -103,7 +103,7 @@ describe("beyond the bound", () => {
     expect(["a", "b", "c"].map((id) => locationCache.find(id))).toEqual(["c-a", undefined, "c-c"])
   })
 
-  test("which is 200,000 devices unless said otherwise", () => {
+  test("which is 200,000 devices by default", () => {
     expect(MAX_CACHED_LOCATIONS).toBe(200_000)
     const locationCache = new LocationCache()
     for (let n = 0; n <= MAX_CACHED_LOCATIONS; n += 1) locationCache.here([`d${n}`, "c", n])

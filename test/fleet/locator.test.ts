@@ -1,6 +1,6 @@
 /**
- * The locator: where a named device is, by what was announced or by asking the fleet, and when it is
- * nowhere. The clock is held, and the test answers for the members.
+ * The locator: the location of a named device, from announcements or from a question to the fleet, and when it is
+ * nowhere. The test controls the clock and answers for the members.
  */
 
 import { describe, expect, test } from "bun:test"
@@ -27,7 +27,7 @@ const NOWHERE: Located = { kind: "nowhere", detail: "no worker holds it" }
 
 type Where = Extract<FleetContent, { type: "where" }>
 
-/** Keeps what is asked until the test tells how that ended. */
+/** Keeps sent questions until the test settles them. */
 class ScriptedChannel {
   open = true
   hasRoom = true
@@ -71,7 +71,7 @@ class Subject {
     return places
   }
 
-  /** A member says which of the devices it was asked for it holds. */
+  /** A member answers which of the requested devices it holds. */
   answer(from: string, ask: number, ...devices: string[]): void {
     this.locator.answered({
       type: "there",
@@ -88,13 +88,13 @@ class Subject {
   }
 }
 
-/** Lets this turn end, when what was wanted in it is asked. */
+/** Waits for the end of this tick, when its look-ups are sent. */
 function turn(): Promise<void> {
   return new Promise((resolve) => setImmediate(resolve))
 }
 
 describe("an announced device", () => {
-  test("is where a member that answers has said, at once and without asking", async () => {
+  test("is with the responsive member that announced it, at once and without a question", async () => {
     const subject = new Subject("gw.1")
     subject.locationCache.here(["lock:1", at("gw.1"), 5])
     expect(subject.locate("lock:1", true)).toEqual([withWorker("gw.1")])
@@ -102,7 +102,7 @@ describe("an announced device", () => {
     expect(subject.channel.asked).toEqual([])
   })
 
-  test("is asked for by whoever was led astray by that", async () => {
+  test("is looked up by a caller for whom the announcement was wrong", async () => {
     const subject = new Subject("gw.1")
     subject.locationCache.here(["lock:1", at("gw.1"), 5])
     expect(subject.locate("lock:1", false)).toEqual([])
@@ -110,7 +110,7 @@ describe("an announced device", () => {
     expect(subject.channel.asked).toEqual([{ type: "where", ask: 0, devices: ["lock:1"] }])
   })
 
-  test("is asked for when that member is silent", async () => {
+  test("is looked up when that member is silent", async () => {
     const subject = new Subject("gw.1", "gw.2")
     subject.locationCache.here(["lock:1", at("gw.1"), 5])
     subject.members.missed("gw.1")
@@ -119,7 +119,7 @@ describe("an announced device", () => {
     expect(subject.channel.asked.length).toBe(1)
   })
 
-  test("is asked for when that process was replaced", async () => {
+  test("is looked up when that process was replaced", async () => {
     const subject = new Subject("gw.1")
     subject.locationCache.here(["lock:1", at("gw.1"), 5])
     subject.members.heard("gw.1", "mb2k3f9zzzzz", NOW_MS)
@@ -128,7 +128,7 @@ describe("an announced device", () => {
     expect(subject.channel.asked.length).toBe(1)
   })
 
-  test("is asked for when that worker was never heard", async () => {
+  test("is looked up when that worker is unknown", async () => {
     const subject = new Subject("gw.1")
     subject.locationCache.here(["lock:1", at("gw.7"), 5])
     expect(subject.locate("lock:1", true)).toEqual([])
@@ -136,7 +136,7 @@ describe("an announced device", () => {
     expect(subject.channel.asked.length).toBe(1)
   })
 
-  test("is asked for when what was announced is no connection of a worker", async () => {
+  test("is looked up when the announced connection id is not valid", async () => {
     const subject = new Subject("gw.1")
     subject.locationCache.here(["lock:1", "made-up", 5])
     expect(subject.locate("lock:1", true)).toEqual([])
@@ -145,8 +145,8 @@ describe("an announced device", () => {
   })
 })
 
-describe("a device that all are asked for", () => {
-  test("is with the member that holds it, whatever others have yet to say", async () => {
+describe("a look-up at all workers", () => {
+  test("ends when one member holds the device, before the others answer", async () => {
     const subject = new Subject("gw.1", "gw.2", "gw.3")
     const places = subject.locate()
     await turn()
@@ -157,7 +157,7 @@ describe("a device that all are asked for", () => {
     expect(subject.locator.pendingCount).toBe(0)
   })
 
-  test("is told of once, although two members hold it", async () => {
+  test("calls back once, although two members hold the device", async () => {
     const subject = new Subject("gw.1", "gw.2")
     const places = subject.locate()
     await turn()
@@ -166,7 +166,7 @@ describe("a device that all are asked for", () => {
     expect(places).toEqual([withWorker("gw.1")])
   })
 
-  test("is nowhere once all have said no", async () => {
+  test("ends as nowhere when no member holds the device", async () => {
     const subject = new Subject("gw.1", "gw.2")
     const places = subject.locate()
     await turn()
@@ -177,7 +177,7 @@ describe("a device that all are asked for", () => {
     expect(subject.locator.pendingCount).toBe(0)
   })
 
-  test("is not nowhere because one member said no twice", async () => {
+  test("does not count two answers of one member", async () => {
     const subject = new Subject("gw.1", "gw.2")
     const places = subject.locate()
     await turn()
@@ -187,7 +187,7 @@ describe("a device that all are asked for", () => {
     expect(places).toEqual([])
   })
 
-  test("is nowhere at once when there is nobody to ask", async () => {
+  test("ends as nowhere at once when there are no other members", async () => {
     const subject = new Subject()
     const places = subject.locate()
     await turn()
@@ -195,7 +195,7 @@ describe("a device that all are asked for", () => {
     expect(subject.channel.asked).toEqual([])
   })
 
-  test("is not found by the answer to another question", async () => {
+  test("ignores the answer to another question", async () => {
     const subject = new Subject("gw.1")
     const places = subject.locate()
     await turn()
@@ -203,7 +203,7 @@ describe("a device that all are asked for", () => {
     expect(places).toEqual([])
   })
 
-  test("is not found in what is no connection of a worker", async () => {
+  test("ignores a connection id that is not valid", async () => {
     const subject = new Subject("gw.1", "gw.2")
     const places = subject.locate()
     await turn()
@@ -219,7 +219,7 @@ describe("a device that all are asked for", () => {
     expect(places).toEqual([withWorker("gw.2")])
   })
 
-  test("is not found by an answer about another", async () => {
+  test("ignores an answer about another device", async () => {
     const subject = new Subject("gw.1", "gw.2")
     const places = subject.locate()
     await turn()
@@ -229,7 +229,7 @@ describe("a device that all are asked for", () => {
 })
 
 describe("a member that does not answer", () => {
-  test("makes a device nowhere when the time is over, and is named", async () => {
+  test("makes a device nowhere after the time-out, and is named", async () => {
     const subject = new Subject("gw.1", "gw.2")
     const places = subject.locate()
     await turn()
@@ -241,7 +241,7 @@ describe("a member that does not answer", () => {
     expect(subject.locator.pendingCount).toBe(0)
   })
 
-  test("is silent from then on, and those that answered are not", async () => {
+  test("is silent from then on, unlike those that answered", async () => {
     const subject = new Subject("gw.1", "gw.2")
     subject.locate()
     await turn()
@@ -252,7 +252,7 @@ describe("a member that does not answer", () => {
     expect(subject.members.answers(member("gw.2"))).toBe(false)
   })
 
-  test("is one of at most five that are named", async () => {
+  test("is among at most five that are named", async () => {
     const subject = new Subject(...Array.from({ length: 9 }, (_, n) => `gw.${n}`))
     const places = subject.locate()
     await turn()
@@ -261,7 +261,7 @@ describe("a member that does not answer", () => {
     expect(places).toEqual([{ kind: "nowhere", detail }])
   })
 
-  test("and answers late is not heard on that question", async () => {
+  test("and answers late has no effect on that question", async () => {
     const subject = new Subject("gw.1")
     const places = subject.locate()
     await turn()
@@ -271,8 +271,8 @@ describe("a member that does not answer", () => {
   })
 })
 
-describe("the broker lost while the fleet is asked", () => {
-  test("has the device asked for again, and told of once", async () => {
+describe("a broker connection that is lost during a question", () => {
+  test("repeats the question, and calls back once", async () => {
     const subject = new Subject("gw.1")
     const places = subject.locate()
     await turn()
@@ -290,7 +290,7 @@ describe("the broker lost while the fleet is asked", () => {
     expect(places).toEqual([withWorker("gw.1")])
   })
 
-  test("a channel that is full is left alone until a sweep finds it has room", async () => {
+  test("a full channel is not used until a sweep finds that it has room", async () => {
     const subject = new Subject("gw.1")
     subject.channel.hasRoom = false
     subject.locate()
@@ -303,7 +303,7 @@ describe("the broker lost while the fleet is asked", () => {
     expect(subject.channel.asked).toMatchObject([{ devices: ["lock:1"] }])
   })
 
-  test("makes answers to the first question worth nothing", async () => {
+  test("makes answers to the first question invalid", async () => {
     const subject = new Subject("gw.1")
     const places = subject.locate()
     await turn()
@@ -314,7 +314,7 @@ describe("the broker lost while the fleet is asked", () => {
     expect(places).toEqual([])
   })
 
-  test("asks again for those alone that were not found yet", async () => {
+  test("repeats the question only for devices that were not found yet", async () => {
     const subject = new Subject("gw.1", "gw.2")
     subject.locate("lock:1")
     subject.locate("bell:2")
@@ -325,7 +325,7 @@ describe("the broker lost while the fleet is asked", () => {
     expect(subject.channel.asked[1]?.devices).toEqual(["bell:2"])
   })
 
-  test("tells those that asked before and meanwhile of one answer", async () => {
+  test("calls back earlier and later callers with one answer", async () => {
     const subject = new Subject("gw.1")
     const first = subject.locate()
     await turn()
@@ -342,7 +342,7 @@ describe("the broker lost while the fleet is asked", () => {
     expect([first, second, third]).toEqual(Array(3).fill([withWorker("gw.1")]))
   })
 
-  test("is of no matter when the question has ended", async () => {
+  test("has no effect when the question has ended", async () => {
     const subject = new Subject("gw.1")
     const places = subject.locate()
     await turn()
@@ -353,7 +353,7 @@ describe("the broker lost while the fleet is asked", () => {
     expect(places.length).toBe(1)
   })
 
-  test("before it could be asked has it asked when the broker is back", async () => {
+  test("before the question was sent delays it until the connection returns", async () => {
     const subject = new Subject("gw.1")
     subject.channel.open = false
     const places = subject.locate()
@@ -367,7 +367,7 @@ describe("the broker lost while the fleet is asked", () => {
   })
 })
 
-describe("in the first 600 ms with the broker", () => {
+describe("in the first 600 ms of a broker connection", () => {
   /** A locator that has just met the broker. */
   function unacquainted(...workers: string[]): Subject {
     const subject = new Subject(...workers)
@@ -375,7 +375,7 @@ describe("in the first 600 ms with the broker", () => {
     return subject
   }
 
-  test("all are asked although none is known, and no device is nowhere", async () => {
+  test("all workers are asked although none is known, and no device is nowhere", async () => {
     const subject = unacquainted()
     const places = subject.locate()
     await turn()
@@ -386,7 +386,7 @@ describe("in the first 600 ms with the broker", () => {
     expect(places).toEqual([NOWHERE])
   })
 
-  test("a no of all that are known is not final", async () => {
+  test("negative answers of all known members are not final", async () => {
     const subject = unacquainted("gw.1")
     const places = subject.locate()
     await turn()
@@ -396,7 +396,7 @@ describe("in the first 600 ms with the broker", () => {
     expect(places).toEqual([NOWHERE])
   })
 
-  test("a device is found with a worker that was not known when it was asked for", async () => {
+  test("a device is found on a worker that was unknown when the question was sent", async () => {
     const subject = unacquainted()
     const places = subject.locate()
     await turn()
@@ -404,7 +404,7 @@ describe("in the first 600 ms with the broker", () => {
     expect(places).toEqual([withWorker("gw.9")])
   })
 
-  test("a question lasts as long as any, which may be beyond them", async () => {
+  test("a question has its usual time-out, which may end later", async () => {
     const subject = unacquainted("gw.1")
     subject.pass(ACQUAINT_MS - 1)
     const places = subject.locate()
@@ -416,8 +416,8 @@ describe("in the first 600 ms with the broker", () => {
   })
 })
 
-describe("many that look for devices", () => {
-  test("of one name are asked for once, and all told", async () => {
+describe("many look-ups", () => {
+  test("of one device are one question, and all callers are called back", async () => {
     const subject = new Subject("gw.1")
     const places = [subject.locate(), subject.locate(), subject.locate()]
     expect(subject.locator.pendingCount).toBe(1)
@@ -428,7 +428,7 @@ describe("many that look for devices", () => {
     expect(subject.counters.locationsAsked).toBe(1)
   })
 
-  test("in one turn are one question, each told of its own", async () => {
+  test("in one tick are one question, and each caller gets its own result", async () => {
     const subject = new Subject("gw.1", "gw.2")
     const [a, b, c] = [subject.locate("a"), subject.locate("b"), subject.locate("c")]
     await turn()
@@ -438,7 +438,7 @@ describe("many that look for devices", () => {
     expect([a, b, c]).toEqual([[withWorker("gw.2")], [withWorker("gw.1")], [NOWHERE]])
   })
 
-  test("ask for a thousand a message, and lose none beyond", async () => {
+  test("are sent with a thousand devices in each message, and none is lost", async () => {
     const subject = new Subject("gw.1")
     const places = Array.from({ length: 2 * MAX_ROWS + 1 }, (_, n) => subject.locate(`d${n}`))
     for (let n = 0; n < 3; n += 1) await turn()
@@ -454,7 +454,7 @@ describe("many that look for devices", () => {
     expect(subject.counters.locationsAsked).toBe(2 * MAX_ROWS + 1)
   })
 
-  test("ask sixteen questions at a time, and the next when one has ended", async () => {
+  test("are at most sixteen questions at a time, and the next when one has ended", async () => {
     const subject = new Subject("gw.1")
     const places: Located[][] = []
     for (let n = 0; n < MAX_ASKS + 2; n += 1) {
@@ -471,7 +471,7 @@ describe("many that look for devices", () => {
     expect(places.filter((each) => each.length > 0).length).toBe(1)
   })
 
-  test("are all told in the end when nobody ever answers", async () => {
+  test("all end when no worker answers", async () => {
     const subject = new Subject("gw.1")
     const places: Located[][] = []
     for (let n = 0; n < MAX_ASKS + 2; n += 1) {
@@ -487,7 +487,7 @@ describe("many that look for devices", () => {
   })
 })
 
-describe("whoever gives up a search", () => {
+describe("a caller that gives up", () => {
   const search = (subject: Subject, deviceId: string) => {
     const places: Located[] = []
     const tell = (place: Located) => void places.push(place)
@@ -495,7 +495,7 @@ describe("whoever gives up a search", () => {
     return { places, forget: () => subject.locator.forget(deviceId, tell) }
   }
 
-  test("is told nothing, before and after the question has gone out; others are", async () => {
+  test("is not called back, before and after the question was sent; others are", async () => {
     const subject = new Subject("gw.1")
     const before = search(subject, "lock:1")
     const after = search(subject, "lock:1")
@@ -509,7 +509,7 @@ describe("whoever gives up a search", () => {
     expect(stays.places).toEqual([withWorker("gw.1")])
   })
 
-  test("leaves nothing to be asked for, now or when the broker is back", async () => {
+  test("leaves no question, now or when the broker connection returns", async () => {
     const subject = new Subject("gw.1")
     search(subject, "lock:1").forget()
     await turn()
@@ -523,7 +523,7 @@ describe("whoever gives up a search", () => {
     expect(subject.locator.pendingCount).toBe(0)
   })
 
-  test("may do so twice, and after it was told", async () => {
+  test("may do so twice, and after it was called back", async () => {
     const subject = new Subject("gw.1")
     const told = search(subject, "lock:1")
     await turn()

@@ -1,6 +1,6 @@
 /**
- * Members: who counts as being in the fleet, by what was heard of whom and when. With the clock passed
- * in; each state and each way between them.
+ * The members of the fleet: each state and each transition, by received messages and times. The test passes the time
+ * in.
  */
 
 import { describe, expect, test } from "bun:test"
@@ -18,32 +18,32 @@ function heardOf(...workers: string[]): Members {
   return members
 }
 
-describe("a member that was heard", () => {
-  test("answers, and its answer is waited for", () => {
+describe("a member that has sent a message", () => {
+  test("is responsive, and questions wait for its answer", () => {
     const members = heardOf("gw.1", "gw.2")
     expect(members.answers(worker(FIRST))).toBe(true)
     expect(members.known()).toEqual(["gw.1", "gw.2"])
     expect(members.count).toBe(2)
   })
 
-  test("is one member however often it is heard", () => {
+  test("is one member after any number of messages", () => {
     const members = heardOf("gw.1", "gw.1", "gw.1")
     expect([members.count, members.known()]).toEqual([1, ["gw.1"]])
   })
 
-  test("answers as that very process alone", () => {
+  test("is responsive only as that process", () => {
     const members = heardOf("gw.1")
     expect(members.answers(worker(SECOND))).toBe(false)
   })
 
-  test("leaves nobody else heard", () => {
+  test("does not affect others", () => {
     const members = heardOf("gw.1")
     expect(members.answers(worker(FIRST, "gw.2"))).toBe(false)
   })
 })
 
 describe("a member that is silent", () => {
-  test("was not heard for more than six seconds", () => {
+  test("has sent no message for more than six seconds", () => {
     const members = heardOf("gw.1")
     members.sweep(NOW_MS + SILENT_AFTER_MS)
     expect(members.answers(worker(FIRST))).toBe(true)
@@ -58,35 +58,35 @@ describe("a member that is silent", () => {
     expect(members.answers(worker(FIRST, "gw.2"))).toBe(true)
   })
 
-  test("is still waited for, since it may only be slow", () => {
+  test("is still waited for, because it may only be slow", () => {
     const members = heardOf("gw.1")
     members.missed("gw.1")
     expect([members.count, members.known()]).toEqual([1, ["gw.1"]])
   })
 
-  test("answers again once it is heard", () => {
+  test("is responsive again after a message", () => {
     const members = heardOf("gw.1")
     members.missed("gw.1")
     members.heard("gw.1", FIRST, NOW_MS + 1)
     expect(members.answers(worker(FIRST))).toBe(true)
   })
 
-  test("counts its silence from when it was last heard", () => {
+  test("counts its silence from its last message", () => {
     const members = heardOf("gw.1")
     members.heard("gw.1", FIRST, NOW_MS + SILENT_AFTER_MS)
     members.sweep(NOW_MS + 2 * SILENT_AFTER_MS)
     expect(members.answers(worker(FIRST))).toBe(true)
   })
 
-  test("is nobody's when it was never heard", () => {
+  test("is no member before its first message", () => {
     const members = new Members()
     members.missed("gw.1")
     expect(members.known()).toEqual([])
   })
 })
 
-describe("a member is forgotten", () => {
-  test("when it was not heard for more than twenty seconds", () => {
+describe("a member is removed", () => {
+  test("when it has sent no message for more than twenty seconds", () => {
     const members = heardOf("gw.1")
     members.sweep(NOW_MS + FORGET_AFTER_MS)
     expect(members.known()).toEqual(["gw.1"])
@@ -94,7 +94,7 @@ describe("a member is forgotten", () => {
     expect([members.count, members.known()]).toEqual([0, []])
   })
 
-  test("alone, without those that were heard since", () => {
+  test("without those that have sent messages since", () => {
     const members = heardOf("gw.1", "gw.2")
     members.heard("gw.2", FIRST, NOW_MS + FORGET_AFTER_MS)
     members.sweep(NOW_MS + FORGET_AFTER_MS + 1)
@@ -109,7 +109,7 @@ describe("a member is forgotten", () => {
     expect(members.answers(worker(FIRST))).toBe(false)
   })
 
-  test("for good, although it still tells of the devices it closes while it drains", () => {
+  test("permanently, although it still announces the devices that it closes while it drains", () => {
     const members = heardOf("gw.1")
     members.left("gw.1", FIRST)
     members.heard("gw.1", FIRST, NOW_MS + 1)
@@ -117,7 +117,7 @@ describe("a member is forgotten", () => {
     expect(members.answers(worker(FIRST))).toBe(false)
   })
 
-  test("and its successor is heard of at once", () => {
+  test("and its successor is a member at once", () => {
     const members = heardOf("gw.1")
     members.left("gw.1", FIRST)
     members.heard("gw.1", SECOND, NOW_MS + 1)
@@ -125,7 +125,7 @@ describe("a member is forgotten", () => {
     expect([members.count, members.known()]).toEqual([1, ["gw.1"]])
   })
 
-  test("and is heard of anew when it is there again", () => {
+  test("and is a member again after a new message", () => {
     const members = heardOf("gw.1")
     members.sweep(NOW_MS + FORGET_AFTER_MS + 1)
     members.heard("gw.1", FIRST, NOW_MS + FORGET_AFTER_MS + 2)
@@ -134,7 +134,7 @@ describe("a member is forgotten", () => {
 })
 
 describe("a process that replaced another", () => {
-  test("is the member from its first word on", () => {
+  test("is the member from its first message on", () => {
     const members = heardOf("gw.1")
     members.heard("gw.1", SECOND, NOW_MS + 1)
     expect(members.answers(worker(SECOND))).toBe(true)
@@ -142,7 +142,7 @@ describe("a process that replaced another", () => {
     expect(members.count).toBe(1)
   })
 
-  test("stays it when a word of the one before comes late", () => {
+  test("stays the member when a message of its predecessor is late", () => {
     const members = heardOf("gw.1")
     members.heard("gw.1", SECOND, NOW_MS + 1)
     members.heard("gw.1", FIRST, NOW_MS + 2)
@@ -150,7 +150,7 @@ describe("a process that replaced another", () => {
     expect(members.answers(worker(FIRST))).toBe(false)
   })
 
-  test("is not kept alive by a late word of the one before", () => {
+  test("is not kept alive by a late message of its predecessor", () => {
     const members = new Members()
     members.heard("gw.1", SECOND, NOW_MS)
     members.heard("gw.1", FIRST, NOW_MS + SILENT_AFTER_MS)
@@ -158,14 +158,14 @@ describe("a process that replaced another", () => {
     expect(members.answers(worker(SECOND))).toBe(false)
   })
 
-  test("stays when the leave of the one before comes late", () => {
+  test("stays when the `leaving` of its predecessor is late", () => {
     const members = heardOf("gw.1")
     members.heard("gw.1", SECOND, NOW_MS + 1)
     members.left("gw.1", FIRST)
     expect(members.answers(worker(SECOND))).toBe(true)
   })
 
-  test("owes no answer that the one before did not give", () => {
+  test("is not silent because its predecessor did not answer", () => {
     const members = heardOf("gw.1")
     members.missed("gw.1")
     members.heard("gw.1", SECOND, NOW_MS + 1)
@@ -173,8 +173,8 @@ describe("a process that replaced another", () => {
   })
 })
 
-describe("while the broker is away", () => {
-  test("no member is forgotten, and each is expected to be heard again", () => {
+describe("while the broker connection is lost", () => {
+  test("no member is removed, and each is expected to send a message", () => {
     const members = heardOf("gw.1", "gw.2", "gw.3")
     members.left("gw.3", FIRST)
     const backAtMs = NOW_MS + 10 * FORGET_AFTER_MS
@@ -188,7 +188,7 @@ describe("while the broker is away", () => {
     expect(members.someUnheard).toBe(false)
   })
 
-  test("one that is not heard again is forgotten in its time, and expected no longer", () => {
+  test("one that sends no message is removed after its time, and not expected any more", () => {
     const members = heardOf("gw.1", "gw.2")
     members.resumed(NOW_MS)
     members.left("gw.2", FIRST)

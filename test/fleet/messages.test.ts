@@ -1,6 +1,5 @@
 /**
- * What workers tell each other: every message of the list comes through JSON as it was, and nothing else
- * is one, whoever wrote it.
+ * The messages between workers: each message of the list is unchanged after JSON, and no other text is a message.
  */
 
 import { describe, expect, test } from "bun:test"
@@ -40,27 +39,27 @@ const changed = (type: FleetMessage["type"], change: object) =>
   parsed({ ...MESSAGES[type], ...change })
 
 describe("a message", () => {
-  test.each(Object.values(MESSAGES))("of its type comes through as it was: %j", (message) => {
+  test.each(Object.values(MESSAGES))("of its type is parsed unchanged: %j", (message) => {
     expect(parsed(message)).toEqual(message)
   })
 
-  test("may tell of no devices at all", () => {
+  test("may have no devices", () => {
     expect(changed("devices", { here: [], gone: [] })).toMatchObject({ here: [], gone: [] })
     expect(changed("there", { devices: [] })).toMatchObject({ devices: [] })
   })
 
-  test("may tell of as many devices as one is let to", () => {
+  test("may have the maximum number of devices", () => {
     const here = Array.from({ length: MAX_ROWS }, (_, n) => [`d${n}`, CONNECTION, n])
     expect(changed("devices", { here })).toMatchObject({ here })
   })
 
-  test("of a later version that says more than we know is read without that", () => {
+  test("of a later version is read without its additional fields", () => {
     expect(changed("alive", { mood: "good" })).toEqual(MESSAGES.alive)
   })
 })
 
-describe("what an earlier version does not say may be missing", () => {
-  test("when a kick is too late, and the clock that this is meant by", () => {
+describe("fields that an earlier version does not send are optional", () => {
+  test("the deadline of a kick and the clock for it", () => {
     const told = { clock_ms: 5.25, until_ms: 7.5, overdue: true }
     for (const [type, name] of [
       ["described", "clock_ms"],
@@ -78,8 +77,8 @@ describe("what an earlier version does not say may be missing", () => {
   })
 })
 
-describe("no message", () => {
-  test.each(Object.values(MESSAGES))("is one that lacks anything: %j", (message) => {
+describe("an invalid message", () => {
+  test.each(Object.values(MESSAGES))("is one with a missing field: %j", (message) => {
     for (const name of Object.keys(message)) {
       const { [name]: _, ...others } = message as unknown as Record<string, unknown>
       expect(parsed(others)).toBeNull()
@@ -134,11 +133,11 @@ describe("no message", () => {
     ["kicked", { device: true }],
   ]
 
-  test.each(WRONG)("is a %s that says something wrong: %j", (type, change) => {
+  test.each(WRONG)("is a %s with an invalid field: %j", (type, change) => {
     expect(changed(type, change)).toBeNull()
   })
 
-  test("is any text that has one somewhere in it", () => {
+  test("is any text that contains a message", () => {
     const json = JSON.stringify(MESSAGES.alive)
     check(
       fc.property(fc.string(), fc.string({ minLength: 1 }), (before, after) => {
@@ -149,7 +148,7 @@ describe("no message", () => {
     )
   })
 
-  test("is any other JSON, and none of it throws", () => {
+  test("is any other JSON, without an exception", () => {
     check(
       fc.property(fc.json(), (text) => {
         expect(read(text)).toBeNull()
@@ -159,7 +158,7 @@ describe("no message", () => {
   })
 })
 
-describe("a row that is not valid is left out, and the others are read", () => {
+describe("an invalid row is removed, and the others are read", () => {
   const good = ["lock:1", CONNECTION, NOW_MS]
   const deregistration = ["bell:2", CONNECTION]
 
@@ -209,7 +208,7 @@ describe("a row that is not valid is left out, and the others are read", () => {
     expect(read(text)?.refusedRows).toBe(5)
   })
 
-  test("and any JSON at all in its place is no fault", () => {
+  test("and any JSON in its place causes no exception", () => {
     check(
       fc.property(fc.jsonValue(), fc.jsonValue(), (row, other) => {
         const text = JSON.stringify({ ...MESSAGES.devices, here: [row, good], gone: [other] })
@@ -235,16 +234,16 @@ describe("an id", () => {
   })
 })
 
-describe("of two connections of one device the newer", () => {
+describe("the newer of two connections of one device", () => {
   test("has the larger epoch", () => {
     expect([isNewer(6, "a", 5, "b"), isNewer(5, "b", 6, "a")]).toEqual([true, false])
   })
 
-  test("or, the epochs alike, the larger id", () => {
+  test("or, with equal epochs, the larger id", () => {
     expect([isNewer(5, "b", 5, "a"), isNewer(5, "a", 5, "b")]).toEqual([true, false])
   })
 
-  test("is not one that is the same", () => {
+  test("is not the same connection", () => {
     expect(isNewer(5, "a", 5, "a")).toBe(false)
   })
 

@@ -1,14 +1,13 @@
 /**
- * One outcome each: whatever order commands, connections, takeovers, lost broker
- * connections, killed and drained workers and time come in, every command ends, as often as it should,
- * and every device has one connection that all workers find. The real code of several workers on a
- * simulated broker; each run is one order of all that could happen.
+ * In any order of commands, connections, takeovers, lost broker connections, killed and drained workers and time, each
+ * command has its outcome the right number of times, and each device has one connection that all workers find. The real
+ * code of several workers runs on a simulated broker. Each run is one order of the possible events.
  *
- * What "disturbed" means for a command: it was in hand when its consumer was lost (`requeued`), or on its
- * way from worker to worker or into the undelivered queue when its publisher was (`cut`, and `abandoned`
- * by a killed one). Only then may anything of it be repeated, and only as often as it was disturbed.
+ * A command was "disturbed" when its consumer was lost before the acknowledgement (`requeued`), or when its publisher
+ * was lost while the command was being forwarded or copied to the undelivered queue (`cut`, or `abandoned` by a killed
+ * worker). Only then may it be repeated, and only as often as it was disturbed.
  *
- * `FUZZ_TRACE=1` tells every step of a failure; `FUZZ_SEED` and `FUZZ_RUNS` as everywhere.
+ * `FUZZ_TRACE=1` prints each step of a failure. `FUZZ_SEED` and `FUZZ_RUNS` work as in `property.ts`.
  */
 
 import { test } from "bun:test"
@@ -42,9 +41,9 @@ const ORDERS = 1_000
  */
 const { gapTimeoutMs, slowDeviceTimeoutMs } = DEFAULT_LIMITS
 const ENDS_WITHIN_MS = 2 * WORKER_QUEUE_TTL_MS + gapTimeoutMs + slowDeviceTimeoutMs + 1_000
-/** As long as a worker that died is believed to be there; see `members.ts`. */
+/** How long a dead worker counts as a member that answers; see `members.ts`. */
 const BELIEVED_MS = 7_000
-/** Several times what the busiest scenario takes: more would be a loop. */
+/** Several times the steps of the busiest scenario. More steps mean a loop. */
 const MAX_STEPS = 20_000
 const FAR_LONGER_THAN_IT_TAKES_MS = 600_000
 
@@ -77,22 +76,22 @@ function verifyScenario(each: Scenario): void {
   }
 }
 
-/** All that there is to see of one command. */
+/** All observations about one command. */
 interface Evidence {
   readonly command: SentCommand
   readonly outcomes: readonly string[]
-  /** Connections that it is on the wire of, each as often as it is there. */
+  /** The connections on whose wire the command is, once for each occurrence. */
   readonly wires: readonly SeenConnection[]
-  /** What the copies in the undelivered queue say. */
+  /** The outcomes of the copies in the undelivered queue. */
   readonly kept: readonly unknown[]
   readonly receipts: readonly { outcome: string; connection_id: string | null }[]
-  /** The worker that the request came to was ended before it had finished. */
+  /** Whether the worker of the HTTP request has ended before the request was finished. */
   readonly entryLost: boolean
-  /** It was told to try elsewhere. */
+  /** Whether the HTTP request was answered with `unreachable` or `busy`. */
   readonly refused: boolean
   /**
-   * Another has its message id or, without one, its number, and it was handed out again: the connection
-   * cannot know which of the two it wrote, takes this one for that, and says no more of it.
+   * Whether the command was redelivered, and another one has its message id or, without one, its number. The connection
+   * cannot know which of the two it has written, takes this one for the other, and gives it no outcome.
    */
   readonly mistakable: boolean
   readonly fail: (why: string) => never
@@ -142,23 +141,22 @@ function gather(fleet: SimulatedFleet, command: SentCommand): Evidence {
 /** "Every command has exactly one" outcome, "none is silently dropped". */
 function verifyEnds(performed: Performed, evidence: Evidence): void {
   const { command, outcomes, entryLost, refused, mistakable, fail } = evidence
-  // What came by HTTP and no queue had yet is gone with its worker; the caller sees that it is.
+  // An HTTP command that was not stored in a queue yet is lost with its worker, and its caller notices that.
   const owed = command.by === "queue" || (!refused && (command.stored || !entryLost))
   if (owed && outcomes.length === 0 && !mistakable) fail("has no outcome")
   if (refused && outcomes.length > 0) fail("was refused and has an outcome")
   if (command.hops > MAX_HOPS) fail("looped")
-  // Whichever workers died, and are not there again: all is settled this long after the last of it.
+  // Even when workers have died and were not replaced, all commands are settled this long after the last action.
   const fromMs = Math.max(performed.lastActionAtMs, command.atMs)
   if (command.endings.some(({ atMs }) => atMs > fromMs + ENDS_WITHIN_MS)) fail("took too long")
 }
 
-/** At least once: what a fault may repeat, and nothing else. */
+/** At least once: only the commands that a fault may repeat are repeated. */
 function verifyRepeats({ fleet, jumped }: Performed, evidence: Evidence): void {
   const { command, outcomes, wires, fail } = evidence
   const { requeued, cut, abandoned } = command.disturbed
-  // Being handed out again is the one way to begin anew. A publish that is repeated is told by the
-  // command's id where it arrives, unless the worker that knew has ended, or left both in its queue
-  // for so long that the broker gave them up.
+  // A command starts again only by a redelivery. A repeated publish is recognised by the command's id at its receiver,
+  // unless that worker has ended, or has left both in its queue until the broker dead-lettered them.
   const copies = cut + abandoned
   const leftInQueue = command.deadLetters > 0
   const someEnded = fleet.allWorkers.some(({ ended }) => ended !== null)
@@ -178,10 +176,10 @@ function verifyRepeats({ fleet, jumped }: Performed, evidence: Evidence): void {
   const writtenAndThere = isThere && command.forwardedAs.size === 0
   const found = [...command.foundDeadBy].filter((name) => !command.takenBy.has(name)).length
   const others = writtenAndThere ? Math.max(0, command.foundDeadBy.size - 1) : found
-  // Workers that nobody has run for long forget each other, and then the worker that forwarded a command may end it.
+  // Workers that were not run for a long time forget each other. Then the worker that forwarded a command may end it.
   const forgotten = jumped && command.forwardedAs.size > 0 ? command.foundDeadBy.size : 0
   const handlers = Math.max(1, command.takenBy.size) + others + forgotten
-  // Like others of its text: when its acknowledgement may be lost, it is written again rather than left out.
+  // The command may be equal to others. When its acknowledgement may be lost, it is written again rather than dropped.
   const isDistinct = command.messageId !== null || command.seq !== null || command.wantsReceipt
   const unsure = command.by === "queue" && !isDistinct ? requeued : 0
   const most = handlers + unsure + dead + (someEnded || leftInQueue ? copies : 0)
@@ -191,8 +189,8 @@ function verifyRepeats({ fleet, jumped }: Performed, evidence: Evidence): void {
     const byOne = command.endings.filter(({ process }) => process === one)
     if (byOne.length > mostByOne) fail(`has more than ${mostByOne} outcomes from ${one}`)
   }
-  // So in particular nothing is written twice that was not handed out again. And whatever is told:
-  // "written" is said once for each time that it is on the wire.
+  // So a command that was not redelivered is not written twice. There is one outcome "written" for each time that the
+  // command is on the wire.
   if (wires.length !== outcomes.filter((outcome) => outcome === "written").length) {
     fail(`is ${wires.length} times on the wire`)
   }
@@ -203,12 +201,12 @@ function verifyWhereItIs(evidence: Evidence): void {
   const { command, outcomes, kept, entryLost, mistakable, fail } = evidence
   const { requeued, cut, abandoned } = command.disturbed
   const wanted = outcomes.filter(isKept)
-  // The caller was told, and then the worker died before any queue had it.
+  // The caller got the outcome, and then the worker died before a queue had the copy.
   const byEntry = command.endings.every(({ process }) => process === command.entry?.process.name)
   const told = command.by === "http" && entryLost && byEntry
   const nowhere = outcomes.length > 0 && wanted.length === outcomes.length && kept.length === 0
   if (nowhere && !told && !mistakable) fail("was not written and is not kept")
-  // A copy whose confirm was lost may be stored, though its worker has no outcome for the command then.
+  // A copy whose confirm was lost may be stored, although its worker then has no outcome for the command.
   if (kept.length > wanted.length + cut + abandoned) fail(`is kept ${kept.length} times`)
   if (requeued + cut + abandoned === 0 && kept.length !== wanted.length && !told) {
     fail(`is kept ${kept.length} times, and nothing disturbed it`)
@@ -238,7 +236,7 @@ function verifyReceipts(fleet: SimulatedFleet, evidence: Evidence): void {
   }
 }
 
-/** One answer for each request, and a true one. */
+/** Each request has exactly one answer, and it is correct. */
 function verifyAnswers({ command, outcomes, wires, entryLost, fail }: Evidence): void {
   const [answer, ...others] = command.answers
   if (others.length > 0) fail("has more than one answer")
@@ -246,7 +244,7 @@ function verifyAnswers({ command, outcomes, wires, entryLost, fail }: Evidence):
     if (!entryLost) fail("has no answer")
     return
   }
-  // Nobody knows yet, or it was not taken; see `verifyEnds`.
+  // The outcome is not known yet, or the request was refused; see `verifyEnds`.
   if (["timeout", "unreachable", "busy"].includes(answer.outcome)) return
   if (!outcomes.some((each) => each === answer.outcome)) fail(`was answered ${answer.outcome}`)
   if (answer.outcome !== "written") return
@@ -255,7 +253,7 @@ function verifyAnswers({ command, outcomes, wires, entryLost, fail }: Evidence):
   }
 }
 
-/** Each outcome where it belongs. */
+/** Each outcome is at the right place. */
 function verifyMeaning(performed: Performed, evidence: Evidence): void {
   const { command, outcomes, wires, refused, fail } = evidence
   const { fleet, plain, jumped, limited } = performed
@@ -268,7 +266,7 @@ function verifyMeaning(performed: Performed, evidence: Evidence): void {
     if (command.deviceId !== id && command.deviceId !== name) fail(`is on the wire of ${id}`)
   }
   for (const { outcome, atMs } of command.endings) {
-    // What was offered to a socket is offered again, even when its time is over by then.
+    // A command that was offered to a socket is offered again, even if it has expired by then.
     const offered = wires.some(({ device }) => device.socket.stalled)
     if (outcome === "written" && atMs >= command.expiresAtMs && !offered) {
       fail("was written too late")
@@ -278,7 +276,7 @@ function verifyMeaning(performed: Performed, evidence: Evidence): void {
       fail("is a duplicate of nothing")
     }
   }
-  // Nobody may be called offline who is there and stays.
+  // A device that is connected and stays must not be called offline.
   const there = plain.get(command)
   if (there === undefined || jumped || limited || refused || there.losses !== fleet.losses) return
   const { on } = there
@@ -326,7 +324,7 @@ function verifyTakeover(fleet: SimulatedFleet, name: string): void {
       best === null || isNewer(seen.epoch, seen.id, best.epoch, best.id) ? seen : best,
     null,
   )
-  // When the device itself has closed the newest, an older one may never have heard of it.
+  // When the device has closed its newest connection, the worker of an older one may not have learned of it.
   if (newest !== null && !isLost(newest) && open[0] !== newest) fail("lost its newest connection")
   for (const seen of all) {
     if (seen !== open[0] && !isLost(seen) && seen.device.reason !== "taken_over") {
@@ -335,9 +333,9 @@ function verifyTakeover(fleet: SimulatedFleet, name: string): void {
   }
 }
 
-/** "For each device keep the largest epoch seen": whoever does knows who is there. */
+/** A subscriber that keeps the largest epoch of each device knows which devices are connected. */
 function verifyPresence({ fleet, killed }: Performed, name: string): void {
-  // A killed worker says nothing any more, nor one that drained while the broker was away.
+  // A killed worker publishes no more events, nor does one that drained while the broker was not available.
   if (killed || fleet.allWorkers.some((worker) => worker.ended !== null && owesPresence(worker))) {
     return
   }
@@ -366,7 +364,7 @@ function owesPresence({ worker }: SimulatedWorker): boolean {
   return worker.fleet.presence.count > 0
 }
 
-/** Every worker finds the device, whatever it was told before. */
+/** Each worker finds the device, whatever announcements it got before. */
 function verifyLocators(fleet: SimulatedFleet, name: string): void {
   const [open] = fleet.openOf(name)
   if (open !== undefined) fleet.readAll(open)

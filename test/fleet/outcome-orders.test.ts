@@ -1,7 +1,6 @@
 /**
- * Orders of events that have each been somebody's fault, told step by step: what becomes of one command
- * and of one device. The real code of several workers on a simulated broker; every
- * step that is not named happens at once. See `one-outcome.test.ts` for all orders.
+ * Orders of events that have each shown a fault, step by step, for one command and one device. The real code of several
+ * workers runs on a simulated broker. Steps that are not named happen at once. `one-outcome.test.ts` tests all orders.
  */
 
 import { describe, expect, test } from "bun:test"
@@ -16,7 +15,7 @@ import { QUEUES } from "../support/simulated-worker.ts"
 
 const ENDS_WITHIN_MS = 60_000
 
-describe("a command that is on its way from worker to worker", () => {
+describe("a forwarded command", () => {
   test("follows a device that moves twice, and is written once", () => {
     const fleet = settled(3)
     connect(fleet, 1, "a")
@@ -38,7 +37,7 @@ describe("a command that is on its way from worker to worker", () => {
     expect(receipts(fleet, command)).toEqual(["written"])
   })
 
-  test("ends as offline when the device is always gone before it, and loops no further", () => {
+  test("ends as offline when the device always moves before it, and is not forwarded any more", () => {
     const fleet = settled(3)
     connect(fleet, 1, "a")
     const command = publish(fleet, { deviceId: "a" })
@@ -81,7 +80,7 @@ describe("a command that is on its way from worker to worker", () => {
     expect(outcomes(command)).toEqual(["written"])
   })
 
-  test("comes again to a worker that still looks for its device: the lost delivery does nothing", () => {
+  test("is redelivered to a worker that still looks for its device: the lost delivery has no effect", () => {
     const fleet = settled(2)
     const command = publish(fleet, { deviceId: "a", queue: queueOf(0), wantsReceipt: true })
     const answer = /"there".* comes from owsla.fleet.gw0.0/
@@ -150,7 +149,7 @@ describe("a command whose delivery is lost while it is forwarded, and that comes
     device.device.socket.room = 1
     fleet.settle(new RegExp(published))
     expect(device.device.socket.wire).toBe("c")
-    // The forward comes to the next connection, before the redelivery does.
+    // The forward arrives at the next connection before the redelivery.
     fleet.cut(1, ["consuming"])
     const again = /dispatch again "c0" from to_device|gw0.0.* connects to consume/
     fleet.settle(again)
@@ -230,7 +229,7 @@ describe("a command in the queue of a worker that was killed", () => {
     return command
   }
 
-  /** A worker that is not the device's takes it from `to_device`. */
+  /** A worker that does not hold the device consumes the command from `to_device`. */
   function fleetOf(workers: number): SimulatedFleet {
     const fleet = settled(workers)
     fleet.cut(1, ["consuming"])
@@ -256,7 +255,7 @@ describe("a command in the queue of a worker that was killed", () => {
     expect(wires(fleet, command)).toEqual([device.id])
   })
 
-  test("is taken by the successor at once", () => {
+  test("is consumed by the successor at once", () => {
     const fleet = fleetOf(3)
     const command = orphan(fleet)
     fleet.start(1)
@@ -281,7 +280,7 @@ describe("a command in the queue of a worker that was killed", () => {
   })
 })
 
-describe("a command that is handed out again", () => {
+describe("a redelivered command", () => {
   test("while it waits for a number is written once, in its turn", () => {
     const fleet = settled(2)
     const device = connect(fleet, 0, "a")
@@ -326,7 +325,7 @@ describe("a command that is handed out again", () => {
   })
 })
 
-describe("a worker that has missed what the others said", () => {
+describe("a worker that has missed messages of the others", () => {
   const late = /gw0.1.* (connects to consume|subscribes)/
 
   test.each([
@@ -342,7 +341,7 @@ describe("a worker that has missed what the others said", () => {
     }
     const device = connect(fleet, 0, "a")
     fleet.settle(late)
-    // It alone takes commands.
+    // Only this worker consumes commands.
     fleet.cut(0, ["consuming"])
     const command = publish(fleet, { deviceId: "a" })
     fleet.settle(/(connects to consume|subscribes)/)
@@ -355,15 +354,15 @@ describe("a worker that has missed what the others said", () => {
   })
 })
 
-describe("a worker that is the first to be back with the broker", () => {
+describe("the first worker that reconnects to the broker", () => {
   const late = /gw0.0.* (connects to|subscribes)/
 
-  test("calls no device offline that one holds which is still connecting", () => {
+  test("calls no device offline that a worker holds that is still reconnecting", () => {
     const fleet = settled(2)
     const device = connect(fleet, 0, "a")
     fleet.settle()
     for (const slot of [0, 1]) fleet.cut(slot, ["publishing", "consuming"])
-    // Longer than a member that is not heard is remembered.
+    // Longer than a member is kept without messages.
     fleet.pass(60_000, /connects to|subscribes/)
     const command = publish(fleet, { deviceId: "a" })
     fleet.pass(5_000, late)
@@ -373,7 +372,7 @@ describe("a worker that is the first to be back with the broker", () => {
     expect(wires(fleet, command)).toEqual([device.id])
   })
 
-  test("does not wait for one for ever that does not come back", () => {
+  test("does not wait for ever for a worker that does not reconnect", () => {
     const fleet = settled(2)
     connect(fleet, 0, "a")
     fleet.settle()
@@ -386,7 +385,7 @@ describe("a worker that is the first to be back with the broker", () => {
 })
 
 describe("a worker that looks for a device", () => {
-  test("asks again when the broker was lost with its question", () => {
+  test("asks again when its question was lost with the broker connection", () => {
     const fleet = settled(2)
     const device = connect(fleet, 0, "a")
     const command = publish(fleet, { deviceId: "a", queue: queueOf(1) })
@@ -396,7 +395,7 @@ describe("a worker that looks for a device", () => {
     expect(wires(fleet, command)).toEqual([device.id])
   })
 
-  test("calls none offline before the others have told it that they are there", () => {
+  test("calls none offline before the others have announced themselves", () => {
     const fleet = settled(2)
     const device = connect(fleet, 0, "a")
     fleet.settle()
@@ -412,7 +411,7 @@ describe("a worker that looks for a device", () => {
   })
 })
 
-describe("a command that came by HTTP", () => {
+describe("a command by HTTP", () => {
   test("has its outcome before its worker has drained, though the caller waits no more", () => {
     const fleet = settled(2)
     const command = fleet.send(0, "a")
@@ -430,7 +429,7 @@ describe("a command that came by HTTP", () => {
 })
 
 describe("a device that flaps between workers", () => {
-  test("in one millisecond has one connection at last, and all workers agree which", () => {
+  test("in one millisecond has one connection in the end, and all workers agree on it", () => {
     const fleet = settled(3)
     for (const slot of [0, 1, 2, 1, 0, 2]) fleet.connect(slot, "a")
     const command = publish(fleet, { deviceId: "a" })
@@ -446,7 +445,7 @@ describe("a device that flaps between workers", () => {
     }
   })
 
-  test("while neither worker hears of the other has one connection once they do", () => {
+  test("while the workers do not reach each other has one connection after they do", () => {
     const fleet = settled(2)
     fleet.cut(0, ["publishing", "consuming"])
     fleet.cut(1, ["publishing", "consuming"])
@@ -494,7 +493,7 @@ function wires(fleet: SimulatedFleet, { body }: SentCommand): string[] {
   )
 }
 
-/** What the copies in the undelivered queue say. */
+/** The outcomes of the copies in the undelivered queue. */
 function kept(fleet: SimulatedFleet, command: SentCommand): unknown[] {
   return fleet.broker
     .waiting(QUEUES.undeliveredQueue)

@@ -1,6 +1,6 @@
 /**
- * Presence: what is told of a device that connects or disconnects, in which order, and what
- * becomes of it while the broker takes nothing. On a publish channel that settles when the test says so.
+ * Presence: the events of devices that connect or disconnect, their order, and their handling while the broker accepts
+ * no messages. With a publish channel that the test settles.
  */
 
 import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test"
@@ -29,7 +29,7 @@ afterEach(() => {
   jest.useRealTimers()
 })
 
-/** Each event alone: what is told with it is waited for at once. */
+/** Lets the gathering time pass after each event, so that events are published separately. */
 class GatheredPresence extends Presence {
   override connected(connection: Connection): void {
     super.connected(connection)
@@ -87,7 +87,7 @@ const CONNECTED: PresenceEvent = {
 }
 
 describe("an event", () => {
-  test("of a device that connects says who it is, where and since when", () => {
+  test("of a device that connects contains its ids, its worker and its time", () => {
     const subject = new Subject()
     subject.presence.connected(connection("lock:1"))
     const [message] = subject.publishChannel.published
@@ -105,22 +105,25 @@ describe("an event", () => {
     expect(subject.take()).toEqual([CONNECTED])
   })
 
-  test.each([...CLOSE_REASONS])("of a device that disconnects says why: %s", (reason) => {
-    const subject = new Subject()
-    subject.presence.disconnected(connection("lock:1"), reason)
-    expect(subject.publishChannel.published).toMatchObject([
-      { exchange: PRESENCE_EXCHANGE, routingKey: "device.disconnected", mandatory: false },
-    ])
-    expect(subject.take()).toEqual([{ ...CONNECTED, reason, lines_in: 3, lines_out: 4 }])
-  })
+  test.each([...CLOSE_REASONS])(
+    "of a device that disconnects contains the reason: %s",
+    (reason) => {
+      const subject = new Subject()
+      subject.presence.disconnected(connection("lock:1"), reason)
+      expect(subject.publishChannel.published).toMatchObject([
+        { exchange: PRESENCE_EXCHANGE, routingKey: "device.disconnected", mandatory: false },
+      ])
+      expect(subject.take()).toEqual([{ ...CONNECTED, reason, lines_in: 3, lines_out: 4 }])
+    },
+  )
 
-  test("of a device without a name is told as well", () => {
+  test("is published for a device without a name too", () => {
     const subject = new Subject()
     subject.presence.connected(connection("c1", "c1"))
     expect(subject.take()).toMatchObject([{ device_id: "c1", connection_id: "c1" }])
   })
 
-  test("of a connection that was never admitted is none", () => {
+  test("is not published for a connection that was not admitted", () => {
     const subject = new Subject()
     const stranger = { endpoint: null } as Connection
     subject.presence.disconnected(stranger, "handshake_failed")
@@ -128,7 +131,7 @@ describe("an event", () => {
     expect(subject.presence.count).toBe(0)
   })
 
-  test("has an id of its own, also when it is of the same connection", () => {
+  test("has its own id, also for the same connection", () => {
     const subject = new Subject()
     subject.presence.connected(connection("lock:1"))
     subject.presence.disconnected(connection("lock:1"), "idle")
@@ -140,7 +143,7 @@ describe("an event", () => {
     ])
   })
 
-  test("is counted when the broker has it", () => {
+  test("is counted when the broker has confirmed it", () => {
     const subject = new Subject()
     subject.presence.connected(connection("lock:1"))
     expect([subject.presence.count, subject.counters.presenceSent]).toEqual([1, 0])
@@ -148,7 +151,7 @@ describe("an event", () => {
     expect([subject.presence.count, subject.counters.presenceSent]).toEqual([0, 1])
   })
 
-  test("is none the less sent when nobody listens", async () => {
+  test("is published even without subscribers", async () => {
     const broker = new EmbeddedBroker()
     const counters = new Counters()
     const presence = new Presence(broker, {
@@ -169,7 +172,7 @@ describe("an event", () => {
 })
 
 describe("events", () => {
-  test("of some milliseconds leave together", () => {
+  test("of a few milliseconds are sent together", () => {
     const broker = new ScriptedBroker()
     const presence = new Presence(broker, {
       workerId: WORKER,
@@ -197,7 +200,7 @@ describe("events", () => {
     ])
   })
 
-  test("are with the broker two hundred at a time, and the rest follow in order", () => {
+  test("are in flight two hundred at a time, and the rest follow in order", () => {
     const subject = new Subject()
     const ids = Array.from({ length: MAX_IN_FLIGHT * 2 }, (_, n) => `d${n}`)
     for (const id of ids) subject.presence.connected(connection(id))
@@ -209,7 +212,7 @@ describe("events", () => {
     expect(subject.take().map(({ device_id }) => device_id)).toEqual(ids)
   })
 
-  test("say how long the oldest has been with the broker", () => {
+  test("report since when the broker has confirmed nothing", () => {
     const subject = new Subject()
     expect(subject.presence.silentSinceMs()).toBeNull()
     subject.presence.connected(connection("lock:1"))
@@ -218,7 +221,7 @@ describe("events", () => {
     expect(subject.presence.silentSinceMs()).toBeNull()
   })
 
-  test("that the broker refused are sent again, with what followed of the same device", () => {
+  test("that the broker refused are sent again, with later ones of the same device", () => {
     const subject = new Subject()
     subject.presence.connected(connection("lock:1"))
     subject.presence.connected(connection("bell:2"))
@@ -234,7 +237,7 @@ describe("events", () => {
     ])
   })
 
-  test("are not sent again once it was stopped", () => {
+  test("are not sent again after `stop`", () => {
     const subject = new Subject()
     subject.presence.connected(connection("lock:1"))
     subject.take()
@@ -245,8 +248,8 @@ describe("events", () => {
   })
 })
 
-describe("while the broker is away", () => {
-  test("what was with it is kept, and sent again when it is back", () => {
+describe("while the broker is not available", () => {
+  test("unconfirmed events are kept, and sent again when it returns", () => {
     const subject = new Subject()
     subject.presence.connected(connection("lock:1"))
     subject.take()
@@ -258,7 +261,7 @@ describe("while the broker is away", () => {
     expect([subject.presence.count, subject.counters.presenceSent]).toEqual([0, 1])
   })
 
-  test("what happens is kept, and sent after what was with it", () => {
+  test("new events are kept, and sent after the unconfirmed ones", () => {
     const subject = new Subject()
     subject.presence.connected(connection("lock:1"))
     subject.take()
@@ -269,7 +272,7 @@ describe("while the broker is away", () => {
     expect(subject.take().map(({ reason }) => reason)).toEqual([undefined, "idle"])
   })
 
-  test("from the start, what happens waits for it, and keeps its own time", () => {
+  test("from the start, events wait for it, and keep their times", () => {
     const subject = new Subject()
     subject.publishChannel.state = "closed"
     subject.presence.connected(connection("lock:1"))
@@ -278,7 +281,7 @@ describe("while the broker is away", () => {
     expect(subject.take()).toEqual([CONNECTED])
   })
 
-  test("or blocked, what happens waits too", () => {
+  test("or blocked, events wait too", () => {
     const subject = new Subject()
     subject.publishChannel.state = "blocked"
     subject.presence.connected(connection("lock:1"))
@@ -287,7 +290,7 @@ describe("while the broker is away", () => {
     expect(subject.take()).toEqual([CONNECTED])
   })
 
-  test("the oldest that waits is dropped for each beyond the bound, and counted", () => {
+  test("the oldest waiting event is dropped for each one beyond the bound, and counted", () => {
     const subject = new Subject()
     subject.publishChannel.state = "closed"
     const count = MAX_IN_FLIGHT + MAX_WAITING

@@ -1,6 +1,6 @@
 /**
- * Who may see and who may act: each route of the app, tried by everybody who can ask. The routes come from Hono's own list, so a new
- * route without an entry in the table fails.
+ * Access to each route of the app for each kind of client. The routes come from Hono's own list, so a new route without
+ * an entry in the table fails.
  */
 
 import { describe, expect, test } from "bun:test"
@@ -203,7 +203,7 @@ describe("a route that does not exist", () => {
     ["no token", {}, 401],
     ["a read token", bearer(READ_TOKEN), 404],
     ["an act token", bearer(ACT_TOKEN), 404],
-  ])("tells that it does not exist only to a token: %s", async (_, headers, status) => {
+  ])("is reported as missing only to a request with a token: %s", async (_, headers, status) => {
     expect((await subject(BOTH).ask("GET", "/nothing", headers)).status).toBe(status)
   })
 })

@@ -1,7 +1,6 @@
 /**
- * The HTTP sidecar asked through `app.request()`, without a port: every route, every refusal and its
- * count, tokens, and requests as odd as a stranger can write them. What needs a socket is in
- * `socket.test.ts`, event streams are in `messages.test.ts`.
+ * The HTTP API through `app.request()`, without a port: all routes, all refusals and their counters, tokens, and
+ * malformed requests. Tests that need a socket are in `socket.test.ts`, tests of event streams in `messages.test.ts`.
  */
 
 import { describe, expect, test } from "bun:test"
@@ -103,7 +102,7 @@ async function expectRefusal(
   return body.error.message
 }
 
-/** A body that comes in pieces and never says how long it is. */
+/** A body in chunks, without Content-Length. */
 function chunked(chunk: Uint8Array, count: number): ReadableStream<Uint8Array> {
   let left = count
   return new ReadableStream({
@@ -116,7 +115,7 @@ function chunked(chunk: Uint8Array, count: number): ReadableStream<Uint8Array> {
 }
 
 describe("GET /health", () => {
-  test("tells the state of the process and sums the connections of all workers", async () => {
+  test("returns the state of the process and the sum of the connections of all workers", async () => {
     const other = { ...SERVING, worker: "gw1.1", pid: 8, connections: 4 }
     const response = await sidecar({ reports: async () => [SERVING, other] }).get("/health")
     expect(response.status).toBe(200)
@@ -136,24 +135,27 @@ describe("GET /health", () => {
   test.each([
     [300, 200, 300],
     [300, null, null],
-  ])("tells how many wait and when the last will be in: %p and %p ms", async (one, two, all) => {
-    const waiting = (worker: string, estimated_wait_ms: number | null): WorkerReport => ({
-      ...SERVING,
-      worker,
-      admission: {
-        waiting: 40,
-        handshakes_in_progress: 64,
-        handshake_limit: 64,
-        handshakes_per_s: 9,
-        estimated_wait_ms,
-      },
-    })
-    const reports = async () => [waiting("gw1.0", one), waiting("gw1.1", two)]
-    const response = await sidecar({ reports }).get("/health")
-    expect(await response.json()).toMatchObject({ waiting: 80, estimated_wait_ms: all })
-  })
+  ])(
+    "returns the number of waiting connections and the estimated wait: %p and %p ms",
+    async (one, two, all) => {
+      const waiting = (worker: string, estimated_wait_ms: number | null): WorkerReport => ({
+        ...SERVING,
+        worker,
+        admission: {
+          waiting: 40,
+          handshakes_in_progress: 64,
+          handshake_limit: 64,
+          handshakes_per_s: 9,
+          estimated_wait_ms,
+        },
+      })
+      const reports = async () => [waiting("gw1.0", one), waiting("gw1.1", two)]
+      const response = await sidecar({ reports }).get("/health")
+      expect(await response.json()).toMatchObject({ waiting: 80, estimated_wait_ms: all })
+    },
+  )
 
-  test("is 200 while draining and with the broker away, since the process serves", async () => {
+  test("is 200 while draining and without the broker, because the process serves", async () => {
     const report = (): WorkerReport => ({
       ...SERVING,
       state: "draining",
@@ -170,7 +172,7 @@ describe("GET /health", () => {
     expect(await response.text()).toBe("")
   })
 
-  test("is an error like any other when the reports cannot be had", async () => {
+  test("is 500 when the reports cannot be obtained", async () => {
     const broken = sidecar({ reports: () => Promise.reject(new Error("hidden detail")) })
     const message = await expectRefusal(broken, await broken.get("/health"), 500, "internal")
     expect(message).not.toContain("hidden")
@@ -179,7 +181,7 @@ describe("GET /health", () => {
 })
 
 describe("GET /ready", () => {
-  test("is 200 when devices are accepted and the broker takes messages", async () => {
+  test("is 200 when devices are accepted and the broker accepts messages", async () => {
     const response = await sidecar().get("/ready")
     expect(response.status).toBe(200)
     expect(await response.json()).toEqual({ ready: true })
@@ -220,7 +222,7 @@ describe("/health and /ready without a token, where tokens are set", () => {
     [{ consuming_paused: true }, { status: "ok", broker: "ready", reason: "consuming_paused" }],
   ]
 
-  test.each(states)("tell codes and nothing else: %j", async (change, told) => {
+  test.each(states)("return only codes: %j", async (change, told) => {
     const own = { ...SERVING, pid: 424_242, ...change }
     const never = () => Promise.reject(new Error("other workers are not asked for a stranger"))
     const gateway = sidecar({ tokens: TOKENS, report: () => own, reports: never })
@@ -236,7 +238,7 @@ describe("/health and /ready without a token, where tokens are set", () => {
     }
   })
 
-  test("with one they tell everything", async () => {
+  test("return all details with a token", async () => {
     const own: WorkerReport = { ...SERVING, broker: { kind: "away", reason: TEXT } }
     const gateway = sidecar({ tokens: TOKENS, report: () => own, reports: async () => [own] })
     const headers = { authorization: `Bearer ${TOKENS[1]}` }
@@ -290,7 +292,7 @@ describe("a body with an encoding", () => {
     expect(gateway.sent.length).toBe(1)
   })
 
-  test("is not looked at without a token", async () => {
+  test("is not checked without a token", async () => {
     const gateway = sidecar({ tokens: TOKENS })
     await expectRefusal(gateway, await ask(gateway, "gzip"), 401, "unauthorized")
   })
@@ -304,14 +306,14 @@ describe("GET /metrics", () => {
     expect(await response.text()).toBe("owsla_connections 3\n")
   })
 
-  test("is not there while the other processes cannot be asked", async () => {
+  test("is 503 while the supervisor does not answer", async () => {
     const alone = sidecar({ metricsText: async () => null })
     const response = await alone.get("/metrics")
     expect(response.headers.get("retry-after")).toBe("1")
     await expectRefusal(alone, response, 503, "busy")
   })
 
-  test("is an error like any other when the snapshots cannot be had", async () => {
+  test("is 500 when the snapshots cannot be obtained", async () => {
     const broken = sidecar({ metricsText: () => Promise.reject(new Error("hidden detail")) })
     const message = await expectRefusal(broken, await broken.get("/metrics"), 500, "internal")
     expect(message).not.toContain("hidden")
@@ -344,7 +346,7 @@ describe("POST /devices/:id/send: what becomes a command", () => {
     expect(sent).toEqual([{ id: "d", body: line, ttlMs: 1_500, messageId: "m-1" }])
   })
 
-  test("JSON with the line alone", async () => {
+  test("JSON with only the line", async () => {
     const { postJson, sent } = sidecar()
     expect((await postJson({ line: "" })).status).toBe(200)
     expect(sent).toEqual([{ id: "d", body: new Uint8Array(), ttlMs: null, messageId: null }])
@@ -374,7 +376,7 @@ describe("POST /devices/:id/send: what becomes a command", () => {
     expect(counted()).toEqual({})
   })
 
-  test("takes the longest JSON that one command within the bounds can be written as", async () => {
+  test("accepts the longest JSON of one command within the bounds", async () => {
     const { postJson, sent } = sidecar()
     const body = {
       line: "\0".repeat(MAX_LINE_BYTES),
@@ -465,7 +467,7 @@ describe("POST /devices/:id/send: what is refused", () => {
     expect(await expectRefusal(gateway, response, 400, "invalid")).toContain("content type")
   })
 
-  test("every fault of a JSON body is told at once", async () => {
+  test("all faults of a JSON body are reported together", async () => {
     const gateway = sidecar()
     const response = await gateway.postJson({ line: 5, ttl_ms: 0, message_id: "", more: 1 })
     const message = await expectRefusal(gateway, response, 400, "invalid")
@@ -473,7 +475,7 @@ describe("POST /devices/:id/send: what is refused", () => {
       expect(message).toContain(field)
   })
 
-  // The device would be sent U+FFFD, three bytes that nobody asked for, and `written` told of them.
+  // Otherwise the device would get U+FFFD, three other bytes, with the outcome `written`.
   test.each<[string, Body]>([
     ["half a surrogate pair in line", '{"line":"\\ud800"}'],
     ["half a surrogate pair in message_id", '{"line":"x","message_id":"\\udc00"}'],
@@ -502,7 +504,7 @@ describe("POST /devices/:id/send: what is refused", () => {
     }
   })
 
-  test("413 too_large: a body over the limit, its length told or not", async () => {
+  test("413 too_large: a body over the limit, with and without Content-Length", async () => {
     const most = maxBodyBytes(MAX_LINE_BYTES)
     const blank = (bytes: number) => `{"line":"x"${" ".repeat(bytes - 12)}}`
     const fits = sidecar()
@@ -524,7 +526,7 @@ describe("POST /devices/:id/send: what is refused", () => {
     }
   })
 
-  test("a body without end is read no further than the limit", async () => {
+  test("an endless body is read only up to the limit", async () => {
     const gateway = sidecar()
     let pulled = 0
     const endless = new ReadableStream<Uint8Array>({
@@ -537,8 +539,8 @@ describe("POST /devices/:id/send: what is refused", () => {
     expect(pulled * 100).toBeLessThan(maxBodyBytes(MAX_LINE_BYTES) + 500)
   })
 
-  // A client that hangs up is no defect of ours: it must not fill the log with faults.
-  test("a body that breaks off is no fault of the gateway", async () => {
+  // A client that closes its connection is not a defect of the gateway and must not fill the log with faults.
+  test("an incomplete body is not counted as a fault", async () => {
     for (const contentType of ["text/plain", "application/json"]) {
       const gateway = sidecar()
       const broken = new ReadableStream<Uint8Array>({
@@ -558,7 +560,7 @@ describe("POST /devices/:id/send: what is refused", () => {
     ["a line of the wrong type", JSON.stringify({ line: ["s3cret".repeat(50)] })],
     ["an id", JSON.stringify({ line: "x", message_id: "s3cret".repeat(50) })],
     ["no JSON", "s3cret".repeat(50)],
-  ])("the answer does not hand the body back: %s", async (_, body) => {
+  ])("the response does not contain the body: %s", async (_, body) => {
     const gateway = sidecar()
     const response = await gateway.post(body, "application/json")
     const message = await expectRefusal(gateway, response, 400, "invalid")
@@ -625,7 +627,7 @@ describe("POST /devices/:id/send: ids", () => {
     expect(gateway.sent).toEqual([])
   })
 
-  test("an id is refused before the body is looked at", async () => {
+  test("an id is refused before the body is read", async () => {
     const gateway = sidecar()
     const message = await expectRefusal(
       gateway,
@@ -676,7 +678,7 @@ describe("POST /devices/:id/send: outcomes", () => {
     })
   }
 
-  test("a defect while sending is 500, told to the log alone", async () => {
+  test("an exception while sending is 500, with details in the log only", async () => {
     const send = () => Promise.reject(new Error("amqp://user:hidden@broker"))
     const gateway = sidecar({ send })
     const message = await expectRefusal(gateway, await gateway.postText("x"), 500, "internal")
@@ -686,7 +688,7 @@ describe("POST /devices/:id/send: outcomes", () => {
   })
 })
 
-describe("routes that are not there", () => {
+describe("unknown routes", () => {
   test.each([
     ["GET", "/"],
     ["GET", "/nothing"],
@@ -717,7 +719,7 @@ describe("routes that are not there", () => {
     expect(gateway.sent).toEqual([])
   })
 
-  test("the query of an unknown route, where a secret may stand, is not repeated", async () => {
+  test("the query of an unknown route is not repeated, because it may contain a secret", async () => {
     const gateway = sidecar()
     const response = await gateway.get("/nothing?token=s3cret")
     expect(await expectRefusal(gateway, response, 404, "not_found")).not.toContain("s3cret")
@@ -793,7 +795,7 @@ describe("tokens", () => {
     expect(gateway.sent).toEqual([])
   })
 
-  test.each(TOKENS)("each of several opens: %s", async (token) => {
+  test.each(TOKENS)("each of several tokens gives access: %s", async (token) => {
     const gateway = sidecar({ tokens: TOKENS })
     for (const scheme of ["Bearer", "bearer"]) {
       expect((await ask(gateway, "POST", "/devices/d/send", `${scheme} ${token}`)).status).toBe(200)
@@ -803,7 +805,7 @@ describe("tokens", () => {
     expect(gateway.counted()).toEqual({})
   })
 
-  test("a token elsewhere than in its header opens nothing", async () => {
+  test("a token outside of its header gives no access", async () => {
     const gateway = sidecar({ tokens: TOKENS })
     const response = await gateway.get(`/metrics?access_token=${TOKENS[0]}`, {
       cookie: `token=${TOKENS[0]}`,
@@ -812,7 +814,7 @@ describe("tokens", () => {
     await expectRefusal(gateway, response, 401, "unauthorized")
   })
 
-  test("/health and /ready need none and mind none", async () => {
+  test("/health and /ready need no token and accept any", async () => {
     const gateway = sidecar({ tokens: TOKENS })
     for (const path of ["/health", "/ready"]) {
       expect((await ask(gateway, "GET", path)).status).toBe(200)
@@ -845,7 +847,7 @@ describe("tokens", () => {
   })
 })
 
-test("each refusal is counted under its code, the same number of times as it was given", async () => {
+test("each refusal is counted once under its code", async () => {
   const gateway = sidecar({ tokens: TOKENS, send: async () => ({ outcome: "busy" }) })
   const headers = { authorization: `Bearer ${TOKENS[0]}`, "content-type": "text/plain" }
   const post = (body: string) =>

@@ -1,7 +1,6 @@
 /**
- * The routes of the fleet: what is asked of the fleet query for each request, how each of its
- * answers is told, and which requests are refused before it is asked. Through `app.request()`, without a
- * port.
+ * The routes of the fleet: the fleet query for each request, the response for each of its results, and the requests
+ * that are refused before. Through `app.request()`, without a port.
  */
 
 import { describe, expect, test } from "bun:test"
@@ -35,7 +34,7 @@ const FAILURES = {
   busy: { status: 503, code: "busy" },
 } as const satisfies Record<FleetQueryFailure, { status: number; code: string }>
 
-/** The app with a fleet query that answers as it is told, and keeps what it was asked. */
+/** The app with a fleet query whose results the test sets, and which records its calls. */
 class Subject {
   readonly counters = new Counters()
   readonly faults: Error[] = []
@@ -96,14 +95,14 @@ class Subject {
 }
 
 describe("GET /devices", () => {
-  test("tells of the fleet's devices as the fleet query does", async () => {
+  test("returns the result of the fleet query", async () => {
     const response = await new Subject().request("/devices")
     expect(response.status).toBe(200)
     expect(response.headers.get("content-type")).toStartWith("application/json")
     expect(await response.json()).toEqual(LIST)
   })
 
-  test("tells of none, if there is none", async () => {
+  test("returns an empty list when there are no devices", async () => {
     const subject = new Subject()
     subject.list = { devices: [], total: 0, answered: 1, workers: 1 }
     expect(await (await subject.request("/devices")).json()).toEqual(subject.list)
@@ -122,7 +121,7 @@ describe("GET /devices", () => {
     ["?verbose=1", { prefix: "", after: "", limit: 100 }],
   ]
 
-  test.each(QUERIES)("asks for what the query says: %s", async (query, request) => {
+  test.each(QUERIES)("passes the query parameters on: %s", async (query, request) => {
     const subject = new Subject()
     expect((await subject.request(`/devices${query}`)).status).toBe(200)
     expect(subject.asked).toEqual([["list", request]])
@@ -150,7 +149,7 @@ describe("GET /devices", () => {
     `prefix=${"x".repeat(129)}`,
     "after=a/b",
     `after=${"x".repeat(129)}`,
-  ])("is refused without asking: %s", async (query) => {
+  ])("is refused without a fleet query: %s", async (query) => {
     const subject = new Subject()
     const response = await subject.request(`/devices?${query}`)
     const message = await subject.refused(response, 400, "invalid")
@@ -158,7 +157,7 @@ describe("GET /devices", () => {
     expect(subject.asked).toEqual([])
   })
 
-  test("tells of all that is wrong with a query at once, and does not repeat it", async () => {
+  test("reports all faults of a query together, without its values", async () => {
     const subject = new Subject()
     const response = await subject.request("/devices?limit=s3cret&prefix=s3cret!&after=!")
     const message = await subject.refused(response, 400, "invalid")
@@ -178,7 +177,7 @@ describe.each([
   ["GET", "", "describe"],
   ["DELETE", "/connection", "kick"],
 ] as const)("%s /devices/:id%s", (method, suffix, act) => {
-  test("tells what the device is", async () => {
+  test("returns the description of the device", async () => {
     const subject = new Subject()
     const response = await subject.request(`/devices/lock:1${suffix}`, method)
     expect(response.status).toBe(200)
@@ -224,7 +223,7 @@ describe.each([
   })
 })
 
-test("a device is closed by DELETE alone", async () => {
+test("only DELETE closes a device", async () => {
   const subject = new Subject()
   for (const method of ["GET", "POST", "PUT", "PATCH", "OPTIONS", "HEAD"]) {
     expect((await subject.request("/devices/lock:1/connection", method)).status).toBe(404)
@@ -235,7 +234,7 @@ test("a device is closed by DELETE alone", async () => {
   expect(subject.asked).toEqual([])
 })
 
-test("a defect of the fleet query is 500, told to the log alone", async () => {
+test("an exception in the fleet query is 500, with details in the log only", async () => {
   const subject = new Subject()
   const error = new Error("amqp://user:hidden@broker")
   Object.defineProperty(subject, "device", {

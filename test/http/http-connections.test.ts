@@ -1,4 +1,4 @@
-/** Which HTTP connections may stay open: at the bound, and at each deadline, under every order of events. */
+/** Which HTTP connections may stay open: at the bound, at each deadline, and in any order of events. */
 
 import { describe, expect, test } from "bun:test"
 import fc from "fast-check"
@@ -10,7 +10,7 @@ const RECEIVING_MS = 30_000
 const subject = (max: number) => new HttpConnections<string>({ max, answerMs: ANSWER_MS })
 
 describe("at the bound", () => {
-  test("a new connection takes the place of the one that has waited longest", () => {
+  test("a new connection replaces the one that has waited longest", () => {
     const connections = subject(2)
     expect(connections.opened("a", 0)).toBeNull()
     expect(connections.opened("b", 1)).toBeNull()
@@ -28,7 +28,7 @@ describe("at the bound", () => {
     expect(connections.opened("c", 4)?.connection).toBe("b")
   })
 
-  test("those that wait go before those whose request is being received", () => {
+  test("waiting connections are replaced before receiving ones", () => {
     const connections = subject(2)
     connections.opened("a", 0)
     connections.asked("a", 0)
@@ -79,7 +79,7 @@ describe("a deadline", () => {
     ])
   })
 
-  test("for an answer, extended by each part that the client takes", () => {
+  test("for a response, extended by each part that the client reads", () => {
     const connections = subject(9)
     connections.opened("a", 0)
     connections.asked("a", 0)
@@ -103,7 +103,7 @@ test("a connection has at most 100 unanswered requests", () => {
   expect(connections.busyCount).toBe(0)
 })
 
-test("whatever happens, there are at most as many as allowed, and none that is answered is closed for another", () => {
+test("any order of events: at most `max` connections, and none that is being answered is replaced", () => {
   const names = fc.constantFrom("a", "b", "c", "d", "e", "f")
   const acts = fc.constantFrom("open", "asked", "received", "progressed", "answered", "closed")
   check(

@@ -1,4 +1,4 @@
-/** Which requests are served without tokens: every form of `Host`, `Origin` and `Sec-Fetch-Site`. */
+/** Which requests are served without tokens, for all forms of `Host`, `Origin` and `Sec-Fetch-Site`. */
 
 import { describe, expect, test } from "bun:test"
 import fc from "fast-check"
@@ -106,7 +106,7 @@ describe("a Sec-Fetch-Site header", () => {
   )
 })
 
-test("a request is served only with a loopback host, whatever its other headers are", () => {
+test("a request is served only with a loopback host, with any other headers", () => {
   const value = fc.oneof(fc.string(), fc.webAuthority(), fc.webUrl(), fc.domain())
   check(
     fc.property(value, fc.option(value), fc.option(value), (host, origin, site) => {
@@ -121,7 +121,7 @@ test("a request is served only with a loopback host, whatever its other headers 
   )
 })
 
-test("a refusal says what to do, and repeats nothing that was sent", () => {
+test("a refusal says what to do, and contains no value from the request", () => {
   for (const source of [
     { ...LOCAL, host: "s3cret.test" },
     { ...LOCAL, host: "localhost", origin: "http://s3cret.test" },

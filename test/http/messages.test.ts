@@ -1,6 +1,6 @@
 /**
- * `GET /messages` through `app.request()`: what its events say, who follows, who has gone away, and
- * the two bounds of its header. The clock is fake where the keep-alive is waited for.
+ * `GET /messages` through `app.request()`: the contents of events, followers that connect and disconnect, and both
+ * bounds. Tests of the keep-alive use a fake clock.
  */
 
 import { afterEach, describe, expect, jest, test } from "bun:test"
@@ -121,14 +121,14 @@ class Follower {
 }
 
 describe("an event", () => {
-  test("comes on an event stream that no one may keep", async () => {
+  test("has an event stream that must not be cached", async () => {
     const { response } = await sidecar().follow()
     expect(response.status).toBe(200)
     expect(response.headers.get("content-type")).toStartWith("text/event-stream")
     expect(response.headers.get("cache-control")).toBe("no-cache")
   })
 
-  test("tells the line, who sent it, and its number", async () => {
+  test("contains the line, its device and its number", async () => {
     const gateway = sidecar()
     const follower = await gateway.follow()
     expect(await follower.block()).toStartWith(":")
@@ -149,7 +149,7 @@ describe("an event", () => {
     ["line separators", "a\u2028b\u2029c\u0085d"],
     ["a byte order mark, which is part of the line", "\ufeffa"],
     ["a byte order mark within", "a\ufeffb"],
-  ])("carries UTF-8: %s", async (_, line) => {
+  ])("contains UTF-8: %s", async (_, line) => {
     const gateway = sidecar()
     const follower = await gateway.follow()
     gateway.line(line)
@@ -162,7 +162,7 @@ describe("an event", () => {
     ["an overlong NUL", [0xc0, 0x80]],
     ["a surrogate", [0xed, 0xa0, 0x80]],
     ["all bytes", Array.from({ length: 256 }, (_, byte) => byte)],
-  ])("carries what is no UTF-8 in base64: %s", async (_, bytes) => {
+  ])("contains other bytes in base64: %s", async (_, bytes) => {
     const gateway = sidecar()
     const follower = await gateway.follow()
     gateway.line(new Uint8Array(bytes))
@@ -172,7 +172,7 @@ describe("an event", () => {
     expect([...Buffer.from(told, "base64")]).toEqual(bytes)
   })
 
-  test("keeps its place among the others", async () => {
+  test("keeps its order among the others", async () => {
     const gateway = sidecar()
     const follower = await gateway.follow()
     for (let i = 0; i < 500; i += 1) gateway.line(`n ${i}`, headers("d", BigInt(i)))
@@ -181,7 +181,7 @@ describe("an event", () => {
     }
   })
 
-  test("goes to every follower", async () => {
+  test("goes to all followers", async () => {
     const gateway = sidecar()
     const three = [await gateway.follow(), await gateway.follow(), await gateway.follow()]
     gateway.line("to all")
@@ -207,7 +207,7 @@ test("a quiet stream is kept alive by a comment every 5 s", async () => {
 })
 
 describe("a follower", () => {
-  test("that goes away while all is quiet is removed", async () => {
+  test("that disconnects while there are no lines is removed", async () => {
     const gateway = sidecar()
     const follower = await gateway.follow()
     await follower.block()
@@ -216,7 +216,7 @@ describe("a follower", () => {
     await until(() => gateway.taps.size === 0, { what: "the tap to be removed" })
   })
 
-  test("that goes away without having read anything is removed", async () => {
+  test("that disconnects without having read anything is removed", async () => {
     const gateway = sidecar()
     const follower = await gateway.follow()
     for (let i = 0; i < 50; i += 1) gateway.line("unread")
@@ -224,7 +224,7 @@ describe("a follower", () => {
     await until(() => gateway.taps.size === 0, { what: "the tap to be removed" })
   })
 
-  test("that goes away leaves the others their events", async () => {
+  test("that disconnects does not affect the others", async () => {
     const gateway = sidecar()
     const [gone, stays] = [await gateway.follow(), await gateway.follow()]
     await gone.leave()
@@ -232,7 +232,7 @@ describe("a follower", () => {
     expect((await stays.event()).data).toMatchObject({ line: "after" })
   })
 
-  test("that reads too slowly misses some, is told how many, and then sees the next", async () => {
+  test("that reads too slowly gets the number of missed events, then the next ones", async () => {
     const gateway = sidecar()
     const follower = await gateway.follow()
     await settle()
@@ -251,7 +251,7 @@ describe("a follower", () => {
     expect((await follower.event()).data).toMatchObject({ line: "the next" })
   })
 
-  test("is one of 16 at most; the next is told to come again, and may when one has gone", async () => {
+  test("is one of at most 16; the next gets 503, and can follow when one has disconnected", async () => {
     const gateway = sidecar()
     const all = await Promise.all(Array.from({ length: MAX_FOLLOWERS }, () => gateway.follow()))
     expect(gateway.taps.size).toBe(MAX_FOLLOWERS)
@@ -267,8 +267,8 @@ describe("a follower", () => {
     expect((await gateway.follow()).response.status).toBe(200)
   })
 
-  // Hono answers HEAD by the route of GET and throws the body away, which nobody then cancels.
-  test("that asks by HEAD takes no place", async () => {
+  // Hono answers HEAD with the route of GET and discards the body without cancelling it.
+  test("of a HEAD request does not count", async () => {
     const gateway = sidecar()
     for (let i = 0; i < MAX_FOLLOWERS; i += 1) await gateway.request("HEAD")
     await settle()
@@ -276,7 +276,7 @@ describe("a follower", () => {
     expect((await gateway.request()).status).toBe(200)
   })
 
-  test("needs a token where there are tokens", async () => {
+  test("needs a token when tokens are set", async () => {
     const gateway = sidecar([TOKEN])
     expect((await gateway.request()).status).toBe(401)
     expect(gateway.taps.size).toBe(0)

@@ -1,6 +1,6 @@
 /**
- * The text of `GET /metrics`: that Prometheus can read every line of it, that it is the sum over the
- * processes of an instance, and that each member of the closed lists has its label from the start.
+ * The text of `GET /metrics`: Prometheus can parse each line, the values are sums over the processes of an instance,
+ * and each member of the closed lists has its label from the start.
  */
 
 import { describe, expect, test } from "bun:test"
@@ -98,11 +98,11 @@ describe("the text", () => {
     }
   })
 
-  test("of no worker at all is still text", async () => {
+  test("of no worker is valid", async () => {
     expect((await summed([])).trim()).toBe("")
   })
 
-  test("has every close reason, every outcome and no other, at 0 from the start", async () => {
+  test("has exactly the close reasons and outcomes of the lists, at 0 from the start", async () => {
     const families = parse(await summed([await snapshot(() => {})]))
     const zeroes = (label: string, values: readonly string[]) =>
       new Map(values.map((value) => [`${label}="${value}"`, 0]))
@@ -183,7 +183,7 @@ describe("the sum", () => {
     )
   })
 
-  test("takes in the supervisor's memory and its restarts", async () => {
+  test("includes the supervisor's memory and restarts", async () => {
     const worker = await snapshot(() => {})
     const supervisor = throughJson(await supervisorMetrics(3, 5))
     const text = await summed([worker, supervisor])
@@ -192,7 +192,7 @@ describe("the sum", () => {
     expect(one("owsla_resident_bytes", text)).toBeGreaterThan(alone)
   })
 
-  test("does not change what it was given: asked twice it is the same", async () => {
+  test("does not change its input: a second call has the same result", async () => {
     const snapshots = [
       await snapshot((counters) => {
         counters.linesIn = 2
@@ -204,7 +204,7 @@ describe("the sum", () => {
     expect(await summed(snapshots)).toBe(await summed(snapshots))
   })
 
-  test("of counters is read anew each time, not added up", async () => {
+  test("reads counters again each time and does not accumulate them", async () => {
     const counters = new Counters()
     const metrics = new WorkerMetrics(counters, () => GAUGES)
     counters.linesIn = 2

@@ -1,7 +1,6 @@
 /**
- * The sidecar behind its real server, for what `app.request()` cannot show: bodies and event
- * streams on a socket, requests written by hand, clients that hang up. The port is 0, the options are
- * those that `worker.ts` passes.
+ * The HTTP API behind its real server, for tests that `app.request()` cannot do: bodies and event streams on a socket,
+ * requests written by hand, clients that close their connection. The port is 0; the options are those of `worker.ts`.
  */
 
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "bun:test"
@@ -103,7 +102,7 @@ const head = (lines: string[], path = "/devices/d/send") =>
 const asChunk = (data: string) => `${Buffer.byteLength(data).toString(16)}\r\n${data}\r\n`
 
 describe("a body", () => {
-  test("as long as a line may be, its length told", () =>
+  test("of the longest line, with Content-Length", () =>
     withClient(async (client) => {
       client.write(head([`Content-Length: ${MAX_LINE_BYTES}`]) + "x".repeat(MAX_LINE_BYTES))
       expect((await client.answer()).status).toBe(200)
@@ -124,7 +123,7 @@ describe("a body", () => {
     ["the most that the server lets through", LIMIT * 2],
     ["a byte more than that", LIMIT * 2 + 1],
     ["ten times as much", LIMIT * 10],
-  ])("413 as JSON: %s, its length told", (_, length) =>
+  ])("413 as JSON: %s, with Content-Length", (_, length) =>
     withClient(async (client) => {
       client.write(head([`Content-Length: ${length}`]) + "x".repeat(length))
       await expectTooLarge(client)
@@ -144,7 +143,7 @@ describe("a body", () => {
     }),
   )
 
-  test("that is cut off is neither a command nor a fault of the gateway", async () => {
+  test("that is cut off is neither a command nor counted as a fault", async () => {
     for (const lines of [["Content-Length: 100"], ["Transfer-Encoding: chunked"]]) {
       const client = new RawHttp(server.port)
       const part = lines[0]?.startsWith("Transfer") ? asChunk("half a li") : "half a li"
@@ -186,13 +185,13 @@ describe("a path", () => {
   )
 })
 
-describe("a client that hangs up", () => {
+describe("a client that closes its connection", () => {
   test.each([
     ["GET /devices", ""],
     ["GET /devices/lock:1", ""],
     ["DELETE /devices/lock:1/connection", ""],
     ["POST /devices/lock:1/send", "open"],
-  ])("is known to what it asked for: %s", async (request, body) => {
+  ])("aborts its request: %s", async (request, body) => {
     const asked: AbortSignal[] = []
     unanswered = asked
     try {
@@ -214,7 +213,7 @@ describe("a client that hangs up", () => {
 })
 
 describe("an event stream", () => {
-  test("brings lines, and its follower is removed when the socket is gone", async () => {
+  test("sends lines, and its follower is removed when the socket closes", async () => {
     const client = new RawHttp(server.port)
     client.write("GET /messages HTTP/1.1\r\nHost: localhost\r\n\r\n")
     await until(() => client.received.includes("\n\n"), { what: "the stream to begin" })
@@ -238,7 +237,7 @@ describe("an event stream", () => {
     await until(() => taps.size === 0, { what: "the follower to be removed" })
   })
 
-  test("is refused to the 17th; hung up, all 16 make room", async () => {
+  test("is refused to the 17th client until one of 16 has closed", async () => {
     const clients = Array.from({ length: 16 }, () => new RawHttp(server.port))
     for (const client of clients) client.write("GET /messages HTTP/1.1\r\nHost: localhost\r\n\r\n")
     await until(() => taps.size === 16, { what: "16 followers" })

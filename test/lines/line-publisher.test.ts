@@ -1,7 +1,6 @@
 /**
- * What a line becomes on its way into `from_device`, that it is kept until the broker
- * has it, and what is counted and told meanwhile. On the embedded broker, which answers as it is told,
- * with the clock held.
+ * The message of a line in `from_device`. The line is kept until the broker has confirmed it. Also the counters and
+ * callbacks. With the embedded broker, whose answers the test sets, and a clock that the test controls.
  */
 
 import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test"
@@ -104,7 +103,7 @@ class Subject {
   }
 }
 
-/** Lets everything happen that needs no time: the embedded broker answers at the end of the turn. */
+/** Waits for the end of the tick, when the embedded broker answers. */
 async function settled(): Promise<void> {
   for (let n = 0; n < 20; n += 1) await Promise.resolve()
 }

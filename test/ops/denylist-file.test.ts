@@ -1,6 +1,6 @@
 /**
- * The file of the denylist: that each change of it is followed however it is made, that a list stays in
- * force while there is nothing to read, and what is said of it. On real files.
+ * The file of the denylist: each kind of change is detected, the last list stays in force while the file cannot be
+ * used, and the warnings. With real files.
  */
 
 import { afterEach, beforeEach, describe, expect, test } from "bun:test"
@@ -40,7 +40,7 @@ afterEach(() => {
 class Subject {
   readonly path = join(folder, "denied")
   readonly warnings: string[] = []
-  /** Which of the devices a, b and c each list denies that was told of. */
+  /** For each list that was passed on: which of the devices a, b and c it denies. */
   readonly told: string[] = []
   readonly file = new DenylistFile(
     this.path,
@@ -71,17 +71,17 @@ describe("the list", () => {
     expect(subject.warnings).toEqual([])
   })
 
-  test("holds fingerprints too", async () => {
+  test("may contain fingerprints", async () => {
     expect((await Subject.of(`${FINGERPRINT}\n`)).fingerprintDenied).toBe(true)
   })
 
-  test("may be empty, which denies nobody", async () => {
+  test("may be empty, which denies no device", async () => {
     const subject = await Subject.of("")
     expect(subject.told).toEqual([""])
     expect(subject.warnings).toEqual([])
   })
 
-  test("is told of once while its file stays as it is", async () => {
+  test("is passed on once while its file does not change", async () => {
     const subject = await Subject.of("a\n")
     for (let n = 0; n < 3; n += 1) await subject.file.look()
     expect(subject.told).toEqual(["a"])
@@ -122,7 +122,7 @@ describe("a change is followed", () => {
     expect(subject.told).toEqual(["a", "b"])
   })
 
-  test("that is renamed into its place, also with the same size and time", async () => {
+  test("of a file that was replaced by renaming, also with the same size and time", async () => {
     const subject = await Subject.of("a\n")
     utimesSync(subject.path, 1_000, 1_000)
     await subject.file.look()
@@ -134,7 +134,7 @@ describe("a change is followed", () => {
     expect(subject.told.at(-1)).toBe("b")
   })
 
-  test("that is a link to another file, as Kubernetes makes it", async () => {
+  test("of a link to another file, as in Kubernetes", async () => {
     const [first, second, link] = ["first", "second", "denied"].map((name) => join(folder, name))
     writeFileSync(first as string, "a\n")
     writeFileSync(second as string, "b\n")
@@ -146,7 +146,7 @@ describe("a change is followed", () => {
     expect(subject.told).toEqual(["a", "b"])
   })
 
-  test("when there was no file at first", async () => {
+  test("of a file that did not exist at first", async () => {
     const subject = await Subject.of(null)
     expect(subject.told).toEqual([])
     subject.write("a\n")
@@ -155,7 +155,7 @@ describe("a change is followed", () => {
   })
 })
 
-describe("the last list stays in force, and that is warned of once,", () => {
+describe("the last list stays in force, with one warning,", () => {
   type Change = (path: string) => void
   const TROUBLES: [string, Change, RegExp][] = [
     ["there is no file any more", (path) => rmSync(path), /ENOENT/],
@@ -223,7 +223,7 @@ describe("the last list stays in force, and that is warned of once,", () => {
     ])
   })
 
-  test("and again when its whole folder, which was back unchanged, is gone once more", async () => {
+  test("and again when its folder disappears once more after it was back unchanged", async () => {
     const subject = await Subject.of("a\n")
     const aside = `${folder}.aside`
     for (let n = 0; n < 2; n += 1) {
@@ -237,7 +237,7 @@ describe("the last list stays in force, and that is warned of once,", () => {
   })
 })
 
-describe("a file that is likelier damaged than meant leaves the last list in force", () => {
+describe("a file that is probably damaged leaves the last list in force", () => {
   test.each(["", "\n", " \r\n\t\n", "\uFEFF"])("when it is empty: %j", async (text) => {
     const subject = await Subject.of("a\n")
     subject.write(text)
@@ -248,7 +248,7 @@ describe("a file that is likelier damaged than meant leaves the last list in for
     ])
   })
 
-  test("when it has more faulty lines than the file in force, and says which and what to do", async () => {
+  test("when it has more invalid lines than the file in force, with a warning that names them", async () => {
     const subject = await Subject.of("a\nold fault\n")
     subject.write("b\nold fault\nc\nnew fault\n")
     for (let n = 0; n < 3; n += 1) await subject.file.look()
@@ -279,7 +279,7 @@ describe("a file that is likelier damaged than meant leaves the last list in for
     expect(subject.told).toEqual(["a", "bc"])
   })
 
-  test("also when it was away in between", async () => {
+  test("also when it did not exist in between", async () => {
     const subject = await Subject.of("a\n")
     rmSync(subject.path)
     await subject.file.look()
@@ -288,7 +288,7 @@ describe("a file that is likelier damaged than meant leaves the last list in for
     expect(subject.told).toEqual(["a"])
   })
 
-  test("but at the start its valid lines are taken, since there is no last list", async () => {
+  test("but at the start its valid lines are used, because there is no last list", async () => {
     const subject = await Subject.of("a\na fault\n")
     expect(subject.told).toEqual(["a"])
     expect(subject.warnings).toEqual([
@@ -298,7 +298,7 @@ describe("a file that is likelier damaged than meant leaves the last list in for
 })
 
 describe("a file that changes while it is read", () => {
-  /** Reading takes hundreds of turns of the event loop. */
+  /** Reading takes hundreds of ticks. */
   const LONG = `a\n${`# ${"x".repeat(1_000)}\n`.repeat(20_000)}`
 
   /** Changes the file in the middle of one look at it. */
@@ -307,7 +307,7 @@ describe("a file that changes while it is read", () => {
     const looking = subject.file.look().finally(() => {
       isReading = false
     })
-    // In every turn: a timer that fires late on a busy machine would miss the whole reading.
+    // In each tick, because a timer that fires late on a busy machine could miss the whole read.
     while (isReading && !isOpen(subject.path)) {
       await new Promise((resolve) => setImmediate(resolve))
     }
@@ -316,7 +316,7 @@ describe("a file that changes while it is read", () => {
     await looking
   }
 
-  test("is not taken, and read again at the next look", async () => {
+  test("is not used, and read again at the next look", async () => {
     const subject = await Subject.of(null)
     subject.write(LONG)
     await lookDuring(subject, () => appendFileSync(subject.path, "b\n"))
@@ -325,7 +325,7 @@ describe("a file that changes while it is read", () => {
     expect(subject.told).toEqual(["ab"])
   })
 
-  test("is not taken when another was renamed into its place", async () => {
+  test("is not used when it was replaced by renaming", async () => {
     const subject = await Subject.of("a\nb\n")
     subject.write(LONG)
     const next = join(folder, "next")
@@ -336,7 +336,7 @@ describe("a file that changes while it is read", () => {
     expect(subject.told).toEqual(["ab", "c"])
   })
 
-  test("each time leaves the last list in force, and is warned of once", async () => {
+  test("each time leaves the last list in force, with one warning", async () => {
     const subject = await Subject.of("b\n")
     subject.write(LONG)
     for (let n = 0; n < 9; n += 1) {
@@ -348,7 +348,7 @@ describe("a file that changes while it is read", () => {
     expect(subject.told).toEqual(["b", "a"])
   })
 
-  test("each time is taken at the start, where nobody would be denied otherwise", async () => {
+  test("each time is used at the start, because otherwise no device would be denied", async () => {
     const subject = await Subject.of(null)
     subject.write(LONG)
     let following = true
@@ -376,8 +376,8 @@ function isOpen(path: string): boolean {
   })
 }
 
-describe("lines that say nothing it understands", () => {
-  test("are warned of by their numbers, and the others count", async () => {
+describe("invalid lines", () => {
+  test("are reported by their numbers, and the others are used", async () => {
     const subject = await Subject.of("a\n# a remark\ns3cret and more\n\nb\n\ttwo words\n")
     expect(subject.told).toEqual(["ab"])
     expect(subject.warnings).toEqual([
@@ -385,7 +385,7 @@ describe("lines that say nothing it understands", () => {
     ])
   })
 
-  test("are never repeated in what is said", async () => {
+  test("are never repeated in messages", async () => {
     const subject = await Subject.of("s3cret password\n")
     rmSync(subject.path)
     await subject.file.look()
@@ -393,7 +393,7 @@ describe("lines that say nothing it understands", () => {
     expect(subject.warnings.join()).not.toContain("s3cret")
   })
 
-  test("are warned of once for each version of the file", async () => {
+  test("are reported once for each version of the file", async () => {
     const subject = await Subject.of("a\na b\n")
     await subject.file.look()
     expect(subject.warnings.length).toBe(1)
@@ -402,14 +402,14 @@ describe("lines that say nothing it understands", () => {
     expect(subject.warnings.length).toBe(2)
   })
 
-  test("are all counted, the first five of them named", async () => {
+  test("are all counted, and the first five are named", async () => {
     const subject = await Subject.of(`${"a b\n".repeat(1_000)}a\n`)
     expect(subject.warnings).toEqual([
       "DENYLIST_FILE: 1000 line(s) are not a device id or fingerprint, first: 1, 2, 3, 4, 5",
     ])
   })
 
-  test("and nothing else, leave the last list in force, and are warned of once", async () => {
+  test("without valid ones leave the last list in force, with one warning", async () => {
     const subject = await Subject.of("a\n")
     subject.write("a b\n")
     await subject.file.look()
@@ -430,14 +430,14 @@ describe("lines that say nothing it understands", () => {
 })
 
 describe("a file that", () => {
-  test("is a pipe is not waited for", async () => {
+  test("is a pipe does not block", async () => {
     const subject = await Subject.of(null)
     expect(Bun.spawnSync(["mkfifo", subject.path]).success).toBe(true)
     await subject.file.look()
     expect(subject.warnings.at(-1)).toContain("the file is a pipe")
   })
 
-  test("has a line without end is read, and that line is none", async () => {
+  test("has an endless line is read, and that line is invalid", async () => {
     const subject = await Subject.of(null)
     subject.write(`a\n${"x".repeat(1_000_000)}\nb`)
     await subject.file.look()
@@ -445,7 +445,7 @@ describe("a file that", () => {
     expect(subject.warnings.at(-1)).toEndWith("first: 2")
   })
 
-  test("is cut into pieces anywhere reads the same", async () => {
+  test("is split into any pieces has the same result", async () => {
     const ids = Array.from({ length: 20_000 }, (_, n) => `device-${n}`)
     const lists: Denylist[] = []
     const path = join(folder, "denied")
@@ -474,7 +474,7 @@ describe("following", () => {
     subject.file.stop()
   })
 
-  test("looks at one version at a time, and at the next once the list was taken", async () => {
+  test("reads one version at a time, and the next one after the list was used", async () => {
     const taken = deferred<void>()
     const told: number[] = []
     const path = join(folder, "denied")
@@ -497,7 +497,7 @@ describe("following", () => {
     expect(told).toEqual([1, 2])
   })
 
-  test("need not have begun to be stopped", async () => {
+  test("can be stopped before it has started", async () => {
     const subject = await Subject.of("a\n")
     expect(() => subject.file.stop()).not.toThrow()
   })

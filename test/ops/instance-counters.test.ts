@@ -1,5 +1,5 @@
 /**
- * The counters of an instance: sums over it never fall when workers die, and gauges of a dead worker are not summed.
+ * The counters of an instance: the sums never decrease when workers die, and gauges of a dead worker are not summed.
  */
 
 import { describe, expect, test } from "bun:test"
@@ -66,7 +66,7 @@ describe("the counters of a worker", () => {
     expect(await served(counters)).toMatchObject({ lines_total: 5 })
   })
 
-  test("that have died are kept, label by label, over many deaths", async () => {
+  test("that has died are kept for each label, over many deaths", async () => {
     const counters = new InstanceCounters()
     for (let life = 0; life < 5; life += 1) {
       counters.started(0, life)
@@ -85,7 +85,7 @@ describe("the counters of a worker", () => {
     })
   })
 
-  test("that died count even when they come after its successor started", async () => {
+  test("that has died count even when they arrive after the start of its successor", async () => {
     const counters = new InstanceCounters()
     counters.started(0, 0)
     counters.seen(0, 0, await snapshot(3))
@@ -95,7 +95,7 @@ describe("the counters of a worker", () => {
     expect(await served(counters)).toMatchObject({ lines_total: 8 })
   })
 
-  test("in other slots are others", async () => {
+  test("in another slot are separate", async () => {
     const counters = new InstanceCounters()
     for (const slot of [0, 1]) {
       counters.started(slot, slot)
@@ -104,7 +104,7 @@ describe("the counters of a worker", () => {
     expect(await served(counters, { 1: await snapshot(4) })).toMatchObject({ lines_total: 7 })
   })
 
-  test("that was never seen are none", async () => {
+  test("that was never seen are empty", async () => {
     const counters = new InstanceCounters()
     counters.started(0, 0)
     counters.seen(0, 9, await snapshot(3))

@@ -1,4 +1,4 @@
-/** How many devices and HTTP connections fit under an open-files limit. */
+/** The maximum numbers of device and HTTP connections for an open-files limit. */
 
 import { expect, test } from "bun:test"
 import { connectionsUnder, httpConnectionsUnder } from "../../src/ops/open-files.ts"
@@ -19,7 +19,7 @@ test.each([
   expect(connectionsUnder(limit, http)).toBe(devices)
 })
 
-test("under any limit of some size, both leave descriptors for the rest", () => {
+test("under any sufficient limit, both leave descriptors for other uses", () => {
   for (let limit = 8; limit < 5_000; limit += 1) {
     for (const wanted of [1, WANTED, 65_536]) {
       const http = httpConnectionsUnder(limit, wanted)

@@ -1,6 +1,7 @@
 /**
- * Output that never blocks: lines when the descriptor takes all, none or some of them, or fails. A sink that the test controls
- * shows the order of events; each kind of descriptor is tested in a process of its own, since a fault would block it.
+ * Output that never blocks: lines when the descriptor accepts all, none or some of them, or fails. A sink that the test
+ * controls shows the order of events. Each kind of descriptor is tested in its own process, because a fault would block
+ * it.
  */
 
 import { afterEach, describe, expect, test } from "bun:test"
@@ -16,7 +17,7 @@ import { until, within } from "../support/wait.ts"
 const MAX_WAITING_BYTES = 1_048_576
 const LIMIT_MS = 30_000
 
-/** Takes as much as `room` says, or fails. */
+/** A sink that accepts `room` bytes, or fails. */
 class TestSink {
   room = Number.POSITIVE_INFINITY
   fails = false
@@ -44,13 +45,13 @@ const numbered = (from: number, to: number) =>
   Array.from({ length: to - from }, (_, n) => `${String(from + n).padStart(99, "0")}\n`)
 
 describe("lines", () => {
-  test("are written at once while they are taken", () => {
+  test("are written at once while the descriptor accepts them", () => {
     const sink = new TestSink()
     for (const line of ["a\n", "b\n"]) sink.output.write(line)
     expect(sink.writes).toEqual(["a\n", "b\n"])
   })
 
-  test("that are not taken come later, whole and in order, without another line", async () => {
+  test("that are not accepted are written later, completely and in order, without another call", async () => {
     const sink = new TestSink()
     sink.room = 3
     for (const line of ["ab\n", "cd\n", "ef\n"]) sink.output.write(line)
@@ -62,7 +63,7 @@ describe("lines", () => {
     expect(sink.dropped).toBe(0)
   })
 
-  test("that waited are written many at a time, each write whole lines of at most PIPE_BUF bytes", async () => {
+  test("that waited are written in groups, each write with complete lines of at most PIPE_BUF bytes", async () => {
     const sink = new TestSink()
     sink.room = 0
     const lines = [...numbered(0, 500), `${"x".repeat(PIPE_BUF)}\n`, ...numbered(500, 600)]
@@ -77,7 +78,7 @@ describe("lines", () => {
     }
   })
 
-  test("beyond the bound are dropped and counted, and what is missing is said in its place", async () => {
+  test("beyond the bound are dropped, counted and reported at their position", async () => {
     const sink = new TestSink()
     sink.output.resumed = (lines) => sink.output.write(`${lines} dropped\n`)
     sink.room = 0
@@ -92,7 +93,7 @@ describe("lines", () => {
     expect(sink.text).toBe(expected)
   })
 
-  test("are dropped and counted while writing fails, and the first that is taken is followed by how many", () => {
+  test("are dropped and counted while writing fails, and their number follows the first accepted line", () => {
     const sink = new TestSink()
     sink.output.resumed = (lines) => sink.output.write(`${lines} dropped\n`)
     sink.fails = true
@@ -116,7 +117,7 @@ describe("lines", () => {
     expect(sink.text).toBe("next\n")
   })
 
-  test("are flushed as far as they are taken in time", () => {
+  test("are flushed within the time limit, as far as the descriptor accepts them", () => {
     const sink = new TestSink()
     sink.room = 0
     for (const line of ["a\n", "b\n"]) sink.output.write(line)
@@ -143,11 +144,11 @@ describe("forwarded lines", () => {
     return lines
   }
 
-  test("are whole, the last one too", async () => {
+  test("are complete, including the last one", async () => {
     expect(await forwarded(["a", "b\nc", "\n\nd"])).toEqual(["ab\n", "c\n", "\n", "d\n"])
   })
 
-  test("are cut when they are too long to keep", async () => {
+  test("are split when they are too long", async () => {
     const lines = await forwarded(["x".repeat(65_536), "y\n"])
     expect(lines.map(({ length }) => length)).toEqual([65_537, 2])
   })
@@ -211,11 +212,11 @@ describe.each(descriptors)("a %s", (_kind, make, sink) => {
   )
 
   test(
-    "that is read again has whole lines in order, and says how many are missing",
+    "that is read again has complete lines in order, and the number of dropped ones",
     async () => {
       descriptor = make()
       const { read } = descriptor
-      // The test goes on once it has read the process's standard error, which has the count.
+      // The test continues after it has read the count from the standard error of the process.
       const code = `${WRITE_ALL}
         console.error(dropped())
         setInterval(() => { if (!missing) return; output.write("last\\n"); process.exit(0) }, 10)
@@ -243,7 +244,7 @@ describe.each(descriptors)("a %s", (_kind, make, sink) => {
   )
 
   test(
-    "whose reader has gone takes nothing, and nothing else happens",
+    "whose reader has closed accepts nothing and causes no error",
     async () => {
       descriptor = make()
       descriptor.hangUp()
@@ -269,7 +270,7 @@ describe("a descriptor that others share", () => {
     expect(flags()).toBe(before)
   })
 
-  test("as a pipe has no lines of several processes mixed", async () => {
+  test("as a pipe does not mix lines of several processes", async () => {
     descriptor = pipe()
     const { descriptor: writer, read } = descriptor
     const code = `const text = process.pid + " " + "x".repeat(999) + "\\n"
@@ -288,7 +289,7 @@ describe("a descriptor that others share", () => {
 })
 
 describe("a file", () => {
-  test("has all lines, after what stood in it and what others write to it", async () => {
+  test("has all lines after its earlier contents and those of other writers", async () => {
     const directory = mkdtempSync(join(tmpdir(), "owsla-output-"))
     const path = join(directory, "log")
     const file = openSync(path, "w")

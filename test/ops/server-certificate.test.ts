@@ -1,4 +1,4 @@
-/** The server's certificate and key are a pair, or the one sentence that says what is wrong. */
+/** Reading the server certificate, its key and the client CAs, and the error for each fault. */
 
 import { afterAll, beforeAll, expect, test } from "bun:test"
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
@@ -22,7 +22,7 @@ beforeAll(async () => {
 
 afterAll(() => rmSync(directory, { recursive: true }))
 
-test("a pair is read as it is", () => {
+test("a pair is returned unchanged", () => {
   const pair = readServerCertificate({ certFile: path("one.crt"), keyFile: path("one.key") })
   expect(pair.certPem).toStartWith("-----BEGIN CERTIFICATE-----")
   expect(pair.keyPem).toContain("PRIVATE KEY")
@@ -35,12 +35,12 @@ test.each([
   ["one.crt", "garbage", "garbage is no PEM private key"],
   ["garbage", "garbage", "garbage is no PEM private key"],
   ["one.crt", "two.key", "two.key is not the key of "],
-])("%s with %s is told: %p", (certificate, key, told) => {
+])("%s with %s is reported: %p", (certificate, key, told) => {
   const files = { certFile: path(certificate), keyFile: path(key) }
   expect(() => readServerCertificate(files)).toThrow(told)
 })
 
-test("all that is wrong with the files is told at once, the CAs of devices included", () => {
+test("all faults of all files are reported together, including the client CAs", () => {
   const files = { certFile: path("garbage"), keyFile: path("missing") }
   const read = () => readListenerTls(files, path("one.crt"))
   expect(read).toThrow("TLS_CERT_FILE: ")

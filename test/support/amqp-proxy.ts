@@ -1,11 +1,11 @@
 /**
- * A proxy before a real broker that meddles with what the broker says: each frame on its way to the client
- * may be dropped, held, changed, or followed by another.
+ * A proxy in front of a real broker that modifies the frames of the broker: each frame to the client may be dropped,
+ * delayed, changed, or followed by another.
  *
- *   client ──as it is──► broker
- *   client ◄──meddle──── frames ◄── broker
+ *   client ──unchanged──► broker
+ *   client ◄──modified─── frames ◄── broker
  *
- * Knows the framing of AMQP 0-9-1 and the two numbers of a method, and nothing else. For tests only.
+ * It parses only the framing of AMQP 0-9-1 and the two numbers of a method. For tests only.
  */
 
 import net from "node:net"
@@ -17,7 +17,7 @@ export interface AmqpFrame {
   readonly payload: Buffer
 }
 
-/** `[class, method]`, as in the protocol's tables; null for what is no method. */
+/** `[class, method]` as in the tables of the protocol; null for a frame that is not a method. */
 export function methodOf({ type, payload }: AmqpFrame): `${number}.${number}` | null {
   if (type !== METHOD) return null
   return `${payload.readUInt16BE(0)}.${payload.readUInt16BE(2)}`
@@ -35,10 +35,10 @@ export function methodFrame(
   return { type: METHOD, channel, payload: Buffer.concat([ids, ...args]) }
 }
 
-/** What goes to the client in the place of one frame. */
+/** The frames that replace one frame to the client. */
 export type Meddle = (frame: AmqpFrame, connection: ProxiedConnection) => readonly AmqpFrame[]
 
-/** Lets a meddler say something later, and keep what it knows of one connection. */
+/** Allows a meddler to send frames later, and to keep the state of one connection. */
 export interface ProxiedConnection {
   readonly number: number
   readonly send: (frame: AmqpFrame) => void
@@ -46,9 +46,9 @@ export interface ProxiedConnection {
 
 export class AmqpProxy {
   readonly port: number
-  /** Everything as it is. */
+  /** Passes all frames unchanged. */
   meddle: Meddle = (frame) => [frame]
-  /** How long what is on its way takes, each way; null: no longer than it does. */
+  /** Returns the delay of bytes in each direction, milliseconds; null for no delay. */
   delayMs: (() => number) | null = null
   readonly #server: net.Server
   readonly #sockets: Set<net.Socket>
@@ -59,7 +59,7 @@ export class AmqpProxy {
     this.#sockets = sockets
   }
 
-  /** @param host the address on which it listens. */
+  /** @param host the address to listen on. */
   static async start(brokerPort: number, host = "127.0.0.1"): Promise<AmqpProxy> {
     const sockets = new Set<net.Socket>()
     let proxy: AmqpProxy | null = null
@@ -94,7 +94,7 @@ export class AmqpProxy {
     return proxy
   }
 
-  /** Closes every connection there is; new ones are taken. */
+  /** Closes all open connections. New ones are accepted. */
   closeConnections(): void {
     for (const socket of [...this.#sockets]) socket.destroy()
   }
@@ -105,7 +105,7 @@ export class AmqpProxy {
   }
 }
 
-/** Bytes that arrive later, in their order: timers alone do not keep it. */
+/** Delays bytes and keeps their order, which timers alone do not guarantee. */
 class Delayed {
   readonly #delayMs: () => number
   readonly #arrive: (bytes: Buffer) => void

@@ -1,8 +1,8 @@
 /**
- * A back-end for the tests: publishes commands, collects their receipts, what came back undelivered, and
- * presence. It is a plain AMQP client, and knows nothing of the gateway but its contract.
+ * A back-end for the tests: publishes commands, and collects their receipts, undelivered commands and presence. It is a
+ * plain AMQP client and uses only the documented protocol of the gateway.
  *
- * Keeps all it received (a test's worth, unbounded).
+ * Keeps everything that it received, without a bound.
  */
 
 import { AMQPClient, type AMQPMessage } from "@cloudamqp/amqp-client"
@@ -26,7 +26,7 @@ export interface ReceivedReceipt {
   readonly epoch: number | null
   readonly at: number
   readonly detail: string
-  /** The command's number among those that were sent. */
+  /** The index of the command among those that were sent. */
   readonly command: number
   readonly receivedAtMs: number
 }
@@ -55,9 +55,9 @@ export interface Queues {
 export class BackEnd {
   readonly receipts: ReceivedReceipt[] = []
   readonly presence: ReceivedPresence[] = []
-  /** Bodies and outcomes of the undelivered queue. */
+  /** Bodies and outcomes of commands in the undelivered queue. */
   readonly undelivered: { body: string; outcome: string; messageId: string | undefined }[] = []
-  /** Lines as they came: body, connection, number, device. */
+  /** Lines in order of arrival: body, connection, number, device. */
   readonly lines: {
     body: string
     connection: string
@@ -76,14 +76,14 @@ export class BackEnd {
     this.#queues = queues
   }
 
-  /** To be called once the gateway has declared its queues. */
+  /** Call this after the gateway has declared its queues. */
   static async connect(url: string, queues: Queues): Promise<BackEnd> {
     const backEnd = new BackEnd(url, queues)
     await backEnd.#start()
     return backEnd
   }
 
-  /** Resolves when the broker has it; returns the number by which its receipt is known. */
+  /** Resolves when the broker has confirmed the command, with the number that identifies its receipt. */
   async send(command: BackEndCommand): Promise<number> {
     const number = this.#sent
     this.#sent += 1

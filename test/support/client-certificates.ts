@@ -1,9 +1,9 @@
 /**
- * Certificates of devices for the tests: what a client CA would sign, and all that it never should.
+ * Device certificates for the tests: valid ones, and ones that a client CA must never sign.
  *
- * Names go into a certificate as the bytes that are given, so that what no tool would write, a line's
- * end or another name within a name, is there to be met. Nothing is checked, nothing is kept but one
- * CA for a test process. ECDSA P-256.
+ * Names are written into a certificate as the given bytes, so that tests can use names that no tool would write, such
+ * as a line feed or another name within a name. Nothing is validated. One CA is kept for each test process. ECDSA
+ * P-256.
  */
 
 import { createHash, randomBytes } from "node:crypto"
@@ -16,15 +16,15 @@ const HOUR_MS = 3_600_000
 const ECDSA_P256 = { name: "ECDSA", namedCurve: "P-256" } as const
 const SUBJECT_ALTERNATIVE_NAME = "2.5.29.17"
 
-/** A certificate that can sign others, whether or not it may. */
+/** A certificate with its key, so that it can sign others, whether or not it is a CA. */
 export interface Issuer {
   readonly certificate: x509.X509Certificate
   readonly keys: CryptoKeyPair
-  /** What a device has to show between its own certificate and a CA that is known. */
+  /** The certificates that a device must present between its own certificate and a trusted CA. */
   readonly chain: readonly x509.X509Certificate[]
 }
 
-/** One name of a subjectAltName. A directory's is the text of one CN. */
+/** One name of a subjectAltName. A directory name is the text of one CN. */
 export interface AlternativeName {
   readonly type: "other" | "email" | "dns" | "directory" | "uri"
   readonly value: string
@@ -34,43 +34,43 @@ export interface AlternativeName {
 export type SubjectPart = Readonly<Record<string, string | readonly string[]>>
 
 export interface ClientCertificateOptions {
-  /** Behind an organization that every certificate has. */
+  /** Appended to an organization, which all certificates have. */
   readonly subject?: readonly SubjectPart[]
   readonly names?: readonly AlternativeName[]
   /** A second subjectAltName extension. */
   readonly moreNames?: readonly AlternativeName[]
-  /** What stands in such an extension instead of names. */
+  /** The content of the extension, instead of names. */
   readonly namesDer?: Uint8Array
   readonly notBefore?: Date
-  /** Encoded to the second, cut off. */
+  /** Truncated to seconds. */
   readonly notAfter?: Date
   readonly purpose?: "clientAuth" | "serverAuth"
-  /** "self" signs itself; default `clientAuthority()`. */
+  /** "self" for a self-signed certificate. Default: `clientAuthority()`. */
   readonly issuer?: Issuer | "self"
 }
 
-/** PEM texts, as TLS libraries take them. */
+/** PEM texts for TLS libraries. */
 export interface ClientCertificate {
   /** With the chain. */
   readonly cert: string
-  /** The CAs between this and one that is known; empty when there are none. */
+  /** The CAs between this certificate and a trusted one; may be empty. */
   readonly chain: string
   readonly key: string
   /** SHA-256, 64 lower-case hexadecimal digits. */
   readonly fingerprint: string
-  /** The same, to sign what it may not. */
+  /** The same certificate as a signer, for certificates that it may not sign. */
   readonly issuer: Issuer
 }
 
 let authority: Promise<Issuer> | undefined
 
-/** The CA of this process's devices: a root. */
+/** The root CA of this process's devices. */
 export function clientAuthority(): Promise<Issuer> {
   authority ??= makeAuthority("Owsla test clients")
   return authority
 }
 
-/** A root, or with `issuer` an intermediate CA below that; with keys of its own unless `keys` are given. */
+/** A root CA, or an intermediate CA signed by `issuer`. It has new keys unless `keys` are given. */
 export async function makeAuthority(
   commonName: string,
   issuer?: Issuer,
@@ -87,7 +87,7 @@ export async function makeAuthority(
   return { ...made, chain: issuer === undefined ? [] : [made.certificate, ...issuer.chain] }
 }
 
-/** The most usual certificate: the id as URI. */
+/** A usual device certificate, with the id as URI. */
 export function deviceCertificate(deviceId: string): Promise<ClientCertificate> {
   return clientCertificate({ names: [deviceUri(deviceId)] })
 }
@@ -100,7 +100,7 @@ export async function clientCertificate(
   options: ClientCertificateOptions,
 ): Promise<ClientCertificate> {
   const { names, moreNames, namesDer, purpose = "clientAuth" } = options
-  // Not the same in two certificates, else one that signed another would look like the same one.
+  // Different in each certificate, because otherwise an issuer would look like the certificate that it signed.
   const organization = { O: `Owsla tests ${randomBytes(4).toString("hex")}` }
   const subject = nameOf([organization, ...(options.subject ?? [])])
   const issuer = options.issuer ?? (await clientAuthority())
@@ -124,7 +124,7 @@ export async function clientCertificate(
   }
 }
 
-/** Writes certificate, key and chain into `directory`, as programs take them. */
+/** Writes certificate, key and chain into files in `directory`, for programs. */
 export function writeClientCertificate(
   { cert, chain, key }: ClientCertificate,
   directory: string,
@@ -137,7 +137,7 @@ export function writeClientCertificate(
   return files
 }
 
-/** Writes CAs into one file, as `TLS_CLIENT_CA_FILE` names it; returns its path. */
+/** Writes CAs into one file for `TLS_CLIENT_CA_FILE` and returns its path. */
 export function writeAuthorities(authorities: readonly Issuer[], directory: string): string {
   const path = join(directory, "clients.crt")
   writeFileSync(path, authorities.map(({ certificate }) => pem(certificate)).join(""))
@@ -184,7 +184,7 @@ function encodeNames(names: readonly AlternativeName[]): Uint8Array {
   return der(0x30, ...names.map(encodeName))
 }
 
-/** By hand, since the library encodes only what may be in such a name. */
+/** Encoded by hand, because the library refuses names that are not valid. */
 function encodeName({ type, value }: AlternativeName): Buffer {
   const text = Buffer.from(value)
   switch (type) {
@@ -208,7 +208,7 @@ function encodeName({ type, value }: AlternativeName): Buffer {
 function der(tag: number, ...contents: Buffer[]): Buffer {
   const content = Buffer.concat(contents)
   const { length } = content
-  // The shortest form is the only one that is valid DER.
+  // Only the shortest form is valid DER.
   const form = length < 128 ? [] : length < 256 ? [0x81] : [0x82, length >> 8]
   return Buffer.concat([Buffer.from([tag, ...form, length & 255]), content])
 }

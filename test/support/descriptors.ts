@@ -1,8 +1,8 @@
 /**
- * Descriptors for a process's output; the test has the other end and reads only when it wants to. Every kind that a shell,
- * a service manager or a container gives to a process. Linux only.
+ * Descriptors for the output of a process, of all kinds that a shell, a service manager or a container uses. The test
+ * has the other end and decides when to read. Linux only.
  *
- * They hold kernel buffers; `close` frees them.
+ * They use kernel buffers; `close` releases them.
  */
 
 import { dlopen, FFIType, ptr } from "bun:ffi"
@@ -13,11 +13,11 @@ import { join } from "node:path"
 export interface Unread {
   /** For the process under test. */
   readonly descriptor: number
-  /** Everything that can be read at this moment. */
+  /** Everything that can be read now. */
   readonly read: () => string
-  /** Writes until the descriptor takes no more bytes. */
+  /** Writes until the descriptor accepts no more bytes. */
   readonly fill: () => void
-  /** No reader is left. */
+  /** Closes the reading end. */
   readonly hangUp: () => void
   readonly close: () => void
 }
@@ -86,7 +86,7 @@ function unread(reader: number, writer: number, filler: number | null, end: () =
   }
 }
 
-/** A pipe takes a last short write where it took no long one. */
+/** A pipe may accept a short write after it has refused a long one. */
 function fill(descriptor: number): void {
   for (const length of [4_096, 1]) {
     const bytes = new Uint8Array(length).fill(0x0a)
@@ -109,7 +109,7 @@ function readAll(descriptor: number): string {
       text += decoder.decode(bytes.subarray(0, count), { stream: true })
     }
   } catch (error) {
-    // EIO: a terminal that no process has open any more.
+    // EIO: no process has the terminal open any more.
     if (isAgain(error) || hasCode(error, "EIO")) return text
     throw error
   }

@@ -1,6 +1,6 @@
 /**
- * A fleet for the tests: several instances of the real program on one RabbitMQ of their own, devices with
- * names, and a back-end. Instances share no port, as if each were a machine.
+ * A fleet for the tests: several instances of the real program on one private RabbitMQ, named devices, and a back-end.
+ * Each instance has its own ports, as if it were a machine.
  */
 
 import { helloLine } from "../../src/device/hello.ts"
@@ -80,7 +80,7 @@ export class TestFleet {
     return gateway
   }
 
-  /** Waits until every worker has its broker and hears from all the others. */
+  /** Waits until all workers have their broker connections and know each other. */
   async acquainted(): Promise<void> {
     for (const at of this.#gateways.keys()) await this.ready(at)
     const heard = this.workers * (this.workers - 1)
@@ -90,7 +90,7 @@ export class TestFleet {
     })
   }
 
-  /** SIGKILL for the supervisor and its workers, all at once: the machine is gone. */
+  /** Sends SIGKILL to the supervisor and all its workers at once, as if the machine had failed. */
   async kill(at: number): Promise<void> {
     const gateway = this.instance(at)
     const pids = [gateway.pid, ...gateway.workers().values()]
@@ -104,14 +104,14 @@ export class TestFleet {
     return `lock:${this.#names}`
   }
 
-  /** Waits until every worker of an instance has its broker. */
+  /** Waits until all workers of an instance have their broker connections. */
   ready(at: number): Promise<void> {
     return this.instance(at).ready()
   }
 
-  /** A device that has said who it is; which of the instance's workers has it is up to the kernel. */
+  /** A device that has sent its HELLO. The kernel selects the worker of the instance. */
   async connect(at: number, name: string): Promise<TestDevice> {
-    // Again, as a device would, when it has met the listener of a worker that has just been killed.
+    // Retry like a device: it may have reached the listener of a worker that was just killed.
     const device = await until(() => connectDevice({ port: this.instance(at).devicePort }), {
       what: `instance ${at} to take a connection`,
     })
@@ -120,7 +120,7 @@ export class TestFleet {
     return device
   }
 
-  /** One that the instance has admitted. */
+  /** A device that the instance has admitted. */
   async admit(at: number, name: string): Promise<{ device: TestDevice; view: DeviceView }> {
     const device = await this.connect(at, name)
     let view: DeviceView | undefined
@@ -145,7 +145,7 @@ export class TestFleet {
     return this.instance(at).fetch(`/devices/${id}/send`, { method: "POST", headers, body: line })
   }
 
-  /** The receipt of a command by its number, once it has come. */
+  /** Waits for the receipt of the command with this number. */
   async receiptOf(command: number, timeoutMs = 20_000): Promise<ReceivedReceipt> {
     await until(() => this.backEnd.receiptOf(command) !== undefined, {
       what: `the receipt of command ${command}`,
@@ -160,18 +160,18 @@ export class TestFleet {
     return counts.reduce((sum, count) => sum + count, 0)
   }
 
-  /** Has the broker close the gateways' connections, one after the other, half a second apart. */
+  /** Makes the broker close the gateways' connections, one after the other, half a second apart. */
   async cutConnections(): Promise<void> {
     const listed = await this.broker.ctl("list_connections", "pid", "client_properties")
     const ours = listed.split("\n").filter((line) => line.includes('"owsla gw'))
     if (ours.length !== this.workers * 2) throw new Error(`two a worker expected: ${listed}`)
-    // By one command: each start of rabbitmqctl takes a second of CPU time.
+    // In one command, because each start of rabbitmqctl takes a second of CPU time.
     const pids = ours.map((line) => JSON.stringify(line.split("\t")[0])).join(", ")
     const close = `rabbit_networking:close_connection(rabbit_misc:string_to_pid(Pid), "a test")`
     await this.broker.ctl("eval", `[begin ${close}, timer:sleep(500) end || Pid <- [${pids}]].`)
   }
 
-  /** Anew, after the broker was away. */
+  /** Connects again after the broker was not available. */
   async connectBackEnd(): Promise<void> {
     this.#backEnd = await BackEnd.connect(this.broker.url, this.queues)
   }

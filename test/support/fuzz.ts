@@ -1,8 +1,8 @@
 /**
- * `bun run fuzz [runs] [test file …]`: the properties of the core with many runs and a seed of its own, which is
- * printed: `FUZZ_SEED=<seed> bun run fuzz` does the same again. Without files: every test that has a property.
+ * `bun run fuzz [runs] [test file …]`: runs the properties of the core many times with a new seed, which is printed.
+ * `FUZZ_SEED=<seed> bun run fuzz` repeats a run. Without files it runs all tests that have a property.
  *
- * Exit status: that of the tests.
+ * The exit status is that of the tests.
  */
 
 import { readFileSync } from "node:fs"
@@ -10,7 +10,7 @@ import { join } from "node:path"
 
 const ROOT = join(import.meta.dir, "../..")
 const DEFAULT_RUNS = 100_000
-/** So many runs of the slowest property may take hours. */
+/** Many runs of the slowest property may take hours. */
 const TIMEOUT_MS = 24 * 3_600_000
 
 const [runs = String(DEFAULT_RUNS), ...named] = process.argv.slice(2)
@@ -32,7 +32,7 @@ const tests = Bun.spawn(
 )
 process.exit(await tests.exited)
 
-/** Those that take their number of runs from `property.ts`; not the ones with real brokers. */
+/** Test files that get their number of runs from `property.ts`, without those that use real brokers. */
 function filesWithProperties(): string[] {
   const found = [...new Bun.Glob("test/**/*.test.ts").scanSync(ROOT)].filter((file) =>
     readFileSync(join(ROOT, file), "utf8").includes("support/property.ts"),

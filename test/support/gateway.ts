@@ -1,8 +1,8 @@
 /**
- * A gateway for the tests: the real program, `src/main.ts`, as its own process on free ports.
+ * A gateway for the tests: the real program, `src/main.ts`, in its own process on free ports.
  *
- * Never shares a process with the test, so that signals, exit statuses and supervision are the real
- * ones. What it logs is kept (a test's worth, unbounded) and shown when it does not start.
+ * It never shares a process with the test, so that signals, exit statuses and supervision are real. Its log is kept
+ * without a bound, and shown when it does not start.
  */
 
 import { mkdtempSync, readFileSync, rmSync } from "node:fs"
@@ -21,23 +21,23 @@ export interface TestGateway {
   /** The process that was started: the supervisor, or the worker where there is none. */
   readonly pid: number
   readonly log: readonly LogLine[]
-  /** What was written that is no log line. */
+  /** Output that is not a log line. */
   readonly output: () => string
-  /** Process ids of the workers that are up, by slot. */
+  /** Process ids of the running workers, by slot. */
   readonly workers: () => ReadonlyMap<number, number>
   readonly fetch: (path: string, init?: RequestInit) => Promise<Response>
   /** The value of one metric, summed over its labels, or of one label value. */
   readonly metric: (name: string, label?: string) => Promise<number>
-  /** Resolves when every worker has its broker: its queues are declared and its commands consumed. */
+  /** Resolves when each worker has its broker connections, has declared its queues and consumes commands. */
   readonly ready: (timeoutMs?: number) => Promise<void>
   readonly signal: (signal: NodeJS.Signals) => void
-  /** Resolves with the exit status, or the signal's name, once all that it logged is in `log`. */
+  /** Resolves with the exit status or the name of the signal, after the whole output is in `log`. */
   readonly exited: Promise<number | string>
   /** SIGTERM, then waits; SIGKILL when that takes longer than 20 s. */
   readonly stop: () => Promise<number | string>
 }
 
-/** One directory for all gateways of a test process: making one takes a while. */
+/** One directory for all gateways of a test process, because making certificates takes time. */
 let certificates: string | undefined
 
 export function certificateFiles(): { TLS_CERT_FILE: string; TLS_KEY_FILE: string } {
@@ -58,7 +58,7 @@ export function certificateFiles(): { TLS_CERT_FILE: string; TLS_KEY_FILE: strin
   }
 }
 
-/** The CA that signed the certificate of every gateway started here. */
+/** The CA that has signed the certificates of all gateways of this module. */
 export function testCaFile(): string {
   return join(certificateFiles().TLS_CERT_FILE, "../ca.crt")
 }
@@ -71,15 +71,15 @@ const AUTHORIZATION = { authorization: `Bearer ${TOKEN}` }
 
 /** Where it runs. */
 export interface GatewayPlace {
-  /** A command that runs it, such as one that enters a network namespace. */
+  /** A command prefix, such as one that enters a network namespace. */
   readonly prefix?: readonly string[]
-  /** The address on which it listens and is reached. */
+  /** The address to listen on and to connect to. */
   readonly host?: string
 }
 
 /**
- * Starts a gateway and waits until all its workers listen. Without `AMQP_URL` in `environment` it has
- * the embedded broker. Rejects with what it logged when it ends before that.
+ * Starts a gateway and waits until all its workers listen. Without `AMQP_URL` in `environment` it uses the embedded
+ * broker. Rejects with its log when it ends before that.
  */
 export async function startGateway(
   environment: Record<string, string> = {},
@@ -91,7 +91,7 @@ export async function startGateway(
       HOME: process.env["HOME"] ?? "",
       DEVICE_HOST: host,
       HTTP_HOST: host,
-      // Anything but loopback needs a token.
+      // An address other than loopback needs a token.
       ...(host === LOOPBACK ? {} : { HTTP_TOKENS: TOKEN }),
       DEVICE_PORT: "0",
       HTTP_PORT: "0",
@@ -115,7 +115,7 @@ export async function startGateway(
     readLines(child.stderr, (line) => other.push(line)),
   ])
   const exited = child.exited.then(async (status) => {
-    // Workers whose supervisor was killed keep the pipe open until they have drained.
+    // After their supervisor was killed, workers keep the pipe open until they have drained.
     const read = { what: "the end of the log", timeoutMs: LOG_END_TIMEOUT_MS }
     await within(outputs, read).catch(() => undefined)
     return child.signalCode ?? status
@@ -142,7 +142,7 @@ export async function startGateway(
   const devicePort = Number(first?.["devicePort"])
   const httpPort = Number(first?.["httpPort"])
   const fetchPath = (path: string, init?: RequestInit) =>
-    // A kept connection would go to the same worker every time.
+    // A keep-alive connection would always reach the same worker.
     fetch(`http://${host}:${httpPort}${path}`, {
       keepalive: false,
       ...init,
@@ -183,7 +183,7 @@ export async function startGateway(
   }
 }
 
-/** Settings that give a gateway queues of its own on a shared broker. */
+/** Settings that give a gateway its own queues on a shared broker. */
 export function ownQueues(name: (noun: string) => string) {
   return {
     FROM_DEVICE_QUEUE: name("from_device"),
@@ -202,7 +202,7 @@ export function metricValue(text: string, name: string, label?: string): number 
   return sum
 }
 
-/** CPU seconds, user and system, that a process has used. */
+/** User and system CPU time of a process, seconds. */
 export function cpuSeconds(pid: number): number {
   const fields = readFileSync(`/proc/${pid}/stat`, "utf8").split(") ")[1]?.split(" ") ?? []
   const clockTicksPerSecond = 100

@@ -1,8 +1,8 @@
 /**
- * A load balancer for the tests: Debian's HAProxy in TCP mode, with a health check of each server every half second.
- * The connections of a server that fails its check are closed.
+ * A load balancer for the tests: Debian's HAProxy in TCP mode, which checks each server every half second and closes
+ * the connections of a server that fails its check.
  *
- * `stop` ends it as SIGKILL does, with all its connections; `start` starts it again on the same port.
+ * `stop` kills it with all its connections. `start` starts it again on the same port.
  */
 
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs"
@@ -33,13 +33,13 @@ export class HaProxy {
     return proxy
   }
 
-  /** The broker's URL by way of this. */
+  /** The URL of the broker through this load balancer. */
   get url(): string {
     return `amqp://guest:guest@${HOST}:${this.port}`
   }
 
   async start(): Promise<void> {
-    // HAProxy ends with the test process, also when that is killed.
+    // HAProxy ends with the test process, even if that is killed.
     const command = ["setpriv", "--pdeathsig", "KILL", HAPROXY, "-db", "-f", this.#configuration]
     const started = Bun.spawn(command, {
       stdio: ["ignore", "pipe", "pipe"],

@@ -1,15 +1,16 @@
 /**
- * A network namespace for one test file, with two wires out of it: one to the broker's side, on which faults are
- * made, and one to the devices' side, which they do not touch.
+ * A network namespace for one test file with two veth pairs: one to the broker's side, on which faults are made, and
+ * one to the devices' side, which stays free of faults.
  *
  *   broker's side 10.99.n.1 ── 10.99.n.2 ┐
  *                                        ├ namespace
  *   devices' side 10.99.n.5 ── 10.99.n.6 ┘
  *
- * nftables drops packets and tc slows them down. Both need root, or the root of a user namespace: `ownNetwork` is the
- * command that gives an ordinary user one. A holder process keeps the namespace; it waits on a pipe from the test
- * process, and when that closes, by `remove` or by any death, it ends what still runs within and then itself. The
- * kernel removes the namespace and both wires with the last process in it.
+ * nftables drops packets and tc slows them down. Both need root, or root in a user namespace: `ownNetwork` is the
+ * command prefix that creates one for an ordinary user. A holder process keeps the namespace. It waits on a pipe from
+ * the test process. When the pipe closes, because of `remove` or because the test process has died, the holder ends the
+ * remaining processes in the namespace and then itself. The kernel removes the namespace and both veth pairs with its
+ * last process.
  */
 
 import { existsSync, readFileSync, readlinkSync } from "node:fs"
@@ -29,7 +30,7 @@ for process in /proc/[0-9]*; do
 done
 `
 
-/** Debian's folders for the programs; an ordinary user's PATH does not have all of them. */
+/** Debian's folders for programs. The PATH of an ordinary user does not contain all of them. */
 const PACKAGES = { ip: "iproute2", tc: "iproute2", nft: "nftables", nsenter: "util-linux" } as const
 
 const NEW_USER_NAMESPACE = ["unshare", "--user", "--map-root-user", "--net"]
@@ -47,9 +48,9 @@ const SYSCTLS: readonly (readonly [file: string, forbidding: string, remedy: str
 ]
 
 /**
- * The prefix for a command that must create network namespaces: empty for root. An ordinary user's command
- * runs as root of a new user namespace, in a new network that has the loopback interface alone. Empty too where user
- * namespaces are forbidden: `Namespace.make` then says why.
+ * The prefix for a command that must create network namespaces: empty for root. For an ordinary user the command runs
+ * as root of a new user namespace, in a new network with the loopback interface only. Also empty when user namespaces
+ * are forbidden; then the error of `Namespace.make` gives the reason.
  */
 export function ownNetwork(): readonly string[] {
   if (process.getuid?.() === 0) return []
@@ -59,9 +60,9 @@ export function ownNetwork(): readonly string[] {
 }
 
 export class Namespace {
-  /** Where the broker's side is reached from within. */
+  /** The address of the broker's side, from within the namespace. */
   readonly brokerAddress: string
-  /** Where what listens within is reached by devices. */
+  /** The address by which devices reach servers in the namespace. */
   readonly deviceAddress: string
   readonly #wire: string
   readonly #holder: Bun.Subprocess<"pipe", "ignore", "pipe">
@@ -73,7 +74,7 @@ export class Namespace {
     this.#holder = holder
   }
 
-  /** @throws with what is missing and how to allow it when a namespace cannot be made here. */
+  /** @throws when a namespace cannot be created. The message names the cause and the remedy. */
   static async make(): Promise<Namespace> {
     const id = 1 + Math.floor(Math.random() * 250)
     const namespace = new Namespace(id, await startHolder())
@@ -103,24 +104,24 @@ export class Namespace {
     return namespace
   }
 
-  /** What to put before a command so that it runs within. */
+  /** The prefix for a command that must run in the namespace. */
   get prefix(): readonly string[] {
     return ["nsenter", `--net=/proc/${this.#holder.pid}/ns/net`]
   }
 
-  /** Drops every packet of the broker's wire in these directions. */
+  /** Drops all packets to or from the broker's side in these directions. */
   drop(...directions: readonly Direction[]): void {
     for (const direction of directions) this.#rule(direction, "drop")
   }
 
-  /** Drops that many packets of a hundred, both ways. */
+  /** Drops this percentage of packets in both directions. */
   lose(percent: number): void {
     const chance = ["numgen", "random", "mod", "100", "<", String(percent), "drop"]
     this.#rule("to the broker", ...chance)
     this.#rule("from the broker", ...chance)
   }
 
-  /** Lets so many bits a second pass, each way. */
+  /** Limits the rate in each direction to this many bits per second. */
   limit(rate: string): void {
     const shaping = ["root", "tbf", "rate", rate, "burst", "16kb", "latency", "400ms"]
     run("tc", "qdisc", "add", "dev", this.#wire, ...shaping)
@@ -131,13 +132,13 @@ export class Namespace {
     for (const hook of ["input", "output"]) {
       this.#within("nft", "flush", "chain", "inet", "faults", hook)
     }
-    // Nothing to delete where nothing was limited.
+    // Fails when there is no limit to delete.
     const unlimit = (wire: string) => [programOf("tc"), "qdisc", "del", "dev", wire, "root"]
     Bun.spawnSync(unlimit(this.#wire))
     Bun.spawnSync([...this.prefix, ...unlimit(`${this.#wire}i`)])
   }
 
-  /** Ends the processes within; the kernel then removes the namespace and its wires. */
+  /** Ends the processes in the namespace. Then the kernel removes it and its veth pairs. */
   async remove(): Promise<void> {
     await this.#holder.stdin.end()
     await within(this.#holder.exited, { what: "the namespace's holder to end" })
@@ -155,11 +156,11 @@ export class Namespace {
   }
 }
 
-/** Resolves once it is in a network namespace of its own. */
+/** Resolves when the process has its own network namespace. */
 async function startHolder(): Promise<Bun.Subprocess<"pipe", "ignore", "pipe">> {
   const holder = Bun.spawn(["unshare", "--net", "sh", "-c", HOLDER], {
     stdio: ["pipe", "ignore", "pipe"],
-    // A signal from the terminal is for the tests; the holder ends after them.
+    // Ignore signals from the terminal: they are for the tests, and the holder ends after them.
     detached: true,
   })
   const network = (id: number | "self") => readlinkSync(`/proc/${id}/ns/net`)
@@ -179,8 +180,8 @@ function needs(): string {
 }
 
 /**
- * @param couldEnter whether the user may make a user namespace and has not.
- * @param sysctl the value of a file below /proc/sys; null when there is none.
+ * @param couldEnter whether the user may create a user namespace but has not.
+ * @param sysctl returns the value of a file below /proc/sys; null when the file does not exist.
  */
 export function namespaceAdvice(
   couldEnter: boolean,

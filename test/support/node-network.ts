@@ -1,13 +1,13 @@
 /**
- * A network for the nodes of a cluster: each in a network namespace of its own, all on one bridge, which the
- * machine itself is on too.
+ * A network for the nodes of a cluster. Each node has its own network namespace. All are connected to one bridge, and
+ * so is the machine itself.
  *
  *   machine 10.98.n.1 ── bridge ┬── 10.98.n.11 node 0
  *                               ├── 10.98.n.12 node 1
  *                               └── 10.98.n.13 node 2
  *
- * A node is cut off by nftables, which drops every packet that enters or leaves its namespace. Needs root, or to be
- * root of a user namespace. `remove` deletes everything; the next run deletes what a killed run left behind.
+ * To cut a node off, nftables drops all packets that enter or leave its namespace. Needs root, or root in a user
+ * namespace. `remove` deletes everything. The next run deletes the remains of a killed run.
  */
 
 import { existsSync } from "node:fs"
@@ -62,7 +62,7 @@ export class NodeNetwork {
     return ["ip", "netns", "exec", this.#names[node] ?? ""]
   }
 
-  /** Drops every packet between this node and all else; its own loopback still works. */
+  /** Drops all packets between this node and the rest of the network. Its own loopback still works. */
   cutOff(node: number): void {
     const rules = [
       ["input", "iifname"],
@@ -107,14 +107,14 @@ function removeLeftovers(): void {
   }
 }
 
-/** Ends the processes within first, since they would keep the namespace and its wire. */
+/** Ends the processes in the namespace first, because they would keep it alive. */
 function removeNamespace(name: string): void {
   const within = Bun.spawnSync(["ip", "netns", "pids", name]).stdout.toString()
   for (const [id] of within.matchAll(/\d+/g)) {
     try {
       process.kill(Number(id), "SIGKILL")
     } catch {
-      // It ended by itself.
+      // The process has ended already.
     }
   }
   Bun.spawnSync(["ip", "netns", "del", name])

@@ -1,10 +1,9 @@
 /**
- * Loaded before every test file (bunfig.toml): ends what the files share once the last of them has
- * run. Holds nothing that a test could depend on, and starts nothing.
+ * Loaded before each test file (bunfig.toml). Ends the resources that test files share after the last file has run.
+ * Starts nothing and has no state.
  */
 import { afterAll } from "bun:test"
 import { disposeSharedRabbitMq } from "./rabbitmq.ts"
 
-// Bun runs this once for the whole run, and not at all after `--bail` or a kill: the node's own
-// guard ends it then.
+// Bun calls this once after the whole run, but not after `--bail` or a kill. Then the guard of the node ends it.
 afterAll(disposeSharedRabbitMq, 30_000)

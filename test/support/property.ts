@@ -1,19 +1,18 @@
 /**
- * Properties: the one place that says from which seed and how often fast-check runs, and that tells
- * how to run a failure again. Never decides what is tested.
+ * Runs properties with fast-check: sets the seed and the number of runs, and reports how to repeat a failure.
  *
- * `FUZZ_SEED` replaces the fixed seed, `FUZZ_RUNS` the number of runs of every property. Many runs
- * outlast the five seconds that `bun test` gives a test: add `--timeout`.
+ * `FUZZ_SEED` replaces the fixed seed, `FUZZ_RUNS` the number of runs of each property. Many runs take longer than the
+ * five seconds that `bun test` allows a test: add `--timeout`.
  */
 
 import fc from "fast-check"
 
-/** Fixed, so that a commit's tests always do the same; a fuzz run gives its own. */
+/** Fixed, so that the tests of a commit are deterministic. A fuzz run sets its own seed. */
 const DEFAULT_SEED = 20_140_101
 
-/** For properties that take some milliseconds a run. */
+/** For properties that take a few milliseconds for each run. */
 export const RUNS = 100
-/** For those of the core that take a few microseconds. */
+/** For properties of the core that take a few microseconds for each run. */
 export const CHEAP_RUNS = 1_000
 
 export function check<Ts>(property: fc.IProperty<Ts>, runs = RUNS): void {

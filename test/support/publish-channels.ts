@@ -1,4 +1,4 @@
-/** Publish channels for tests: one whose answers the test gives, and a listener that calls back for each message. */
+/** Publish channels for tests: one that the test settles, and a listener that calls back for each message. */
 
 import type {
   OutgoingMessage,
@@ -9,7 +9,7 @@ import type {
 } from "../../src/broker/broker.ts"
 import { EmbeddedBroker } from "../../src/broker/embedded.ts"
 
-/** What a message of `callbackListener` is known by. */
+/** Identifies a message of `callbackListener`. */
 export interface CallbackPublish {
   readonly id: string
   readonly settled: (result: PublishResult) => void
@@ -19,7 +19,7 @@ export function callbackListener(opened: () => void): PublishChannelListener<Cal
   return { opened, settled: ({ settled }, result) => settled(result), idOf: ({ id }) => id }
 }
 
-/** A publish channel, for any number of listeners, that keeps what is published until the test settles it. */
+/** A publish channel, for any number of listeners, that keeps published messages until the test settles them. */
 export class ScriptedPublishChannel {
   state: PublishChannelState
   readonly published: OutgoingMessage[] = []
@@ -45,7 +45,7 @@ export class ScriptedPublishChannel {
     }
   }
 
-  /** Settles that many of those that are not, the oldest first. */
+  /** Settles this many unsettled messages, the oldest first. */
   settle(result: PublishResult, count = 1): void {
     for (const settle of this.#unsettled.splice(0, count)) settle(result)
   }
@@ -56,7 +56,7 @@ export class ScriptedPublishChannel {
   }
 }
 
-/** The embedded broker with a script in place of its publish channels. */
+/** The embedded broker with scripted publish channels. */
 export class ScriptedBroker extends EmbeddedBroker {
   readonly scripted: ScriptedPublishChannel
 

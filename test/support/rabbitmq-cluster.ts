@@ -1,8 +1,8 @@
 /**
- * A cluster of RabbitMQ nodes for the tests: each a node of `rabbitmq.ts` in a network namespace of its own, with
+ * A cluster of RabbitMQ nodes for the tests. Each is a node of `rabbitmq.ts` in its own network namespace, with
  * `cluster_partition_handling` `pause_minority`.
  *
- * A node that is cut off notices it within `CLUSTER_NET_TICK_S` and a quarter of that, and pauses itself. Ends with
+ * A node that is cut off detects this within 1.25 × `CLUSTER_NET_TICK_S` and pauses itself. End the cluster with
  * `dispose`.
  */
 
@@ -57,7 +57,7 @@ export class RabbitMqCluster {
     return node
   }
 
-  /** Drops every packet between this node and everything else. */
+  /** Drops all packets between this node and the rest of the network. */
   cutOff(at: number): void {
     this.#network.cutOff(at)
   }
@@ -66,13 +66,13 @@ export class RabbitMqCluster {
     this.#network.heal(at)
   }
 
-  /** Which node leads a quorum queue. */
+  /** The node of a quorum queue's leader. */
   async leaderOf(queue: string): Promise<number> {
     const leader = await this.#evaluated(`${leaderIn(queue)}, io:format("~s~n", [Leader]).`)
     return Number(/^rabbit@node(\d+)$/m.exec(leader)?.[1] ?? Number.NaN)
   }
 
-  /** Each leader hands its quorum queue over to the member after it. */
+  /** Moves the leader of each quorum queue to the next member. */
   async moveLeaders(queues: readonly string[]): Promise<void> {
     for (const queue of queues) {
       const moved = () =>
@@ -85,7 +85,7 @@ export class RabbitMqCluster {
     }
   }
 
-  /** Waits until every queue keeps its majority without this node, as an operator would before an upgrade. */
+  /** Waits until all queues have a majority without this node, like an operator before an upgrade. */
   async canLose(at: number): Promise<void> {
     const expression =
       "{3, true} = {length(rabbit_mnesia:cluster_nodes(running)), " +
@@ -99,7 +99,7 @@ export class RabbitMqCluster {
     }
   }
 
-  /** Waits until the others go on without this node. */
+  /** Waits until the other nodes have detected that this node is gone. */
   async hasLeft(at: number): Promise<void> {
     const other = this.node((at + 1) % NODE_NUMBERS.length)
     const left = () => other.ctl("eval", "2 = length(rabbit_mnesia:cluster_nodes(running)).")
@@ -142,7 +142,7 @@ export class RabbitMqCluster {
   }
 }
 
-/** Erlang that binds `Q`, `Members` and `Leader`, a node. In one call, since each is a start of an Erlang machine. */
+/** Erlang code that binds `Q`, `Members` and the node `Leader`. In one call, because each call starts an Erlang VM. */
 function leaderIn(queue: string): string {
   return (
     `{ok, Q} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"${queue}">>)), ` +

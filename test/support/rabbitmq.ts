@@ -8,13 +8,13 @@
  *                        ▼  │                ▼
  *                       stopped ◄────────────┘        any ──dispose──► disposed
  *
- * The node is no child of the test process. Bun ends every child it knows when one test times out,
- * which would take the shared node from all tests after it; and a killed test process ends none. A
- * shell, the guard, waits at a FIFO that the test process holds open: when that closes, by
- * `dispose` or by any death, it ends whatever has our directory as its HOME and removes it.
+ * The node is not a child of the test process. When a test times out, Bun kills all its children, so all later tests
+ * would lose the shared node. And a killed test process does not end its children. So a shell, the guard, waits at a
+ * FIFO that the test process holds open. When the FIFO closes, because of `dispose` or because the test process has
+ * died, the guard ends all processes that have the node's directory as HOME, and removes the directory.
  *
- * Never touches a system RabbitMQ, its files or its epmd; never skips a test when the package is
- * missing; never reads the host's RABBITMQ_ settings.
+ * Never touches a system RabbitMQ, its files or its epmd. Never skips a test when the package is missing. Never reads
+ * the host's RABBITMQ_ settings.
  */
 import {
   closeSync,
@@ -36,52 +36,52 @@ export interface TestBroker {
   /** AMQP URL of the default virtual host, with credentials. */
   readonly url: string
   readonly port: number
-  /** Runs `rabbitmqctl --silent …` and resolves with its output; rejects with what it complained. */
+  /** Runs `rabbitmqctl --silent …` and resolves with its output. Rejects with its error output. */
   ctl(...args: string[]): Promise<string>
-  /** SIGSTOP: connections stay open and nothing answers. */
+  /** Sends SIGSTOP: connections stay open, but the node does not answer. */
   pause(): void
-  /** SIGCONT. */
+  /** Sends SIGCONT. */
   resume(): void
-  /** Ends the node in order, as an operator would; what is durable stays. */
+  /** Stops the node cleanly. Durable data stays. */
   stop(): Promise<void>
   /** Starts a stopped or killed node with the same directory and ports, and waits for AMQP. */
   start(): Promise<void>
-  /** SIGKILL, and waits until the process is gone. */
+  /** Sends SIGKILL and waits until the process has ended. */
   kill(): Promise<void>
   closeAllConnections(reason: string): Promise<void>
   /** Messages ready for delivery; rejects when the queue does not exist. */
   queueDepth(name: string): Promise<number>
 }
 
-/** A node that its caller owns, and has to dispose of. */
+/** A node that the caller owns and must dispose of. */
 export interface PrivateBroker extends TestBroker {
-  /** Ends every process of the node and removes its directory; may be called again. */
+  /** Ends all processes of the node and removes its directory. May be called again. */
   dispose(): Promise<void>
-  /** The ids of the processes that run for this node, epmd and helpers included. */
+  /** The ids of all processes of this node, including epmd and helpers. */
   processIds(): number[]
-  /** As `ctl`, for another of RabbitMQ's programs, such as `rabbitmq-upgrade`. */
+  /** Like `ctl`, for another program of RabbitMQ, such as `rabbitmq-upgrade`. */
   tool(program: string, ...args: string[]): Promise<string>
   readonly directory: string
 }
 
 /**
- * `3.10`: the system's package, as in Debian 12. `4`: the package of Debian 13 in a folder that
- * `sh test/install long` makes, run by chroot; without root in a user namespace.
+ * `3.10`: the package of the system (Debian 12). `4`: the package of Debian 13 in a folder that `sh test/install long`
+ * makes. It runs in a chroot, without root in a user namespace.
  */
 export type Release = "3.10" | "4"
 
 export interface NodeOptions {
   /** Default: `3.10`. */
   readonly release?: Release
-  /** Default: a node for itself on loopback. */
+  /** Default: a single node on loopback. */
   readonly member?: ClusterMember
 }
 
-/** A node that others can join, with an address of its own. */
+/** A node that others can join, with its own address. */
 export interface ClusterMember {
-  /** A command prefix that runs the node at its address, such as one that enters a network namespace. */
+  /** A command prefix for the node, such as one that enters a network namespace with its address. */
   readonly prefix: readonly string[]
-  /** Short host names of all members, and their addresses; node names are `rabbit@<host>`. */
+  /** Short host names of all members with their addresses. Node names are `rabbit@<host>`. */
   readonly hosts: ReadonlyMap<string, string>
   readonly host: string
   /** The secret that the members share. */
@@ -95,7 +95,7 @@ type NodeState = "running" | "paused" | "stopped" | "disposed"
 const PROGRAMS = "/usr/lib/rabbitmq/bin"
 const SERVER = join(PROGRAMS, "rabbitmq-server")
 const RABBITMQ_4_FOLDER = process.env["OWSLA_RABBITMQ_4"] ?? "/var/cache/owsla-test/rabbitmq-4"
-/** The distribution declares a silent node dead after 75 % to 125 % of it; the default is 60 s. */
+/** Erlang's distribution declares a silent node dead after 75 % to 125 % of this time. The default is 60 s. */
 export const CLUSTER_NET_TICK_S = 8
 const LOOPBACK = "127.0.0.1"
 const DEBIAN_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
@@ -129,7 +129,7 @@ function advancedConfig(address: string, member: ClusterMember | undefined): str
 `
 }
 
-/** Bind-mounts what a node needs into the folder, in a mount namespace of its own, and runs a program there. */
+/** Bind-mounts the files of a node into the folder, in a new mount namespace, and runs a program there. */
 const IN_FOLDER = `
 folder=$1; tmp=$2; shift 2
 for at in /dev /proc /sys "$tmp"; do
@@ -138,7 +138,7 @@ done
 exec chroot "$folder" "$@"
 `
 
-/** A command that runs a program of this release; its id is that of the program. */
+/** A command that runs a program of this release. The process id is that of the program. */
 function releasePrefix(release: Release): readonly string[] {
   if (release === "3.10") return []
   const asRoot = process.getuid?.() === 0 ? [] : ["--user", "--map-root-user"]
@@ -148,7 +148,7 @@ function releasePrefix(release: Release): readonly string[] {
   ]
 }
 
-/** Ids are found by HOME, which all processes of the node inherit and nobody else has. */
+/** Finds processes by HOME, which all processes of the node inherit and no other process has. */
 const GUARD = `
 exec 3<"$1/alive"
 read -r _ <&3
@@ -160,12 +160,12 @@ done
 rm -rf "$1"
 `
 
-/** The shell ends at once, so that the program is the child of init and Bun does not know it. */
+/** The shell exits at once, so that the program becomes a child of init and not of Bun. */
 const APART = `output=$1; shift; setsid "$@" </dev/null >>"$output" 2>&1 & echo $!`
 
 /**
- * Starts a node and resolves when it answers AMQP (about 5 s; 120 s at most, then it rejects with the
- * tail of the node's log). Rejects with what to install when the package is missing.
+ * Starts a node and resolves when it answers AMQP, after about 5 s. Rejects after 120 s with the end of the node's log.
+ * When the package is missing, it rejects with the package to install.
  */
 export async function startRabbitMq(options: NodeOptions = {}): Promise<PrivateBroker> {
   if (!existsSync(SERVER)) {
@@ -190,9 +190,9 @@ let shared: Promise<TestBroker> | undefined
 let sharedNode: Promise<PrivateBroker> | undefined
 
 /**
- * The node that all test files of one `bun test` share, started by the first call; `TEST_AMQP_URL`
- * names a broker to use in its place. Call it in `beforeAll` with a limit of 60 s: the default one
- * of Bun is as short as a start. A test that stops or pauses the node puts it back.
+ * The node that all test files of one `bun test` share. The first call starts it. `TEST_AMQP_URL` sets a broker to use
+ * instead. Call this in `beforeAll` with a limit of 60 s, because Bun's default limit is as short as a start. A test
+ * that stops or pauses the node must start or resume it.
  */
 export function sharedRabbitMq(): Promise<TestBroker> {
   if (shared === undefined) {
@@ -207,14 +207,14 @@ export function sharedRabbitMq(): Promise<TestBroker> {
   return shared
 }
 
-/** For the preload: ends the shared node when there is one. */
+/** Ends the shared node if there is one. Called by the preload. */
 export async function disposeSharedRabbitMq(): Promise<void> {
-  // A node that failed to start has disposed of itself and told its tests why.
+  // A node that failed to start has disposed of itself and has reported the cause.
   const node = await sharedNode?.catch(() => undefined)
   await node?.dispose()
 }
 
-/** Names no other test, file or run has: `uniqueNames("publisher")("from_device")`. */
+/** Makes names that no other test, file or run uses: `uniqueNames("publisher")("from_device")`. */
 export function uniqueNames(prefix: string): (noun: string) => string {
   const run = crypto.randomUUID().slice(0, 8)
   return (noun) => `${prefix}.${run}.${noun}`
@@ -228,9 +228,9 @@ class RabbitMqNode implements PrivateBroker {
   readonly #member: ClusterMember | undefined
   readonly #address: string
   readonly #epmdPort: number
-  /** Before epmd, which is the machine's for every release. */
+  /** The command prefix of epmd, which is the machine's for all releases. */
   readonly #placePrefix: readonly string[]
-  /** Before RabbitMQ's own programs. */
+  /** The command prefix of RabbitMQ's programs. */
   readonly #prefix: readonly string[]
   readonly #aliveFd: number
   #state: NodeState = "stopped"
@@ -248,11 +248,13 @@ class RabbitMqNode implements PrivateBroker {
     this.#prefix = [...this.#placePrefix, ...releasePrefix(release)]
     this.#environment = nodeEnvironment(directory, this.#address, ports, member)
     mustRun(["mkfifo", join(directory, "alive")])
-    // Read and write, because opening for writing alone waits for a reader.
+    // For reading and writing, because opening for writing only blocks until there is a reader.
     this.#aliveFd = openSync(join(directory, "alive"), constants.O_RDWR | constants.O_NONBLOCK)
   }
 
-  /** The directory, the guard and epmd, in this order: nothing runs unguarded. */
+  /**
+   * Starts the guard, prepares the directory and starts epmd. The guard is first, so that no process runs without it.
+   */
   async prepare(): Promise<void> {
     const { directory } = this
     const guard = ["sh", "-c", GUARD, "owsla-rabbitmq-guard", directory]
@@ -266,7 +268,7 @@ class RabbitMqNode implements PrivateBroker {
       await writeFile(join(directory, "inetrc"), inetConfig(hosts))
     }
     const port = String(this.#epmdPort)
-    // Ours in the foreground, because the one that a node starts by itself outlives it unseen.
+    // Start epmd in the foreground, because one that the node starts itself outlives the node.
     const epmd = [...this.#placePrefix, "epmd", "-address", this.#address, "-port", port]
     await startApart(epmd, join(directory, "log", "epmd.out"), this.#environment)
     await until(() => listens(this.#address, this.#epmdPort), { what: "epmd to listen" })
@@ -293,7 +295,7 @@ class RabbitMqNode implements PrivateBroker {
     this.#mustBe("pause", "running")
     process.kill(this.#nodeId, "SIGSTOP")
     this.#state = "paused"
-    // On a busy machine its threads still run for a while.
+    // On a busy machine its threads continue to run for a moment.
     const untilMs = performance.now() + STOP_TIMEOUT_MS
     while (!isStopped(this.#nodeId)) {
       if (performance.now() > untilMs) throw new Error(`process ${this.#nodeId} does not stop`)
@@ -396,7 +398,7 @@ class RabbitMqNode implements PrivateBroker {
   }
 }
 
-/** Somebody's broker: it can be asked, and not stopped. */
+/** The broker of `TEST_AMQP_URL`. Tests can use it, but cannot stop it. */
 function foreignBroker(url: string): TestBroker {
   const { port, protocol } = new URL(url)
   const refusal = () => new Error("This needs the private node: unset TEST_AMQP_URL")
@@ -418,7 +420,7 @@ function foreignBroker(url: string): TestBroker {
   }
 }
 
-/** Over AMQP, because `rabbitmqctl` takes half a second and a wait asks many times. */
+/** Uses AMQP, because `rabbitmqctl` takes half a second and a wait calls this often. */
 async function queueDepth(url: string, name: string): Promise<number> {
   return await withClient(url, QUERY_TIMEOUT_MS, async (client) => {
     const channel = await client.channel()
@@ -427,7 +429,7 @@ async function queueDepth(url: string, name: string): Promise<number> {
   })
 }
 
-/** One connection for one question; it is cut when the answer takes too long. */
+/** Opens a connection for one request. The connection is closed when the answer takes too long. */
 async function withClient<T>(
   url: string,
   timeoutMs: number,
@@ -464,7 +466,7 @@ function nodeEnvironment(
   const joined = {
     RABBITMQ_NODENAME: `rabbit@${member?.host}`,
     ERL_INETRC: join(directory, "inetrc"),
-    // Schedulers that spin while they wait would take the cores from the other nodes.
+    // Without busy waiting, which would take CPU time from the other nodes.
     RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS: "+sbwt none +sbwtdcpu none +sbwtdio none",
   }
   return {
@@ -481,25 +483,25 @@ function nodeEnvironment(
     RABBITMQ_LOG_BASE: join(directory, "log"),
     RABBITMQ_ENABLED_PLUGINS_FILE: join(directory, "enabled_plugins"),
     RABBITMQ_ADVANCED_CONFIG_FILE: join(directory, "advanced.config"),
-    // Named though they do not exist: without them the system's files in /etc/rabbitmq are read.
+    // These files do not exist. Without these settings the system's files in /etc/rabbitmq would be read.
     RABBITMQ_CONFIG_FILE: join(directory, "none"),
     RABBITMQ_CONF_ENV_FILE: join(directory, "none"),
-    // Makes the start script become the node, so that the id of the one is the id of the other.
+    // Makes the start script exec the node, so that both have the same process id.
     RUNNING_UNDER_SYSTEMD: "true",
   }
 }
 
-/** Names resolve by this file alone: neither the machine's hosts file nor its DNS knows the members. */
+/** Names are resolved with this file only: the machine's hosts file and DNS do not contain the members. */
 function inetConfig(hosts: ReadonlyMap<string, string>): string {
   const host = ([name, address]: [string, string]) =>
     `{host, {${address.replaceAll(".", ",")}}, ["${name}"]}.`
   return [...[...hosts].map(host), "{lookup, [file, native]}.", ""].join("\n")
 }
 
-/** Below those that the kernel gives to outgoing connections, which might take one until the node has it. */
+/** Below the kernel's range for outgoing connections, which could use a port before the node binds it. */
 const NODE_PORTS = { first: 10_000, count: 20_000 }
 
-/** Held open together until all are known, so that they differ. */
+/** All ports are held open until the last one is known, so that they differ. */
 function freePorts(): NodePorts {
   const socket = { data() {} }
   const listen = (tries = 100): Bun.TCPSocketListener => {
@@ -526,7 +528,7 @@ async function listens(hostname: string, port: number): Promise<boolean> {
   }
 }
 
-/** Resolves with the id of a program that is not our child. */
+/** Resolves with the id of a program that is not a child of this process. */
 async function startApart(
   command: string[],
   output: string,
@@ -550,8 +552,8 @@ function mustRun(command: string[]): void {
 }
 
 /**
- * Whether a process that we cannot wait for is gone. A zombie counts: nobody may ever collect it.
- * Its threads must be gone too, since until then they hold the ports.
+ * Whether a process that is not a child has ended. A zombie counts as ended, because its parent may never reap it. Its
+ * threads must have ended too, because they hold the ports until then.
  */
 function hasEnded(id: number): boolean {
   try {
@@ -579,7 +581,7 @@ function describe(error: unknown): string {
   return error instanceof Error ? error.message : String(error)
 }
 
-/** Whether every thread of a process is stopped by a signal. */
+/** Whether all threads of a process are stopped by a signal. */
 function isStopped(pid: number): boolean {
   const threads = readdirSync(`/proc/${pid}/task`)
   return threads.every((thread) => {

@@ -1,4 +1,4 @@
-/** An HTTP client that writes what it is told to, byte for byte, over a plain socket. */
+/** An HTTP client that writes the given bytes to a plain socket. */
 
 import { connect, type Socket } from "node:net"
 import { until } from "./wait.ts"
@@ -34,7 +34,7 @@ export class RawHttp {
     this.socket.write(data)
   }
 
-  /** The head and the body of the first answer, which has a Content-Length. */
+  /** The head and the body of the first response, which must have a Content-Length. */
   async answer(): Promise<RawAnswer> {
     return until(
       () => {
@@ -49,7 +49,7 @@ export class RawHttp {
   }
 }
 
-/** One request on a connection of its own, with exactly these lines as its head. */
+/** Sends one request on a new connection, with exactly these lines as its head. */
 export async function rawRequest(
   port: number,
   lines: readonly string[],

@@ -3,10 +3,9 @@
  *
  *     connecting ──handshake──► connected ──end──► ending ──► closed
  *
- * It is a peer, not a copy of the gateway's framing: it splits at LF and keeps every other byte, a
- * CR too, so that a test sees exactly what was sent to a device. It keeps all it received (a test's
- * worth, unbounded) and all it was told to send until the socket takes it. Never reconnects, never
- * retries, never checks a certificate unless a CA is given.
+ * It has its own framing: it splits at LF and keeps all other bytes, including CR, so that a test sees exactly what was
+ * sent to a device. It keeps all received bytes, without a bound, and all bytes to send until the socket accepts them.
+ * Never reconnects and never retries. Verifies the certificate only if a CA is given.
  */
 import { type Deferred, deferred, within } from "./wait.ts"
 
@@ -16,12 +15,12 @@ export interface TestDeviceOptions {
   host?: string
   /** Merged over `{ rejectUnauthorized }`, which is true exactly when a `ca` is given. */
   tls?: Bun.TLSOptions
-  /** Limit of TCP connect and handshake together; default 20000. */
+  /** The limit for TCP connect and handshake together; default 20000. */
   connectTimeoutMs?: number
 }
 
 export interface DeviceClose {
-  /** Who closed: this device (`end`, `terminate`), the other side in order, or a reset or fault. */
+  /** What closed the connection: this device (`end`, `terminate`), the other side cleanly, or a reset or error. */
   by: "device" | "peer" | "fault"
   error?: Error
   /** Bytes that `send` had accepted and the socket had not. */
@@ -31,27 +30,27 @@ export interface DeviceClose {
 export interface TestDevice {
   /** Received lines as UTF-8, without their LF, oldest first. */
   readonly lines: readonly string[]
-  /** The same lines as the bytes they were. */
+  /** The same lines as bytes. */
   readonly lineBytes: readonly Uint8Array[]
-  /** What came after the last LF. */
+  /** The bytes after the last LF. */
   readonly rest: Uint8Array
   readonly closed: Promise<DeviceClose>
-  /** Sends the line and one LF; resolves and rejects as `sendBytes`. */
+  /** Sends the line and one LF. Resolves and rejects like `sendBytes`. */
   send(line: string): Promise<void>
   /**
-   * Resolves when the socket took all bytes, which says nothing of the other side; rejects when the
-   * connection closed before that. The rejection may be left unhandled.
+   * Resolves when the socket has accepted all bytes; the other side may not have read them. Rejects when the connection
+   * closes before that. The rejection may be left unhandled.
    */
   sendBytes(bytes: Uint8Array): Promise<void>
-  /** The oldest line that `nextLine` has not yet returned; rejects when there will be none. */
+  /** The oldest line that `nextLine` has not returned yet. Rejects when the connection closes before it arrives. */
   nextLine(timeoutMs?: number): Promise<string>
-  /** The first `count` lines received; rejects when the connection closes with fewer. */
+  /** The first `count` received lines. Rejects when the connection closes with fewer. */
   waitLines(count: number, timeoutMs?: number): Promise<readonly string[]>
-  /** Closes in order once all that was to be sent is taken. */
+  /** Closes cleanly after the socket has accepted all bytes. */
   end(): void
-  /** Resets the connection; what was to be sent is lost. */
+  /** Resets the connection. Bytes that are not sent yet are lost. */
   terminate(): void
-  /** Stops reading: what the other side sends fills the socket's buffers. */
+  /** Stops reading, so that the other side fills the socket's buffers. */
   pause(): void
   resume(): void
 }
@@ -59,7 +58,7 @@ export interface TestDevice {
 const DEFAULT_TIMEOUT_MS = 20_000
 const LF = 0x0a
 
-/** Resolves after the handshake; rejects with its error, or when the connection closes in it. */
+/** Resolves after the handshake. Rejects with its error, or when the connection closes during it. */
 export async function connectDevice(options: TestDeviceOptions): Promise<TestDevice> {
   const host = options.host ?? "127.0.0.1"
   const tls = { rejectUnauthorized: options.tls?.ca !== undefined, ...options.tls }
@@ -109,7 +108,7 @@ class Device implements TestDevice {
   readonly #handshake = deferred<void>()
   readonly #closed = deferred<DeviceClose>()
   readonly closed: Promise<DeviceClose> = this.#closed.promise
-  /** Resolves after the handshake, and is for `connectDevice` alone. */
+  /** Resolves after the handshake. Used by `connectDevice` only. */
   readonly connected: Promise<void> = this.#handshake.promise
 
   readonly #rejectUnauthorized: boolean
@@ -118,7 +117,7 @@ class Device implements TestDevice {
   #socket: Bun.Socket | undefined
   #unsent: Unsent[] = []
   #waiters: LineWaiter[] = []
-  /** Chunks since the last LF, joined only at the next one: a long line would else cost its square. */
+  /** Chunks since the last LF. They are joined at the next LF, so that the cost of a long line stays linear. */
   #restChunks: Uint8Array[] = []
   #returnedLines = 0
   #fault: Error | undefined
@@ -153,7 +152,7 @@ class Device implements TestDevice {
       const lines = await this.waitLines(index + 1, timeoutMs)
       return lines[index] ?? ""
     } catch (error) {
-      // The line that did not come in time is still the next one.
+      // The line that did not arrive in time is still the next one.
       this.#returnedLines = Math.min(this.#returnedLines, index)
       throw error
     }
@@ -198,14 +197,14 @@ class Device implements TestDevice {
 
   onOpen(socket: Bun.Socket): void {
     this.#socket = socket
-    // The connect took longer than its limit and nobody waits for it any more.
+    // The connect took longer than its limit, and the caller does not wait any more.
     if (this.#state === "closed") socket.terminate()
   }
 
   onHandshake(success: boolean, error: (Error & { code?: string }) | null): void {
     if (this.#state !== "connecting") return
-    // Bun reports no success, with a usable connection, when the certificate does not name the host
-    // and none was to be checked. A handshake that failed has one of these codes.
+    // When the certificate does not match the host name and no CA was given, Bun reports no success, although the
+    // connection can be used. A handshake that failed has one of these codes.
     const failed = error === null || ["EPROTO", "ECONNRESET"].includes(error.code ?? "")
     if (success || !(this.#rejectUnauthorized || failed)) {
       this.#state = "connected"
@@ -237,7 +236,7 @@ class Device implements TestDevice {
     if (this.#closingBy === "fault") this.#closingBy = "peer"
   }
 
-  /** An alert, such as the refusal of our certificate after TLS 1.3's handshake, or a throw here. */
+  /** A TLS alert, such as a refused client certificate after a TLS 1.3 handshake, or an exception in a callback. */
   onError(error: Error): void {
     this.#fault ??= error
     this.#socket?.terminate()
@@ -261,7 +260,7 @@ class Device implements TestDevice {
     for (let first = this.#unsent[0]; first !== undefined; first = this.#unsent[0]) {
       const taken = this.#socket?.write(first.bytes) ?? 0
       if (taken < first.bytes.length) {
-        // 0 and -1 take nothing: `drain` or `close` is what comes next.
+        // With 0 or -1 no bytes were accepted: `drain` or `close` follows.
         first.bytes = first.bytes.subarray(Math.max(taken, 0))
         return
       }

@@ -1,10 +1,9 @@
 /**
- * Programs that nobody here wrote, as peers in tests: back-ends (amqp-tools, Python's pika) and
- * devices (openssl, gnutls-cli). What they accept and produce is the evidence that the gateway
- * speaks AMQP and TLS, and not merely the dialect of its own libraries.
+ * Independent programs as peers in tests: back-ends (amqp-tools, Python's pika) and devices (openssl, gnutls-cli). They
+ * show that the gateway conforms to AMQP and TLS, and not only to its own libraries.
  *
- * They are found in Debian's directories alone, since version managers shadow them. A missing
- * program is an error that names its package, never a skipped test. Nothing here retries.
+ * They are looked up in Debian's directories only, because version managers shadow them. A missing program is an error
+ * that names its package. No test is skipped, and nothing is retried.
  */
 import { isIP } from "node:net"
 import { join } from "node:path"
@@ -22,7 +21,7 @@ export interface AmqpPublishOptions {
   exchange?: string
   routingKey: string
   body: string | Uint8Array
-  /** Always AMQP strings: the program has no numbers. */
+  /** Always AMQP strings, because the program does not support numbers. */
   headers?: Record<string, string>
   persistent?: boolean
   contentType?: string
@@ -31,7 +30,7 @@ export interface AmqpPublishOptions {
   timeoutMs?: number
 }
 
-/** Unconfirmed and not mandatory, but the broker has read it when this resolves. */
+/** Publishes unconfirmed and not mandatory, but the broker has read the message when this resolves. */
 export async function amqpPublish(options: AmqpPublishOptions): Promise<void> {
   const command = [findProgram("amqp-publish", "amqp-tools"), `--url=${options.url}`]
   command.push(`--routing-key=${options.routingKey}`)
@@ -60,19 +59,19 @@ export async function amqpConsume(options: ConsumeOptions): Promise<Buffer[]> {
   const { url, queue, count } = options
   const command = [findProgram("amqp-consume", "amqp-tools"), `--url=${url}`, `--queue=${queue}`]
   command.push(`--count=${count}`, "--prefetch-count=1")
-  // Base64 and not `cat`, which would run the bodies together.
+  // Base64, because `cat` would join the bodies without separators.
   command.push("--", "sh", "-c", "base64 --wrap=0; echo")
   const output = await run(command, "", options.timeoutMs)
   return outputLines(output).map((line) => Buffer.from(line, "base64"))
 }
 
-/** What pika understood of one message. */
+/** One message as parsed by pika. */
 export interface PikaMessage {
   body: Buffer
   headers: Record<string, unknown>
-  /** The table of the headers as it came, in hexadecimal digits; empty when there was none. */
+  /** The received header table in hexadecimal digits; empty when there was none. */
   headersHex: string
-  /** By pika's names (`message_id`, `delivery_mode`, …); those that were absent are left out. */
+  /** By pika's names (`message_id`, `delivery_mode`, …), without absent ones. */
   properties: Record<string, unknown>
   exchange: string
   routingKey: string
@@ -95,7 +94,9 @@ export interface PikaPublication {
   exchange?: string
   routingKey: string
   body: string | Uint8Array
-  /** Whole numbers become AMQP integers, of 32 or 64 bits as their size asks; other types as in `pika_backend.py`. */
+  /**
+   * Whole numbers become AMQP integers of 32 or 64 bits, depending on their size; other types as in `pika_backend.py`.
+   */
   headers?: Record<string, unknown>
   /** By pika's names: `message_id`, `correlation_id`, `reply_to`, `expiration` (a string), … */
   properties?: Record<string, unknown>
@@ -103,7 +104,7 @@ export interface PikaPublication {
 
 export type PikaOutcome = "confirmed" | "returned" | "nacked"
 
-/** Publishes in order, mandatory and with publisher confirms; one outcome for each message. */
+/** Publishes in order, as mandatory and with publisher confirms. Returns one outcome for each message. */
 export async function pikaPublish(options: {
   url: string
   messages: PikaPublication[]
@@ -120,9 +121,9 @@ export async function pikaPublish(options: {
 
 export interface ProgramDeviceOptions {
   port: number
-  /** Default localhost, which is also the name that is asked for (SNI) and verified. */
+  /** Default localhost. It is also the name for SNI and verification. */
   host?: string
-  /** Without it the server's certificate is not checked. */
+  /** Without it the server's certificate is not verified. */
   caFile?: string
   /** For mutual TLS. */
   certFile?: string
@@ -131,17 +132,17 @@ export interface ProgramDeviceOptions {
   args?: string[]
 }
 
-/** A device that is a process. What is sent before its handshake waits in its standard input. */
+/** A device in its own process. Lines that are sent before its handshake wait in its standard input. */
 export interface ProgramDevice {
-  /** Sends the line and one LF; resolves when the pipe took it, rejects when the program has ended. */
+  /** Sends the line and one LF. Resolves when the pipe has accepted it, rejects when the program has ended. */
   send(line: string): Promise<void>
   /** The lines received so far, oldest first, without their LF. */
   lines(): readonly string[]
-  /** The first `count` lines; rejects when the program ends with fewer. */
+  /** The first `count` lines. Rejects when the program ends with fewer. */
   waitLines(count: number, timeoutMs?: number): Promise<readonly string[]>
-  /** When the program has ended, by whichever side; `diagnostics` is what it said about it. */
+  /** Resolves when the program has ended, for any reason. `diagnostics` is its error output. */
   readonly closed: Promise<{ exitCode: number | null; diagnostics: string }>
-  /** Closes the TLS connection in order and waits for the program; kills it after 5 s. */
+  /** Closes the TLS connection cleanly and waits for the program. Kills it after 5 s. */
   close(): Promise<void>
 }
 
@@ -149,8 +150,8 @@ export interface ProgramDevice {
 export function opensslDevice(options: ProgramDeviceOptions): ProgramDevice {
   const host = options.host ?? "localhost"
   const command = [findProgram("openssl", "openssl"), "s_client", "-quiet"]
-  // After -quiet, which would otherwise keep it alive at the end of its input; and no commands,
-  // since a line that starts with Q or R would be one.
+  // `-no_ign_eof` must follow -quiet, which would otherwise keep the program alive at the end of its input. Commands
+  // are disabled, because a line that starts with Q or R would be one.
   command.push("-no_ign_eof", "-nocommands", "-connect", `${host}:${options.port}`)
   if (isIP(host) === 0) command.push("-servername", host)
   if (options.caFile !== undefined) {
@@ -165,8 +166,8 @@ export function opensslDevice(options: ProgramDeviceOptions): ProgramDevice {
 /** `gnutls-cli`. */
 export function gnutlsDevice(options: ProgramDeviceOptions): ProgramDevice {
   const command = [findProgram("gnutls-cli", "gnutls-bin"), `--port=${options.port}`]
-  // Else what it says about the connection stands among the received lines. Its errors go elsewhere;
-  // /dev/stderr would hold both, and cannot be opened where Bun gives it a socket.
+  // Otherwise its messages about the connection are mixed with received lines. Its errors go to another file, because
+  // /dev/stderr would contain both, and cannot be opened when it is a socket from Bun.
   command.push("--logfile=/dev/null")
   if (options.caFile === undefined) command.push("--insecure", "--no-ca-verification")
   else command.push(`--x509cafile=${options.caFile}`)
@@ -196,7 +197,7 @@ class DeviceProcess implements ProgramDevice {
   }
 
   async send(line: string): Promise<void> {
-    // The pipe takes what it is given even when nobody is left to read it.
+    // The pipe accepts bytes even after its reader has ended.
     if (this.#ended) throw new Error(`sending: ${this.#command} has ended`)
     this.#process.stdin.write(`${line}\n`)
     await this.#process.stdin.flush()
@@ -260,7 +261,7 @@ function pythonWithPika(): string {
   return PYTHON
 }
 
-/** Resolves with the standard output; rejects with what the program said when it failed. */
+/** Resolves with the standard output. Rejects with the error output when the program fails. */
 async function run(
   command: string[],
   input: string | Uint8Array,

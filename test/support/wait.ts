@@ -1,29 +1,28 @@
 /**
- * Waiting in tests: for a condition, or for a promise within a limit.
+ * Waiting in tests: for a condition, or for a promise, with a limit.
  *
- * Every wait names what it waits for and has a limit, so that a test that hangs says why. Never
- * waits for time to pass: the only sleep is the short one between two looks at a condition.
+ * Each wait has a description and a limit, so that the error of a test that hangs gives the cause. No function waits
+ * for time to pass: the only sleep is the short one between two checks of a condition.
  */
 
 export interface WaitOptions {
-  /** What is waited for, in words that complete "waited 10000 ms for …". */
+  /** Describes the condition, as a continuation of "waited 10000 ms for …". */
   what: string
-  /** Default 20000, long enough for a busy machine; a hang becomes a failure. */
+  /** Default 20000, long enough for a busy machine. After that the wait fails. */
   timeoutMs?: number
 }
 
 const DEFAULT_TIMEOUT_MS = 20_000
 
 /**
- * Short, because a test's speed is the sum of these; not zero, because the gateway under test
- * shares the process and the machine's few cores.
+ * Short, because these sleeps determine the speed of the tests. Not zero, because the gateway under test needs the CPU
+ * of the process and the machine.
  */
 const LOOK_EVERY_MS = 10
 
 /**
- * Resolves with the condition's first truthy value, looked at every 10 ms. A condition that throws
- * is "not yet", since what it asks (a queue, a port) may not exist yet; the last error becomes the
- * cause of the rejection.
+ * Checks the condition every 10 ms and resolves with its first truthy value. An exception in the condition counts as
+ * "not yet", because a queue or a port may not exist yet. The last exception becomes the cause of the rejection.
  */
 export async function until<T>(
   condition: () => T | Promise<T>,
@@ -35,7 +34,7 @@ export async function until<T>(
     const leftMs = deadline - performance.now()
     if (leftMs <= 0) throw new TimeoutError(options, lastError)
     try {
-      // The look itself is limited too: one at a paused broker would otherwise outlast the wait.
+      // Each check has a limit too, because a request to a paused broker would otherwise take longer than the wait.
       const value = await within(Promise.resolve(condition()), { ...options, timeoutMs: leftMs })
       if (value) return value
       lastError = undefined
@@ -46,7 +45,7 @@ export async function until<T>(
   }
 }
 
-/** The promise's own result, or a rejection naming `what` when that takes longer than the limit. */
+/** The result of the promise, or a rejection that contains `what` after the limit. */
 export async function within<T>(promise: Promise<T>, options: WaitOptions): Promise<T> {
   const limit = deferred<never>()
   const timer = setTimeout(
@@ -60,7 +59,7 @@ export async function within<T>(promise: Promise<T>, options: WaitOptions): Prom
   }
 }
 
-/** A wait that ran into its limit; everything else that a wait rejects with is the promise's own. */
+/** A wait has reached its limit. All other rejections of a wait come from its promise. */
 export class TimeoutError extends Error {
   override readonly name = "TimeoutError"
 
@@ -77,7 +76,7 @@ export interface Deferred<T> {
   reject: (reason: unknown) => void
 }
 
-/** A promise that others settle; one that is rejected before anybody waits is not a fault. */
+/** A promise with its resolve and reject functions. A rejection before anything waits for it is not an error. */
 export function deferred<T>(): Deferred<T> {
   const made = Promise.withResolvers<T>()
   made.promise.catch(() => {})
