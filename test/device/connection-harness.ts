@@ -1,0 +1,252 @@
+/** A connection with a scripted socket, a back-end that records outcomes, and a held clock. */
+
+import { expect } from "bun:test"
+import { Counters } from "../../src/counters.ts"
+import { Backpressure } from "../../src/device/backpressure.ts"
+import type { CloseReason } from "../../src/device/close-reason.ts"
+import type { Command, Outcome, Recipient } from "../../src/device/command.ts"
+import { Connection, type ConnectionLimits } from "../../src/device/connection.ts"
+import { BATCH_BYTES } from "../../src/device/outgoing.ts"
+import type { DeviceSocket } from "../../src/device/peer.ts"
+import { UnfinishedLines } from "../../src/device/unfinished-lines.ts"
+import { type TestCommand, testCommand } from "../support/commands.ts"
+
+export const LIMITS: ConnectionLimits = {
+  maxLineBytes: 20,
+  maxOutgoingBytes: 60,
+  slowDeviceTimeoutMs: 1_000,
+  windowCommands: 4,
+  gapTimeoutMs: 50,
+}
+export const HANDSHAKE_TIMEOUT_MS = 300
+export const IDLE_TIMEOUT_MS = 5_000
+export const IDENTIFY_TIMEOUT_MS = 400
+export const DEADLINES = {
+  handshakeTimeoutMs: HANDSHAKE_TIMEOUT_MS,
+  identifyTimeoutMs: IDENTIFY_TIMEOUT_MS,
+  idleTimeoutMs: IDLE_TIMEOUT_MS,
+}
+/** Five lines of 20 bytes. */
+export const UNFINISHED = { maxPartialBytes: 100, lineTimeoutMs: 4_000 }
+export const CLOSING_MS = 2_000
+export const START_MS = 1_000_000
+export const PEER = { remoteAddress: "192.0.2.1", tlsVersion: "TLSv1.3", fingerprint: null }
+
+/** A socket that accepts `room` bytes in total, then none, and records its calls. */
+export class ScriptedSocket implements DeviceSocket {
+  wire = ""
+  room = Number.POSITIVE_INFINITY
+  state: "open" | "ended" | "gone" = "open"
+  paused = false
+  readonly calls: string[] = []
+  /** Called first in `write`. */
+  beforeWrite: () => void = () => undefined
+  /** What `terminate` and `end` do besides, as Bun may call the close handler in them. */
+  onTerminate: () => void = () => undefined
+  onEnd: () => void = () => undefined
+
+  write(bytes: Uint8Array): number {
+    const offered = bytes.slice()
+    this.beforeWrite()
+    if (this.state !== "open") return -1
+    const taken = Math.min(this.room, offered.length)
+    this.room -= taken
+    this.wire += textOf(offered.subarray(0, taken))
+    return taken
+  }
+
+  shutdown(): void {
+    this.calls.push("shutdown")
+    if (this.state === "open") this.state = "ended"
+    this.onEnd()
+  }
+
+  terminate(): void {
+    this.calls.push("terminate")
+    this.state = "gone"
+    this.onTerminate()
+  }
+
+  pause(): void {
+    this.calls.push("pause")
+    this.paused = true
+  }
+
+  resume(): void {
+    this.calls.push("resume")
+    this.paused = false
+  }
+}
+
+export interface Told {
+  readonly command: Command
+  readonly outcome: Outcome | "acknowledged" | "withdrawn"
+  readonly detail: string
+  readonly recipient: Recipient | null
+}
+
+/** A back-end: sends commands and records their outcomes in order. */
+export class BackEnd {
+  readonly sent: Command[] = []
+  readonly told: Told[] = []
+  onSettled: (told: Told) => void = () => undefined
+
+  command(text: string, about: Partial<Command> = {}): TestCommand {
+    const tell = (outcome: Told["outcome"], detail = "", recipient: Recipient | null = null) => {
+      this.told.push({ command, outcome, detail, recipient })
+    }
+    const command = testCommand({
+      body: bytesOf(text),
+      ...about,
+      settle: (outcome, detail, recipient) => {
+        tell(outcome, detail, recipient)
+        this.onSettled({ command, outcome, detail, recipient })
+      },
+      acknowledge: () => tell("acknowledged"),
+      withdraw: () => tell("withdrawn"),
+    })
+    this.sent.push(command)
+    return command
+  }
+
+  outcomesOf(command: Command): string[] {
+    return this.told.filter((told) => told.command === command).map(({ outcome }) => outcome)
+  }
+
+  /** Bodies by outcome, in the order of their outcomes. */
+  bodies(outcome: Outcome | "acknowledged" | "withdrawn"): string[] {
+    const told = this.told.filter((each) => each.outcome === outcome)
+    return told.map(({ command }) => textOf(command.body))
+  }
+}
+
+export function textOf(bytes: Uint8Array): string {
+  return Buffer.from(bytes).toString("latin1")
+}
+
+export function bytesOf(text: string): Uint8Array {
+  return new Uint8Array(Buffer.from(text, "latin1"))
+}
+
+/** Ends a flush that would go on for ever, which no time-out of a test can. */
+export class EndingCounters extends Counters {
+  #bytesOut = 0
+  #changes = 0
+
+  constructor() {
+    super()
+    Object.defineProperty(this, "commandBytesOut", {
+      get: () => this.#bytesOut,
+      set: (bytes: number) => {
+        this.#changes += 1
+        if (this.#changes > 10_000) throw new Error("a flush without end")
+        this.#bytesOut = bytes
+      },
+    })
+  }
+}
+
+/** What the connections of a worker share, and the worker's part in it. */
+export class Harness {
+  nowMs = START_MS
+  steadyMs = 0
+  readonly counters = new EndingCounters()
+  readonly window = {
+    room: Number.POSITIVE_INFINITY,
+    get hasRoom(): boolean {
+      return this.room > 0
+    },
+  }
+  readonly lines: { connection: Connection; seq: number; text: string }[] = []
+  readonly closed: { connection: Connection; reason: CloseReason }[] = []
+  readonly flushDue = new Set<Connection>()
+  readonly waiting = new Set<Connection>()
+  readonly connections: Connection[] = []
+  readonly suspensions: boolean[] = []
+  readonly backpressure: Backpressure
+  readonly unfinishedLines = new UnfinishedLines(UNFINISHED)
+  readonly scratch = new Uint8Array(BATCH_BYTES)
+  readonly backEnd = new BackEnd()
+  readonly limits: ConnectionLimits
+  onClosed: () => void = () => undefined
+
+  constructor(limits: Partial<ConnectionLimits> = {}, maxHeldBytes = 1_000_000) {
+    this.limits = { ...LIMITS, ...limits }
+    this.backpressure = new Backpressure(maxHeldBytes, this.window, (suspended) => {
+      this.suspensions.push(suspended)
+      for (const connection of this.connections) {
+        if (suspended) connection.pause("memory")
+        else connection.resume("memory")
+      }
+    })
+  }
+
+  /** A connection during its handshake. */
+  accept(): { connection: Connection; socket: ScriptedSocket } {
+    const socket = new ScriptedSocket()
+    const connection = new Connection(`c${this.connections.length}`, socket, {
+      limits: this.limits,
+      counters: this.counters,
+      backpressure: this.backpressure,
+      unfinishedLines: this.unfinishedLines,
+      scratch: this.scratch,
+      nowMs: () => this.nowMs,
+      steadyMs: () => this.steadyMs,
+      lines: {
+        take: (connection, seq, line) => {
+          expect(this.backpressure.hasRoom).toBe(true)
+          this.window.room -= 1
+          this.lines.push({ connection, seq, text: textOf(line) })
+        },
+      },
+      flushSoon: (connection) => this.flushDue.add(connection),
+      commandsWait: (connection) => this.waiting.add(connection),
+      closed: (connection, reason) => {
+        this.closed.push({ connection, reason })
+        this.onClosed()
+      },
+    })
+    socket.onTerminate = () => connection.socketClosed()
+    this.connections.push(connection)
+    return { connection, socket }
+  }
+
+  /** One that is open. */
+  admit(): { connection: Connection; socket: ScriptedSocket } {
+    const { connection, socket } = this.accept()
+    connection.admit("device-1", this.nowMs, PEER)
+    return { connection, socket }
+  }
+
+  flush(): void {
+    const due = [...this.flushDue]
+    this.flushDue.clear()
+    for (const connection of due) connection.flush()
+  }
+
+  /** Lets the time go on and sweeps. */
+  after(ms: number): void {
+    this.nowMs += ms
+    this.steadyMs += ms
+    for (const connection of [...this.waiting]) {
+      if (!connection.sweepCommands(this.nowMs)) this.waiting.delete(connection)
+    }
+    for (const connection of this.connections) {
+      connection.sweep(this.steadyMs, DEADLINES)
+    }
+    this.unfinishedLines.sweep(this.steadyMs, false)
+  }
+
+  roomAgain(room: number): void {
+    this.window.room = room
+    this.backpressure.roomAgain()
+  }
+
+  texts(): string[] {
+    return this.lines.map(({ text }) => text)
+  }
+
+  reasons(): CloseReason[] {
+    return this.closed.map(({ reason }) => reason)
+  }
+}
