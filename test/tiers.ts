@@ -31,7 +31,7 @@ const SLOWEST = [
   "test/faults/process.test.ts",
   "test/faults/broker.test.ts",
   "test/integration/bench.test.ts",
-  "test/integration/amqp.test.ts",
+  "test/integration/amqp-absent.test.ts",
 ]
 
 export function tierOf(file: string): Tier {

@@ -4,6 +4,8 @@
  *
  * The last parts are not asked of the embedded broker. They need a second client of the same queues, have to see
  * what is left in them, or lose connections; the embedded broker's queues live and die with their one object.
+ *
+ * One file, however long: it is one list of promises, and every broker has to keep all of them.
  */
 
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test"
