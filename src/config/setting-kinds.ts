@@ -54,6 +54,23 @@ export function integer(
   )
 }
 
+/** A number that may have a fraction. */
+export function decimal(
+  declared: Declared & { readonly default: number; readonly min: number; readonly max: number },
+) {
+  const { min, max } = declared
+  const range = `${min} to ${max}`
+  return v.pipe(
+    v.optional(v.string(), String(declared.default)),
+    v.check(
+      (value) => /^[0-9]+(\.[0-9]+)?$/.test(value) && +value >= min && +value <= max,
+      `must be a number from ${range}`,
+    ),
+    v.transform(Number),
+    metadata(declared, String(declared.default), range),
+  )
+}
+
 export function choice<const Of extends readonly string[]>(
   declared: Declared & { readonly default: Of[number]; readonly of: Of },
 ) {

@@ -15,7 +15,7 @@ import type { Credentials, Issuer } from "./credentials.ts"
 import { handshakeSucceeded } from "./handshake.ts"
 import { Histogram } from "./histogram.ts"
 import type { LedgerFile } from "./ledger.ts"
-import { deviceName, type LineWriter, MOST } from "./line.ts"
+import { deviceName, type LineWriter, MAX } from "./line.ts"
 import type { RunOptions } from "./options.ts"
 
 /** Longer than the gateway's own, so that a slow one shows as the gateway's close. */
@@ -193,7 +193,7 @@ export class Herd {
       this.#searchFrom = (this.#searchFrom + 1) % devices
       const device = this.#devices[this.#searchFrom]
       if (device === undefined || device.attempts === 0 || device.connection !== null) continue
-      if (nowMs >= device.retryAtMs && device.attempts < MOST.attempts) this.#connect(device)
+      if (nowMs >= device.retryAtMs && device.attempts < MAX.attempts) this.#connect(device)
     }
     while (this.#launched < due && this.#handshakes < handshakes) {
       const device = this.#devices[this.#launched]

@@ -18,8 +18,9 @@
 
 import type { Credentials, Issuer } from "./credentials.ts"
 import { handshakeSucceeded } from "./handshake.ts"
+import type { HostileKind } from "./hostile-kinds.ts"
 import { hostileLine } from "./line.ts"
-import type { HostileKind, RunOptions } from "./options.ts"
+import type { RunOptions } from "./options.ts"
 
 const TICK_MS = 50
 const RETURN_MS = 1_000

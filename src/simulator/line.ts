@@ -10,13 +10,13 @@
  * connection. answers: the number of the command that this line answers, or "-".
  *
  * Every line of a run has the same length, so that how many lines a socket took follows from how many
- * bytes it took. Bounds: `MOST` of each field, which together fit into `MIN_LINE_BYTES`.
+ * bytes it took. Bounds: `MAX` of each field, which together fit into `MIN_LINE_BYTES`.
  */
 
 export const NAME = /^[A-Za-z][A-Za-z0-9_.:]{0,15}$/
 export const MIN_LINE_BYTES = 64
 /** With the longest of everything a line says 62 characters, and a space follows. */
-export const MOST = { devices: 20_000, attempts: 999_999, lines: 9_999_999_999 } as const
+export const MAX = { devices: 20_000, attempts: 999_999, lines: 9_999_999_999 } as const
 
 const LINE = /^([0-9a-z]{10}) ([A-Za-z0-9_.:]{1,16}-\d{1,5}) (\d{1,6}) (\d{1,10}) (-|\d{1,10}) x*$/
 const COMMAND = /^CMD (\d{1,10})$/

@@ -8,8 +8,9 @@
 
 import { onStopSignals } from "../process/signals.ts"
 import { CredentialsError } from "./credentials.ts"
+import { usage } from "./flags.ts"
 import { LedgerError, readLedger } from "./ledger-reader.ts"
-import { parseRequest, type RunOptions, UsageError, usage, type VerifyOptions } from "./options.ts"
+import { parseRequest, type RunOptions, UsageError, type VerifyOptions } from "./options.ts"
 import { progress } from "./progress.ts"
 import { runText, verdictText } from "./report.ts"
 import { Simulation } from "./simulation.ts"

@@ -8,7 +8,7 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "n
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { createCertificateAuthority } from "../../src/ops/certificates.ts"
-import { HOSTILE_KINDS } from "../../src/simulator/options.ts"
+import { HOSTILE_KINDS } from "../../src/simulator/hostile-kinds.ts"
 import type { RunReport } from "../../src/simulator/report.ts"
 import type { Verdict } from "../../src/simulator/verdict.ts"
 import { ownQueues, startGateway, type TestGateway, testCaFile } from "../support/gateway.ts"

@@ -4,20 +4,20 @@
 
 import { describe, expect, test } from "bun:test"
 import fc from "fast-check"
+import { HOSTILE_KINDS } from "../../src/simulator/hostile-kinds.ts"
 import {
   command,
   deviceName,
   hostileLine,
   LineWriter,
+  MAX,
   MIN_LINE_BYTES,
-  MOST,
   NAME,
   newRun,
   readCommandNumber,
   readHostile,
   readLine,
 } from "../../src/simulator/line.ts"
-import { HOSTILE_KINDS } from "../../src/simulator/options.ts"
 import { CHEAP_RUNS, check } from "../support/property.ts"
 
 describe("a line", () => {
@@ -27,11 +27,11 @@ describe("a line", () => {
         .tuple(fc.integer({ min: 1e12, max: 2e12 }), fc.double({ min: 0, max: 0.999, noNaN: true }))
         .map(([startedAtMs, random]) => newRun(startedAtMs, random)),
       device: fc
-        .tuple(fc.stringMatching(NAME), fc.nat(MOST.devices - 1))
+        .tuple(fc.stringMatching(NAME), fc.nat(MAX.devices - 1))
         .map(([name, index]) => deviceName(name, index)),
-      attempt: fc.integer({ min: 1, max: MOST.attempts }),
-      n: fc.nat(MOST.lines),
-      answers: fc.option(fc.nat(MOST.lines)),
+      attempt: fc.integer({ min: 1, max: MAX.attempts }),
+      n: fc.nat(MAX.lines),
+      answers: fc.option(fc.nat(MAX.lines)),
     })
     const bytes = fc.integer({ min: MIN_LINE_BYTES, max: 200 })
     check(

@@ -3,7 +3,9 @@
  */
 
 import { describe, expect, test } from "bun:test"
-import { HOSTILE_KINDS, parseRequest, UsageError, usage } from "../../src/simulator/options.ts"
+import { usage } from "../../src/simulator/flags.ts"
+import { HOSTILE_KINDS } from "../../src/simulator/hostile-kinds.ts"
+import { parseRequest, UsageError } from "../../src/simulator/options.ts"
 
 function run(...args: string[]) {
   const request = parseRequest(args)
@@ -117,7 +119,7 @@ describe("faults", () => {
   test.each([
     [["--auth", "some"], "--auth must be one of none, mtls, hello"],
     [["--secret", "s"], "--secret goes with --auth hello"],
-    [["--name", "a-b"], "--name must match"],
+    [["--name", "a-b"], "--name must be text that matches"],
     [["--json=no"], "--json takes no value"],
     [["--ca="], "--ca needs a value"],
     [["--hostile", "rude"], "--hostile rude: rude is no kind"],

@@ -1,0 +1,179 @@
+/**
+ * The flags of `bun run simulate`: one table of schemas, of the same kinds as the gateway's settings, by which the
+ * command line is checked and from which the text of `--help` is made. Pure.
+ */
+
+import { parseArgs } from "node:util"
+import * as v from "valibot"
+import { choice, decimal, integer, settingInfo, text } from "../config/setting-kinds.ts"
+import { HOSTILE_KINDS, HOSTILE_MAX } from "./hostile-kinds.ts"
+import { MAX, MIN_LINE_BYTES, NAME } from "./line.ts"
+
+const any = (declared: { readonly default: string; readonly text: string }) =>
+  text({ ...declared, match: () => true, range: "text" })
+
+const VALUES = {
+  host: any({ default: "127.0.0.1", text: "name or address of the gateway" }),
+  port: integer({ default: 8443, min: 1, max: 65_535, text: "device port of the gateway" }),
+  ca: any({ default: "", text: "PEM file; without it the gateway's certificate is not checked" }),
+  name: text({
+    ...{ default: "sim", match: NAME, range: `text that matches ${NAME.source}` },
+    text: "devices are <name>-0, <name>-1, ...; at most 16 characters",
+  }),
+  auth: choice({
+    ...{ default: "none", of: ["none", "mtls", "hello"] },
+    text: "none, mtls or hello, as the gateway's DEVICE_AUTH",
+  }),
+  secret: any({ default: "", text: "for hello: one of the gateway's HELLO_SECRETS" }),
+  "client-ca-cert": any({ default: "", text: "for mtls: PEM file of the devices' CA" }),
+  "client-ca-key": any({ default: "", text: "for mtls: PEM file of its private key" }),
+  devices: integer({ default: 10, min: 0, max: MAX.devices, text: "number of devices" }),
+  ramp: integer({
+    ...{ default: 100, min: 0, max: 100_000 },
+    text: "first connections a second; 0: no limit",
+  }),
+  handshakes: integer({
+    ...{ default: 32, min: 1, max: 1_000 },
+    text: "handshakes at a time; with more, each takes longer when CPU is short",
+  }),
+  rate: decimal({
+    ...{ default: 1, min: 0, max: 100_000 },
+    text: "lines a second of each device, fractions allowed; 0: as fast as its socket accepts them",
+  }),
+  bytes: integer({
+    ...{ default: 128, min: MIN_LINE_BYTES, max: 65_536 },
+    text: "bytes of a line, without its LF",
+  }),
+  duration: integer({
+    ...{ default: 10, min: 0, max: 604_800, defaultText: "" },
+    text: "seconds of sending after the ramp; default 10, or with --lines their time and 60",
+  }),
+  lines: integer({
+    ...{ default: 0, min: 0, max: MAX.lines, defaultText: "" },
+    text: "lines of each device, after which the run ends before its duration",
+  }),
+  settle: integer({
+    ...{ default: 30, min: 0, max: 3_600 },
+    text: "seconds until everything sent must be acknowledged and consumed",
+  }),
+  "backoff-first": integer({ default: 100, min: 10, max: 60_000, text: "ms before a second try" }),
+  "backoff-most": integer({ default: 5_000, min: 10, max: 600_000, text: "ms before later tries" }),
+  "amqp-url": any({ default: "", text: "URL of the broker, for --backend" }),
+  "from-device": any({ default: "from_device", text: "queue that the back-end consumes" }),
+  "to-device": any({ default: "to_device", text: "queue for the back-end's commands" }),
+  prefetch: integer({
+    ...{ default: 2_000, min: 1, max: 65_535 },
+    text: "lines that the back-end may have unacknowledged",
+  }),
+  "command-every": integer({
+    ...{ default: 0, min: 0, max: 1_000_000_000 },
+    text: "every n-th line is answered by a command, which its device answers; 0: none",
+  }),
+  ledger: any({ default: "", text: "directory for the records of what was sent and consumed" }),
+  "allow-lost": integer({ default: 0, min: 0, max: MAX.lines, text: "lines that may be lost" }),
+  order: choice({
+    ...{ default: "first", of: ["first", "follow"] },
+    text: "first or follow: the messages whose order is judged",
+  }),
+}
+
+const SWITCHES = {
+  "device-ack": "the gateway runs with DEVICE_ACK=seq: each ACK is recorded and waited for",
+  backend: "run a back-end that consumes the lines",
+  "no-repeats": "nothing failed: a line that came twice is a duplicate, not recovered",
+  json: "print the report as one line of JSON, without progress",
+  help: "print this text",
+}
+
+const VERIFY_FLAGS = ["ledger", "allow-lost", "no-repeats", "order", "json", "help"]
+const ONLY_VERIFY_FLAGS = ["allow-lost", "no-repeats", "order"]
+
+type ValueName = keyof typeof VALUES
+export type Values = { readonly [K in ValueName]: v.InferOutput<(typeof VALUES)[K]> }
+
+/** The flags of a command line. A flag with a fault has its default. */
+export interface Flags {
+  /** One sentence for each fault. */
+  readonly faults: string[]
+  readonly verifies: boolean
+  readonly values: Values
+  /** The values of `--hostile`, each `KIND[:COUNT]`. */
+  readonly hostile: readonly string[]
+  readonly given: (name: ValueName) => boolean
+  readonly on: (name: keyof typeof SWITCHES) => boolean
+}
+
+export function parseFlags(args: readonly string[]): Flags {
+  const options = Object.fromEntries([
+    ...Object.keys(VALUES).map((name) => [name, { type: "string" as const }]),
+    ...Object.keys(SWITCHES).map((name) => [name, { type: "boolean" as const }]),
+    ["hostile", { type: "string" as const, multiple: true }],
+  ])
+  // A strict parser reports the first fault only. A lenient one takes a flag for a missing value.
+  const separated = args.map((arg, at) => {
+    const isValueMissing =
+      options[arg.slice(2)]?.type === "string" && args[at + 1]?.startsWith("--") === true
+    return isValueMissing && arg.startsWith("--") ? `${arg}=` : arg
+  })
+  const lenient = { args: separated, options, strict: false, allowPositionals: true } as const
+  const { values: texts, positionals } = parseArgs(lenient)
+  const verifies = positionals[0] === "verify"
+  const faults = positionals
+    .slice(verifies ? 1 : 0)
+    .map((word) => `${JSON.stringify(word)} is neither verify nor a flag`)
+  for (const [name, value] of Object.entries(texts)) {
+    const fault = faultOf(name, value, verifies)
+    if (fault !== null) faults.push(`--${name} ${fault}`)
+  }
+  const values = Object.entries(VALUES).map(([name, schema]) => {
+    const result = v.safeParse(schema as v.GenericSchema, texts[name] || undefined)
+    for (const { message } of result.issues ?? []) faults.push(`--${name} ${message}`)
+    return [name, result.success ? result.output : v.parse(schema as v.GenericSchema, undefined)]
+  })
+  const hostile = [texts["hostile"] ?? []].flat()
+  return {
+    ...{ faults, verifies },
+    values: Object.fromEntries(values) as Values,
+    hostile: hostile.filter((each) => typeof each === "string" && each !== "") as string[],
+    given: (name) => texts[name] !== undefined,
+    on: (name) => texts[name] === true,
+  }
+}
+
+/** Why a flag is not accepted here, whatever its value; null when it is. */
+function faultOf(name: string, value: unknown, verifies: boolean): string | null {
+  if (name in SWITCHES) {
+    if (typeof value !== "boolean") return "takes no value"
+  } else if (!(name in VALUES) && name !== "hostile") return "is no flag"
+  else if ([value].flat().some((each) => typeof each !== "string" || each === "")) {
+    return "needs a value"
+  }
+  if (verifies && !VERIFY_FLAGS.includes(name)) return "does not go with verify"
+  if (!verifies && ONLY_VERIFY_FLAGS.includes(name)) return "goes with verify only"
+  return null
+}
+
+/** The text of `--help`. */
+export function usage(): string {
+  const line = (name: string, value: string, what: string) =>
+    `  ${`--${name} ${value}`.padEnd(25)} ${what}`
+  const values = Object.entries(VALUES).map(([name, schema]) => {
+    const { text, default: byDefault } = settingInfo(schema as v.GenericSchema)
+    return line(name, "<value>", byDefault === "" ? text : `${text} (${byDefault})`)
+  })
+  const kinds = `${" ".repeat(28)}${HOSTILE_KINDS.join(", ")}`
+  return [
+    "usage: bun run simulate [flags]          run devices, with --backend a back-end, and report",
+    "       bun run simulate verify [flags]   judge a ledger",
+    "exit status: 0 passed, 1 a promise was broken or devices could not do their part, 2 faulty flags",
+    `flags of verify: ${VERIFY_FLAGS.map((name) => `--${name}`).join(" ")}`,
+    ...values,
+    ...Object.entries(SWITCHES).map(([name, what]) => line(name, "", what)),
+    line(
+      "hostile",
+      "KIND[:COUNT]",
+      `COUNT devices (1 to ${HOSTILE_MAX}) that misbehave; repeatable:`,
+    ),
+    kinds,
+  ].join("\n")
+}
