@@ -126,7 +126,9 @@ export function parseFlags(args: readonly string[]): Flags {
     if (fault !== null) faults.push(`--${name} ${fault}`)
   }
   const values = Object.entries(VALUES).map(([name, schema]) => {
-    const result = v.safeParse(schema as v.GenericSchema, texts[name] || undefined)
+    const text = texts[name]
+    const isGiven = typeof text === "string" && text !== ""
+    const result = v.safeParse(schema as v.GenericSchema, isGiven ? text : undefined)
     for (const { message } of result.issues ?? []) faults.push(`--${name} ${message}`)
     return [name, result.success ? result.output : v.parse(schema as v.GenericSchema, undefined)]
   })

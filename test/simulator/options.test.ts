@@ -122,6 +122,7 @@ describe("faults", () => {
     [["--name", "a-b"], "--name must be text that matches"],
     [["--json=no"], "--json takes no value"],
     [["--ca="], "--ca needs a value"],
+    [["--ca"], "--ca needs a value"],
     [["--hostile", "rude"], "--hostile rude: rude is no kind"],
     [["--hostile", "silent:0"], "--hostile silent:0: write KIND:COUNT"],
     [["--hostile", "silent:1001"], "--hostile silent:1001: write KIND:COUNT"],
