@@ -1,6 +1,5 @@
 /**
- * What supervisor and workers tell each other over the channel between them: JSON messages, one closed
- * list for each direction. Types only.
+ * The messages between supervisor and workers: JSON, one closed list for each direction. Types only.
  */
 
 import type { Config } from "../config/config.ts"
@@ -9,43 +8,43 @@ import type { AdmissionReport } from "../device/handshakes.ts"
 import type { ListenerTls } from "../device/listener.ts"
 import type { MetricsSnapshot } from "../ops/metrics.ts"
 
-/** What one worker says of itself. */
+/** The status of one worker. */
 export interface WorkerReport {
   readonly worker: string
   readonly pid: number
   readonly state: "serving" | "draining"
-  /** The broker's state and, unless it is ready, the reason. */
+  /** The state of the broker and, unless it is ready, the reason. */
   readonly broker: {
     readonly kind: "away" | "blocked" | "ready" | "closed"
     readonly reason?: string
   }
   readonly connections: number
   readonly admission?: AdmissionReport
-  /** True while the commands in hand fill `MAX_COMMAND_BYTES` and no further ones are taken. */
+  /** True while unacknowledged commands fill `MAX_COMMAND_BYTES` and no other commands are consumed. */
   readonly consuming_paused?: boolean
-  /** Why a device that came now would be refused. */
+  /** The reason for which new devices are refused now; null when they are not. */
   readonly refusing?: CloseReason | null
 }
 
 export interface Snapshot {
-  /** Null: the supervisor's own, or the counters of workers that have died or do not answer. */
+  /** Null for the supervisor, and for workers that have died or do not answer. */
   readonly report: WorkerReport | null
   readonly metrics: MetricsSnapshot
 }
 
 export type ToSupervisor =
   | { readonly kind: "listening"; readonly devicePort: number; readonly httpPort: number }
-  /** It cannot serve, and trying again will not help. */
+  /** The worker cannot serve, and another attempt would fail too. */
   | { readonly kind: "unable"; readonly message: string }
-  /** Asks for the snapshots of all. */
+  /** Requests the snapshots of all workers. */
   | { readonly kind: "gather"; readonly id: number }
   | { readonly kind: "snapshot"; readonly id: number; readonly snapshot: Snapshot }
   /** Acknowledges a part of the denylist. */
   | { readonly kind: "denylist_taken" }
 
 /**
- * The first message: all that a worker needs, as the supervisor read and checked it. A worker reads no file that could
- * be missing or broken by the time it is replaced.
+ * The first message: the configuration and the certificate, as the supervisor has read and checked them. A worker reads
+ * no files, since a file could be missing or invalid when the worker is replaced later.
  */
 export interface WorkerOrders {
   readonly kind: "serve"
@@ -53,13 +52,16 @@ export interface WorkerOrders {
   readonly tls: ListenerTls
 }
 
-/** A piece of the denylist; see `denylist-feed.ts`. With `DENYLIST_FILE` no device is admitted before the first list is complete. */
+/**
+ * A part of the denylist; see `denylist-feed.ts`. With `DENYLIST_FILE` no device is admitted before the first list is
+ * complete.
+ */
 export interface DenylistPart {
-  /** The list begins again, without lines. */
+  /** The list starts again, empty. */
   readonly reset: boolean
   readonly add: readonly string[]
   readonly remove: readonly string[]
-  /** The list is in force with this part. */
+  /** With this part the list is complete and applies. */
   readonly isComplete: boolean
 }
 
@@ -71,5 +73,5 @@ export type ToWorker =
   | { readonly kind: "snapshot_wanted"; readonly id: number }
   | { readonly kind: "gathered"; readonly id: number; readonly snapshots: readonly Snapshot[] }
 
-/** How long the supervisor waits for the workers' snapshots before it answers without the missing ones. */
+/** After this time the supervisor answers without the missing snapshots. */
 export const GATHER_TIMEOUT_MS = 500

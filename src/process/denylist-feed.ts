@@ -1,15 +1,16 @@
 /**
- * Sends the denylist from the supervisor, which reads it, to the workers, each of which has a copy.
+ * Sends the denylist from the supervisor, which reads the file, to the workers. Each worker has a copy.
  *
  *   file ─► replace ─► parts: reset, add …, complete, add and remove …, complete ─┬─► worker 0
  *                                                                                └─► worker n
  *
- * The parts, applied in order from the first, make the list in force; a change of the file appends the differences. A worker that
- * starts takes all parts, later only the new ones, at its own pace: it acknowledges each, and at most `MAX_UNACKNOWLEDGED` are
- * in flight. So a stopped worker delays no other and uses little memory. This is a replicated log with compaction, as in Kafka.
+ * The parts, applied in order, give the current list. A change of the file appends parts with the differences. A worker
+ * that starts gets all parts, later only new ones. It acknowledges each part, and at most `MAX_UNACKNOWLEDGED` are in
+ * flight, so a stopped worker delays no other worker and uses little memory. This is a replicated log with compaction,
+ * as in Kafka.
  *
- * Bounds: a part has `PART_LINES`. When the parts hold more than twice the list they are made again from it, and a worker
- * that has taken some of the old parts begins with the new ones. `replace` lets the event loop go on after each part.
+ * Bounds: `PART_LINES` for a part. When the parts have more than twice the lines of the list, new parts are made from the
+ * list, and workers start again with them. `replace` yields to the event loop after each part.
  */
 
 import { Denylist } from "../device/denylist.ts"
@@ -22,7 +23,7 @@ const MIN_COMPACTED_LINES = 10_000
 
 interface Reader {
   readonly send: (part: DenylistPart) => void
-  /** The next part that it is sent. */
+  /** The index of the next part for it. */
   next: number
   unacknowledged: number
 }
@@ -58,7 +59,7 @@ export class DenylistFeed {
     return this.#parts.length === 0
   }
 
-  /** One at a time. @param next does not change any more. */
+  /** To be called one at a time. @param next must not change afterwards. */
   async replace(next: Denylist): Promise<void> {
     const before = this.#list
     this.#list = next

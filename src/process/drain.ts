@@ -1,15 +1,15 @@
 /**
- * Drain: how a worker stops without losing what it accepted.
+ * Drain: stops a worker without losing lines or commands that it accepted.
  *
  *   accepting_none ─► confirming ─► closing ─► settling ─┬─ all in time ─────► done
  *         │                                              └─ deadline before ─► cut_short
- *         └ listener stopped, reading paused, no more commands taken
+ *         └ listener stopped, reading paused, no more commands consumed
  *
- * confirming: lines that were read wait for the broker. closing: devices are closed, some at a time,
- * so that they do not all come back to another instance at once. settling: what commands are owed.
+ * confirming: waits for the confirms of lines that were read. closing: closes the connections, a few at a time, so that
+ * the devices do not reconnect to another instance all at once. settling: waits for the outcomes of commands.
  *
- * Decides the order and the waiting; what each step does is passed in. Bound: `timeoutMs` in all; once
- * it is over each phase that is left is gone through at once.
+ * It decides the order and waits; the steps are passed in. Bound: `timeoutMs` in all. After that the remaining phases
+ * do not wait.
  */
 
 export type DrainPhase =
@@ -27,7 +27,7 @@ export interface DrainSteps {
   readonly confirmed: () => boolean
   /** Begins to close up to `max` connections; returns how many are left open. */
   readonly closeSome: (max: number) => number
-  /** True when every command's outcome is stored and every socket is gone. */
+  /** True when the outcome of every command is stored and every socket is closed. */
   readonly settled: () => boolean
   readonly enter: (phase: DrainPhase) => void
   readonly nowMs: () => number
@@ -38,7 +38,7 @@ const POLL_MS = 10
 /** With a poll every 10 ms, 20,000 connections are closed within two seconds. */
 const CLOSE_AT_ONCE = 100
 
-/** Resolves with the last phase: "done", or "cut_short" when the time was over first. */
+/** Resolves with the last phase: "done", or "cut_short" after `timeoutMs`. */
 export async function drain(steps: DrainSteps, timeoutMs: number): Promise<"done" | "cut_short"> {
   const deadlineMs = steps.nowMs() + timeoutMs
   const until = async (condition: () => boolean): Promise<boolean> => {
@@ -64,7 +64,7 @@ export async function drain(steps: DrainSteps, timeoutMs: number): Promise<"done
   const confirmed = await until(steps.confirmed)
   steps.enter("closing")
   const closed = await until(() => steps.closeSome(CLOSE_AT_ONCE) === 0)
-  // With the time over, all at once is better than not at all.
+  // After the time-out the remaining connections are closed all at once.
   if (!closed) steps.closeSome(Number.POSITIVE_INFINITY)
   steps.enter("settling")
   const settled = await until(() => steps.settled() && steps.confirmed())

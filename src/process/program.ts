@@ -1,7 +1,6 @@
 /**
- * The program, loaded by `main.ts`. Reads the configuration, makes development certificates where they are
- * wanted, and becomes the supervisor, a worker under it (`--worker`), or, with the embedded broker, a
- * worker alone.
+ * The program, loaded by `main.ts`. It reads the configuration, makes development certificates when none are set, and
+ * runs as the supervisor, as a worker of the supervisor (`--worker`), or, with the embedded broker, as the only worker.
  *
  * Exit status: 0 drained, 1 failed, 2 faults in the configuration.
  */
@@ -24,7 +23,7 @@ import { exitOnUncaught } from "./uncaught.ts"
 import { runWorker } from "./worker-process.ts"
 
 const STANDARD_ERROR = 2
-/** What the supervisor starts as a worker. */
+/** The arguments of a worker that the supervisor starts. */
 const MAIN_FILE = join(import.meta.dir, "../main.ts")
 
 interface WorkerRole {
@@ -64,7 +63,7 @@ async function main(): Promise<void> {
   })
 }
 
-/** Reads neither the environment nor a file: the supervisor has. */
+/** Reads neither environment nor files; the supervisor sends the configuration. */
 async function workUnderSupervisor(role: WorkerRole): Promise<void> {
   const channel = new SupervisorChannel()
   const { config, tls } = await channel.first()
@@ -134,8 +133,8 @@ function firstTls(read: () => ListenerTls): ListenerTls {
 }
 
 /**
- * Workers share their ports, and so would a second instance started by mistake: devices would land on
- * either. Only a bind that does not share finds out.
+ * Workers share their ports, so a second instance that is started by mistake would share them too, and devices would
+ * connect to either. A bind without `reusePort` detects it.
  */
 function refuseTakenPorts({ device, http }: Config): void {
   const listeners = { DEVICE: device, HTTP: http }
@@ -152,7 +151,7 @@ function refuseTakenPorts({ device, http }: Config): void {
   }
 }
 
-/** For faults that stop the start, before or instead of the log. */
+/** Prints faults that prevent the start, when there is no log yet. */
 function exit(status: number, lines: readonly string[]): never {
   const output = Output.toDescriptor(STANDARD_ERROR, () => undefined)
   output.write(`${lines.join("\n")}\n`)
@@ -162,7 +161,7 @@ function exit(status: number, lines: readonly string[]): never {
 try {
   await main()
 } catch (error) {
-  // Not left to Bun, whose write to standard error blocks when it has no reader.
+  // Bun's own report writes to standard error and blocks when the pipe is full.
   const { stack, message } = asError(error)
   exit(1, [stack ?? message])
 }

@@ -1,23 +1,23 @@
 /**
- * Reload: how an instance takes a new certificate, and new CAs of devices. Connections stay, except those of devices that
- * these CAs do not vouch for (`device/recheck.ts`).
+ * Reload: an instance reads its certificate and the devices' CAs again. Connections stay open, except those of devices
+ * whose certificates the new CAs do not trust (`device/recheck.ts`).
  *
  *   serving ──SIGHUP──► reading the files ─┬─ good ─► a second listener on the same port, the old one
  *      ▲                                   │          stopped; its connections stay ───────────────┐
- *      │                                   └─ bad ──► told; the old certificate serves on ─────────┤
+ *      │                                   └─ bad ──► logged; the old certificate stays ───────────┤
  *      └───────────────────────────────────────────────────────────────────────────────────────────┘
  *
- * The supervisor reads, once for all workers, and hands on what it has checked: a worker that is replaced
- * later gets the same. Never ends a process. Bound: one reading a signal.
+ * The supervisor reads and checks the files once for all workers; a worker that is replaced later gets the same. A
+ * reload never ends a process. Bound: the files are read once for each signal.
  */
 
 import type { ListenerTls } from "../device/listener.ts"
 import { errorText } from "../errors.ts"
 
 /**
- * @param read the files, checked; throws what is wrong with them.
- * @param take hands on what was read.
- * @param refused told what was wrong.
+ * @param read reads and checks the files; throws an error with their faults.
+ * @param take receives the new certificate.
+ * @param refused receives the faults.
  */
 export function reloadOnHangup(
   read: () => ListenerTls,

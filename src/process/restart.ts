@@ -1,8 +1,6 @@
 /**
- * Restart intensity: whether a worker that died is replaced or the instance ends. Pure: the time is
- * passed in. Only deaths of processes feed it; no number of devices can.
- *
- * Bound: remembers `max` + 1 times.
+ * Restart intensity, as in OTP: decides whether a worker that died is replaced or the instance ends. Only deaths of
+ * processes count. Pure: the time is passed in. Bound: the times of `max` + 1 deaths.
  */
 
 export interface RestartLimits {
@@ -19,7 +17,7 @@ export class RestartIntensity {
     this.#limits = limits
   }
 
-  /** What to do about a worker that has just died. */
+  /** The action for a worker that has just died. */
   died(nowMs: number): "restart" | "give_up" {
     const since = nowMs - this.#limits.windowMs
     this.#deathsAtMs = this.#deathsAtMs.filter((atMs) => atMs > since)

@@ -1,13 +1,13 @@
 /**
- * SIGTERM and SIGINT of a process: the first drains, a later one ends at once.
+ * SIGTERM and SIGINT: the first signal drains the process, a later one ends it at once.
  *
- * A second within `SAME_SIGNAL_MS` is the same one: a terminal and an init system signal the whole
- * process group, and `bun run` passes on to its child what it got itself.
+ * A second signal within `SAME_SIGNAL_MS` counts as the first one: a terminal and an init system signal the whole
+ * process group, and `bun run` passes its signals on to its child too.
  */
 
 const SAME_SIGNAL_MS = 1_000
 
-/** @param end called for each signal that comes later than the first by `SAME_SIGNAL_MS`. */
+/** @param end called for each signal more than `SAME_SIGNAL_MS` after the first. */
 export function onStopSignals(drain: () => void, end: () => void): void {
   let firstAtMs: number | null = null
   const stop = () => {

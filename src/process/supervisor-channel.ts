@@ -1,11 +1,11 @@
 /**
  * The worker's end of the channel to its supervisor.
  *
- * Messages are kept from the start of the process until there is a handler: a supervisor that drains its workers does not know
- * which of them are still starting. The other end closes only when the supervisor has ended.
+ * Messages are kept from the start of the process until there is a handler, because a supervisor that drains its
+ * workers does not know which of them are still starting. The channel closes only when the supervisor has ended.
  *
- * Bounds: `MAX_GATHERINGS` unanswered questions; beyond it a question fails at once. Messages wait only while the worker starts,
- * and the supervisor sends few until then.
+ * Bounds: `MAX_GATHERINGS` unanswered questions; another question fails at once. Messages are kept only during the
+ * start of the worker, when the supervisor sends few.
  */
 
 import {
@@ -40,7 +40,7 @@ export class SupervisorChannel {
     process.on("message", (message: ToWorker) => this.#received(message))
   }
 
-  /** The first message. Ends the process when the supervisor is gone before it sent one. */
+  /** The first message. Ends the process when the supervisor ends before it sends one. */
   async first(): Promise<WorkerOrders> {
     const { promise, resolve } = Promise.withResolvers<WorkerOrders>()
     const first = this.#early.shift()
@@ -56,7 +56,7 @@ export class SupervisorChannel {
     return promise
   }
 
-  /** Passes on the messages since the first one, and later ones as they arrive. */
+  /** Passes on the kept messages after the first one, and later messages as they arrive. */
   listen(orders: SupervisorOrders): void {
     this.#orders = orders
     for (const message of this.#early.splice(0)) this.#received(message)

@@ -1,14 +1,14 @@
 /**
- * The supervisor: starts one worker a slot, replaces those that die, drains them, and gathers what they
- * count, the counts of dead workers included, so that any of them can report for the instance.
+ * The supervisor: starts one worker for each slot, replaces workers that die, and drains them. It collects the workers'
+ * counters, including those of dead workers, so that any worker can report for the instance.
  *
  *   starting ──first worker listens──► running ──SIGTERM, SIGINT──► draining ──all ended──► exit 0
  *      │                                  └──restart intensity──► draining ──all ended──► exit 1
- *      └──first worker is unable──► exit 1
+ *      └──first worker cannot serve──► exit 1
  *
- * The first worker starts alone: it finds the ports when they are 0 and meets a bad certificate or a
- * port in use once, not once for each core. Opens no port and talks to no broker. Bounds: `workers`
- * processes; a drain ends after `drainTimeoutMs` and a grace, then what is left is killed.
+ * The first worker starts alone. It chooses the ports when they are 0, and an invalid certificate or a port in use is
+ * reported once, not once for each core. The supervisor opens no port and no broker connection. Bounds: `workers`
+ * processes; `drainTimeoutMs` and a grace period for a drain, after which the remaining workers are killed.
  */
 
 import type { Subprocess } from "bun"
@@ -29,15 +29,15 @@ import { reloadOnHangup } from "./reload.ts"
 import { RestartIntensity } from "./restart.ts"
 import { onStopSignals } from "./signals.ts"
 
-/** What a worker may take beyond its drain, to close its broker connections. */
+/** The time that a worker has after its drain to close its broker connections. */
 const DRAIN_GRACE_MS = 5_000
 
-/** Memory or processes that were missing may be there again. */
+/** By then memory or processes may be available again. */
 const SPAWN_RETRY_MS = 1_000
 
-/** A killed worker loses what it counted since it was last asked. */
+/** The interval of snapshots. A killed worker loses its counts since the last one. */
 const ASK_EVERY_MS = 1_000
-/** Bound on unanswered questions to a worker; a stopped worker is not asked any more. */
+/** The limit of unanswered questions to a worker, for example to a stopped one. */
 const MAX_UNANSWERED = 16
 /** The id of a question that only keeps the counters up to date. */
 const NO_GATHERING = 0
@@ -51,17 +51,17 @@ type Worker = Subprocess<"ignore", "inherit", "pipe">
 
 interface Slot {
   readonly slot: number
-  /** Differs for each worker that was ever started. */
+  /** Unique among all workers that this supervisor has started. */
   readonly key: number
   readonly process: Worker
-  /** Snapshots that the worker was asked for and has not sent. */
+  /** Requested snapshots that the worker has not sent yet. */
   unanswered: number
 }
 
 export class Supervisor {
   readonly #config: Config
   readonly #events: EventBus
-  /** Of these counters the supervisor uses only the log lines. */
+  /** The supervisor uses only the counters of log lines. */
   readonly #counters: Counters
   readonly #mainFile: string
   readonly #intensity: RestartIntensity
@@ -72,7 +72,7 @@ export class Supervisor {
   readonly #forwardings = new Set<Promise<void>>()
   #state: "starting" | "running" | "draining" = "starting"
   readonly #readTls: () => ListenerTls
-  /** The last that was good. */
+  /** The last valid certificate. */
   #tls: ListenerTls | null = null
   readonly #denylist = new DenylistFeed()
   #ports: { devicePort: number; httpPort: number }
@@ -86,7 +86,7 @@ export class Supervisor {
 
   /**
    * @param mainFile the program to run a worker with.
-   * @param readTls the files of the certificate, checked; throws what is wrong with them.
+   * @param readTls reads and checks the certificate files; throws an error with their faults.
    */
   constructor(
     config: Config,
@@ -107,7 +107,7 @@ export class Supervisor {
     this.#ports = { devicePort: config.device.port, httpPort: config.http.port }
   }
 
-  /** @param tls what workers serve with until SIGHUP. */
+  /** @param tls the certificate of the workers until SIGHUP. */
   start(tls: ListenerTls): void {
     this.#tls = tls
     onStopSignals(
@@ -125,7 +125,7 @@ export class Supervisor {
     this.#spawn(0)
   }
 
-  /** A process that cannot even be started counts as one that died. */
+  /** A process that cannot be started counts as one that died. */
   #spawn(slot: number): void {
     try {
       this.#start(slot)
@@ -151,7 +151,7 @@ export class Supervisor {
         ...["--device-port", String(devicePort), "--http-port", String(httpPort)],
       ],
       {
-        // A worker that crashes writes there, and must not block before it ends.
+        // A pipe, since a crashing worker writes to standard error and must not block on it.
         stdio: ["ignore", "inherit", "pipe"],
         serialization: "json",
         ipc: (message: ToSupervisor) => this.#received(slot, key, message),
@@ -169,7 +169,7 @@ export class Supervisor {
     this.#denylist.attach(key, (part) => send(child, { kind: "denylist", part }))
   }
 
-  /** Workers that wait for the first list get an empty one when there is none to read. */
+  /** When the list cannot be read, workers that wait for their first list get an empty one. */
   async #followDenylist(path: string): Promise<void> {
     const file = new DenylistFile(
       path,
@@ -196,7 +196,7 @@ export class Supervisor {
         for (let other = 1; other < this.#config.workers; other += 1) this.#spawn(other)
         break
       case "unable":
-        // Later on it is a death like any other: the workers that serve go on serving.
+        // After the start this is a death like any other, and the other workers keep serving.
         if (this.#state === "starting") this.#drain(1, message.message)
         break
       case "gather":
@@ -211,7 +211,7 @@ export class Supervisor {
     }
   }
 
-  /** Recorded before it is passed on, so that a count that was shown once is never lost. */
+  /** Records the snapshot before it passes it on, so that no counter that was shown decreases later. */
   #answered(slot: number, key: number, id: number, snapshot: Snapshot): void {
     this.#instanceCounters.seen(slot, key, snapshot.metrics)
     const worker = this.#slots.get(slot)
@@ -229,7 +229,7 @@ export class Supervisor {
       this.#events.emit("worker_ended", { slot, pid: child.pid, status, action })
     if (this.#state === "draining") {
       ended("none")
-      // A drain that was cut short has left lines, so the exit status is 1.
+      // A drain that was cut short may have left lines unconfirmed, so the exit status is 1.
       if (code !== 0 && this.#status === 0) this.#end(1, `worker ${slot} ended with ${status}`)
       this.#exitWhenEmpty()
     } else if (this.#state === "starting" || this.#intensity.died(Date.now()) === "give_up") {
@@ -280,14 +280,14 @@ export class Supervisor {
     process.exit(this.#status)
   }
 
-  /** Asks regularly, so that little of a worker's counts is lost with it. */
+  /** Asks regularly, so that a dying worker loses few counts. */
   #askAll(): void {
     for (const worker of this.#slots.values()) {
       if (worker.unanswered === 0) this.#ask(worker, NO_GATHERING)
     }
   }
 
-  /** @returns whether the worker was asked: a stopped worker reads nothing, and questions would accumulate. */
+  /** @returns false when too many questions are unanswered: a stopped worker reads none, and they would accumulate. */
   #ask(worker: Slot, id: number): boolean {
     if (worker.unanswered >= MAX_UNANSWERED) return false
     worker.unanswered += 1
@@ -295,7 +295,7 @@ export class Supervisor {
     return true
   }
 
-  /** Asks every worker for its snapshot and tells the one that wanted them all. */
+  /** Asks every worker for its snapshot and sends all snapshots to the worker that requested them. */
   #gather(slot: number, askedId: number): void {
     this.#lastGathering += 1
     const id = this.#lastGathering
@@ -320,7 +320,7 @@ export class Supervisor {
   }
 }
 
-/** Collects snapshots; done when all have arrived, no worker is left to send one, or the time is over. */
+/** Collects snapshots. Done when all have arrived, when no other worker is left, or after `GATHER_TIMEOUT_MS`. */
 class Gathering {
   readonly #snapshots = new Map<number, Snapshot>()
   readonly #expected: Set<number>
@@ -352,6 +352,6 @@ function send(child: Worker, message: ToWorker): void {
   try {
     child.send(message)
   } catch {
-    // It has just ended; its exit is on the way here.
+    // It has just ended, and `onExit` follows.
   }
 }

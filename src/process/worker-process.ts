@@ -1,11 +1,12 @@
 /**
- * A worker as a process: signals and, where there is a supervisor, the channel to it.
+ * A worker as a process: its signals and, under a supervisor, the channel to it.
  *
- *   waiting ──the whole denylist──► serving ──"drain", SIGTERM, supervisor gone──► draining ──► exit 0, or 1 when it
+ *   waiting ──denylist complete──► serving ──"drain", SIGTERM, supervisor ended──► draining ──► exit 0, or 1 when it
  *      └──the same events──► exit 0                                                             was cut short
  *
- * Without `DENYLIST_FILE` it does not wait. Alone (the embedded broker) it takes SIGINT and SIGHUP too; a second stop signal ends
- * it. Under a supervisor those are left to that: a terminal sends them to both.
+ * Without `DENYLIST_FILE` it does not wait. A worker without a supervisor (embedded broker) also handles SIGINT and
+ * SIGHUP, and a second stop signal ends it at once. Under a supervisor the worker ignores SIGINT and SIGHUP, because a
+ * terminal sends them to both processes.
  */
 
 import { risks } from "../config/config.ts"
@@ -24,14 +25,14 @@ import type { Worker } from "./worker.ts"
 
 type ProcessOptions = Omit<WorkerOptions, "gather"> & {
   readonly tls: ListenerTls
-  /** Where the worker gets its orders: from a supervisor, or from signals alone. */
+  /** The source of the worker's orders: a supervisor, or signals only. */
   readonly orders:
     | { readonly from: "supervisor"; readonly channel: SupervisorChannel }
     /** `readTls` reads the certificate again on SIGHUP. */
     | { readonly from: "signals"; readonly readTls: () => ListenerTls }
 }
 
-/** Resolves when the worker serves, which with `DENYLIST_FILE` it does once it has the whole list. */
+/** Resolves when the worker serves. With `DENYLIST_FILE` it first waits for the complete list. */
 export async function runWorker(options: ProcessOptions): Promise<void> {
   const { config, events, orders } = options
   const { denylistFile } = config.device
@@ -45,7 +46,7 @@ export async function runWorker(options: ProcessOptions): Promise<void> {
 
   const drain = () => {
     if (state === "draining") return
-    // Nothing can be lost yet.
+    // It has accepted nothing yet.
     if (state === "waiting") process.exit(0)
     state = "draining"
     worker.drain().then(
@@ -86,7 +87,7 @@ export async function runWorker(options: ProcessOptions): Promise<void> {
     const ports = await worker.start(tls)
     setInterval(() => worker.sweep(), SWEEP_EVERY_MS)
     state = "serving"
-    // Before "listening", so that a program that waits for that event has the warnings.
+    // Before "listening", so that the warnings precede the event that other programs wait for.
     for (const message of risks(config)) events.emit("notice", { message })
     events.emit("listening", { ...ports, maxConnections })
     channel?.send({ kind: "listening", ...ports })
