@@ -1,9 +1,9 @@
 /**
- * What the gateway asks of a message broker: publish channels to publish on, subscriptions to consume from.
- * `amqp/broker.ts` does it with RabbitMQ, `embedded.ts` in memory; one test suite holds both to this file.
+ * The broker port: what the gateway needs from a message broker, as publish channels and subscriptions.
+ * `amqp/broker.ts` implements it with RabbitMQ, `embedded.ts` in memory. One test suite checks both against this file.
  *
- * Publish channels and subscriptions outlive connections: a publish channel closes when the broker is lost and opens again
- * when it is back; a subscription goes on delivering by itself.
+ * Publish channels and subscriptions outlive connections. A publish channel closes when the connection is lost and opens
+ * again on the next one; a subscription continues on the next connection.
  */
 
 export type HeaderValue = string | number | bigint | boolean | null | undefined | Date | object
@@ -25,7 +25,7 @@ export interface MessageProperties {
   type?: string
   userId?: string
   appId?: string
-  /** From AMQP 0-8; without meaning in AMQP 0-9-1. */
+  /** From AMQP 0-8; it has no meaning in AMQP 0-9-1. */
   clusterId?: string
 }
 
@@ -33,57 +33,60 @@ export interface MessageProperties {
 export const PUBLISH_ID_HEADER = "owsla-publish-id"
 
 export interface OutgoingMessage {
-  /** Unique among the unsettled messages of its publish channel; stands in `message_id` or `owsla-publish-id`. */
+  /** Unique among the unsettled messages of its publish channel. It is also the `message_id` or `owsla-publish-id`. */
   readonly id: string
-  /** "" is the default exchange: the routing key is a queue's name. */
+  /** "" is the default exchange, whose routing keys are names of queues. */
   readonly exchange: string
   readonly routingKey: string
-  /** False: it may reach no queue, and the broker does not report whether it did. */
+  /** False: the broker does not return the message when no queue accepts it. */
   readonly mandatory?: false
   readonly body: Uint8Array
   readonly properties: MessageProperties
 }
 
-/** How one publish ended. */
+/** The result of one publish. */
 export type PublishResult =
-  /** The broker has it: stored, as far as its queue stores. */
+  /** The broker has the message, stored as its queue stores messages. */
   | "confirmed"
-  /** No queue took it. */
+  /** No queue accepted the message. */
   | "returned"
-  /** The broker refused it, for example because its queue is full. */
+  /** The broker refused the message, for example because its queue is full. */
   | "nacked"
-  /** The connection was lost first: the broker may or may not have it. */
+  /** The connection was lost before a confirm: the broker may or may not have the message. */
   | "cut"
-  /** It can't be encoded, so no retry will help. */
+  /** The message cannot be encoded, so a retry would fail too. */
   | "unencodable"
 
 export type PublishChannelState =
   | "closed"
-  /** Nothing is taken for now (an alarm, or a large body on its way); what was published before may still be confirmed. */
+  /**
+   * No message may be published for now (an alarm, or a large body is being sent). Messages that were published before
+   * may still be confirmed.
+   */
   | "blocked"
   | "open"
 
 /**
- * An ordered, confirmed and, unless a message says otherwise, mandatory way of publishing. `T` is what its listener
- * knows a message by.
+ * Publishes messages in order, with publisher confirms, and mandatory unless a message says otherwise. `T` identifies a
+ * message for the listener.
  */
 export interface PublishChannel<T> {
   readonly state: PublishChannelState
   /**
-   * Publishes one message; `properties` are read before the call returns, and `body` is not changed until it is settled.
-   * To be called only while `state` is "open".
+   * Publishes one message. To be called only while `state` is "open". `properties` are read before the call returns;
+   * `body` must not change before the message is settled.
    *
-   * @param item handed to the listener with the result.
+   * @param item passed to the listener with the result.
    */
   publish(message: OutgoingMessage, item: T): void
 }
 
 export interface PublishChannelListener<T> {
-  /** The publish channel has just opened, or takes messages again. */
+  /** The publish channel has opened, or is no longer blocked. */
   opened(): void
   /** Called once for each publish, never before `publish` returns, in any order between messages. */
   settled(item: T, result: PublishResult): void
-  /** The id of the message that was published with this item; asked when one was returned. */
+  /** The id of the message that was published with this item. Called only when messages were returned. */
   idOf(item: T): string
 }
 
@@ -92,33 +95,33 @@ export interface Delivery {
   readonly body: Uint8Array
   readonly properties: MessageProperties
   readonly redelivered: boolean
-  /** True once the connection it came on is lost: it can't be acknowledged any more. */
+  /** True once its connection is lost: the delivery cannot be acknowledged any more. */
   readonly lost: boolean
-  /** Does nothing once the connection it came on is lost: the broker then delivers it again. */
+  /** Does nothing once the connection is lost: the broker redelivers the message then. */
   acknowledge(): void
   /**
-   * True once the broker is known to have processed the acknowledgement. Until then a lost connection may have
-   * lost the acknowledgement too, and the broker delivers the message again.
+   * True once the broker has certainly processed the acknowledgement. Before that, a lost connection may have lost the
+   * acknowledgement too, and the broker redelivers the message.
    */
   readonly settled: boolean
 }
 
 export interface Subscription {
   readonly queue: string
-  /** Goes on when the others are stopped, until the broker is closed. */
+  /** Continues after `stopConsuming`, until the broker is closed. */
   readonly untilClose?: boolean
-  /** Refused, and tried again, while anybody else consumes the queue. */
+  /** Fails, and is retried, while the queue has another consumer. */
   readonly exclusive?: boolean
-  /** How many deliveries may be unacknowledged. */
+  /** The limit of unacknowledged deliveries. */
   readonly prefetch: number
   /**
    * Must not throw.
-   * @param prefetch how many may be unacknowledged now; less than the setup asks for where the broker allows less.
+   * @param prefetch the current limit of unacknowledged deliveries, lower than in the setup when the broker allows less.
    */
   readonly deliver: (delivery: Delivery, prefetch: number) => void
   /**
-   * Called once for each connection that was lost, after the deliveries that came on it are `lost` and before
-   * the next connection delivers anything; never within another call to the broker.
+   * Called once for each lost connection, after its deliveries are `lost` and before the first delivery of the next
+   * connection. Never called within another call to the broker.
    */
   readonly lost?: () => void
 }
@@ -126,7 +129,7 @@ export interface Subscription {
 export interface ExchangeDeclaration {
   readonly name: string
   readonly type: "fanout" | "topic" | "direct"
-  /** The gateway works without it: when it cannot be made there is a warning. */
+  /** The gateway works without it. When it cannot be declared, there is a warning. */
   readonly optional?: true
 }
 
@@ -134,7 +137,7 @@ export interface Binding {
   readonly exchange: string
   /** "" for a fanout exchange. */
   readonly routingKey: string
-  /** As for an exchange. */
+  /** As in `ExchangeDeclaration`. */
   readonly optional?: true
 }
 
@@ -142,18 +145,18 @@ export interface QueueDeclaration {
   readonly name: string
   readonly boundTo?: readonly Binding[]
   readonly durable: boolean
-  /** Used by this connection alone and gone with it. */
+  /** Used by this connection only, and deleted with it. */
   readonly exclusive?: boolean
   /**
-   * Used by the subscriptions of this client alone, and deleted with the broker node that holds it. It is declared
-   * exclusive on brokers that do not support such queues.
+   * Used by the subscriptions of this client only, and deleted with the broker node that holds it. Declared exclusive on
+   * brokers without such queues.
    */
   readonly transient?: boolean
   readonly arguments: Record<string, string | number>
 }
 
 export type BrokerState =
-  /** Not there: being connected to, for the first time or again. */
+  /** Not connected: the first connection, or another one, is being made. */
   | { readonly kind: "away"; readonly reason: string }
   | { readonly kind: "blocked"; readonly reason: string }
   | { readonly kind: "ready" }
@@ -161,7 +164,7 @@ export type BrokerState =
 
 export interface BrokerListener {
   stateChanged(state: BrokerState): void
-  /** A warning for the operator; the broker is not lost. */
+  /** A warning for the operator. The connection is not lost. */
   warning(message: string): void
 }
 
@@ -175,21 +178,20 @@ export interface BrokerSetup {
 export interface Broker {
   readonly state: BrokerState
   /**
-   * Begins to connect, and keeps at it until `close`. Exchanges and queues are declared on each
-   * connection.
+   * Connects, and reconnects until `close`. Exchanges and queues are declared on each connection.
    */
   start(setup: BrokerSetup, listener: BrokerListener): void
-  /** A publish channel of its own; to be asked for before `start`. */
+  /** A new publish channel. To be called before `start`. */
   publishChannel<T>(listener: PublishChannelListener<T>): PublishChannel<T>
-  /** Declares the queues again, after a message was returned because one is gone. */
+  /** Declares the queues again, after a message was returned because its queue was deleted. */
   redeclare(): void
-  /** Gives up the present connection, for example because the broker confirms nothing, and reconnects. */
+  /** Drops the current connection, for example one without publisher confirms, and reconnects. */
   reset(reason: string): void
-  /** Reads no more deliveries for now: for when those that are held fill their bound. */
+  /** Stops reading deliveries until `resumeConsuming`, because unacknowledged ones have reached their bound. */
   pauseConsuming(): void
   resumeConsuming(): void
-  /** Cancels the subscriptions; what was delivered can still be acknowledged. */
+  /** Cancels the subscriptions. Deliveries can still be acknowledged. */
   stopConsuming(): Promise<void>
-  /** Hands over what was written and disconnects. Resolves when that is done, or after a bound. */
+  /** Sends what was written and disconnects. Resolves when that is done, or after a time limit. */
   close(): Promise<void>
 }

@@ -1,10 +1,9 @@
 /**
- * The broker in memory: the same interface for a first try and for fast tests, in one process.
+ * The embedded broker: the broker port in memory, for trying the gateway and for fast tests, in one process.
  *
- * Keeps what it can of RabbitMQ's meaning: default exchange, fanout and direct exchanges, mandatory, confirms,
- * prefetch, redelivery, per-message expiration, dead-lettering. Keeps nothing on disk and shares nothing with
- * another process. Bound: `MAX_QUEUE_MESSAGES` a queue; then the oldest is dropped, as a queue with
- * `x-max-length` does, and counted in the one warning about it.
+ * It has RabbitMQ's default, fanout and direct exchanges, mandatory messages, confirms, prefetch, redelivery, expiration
+ * of messages, and dead-lettering. It stores nothing on disk and serves no other process. Bound: `MAX_QUEUE_MESSAGES`
+ * messages a queue. Beyond it the oldest message is dropped, as in a queue with `x-max-length`, with one warning a queue.
  */
 
 import type {
@@ -45,7 +44,7 @@ interface Queue {
   dropped: number
 }
 
-/** Sees each message that arrives in a queue, without taking it. */
+/** Receives a copy of each message that arrives in a queue. */
 export type Tap = (body: Uint8Array, properties: MessageProperties) => void
 
 export class EmbeddedBroker implements Broker {
@@ -96,7 +95,7 @@ export class EmbeddedBroker implements Broker {
     }
     this.#sweep = setInterval(() => this.#expire(), 100)
     this.#sweep.unref()
-    // Not before the caller has returned, as a real connection would not be.
+    // Later, as with a real connection.
     queueMicrotask(() => {
       if (this.#state.kind === "closed") return
       this.#state = { kind: "ready" }
@@ -123,14 +122,14 @@ export class EmbeddedBroker implements Broker {
     for (const queue of this.#queues.values()) this.#deliver(queue)
   }
 
-  /** Follows the messages of one queue from now on. Returns how to stop. */
+  /** Calls `tap` for the next messages of one queue. Returns a function that ends this. */
   tap(queue: string, tap: Tap): () => void {
     const taps = this.#taps.get(queue) ?? new Set()
     this.#taps.set(queue, taps.add(tap))
     return () => taps.delete(tap)
   }
 
-  /** Deliveries stay unacknowledged: they can still be acknowledged, and end with the process otherwise. */
+  /** Deliveries stay unacknowledged and can still be acknowledged. */
   stopConsuming(): Promise<void> {
     for (const queue of this.#queues.values()) {
       queue.consumers = queue.consumers.filter(({ subscription }) => subscription.untilClose)
@@ -154,7 +153,7 @@ export class EmbeddedBroker implements Broker {
     if (queues === undefined || queues.length === 0) {
       return mandatory === false ? "confirmed" : "returned"
     }
-    // The caller may fill the same objects again for its next message.
+    // A copy, since the caller may reuse the objects for its next message.
     const own = structuredClone(properties)
     for (const queue of queues) {
       for (const tap of this.#taps.get(queue.name) ?? []) tap(body, own)

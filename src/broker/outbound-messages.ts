@@ -1,9 +1,9 @@
 /**
- * Outbound messages: what the gateway itself sends for a command. Receipts, copies for the undelivered queue,
- * commands forwarded to the worker that holds their connection. Kept until the broker has them.
+ * Outbound messages: the messages that the gateway publishes for commands. They are receipts, copies for the undelivered
+ * queue, and commands forwarded to another worker. Each is kept until the broker has confirmed it.
  *
- * Never carries lines. Bound: each post belongs to a delivery that is not acknowledged yet or to an
- * HTTP request, so there are at most two for each of those; `MAX_IN_FLIGHT` are unconfirmed at a time.
+ * Bound: each message belongs to an unacknowledged delivery or to an HTTP request, at most two to each of them.
+ * `MAX_IN_FLIGHT` are unconfirmed at a time.
  */
 
 import type { Counters } from "../counters.ts"
@@ -12,23 +12,23 @@ import { PUBLISH_ID_HEADER } from "./broker.ts"
 import type { FinalResult } from "./publish-window.ts"
 import { Publisher } from "./publisher.ts"
 
-/** What may come twice after a lost connection. */
+/** Also the number of messages that may be duplicated by a lost connection. */
 const MAX_IN_FLIGHT = 1_000
 
 export interface OutboundOptions {
-  /** Whether a message that no queue took is published again ("again") or is done ("final"). */
+  /** Whether a returned message is published again ("again") or is done ("final"). */
   readonly whenReturned: "again" | "final"
-  /** The same for a message that the broker refused; default "again". */
+  /** The same for a nacked message; default "again". */
   readonly whenNacked?: "again" | "final"
   /** Whether a message that stays unconfirmed ends as "given_up" ("final") while the broker confirms others. */
   readonly whenUnconfirmed?: "again" | "final"
-  /** Called before each publish, repeats included: false ends the message as "withdrawn". */
+  /** Called before each publish, also before a repeated one. False ends the message as "withdrawn". */
   readonly wanted?: () => boolean
-  /** Called when it is published for the first time. */
+  /** Called at the first publish. */
   readonly begun?: () => void
   /**
-   * Called once: "confirmed", "unencodable" when the properties are too large for a frame, "withdrawn", or,
-   * where the options make it final, "returned", "nacked" or "given_up".
+   * Called once: "confirmed", "unencodable" (the properties are too large for a frame), "withdrawn", or "returned",
+   * "nacked" or "given_up" where the options make them final.
    */
   readonly done: (result: FinalResult) => void
 }
@@ -48,7 +48,7 @@ export class OutboundMessages {
         maxCount: Number.POSITIVE_INFINITY,
         maxBytes: Number.POSITIVE_INFINITY,
         maxInFlight: MAX_IN_FLIGHT,
-        // A queue that takes nothing must not hold up what others have taken.
+        // A queue that accepts nothing must not hold up the messages of other queues.
         ordered: false,
       },
       steadyMs,
@@ -82,11 +82,11 @@ export class OutboundMessages {
   }
 
   /**
-   * Ends messages to a queue that confirms nothing, where `whenUnconfirmed` is "final". To be called periodically.
+   * Ends messages to queues that confirm nothing, where `whenUnconfirmed` is "final". To be called periodically.
    *
-   * @param sentByMs those sent at this time or before have waited long enough.
-   * @param confirmedAtMs when the broker last confirmed something on another publish channel: nothing ends while the broker confirms
-   * nothing at all.
+   * @param sentByMs messages that were sent at this time or before are ended.
+   * @param confirmedAtMs the time of the last confirm on another publish channel. While the broker confirms nothing at
+   * all, no message is ended.
    */
   giveUp(sentByMs: number, confirmedAtMs: number): void {
     if (this.#publisher.count === 0) return

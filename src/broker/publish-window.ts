@@ -1,17 +1,17 @@
 /**
- * The unconfirmed window: messages in the order in which they must reach the broker, from the moment
- * they are accepted until the broker has confirmed them and all before them.
+ * The publish window: messages in the order in which they must reach the broker. A message stays in it until the broker
+ * has confirmed it and all messages before it.
  *
- *   waiting ──sent──► in flight ──confirmed──► done ──all before it too──► released
+ *   waiting ──sent──► in flight ──confirmed──► done ──all before it done──► released
  *      ▲                  └──returned, nacked, cut──► failed
  *      └────────────goBack────────────────────────────┘
  *
- * After a failure, `goBack` puts back everything that failed, and everything done that came after a
- * failure of the same group (a connection): a back-end that follows the sequence numbers then finds
- * each line after its predecessor. Those are the only repeats.
+ * This is go-back-N for each group (a connection): `goBack` returns the failed messages to "waiting", and the done ones
+ * that came after a failed message of their group. So a back-end that follows the sequence numbers gets each line after
+ * its predecessor, and no other message is repeated.
  *
- * Pure: no broker, no clock. Bounds: `maxCount` messages and `maxBytes` of bodies; no room at either,
- * `relieved` at half of both. `maxInFlight` of them are sent and unconfirmed. One message is always accepted by an empty window, whatever its size.
+ * Pure: no broker, no clock. Bounds: `maxCount` messages and `maxBytes` of bodies. At either there is no room; at half of
+ * both the window is `relieved`. `maxInFlight` messages are in flight. An empty window accepts a message of any size.
  */
 
 import { Fifo } from "../structures/fifo.ts"
@@ -22,24 +22,23 @@ const MAX_GAPS = 1_024
 export interface WindowLimits {
   readonly maxCount: number
   readonly maxBytes: number
-  /** How many may be with the broker, unconfirmed, at a time. */
+  /** The limit of messages in flight. */
   readonly maxInFlight: number
   /**
-   * False: each message is released when it is done, without waiting for those before it, and is not sent again then.
-   * True by default.
+   * False: a message is released as soon as it is done, and is never repeated then. True by default.
    */
   readonly ordered?: boolean
 }
 
-/** How a message that needs no more sending ended. */
+/** The last result of a message. */
 export type FinalResult =
   | "confirmed"
   | "returned"
   | "nacked"
   | "unencodable"
-  /** The message was not published, or not again, since it was no longer wanted. */
+  /** The message was not published, or not again, because it was no longer wanted. */
   | "withdrawn"
-  /** The broker did not confirm it in time, while it confirmed others: the message may be stored. */
+  /** The broker confirmed other messages but not this one in time. It may be stored. */
   | "given_up"
 
 export type EntryState = "waiting" | "in_flight" | "done" | "failed" | "released"
@@ -48,7 +47,7 @@ export interface Entry<T> {
   readonly item: T
   readonly bytes: number
   state: EntryState
-  /** Meaningful once the state is "done". */
+  /** Valid once the state is "done". */
   result: FinalResult
   sentAtMs: number
 }
@@ -57,14 +56,14 @@ export class PublishWindow<T> {
   readonly #limits: WindowLimits
   readonly #groupOf: (item: T) => unknown
   #entries = new Fifo<Entry<T>>()
-  /** The index where sending goes on; none before it waits. */
+  /** The index of the next entry to send. No entry before it waits. */
   #next = 0
   #inFlight = 0
   #failed = 0
-  /** Messages that are not released. */
+  /** The number of messages that are not released. */
   #count = 0
   #bytes = 0
-  /** Whether one more message may enter; a field, since it is read for each line. */
+  /** Whether one more message may be added. A field, because it is read for each line. */
   hasRoom = true
 
   constructor(limits: WindowLimits, groupOf: (item: T) => unknown) {
@@ -111,7 +110,7 @@ export class PublishWindow<T> {
     return entry
   }
 
-  /** The next message to send, now in flight; null when none waits or enough are in flight. */
+  /** Puts the next message in flight; null when none waits or `maxInFlight` is reached. */
   send(nowMs: number): Entry<T> | null {
     while (this.#inFlight < this.#limits.maxInFlight) {
       const entry = this.#entries.at(this.#next)
@@ -126,7 +125,7 @@ export class PublishWindow<T> {
     return null
   }
 
-  /** Since when the message that has been in flight longest is there, or null. */
+  /** The time at which the oldest message in flight was sent, or null. */
   oldestSentAtMs(): number | null {
     for (let i = this.#entries.start; i < this.#next; i += 1) {
       const entry = this.#entries.at(i)
@@ -145,7 +144,7 @@ export class PublishWindow<T> {
     return sent
   }
 
-  /** The message needs no more sending: appends to `released` those at the front that are done. */
+  /** Marks the message as done, and appends to `released` the done messages at the front. */
   done(entry: Entry<T>, result: FinalResult, released: Entry<T>[]): void {
     if (entry.state !== "in_flight") return
     this.#inFlight -= 1
@@ -160,7 +159,7 @@ export class PublishWindow<T> {
       else if (first?.state !== "released") break
       this.#entries.shift()
     }
-    // After going back, `maxInFlight` may have stopped the sending before what was done already.
+    // After `goBack`, `maxInFlight` may have stopped the sending before an entry that was done already.
     this.#next = Math.max(this.#next, this.#entries.start)
     if (this.#entries.length - this.#count >= MAX_GAPS) this.#closeGaps()
   }
@@ -199,7 +198,7 @@ export class PublishWindow<T> {
     entry.state = "failed"
   }
 
-  /** To be called when nothing is in flight. Returns how many will be sent again. */
+  /** To be called when nothing is in flight. Returns the number of messages to repeat. */
   goBack(): number {
     if (this.#inFlight > 0) throw new Error("goBack while messages are in flight")
     const failedGroups = new Set<unknown>()

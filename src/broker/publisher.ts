@@ -1,6 +1,5 @@
 /**
- * The publisher: carries the messages of one unconfirmed window to the broker over one publish channel, in order,
- * again and again until each is confirmed.
+ * The publisher: publishes the messages of one publish window on one publish channel, in order, until each is confirmed.
  *
  *              ┌──────────── the channel opened ─────────────┐
  *              ▼                                             │
@@ -9,8 +8,8 @@
  *      │                              └──nothing in flight──► backing off ──timer──┐
  *      └───────────────────── go back: failed messages first ◄─────────────────────┘
  *
- * Never drops a message and never reorders those of one group. Bounds: the window's; whoever offers
- * messages looks at `window.hasRoom` first. Waits between tries: `BROKER_BACKOFF`.
+ * It drops no message and keeps the order within a group. Bounds: those of the window; its callers check
+ * `window.hasRoom` first. Waits between tries: `BROKER_BACKOFF`.
  */
 
 import { BROKER_BACKOFF, backoffMs } from "../backoff.ts"
@@ -25,25 +24,25 @@ import { type Entry, type FinalResult, PublishWindow, type WindowLimits } from "
 
 export interface PublisherOptions<T> {
   readonly limits: WindowLimits
-  /** Milliseconds that never jump. */
+  /** Milliseconds of a monotonic clock. */
   readonly steadyMs: () => number
-  /** Messages of one group reach the broker in order even when some of them fail. */
+  /** Messages of one group reach the broker in order, also after failures. */
   readonly groupOf: (item: T) => unknown
-  /** The message to publish; read at once, so one object may serve every call. */
+  /** The message to publish. It is read at once, so each call may return the same object. */
   readonly describe: (item: T) => OutgoingMessage
-  /** Told in the order of publishing, once for each message. */
+  /** Called once for each message, in the order of publishing. */
   readonly done: (item: T, result: FinalResult) => void
-  /** Whether a message that no queue took is published again ("again") or is done ("final"). */
+  /** Whether a returned message is published again ("again") or is done ("final"). */
   readonly whenReturned: (item: T) => "again" | "final"
-  /** The same for one that the broker refused; "again" unless said otherwise. */
+  /** The same for a nacked message; default "again". */
   readonly whenNacked?: (item: T) => "again" | "final"
-  /** Called before each publish: false ends the message as "withdrawn". Without it every message is wanted. */
+  /** Called before each publish. False ends the message as "withdrawn". Default: true. */
   readonly wanted?: (item: T) => boolean
-  /** The window was full and is half empty now. */
+  /** Called when the window was full and is relieved. */
   readonly relieved?: () => void
-  /** Told of every publish that failed, for counting. */
+  /** Called for each failed publish, for counters. */
   readonly failed?: (item: T, result: "returned" | "nacked" | "cut") => void
-  /** Told how many messages are about to be published again. */
+  /** Called with the number of messages that are published again. */
   readonly repeating?: (count: number) => void
 }
 
@@ -56,7 +55,7 @@ export class Publisher<T> implements PublishChannelListener<Entry<T>> {
   #attempt = 0
   #confirmedAtMs = Number.NEGATIVE_INFINITY
   #wasFull = false
-  /** Empty between calls of `#done`, which are never nested: a publish channel settles after `publish`. */
+  /** Empty between calls of `#done`. They are never nested, because a publish channel settles after `publish` returns. */
   readonly #released: Entry<T>[] = []
 
   constructor(broker: Pick<Broker, "publishChannel">, options: PublisherOptions<T>) {
@@ -65,7 +64,7 @@ export class Publisher<T> implements PublishChannelListener<Entry<T>> {
     this.#publishChannel = broker.publishChannel(this)
   }
 
-  /** What was accepted and is not done yet, for those who wait for room in it. */
+  /** The publish window, for callers that wait for room. */
   get window(): { readonly hasRoom: boolean } {
     return this.#window
   }
@@ -79,15 +78,15 @@ export class Publisher<T> implements PublishChannelListener<Entry<T>> {
   }
 
   /**
-   * Since when the broker has confirmed nothing, or null when nothing is in flight. A slow broker is not a silent one:
-   * over a narrow network a full window takes long, and reconnecting would only begin it again.
+   * The time since which no confirm has arrived, or null when nothing is in flight. A slow broker still confirms: over a
+   * slow network a full window takes long, and a new connection would only start it again.
    */
   silentSinceMs(): number | null {
     const sentAtMs = this.#window.oldestSentAtMs()
     return sentAtMs === null ? null : Math.max(sentAtMs, this.#confirmedAtMs)
   }
 
-  /** Accepts one message; from now on it is kept until it is done. */
+  /** Accepts one message, which is kept until it is done. */
   publish(item: T, bytes: number): void {
     this.#window.add(item, bytes)
     if (!this.#window.hasRoom) this.#wasFull = true
@@ -103,21 +102,21 @@ export class Publisher<T> implements PublishChannelListener<Entry<T>> {
     return this.#options.describe(item).id
   }
 
-  /** When the broker last confirmed a message; `-Infinity` when it never has. */
+  /** The time of the last confirm; `-Infinity` before the first. */
   get confirmedAtMs(): number {
     return this.#confirmedAtMs
   }
 
   /**
-   * Ends as "given_up" the messages sent at `sentByMs` or before that are still unconfirmed: their queue takes nothing
-   * while the broker confirms others. A later confirm of such a message changes nothing.
+   * Ends as "given_up" the unconfirmed messages that were sent at `sentByMs` or before: their queue accepts nothing while
+   * the broker confirms others. A later confirm of such a message has no effect.
    */
   giveUp(sentByMs: number, mayEnd: (item: T) => boolean): void {
     const given = this.#window.sentBy(sentByMs).filter(({ item }) => mayEnd(item))
     for (const entry of given) this.settled(entry, "given_up")
   }
 
-  /** Stops the timer; what is in the window stays there. */
+  /** Stops the timer. Messages stay in the window. */
   stop(): void {
     if (this.#timer !== null) clearTimeout(this.#timer)
     this.#timer = null
@@ -203,7 +202,7 @@ export class Publisher<T> implements PublishChannelListener<Entry<T>> {
   }
 }
 
-/** Of several publishers, since when the one that has waited longest; Infinity when nothing is with the broker. */
+/** The earliest `silentSinceMs` of several publishers; Infinity when nothing is in flight. */
 export function silentSinceMs(publishers: readonly { silentSinceMs(): number | null }[]): number {
   const each = publishers.map((publisher) => publisher.silentSinceMs())
   return Math.min(...each.filter((sinceMs) => sinceMs !== null))

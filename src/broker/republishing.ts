@@ -1,27 +1,27 @@
 /**
- * Prepares properties and headers of messages from the broker for publishing again, byte for byte as they came. Pure.
+ * Prepares properties and headers of received messages for publishing again, byte for byte. Pure.
  *
- * A JavaScript value does not tell which of AMQP's types it had: -3 may have come as one of six. Headers of which
- * a value would be written in another way carry the table they were read from under the symbol `RECEIVED`, and copies of
- * them under `PASSED_ON`, which object spread copies; the frame writer takes from it the entries whose values are still the
- * same. Rejected: a wrapper around each such value, which everyone who reads a header would have to take off.
+ * A JavaScript value does not keep its AMQP type: -3 may have had one of six types. When a value would be written in
+ * another way, the headers carry the table they were read from under the symbol `RECEIVED`, and copies of the headers
+ * carry it under `PASSED_ON`, which object spread copies. The frame writer copies from it the entries with unchanged
+ * values. Rejected: a wrapper around each such value, which every reader of headers would have to unwrap.
  */
 
 import type { HeaderValue, MessageProperties } from "./broker.ts"
 
 type Headers = Record<string, HeaderValue>
 
-/** Headers that RabbitMQ would route a copy by, and its own property that only its author may use. */
+/** Headers by which RabbitMQ would route a copy, and a property that only the sender may set. */
 const KEPT_AS = { CC: "owsla-cc", BCC: "owsla-bcc", userId: "owsla-user-id" } as const
 const RENAMED: ReadonlyMap<string, string> = new Map([
   ["CC", KEPT_AS.CC],
   ["BCC", KEPT_AS.BCC],
 ])
 const NOT_RENAMED: ReadonlyMap<string, string> = new Map()
-/** Headers that the broker adds; a copy starts without them. */
+/** Headers that the broker adds. Copies do not have them. */
 export const BROKERS_OWN = /^x-(death$|(first|last)-death-|(delivery|acquired)-count$)/
 
-/** The key, in received headers, of the entries of their table, on headers that need them. */
+/** The key of the received bytes in received headers that need them. */
 export const RECEIVED = Symbol("headers as received")
 /** The key of `ReceivedHeaders`, in headers that are passed on. */
 const PASSED_ON = Symbol("headers passed on")
@@ -30,9 +30,9 @@ const PASSED_ON = Symbol("headers passed on")
 export interface ReceivedHeaders {
   /** The entries of the table, without its size field. */
   readonly bytes: Uint8Array
-  /** The values as they were read: one that has changed since is written as it is now. */
+  /** The values as they were read. A changed value is encoded again. */
   readonly values: Readonly<Headers>
-  /** New names of entries that are passed on under another one. */
+  /** New names of entries that are passed on under another name. */
   readonly renamed: ReadonlyMap<string, string>
 }
 
@@ -59,10 +59,10 @@ export class OutOfRangeDate extends Date {
 }
 
 /**
- * New properties, fit to be published again. A `user_id` of another user, which the broker refuses, and CC and BCC,
- * by which it would send the copy elsewhere too, are kept as `owsla-` headers; an invalid timestamp is left
- * out, and so are an expiration, which would start again, and what the broker adds itself.
- * Headers are added by assignment or by `{ ...headers, added }`; both keep the received headers' bytes.
+ * New properties that can be published. `user_id`, which the broker refuses for another user, and CC and BCC, by which
+ * the broker would route the copy to other queues too, are kept as `owsla-` headers. An invalid timestamp, the expiration
+ * (it would start again) and headers that the broker adds are removed.
+ * Headers may be added by assignment or by `{ ...headers, added }`; both keep the received bytes.
  */
 export function republishable(properties: MessageProperties): MessageProperties & {
   headers: Headers
@@ -81,7 +81,7 @@ export function republishable(properties: MessageProperties): MessageProperties 
     : Object.assign(again, { timestamp })
 }
 
-/** The headers with these names whose values fit, with their bytes. */
+/** The headers with these names for which `fits` is true, with their received bytes. */
 export function pickedHeaders(
   headers: Headers,
   names: readonly string[],

@@ -1,8 +1,8 @@
 /**
- * What a worker sets up at the broker: its exchanges and queues, and who takes what comes from each.
- * The names and arguments are those of `topology.ts`.
+ * The exchanges, queues and subscriptions of a worker. Names and arguments are in `topology.ts`.
  *
- * What the fleet or the sender throws is a defect that is reported. Bound: `PREFETCH` for all queues together, divided by `SHARES`.
+ * An exception of the fleet or the sender is reported as a defect. Bound: `PREFETCH` for all queues together, divided by
+ * `SHARES`.
  */
 
 import type { WorkerProcess } from "../device/ids.ts"
@@ -18,24 +18,24 @@ import {
   workerQueue,
 } from "./topology.ts"
 
-/** Tells what workers tell each other from receipts, which come on the same queue. */
+/** The `type` of messages between workers. Receipts arrive on the same queue. */
 export const FLEET_MESSAGE_TYPE = "owsla.fleet"
 
 /**
- * Shares of `PREFETCH`. Messages of the fleet's queue are acknowledged at once, so its share covers only those in flight;
- * dead letters are rare.
+ * The shares of `PREFETCH`. Messages of the fleet queue are acknowledged at once, so its share covers messages in flight
+ * only. Dead letters are rare.
  */
 const SHARES = { fleet: 2, toDevice: 4, worker: 3, deadLetters: 1 }
 
-/** The stages that take what comes from the queues. */
+/** The handlers of deliveries. */
 export interface Handlers {
-  /** Throws nothing. @param prefetch how many deliveries of its queue may be unacknowledged. */
+  /** Throws nothing. @param prefetch the limit of unacknowledged deliveries of the queue. */
   readonly consumer: {
     deliver(delivery: Delivery, prefetch: number): void
     deliverDeadLetter(delivery: Delivery, prefetch: number): void
   }
   readonly unacknowledged: {
-    /** The connection that delivers commands and dead letters was lost; called for each of their queues. */
+    /** Called for each queue of commands and dead letters when its connection was lost. */
     lost(): void
   }
   readonly fleet: { deliver(delivery: Delivery): void }
@@ -57,7 +57,7 @@ export function brokerSetup(
   const deliverDeadLetter: Subscription["deliver"] = (delivery, prefetch) =>
     consumer.deliverDeadLetter(delivery, prefetch)
   const deliverFromWorker: Subscription["deliver"] = (delivery) => {
-    // Acknowledged first: no message on this queue is delivered again, not even one whose handling throws.
+    // Acknowledged first, so that no message of this queue is redelivered, even if its handler throws.
     delivery.acknowledge()
     try {
       if (delivery.properties.type === FLEET_MESSAGE_TYPE) fleet.deliver(delivery)
@@ -70,10 +70,10 @@ export function brokerSetup(
     exchanges: EXCHANGES,
     queues: queueDeclarations(names, self),
     subscriptions: [
-      // First, since a worker that does not know the fleet's members would call devices of others offline.
+      // First, since a worker that knows no other workers would report their devices as offline.
       { queue: fleetName, prefetch: fleetShare, deliver: deliverFromWorker, untilClose: true },
       { queue: names.toDeviceQueue, prefetch: toDevice, deliver, lost },
-      // Exclusive, so that two instances with one INSTANCE_ID do not take each other's commands.
+      // Exclusive, so that two instances with the same INSTANCE_ID do not consume each other's commands.
       { queue: workerQueue(self.worker), prefetch: worker, deliver, lost, exclusive: true },
       { queue: DEAD_LETTERS, prefetch: deadLetters, deliver: deliverDeadLetter, lost },
     ],

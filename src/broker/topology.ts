@@ -1,30 +1,29 @@
 /**
- * The queues: their names, arguments and the reasons for them. Pure.
+ * The queues and exchanges: names, arguments, and the reasons for them. Pure.
  *
  *   from_device            lines, for the back-ends to consume
  *   to_device              commands, consumed by every worker of every instance
  *   to_device.undelivered  commands that were not written, for the operator
  *   owsla.worker.<id>      commands for the connections of one worker
- *   owsla.dead_letters     commands that the broker gave up: expired, or left with a dead worker
- *   owsla.fleet.<id>       what workers tell each other, and receipts for commands that came by HTTP
+ *   owsla.dead_letters     commands that the broker dead-lettered: expired, or not consumed by their worker
+ *   owsla.fleet.<id>       messages between workers, and receipts of commands that came by HTTP
  *
  * and the exchanges:
  *
  *   owsla.fleet            to the fleet queues of all workers (fanout)
  *   owsla.presence         devices that connect and disconnect (topic)
- *   owsla.commands         commands, by the name of the queue that they are for (direct): a back-end needs permission
- *                          to write to this exchange alone, and not to every queue by the default exchange
+ *   owsla.commands         commands, with the name of their queue as routing key (direct); a back-end needs write
+ *                          permission for this exchange only, not for all queues through the default exchange
  *
- * Bound in time: a command waits `WORKER_QUEUE_TTL_MS` at most in the queue of a worker that does not
- * take it, then it is a dead letter; an unused worker queue goes after `WORKER_QUEUE_EXPIRES_MS`. What
- * workers tell each other is stale after `FLEET_TTL_MS`, and the oldest of more than `FLEET_MAX_BYTES`
- * makes room; the queue goes `FLEET_EXPIRES_MS` after its worker.
+ * Bounds: a command waits at most `WORKER_QUEUE_TTL_MS` in the queue of a worker, then it is dead-lettered. An unused
+ * worker queue is deleted after `WORKER_QUEUE_EXPIRES_MS`. Messages between workers expire after `FLEET_TTL_MS`; beyond
+ * `FLEET_MAX_BYTES` the oldest are dropped. A fleet queue is deleted `FLEET_EXPIRES_MS` after its worker ended.
  */
 
 import type { WorkerProcess } from "../device/ids.ts"
 import type { ExchangeDeclaration, QueueDeclaration } from "./broker.ts"
 
-/** Longer than a worker's restart takes. A command for a dead worker has its outcome after this time. */
+/** Longer than the restart of a worker. A command for a dead worker gets its outcome after this time. */
 export const WORKER_QUEUE_TTL_MS = 15_000
 const WORKER_QUEUE_EXPIRES_MS = 300_000
 
@@ -32,7 +31,7 @@ if (WORKER_QUEUE_EXPIRES_MS <= WORKER_QUEUE_TTL_MS) {
   throw new Error("a worker queue must outlive its messages, or they would vanish with it")
 }
 
-/** Longer than anybody waits for an answer or a receipt. */
+/** Longer than any time-out for an answer or a receipt. */
 const FLEET_TTL_MS = 60_000
 const FLEET_EXPIRES_MS = 60_000
 const FLEET_MAX_BYTES = 67_108_864
@@ -44,13 +43,13 @@ export const COMMANDS_EXCHANGE = "owsla.commands"
 export const EXCHANGES: readonly ExchangeDeclaration[] = [
   { name: FLEET_EXCHANGE, type: "fanout" },
   { name: PRESENCE_EXCHANGE, type: "topic" },
-  // Its absence would stop an instance whose user has the permissions of a version before it.
+  // Optional, so that an instance starts with the broker permissions of an earlier version.
   { name: COMMANDS_EXCHANGE, type: "direct", optional: true },
 ]
 
 export const DEAD_LETTERS = "owsla.dead_letters"
 
-/** Of every queue but those of the settings, whose names may not begin with it. */
+/** The prefix of all queues except those of the settings, whose names must not have it. */
 export const OWN_QUEUE_PREFIX = "owsla."
 const WORKER_QUEUE_PREFIX = `${OWN_QUEUE_PREFIX}worker.`
 
@@ -62,12 +61,12 @@ export function isWorkerQueue(queue: string): boolean {
   return queue.startsWith(WORKER_QUEUE_PREFIX)
 }
 
-/** The worker whose queue this is, or null when it is another queue. */
+/** The worker of a worker queue; null for another queue. */
 export function workerOfQueue(queue: string): string | null {
   return isWorkerQueue(queue) ? queue.slice(WORKER_QUEUE_PREFIX.length) : null
 }
 
-/** Each process has its own: nothing that was told to the one before is for it. */
+/** Each process has its own queue, since messages to the process before it are outdated. */
 export function fleetQueue({ worker, incarnation }: WorkerProcess): string {
   return `owsla.fleet.${worker}.${incarnation}`
 }
@@ -79,7 +78,7 @@ export interface QueueNames {
   readonly queueType: "quorum" | "classic"
 }
 
-/** Whether this is one of the gateway's queues, of any instance: none of them takes receipts of a back-end's command. */
+/** Whether this is a queue of the gateway, of any instance. Receipts of a back-end's commands must not go there. */
 export function isGatewayQueue(names: QueueNames, queue: string): boolean {
   const { fromDeviceQueue, toDeviceQueue, undeliveredQueue } = names
   return (
@@ -93,7 +92,7 @@ export function queueDeclarations(names: QueueNames, self: WorkerProcess): Queue
   const deadLettering = {
     "x-dead-letter-exchange": "",
     "x-dead-letter-routing-key": DEAD_LETTERS,
-    // A quorum queue loses a dead letter in a broker's crash unless it is asked not to.
+    // By default a quorum queue may lose dead letters in a crash of the broker.
     ...(names.queueType === "quorum"
       ? { "x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish" }
       : {}),
@@ -119,8 +118,8 @@ export function queueDeclarations(names: QueueNames, self: WorkerProcess): Queue
       name: fleetQueue(self),
       boundTo: [{ exchange: FLEET_EXCHANGE, routingKey: "" }],
       durable: false,
-      // Its messages are neither stored nor copied to other nodes of the broker. A durable one could not be declared
-      // again while the node that holds it is down.
+      // Transient: its messages are neither stored nor replicated. A durable queue could not be declared again while its
+      // node is down.
       transient: true,
       arguments: {
         "x-queue-type": "classic",
@@ -132,7 +131,7 @@ export function queueDeclarations(names: QueueNames, self: WorkerProcess): Queue
   ]
 }
 
-/** Under its own name, as in the default exchange. */
+/** With the name of the queue as routing key, as in the default exchange. */
 function takingCommands(queue: QueueDeclaration): QueueDeclaration {
   const binding = { exchange: COMMANDS_EXCHANGE, routingKey: queue.name, optional: true } as const
   return { ...queue, boundTo: [binding] }
