@@ -1,12 +1,12 @@
 /**
- * The broker over AMQP 0-9-1: RabbitMQ, or what speaks like it.
+ * The broker port over AMQP 0-9-1, for RabbitMQ and compatible brokers.
  *
- * Two connections, so that a blocked publisher still takes commands: one carries the publish channels, a channel
- * each; the other the subscriptions, a channel each. Queues are declared on both before use; one that
- * exists with other arguments is used as it is.
+ * It has two connections, so that commands are consumed while publishing is blocked: one with a channel for each publish
+ * channel, one with a channel for each subscription. Queues are declared on both before use. A queue that exists with
+ * other arguments is used as it is.
  *
- * Never retries a message: what a lost connection leaves unconfirmed is reported as "cut", and its
- * publisher decides. Bounds: prefetch for each subscription; publish channels are bounded by their publishers.
+ * It retries no message: a message that a lost connection leaves unconfirmed is reported as "cut", and its publisher
+ * decides. Bounds: the prefetch of each subscription; publish channels are bounded by their publishers.
  */
 
 import type { AMQPChannel } from "@cloudamqp/amqp-client"
@@ -28,12 +28,12 @@ import { AmqpPublishChannel } from "./publish-channel.ts"
 import { Subscriptions } from "./subscriptions.ts"
 
 /**
- * A header frame comes whole, and with what a dead letter adds to its headers it may be larger than
- * the 131,072 that RabbitMQ agrees to: one that does not fit breaks the connection again and again.
+ * Larger than the 131,072 bytes that RabbitMQ negotiates: a header frame is never split, and dead-lettering adds headers.
+ * A header frame that does not fit would break each new connection.
  */
 const CONSUME_FRAME_MAX = 262_144
 
-/** A publish channel as its broker sees it, whatever its listener publishes. */
+/** The part of a publish channel that its broker uses. */
 type AttachableChannel = Pick<
   AmqpPublishChannel<unknown>,
   "attach" | "detach" | "block" | "unblock"
@@ -57,14 +57,14 @@ export class AmqpBroker implements Broker {
   #lastLoss = "not connected yet"
   #blockedReason: string | null = null
   #closed = false
-  /** What was warned of. */
+  /** The subjects of past warnings. */
   readonly #warned = new Set<string>()
   #closing: Promise<void> | null = null
 
   /**
-   * @param url one, or several of nodes of one broker; the two connections may be to different ones.
-   * @param name the name of the two connections in the broker's own tools.
-   * @param ca PEM; the only CAs to trust with `amqps:`. Null: those of the system.
+   * @param url one or several URLs of nodes of one broker. The two connections may be to different nodes.
+   * @param name the name of both connections in the broker's tools.
+   * @param ca PEM; the only trusted CAs for `amqps:`. Null: the CAs of the system.
    */
   constructor(url: string | readonly string[], name: string, ca: string | null = null) {
     const urls = typeof url === "string" ? [url] : url
@@ -135,8 +135,8 @@ export class AmqpBroker implements Broker {
     this.#setup = setup
     this.#subscriptions.want(setup.subscriptions)
     this.#listener = listener
-    // The other follows when the queues are declared: RabbitMQ may stumble over a consumer of a quorum
-    // queue that is just being made.
+    // The other connection follows when the queues are declared: in RabbitMQ a consumer may fail on a quorum queue that
+    // is being declared.
     this.#publishing.start()
   }
 
@@ -149,7 +149,7 @@ export class AmqpBroker implements Broker {
   redeclare(): void {
     const declareAgain = this.#declareAgain
     if (declareAgain === null) return
-    // Called once for each returned message: one declaration at a time serves them all.
+    // Called for each returned message; one declaration at a time is enough.
     this.#declareAgain = null
     declareAgain().then(
       () => {
@@ -171,7 +171,7 @@ export class AmqpBroker implements Broker {
   resumeConsuming(): void {
     this.#subscriptions.paused = false
     this.#consuming.resume()
-    // A connection made in the meantime has no subscriptions: a new one begins with them.
+    // A connection that was made while paused has no subscriptions, so a new one is made.
     if (this.#consuming.up && this.#subscriptions.missing) this.#consuming.reset("reading again")
   }
 
@@ -193,7 +193,7 @@ export class AmqpBroker implements Broker {
   }
 
   #up(): void {
-    // One of the two alone changes nothing for anybody.
+    // The state changes when both connections are up.
     if (this.#publishing.up && this.#consuming.up) this.#changed()
   }
 
@@ -229,7 +229,7 @@ export class AmqpBroker implements Broker {
     )
   }
 
-  /** Applies the limit on unacknowledged messages for which the broker closed a connection, from the next connection on. */
+  /** After the broker closed a connection for too many unacknowledged messages: lowers the limit of the next connections. */
   #lowerPrefetch(reason: string): void {
     const error = readBrokerError(reason)
     if (error.kind !== "too_many_unacknowledged") return

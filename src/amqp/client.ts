@@ -1,13 +1,12 @@
 /**
- * The AMQP client with a few differences: the frames of one tick of the event loop go out in one write; what comes and
- * goes in numbers, messages, confirms and acknowledgements, goes past it; an exception while reading ends the
- * connection instead of the process.
+ * The AMQP client with three differences. The frames of one tick are sent in one write. Messages, confirms and
+ * acknowledgements bypass the client. An exception while reading closes the connection instead of ending the process.
  *
- * Why: one `socket.write` a frame costs more than all else of publishing, and after that what the client makes for
- * each message (`frame-writer.ts`, `frame-reader.ts`). Connecting, channels, declarations and heartbeats are the
- * client's own.
- * Bound: `BATCH_BYTES` are joined, then written at once; what the socket has not taken yet is bounded
- * by the unconfirmed windows and prefetches of those who send.
+ * Why: one `socket.write` for each frame was the largest cost of publishing, and the objects that the client makes for
+ * each message the second largest (`frame-writer.ts`, `frame-reader.ts`). Connecting, channels, declarations and
+ * heartbeats are the client's.
+ * Bounds: `BATCH_BYTES` are joined, then written. Bytes that the socket has not accepted are bounded by the publish
+ * windows and the prefetch.
  */
 
 import { AMQPClient } from "@cloudamqp/amqp-client"
@@ -20,22 +19,22 @@ import { FRAME_OVERHEAD } from "./protocol.ts"
 import { type BrokerServer, serverOf } from "./server-properties.ts"
 
 const BATCH_BYTES = 65_536
-/** How much of a body goes out in one turn of the event loop: about 2 ms of work. */
+/** The part of a body that is sent in one tick: about 2 ms of work. */
 const PIECE_BYTES = 1_048_576
-/** Buffers kept for reuse; more are made when the socket is slow, and left to the collector. */
+/** Buffers kept for reuse. With a slow socket more are made, and collected as garbage. */
 const SPARE_BUFFERS = 8
 
-/** Bytes; what RabbitMQ allows at least. Longer bodies are cut into frames, but properties must fit one. */
+/** Bytes; the least that RabbitMQ allows. Longer bodies are split into frames, but properties must fit one frame. */
 export const PUBLISH_FRAME_MAX = 8_192
 
-/** Commands come a few a tick; a write for the acknowledgements of each tick is a seventh of what they cost. */
+/** With few commands a tick, a write in each tick for their acknowledgements would be a seventh of their cost. */
 const ACKNOWLEDGEMENTS_MS = 1
 
 const SENT = Promise.resolve()
 
 /**
- * A broker begins with a method frame on channel 0. Whatever else is at that port is told apart here:
- * the client would wait for the rest of a frame.
+ * A broker starts with a method frame on channel 0. Any other server is detected here, since the client would wait for
+ * the rest of a frame.
  */
 function refuseOtherProtocols(chunk: Buffer): void {
   const header = [1, 0, 0]
@@ -51,16 +50,16 @@ export class BatchingClient extends AMQPClient {
   readonly #spare: FrameWriter[] = []
   readonly #handlers = new Map<number, ChannelHandler>()
   #server: BrokerServer | null = null
-  /** The host for the socket: the client leaves IPv6 addresses in the brackets of their URLs. */
+  /** The host for the socket. The client would keep the brackets of an IPv6 address. */
   override readonly host: string
 
-  /** @param ca PEM; the only CAs to trust with `amqps:`. Null: those of the system. */
+  /** @param ca PEM; the only trusted CAs for `amqps:`. Null: the CAs of the system. */
   constructor(url: string, ca: string | null = null) {
     super(url, ca === null ? undefined : { ca })
     this.host = new URL(url).hostname.replace(/^\[(.*)\]$/, "$1")
   }
 
-  /** Product and version of the broker, known once connected. */
+  /** Product and version of the broker; "unknown" before the connection is open. */
   get server(): BrokerServer {
     return this.#server ?? { product: "unknown", version: "unknown" }
   }
@@ -89,24 +88,24 @@ export class BatchingClient extends AMQPClient {
     return connected
   }
 
-  /** Who takes the messages and confirms of a channel, in the client's stead; to be set before any can come. */
+  /** Sets the handler of a channel's messages and confirms, before any can arrive. */
   take(channel: number, handler: ChannelHandler): void {
     this.#handlers.set(channel, handler)
   }
 
   /**
-   * Publishes in place; the confirm comes to the channel's handler, by tags that count from 1 on each channel. Like `send`
-   * it never fails for want of a connection.
+   * Publishes one message. Its confirm goes to the channel's handler, with tags that count from 1 on each channel. Like
+   * `send`, it does not fail without a connection.
    *
-   * A body of more than `PIECE_BYTES` goes out piece by piece, when the socket has taken the one before, so that nothing
-   * else waits for all of it. No other message may be published on the channel until then.
+   * A body of more than `PIECE_BYTES` is sent in pieces, each when the socket has accepted the one before, so that other
+   * work does not wait for the whole body. Until then no other message may be published on the channel.
    *
-   * @param sent called later, once a body that is not sent when this returns is; not when the connection is lost before.
+   * @param sent called once a body is sent that was not sent when this returned; not called when the connection is lost.
    * @returns whether the whole body is sent.
-   * @throws Unencodable when all but the body takes more than a frame; nothing was sent then.
+   * @throws Unencodable when the method and header do not fit a frame. Nothing was sent then.
    */
   publish(channel: number, message: OutgoingMessage, sent: () => void): boolean {
-    // 0 is a broker without a limit.
+    // 0: the broker has no limit.
     const frameMax = this.frameMax === 0 ? PUBLISH_FRAME_MAX : this.frameMax
     this.#makeRoom(frameMax)
     this.#batch.publish(channel, message, frameMax)
@@ -143,7 +142,7 @@ export class BatchingClient extends AMQPClient {
     this.#schedule()
   }
 
-  /** Goes out with the next write, within `ACKNOWLEDGEMENTS_MS`: no caller waits for it. */
+  /** Acknowledges with the next write, within `ACKNOWLEDGEMENTS_MS`. */
   acknowledge(channel: number, deliveryTag: number): void {
     this.#makeRoom(FrameWriter.ACK_BYTES)
     this.#batch.acknowledge(channel, deliveryTag)
@@ -151,9 +150,8 @@ export class BatchingClient extends AMQPClient {
   }
 
   /**
-   * Copies `bytes`, so the caller may reuse them; resolves when they are queued. Never rejects: with
-   * the connection gone the bytes go nowhere, and what waits for an answer to them is settled by the
-   * closing of its channel.
+   * Copies `bytes`, so the caller may reuse them. Resolves when they are queued and never rejects: on a closed connection
+   * the bytes are dropped, and the closing of the channel settles the calls that wait for an answer.
    */
   override send(bytes: Uint8Array): Promise<void> {
     if (bytes.length > BATCH_BYTES) {

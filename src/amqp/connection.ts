@@ -1,15 +1,15 @@
 /**
- * A link: one AMQP connection that is kept alive, with a fresh client for each try.
+ * One AMQP connection that is made again after each loss, with a new client for each try.
  *
  *   down ──start──► connecting ──set up──► up ──lost──► waiting ──other URL, or backoff──► connecting
  *                        └──failed──────────────────────►┘
  *   any ──close──► closed
  *
- * After a failure the next URL is tried at once; when all have failed, after a wait. The URL of a connection that was up for
- * less than `STABLE_MS` counts as failed, so that nodes that accept and then close are not tried in a loop.
- * Never publishes or consumes itself: `setUp` opens the channels. Bounds: `CONNECT_TIMEOUT_MS` for
- * connecting and setting up together, `REACH_TIMEOUT_MS` of it for TCP; waits between tries of up to 5 s, or 0.7 s
- * while the broker refuses connections or cannot be reached, with jitter (`backoff.ts`).
+ * After a failure the next URL is tried at once. When all URLs have failed, there is a wait. The URL of a connection that
+ * was up for less than `STABLE_MS` counts as failed, so that nodes that accept and then close are not tried in a loop.
+ * The connection neither publishes nor consumes: `setUp` opens the channels. Bounds: `CONNECT_TIMEOUT_MS` for connecting
+ * and setting up, of which `REACH_TIMEOUT_MS` for TCP; waits between tries of up to 5 s, or 0.7 s while the broker
+ * refuses connections or cannot be reached, with jitter (`backoff.ts`).
  */
 
 import { BROKER_BACKOFF, backoffMs } from "../backoff.ts"
@@ -19,24 +19,24 @@ import { NotReached, readBrokerError } from "./errors.ts"
 import { UrlRotation } from "./url-rotation.ts"
 
 const CONNECT_TIMEOUT_MS = 10_000
-/** For TCP alone. The kernel would try for minutes, ever more rarely, and not notice that a network is back. */
+/** The limit for TCP. The kernel would retry for minutes, ever more rarely, and miss that a network is back. */
 const REACH_TIMEOUT_MS = 2_000
 const CLOSE_TIMEOUT_MS = 2_000
 const HEARTBEAT_S = 10
 const STABLE_MS = 5_000
 /**
- * While the broker refuses connections or cannot be reached a try costs a packet or two, so a broker that starts again is found within a
- * second. One that listens and refuses, or does not answer, is left alone for longer.
+ * While the broker refuses TCP connections or cannot be reached, a try costs one or two packets. With short waits a
+ * broker that starts again is found within a second. A broker that accepts connections and then fails gets longer waits.
  */
 const ABSENT_BACKOFF = { firstMs: 100, maxMs: 700 }
 
 export interface AmqpConnectionHooks {
-  /** Opens channels on the new connection; a rejection counts as a failed try. */
+  /** Opens channels on the new connection. A rejection counts as a failed try. */
   readonly setUp: (client: BatchingClient) => Promise<void>
-  /** Hands over what must reach the broker before the connection closes. */
+  /** Sends everything that must reach the broker before the connection closes. */
   readonly tearDown: () => Promise<unknown>
   readonly up: () => void
-  /** Told once for each connection that was up, and for each try that failed. */
+  /** Called once for each connection that was up, and for each failed try. */
   readonly lost: (reason: string) => void
   readonly blocked: (reason: string) => void
   readonly unblocked: () => void
@@ -50,15 +50,15 @@ export class AmqpConnection {
   #client: BatchingClient | null = null
   #attempt = 0
   #upSinceMs = 0
-  /** Whether every URL tried since the last wait refused the connection or could not be reached. */
+  /** Whether all URLs that were tried since the last wait refused the connection or could not be reached. */
   #allAbsent = true
   #timer: ReturnType<typeof setTimeout> | null = null
 
   /**
-   * @param urls `amqp:` or `amqps:`, at least one, of nodes of one broker.
-   * @param name how the connection is called in the broker's own tools.
-   * @param frameMax bytes; larger where large header frames may come in.
-   * @param ca PEM; the only CAs to trust with `amqps:`. Null: those of the system.
+   * @param urls one or several `amqp:` or `amqps:` URLs of nodes of one broker.
+   * @param name the name of the connection in the broker's tools.
+   * @param frameMax bytes; larger for connections that may receive large header frames.
+   * @param ca PEM; the only trusted CAs for `amqps:`. Null: the CAs of the system.
    */
   constructor(
     urls: readonly string[],
@@ -89,15 +89,15 @@ export class AmqpConnection {
     if (this.#state === "down" || this.#state === "waiting") void this.#connect()
   }
 
-  /** Gives up the present connection and reconnects. */
+  /** Drops the current connection and reconnects. */
   reset(reason: string): void {
     if (this.#state === "up" || this.#state === "connecting")
       this.#lose(this.#client, new Error(reason))
   }
 
   /**
-   * Stops reading from the broker; it then receives no heartbeats and closes the connection after
-   * some 20 s, which a new connection makes good.
+   * Stops reading from the broker. The broker closes such a connection after some 20 s without heartbeats, and a new one
+   * is made.
    */
   pause(): void {
     this.#client?.socket?.pause()
@@ -107,7 +107,7 @@ export class AmqpConnection {
     this.#client?.socket?.resume()
   }
 
-  /** Sends what is queued, says goodbye and closes; within `CLOSE_TIMEOUT_MS`. */
+  /** Sends queued bytes and closes the connection, within `CLOSE_TIMEOUT_MS`. */
   async close(): Promise<void> {
     const client = this.#client
     const wasUp = this.#state === "up"
@@ -127,7 +127,7 @@ export class AmqpConnection {
     try {
       client = this.#newClient()
     } catch (error) {
-      // A URL that the client cannot take apart; the configuration refuses those it knows of.
+      // The client cannot parse the URL. The configuration refuses the known kinds of such URLs.
       this.#retry(asError(error))
       return
     }
@@ -175,7 +175,7 @@ export class AmqpConnection {
       this.#attempt = 0
       this.#urls.avoidTaken()
     }
-    // Reset, or the kernel would still deliver what is published again by then: late repeats, from a past connection.
+    // RST, not FIN: the kernel could still send messages that are about to be published again.
     client.socket?.resetAndDestroy()
     abandon(client, cause.message)
     this.#retry(cause)
@@ -198,7 +198,7 @@ export class AmqpConnection {
   }
 }
 
-/** The client tells its channels only when it learns of the loss by itself. */
+/** Closes the channels too, which the client does only when it detects the loss itself. */
 function abandon(client: BatchingClient, reason: string): void {
   client.socket?.destroy()
   for (const channel of client.channels) channel?.setClosed(new Error(reason))

@@ -1,6 +1,6 @@
 /**
- * Declares exchanges, queues and bindings on a new connection. A queue or exchange that exists is used
- * unchanged: when its arguments differ, with a warning; when the user may not declare it, without one.
+ * Declares exchanges, queues and bindings on a new connection. A queue or exchange that exists is used unchanged. There
+ * is a warning when its arguments differ, and none when the user may not declare it.
  *
  *   declare ─┬─ done
  *            ├─ 405, exclusive to another ────────► left to the subscription, which tries again
@@ -25,20 +25,20 @@ import {
   lacksTransientQueues,
 } from "./server-properties.ts"
 
-/** @param about the subject: a subject is warned of once. */
+/** @param about the subject. There is one warning for each subject. */
 export type Warn = (about: string, message: string) => void
 
 interface Declaration {
   readonly what: string
   readonly name: string
   readonly act: (on: AMQPChannel) => Promise<unknown>
-  /** Checks whether it exists; null where AMQP has no method for that. */
+  /** Checks whether it exists; null when AMQP has no method for that. */
   readonly check: ((on: AMQPChannel) => Promise<unknown>) | null
-  /** The permissions on a resource that `act` needs, for brokers that do not say which of them is missing. */
+  /** The permissions that `act` needs, for brokers that do not name the missing one. */
   readonly needs: (resource: string) => string
-  /** When it cannot be made there is a warning and no error. */
+  /** When it cannot be declared, there is a warning and no error. */
   readonly optional: boolean
-  /** What to add to the warning that it exists with other arguments. */
+  /** Added to the warning that it exists with other arguments. */
   readonly advice: (argument: string | null) => string
 }
 
@@ -47,7 +47,7 @@ const WRITE = '"write"'
 const READ = '"read"'
 const noAdvice = () => ""
 
-/** Rejects when something is missing and can't be declared. */
+/** Rejects when a queue or exchange is missing and cannot be declared. */
 export async function declareAll(
   client: BatchingClient,
   exchanges: readonly ExchangeDeclaration[],
@@ -68,7 +68,7 @@ export async function declareAll(
 class Declarer {
   readonly #client: BatchingClient
   readonly #warn: Warn
-  /** Null when there is none, since a refusal closes its channel. */
+  /** Null when there is none, because a refusal closes its channel. */
   #channel: AMQPChannel | null = null
 
   constructor(client: BatchingClient, warn: Warn) {
@@ -127,7 +127,7 @@ class Declarer {
     await this.#channel?.close()
   }
 
-  /** Null when the broker agrees. */
+  /** Null when the broker accepts it. */
   async #try(act: (on: AMQPChannel) => Promise<unknown>): Promise<Error | null> {
     this.#channel ??= await this.#open()
     try {

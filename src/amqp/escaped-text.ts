@@ -1,7 +1,7 @@
 /**
- * Bytes that are not UTF-8, kept in a string: each is escaped as a lone surrogate, U+DC80 to U+DCFF, which valid UTF-8 never
- * decodes to. The method is Python's "surrogateescape" (PEP 383), so that a `correlation_id` or a queue's name of any bytes
- * can be compared, stored and sent as a string and is the same bytes again on the wire.
+ * Strings for bytes that are not UTF-8: each such byte is escaped as a lone surrogate, U+DC80 to U+DCFF, which valid UTF-8
+ * never contains. This is Python's "surrogateescape" (PEP 383). So a `correlation_id` or the name of a queue of any bytes
+ * can be compared and stored as a string, and is sent as the same bytes.
  *
  * Rejected: Latin-1, which would misread ids in UTF-8; U+FFFD, which would make different ids equal.
  * The string has at most one character a byte.

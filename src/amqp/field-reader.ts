@@ -1,9 +1,9 @@
 /**
  * Reads the contents of AMQP 0-9-1 frames: numbers, texts, tables and the properties of a message.
  *
- * A JavaScript value does not keep its AMQP type and bytes. Headers with a value that could not be written back to the same
- * bytes carry the table they were read from (`republishing.ts`). Most headers have no such value and cost nothing more.
- * Pure. Bounds: `MAX_DEPTH` for nested tables; the frame for all else.
+ * A JavaScript value does not keep its AMQP type and bytes. Headers with a value that would be written as other bytes carry
+ * the table they were read from (`republishing.ts`). Most headers have no such value and need no copy.
+ * Pure. Bounds: `MAX_DEPTH` for nested tables, and the frame.
  */
 
 import type { HeaderValue, MessageProperties } from "../broker/broker.ts"
@@ -48,18 +48,18 @@ const TWO_TO_32 = 2 ** 32
 const TWO_TO_63 = 2 ** 63
 const DIGIT_0 = 0x30
 const DIGIT_9 = 0x39
-/** Far more than any real message; without a bound a message could exhaust the stack, again each time it is delivered. */
+/** More than any real message has. Without a bound a message could exhaust the stack at each delivery. */
 const MAX_DEPTH = 100
 
-/** An entry of a table, and where its value is in the table's bytes. */
+/** An entry of a table, with the position of its value in the bytes of the table. */
 export interface TableEntry {
   readonly name: string
-  /** The bytes of its value, the type included. */
+  /** From the type of the value to its end. */
   readonly from: number
   readonly to: number
 }
 
-/** Shared by all readers: texts are the same on every connection. */
+/** Shared by all readers, since the texts are the same on every connection. */
 const stringCache = new StringCache()
 
 export class FieldReader {
@@ -70,7 +70,7 @@ export class FieldReader {
   end = 0
   /** The state of the table or array that is being read. */
   #depth = 0
-  /** Whether the frame writer would write the values read so far as the bytes they were read from. */
+  /** Whether the frame writer would write the values read so far as the same bytes. */
   #exact = true
 
   begin(bytes: Uint8Array, at: number, end: number): void {
@@ -80,7 +80,7 @@ export class FieldReader {
     this.#depth = 0
   }
 
-  /** The entries of a table's bytes without its size field: each name, and where its value begins and ends. */
+  /** The entries of a table without its size field. */
   entries(table: Uint8Array): TableEntry[] {
     const entries: TableEntry[] = []
     this.begin(viewOf(table), 0, table.length)
@@ -114,7 +114,7 @@ export class FieldReader {
     return properties
   }
 
-  /** With the bytes they came in, when the values could not be written back to the same bytes. */
+  /** With the received bytes, when the values would be written as other bytes. */
   #headers(): Record<string, HeaderValue> {
     const at = this.at
     this.#exact = true
@@ -129,7 +129,7 @@ export class FieldReader {
     while (this.at < end) {
       const name = this.#shortText()
       const value = this.#field()
-      // Objects keep one value a name, and put names that are numbers first.
+      // An object keeps one value for each name, and orders names that are numbers first.
       const first = name.charCodeAt(0)
       if ((first >= DIGIT_0 && first <= DIGIT_9) || table[name] !== undefined) this.#exact = false
       setHeader(table, name, value)
@@ -146,7 +146,7 @@ export class FieldReader {
     return values
   }
 
-  /** The end of the table or array that begins here; one that is nested too deep is skipped. */
+  /** The end of the table or array that starts here. One that is nested too deep is skipped. */
   #inside(): number {
     const size = this.uint32()
     const end = this.at + size
@@ -190,7 +190,7 @@ export class FieldReader {
       case BYTES:
         return this.#take(this.uint32()).slice()
       case FLOAT_64: {
-        // A NaN has many forms.
+        // NaN has several encodings.
         const value = this.#view(8).getFloat64(0)
         if (Number.isNaN(value) || isWrittenAsInteger(value)) this.#exact = false
         return value
@@ -201,7 +201,7 @@ export class FieldReader {
     }
   }
 
-  /** A value of a type that the frame writer does not choose for any JavaScript value. */
+  /** A value of a type that the frame writer never uses. */
   #otherNumber(type: number): number {
     switch (type) {
       case INT_32:
@@ -295,12 +295,12 @@ export function tableEntries(table: Uint8Array): TableEntry[] {
   return new FieldReader().entries(table)
 }
 
-/** The rule by which the frame writer tells integers from fractions. */
+/** The rule by which the frame writer distinguishes integers from fractions. */
 export function isWrittenAsInteger(value: number): boolean {
   return Number.isInteger(value) && Math.abs(value) < TWO_TO_63
 }
 
-/** A Buffer's slice is a view; what is kept must be a copy. */
+/** A plain `Uint8Array`, whose `slice` copies; the `slice` of a `Buffer` is a view. */
 export function viewOf({ buffer, byteOffset, length }: Uint8Array): Uint8Array {
   return new Uint8Array(buffer, byteOffset, length)
 }

@@ -1,14 +1,14 @@
 /**
- * Reads AMQP 0-9-1 frames as they come from the socket, and takes what comes in numbers: deliveries, returned messages
- * and confirms, of the channels for which they are wanted. All other frames are handed on whole, for the AMQP client.
+ * Reads AMQP 0-9-1 frames from a socket. Deliveries, returned messages and confirms go to the handlers of their channels,
+ * all other frames whole to the AMQP client.
  *
  *   push(chunk) ─► frame … frame ─┬─ ack, nack ───────────────────────────► confirmed
  *                                 ├─ deliver, return ► header ► body … ───► content
  *                                 └─ any other ───────────────────────────► other
  *
- * Why: the client makes a view for each frame, a promise-ready message object and a `Buffer` for each of some 15
- * texts of a delivery, and misreads some of it (docs/PERFORMANCE.md). Pure. Bounds: a frame of `maxBytes`, of which
- * the beginning of one is kept; one message a channel, of `MAX_BODY_BYTES`.
+ * Why: the client makes a view for each frame, a message object, and a `Buffer` for each of some 15 texts of a delivery,
+ * and misreads some values (docs/PERFORMANCE.md). Pure. Bounds: the beginning of one frame of `maxBytes`, and one message
+ * of `MAX_BODY_BYTES` for each channel.
  */
 
 import type { MessageProperties } from "../broker/broker.ts"
@@ -27,66 +27,66 @@ import {
   METHOD,
 } from "./protocol.ts"
 
-/** Of a nack RabbitMQ sets 2, "requeue", too. */
+/** In a nack RabbitMQ also sets 2, "requeue". */
 const MULTIPLE = 1
-/** The most that RabbitMQ can be told to take. */
+/** The largest `max_message_size` of RabbitMQ. */
 const MAX_BODY_BYTES = 536_870_912
 const EMPTY = new Uint8Array(0)
 
-/** A message that was delivered or, on a channel that publishes, returned. */
+/** A message that was delivered or, on a publish channel, returned. */
 export interface InboundMessage {
-  /** 0 for one that was returned. */
+  /** 0 for a returned message. */
   readonly tag: number
   readonly redelivered: boolean
   readonly properties: MessageProperties
   readonly body: Uint8Array
 }
 
-/** Takes what comes on one channel past the client. */
+/** Handles messages and confirms of one channel in place of the client. */
 export interface ChannelHandler {
-  /** `body` is a copy; texts and numbers are anyway. */
+  /** `body` is a copy. */
   readonly content?: (content: InboundMessage) => void
-  /** What the broker says of publishes: of one, or of all up to it. */
+  /** A confirm of one publish, or with `multiple` of all up to it. */
   readonly confirmed?: (tag: number, multiple: boolean, nacked: boolean) => void
-  /** The broker has ended a consumer; the client gets the frame too. */
+  /** The broker has cancelled a consumer. The client gets the frame too. */
   readonly cancelled?: () => void
 }
 
 export interface FrameHandler {
-  /** Who takes the messages and confirms of a channel; undefined leaves them to the client. */
+  /** The handler of a channel; undefined when the client handles it. */
   readonly handlerOf: (channel: number) => ChannelHandler | undefined
-  /** Takes any other frame, whole; valid until the call returns. */
+  /** Handles any other frame, which is valid until the call returns. */
   readonly other: (frame: Uint8Array) => void
 }
 
-/** What has come of a message. */
+/** The received part of a message. */
 interface PartialMessage {
   readonly tag: number
   readonly redelivered: boolean
   properties: MessageProperties
   body: Uint8Array
-  /** Bytes of the body, as its header says. */
+  /** Bytes of the body according to the header. */
   size: number
-  /** Those that have come; -1 before the header. */
+  /** Received bytes of the body; -1 before the header. */
   bytes: number
 }
 
 export class FrameReader {
   readonly #maxBytes: number
   readonly #handler: FrameHandler
-  /** The beginning of a frame whose end has not come. */
+  /** The beginning of an incomplete frame. */
   #partial: Uint8Array | null = null
   readonly #coming = new Map<number, PartialMessage>()
   /** The state of the frame that is being read. */
   readonly #fields = new FieldReader()
 
-  /** @param mostBytes of a frame, its overhead included. */
+  /** @param maxBytes of a frame, with its overhead. */
   constructor(maxBytes: number, handler: FrameHandler) {
     this.#maxBytes = maxBytes
     this.#handler = handler
   }
 
-  /** @throws when these are no frames, or frames that can't be read. */
+  /** @throws when the bytes are not valid frames. */
   push(chunk: Uint8Array): void {
     const came = viewOf(chunk)
     const bytes = this.#partial === null ? came : viewOf(Buffer.concat([this.#partial, came]))
@@ -115,7 +115,7 @@ export class FrameReader {
     }
   }
 
-  /** False when the frame is not for us. */
+  /** False when the frame is for the client. */
   #taken(channel: number, type: number, handler: ChannelHandler): boolean {
     const coming = this.#coming.get(channel)
     switch (type) {
@@ -136,7 +136,7 @@ export class FrameReader {
     }
   }
 
-  /** False when the method is not for us. */
+  /** False when the method is for the client. */
   #method(channel: number, handler: ChannelHandler): boolean {
     const method = this.#fields.uint32()
     switch (method) {
@@ -148,7 +148,7 @@ export class FrameReader {
         return true
       }
       case BASIC_DELIVER: {
-        // The consumer's tag: there is one consumer a channel.
+        // The consumer tag; each channel has one consumer.
         this.#fields.skip(this.#fields.uint8())
         const tag = this.#fields.uint64()
         this.#begin(channel, tag, this.#fields.uint8() === 1)

@@ -1,9 +1,8 @@
 /**
- * Writes AMQP 0-9-1 frames into one buffer, in place: what a gateway sends in numbers, publishes and
- * acknowledgements. All else is left to the AMQP client.
+ * Writes AMQP 0-9-1 frames of publishes and acknowledgements into one buffer. All other frames are the client's.
  *
- * Why: the client makes five promises, two views and a buffer of `frameMax` for each publish; that was more than
- * half of what a line cost (docs/PERFORMANCE.md). Pure. Bound: the buffer; `room` says what is left of it.
+ * Why: for each publish the client makes five promises, two views and a buffer of `frameMax`, which was more than half of
+ * the cost of a line (docs/PERFORMANCE.md). Pure. Bound: the buffer; `room` is the free part of it.
  */
 
 import type { HeaderValue, MessageProperties, OutgoingMessage } from "../broker/broker.ts"
@@ -50,7 +49,7 @@ const MANDATORY = 1
 const MAX_SHORT_STRING = 255
 const TWO_TO_32 = 2 ** 32
 
-/** What can't be encoded, and why. */
+/** A message cannot be encoded; the text says why. */
 export class Unencodable extends Error {
   override readonly name = "Unencodable"
 }
@@ -58,7 +57,7 @@ export class Unencodable extends Error {
 export class FrameWriter {
   readonly bytes: Buffer
   readonly #view: DataView
-  /** Where the head of the present publish must end. */
+  /** The limit for the method and header frames of the current publish. */
   #limit = 0
   /** Bytes written. */
   length = 0
@@ -73,7 +72,7 @@ export class FrameWriter {
     return this.bytes.length - this.length
   }
 
-  /** Copies bytes that are frames already; there must be room. */
+  /** Copies whole frames. There must be room. */
   append(frames: Uint8Array): void {
     this.bytes.set(frames, this.length)
     this.length += frames.length
@@ -81,8 +80,8 @@ export class FrameWriter {
 
   /**
    * The method and header frames of a publish; frames of the body follow. Writes all or nothing.
-   * @param max bytes that both may take.
-   * @throws Unencodable when they would take more, or more than there is room for, or hold what AMQP can't say.
+   * @param max the limit in bytes for both.
+   * @throws Unencodable when they exceed `max` or the room, or have a value that AMQP cannot encode.
    */
   publish(channel: number, message: OutgoingMessage, max: number): void {
     const start = this.length
@@ -109,7 +108,7 @@ export class FrameWriter {
     }
   }
 
-  /** One body frame; there must be room for it. */
+  /** One body frame. There must be room. */
   body(channel: number, body: Uint8Array, from: number, to: number): void {
     const start = this.length
     this.#begin(BODY, channel)
@@ -118,7 +117,7 @@ export class FrameWriter {
     this.#end(start)
   }
 
-  /** Acknowledges one delivery; there must be room for `ACK_BYTES`. */
+  /** Acknowledges one delivery. There must be room for `ACK_BYTES`. */
   acknowledge(channel: number, deliveryTag: number): void {
     const start = this.length
     this.#begin(METHOD, channel)
@@ -213,7 +212,7 @@ export class FrameWriter {
     this.bytes[flagsAt + 1] = flags
   }
 
-  /** Entries whose values have not changed are copied, in their received order; the others follow. */
+  /** Entries with unchanged values are copied in their received order; the others follow. */
   #receivedTable(headers: Record<string, HeaderValue>, received: ReceivedHeaders): void {
     const sizeAt = this.length
     this.#needs(4)
@@ -233,7 +232,7 @@ export class FrameWriter {
 
   #table(table: object): void {
     const sizeAt = this.length
-    // Asked before what is in it, which may be a table again.
+    // Checked first, since the values may be tables again.
     this.#needs(4)
     this.length += 4
     for (const name in table) {
@@ -333,7 +332,7 @@ export class FrameWriter {
     this.#sizeAt(start, this.#text(text, this.bytes.length))
   }
 
-  /** UTF-8; most names and ids are ASCII, which is written in place. Returns the bytes written. */
+  /** Writes UTF-8, with a fast path for ASCII. Returns the number of bytes. */
   #text(text: string, max: number): number {
     const { bytes, length: start } = this
     const { length } = text

@@ -1,9 +1,9 @@
 /**
- * A publish channel over AMQP: publishes on one channel with confirms, and tells for each message how it ended.
+ * A publish channel over AMQP: publishes on one channel with confirms, and reports the result of each message.
  *
  *   closed ──attach──► open ◄──unblock, block──► blocked       any ──detach──► closed
  *
- * Also blocked while a large body is being sent. Never retries. Bound: its publisher's window.
+ * It is also blocked while a large body is being sent. It retries nothing. Bound: the window of its publisher.
  */
 
 import type { AMQPChannel } from "@cloudamqp/amqp-client"
@@ -27,7 +27,7 @@ export class AmqpPublishChannel<T> implements PublishChannel<T> {
   #blocked = false
   /** A large body is being sent. */
   #sending = false
-  /** Ids of returned messages whose confirm, which follows the return, has not come yet. */
+  /** Ids of returned messages whose confirm, which follows the return, has not arrived yet. */
   readonly #returned = new Set<string>()
   readonly #unconfirmed = new Unconfirmed<T>()
 
@@ -47,7 +47,7 @@ export class AmqpPublishChannel<T> implements PublishChannel<T> {
     this.#sending = false
     this.#returned.clear()
     client.take(channel.id, {
-      // A publish channel consumes nothing: what comes is what no queue took.
+      // A publish channel has no consumers, so messages that arrive were returned.
       content: ({ properties }) => this.#returned.add(idOf(properties)),
       confirmed: (tag, multiple, nacked) => {
         if (this.#client !== client) return
@@ -61,7 +61,7 @@ export class AmqpPublishChannel<T> implements PublishChannel<T> {
     this.#client = null
     this.#channel = null
     const cut = this.#unconfirmed.clear()
-    // The connection may be lost in the middle of a publish.
+    // Later, because the connection may be lost during a call of `publish`.
     queueMicrotask(() => {
       for (const item of cut) this.#listener.settled(item, "cut")
     })
@@ -95,7 +95,7 @@ export class AmqpPublishChannel<T> implements PublishChannel<T> {
       this.#settleLater(item, "unencodable")
       return
     }
-    // The write may have found the connection lost; its tags have ended with it.
+    // The write may have detected the loss of the connection, which ends its tags.
     if (this.#client === client) this.#unconfirmed.add(item)
     else this.#settleLater(item, "cut")
   }

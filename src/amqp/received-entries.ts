@@ -12,7 +12,7 @@ interface ReceivedEntry {
   readonly bytes: Uint8Array
 }
 
-/** `copied` in received order; `changed` are the names of headers that have changed since, or were added. */
+/** `copied` in received order; `changed` are the names of headers that were changed or added. */
 export function receivedEntries(
   headers: Readonly<Record<string, HeaderValue>>,
   { bytes, values, renamed }: ReceivedHeaders,

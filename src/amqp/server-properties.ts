@@ -1,6 +1,6 @@
 /**
- * Product and version of a broker, from the `server-properties` that begin each connection (`connection.start`, AMQP 0-9-1
- * section 1.4.2.1), and the differences between brokers for the gateway's queues. Pure.
+ * Product and version of a broker, from the `server-properties` at the start of each connection (`connection.start`, AMQP
+ * 0-9-1 section 1.4.2.1), and differences between brokers that concern the gateway's queues. Pure.
  */
 
 import { FieldReader, uint32, viewOf } from "./field-reader.ts"
@@ -14,7 +14,7 @@ export interface BrokerServer {
 /** Size of the class id, the method id and the two bytes of the protocol version. */
 const PROPERTIES_AT = FRAME_HEAD + 6
 
-/** @param frame whole. @returns null for another method's frame. @throws when it cannot be read. */
+/** @param frame a whole frame. @returns null for another method. @throws when it is invalid. */
 export function serverOf(frame: Uint8Array): BrokerServer | null {
   if (frame.length < PROPERTIES_AT || uint32(frame, FRAME_HEAD) !== CONNECTION_START) return null
   const fields = new FieldReader()
@@ -24,8 +24,8 @@ export function serverOf(frame: Uint8Array): BrokerServer | null {
 }
 
 /**
- * The arguments to declare a queue with. RabbitMQ 4 removes a message from a quorum queue on its 21st return by
- * default; a lost connection is a return. Earlier versions have no limit and refuse a negative one.
+ * The arguments of a queue for this broker. By default RabbitMQ 4 removes a message from a quorum queue at its 21st
+ * delivery attempt, and each lost connection counts. Earlier versions have no limit and refuse a negative one.
  */
 export function argumentsFor(
   args: Readonly<Record<string, string | number>>,
@@ -45,7 +45,7 @@ export function lacksTransientQueues(server: BrokerServer): boolean {
   return isRabbit4(server)
 }
 
-/** LavinMQ accepts the type and makes a classic queue. */
+/** LavinMQ accepts the type and creates a classic queue. */
 export function lacksQuorumQueues({ product }: BrokerServer): boolean {
   return product === "LavinMQ"
 }

@@ -1,20 +1,19 @@
 /**
- * Texts that come again and again in frames: names of headers, queues and consumers, ids of connections. Each is
- * made once; the client would make a `Buffer` and a string for each of the 15 in a command. Bytes that are not UTF-8
- * are kept as escapes (`escaped-text.ts`).
+ * Caches strings of texts that recur in frames: names of headers and queues, ids of connections. The client would make a
+ * `Buffer` and a string for each of the 15 texts of a command. Bytes that are not UTF-8 are escaped (`escaped-text.ts`).
  *
- * Most messages have the same texts in the same order as the one before, so the text that was last at this position is
- * tried first, and a table by hash after it. Measured for a forwarded command's 12 texts: 0.87 us, with the table alone
- * 1.12 us, without a cache 1.7 us.
+ * Most messages have the same texts in the same order as the message before, so the last text at the same position is
+ * compared first, then the text with the same hash. Measured for the 12 texts of a forwarded command: 0.92 us, with the
+ * hash table only 1.12 us, without a cache 1.7 us.
  *
- * Pure. Bounds: `SLOTS` texts of `MAX_BYTES` and the last `POSITIONS` texts; a newer one takes the place of an older.
+ * Pure. Bounds: `SLOTS` texts of `MAX_BYTES`, and the last texts at `POSITIONS` positions. A new text replaces an old one.
  */
 
 import { escapeBytes } from "./escaped-text.ts"
 
 const SLOTS = 4_096
 const MAX_BYTES = 64
-/** A power of two, of the texts of a message; further ones share them. */
+/** A power of two. Texts beyond it share the positions. */
 const POSITIONS = 64
 
 export class StringCache {
@@ -53,13 +52,12 @@ export class StringCache {
 function slotOf(frame: Uint8Array, at: number, bytes: number): number {
   let hash = bytes
   for (let i = 0; i < bytes; i += 1) hash = (Math.imul(hash, 31) + (frame[at + i] as number)) | 0
-  // The upper bits have seen all the bytes, the lower ones hardly the first.
+  // The upper bits depend on all bytes, the lower bits hardly on the first.
   return (hash ^ (hash >>> 15)) & (SLOTS - 1)
 }
 
 /**
- * Compared from the end, where ids differ first. Only of ASCII is a code a byte; of others no byte, being over 127, equals
- * the code of an ASCII text.
+ * Compares from the end, where ids usually differ. Cached texts are ASCII, so each character is one byte.
  */
 function isAt(frame: Uint8Array, at: number, bytes: number, text: string): boolean {
   if (text.length !== bytes) return false
@@ -69,6 +67,6 @@ function isAt(frame: Uint8Array, at: number, bytes: number, text: string): boole
 
 function decode(frame: Uint8Array, at: number, bytes: number): string {
   const text = Buffer.from(frame.buffer, frame.byteOffset + at, bytes).toString()
-  // U+FFFD: in place of bytes that are not UTF-8, or part of the text itself.
+  // U+FFFD replaces invalid bytes, or is part of the text.
   return text.includes("\ufffd") ? escapeBytes(frame.subarray(at, at + bytes)) : text
 }

@@ -1,15 +1,15 @@
 /**
- * The subscriptions of one broker over AMQP: a channel each on the consuming connection, made again on
- * each new connection.
+ * The subscriptions of one broker over AMQP: a channel each on the consuming connection, opened again on each new
+ * connection.
  *
  *   none ──subscribe──► subscribed ──connection lost──► none
  *            │  └──queue in use elsewhere──► locked ──every `LOCKED_RETRY_MS`──► subscribed
  *            └──paused──► none, until it is resumed
  *
- * A queue that another connection has for itself holds up no other subscription: it may be our own
- * connection of before, which the broker has not missed yet, or another instance of the same name. A quorum queue keeps
- * the consumer of a node that is cut off until that node is back; when this client had the queue before and it stays
- * locked for `STALE_CONSUMER_MS`, the one consumer counts as such a one.
+ * A locked queue delays no other subscription. The lock may belong to this client's previous connection, whose loss the
+ * broker has not detected yet, or to another instance with the same name. A quorum queue keeps the consumer of a
+ * partitioned node until that node is back. When this client had the queue before and it stays locked for
+ * `STALE_CONSUMER_MS`, one consumer is taken for such a stale one and does not prevent the subscription.
  * Bound: the prefetch of each subscription.
  */
 
@@ -22,15 +22,15 @@ import { QueueInUse, readBrokerError } from "./errors.ts"
 import type { InboundMessage } from "./frame-reader.ts"
 
 const LOCKED_RETRY_MS = 1_000
-/** Longer than a broker takes to miss a connection that is reset; shorter than anybody should wait for a partition. */
+/** Longer than a broker needs to detect a reset connection, and short enough to wait for in a partition. */
 const STALE_CONSUMER_MS = 5_000
-/** How often the broker is asked to have processed the acknowledgements sent so far, while any are sent. */
+/** The interval of fences while acknowledgements are sent; see `Acknowledgements`. */
 const FENCE_MS = 250
-/** Enough for hundreds at once; were it too short, commands would come again and none be lost. */
+/** Enough for hundreds at once. If it were too short, commands would be redelivered, and none lost. */
 const ACKNOWLEDGEMENTS_MS = 200
 
 export interface SubscriptionsHooks {
-  /** A consumer or its channel has ended: the caller must reconnect. */
+  /** A consumer or its channel has ended, so the caller must reconnect. */
   readonly failed: (reason: string) => void
   /** A queue has become locked, or no longer is. */
   readonly lockedChanged: () => void
@@ -43,30 +43,30 @@ export class Subscriptions {
   #channels: AMQPChannel[] = []
   #consumers: { cancel(): Promise<unknown> }[] = []
   readonly #locked = new Set<Subscription>()
-  /** Exclusive ones that this client has had on some connection. */
+  /** Exclusive subscriptions that this client had on an earlier connection. */
   readonly #had = new Set<Subscription>()
-  /** Since when each of them is locked, over all connections; by a clock that never jumps. */
+  /** The time since which each is locked, over all connections, on a monotonic clock. */
   readonly #lockedSinceMs = new Map<Subscription, number>()
-  /** Those that deliveries may have come by on this connection. */
+  /** Those that may have had deliveries on this connection. */
   readonly #subscribed = new Set<Subscription>()
   #retry: ReturnType<typeof setTimeout> | null = null
   #complete = false
   #paused = false
   #stopped = false
-  /** What all of them together may hold unacknowledged, where the broker allows less than the setup asks for. */
+  /** The limit of unacknowledged deliveries of all together, when the broker allows less than the setup. */
   limit: number | null = null
 
   constructor(hooks: SubscriptionsHooks) {
     this.#hooks = hooks
   }
 
-  /** A queue that another connection has for itself, or null. */
+  /** A locked queue, or null. */
   get lockedQueue(): string | null {
     for (const { queue } of this.#locked) return queue
     return null
   }
 
-  /** True when a resumed connection has no subscriptions, since it was made while paused. */
+  /** True when the connection has no subscriptions because it was made while paused. */
   get missing(): boolean {
     return !this.#complete
   }
@@ -75,7 +75,7 @@ export class Subscriptions {
     this.#paused = paused
   }
 
-  /** Deliveries of all that may be unacknowledged. */
+  /** The limit of unacknowledged deliveries of all together. */
   get prefetch(): number {
     return this.limit ?? this.#wanted.reduce((sum, { prefetch }) => sum + prefetch, 0)
   }
@@ -84,7 +84,7 @@ export class Subscriptions {
     this.#wanted = subscriptions
   }
 
-  /** Subscribes on a new connection. Rejects when that fails for another reason than a lock. */
+  /** Subscribes on a new connection. A lock does not reject; any other failure does. */
   async subscribe(client: BatchingClient): Promise<void> {
     this.#client = client
     if (this.#paused) return
@@ -92,7 +92,7 @@ export class Subscriptions {
     this.#complete = true
   }
 
-  /** The connection is lost, and with it all that was on it. */
+  /** The connection is lost, with its channels and deliveries. */
   lost(): void {
     if (this.#retry !== null) clearTimeout(this.#retry)
     this.#retry = null
@@ -103,13 +103,13 @@ export class Subscriptions {
     this.#locked.clear()
     const subscribed = [...this.#subscribed]
     this.#subscribed.clear()
-    // An acknowledgement that could not be written may have found the loss.
+    // Later, because the loss may have been detected within a call of `acknowledge`.
     queueMicrotask(() => {
       for (const subscription of subscribed) subscription.lost?.()
     })
   }
 
-  /** Cancels all; what was delivered can still be acknowledged. */
+  /** Cancels all consumers. Deliveries can still be acknowledged. */
   async stop(): Promise<void> {
     this.#stopped = true
     const consumers = this.#consumers
@@ -145,7 +145,7 @@ export class Subscriptions {
       this.#subscribed.add(subscription)
       client.take(channel.id, {
         content: (content) => {
-          // The broker delivers again what cannot be acknowledged, and what came by a consumer that was cancelled as soon as it began.
+          // The broker redelivers what cannot be acknowledged, and deliveries of a consumer that was cancelled at once.
           if (channel.closed || (this.#stopped && !began && !untilClose)) return
           const delivery = new AmqpDelivery(subscription.queue, acknowledgements, content)
           subscription.deliver(delivery, prefetch)
@@ -155,10 +155,10 @@ export class Subscriptions {
         },
       })
       const consumer = await channel.basicConsume(subscription.queue, options, () => undefined)
-      // Cancelled before the client processed consume-ok: it has no consumer registered and would notify nobody.
+      // Cancelled before the client processed consume-ok: it has no registered consumer and would report nothing.
       if (cancelled || channel.closed) throw new Error(`${subscription.queue}: cancelled at once`)
       if (exclusive) {
-        // Another may have come between; then both leave, and who comes back first stays.
+        // Another consumer may have started meanwhile. Then both leave, and the first to return stays.
         await refuseOthers(channel, subscription.queue, stale + 1).catch((error: unknown) =>
           consumer.cancel().then(() => Promise.reject(error)),
         )
@@ -169,16 +169,16 @@ export class Subscriptions {
       if (exclusive) this.#had.add(subscription)
       this.#lockedSinceMs.delete(subscription)
       if (untilClose) {
-        // Not among those that a stop cancels.
+        // `stop` does not cancel these.
       } else if (this.#stopped) await consumer.cancel()
       else this.#consumers.push(consumer)
       // Rejects when the broker cancels the consumer, for example because its queue was deleted.
       consumer.wait().catch((error: unknown) => this.#hooks.failed(String(error)))
     } catch (error) {
       if (!isLocked(error)) throw error
-      // Some locks close the channel, some do not.
+      // A lock may have closed the channel or not.
       if (!channel.closed) await channel.close()
-      // What came before the lock was found is lost with the channel.
+      // Deliveries before the lock was detected are lost with the channel.
       if (this.#subscribed.delete(subscription)) queueMicrotask(() => subscription.lost?.())
       if (!this.#lockedSinceMs.has(subscription)) {
         this.#lockedSinceMs.set(subscription, performance.now())
@@ -221,7 +221,7 @@ function isLocked(error: unknown): boolean {
   return error instanceof QueueInUse || readBrokerError(errorText(error)).kind === "locked"
 }
 
-/** Quorum queues let anybody consume beside an exclusive consumer, so consumers are counted. */
+/** Quorum queues allow other consumers beside an exclusive one, so consumers are counted. */
 async function refuseOthers(channel: AMQPChannel, queue: string, max: number): Promise<void> {
   const { consumerCount } = await channel.queueDeclare(queue, { passive: true })
   if (consumerCount > max) throw new QueueInUse(queue)
@@ -230,9 +230,9 @@ async function refuseOthers(channel: AMQPChannel, queue: string, max: number): P
 /**
  * The acknowledgements on one channel, and which of them the broker has processed.
  *
- * AMQP confirms no acknowledgement. But a channel works in order, so the answer to a later method, here a
- * `basic.qos` that changes nothing, says that they were read. A quorum queue takes them in a moment later:
- * only those from before the fence that was answered last but one count as processed.
+ * AMQP does not confirm acknowledgements. But a channel processes methods in order, so the answer to a later method (the
+ * fence: a `basic.qos` that changes nothing) proves that they were read. A quorum queue processes them a little later, so
+ * only acknowledgements before the last but one answered fence count as processed.
  */
 class Acknowledgements {
   readonly #client: BatchingClient
@@ -253,7 +253,7 @@ class Acknowledgements {
     return this.#channel.closed
   }
 
-  /** Returns the acknowledgement's number. */
+  /** Returns the number of the acknowledgement. */
   send(tag: number): number {
     this.#client.acknowledge(this.#channel.id, tag)
     this.#sent += 1
@@ -281,7 +281,7 @@ class Acknowledgements {
         this.#fenceDue = false
         if (this.#processed < this.#sent) this.#fenceSoon()
       },
-      // The channel is gone, and what is not processed by then is delivered again.
+      // The channel is closed. Deliveries whose acknowledgements were not processed are redelivered.
       () => undefined,
     )
   }
@@ -294,7 +294,7 @@ class AmqpDelivery implements Delivery {
   readonly redelivered: boolean
   readonly #acknowledgements: Acknowledgements
   readonly #tag: number
-  /** The acknowledgement's number; 0 while there is none. */
+  /** The number of the acknowledgement; 0 before it. */
   #acknowledged = 0
 
   constructor(queue: string, acknowledgements: Acknowledgements, content: InboundMessage) {
@@ -315,7 +315,7 @@ class AmqpDelivery implements Delivery {
   }
 
   acknowledge(): void {
-    // A second one for the same delivery would close the channel.
+    // A second acknowledgement of a delivery would close the channel.
     if (this.#acknowledged > 0 || this.#acknowledgements.closed) return
     this.#acknowledged = this.#acknowledgements.send(this.#tag)
   }

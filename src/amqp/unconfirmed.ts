@@ -1,9 +1,9 @@
 /**
- * Publishes on one channel that the broker has not confirmed, by their tags: 1 for the first, and so on.
+ * The unconfirmed publishes on one channel by their tags, which count from 1.
  *
  *   add ─► (tag) ─► settle(tag) or settle(all up to tag) ─► handed back, once
  *
- * Pure. Bound: its publish channel's publisher.
+ * Pure. Bound: the window of the publisher.
  */
 
 import { Fifo } from "../structures/fifo.ts"
@@ -17,21 +17,21 @@ export class Unconfirmed<T> {
     this.#items.push(item)
   }
 
-  /** Hands back the one with this tag, or, with `multiple`, all up to it, in order; none that was settled before. */
+  /** Passes to `each` the publish with this tag or, with `multiple`, all up to it, in order. Each is passed once. */
   settle(tag: number, multiple: boolean, each: (item: T) => void): void {
     const items = this.#items
-    // Beyond what was published there is nothing, whatever the broker says.
+    // A tag may be beyond the last publish if the broker is faulty.
     const end = Math.min(tag, items.end)
     for (let index = multiple ? items.start : tag - 1; index < end; index += 1) {
       const item = items.remove(index)
       if (item === undefined) continue
       each(item)
-      // The callback cleared the list: the tags are those of another connection now.
+      // The callback cleared the list, so the tags are of another connection now.
       if (items !== this.#items) return
     }
   }
 
-  /** Takes out all that are not settled, in order. */
+  /** Removes and returns all unsettled publishes, in order. */
   clear(): T[] {
     const items = this.#items
     this.#items = new Fifo()

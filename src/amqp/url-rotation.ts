@@ -1,8 +1,8 @@
 /**
- * Which of a broker's URLs to try next: each of them once in random order, then each again in another order.
+ * Chooses the next URL of a broker: each URL once in random order, then each again in another order.
  *
- * The order is random so that the connections of a fleet spread over the nodes of a cluster, and over the remaining nodes
- * when one is gone. Pure.
+ * The order is random, so that the connections of a fleet spread over the nodes of a cluster, and over the other nodes
+ * when one fails. Pure.
  */
 
 export class UrlRotation {
@@ -29,7 +29,7 @@ export class UrlRotation {
     return this.#taken
   }
 
-  /** Begins a round with all URLs except the one taken last, after its connection worked and was lost. */
+  /** Starts a round without the URL that was taken last, because its connection worked and was lost. */
   avoidTaken(): void {
     this.#left = this.#shuffled(this.#urls.filter((url) => url !== this.#taken))
   }

@@ -1,14 +1,17 @@
 /**
  * AMQP URLs of the settings: splits several URLs at commas and checks each. Pure.
  *
- * A fault repeats no part of the URL: a password with an unescaped `?` or `/` reads as a path or a query.
+ * A fault contains no part of the URL, since a password with an unescaped `?` or `/` parses as a path or a query.
  */
 
 const MAX_HEARTBEAT_S = 300
-/** The first is of the AMQP client, and makes it send the password to any server; the others are of RabbitMQ's URI specification. */
+/**
+ * The first is an option of the AMQP client that sends the password to any server. The others are from RabbitMQ's URI
+ * specification.
+ */
 const TLS_PARAMETERS: readonly string[] = ["insecure", "verify", "cacertfile"]
 
-/** A comma separates URLs only where another URL begins; any other comma may be part of a password. */
+/** A comma separates URLs only before another URL. Any other comma may be part of a password. */
 export function splitUrls(value: string): string[] {
   const urls = value.split(/,(?=\s*(?:[a-z]+:\/\/|$))/i).map((url) => url.trim())
   return urls.filter((url) => url !== "")
