@@ -1,31 +1,29 @@
 /**
- * What a message on its way to a device means: from its properties to a command, or to the reason
- * why it is none. Pure.
+ * Reads a command from the properties of a message, or the reason for which the message is not a command. Pure.
  *
- * Lenient in one thing: `to_device_seq` may be a string of digits, since command-line publishers can
- * only send strings.
+ * `to_device_seq` may also be a string of digits, because command-line publishers can only send strings.
  */
 
 import type { HeaderValue, MessageProperties } from "../broker/broker.ts"
 import { bodyFault, type Outcome } from "../device/command.ts"
 import { CONNECTION_ID, DEVICE_ID } from "../device/ids.ts"
 
-/** How often this command was forwarded from worker to worker. */
+/** The number of times that the command was forwarded from worker to worker. */
 export const HOPS_HEADER = "owsla-hops"
-/** The same on every copy of one command that was forwarded; `<worker>.<incarnation>.<random>.<counter>`. */
+/** The same in all copies of one forwarded command: `<worker>.<incarnation>.<random>.<counter>`. */
 export const COMMAND_ID_HEADER = "owsla-command"
-/** The broker had handed it out before it was forwarded, which makes a new message of it. */
+/** The command was a redelivery before it was forwarded. A forward is a new message, without that flag. */
 export const REDELIVERED_HEADER = "owsla-redelivered"
-/** The outcome of a command that the broker gave up, unless the worker that it is sent to knows the command. */
+/** The outcome of a dead-lettered command, unless the next worker remembers another outcome. */
 export const GIVEN_UP_HEADER = "owsla-given-up"
-/** The hops of a command when its time in a worker's queue was over: that worker may have taken it and lost its delivery. */
+/** The hops of a command that expired in the queue of a worker. That worker may have consumed it and lost the delivery. */
 export const LEFT_HEADER = "owsla-left"
-/** Proves that a member of the fleet has sent a command, so that its other headers of this kind count; see `fleet-keys.ts`. */
+/** Proves that a member of the fleet sent the command, so that its other internal headers are valid; see `fleet-keys.ts`. */
 export const MEMBER_HEADER = "owsla-member"
 /** Milliseconds since 1970; AMQP's `expiration` restarts in each queue. */
 export const EXPIRES_AT_HEADER = "owsla-expires-at"
 
-/** Headers between workers. A copy in the undelivered queue has none of them: it may be sent again. */
+/** Headers between workers. Copies in the undelivered queue do not have them, since an operator may publish them again. */
 export const INTERNAL_HEADERS: readonly string[] = [
   HOPS_HEADER,
   COMMAND_ID_HEADER,
@@ -36,7 +34,7 @@ export const INTERNAL_HEADERS: readonly string[] = [
   MEMBER_HEADER,
 ]
 
-/** Which connection a command is for: that very one, or the one the device has now. */
+/** The connection that a command is for, by its own id or by the id of its device. */
 export interface Target {
   readonly connectionId: string | null
   readonly deviceId: string | null
@@ -48,9 +46,9 @@ export interface CommandMessage {
   readonly messageId: string | null
   readonly expiresAtMs: number
   readonly hops: number
-  /** Null on a command that was not forwarded yet. */
+  /** Null when the command was not forwarded yet. */
   readonly commandId: string | null
-  /** The broker handed it out before, to a worker that forwarded it. */
+  /** It was a redelivery at a worker that forwarded it. */
   readonly redelivered: boolean
 }
 
@@ -87,7 +85,7 @@ export function readCommand(
   return {
     target: { connectionId, deviceId },
     seq,
-    // An empty one names nothing.
+    // An empty id identifies nothing.
     messageId: properties.messageId || null,
     expiresAtMs,
     hops: readInteger(headers[HOPS_HEADER]) ?? 0,
@@ -96,15 +94,15 @@ export function readCommand(
   }
 }
 
-/** Why the broker gave a message up, and in which queue. */
+/** The reason for which the broker dead-lettered a message, and the queue. */
 export interface Death {
   readonly reason: string
   readonly queue: string
-  /** Milliseconds in digits, as the message had it; null without. */
+  /** Milliseconds in digits, as in the message; null without an expiration. */
   readonly expiration: string | null
 }
 
-/** From the `x-death` header, which may have been sent by anybody; null when there is none that can be read. */
+/** Reads the `x-death` header, which any publisher can set; null when it is missing or invalid. */
 export function readDeath(properties: MessageProperties): Death | null {
   const deaths = properties.headers?.["x-death"]
   const death: unknown = Array.isArray(deaths) ? deaths[0] : null
@@ -142,8 +140,8 @@ function readExpiry(properties: MessageProperties, nowMs: number): number | unde
   if (properties.expiration === undefined) return Number.POSITIVE_INFINITY
   if (!/^[0-9]{1,15}$/.test(properties.expiration)) return undefined
   const secondMs = properties.timestamp?.getTime() ?? nowMs
-  // A timestamp has whole seconds: the message was sent in that second, and not after it arrived. A timestamp
-  // in other units than seconds may be beyond what a Date can hold.
+  // A timestamp has whole seconds, so the message was sent in that second, but not after its arrival. A timestamp in
+  // other units than seconds may exceed the range of a Date.
   const sentAtMs = Number.isNaN(secondMs) ? nowMs : Math.min(nowMs, secondMs + 999)
   return sentAtMs + Number(properties.expiration)
 }

@@ -1,10 +1,10 @@
 /**
- * The commands of a worker: the stages of their way put together.
+ * The stages of the commands of one worker, put together.
  *
  *   broker ─► consumer ─┐                       ┌─► connection ─► outcomes ─► outbound messages ─► broker
  *   HTTP ───► sender ───┴─► router ─────────────┴─► outbound messages ─► another worker
  *
- * Decides nothing. Bounds: those of its stages.
+ * Bounds: those of the stages.
  */
 
 import type { Broker } from "../broker/broker.ts"
@@ -35,7 +35,7 @@ export interface CommandsOptions {
   /** The open connection of this worker with this connection or device id. */
   readonly find: (id: string) => Connection | undefined
   readonly locate: Locate
-  /** Whether this worker may be alive. */
+  /** Whether the fleet knows this worker, or may not know it yet. */
   readonly mayServe: (worker: string) => boolean
   readonly fault: (error: Error, where: string) => void
 }
@@ -72,7 +72,7 @@ export class Commands {
     })
   }
 
-  /** True when nothing is owed for any command. */
+  /** True when every command has its outcome and every outcome is stored. */
   get settled(): boolean {
     return (
       this.unacknowledged.count === 0 &&

@@ -1,5 +1,5 @@
 /**
- * Takes commands from the queues and brings each to its connection, to another worker, or to its outcome.
+ * Consumes commands from the queues and passes each to its connection, to another worker, or to its outcome.
  *
  *   to_device, owsla.worker.<id> ─► read ─► known? ─► router ─┬─ here ────► connection ─► (later) its outcome
  *   owsla.dead_letters ───────────┘                           ├─ queue ───► forwarded; acknowledged once it is stored
@@ -7,9 +7,9 @@
  *
  * What a delivery says is read by `dead-letters.ts` and `command-message.ts`.
  *
- * Never writes to a socket and never waits. Bounds: `PREFETCH` unacknowledged deliveries for each queue, and
- * `MAX_COMMAND_BYTES` of bodies for all, beyond which the broker is read no further. When all deliveries that a queue
- * may have unacknowledged wait for missing numbers, the oldest gap is given up.
+ * It writes to no socket. Bounds: the prefetch of each queue, and `MAX_COMMAND_BYTES` of bodies for all queues, beyond
+ * which reading from the broker pauses. When all deliveries of a queue up to its prefetch wait for missing numbers, the
+ * oldest gap is given up.
  */
 
 import type { Delivery, MessageProperties } from "../broker/broker.ts"
@@ -44,18 +44,18 @@ export interface ConsumerOptions {
   readonly maxLineBytes: number
   readonly nowMs: () => number
   readonly counters: Counters
-  /** Whether a worker is known to the fleet, or may exist because the broker came back a short time ago. */
+  /** Whether the fleet knows a worker, or may not know it yet because the connection to the broker is new. */
   readonly mayServe: (workerId: string) => boolean
   readonly keys: FleetKeys
-  /** Whether a queue is one of the gateway's, where no receipt of a back-end's command may go. */
+  /** Whether a queue is of the gateway. Receipts of back-ends' commands must not go there. */
   readonly isGatewayQueue: (queue: string) => boolean
-  /** Called with an error in the handling of a delivery. */
+  /** Called with an exception of the handling of a delivery. */
   readonly fault: (error: Error, queue: string) => void
 }
 
 /**
- * The broker puts the address of the sender's channel in its place, but not on a message that came by AMQP 1.0, and closes
- * the channel of anybody who publishes it without consuming from it.
+ * RabbitMQ's direct reply-to. The broker replaces it by an address of the sender, except in messages that came by AMQP
+ * 1.0. It closes a channel that publishes with this `reply_to` and does not consume from it.
  */
 const DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
 
@@ -64,9 +64,9 @@ export class Consumer {
   readonly #router: CommandRouter
   readonly #outcomes: Outcomes
   readonly #unacknowledged: UnacknowledgedCommands
-  /** How many deliveries of each queue may be unacknowledged. */
+  /** The prefetch of each queue. */
   readonly #prefetchOf = new Map<string, number>()
-  /** Queue and prefetch of the last delivery. Most deliveries come from the queue that the last one came from. */
+  /** Queue and prefetch of the last delivery, since most deliveries have the queue of the one before. */
   #notedQueue = ""
   #notedPrefetch = 0
   /** Deliveries at the last sweep. */
@@ -85,16 +85,16 @@ export class Consumer {
   }
 
   /**
-   * Takes a delivery from `to_device` or from this worker's own queue.
+   * Handles a delivery from `to_device` or from the queue of this worker.
    *
-   * @param prefetch how many deliveries of its queue may be unacknowledged.
+   * @param prefetch the current prefetch of its queue.
    */
   deliver(delivery: Delivery, prefetch: number): void {
     this.#options.counters.commandsReceived += 1
     this.#handle(delivery, prefetch, readDelivery)
   }
 
-  /** Takes a delivery that the broker gave up in another queue. */
+  /** Handles a delivery from the queue of dead letters. */
   deliverDeadLetter(delivery: Delivery, prefetch: number): void {
     this.#options.counters.deadLettersReceived += 1
     this.#handle(delivery, prefetch, readDeadLetter)
@@ -122,9 +122,9 @@ export class Consumer {
   }
 
   /**
-   * To be called periodically: gives up the gap that has been waited for longest while every delivery that a queue
-   * may have unacknowledged waits for a missing number, and nothing has come by any queue between two calls. The
-   * missing command cannot come by that queue then, and is not on its way by another.
+   * To be called periodically. Gives up the oldest gap when as many deliveries of a queue as its prefetch allows wait for
+   * missing numbers, and no queue has had a delivery between two calls. The missing command cannot be delivered from
+   * that queue then, and is not being delivered from another.
    */
   sweep(): void {
     const { commandsReceived, deadLettersReceived } = this.#options.counters
@@ -138,8 +138,8 @@ export class Consumer {
   }
 
   /**
-   * Removes the headers that only members of the fleet may set from a message of anyone else.
-   * @returns why no command is read from it, or null.
+   * Removes internal headers from a message that no member of the fleet sent.
+   * @returns the reason for which no command must be read from it, or null.
    */
   #admit(properties: MessageProperties): Refusal | null {
     const { keys, isGatewayQueue } = this.#options
@@ -147,8 +147,8 @@ export class Consumer {
     if (keys.admit(properties) || replyTo === undefined) return null
     const isDirectReply = replyTo === DIRECT_REPLY_TO
     if (!isDirectReply && !isGatewayQueue(replyTo)) return null
-    // A receipt in the gateway's queue would be read as a line, a command or the receipt of another command. A message with
-    // the other name closes the channel that it is published on again.
+    // A receipt in a queue of the gateway would be taken for a line, a command or another receipt. A message with direct
+    // reply-to would close the channel on which it is published again.
     delete properties.replyTo
     const detail = isDirectReply
       ? `reply_to must name a queue, not ${DIRECT_REPLY_TO}`
@@ -162,12 +162,12 @@ export class Consumer {
     this.#outcomes.settle(command, outcome, detail, null)
   }
 
-  /** Ends the command of a delivery whose handling threw, so that it is neither lost nor held for ever. */
+  /** Ends the command of a delivery whose handling threw an exception, so that it does not stay unacknowledged. */
   #failed(delivery: Delivery, error: unknown): void {
     this.#options.fault(asError(error), delivery.queue)
     const command =
       this.#unacknowledged.of(delivery) ?? new QueuedCommand(delivery, null, this.#outcomes)
-    // The connection may hold the command or not: what it holds ends with it.
+    // The connection may still have the command. Closing it settles the commands that it has.
     if (command.state === "at_connection") {
       command.connection?.close("fault")
       if (command.state !== "at_connection") return
@@ -216,7 +216,7 @@ export class Consumer {
       mayForward(message, origin.givenUp) &&
       mayServe(owner)
     ) {
-      // That worker may have taken the command and lost its delivery: then it knows what was done with it.
+      // That worker may have consumed the command and lost its delivery. Then it remembers the command.
       this.#forward(command, message, workerQueue(owner), origin)
       return
     }
@@ -230,10 +230,10 @@ export class Consumer {
   }
 
   #locate(command: QueuedCommand, message: CommandMessage, deviceId: string, origin: Origin): void {
-    // The location cache led the command here, or to the queue that it was left in, so it is not asked again.
+    // The location cache led the command here, or to the queue where it expired, so it is not used again.
     const trusting = origin.leftIn === null && message.hops === 0
     this.#router.locate(deviceId, trusting, (place) => {
-      // Its delivery was lost meanwhile, and the next one is looked up again; or its handling has failed.
+      // Its delivery was lost meanwhile, and the next one is looked up again. Or its handling has failed.
       if (command.state !== "routing") return
       try {
         this.#go(command, message, this.#router.destinationAt(deviceId, place), origin)
@@ -259,7 +259,7 @@ export class Consumer {
   }
 
   #offer(command: QueuedCommand, connection: Connection): void {
-    // With an id or a number the connection knows whether it has written the command.
+    // By an id or a number the connection recognises a command that it has written.
     if (command.messageId === null && command.seq === null) this.#countRepeat(command)
     command.state = "at_connection"
     command.connection = connection
@@ -285,7 +285,7 @@ export class Consumer {
     const commandId = message.commandId ?? this.#router.mintCommandId()
     command.state = "forwarding"
     command.forwardedAs = commandId
-    // The worker recognises a command that was given up by its content when it was lost, so the hops stay the same.
+    // The next worker compares a dead-lettered command with those it lost, so the hops must stay the same.
     const hops = givenUp === null ? message.hops : message.hops - 1
     const properties = this.#router.forwardedProperties(command.delivery.properties, {
       expiresAtMs: message.expiresAtMs,
@@ -298,7 +298,7 @@ export class Consumer {
     }
     if (givenUp !== null && properties.headers !== undefined) {
       properties.headers[GIVEN_UP_HEADER] = givenUpHeader(givenUp)
-      // The command has expired already; the worker's queue must not dead-letter it for that.
+      // The command may have expired already, and must not expire again in the queue of the worker.
       delete properties.expiration
     }
     this.#router.forward({
@@ -309,7 +309,7 @@ export class Consumer {
       done: (result) => {
         if (result === "confirmed") this.#unacknowledged.acknowledge(command)
         else if (result === "withdrawn" && command.lost) this.#unacknowledged.drop(command)
-        // The command was delivered again before it was published.
+        // The command was redelivered before the forward was published.
         else if (result === "withdrawn") this.#forward(command, message, queue, origin)
         else if (givenUp !== null) this.#end(command, givenUp)
         else if (result === "returned") this.#offline(command, `no queue ${queue}`)
@@ -319,7 +319,7 @@ export class Consumer {
   }
 }
 
-/** A command that the broker gave up has a bound of its own. */
+/** Dead-lettered commands have a bound of their own. */
 function mayForward({ hops }: CommandMessage, givenUp: GivenUp | null): boolean {
   return givenUp === null ? hops < MAX_HOPS : givenUp.forwards < MAX_GIVEN_UP_FORWARDS
 }

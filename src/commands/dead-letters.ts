@@ -1,10 +1,9 @@
 /**
- * Reads what brought a delivery here: a back-end, another worker, or the broker, which gave the command up in another
- * queue. Pure.
+ * Reads where a delivery comes from: a back-end, another worker, or the queue of dead letters. Pure.
  *
- * A command that the broker gave up goes to the worker that holds its device, since it may have been written there
- * before its delivery was lost. Unless that worker knows better, it ends there as `expired` or `closed`. One whose time
- * in the queue of a worker was over is no such command: that worker did not take it, and another may.
+ * A dead-lettered command goes to the worker that holds its device, which may have written it before its delivery was
+ * lost. If that worker does not remember it, the command ends there as `expired` or `closed`. A command that expired in
+ * the queue of a worker only because of the time-to-live of that queue is routed again.
  */
 
 import type { Delivery } from "../broker/broker.ts"
@@ -20,39 +19,39 @@ import {
   readDeath,
 } from "./command-message.ts"
 
-/** Bounds the forwards between workers that lose the command with their connections again and again. */
+/** Bounds the forwards of a command between workers that repeatedly lose their connections. */
 export const MAX_GIVEN_UP_FORWARDS = 16
 
-/** The outcome of a command that the broker gave up. */
+/** The outcome of a dead-lettered command. */
 export interface GivenUp {
   readonly outcome: Extract<Outcome, "expired" | "closed">
   readonly detail: string
-  /** How often it was forwarded since. */
+  /** The number of forwards since it was dead-lettered. */
   readonly forwards: number
 }
 
-/** Where a command that is routed comes from. */
+/** The origin of a command that is routed. */
 export interface Origin {
-  /** The queue of a worker that did not take the command in time. */
+  /** The queue in which the command was dead-lettered; null for another command. */
   readonly leftIn: string | null
-  /** Its outcome unless the worker that holds its device knows better. */
+  /** Its outcome, unless the worker that holds its device remembers another. */
   readonly givenUp: GivenUp | null
 }
 
-/** By what a command that the broker gave up is recognised, if it was lost here before. */
+/** Properties by which a dead-lettered command is compared with commands that were lost here. */
 export interface DeadLetter {
-  /** The broker gave it up because it had expired. */
+  /** It was dead-lettered because it had expired. */
   readonly expired: boolean
-  /** How often it was forwarded since it was given up for good. */
+  /** The number of forwards since then. */
   readonly forwards: number
-  /** Its hops when its time in a worker's queue was over and it is sent to that worker again; null otherwise. */
+  /** Its hops when it expired in the queue of a worker and is sent to that worker again; null otherwise. */
   readonly leftAtHops: number | null
 }
 
 export interface ReadDelivery {
-  /** The command, or why it is none. */
+  /** The command, or the reason for which it is none. */
   readonly read: CommandMessage | Refusal
-  /** Null when the broker never gave it up. */
+  /** Null when it was never dead-lettered. */
   readonly deadLetter: DeadLetter | null
   readonly origin: Origin
 }
@@ -62,7 +61,7 @@ const FRESH: Origin = { leftIn: null, givenUp: null }
 /**
  * A delivery from `to_device` or a worker's queue.
  *
- * @param refusal why no command is to be read from it, or null.
+ * @param refusal the reason for which no command must be read from it, or null.
  */
 export function readDelivery(
   { body, properties }: Delivery,
@@ -97,7 +96,7 @@ export function readDeadLetter(
   const restored = { ...properties }
   if (death !== null && expiration !== null) {
     const undated = properties.timestamp === undefined && isWorkerQueue(death.queue)
-    // Without a timestamp it counts from its arrival, and it has waited in that queue since.
+    // Without a timestamp an expiration counts from the arrival in the queue, where the command has waited.
     const waitedMs = undated ? WORKER_QUEUE_TTL_MS : 0
     restored.expiration = String(Math.max(0, Number(expiration) - waitedMs))
   }
@@ -107,25 +106,25 @@ export function readDeadLetter(
     const deadLetter = { expired, forwards, leftAtHops }
     return { read, deadLetter, origin: { leftIn, givenUp: given } }
   }
-  // Its time in the queue was over, not its own.
+  // The time-to-live of the queue has ended, not the expiration of the command.
   const isLeft =
     expired &&
     isWorkerQueue(death.queue) &&
     (expiration === null || Number(expiration) > WORKER_QUEUE_TTL_MS) &&
     read.expiresAtMs > nowMs
-  // When a command was forwarded after it was given up, the first reason counts.
+  // When a dead-lettered command was forwarded, the first reason counts.
   const isExpired = given === null ? expired && !isLeft : given.outcome === "expired"
   const givenUp = given ?? (isLeft ? null : givenUpBy(death))
   const deadLetter = { expired: isExpired, forwards, leftAtHops }
   return { read, deadLetter, origin: { leftIn, givenUp } }
 }
 
-/** What `readDelivery` reads at the worker that the command is forwarded to. */
+/** The header that the next worker reads by `readDelivery`. */
 export function givenUpHeader({ outcome, forwards, detail }: GivenUp): string {
   return `${outcome} ${forwards + 1} ${detail}`
 }
 
-/** The hops of a command when it was left in a worker's queue; null on one that was not. */
+/** The hops of a command that expired in the queue of a worker; null for another command. */
 function readLeft({ headers }: Delivery["properties"]): number | null {
   const hops = headers?.[LEFT_HEADER]
   return typeof hops === "number" && Number.isSafeInteger(hops) ? hops : null
@@ -139,7 +138,7 @@ function givenUpBy(death: Death | null): GivenUp {
   return { outcome: "closed", detail, forwards: 0 }
 }
 
-/** The outcome that another worker found for a command that the broker gave up; null without one. */
+/** The outcome that another worker determined for a dead-lettered command; null without one. */
 function readGivenUp({ headers }: Delivery["properties"]): GivenUp | null {
   const text = headers?.[GIVEN_UP_HEADER]
   if (typeof text !== "string") return null
@@ -147,7 +146,7 @@ function readGivenUp({ headers }: Delivery["properties"]): GivenUp | null {
   return {
     outcome: outcome === "expired" ? "expired" : "closed",
     detail: detail.join(" "),
-    // A count that is not a number is treated as too many.
+    // An invalid count is taken for the maximum.
     forwards: /^[0-9]{1,2}$/.test(forwards ?? "") ? Number(forwards) : MAX_GIVEN_UP_FORWARDS,
   }
 }

@@ -1,10 +1,9 @@
 /**
- * The fingerprint of a command's message: it stays the same when the broker delivers the message again or
- * dead-letters it, or another worker forwards it. Two messages with one fingerprint have the same content from
- * their sender, except for the expiration.
+ * The fingerprint of a command's message. It stays the same when the message is redelivered, dead-lettered or forwarded.
+ * Two messages with the same fingerprint have the same content, except for the expiration.
  *
- * Left out: what the broker changes (`expiration` and the `x-` headers of dead letters, CC and BCC) and what the
- * gateway adds (`owsla-` headers, persistence). Pure. Computed only after a connection was lost.
+ * It leaves out what the broker changes (`expiration`, the `x-` headers of dead letters, CC and BCC) and what the gateway
+ * adds (`owsla-` headers, persistence). Pure. Computed only after a connection was lost.
  */
 
 import type { MessageProperties } from "../broker/broker.ts"
@@ -29,11 +28,11 @@ export function fingerprint(body: Uint8Array, properties: MessageProperties): st
     properties.contentType,
     properties.contentEncoding,
     properties.priority,
-    // A timestamp in other units than seconds may be beyond what a Date can hold; copies are then without it.
+    // A timestamp in other units than seconds may exceed the range of a Date. Copies do not have it.
     timestamp === undefined || Number.isNaN(timestamp.getTime()) ? null : timestamp.getTime(),
     names.sort().map((name) => [name, headers[name]]),
   ]
-  // The same integer is read as a number or as a bigint.
+  // The same integer may be a number or a bigint.
   const text = JSON.stringify(said, (_, value: unknown) =>
     typeof value === "bigint" || typeof value === "number" ? `number ${value}` : value,
   )

@@ -1,9 +1,8 @@
 /**
- * Forwarding: what a command's message carries from worker to worker, so that its meaning stays the same
- * on the way and copies of it can be told. Pure.
+ * The headers of forwarded commands, which keep the meaning of a command and identify its copies. Pure.
  *
- * AMQP restarts an expiration in each queue and knows nothing of hops, and a publish that is
- * repeated after a lost connection is a second message. So each goes along as a header.
+ * AMQP restarts an expiration in each queue, does not count hops, and makes a second message of a repeated publish. So
+ * the time of expiration, the hops and an id are headers.
  */
 
 import type { MessageProperties } from "../broker/broker.ts"
@@ -18,18 +17,18 @@ import {
   REDELIVERED_HEADER,
 } from "./command-message.ts"
 
-/** The most that RabbitMQ takes; it closes the channel at more. */
+/** The maximum of RabbitMQ, which closes the channel at more. */
 const MAX_EXPIRATION_MS = 2 ** 32 - 1
 
 /**
- * Mints the ids of the commands that one process is the first to forward: worker, incarnation, a random part that nobody
- * else can guess, and a counter.
+ * Makes ids for the commands that this process forwards first: worker, incarnation, a random part, which back-ends cannot
+ * guess, and a counter.
  */
 export class CommandIds {
   readonly #prefix: string
   #next = 0
 
-  /** @param random at least 64 bits, drawn once for a process. */
+  /** @param random at least 64 random bits for the process. */
   constructor({ worker, incarnation }: WorkerProcess, random: string) {
     this.#prefix = `${worker}.${incarnation}.${random}.`
   }
@@ -49,7 +48,7 @@ export interface ForwardedCommand
 
 /**
  * The properties of a command on its way to another worker.
- * @param commandKey by which that worker knows that a member of the fleet has forwarded it; see `fleet-keys.ts`.
+ * @param commandKey proves to that worker that a member of the fleet forwarded it; see `fleet-keys.ts`.
  */
 export function forwarded(
   properties: MessageProperties,

@@ -1,13 +1,13 @@
 /**
- * Outcomes: stores how a command ended.
+ * Stores the outcomes of commands.
  *
- *   written, duplicate ──────────────────────► receipt, if asked for ──► acknowledge
- *   any other ──► copy in the undelivered queue ─► receipt, if asked for ──► acknowledge
+ *   written, duplicate ────────────────────────► receipt, if requested ──► acknowledge
+ *   other ──► copy in the undelivered queue ───► receipt, if requested ──► acknowledge
  *
- * The delivery is acknowledged once the broker has both, or has refused the receipt; see `late-receipts.ts`. If the delivery is
- * lost before the broker has confirmed anything, and no byte was offered to a socket, nothing more is published and the next
- * delivery decides. If that delivery comes to this worker, it has the same outcome. After the first confirm the outcome stands. Never decides on an outcome. Bound: one entry for each unacknowledged delivery, so
- * the prefetch of the consumers.
+ * The delivery is acknowledged when the broker has confirmed copy and receipt, or has refused the receipt (see
+ * `late-receipts.ts`). When the delivery is lost before the first confirm, and no byte was offered to a socket, nothing
+ * else is published: the next delivery decides. If it comes to this worker, it gets the same outcome. After the first
+ * confirm the outcome stands. This class does not decide on outcomes. Bound: one entry for each unacknowledged delivery.
  */
 
 import * as v from "valibot"
@@ -25,10 +25,10 @@ import type { UnacknowledgedCommands } from "./unacknowledged-commands.ts"
 
 const OUTCOME_HEADER = "owsla-outcome"
 const DETAIL_HEADER = "owsla-detail"
-/** Headers that stay, as far as they are short, when all of them together are too large for a frame. */
+/** Headers that a copy keeps, if they are short, when all headers together are too large for a frame. */
 const ESSENTIAL_HEADERS = ["connection_id", "device_id", "to_device_seq"]
 const SHORT_CHARACTERS = 256
-/** More than a receipt with the longest ids and detail has. */
+/** More than the longest receipt has. */
 const MAX_RECEIPT_BYTES = 65_536
 
 /** The fields of a receipt and of the answer to an HTTP request. */
@@ -53,7 +53,7 @@ const receiptSchema = v.object({
   detail: v.string(),
 })
 
-/** The receipt in a message's body; null when it is none, for example of another version. */
+/** Parses a receipt; null when it is invalid, for example of another version. */
 export function readReceipt(body: Uint8Array): Receipt | null {
   if (body.length > MAX_RECEIPT_BYTES) return null
   try {
@@ -92,7 +92,7 @@ export class Outcomes implements CommandKeeper {
   readonly #counters: Counters
   readonly #undeliveredQueue: string
   readonly #nowMs: () => number
-  /** Receipts that the broker has refused for now. */
+  /** Receipts that the broker has refused and that are retried. */
   readonly late: LateReceipts
 
   constructor(
@@ -153,8 +153,8 @@ export class Outcomes implements CommandKeeper {
       this.stands(command, outcome, detail)
     }
     if (outcome === "written") stand()
-    // Asked before each publish. One that was cut off may have reached the broker or not: when the delivery is lost too, it
-    // is not repeated, since another worker may get the command and end it.
+    // Called before each publish. The broker may have a message that was cut off. If the delivery is lost too, the
+    // message is not repeated, because another worker may get the command and settle it.
     const wanted = () => stands || command.isOffered || !command.lost
     const sendReceipt = () => {
       const { replyTo } = command.delivery.properties
@@ -187,8 +187,7 @@ export class Outcomes implements CommandKeeper {
   }
 
   /**
-   * Ends a command whose handling threw: it is kept as invalid, without most of its headers, one of which may be the
-   * cause.
+   * Ends a command whose handling threw an exception. The copy has few of the headers, since one of them may be the cause.
    */
   fail(command: QueuedCommand, detail: string): void {
     const { headers = {}, replyTo, correlationId } = command.delivery.properties
@@ -201,8 +200,8 @@ export class Outcomes implements CommandKeeper {
   }
 
   /**
-   * The broker is not known to have anything of the outcome. If the command was delivered again meanwhile, it is published
-   * now. Otherwise it is the outcome of the next delivery, if that one comes to this worker.
+   * The broker has confirmed nothing of the outcome. If the command was redelivered meanwhile, the outcome is published
+   * now. Otherwise the next delivery gets it, if that delivery comes to this worker.
    */
   #withdrawn(command: QueuedCommand, again: () => void): void {
     if (command.lost) this.#unacknowledged.drop(command)
@@ -214,7 +213,7 @@ export class Outcomes implements CommandKeeper {
     this.#counters.commandsSettled[outcome] += 1
   }
 
-  /** Stores a command that was not written in the undelivered queue. */
+  /** Publishes a copy of a command that was not written to the undelivered queue. */
   keep(
     body: Uint8Array,
     properties: MessageProperties,
@@ -224,7 +223,7 @@ export class Outcomes implements CommandKeeper {
   ): void {
     const added = { [OUTCOME_HEADER]: outcome, [DETAIL_HEADER]: detail }
     const { headers, ...others } = republishable(properties)
-    // Only a command that came by HTTP has a receipt on a worker's own queue.
+    // Only forwarded HTTP commands have a fleet queue as `reply_to`.
     if (others.replyTo?.startsWith(OWN_QUEUE_PREFIX)) {
       delete others.replyTo
       delete others.correlationId
@@ -241,7 +240,7 @@ export class Outcomes implements CommandKeeper {
     )
   }
 
-  /** Stores the body with the first of these properties that fit a frame; the last always do. */
+  /** Publishes the body with the first of these properties that fit a frame. The last ones always fit. */
   #store(
     body: Uint8Array,
     [first, ...others]: MessageProperties[],
@@ -286,12 +285,12 @@ export class Outcomes implements CommandKeeper {
         return
       }
       stand()
-      // Not one that was given up: it may be stored.
+      // A receipt that was given up may be stored, so it is not repeated.
       const isLate = result === "nacked" && this.late.add(replyTo, body, properties, this.#told)
       if (!isLate) this.#told(result === "confirmed")
       this.#unacknowledged.acknowledge(command)
     }
-    // A reply queue that is full, or whose publishes are never confirmed, must not hold up other commands.
+    // A full reply queue, or one that confirms nothing, must not hold up other commands.
     const final = { whenReturned: "final", whenNacked: "final", whenUnconfirmed: "final" } as const
     this.#outboundMessages.send(replyTo, body, properties, { wanted, begun, ...final, done })
   }

@@ -1,16 +1,15 @@
 /**
- * A command from a queue, from its arrival until its delivery is acknowledged, or lost before anything
- * was done with it.
+ * A command from a queue. It exists until its delivery is acknowledged, or is lost before the command had any effect.
  *
  *   routing ─┬─► at_connection ─┬────────► ending ──stored──► ended
  *            ├─► forwarding ────┤            │
  *            └──────────────────┘            │
  *   routing, at_connection (no byte offered), forwarding and ending (nothing offered or published) ──lost──► dropped
  *
- * routing: the device is looked up. at_connection: in the reorder buffer or the outgoing queue. forwarding: being
- * published to another worker's queue. ending: its outcome is known; copy and receipt are being stored.
+ * routing: its device is looked up. at_connection: it is in the reorder buffer or the outgoing queue. forwarding: it is
+ * published to the queue of another worker. ending: it has an outcome, and copy and receipt are published.
  *
- * The delivery changes when the command is delivered again while its outcome is still to come.
+ * Its delivery is replaced when the command is redelivered before it has an outcome.
  */
 
 import type { Delivery } from "../broker/broker.ts"
@@ -25,7 +24,7 @@ export interface Decided {
   readonly recipient: Recipient | null
 }
 
-/** How many commands of one queue are in hand. */
+/** The number of unacknowledged commands of one queue. */
 export interface QueueCount {
   readonly queue: string
   count: number
@@ -39,7 +38,7 @@ export type QueuedCommandState =
   | "ended"
   | "dropped"
 
-/** What a queued command passes the calls of its connection on to; see `Command`. */
+/** Handles the calls of a connection for queued commands; see `Command`. */
 export interface CommandKeeper {
   settle(
     command: QueuedCommand,
@@ -63,24 +62,24 @@ export class QueuedCommand implements Command {
   readonly #keeper: CommandKeeper
   isOffered = false
   delivery: Delivery
-  /** The count of the queue that it came from; null before it is counted. */
+  /** The count of its queue; null before it is counted. */
   countedFor: QueueCount | null = null
-  /** Of the delivery; null when it could not be read as a command. */
+  /** Null when the delivery could not be read as a command. */
   message: CommandMessage | null
   state: QueuedCommandState = "routing"
   /** Set while it is at a connection. */
   connection: Connection | null = null
-  /** The key that its copies share; null when it was not forwarded. */
+  /** The key of all its copies; null when it was not forwarded. */
   copyKey: string | null = null
-  /** It was lost here before anything was done with it, so it is not written yet. */
+  /** It was lost here before without any effect, so it is certainly not written. */
   droppedBefore = false
-  /** Its outcome once the first of it was published, also while it is not known whether the broker has that. */
+  /** Its outcome, from the first publish of copy or receipt on, also before that is confirmed. */
   decided: Decided | null = null
   /** The id under which it was forwarded; null before. */
   forwardedAs: string | null = null
-  /** How often it had been forwarded since the broker gave it up. */
+  /** The number of forwards since it was dead-lettered. */
   forwards = 0
-  /** Set from the loss of its delivery until it is delivered again. */
+  /** Set from the loss of its delivery until its redelivery. */
   loss: LostCommand<QueuedCommand> | null = null
 
   constructor(delivery: Delivery, message: CommandMessage | null, keeper: CommandKeeper) {

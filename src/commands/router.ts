@@ -1,10 +1,10 @@
 /**
- * The router: where a command goes, whichever way it came, and its forward to another worker.
+ * Routes commands from queues and from HTTP, and forwards them to other workers.
  *
  *   target ─► destinationOf ─┬─ here, queue or nowhere
  *                            └─ device ─► locate ─► destinationAt ─► here, queue or nowhere
  *
- * Decides and forwards; its callers settle the commands. Holds no command. Bound: what its callers hold.
+ * Its callers settle the commands. It keeps no commands. Bound: those of its callers.
  */
 
 import type { MessageProperties } from "../broker/broker.ts"
@@ -17,13 +17,13 @@ import type { Target } from "./command-message.ts"
 import { type CommandIds, type ForwardedCommand, forwarded } from "./forwarding.ts"
 import { type Route, route } from "./routing.ts"
 
-/** Where another worker holds a device. */
+/** The place of a device that this worker does not hold. */
 export type Place =
   | { readonly kind: "worker"; readonly worker: string }
   | { readonly kind: "nowhere"; readonly detail: string }
 
 /**
- * @param trusting whether the location cache may answer; false when its answer was wrong before.
+ * @param trusting whether the location cache may answer; false after it gave a wrong answer.
  * @param found called once, possibly before the call returns.
  */
 export type Locate = (deviceId: string, trusting: boolean, found: (place: Place) => void) => void
@@ -36,7 +36,7 @@ export interface RouterOptions {
   readonly find: (id: string) => Connection | undefined
   readonly locate: Locate
   readonly commandIds: CommandIds
-  /** The secret by which the next worker knows that a member of the fleet forwarded the command; see `fleet-keys.ts`. */
+  /** Proves to the next worker that a member of the fleet forwarded the command; see `fleet-keys.ts`. */
   readonly commandKey: string
 }
 
@@ -47,9 +47,9 @@ export interface Forward {
   readonly queue: string
   readonly body: Uint8Array
   readonly properties: MessageProperties
-  /** Asked before the first publish. Later ones are repeats of the same message, which its id tells. */
+  /** Called before the first publish. Later publishes repeat the same message, with the same id. */
   readonly wanted: () => boolean
-  /** Called once, with "withdrawn" when the forward was not wanted any more. */
+  /** Called once, with "withdrawn" when the forward was no longer wanted. */
   readonly done: (result: FinalResult) => void
 }
 
@@ -67,7 +67,7 @@ export class CommandRouter {
     return this.#options.commandIds.mint()
   }
 
-  /** @param hops how many workers have forwarded the command. */
+  /** @param hops the number of times that the command was forwarded. */
   destinationOf(target: Target, hops: number): Route<Connection> {
     const { workerId, find } = this.#options
     return route(target, hops, workerId, find)
@@ -78,7 +78,7 @@ export class CommandRouter {
     this.#options.locate(deviceId, trusting, found)
   }
 
-  /** @param place the fleet's answer. The device may have connected to this worker in the meantime. */
+  /** @param place the answer of the fleet. The device may have connected to this worker meanwhile. */
   destinationAt(deviceId: string, place: Place): Destination {
     const connection = this.#options.find(deviceId)
     if (connection !== undefined) return { kind: "here", connection }
@@ -86,7 +86,7 @@ export class CommandRouter {
     return { kind: "queue", queue: workerQueue(place.worker) }
   }
 
-  /** The properties of a command's message on its way to another worker. */
+  /** The properties of the message that forwards a command. */
   forwardedProperties(properties: MessageProperties, command: ForwardedCommand): MessageProperties {
     const { nowMs, commandKey } = this.#options
     return forwarded(properties, command, nowMs(), commandKey)
@@ -97,7 +97,7 @@ export class CommandRouter {
     let published = false
     this.#outboundMessages.send(queue, body, properties, {
       whenReturned: "final",
-      // Once it was published it may have arrived, and its outcome is decided there.
+      // A published forward may have arrived, and then its outcome is decided there.
       wanted: () => published || wanted(),
       begun: () => {
         published = true

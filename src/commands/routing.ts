@@ -1,10 +1,9 @@
 /**
- * Where a command goes: to a connection of this worker, to the queue of the worker that holds its
- * connection, to wherever the fleet finds its device, or nowhere. Pure: the connections are asked for,
- * the decision is returned.
+ * Decides where a command goes: to a connection of this worker, to the queue of another worker, to the place where the
+ * fleet finds its device, or nowhere. Pure.
  *
- * A connection id carries its worker and needs no look-up; a device id does. Bound: `MAX_HOPS` from
- * worker to worker, so that no command follows a device for ever that keeps moving.
+ * A connection id contains its worker and needs no look-up; a device id does. Bound: `MAX_HOPS` forwards, so that no
+ * command follows a moving device without end.
  */
 
 import { workerQueue } from "../broker/topology.ts"
@@ -20,8 +19,8 @@ export type Route<C> =
   | { readonly kind: "nowhere"; readonly detail: string }
 
 /**
- * @param workerId this worker's.
- * @param find the open connection of this worker with an id, if it holds one.
+ * @param workerId of this worker.
+ * @param find returns the open connection of this worker with a connection or device id.
  */
 export function route<C>(
   target: Target,
@@ -32,7 +31,7 @@ export function route<C>(
   const id = target.connectionId ?? target.deviceId
   if (id === null) return { kind: "nowhere", detail: "no id" }
   const holder = workerOfConnection(id)
-  // No device is called as connections are, so neither can be taken for the other.
+  // The two kinds of ids have different forms, so that neither can be taken for the other.
   const isConnection = target.connectionId !== null
   if (isConnection && holder === null) return { kind: "nowhere", detail: "no worker has minted it" }
   const connection = find(id)
