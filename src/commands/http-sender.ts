@@ -1,13 +1,13 @@
 /**
- * Sends the commands that come by HTTP, and resolves each request once with the outcome.
+ * Sends commands of HTTP requests, and resolves each request with its outcome.
  *
  *   send ─► router ─┬─ here ────► connection ─► its outcome
- *                   ├─ queue ───► forwarded; the receipt comes back on this worker's reply queue
+ *                   ├─ queue ───► forwarded; the receipt comes back on the fleet queue of this worker
  *                   └─ nowhere ─► offline
  *
- * A command that was not written is kept in the undelivered queue like any other. A command without `ttlMs` is valid
- * while its request waits: after that this worker neither writes nor forwards it, and in the queue of another worker it
- * expires at the end of `timeoutMs`.
+ * A command that was not written is copied to the undelivered queue. A command without `ttlMs` is valid while its request
+ * waits. After that this worker neither writes nor forwards it, and in the queue of another worker it expires at the end
+ * of `timeoutMs`.
  * Bounds: `MAX_PENDING` requests, commands without an outcome, and outbound messages; `timeoutMs` for each request.
  */
 
@@ -24,18 +24,18 @@ const MAX_PENDING = 10_000
 export interface SendRequest {
   /** A device or connection id. */
   readonly id: string
-  /** One line, already checked. */
+  /** One line, which was validated. */
   readonly body: Uint8Array
-  /** Not written after this many milliseconds; null to wait as long as the request does. */
+  /** Milliseconds after which the command is not written; null for the time of the request. */
   readonly ttlMs: number | null
   readonly messageId: string | null
 }
 
 export type SendResult =
   | Receipt
-  /** Another worker holds the device, and the broker is away. */
+  /** The device is not here, and the broker is not available. */
   | { readonly outcome: "unreachable" }
-  /** No outcome in time. A command that is not written goes to the undelivered queue. */
+  /** No outcome in time. A command that is not written is copied to the undelivered queue. */
   | { readonly outcome: "timeout" }
   /** `MAX_PENDING` is reached, or this worker drains. */
   | { readonly outcome: "busy" }
@@ -53,9 +53,9 @@ export class HttpSender {
   readonly #outboundMessages: OutboundMessages
   readonly #router: CommandRouter
   readonly #outcomes: Outcomes
-  /** Answers to those that wait for an outcome, by correlation id. */
+  /** The callbacks of waiting requests by correlation id. */
   readonly #pending = new Map<string, (result: SendResult) => void>()
-  /** Commands for connections of this worker that have no outcome yet, asked for still or not. */
+  /** The number of commands of this worker without an outcome, also of requests that have ended. */
   #unsettled = 0
   #stopped = false
 
@@ -73,12 +73,12 @@ export class HttpSender {
     this.#options = options
   }
 
-  /** Requests that await an answer, or commands that have no outcome after their requests ended, whichever is more. */
+  /** The number of waiting requests, or of commands without an outcome when that is larger. */
   get pendingCount(): number {
     return Math.max(this.#pending.size, this.#unsettled)
   }
 
-  /** Answers every further request "busy". Requests that wait still get their answers. */
+  /** Answers all later requests "busy". Waiting requests still get their answers. */
   stop(): void {
     this.#stopped = true
   }
@@ -95,7 +95,7 @@ export class HttpSender {
     if (elsewhere && this.#broker.state.kind !== "ready") {
       return Promise.resolve({ outcome: "unreachable" })
     }
-    // Random, since a back-end may be able to publish to the queue where the receipt is awaited.
+    // Random, so that a back-end that may publish to the fleet queue cannot forge a receipt.
     const correlationId = crypto.randomUUID()
     const expiresAtMs = nowMs() + (request.ttlMs ?? timeoutMs)
     const { promise, resolve } = Promise.withResolvers<SendResult>()
@@ -125,17 +125,17 @@ export class HttpSender {
     return promise
   }
 
-  /** Takes a delivery from this worker's reply queue. */
+  /** Handles a receipt from the fleet queue of this worker. */
   deliverReceipt(delivery: Delivery): void {
     const { correlationId } = delivery.properties
-    // Anything but a receipt is ignored, and its request ends by its time-out.
+    // An invalid receipt is ignored, and the request ends with its time-out.
     if (correlationId === undefined || !this.#pending.has(correlationId)) return
     const told = readReceipt(delivery.body)
     if (told !== null) this.#answer(correlationId, told)
   }
 
   #locate(command: HttpCommand, deviceId: string): void {
-    // Counted, since the request may end before the device is found.
+    // Counted, because the request may end before the look-up.
     this.#unsettled += 1
     this.#router.locate(deviceId, true, (place) => {
       this.#unsettled -= 1

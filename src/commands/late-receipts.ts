@@ -1,16 +1,16 @@
 /**
- * Receipts that the broker refused (`basic.nack`), published again for a while.
+ * Receipts that the broker refused (`basic.nack`) and that are published again for a while.
  *
- *   refused ──► waiting ──its time──► published again ─┬─ confirmed ─► sent
- *                  ▲                                   ├─ returned ──► given up: the reply queue is gone
- *                  └────────── refused again ──────────┴─ for `RETRY_FOR_MS`, or no room ─► given up
+ *   refused ──► waiting ──timer──► published again ─┬─ confirmed ─► sent
+ *                  ▲                                ├─ returned ──► given up: the reply queue does not exist
+ *                  └────────── refused again ───────┴─ for `RETRY_FOR_MS`, or no room ─► given up
  *
- * RabbitMQ before 4 refuses what is published to a quorum queue while it elects a leader, for some seconds after the node
- * of the leader has died. A reply queue that is full (`x-overflow: reject-publish`) is refused in the same way and may stay
- * full, so the command is acknowledged and holds up no other. If the worker dies meanwhile, the receipt is lost.
+ * RabbitMQ before 4 refuses publishes to a quorum queue while it elects a leader, for some seconds after the node of the
+ * leader has failed. A full reply queue (`x-overflow: reject-publish`) refuses in the same way, and may stay full. So the
+ * command is acknowledged at once and delays no other. If the worker dies meanwhile, the receipt is lost.
  *
- * Bounds: `MAX_LATE` receipts, `MAX_LATE_OF_QUEUE` of them for one reply queue, each for `RETRY_FOR_MS` from the first sweep that sees it. Waits double from
- * `FIRST_WAIT_MS` to `MAX_WAIT_MS`.
+ * Bounds: `MAX_LATE` receipts, `MAX_LATE_OF_QUEUE` for one reply queue, each for `RETRY_FOR_MS` from the first sweep that
+ * sees it. Waits double from `FIRST_WAIT_MS` to `MAX_WAIT_MS`.
  */
 
 import type { MessageProperties } from "../broker/broker.ts"
@@ -18,7 +18,7 @@ import type { OutboundMessages } from "../broker/outbound-messages.ts"
 import type { FinalResult } from "../broker/publish-window.ts"
 
 export const MAX_LATE = 10_000
-/** A reply queue that is full leaves room for the receipts of others. */
+/** Keeps room for the receipts of other reply queues. */
 export const MAX_LATE_OF_QUEUE = 5_000
 export const RETRY_FOR_MS = 15_000
 const FIRST_WAIT_MS = 250
@@ -30,7 +30,7 @@ interface LateReceipt {
   readonly properties: MessageProperties
   readonly ended: (isSent: boolean) => void
   waitMs: number
-  /** Null until a sweep has seen it. */
+  /** Null before the first sweep that sees it. */
   dueAtMs: number | null
   giveUpAtMs: number | null
 }
@@ -45,7 +45,7 @@ export class LateReceipts {
     this.#outboundMessages = outboundMessages
   }
 
-  /** Receipts that wait or are being published again. */
+  /** The number of receipts that wait or are being published again. */
   get count(): number {
     return this.#count
   }
@@ -69,7 +69,7 @@ export class LateReceipts {
     return true
   }
 
-  /** Publishes those whose time has come. To be called periodically. */
+  /** Publishes the receipts whose wait is over. To be called periodically. */
   sweep(steadyMs: number): void {
     for (const late of this.#waiting) {
       late.giveUpAtMs ??= steadyMs + RETRY_FOR_MS

@@ -1,31 +1,29 @@
 /**
- * Lost commands: what a worker remembers of the commands that it had in hand, or had just acknowledged, when its
- * connection to the broker was lost, so that it recognises each when the broker delivers it again or
- * dead-letters it.
+ * Lost commands: the commands that a worker had in hand, or had just acknowledged, when its connection to the broker was
+ * lost. The worker recognises them when they are redelivered or dead-lettered.
  *
  *   unfinished ──ended──► ended ─┐
  *       └──dropped──► dropped    ├──recognised, or after `REMEMBERED_MS`──► forgotten
  *   acknowledged ────────────────┘
  *
- *   unfinished    bytes were offered to the socket, or its outcome is being stored: its one outcome comes here
- *   ended         its outcome is stored, and its delivery was never acknowledged
- *   dropped       nothing was done with it, or its outcome is not known to be stored: the next delivery decides, and has the
- *                 same outcome when it comes here
- *   acknowledged  the broker may have lost the acknowledgement; only commands with an id or a number of some kind
+ *   unfinished    bytes were offered to the socket, or its outcome is being stored; it gets its outcome here
+ *   ended         its outcome is stored, and its delivery was not acknowledged
+ *   dropped       it had no effect, or its outcome is not confirmed; the next delivery decides, with the same outcome if it
+ *                 comes here
+ *   acknowledged  the broker may have lost the acknowledgement; only commands with an id or a number
  *
- * A message has no identity of its own in AMQP, so commands that are alike in everything (`fingerprint.ts`) cannot
- * be told apart, and need not be. Of several, the broker delivers again those that were never acknowledged,
- * and possibly those whose acknowledgement it has lost. So the unfinished and ended ones are recognised
- * first, then the dropped ones, and the acknowledged ones last: in doubt a command is written twice rather than
- * never.
+ * AMQP messages have no identity, so commands with equal fingerprints (`fingerprint.ts`) are interchangeable. Of several,
+ * the broker redelivers those that were not acknowledged, and possibly those whose acknowledgement was lost. So unfinished
+ * and ended ones are matched first, then dropped ones, then acknowledged ones. In doubt a command is written twice rather
+ * than never.
  *
- * Pure. Time counts only while the broker is there: `pass`. Bound: `MAX_REMEMBERED`, then the oldest that is
- * not unfinished is forgotten.
+ * Pure. Time counts only with a connection to the broker: `pass`. Bound: `MAX_REMEMBERED`. Beyond it the oldest that is not
+ * unfinished is forgotten.
  */
 
 import type { Decided } from "./queued-command.ts"
 
-/** A broker delivers again at once; this is for a broker that has to detect the loss of a connection first. */
+/** A broker redelivers at once. This is for a broker that has to detect the loss of the connection first. */
 export const REMEMBERED_MS = 120_000
 export const MAX_REMEMBERED = 65_536
 
@@ -33,27 +31,27 @@ export type LostState = "unfinished" | "ended" | "dropped" | "acknowledged"
 
 export interface LostCommand<C> {
   readonly fingerprint: string
-  /** The key that its copies share (`deduplicator.ts`); null on a command that was not forwarded to this worker. */
+  /** The key of all its copies (`deduplicator.ts`); null when it was not forwarded to this worker. */
   readonly copyKey: string | null
-  /** Whether its queue may have dead-lettered it as expired by now. */
+  /** Whether its queue may have dead-lettered it as expired. */
   readonly mayExpire: boolean
-  /** The command that is in hand while it is unfinished; null otherwise. */
+  /** The command in hand while it is unfinished; null otherwise. */
   command: C | null
-  /** The id under which it was forwarded from here: a message with this id is the forward, not the lost command. */
+  /** The id of its forward from here. A message with this id is the forward, not the lost command. */
   readonly forwardedAs: string | null
-  /** How often it had been forwarded since the broker gave it up. */
+  /** The number of forwards since it was dead-lettered. */
   readonly forwards: number
-  /** The outcome that a dropped command had here, of which the broker may have something. */
+  /** The outcome of a dropped command, which the broker may have in part. */
   readonly decided: Decided | null
   state: LostState
 }
 
-/** What a message says that one worker forwarded to another. */
+/** The fields of a forwarded message. */
 export interface Forwarded {
   readonly commandId: string
-  /** The keys that its copies may have, the likeliest first. */
+  /** The possible keys of its copies, the likeliest first. */
   readonly copyKeys: readonly string[]
-  /** How often it was forwarded since the broker gave it up. */
+  /** The number of forwards since it was dead-lettered. */
   readonly forwards: number
 }
 
@@ -61,7 +59,7 @@ const ORDER: readonly LostState[] = ["unfinished", "ended", "dropped", "acknowle
 
 export class LostCommands<C> {
   readonly #byFingerprint = new Map<string, Set<LostCommand<C>>>()
-  /** In the order of their losses, with the time at which each is forgotten. */
+  /** In order of loss, with the time at which each is forgotten. */
   readonly #all = new Map<LostCommand<C>, number>()
   #nowMs = 0
 
@@ -83,11 +81,11 @@ export class LostCommands<C> {
   }
 
   /**
-   * The lost command that this message is, forgotten from now on; null when it matches none.
+   * Finds and forgets the lost command of this message; null without a match.
    *
-   * @param forwarded null when the message was not forwarded to this worker. One that was not forwarded when it was
-   * lost may come by another worker now.
-   * @param expired the broker gave the message up because its time was over.
+   * @param forwarded null when the message was not forwarded to this worker. A command that came from a queue may come
+   * forwarded after its loss.
+   * @param expired whether the message was dead-lettered as expired.
    */
   recognise(
     fingerprint: string,
@@ -115,14 +113,14 @@ export class LostCommands<C> {
     if (alike?.size === 0) this.#byFingerprint.delete(lost.fingerprint)
   }
 
-  /** Lets time pass; only time with a connection to the broker counts. */
+  /** Adds time with a connection to the broker. */
   pass(ms: number): void {
     this.#nowMs += ms
     for (const [lost, untilMs] of this.#all) {
       if (untilMs > this.#nowMs) return
       if (lost.state !== "unfinished") this.forget(lost)
       else {
-        // Moved to the end, which keeps the order by time.
+        // Moved to the end, which keeps the order of times.
         this.#all.delete(lost)
         this.#all.set(lost, this.#nowMs + REMEMBERED_MS)
       }
@@ -130,18 +128,18 @@ export class LostCommands<C> {
   }
 }
 
-/** The lower, the likelier; null when the message cannot be that command. */
+/** A lower number is a better match; null for none. */
 function rankOf(lost: LostCommand<unknown>, forwarded: Forwarded | null): number | null {
   const byState = ORDER.indexOf(lost.state)
   if (forwarded === null) return lost.copyKey === null ? byState : null
   const { commandId, copyKeys, forwards } = forwarded
-  // The message is the one that was forwarded from here, and decides for itself.
+  // The message is the forward from here, which has its own outcome.
   const isForward = lost.copyKey === null || forwards > lost.forwards
   if (isForward && lost.forwardedAs === commandId) return null
   if (lost.copyKey !== null) {
     const at = copyKeys.indexOf(lost.copyKey)
     return at === -1 ? null : at * ORDER.length + byState
   }
-  // The command may have come by another worker.
+  // The command may have come through another worker.
   return copyKeys.length * ORDER.length + byState
 }

@@ -1,13 +1,13 @@
 /**
- * The commands that this worker has taken from its queues and not acknowledged: how many there are, how large,
- * and what becomes of each when its delivery is lost.
+ * The commands that this worker has consumed and not acknowledged ("in hand"): their number and size, and the handling
+ * of lost deliveries.
  *
- *   add ─► in hand ─┬─ acknowledge: its outcome is stored ─► acknowledged, remembered until the broker has that
- *                   ├─ lost, nothing done with it ─────────► dropped
+ *   add ─► in hand ─┬─ acknowledge: its outcome is stored ──► acknowledged, remembered until the broker processed that
+ *                   ├─ lost without any effect ─────────────► dropped
  *                   └─ lost, bytes offered or outcome begun ► in hand until it ends; see `lost-commands.ts`
  *
- * Bounds: the prefetch of each queue; `maxBytes` of bodies, beyond which the broker is read no further;
- * `MAX_ACKNOWLEDGED` acknowledgements, with `MAX_ACKNOWLEDGED_BYTES` of bodies, that the broker may not have processed.
+ * Bounds: the prefetch of each queue; `maxBytes` of bodies, beyond which consuming pauses; `MAX_ACKNOWLEDGED`
+ * acknowledgements, with `MAX_ACKNOWLEDGED_BYTES` of bodies, that the broker may not have processed.
  */
 
 import type { Broker, Delivery } from "../broker/broker.ts"
@@ -19,7 +19,7 @@ import { fingerprint } from "./fingerprint.ts"
 import { type LostCommand, LostCommands, type LostState } from "./lost-commands.ts"
 import type { QueueCount, QueuedCommand } from "./queued-command.ts"
 
-/** More than the broker leaves unprocessed for long: a fence every `FENCE_MS` shows which it has processed. */
+/** More than the broker usually has to process: a fence every `FENCE_MS` shows which it has processed. */
 const MAX_ACKNOWLEDGED = 16_384
 const MAX_ACKNOWLEDGED_BYTES = 16_777_216
 
@@ -59,17 +59,16 @@ export class UnacknowledgedCommands {
     return this.#byQueue.get(queue)?.count ?? 0
   }
 
-  /** In the order of their arrival. */
+  /** In order of arrival. */
   all(): Iterable<QueuedCommand> {
     return this.#commands
   }
 
   /**
-   * Takes a command in hand, unless it is known: one that was lost and has come again, or a copy of one that was
-   * forwarded twice. A known command is dealt with here.
+   * Adds a command, unless it is the redelivery of a lost one or a copy of a forwarded one, which are settled here.
    *
-   * @param deadLetter the broker has given it up.
-   * @returns false when it was known.
+   * @param deadLetter set when it was dead-lettered.
+   * @returns false when it is a redelivery or a copy.
    */
   add(command: QueuedCommand, deadLetter: DeadLetter | null): boolean {
     if (this.#isKnown(command, deadLetter)) {
@@ -80,13 +79,13 @@ export class UnacknowledgedCommands {
     return true
   }
 
-  /** The command of a delivery that is in hand; null when none is. */
+  /** The command in hand with this delivery, or null. */
   of(delivery: Delivery): QueuedCommand | null {
     for (const command of this.#commands) if (command.delivery === delivery) return command
     return null
   }
 
-  /** Takes a command in hand without asking whether it is known. */
+  /** Adds a command without comparing it with lost ones. */
   hold(command: QueuedCommand): void {
     if (this.#commands.has(command)) return
     this.#commands.add(command)
@@ -99,25 +98,25 @@ export class UnacknowledgedCommands {
     }
   }
 
-  /** Whether the broker is read no further because the bodies of these commands fill their bound. */
+  /** Whether consuming is paused because the bodies of these commands have reached `maxBytes`. */
   get paused(): boolean {
     return this.#paused
   }
 
-  /** Its outcome is stored, or another delivery decides it: the delivery is acknowledged. */
+  /** Acknowledges the delivery: the outcome is stored, or another delivery decides it. */
   acknowledge(command: QueuedCommand): void {
     command.state = "ended"
     if (command.copyKey !== null) this.#copies.ended(command.copyKey)
     command.connection = null
     const { delivery, loss } = command
     if (loss !== null) finish(loss, "ended")
-    // The delivery is lost, and `lost` was not called yet: it will remember the command.
+    // The delivery is lost but `lost` was not called yet, which will remember the command.
     else if (delivery.lost) return
     else this.#acknowledge(delivery, command)
     this.#release(command)
   }
 
-  /** A command in hand goes on with the delivery of another one that is the same; its own delivery is acknowledged. */
+  /** A command in hand gets the delivery of the same command, and its own delivery is acknowledged. */
   replace(command: QueuedCommand, other: QueuedCommand): void {
     const { delivery, message, copyKey, countedFor, loss } = command
     if (loss !== null) loss.command = other
@@ -130,7 +129,7 @@ export class UnacknowledgedCommands {
     this.acknowledge(other)
   }
 
-  /** Nothing was done with a command that is lost: the next delivery of it decides. */
+  /** Removes a lost command that had no effect. Its next delivery decides. */
   drop(command: QueuedCommand): void {
     if (command.state === "dropped") return
     command.state = "dropped"
@@ -142,14 +141,14 @@ export class UnacknowledgedCommands {
     this.#release(command)
   }
 
-  /** A connection was lost: to be called before the next one delivers anything. */
+  /** To be called when a connection was lost, before the first delivery of the next one. */
   lost(): void {
     const connections = new Set(
       [...this.#commands].flatMap(({ lost, connection }) =>
         lost && connection !== null ? [connection] : [],
       ),
     )
-    // The commands that wait at the connection come back through `drop`.
+    // Commands that wait at the connection are removed by `drop`.
     for (const connection of connections) connection.withdrawLost()
     for (const command of this.#commands) {
       if (!command.lost || command.loss !== null) continue
@@ -172,14 +171,14 @@ export class UnacknowledgedCommands {
         return
       }
       const { delivery, command } = acknowledged
-      // The broker has processed most of these acknowledgements. Without anything that tells a command from others with
-      // the same text, one that has never arrived here would be taken for it, and never be written.
+      // The broker has processed most of these acknowledgements. A command without an id or number could be another one
+      // with the same text, which would never be written.
       if (delivery.settled || !isDistinct(command)) continue
       this.#lost.add(lossOf(delivery, command, "acknowledged"))
     }
   }
 
-  /** Lets time pass in which the broker was there. */
+  /** Adds time with a connection to the broker. */
   pass(ms: number): void {
     this.#lost.pass(ms)
   }
@@ -187,7 +186,7 @@ export class UnacknowledgedCommands {
   #isKnown(command: QueuedCommand, deadLetter: DeadLetter | null): boolean {
     const { delivery, message } = command
     const key = keyOf(command)
-    // A command that was given up may come back here again and again, and must not count as its own copy.
+    // A dead-lettered command may be forwarded here repeatedly, and must not count as its own copy.
     const forwards = deadLetter?.forwards ?? 0
     command.forwards = forwards
     command.copyKey = key === null || forwards === 0 ? key : `${key} given up ${forwards}`
@@ -203,11 +202,11 @@ export class UnacknowledgedCommands {
           : { commandId, copyKeys: [key, ...leftAs], forwards }
       const lost = this.#lost.recognise(print, forwarded, deadLetter?.expired === true)
       if (lost !== null && lost.state !== "dropped") {
-        // Copies of the command need no outcome of their own.
+        // Copies of the command get no outcome of their own.
         if (command.copyKey !== null) this.#copies.ended(command.copyKey)
         if (lost.command === null) this.#acknowledge(delivery, command)
         else {
-          // It may have come by another way, with other hops.
+          // It may have come another way, with other hops.
           lost.command.delivery = delivery
           lost.command.message = message
           lost.command.forwards = forwards
@@ -281,7 +280,7 @@ function lossOf(
   }
 }
 
-/** Whether something tells it from other commands with the same text. */
+/** Whether an id or a number distinguishes it from other commands with the same text. */
 function isDistinct({ messageId, seq, message, delivery }: QueuedCommand): boolean {
   const { correlationId } = delivery.properties
   const forwarded = message !== null && message.commandId !== null
