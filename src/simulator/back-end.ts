@@ -1,13 +1,13 @@
 /**
- * The simulated back-end: takes the devices' lines from the broker, writes them to the ledger, and only
- * then acknowledges them. With `--command-every` it answers each such line with a command, and times how
- * long it takes until the device's answer comes back as a line.
+ * The simulated back-end: consumes the lines of devices, writes them to the ledger, and then acknowledges them. With
+ * `--command-every` it answers every n-th line with a command, and measures the time until the device's answer arrives.
  *
  *   delivery ─► read ─► batch ─► ledger ─► acknowledged, many at once
  *
- * Declares no queue: that is the gateway's. Never publishes on the connection that it consumes on, since a
- * broker that is short of memory stops reading that. Bounds: the prefetch; a batch of `MAX_BATCH` lines or
- * `FLUSH_EVERY_MS`; `MAX_COMMANDS` unanswered, each for `ANSWER_TIMEOUT_MS`.
+ * Messages are decoded by the stock AMQP client; of the gateway's code only the reconnecting is used. It declares no queue,
+ * since that is the gateway's task. It publishes on another connection than it consumes from, because a broker in an
+ * alarm stops reading from publishers. Bounds: the prefetch; batches of `MAX_BATCH` lines or `FLUSH_EVERY_MS`;
+ * `MAX_COMMANDS` unanswered commands, each for `ANSWER_TIMEOUT_MS`.
  */
 
 import type { AMQPBaseClient, AMQPChannel, AMQPMessage } from "@cloudamqp/amqp-client"
@@ -19,19 +19,19 @@ import { command, readHostile, readLine } from "./line.ts"
 import type { BackEndOptions } from "./options.ts"
 
 const MAX_BATCH = 500
-/** Longer batches make longer records of lines that follow each other. */
+/** Larger batches give longer records of consecutive lines. */
 const FLUSH_EVERY_MS = 100
 const MAX_COMMANDS = 10_000
 const ANSWER_TIMEOUT_MS = 30_000
-/** As large as RabbitMQ's own bound. */
+/** The limit of RabbitMQ. */
 const FRAME_MAX = 131_072
-/** What came last is this long ago when the queue counts as drained. */
+/** The queue counts as drained this long after the last message. */
 const QUIET_MS = 500
-/** A slow reader's socket would take years of short commands. */
+/** Long, since short commands would not fill the socket of a slow reader. */
 const FILLER = "x".repeat(16_384)
 
 export interface BackEndCounts {
-  /** Messages, repeats among them. */
+  /** Messages, with repeats. */
   taken: number
   redelivered: number
   /** Lines of devices that misbehave. */
@@ -44,7 +44,7 @@ export interface BackEndCounts {
   commandsAnswered: number
   /** No answer within `ANSWER_TIMEOUT_MS`, for example because the connection had ended. */
   commandsUnanswered: number
-  /** While `MAX_COMMANDS` waited, or the broker was away. */
+  /** Not sent while `MAX_COMMANDS` were unanswered or the broker was not available. */
   commandsNotSent: number
 }
 
@@ -62,7 +62,7 @@ export class BackEnd {
     commandsUnanswered: 0,
     commandsNotSent: 0,
   }
-  /** Why the broker is away, for the report; null while it is there. */
+  /** The reason for which the broker is not available, for the report; null while it is. */
   awayBecause: string | null = "not connected yet"
   readonly #options: BackEndOptions
   readonly #ledger: LedgerFile | null
@@ -83,7 +83,7 @@ export class BackEnd {
   /** When each unanswered command was sent, oldest first. */
   readonly #sentAtMs = new Map<number, number>()
 
-  /** @param taken told of each line of a simulated device, repeats too. */
+  /** @param taken called for each line of a simulated device, with repeats. */
   constructor(
     options: BackEndOptions,
     ledger: LedgerFile | null,
@@ -101,7 +101,7 @@ export class BackEnd {
       {
         ...others,
         setUp: (client) => this.#consume(client),
-        // The broker has read all acknowledgements when it says that the channel is closed.
+        // When the broker confirms the close of the channel, it has read all acknowledgements.
         tearDown: () => this.#channel?.close() ?? Promise.resolve(),
         up: () => {
           this.awayBecause = null
@@ -110,7 +110,7 @@ export class BackEnd {
           this.counts.losses += 1
           this.awayBecause = reason
           this.#channel = null
-          // What was not acknowledged comes again; it is in the ledger all the same.
+          // Unacknowledged lines are redelivered. They are in the ledger too.
           this.flush()
         },
       },
@@ -172,20 +172,20 @@ export class BackEnd {
     this.#commanding = false
   }
 
-  /** Nothing has come for a while, no answer is on its way and the queue is empty. */
+  /** No message for `QUIET_MS`, no outstanding answer, and an empty queue. */
   async drained(): Promise<boolean> {
     const quiet = () => performance.now() - this.#lastTakenMs >= QUIET_MS
     return quiet() && this.#sentAtMs.size === 0 && (await this.left()) === 0 && quiet()
   }
 
-  /** Messages in the queue that nobody has, or null when the broker does not tell. */
+  /** Ready messages in the queue, or null when the broker does not answer. */
   async left(): Promise<number | null> {
     try {
       const passive = { passive: true }
       const state = await this.#channel?.queueDeclare(this.#options.fromDevice, passive)
       return state?.messageCount ?? null
     } catch {
-      // The queue is gone, and so is the channel: the connection opens it again.
+      // The queue does not exist, which closes the channel. The connection opens it again.
       return null
     }
   }
@@ -213,7 +213,7 @@ export class BackEnd {
   }
 
   #take(message: AMQPMessage, channel: AMQPChannel): void {
-    // A connection that was given up may still have some on their way.
+    // An earlier connection may still deliver.
     if (channel !== this.#channel) return
     const nowMs = performance.now()
     this.#lastTag = message.deliveryTag

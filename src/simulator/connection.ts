@@ -1,12 +1,12 @@
 /**
- * One connection of a simulated device: what its socket took, what was acknowledged, and how it ended.
+ * One connection of a simulated device: the lines that its socket accepted, their acknowledgements, and its end.
  *
  *   connecting ──handshake──► open ──end──► ending ──the gateway closed──► over (drained)
  *        └───────failed────────┴─────────────┴──────────broke────────────► over (broken)
  *
- * Never connects by itself and sets no timer: the herd sweeps. What the socket did not take is offered
- * again unchanged, since TLS may have sealed it already. Bounds: `CHUNK_BYTES` on their way,
- * `MAX_ANSWERS` commands to answer, `MAX_REST_BYTES` of an unfinished line from the gateway.
+ * It does not connect and has no timer: the herd sweeps it. Bytes that the socket did not accept are offered again
+ * unchanged, since TLS may have encrypted them already. Bounds: `CHUNK_BYTES` unsent, `MAX_ANSWERS` commands to answer,
+ * `MAX_REST_BYTES` of an unfinished line from the gateway.
  */
 
 import type { Histogram } from "./histogram.ts"
@@ -16,7 +16,7 @@ import { type LineWriter, readCommandNumber } from "./line.ts"
 const CHUNK_BYTES = 65_536
 const MAX_ANSWERS = 64
 const MAX_REST_BYTES = 65_537
-/** A device whose socket was full for longer than this sends no more to make up for it. */
+/** After its socket was full for longer than this, a device does not catch up with the missed lines. */
 const MAX_LATE_MS = 1_000
 
 export type ConnectionState = "connecting" | "open" | "ending" | "over"
@@ -24,48 +24,48 @@ export type ConnectionEnd = "drained" | "broken"
 
 /** The part of Bun's socket that is used. */
 export interface ConnectionSocket {
-  /** How many bytes it took; -1 when it is closed. */
+  /** Returns the number of accepted bytes; -1 when it is closed. */
   write(bytes: Uint8Array): number
   end(): unknown
   terminate(): unknown
 }
 
-/** What all connections of a herd share, and count into. */
+/** The state and counters that all connections of a herd share. */
 export interface Shared {
   readonly writer: LineWriter
   readonly ledger: LedgerFile | null
-  /** Between two lines of a device; 0: as fast as the socket takes them. */
+  /** Milliseconds between two lines of a device; 0: as fast as the socket accepts them. */
   readonly intervalMs: number
   readonly confirms: Histogram
   readonly counts: LineCounts
 }
 
 export interface LineCounts {
-  /** Lines that sockets have taken whole. */
+  /** Lines that sockets have accepted completely. */
   sent: number
-  /** Lines of connections that broke, which their sockets had not taken whole. */
+  /** Lines of broken connections that were not accepted completely. */
   cutOff: number
   acked: number
   commands: number
-  /** Commands that came while `MAX_ANSWERS` waited. */
+  /** Commands beyond `MAX_ANSWERS`. */
   unanswered: number
-  /** What came from the gateway and is neither an acknowledgement nor a command of ours. */
+  /** Lines from the gateway that are neither acknowledgements nor commands of the simulated back-end. */
   others: number
 }
 
 export class DeviceConnection {
   readonly device: string
   readonly attempt: number
-  /** When it was dialled; until then, when it was made. */
+  /** When connecting started; before that, when the object was made. */
   startedAtMs: number
   state: ConnectionState = "connecting"
   openedAtMs = 0
   socket: ConnectionSocket | null = null
   readonly #shared: Shared
   readonly #ended: (end: ConnectionEnd) => void
-  /** Lines that the device may still send of itself; shared by its connections. */
+  /** The remaining lines of the device, shared by its connections. */
   readonly #quota: { left: number }
-  /** Bytes of lines that the socket took; less than none while the hello is on its way. */
+  /** Accepted bytes of lines; negative until the hello is accepted. */
   #acceptedBytes = 0
   #offered = 0
   #pending: Uint8Array | null = null
@@ -78,9 +78,9 @@ export class DeviceConnection {
   #acked = 0
   #recordedSent = 0
   #takenNext = 0
-  /** Lines that were taken before one that precedes them. */
+  /** Lines that the back-end consumed before a preceding line. */
   readonly #takenAhead = new Set<number>()
-  /** One line at a time is timed. */
+  /** The line that is being timed; one at a time. */
   #timedLine = -1
   #timedAtMs = 0
   #peerEnded = false
@@ -108,7 +108,7 @@ export class DeviceConnection {
     return Math.max(0, Math.floor(this.#acceptedBytes / this.#shared.writer.lineBytes))
   }
 
-  /** @param firstLineMs when its first line is due, so that a herd does not speak in step. */
+  /** @param firstLineMs when its first line is due, spread over the herd. */
   opened(hello: string, nowMs: number, firstLineMs: number): void {
     this.state = "open"
     this.openedAtMs = nowMs
@@ -118,7 +118,7 @@ export class DeviceConnection {
     this.#write(Buffer.from(hello, "latin1"), nowMs)
   }
 
-  /** Sends what is due. */
+  /** Sends the lines that are due. */
   sweep(nowMs: number): void {
     if (this.state !== "open" || this.#pending !== null) return
     const { intervalMs, writer } = this.#shared
@@ -135,7 +135,7 @@ export class DeviceConnection {
     if (due + answers > 0) this.#send(due + answers, nowMs)
   }
 
-  /** The socket takes bytes again. */
+  /** The socket accepts bytes again. */
   drained(nowMs: number): void {
     if (this.#pending === null || this.state !== "open") return
     this.#write(this.#pending, nowMs)
@@ -158,17 +158,16 @@ export class DeviceConnection {
     if (this.state !== "ending") this.#peerEnded = true
   }
 
-  /** A back-end in this process took line `n`. */
+  /** The back-end of this process has consumed line `n`. */
   taken(n: number): void {
     if (n < this.#takenNext) return
-    // A message that the broker takes back from a lost connection may come after those behind it.
+    // A message that is redelivered after a lost connection may arrive after later messages.
     this.#takenAhead.add(n)
     while (this.#takenAhead.delete(this.#takenNext)) this.#takenNext += 1
   }
 
   /**
-   * Whether everything that was sent is known to have arrived. With nobody to tell, when nothing was sent
-   * for `quietMs`.
+   * Whether everything that was sent has arrived. Without a back-end or acknowledgements: nothing was sent for `quietMs`.
    */
   settled(by: { backEnd: boolean; acks: boolean }, nowMs: number, quietMs: number): boolean {
     if (this.#pending !== null || (this.#answers?.length ?? 0) > 0) return false
@@ -177,21 +176,21 @@ export class DeviceConnection {
     return by.backEnd || by.acks || nowMs - this.#lastWriteMs >= quietMs
   }
 
-  /** Closes in order; with bytes still to be taken, the connection ends as broken. */
+  /** Closes the connection. With unsent bytes it ends as broken. */
   end(): void {
     if (this.state !== "open") return
     this.state = "ending"
     this.socket?.end()
   }
 
-  /** Resets it; it is over when this returns. */
+  /** Resets the connection, which ends it at once. */
   terminate(): void {
     const { socket } = this
     this.closed(true)
     socket?.terminate()
   }
 
-  /** The socket is gone, or never came to be. May be called again. */
+  /** The socket is closed, or connecting failed. May be called again. */
   closed(byFault: boolean): void {
     if (this.state === "over") return
     const inOrder = this.state === "ending" && !this.#peerEnded && this.#pending === null
@@ -205,7 +204,7 @@ export class DeviceConnection {
     this.#ended(end)
   }
 
-  /** Writes to the ledger what is new. */
+  /** Writes new records to the ledger. */
   record(): void {
     const { ledger } = this.#shared
     if (ledger === null) return
@@ -276,7 +275,7 @@ export class DeviceConnection {
 
   #write(bytes: Uint8Array, nowMs: number): void {
     const before = this.sent
-    // -1 when it is closed: `closed` comes next.
+    // -1: the socket is closed, and `closed` follows.
     const taken = Math.max(0, this.socket?.write(bytes) ?? 0)
     this.#acceptedBytes += taken
     this.#pending = taken < bytes.length ? bytes.subarray(taken) : null

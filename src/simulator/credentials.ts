@@ -1,10 +1,8 @@
 /**
- * Who a simulated device is, in the way that `--auth` says: the TLS options of its connection, and the
- * line with which it begins.
+ * The credentials of a simulated device according to `--auth`: the TLS options of its connection, and its first line.
  *
- * A certificate takes some 3 ms of CPU and is made when its device first connects, as many at a time as
- * handshakes are begun. Never writes a key to a file. Bound: with mtls one certificate and key for each
- * device (2.5 KB, and a TLS context of its own in Bun), else nothing.
+ * A certificate takes some 3 ms of CPU and is made when its device first connects. No key is written to a file. Bound:
+ * with mtls one certificate and key for each device (2.5 KB, and a TLS context in Bun).
  */
 
 import { readFileSync } from "node:fs"
@@ -15,7 +13,7 @@ import type { Auth } from "./options.ts"
 
 export interface Credentials {
   readonly tls: Bun.TLSOptions
-  /** With its LF; empty when the device begins with its first line. */
+  /** The hello with its LF; empty without one. */
   readonly hello: string
 }
 
@@ -46,7 +44,7 @@ export class Issuer {
       auth.kind === "mtls" ? { certPem: read(auth.caCertFile), keyPem: read(auth.caKeyFile) } : null
   }
 
-  /** False: a gateway of any name and CA is good enough. */
+  /** False: the certificate of the gateway is not checked. */
   get checksGateway(): boolean {
     return this.#tls.rejectUnauthorized === true
   }

@@ -1,13 +1,13 @@
 /**
- * Whether a TLS handshake of ours, as a client of Bun, has led to a usable connection. Pure.
+ * Whether a TLS handshake of a Bun client gave a usable connection. Pure.
  *
- * Bun reports no success, with a usable connection, when the certificate does not name the host and none
- * was to be checked. A handshake that failed has one of two codes, or no error at all.
+ * When the certificate is not to be checked and does not name the host, Bun reports no success although the connection is
+ * usable. A failed handshake has one of two codes, or no error at all.
  */
 
 const FAILED = ["EPROTO", "ECONNRESET"]
 
-/** @param checksGateway the gateway's certificate was to be checked. */
+/** @param checksGateway whether the certificate of the gateway is to be checked. */
 export function handshakeSucceeded(
   success: boolean,
   error: (Error & { code?: string }) | null | undefined,

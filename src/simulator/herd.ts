@@ -1,12 +1,12 @@
 /**
- * The herd: all devices of one run, how they connect, and how they come back.
+ * The herd: all devices of one run, with their connections and reconnections.
  *
  *   device   idle ──ramp──► connected ──its connection ended──► waiting ──backoff──► connected
- *            any ──stop sending──► what is open stays; nobody connects any more
+ *            any ──stop sending──► open connections stay; no device connects any more
  *
- * One sweep serves all devices: no device has a timer. Never sends a line again: what is lost is lost, so
- * that the ledger tells. Bounds: `--handshakes` at a time, each `HANDSHAKE_TIMEOUT_MS`; waits between
- * tries from the first to the longest that `--backoff-*` say, with jitter (`backoff.ts`).
+ * One sweep serves all devices; no device has a timer. No line is sent again, so that the ledger shows lost lines.
+ * Bounds: `--handshakes` at a time, each for `HANDSHAKE_TIMEOUT_MS`; waits between tries by `--backoff-first` and
+ * `--backoff-most`, with jitter (`backoff.ts`).
  */
 
 import { backoffMs } from "../backoff.ts"
@@ -18,20 +18,20 @@ import type { LedgerFile } from "./ledger.ts"
 import { deviceName, type LineWriter, MAX } from "./line.ts"
 import type { RunOptions } from "./options.ts"
 
-/** Longer than the gateway's own, so that a slow one shows as the gateway's close. */
+/** Longer than the gateway's time-out, so that a slow handshake is closed by the gateway. */
 const HANDSHAKE_TIMEOUT_MS = 15_000
-/** With nobody to tell what arrived: long enough for a gateway that is not held back to have read it. */
+/** Without a back-end or acknowledgements: long enough for a gateway without backpressure to read everything. */
 const QUIET_MS = 1_000
-/** Closed in one sweep: their gateway has others to serve. */
+/** Connections that are closed in one sweep, to spare the gateway. */
 const CLOSE_AT_ONCE = 500
 
-/** Why connections failed or ended before their time. */
+/** The numbers of connections that failed or ended too early, by reason. */
 export interface Failures {
   /** TCP. */
   connect: number
   handshake: number
   timeout: number
-  /** Open, and then closed by the other side or cut. */
+  /** Closed by the gateway, or cut, after they were open. */
   broken: number
 }
 
@@ -39,14 +39,14 @@ interface Device {
   readonly name: string
   readonly quota: { left: number }
   attempts: number
-  /** Tries since it was last connected for a while. */
+  /** Failed tries since it was last connected for some time. */
   failures: number
   wasOpen: boolean
   retryAtMs: number
   connection: DeviceConnection | null
 }
 
-/** What a socket knows. */
+/** The data of a socket. */
 interface Dialled {
   readonly device: Device
   readonly connection: DeviceConnection
@@ -62,13 +62,13 @@ export class Herd {
   readonly #devices: Device[] = []
   readonly #handlers: Bun.SocketHandler<Dialled>
   #startedAtMs: number | null = null
-  /** Devices whose first try was begun, in their order. */
+  /** The number of devices whose first try has started, in their order. */
   #launched = 0
   #handshakes = 0
   #open = 0
   #connections = 0
   #stage: "sending" | "settling" | "closing" = "sending"
-  /** Where the next search for a device that may connect begins, so that none is passed over. */
+  /** Where the next search for a device that may connect starts, so that no device is skipped. */
   #searchFrom = 0
 
   constructor(options: RunOptions, issuer: Issuer, writer: LineWriter, ledger: LedgerFile | null) {
@@ -122,12 +122,12 @@ export class Herd {
     return this.#devices.reduce((sum, { quota }) => sum + quota.left, 0)
   }
 
-  /** All first tries have been begun, and none of them is still on its way. */
+  /** All first tries have ended. */
   get ramped(): boolean {
     return this.#launched === this.#devices.length && this.#handshakes === 0
   }
 
-  /** Connects who is to connect and sends what is due. */
+  /** Connects devices and sends lines that are due. */
   sweep(nowMs: number): void {
     if (this.#stage === "sending") this.#connectSome(nowMs)
     for (const { connection } of this.#devices) {
@@ -137,7 +137,7 @@ export class Herd {
     }
   }
 
-  /** From now on only commands are answered. */
+  /** Stops sending lines; commands are still answered. */
   stopSending(): void {
     this.#stage = "settling"
     for (const device of this.#devices) {
@@ -151,7 +151,7 @@ export class Herd {
     return this.#devices.every(({ connection }) => connection?.settled(by, nowMs, QUIET_MS) ?? true)
   }
 
-  /** Begins to close some connections in order; returns how many are not gone. */
+  /** Closes some connections; returns the number of those that are left. */
   closeSome(): number {
     this.#stage = "closing"
     let left = CLOSE_AT_ONCE
@@ -164,18 +164,18 @@ export class Herd {
     return this.#open
   }
 
-  /** Resets what is still there. */
+  /** Resets all remaining connections. */
   terminate(): void {
     for (const { connection } of this.#devices) connection?.terminate()
   }
 
-  /** Writes to the ledger what is new. */
+  /** Writes new records to the ledger. */
   record(): void {
     for (const { connection } of this.#devices) connection?.record()
     this.#shared.ledger?.flush()
   }
 
-  /** A back-end in this process took this line. */
+  /** The back-end of this process has consumed this line. */
   taken(device: string, attempt: number, n: number): void {
     const index = Number(device.slice(device.lastIndexOf("-") + 1))
     const { connection } = this.#devices[index] ?? { connection: null }
@@ -188,7 +188,7 @@ export class Herd {
     const devices = this.#devices.length
     const dueByRamp = Math.floor(((nowMs - this.#startedAtMs) * rampPerS) / 1000) + 1
     const due = rampPerS === 0 ? devices : Math.min(devices, dueByRamp)
-    // Who was connected before goes first: there are few of them, and their backoff was wait enough.
+    // Devices that were connected before go first: they are few, and have waited for their backoff.
     for (let seen = 0; seen < devices && this.#handshakes < handshakes; seen += 1) {
       this.#searchFrom = (this.#searchFrom + 1) % devices
       const device = this.#devices[this.#searchFrom]
@@ -222,7 +222,7 @@ export class Herd {
     this.#issuer.of(device.name).then(
       (credentials) => this.#dial(device, connection, credentials),
       () => {
-        // No certificate could be made.
+        // The certificate could not be made.
         if (connection.state === "connecting") this.failures.handshake += 1
         connection.closed(true)
       },
@@ -231,7 +231,7 @@ export class Herd {
 
   #dial(device: Device, connection: DeviceConnection, { tls, hello }: Credentials): void {
     if (connection.state !== "connecting") return
-    // Making a certificate is no part of connecting.
+    // The time for the certificate does not count as connecting.
     connection.startedAtMs = performance.now()
     const { host, port } = this.#options
     const data = { device, connection, hello }
@@ -240,14 +240,14 @@ export class Herd {
     dialling.catch(() => this.#unreached(connection))
   }
 
-  /** One object for all sockets: closures for each would be a tenth of what a device costs. */
+  /** One object for all sockets, since closures would be a tenth of the memory of a device. */
   #makeHandlers(): Bun.SocketHandler<Dialled> {
     const verifies = this.#issuer.checksGateway
     return {
       open: (socket) => {
         const { connection } = socket.data
         connection.socket = socket
-        // It was given up while TCP connected.
+        // The try was abandoned during the TCP connect.
         if (connection.state === "over") socket.terminate()
       },
       handshake: (socket, success, error) => {
@@ -269,14 +269,14 @@ export class Herd {
     }
   }
 
-  /** TCP did not come to be. May be called twice. */
+  /** The TCP connect failed. May be called twice. */
   #unreached(connection: DeviceConnection): void {
     if (connection.state !== "connecting") return
     this.failures.connect += 1
     connection.closed(true)
   }
 
-  /** TLS failed, or the connection did by which it was carried. */
+  /** The TLS handshake failed, or its connection. */
   #lost(connection: DeviceConnection): void {
     if (connection.state === "connecting") this.failures.handshake += 1
     connection.terminate()
@@ -292,7 +292,7 @@ export class Herd {
     const { intervalMs } = this.#shared
     connection.opened(hello, nowMs, nowMs + Math.random() * intervalMs)
     if (this.#stage === "sending") return
-    // It came in while the others settle, and has nothing to say.
+    // It connected during the settling, and sends nothing.
     connection.end()
   }
 
@@ -305,7 +305,7 @@ export class Herd {
     else {
       this.#open -= 1
       if (end === "broken") this.failures.broken += 1
-      // One that is let in and thrown out again goes on to wait longer each time.
+      // After a short connection the waits keep growing.
       const lastedMs = nowMs - connection.openedAtMs
       if (lastedMs >= this.#options.backoff.maxMs) device.failures = 0
     }

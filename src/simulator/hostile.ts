@@ -1,19 +1,19 @@
 /**
- * Devices that misbehave, beside the good ones and counted apart from them.
+ * Devices that misbehave, beside the good ones and counted separately.
  *
- *   silent           completes the TLS handshake and says nothing
- *   half-handshake   begins a ClientHello and stops
- *   slow-reader      sends lines and reads nothing of what comes back; with --command-every the back-end
- *                    sends it much, and its socket is full after some 20 s
+ *   silent           completes the TLS handshake and sends nothing
+ *   half-handshake   sends the beginning of a ClientHello
+ *   slow-reader      sends lines and reads nothing; with --command-every the back-end sends it long commands, and its
+ *                    socket is full after some 20 s
  *   byte-at-a-time   sends lines one byte each `TICK_MS`
  *   endless-line     sends bytes without end and no LF
  *   garbage          random bytes in place of TLS
- *   duplicate-id     all of them connect under one device id, and take it from each other
- *   flapping         completes the handshake and closes, again and again
+ *   duplicate-id     all connect with the same device id and take over from each other
+ *   flapping         completes the handshake and closes, repeatedly
  *
- * Each keeps its place: when its connection ends it comes again after `RETURN_MS`, flapping ones at once.
- * What they send as lines begins with "hostile" and belongs to no ledger. Bounds: as many sockets as were
- * asked for, `CHUNK_BYTES` each `TICK_MS` for each of them; what a socket does not take is dropped.
+ * When a connection ends, its device connects again after `RETURN_MS`; flapping ones at once. Their lines begin with
+ * "hostile" and are in no ledger. Bounds: the requested number of sockets, `CHUNK_BYTES` each `TICK_MS` for each. Bytes
+ * that a socket does not accept are dropped.
  */
 
 import type { Credentials, Issuer } from "./credentials.ts"
@@ -25,19 +25,19 @@ import type { RunOptions } from "./options.ts"
 const TICK_MS = 50
 const RETURN_MS = 1_000
 const CHUNK_BYTES = 4_096
-/** The head of a TLS record that announces a ClientHello of 512 bytes, and the first few of them. */
+/** The header of a TLS record with a ClientHello of 512 bytes, and its first bytes. */
 const HALF_HELLO = Buffer.from("160301020001000001fc0303", "hex")
 
 interface Manner {
   /** False: bytes go to the plain TCP connection. */
   readonly tls: boolean
-  /** Stops reading once it is connected. */
+  /** Stops reading after connecting. */
   readonly deaf?: boolean
-  /** Closes as soon as it is connected, and comes again at once. */
+  /** Closes after connecting, and connects again at once. */
   readonly flaps?: boolean
   /** All of a kind have one device id. */
   readonly oneId?: boolean
-  /** What to send on tick `tick` of a connection, counted from 0; null: nothing. */
+  /** The bytes for tick `tick` of a connection, counted from 0; null for none. */
   readonly bytes: (tick: number) => Uint8Array | null
 }
 
@@ -67,11 +67,11 @@ const MANNERS: Readonly<Record<HostileKind, Manner>> = {
 export interface HostileReport {
   readonly kind: HostileKind
   readonly count: number
-  /** Connections that were made: of TLS where the kind speaks it, else of TCP. */
+  /** Connections that were made, of TLS or, for some kinds, of TCP. */
   opened: number
   /** Connections that the gateway closed, or that broke. */
   closedByGateway: number
-  /** Connections that did not come to be. */
+  /** Connections that failed. */
   failed: number
   sentBytes: number
   /** Connections that were open when sending ended. */
@@ -85,7 +85,7 @@ interface Place {
   state: "away" | "connecting" | "open"
   returnAtMs: number
   ticks: number
-  /** With its hello still to be taken, if it says one. */
+  /** The unsent part of its hello, if it has one. */
   hello: string
   socket: Bun.Socket<Place> | null
   closing: boolean
@@ -131,7 +131,7 @@ export class Hostiles {
     }
   }
 
-  /** Resets all connections; nobody comes again. */
+  /** Resets all connections for good. */
   stop(): void {
     this.#stopped = true
     for (const place of this.#places) {
@@ -149,7 +149,7 @@ export class Hostiles {
     const bytes = place.manner.bytes(place.ticks)
     if (bytes === null) return
     const taken = place.socket?.write(bytes) ?? -1
-    // A socket that is not read does not say by itself that it is gone.
+    // A socket that is not read does not report that it is closed.
     if (taken < 0) place.socket?.terminate()
     if (taken <= 0) return
     place.report.sentBytes += taken
@@ -201,7 +201,7 @@ export class Hostiles {
     place.ticks = 0
     report.opened += 1
     report.open += 1
-    // The silent do not even say who they are.
+    // Silent devices do not send their hello either.
     if (manner.tls && report.kind !== "silent") place.socket?.write(place.hello)
     if (manner.deaf === true) place.socket?.pause()
   }
@@ -210,7 +210,7 @@ export class Hostiles {
   #ended(place: Place): void {
     if (place.state === "away") return
     if (this.#stopped) {
-      // What was open then stays so in the report.
+      // The report has the state of that time.
     } else if (place.state === "open") {
       place.report.open -= 1
       if (!place.closing) place.report.closedByGateway += 1

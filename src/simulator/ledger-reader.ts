@@ -1,9 +1,9 @@
 /**
- * Reads ledger files (their format is in ledger.ts) into what the verdict is made from.
+ * Reads ledger files (format in `ledger.ts`) for the verdict.
  *
- * Never judges. A last line without its LF was cut off by a crash and is left out; any other that is no
- * record is an error, since a ledger that was tampered with proves nothing. Bound: one entry for each
- * connection and one range for each gap in its lines; files are read in pieces.
+ * A last line without its LF was cut off by a crash and is ignored. Any other invalid line is an error, since a ledger
+ * that was changed proves nothing. Bound: one entry for each connection and one range for each gap in its lines; files
+ * are read in pieces.
  */
 
 import { createReadStream } from "node:fs"
@@ -12,7 +12,7 @@ import { join } from "node:path"
 import { LEDGER_KINDS, type LedgerKind } from "./ledger.ts"
 import { Ranges } from "./ranges.ts"
 
-/** What one connection of a device said it sent. Lines are numbered from 0. */
+/** The lines that one connection of a device sent, numbered from 0. */
 export interface SentConnection {
   sent: number
   offered: number
@@ -20,7 +20,7 @@ export interface SentConnection {
   readonly acked: Ranges
 }
 
-/** Lines that a back-end took one after the other, `count` from `n` on, numbered from `seq` on. */
+/** Consecutive lines that a back-end consumed: `count` lines from `n`, with numbers from `seq`. */
 export interface Segment {
   /** `<run> <device> <attempt>`, as in `Ledger.sent`. */
   readonly connection: string
@@ -34,13 +34,13 @@ export interface Segment {
 export interface Ledger {
   /** By `<run> <device> <attempt>`. */
   readonly sent: Map<string, SentConnection>
-  /** By connection id, in the order they were taken. */
+  /** By connection id, in the order of consumption. */
   readonly taken: Map<string, Segment[]>
-  /** The runs whose herd did not end by itself. */
+  /** The runs whose herd was killed. */
   readonly unfinished: Set<string>
   stray: number
   mislabelled: number
-  /** In the back-ends' queues when they ended. */
+  /** Messages in the queues when the back-ends ended. */
   left: number
 }
 
@@ -67,7 +67,7 @@ export async function readLedger(directory: string): Promise<Ledger> {
   })
   const ledger = emptyLedger()
   for (const kind of LEDGER_KINDS) {
-    // Runs are named by their start, so that what a later back-end took comes later.
+    // Names of runs sort by their start, so the records of a later back-end come later.
     const files = names.filter((name) => name.endsWith(`.${kind}`)).sort()
     if (files.length === 0) throw new LedgerError(`${directory} has no file <run>.${kind}`)
     for (const file of files) {
@@ -126,7 +126,7 @@ function readDevices(line: string, run: string, ledger: Ledger): boolean {
 function sentConnection(ledger: Ledger, key: string): SentConnection {
   const known = ledger.sent.get(key)
   if (known !== undefined) return known
-  // Without an end the last lines may be missing here: whatever came may have been sent.
+  // Without an end the last lines may be missing here, so any line may have been sent.
   const offered = Number.POSITIVE_INFINITY
   const made: SentConnection = { sent: 0, offered, end: "unended", acked: new Ranges() }
   ledger.sent.set(key, made)
@@ -166,7 +166,7 @@ function readBackEnd(line: string, ledger: Ledger): boolean {
   }
 }
 
-/** Adds a segment, or makes the last one longer. */
+/** Adds a segment, or extends the last one. */
 export function take(ledger: Ledger, connectionId: string, segment: Segment): void {
   const segments = ledger.taken.get(connectionId)
   if (segments === undefined) {

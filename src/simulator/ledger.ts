@@ -1,6 +1,6 @@
 /**
- * The ledger: what devices sent and what the back-end took, in files that are only appended to, so that
- * they can be judged when everybody has ended, however they ended.
+ * The ledger: the lines that devices sent and that the back-end consumed, in append-only files, which can be judged
+ * however the processes ended.
  *
  * Two kinds of file in one directory, any number of each: `<run>.devices` of a herd, `<run>.back-end` of a
  * back-end. Text, one record a line, fields separated by one space:
@@ -20,11 +20,11 @@
  *                                                       contract says
  *              left <count>                             the back-end ended with so many in its queue
  *
- * drained: the device closed in order when it had nothing more to say, and then the gateway did.
- * broken: anything else. A connection without `end` was open when the simulator was killed.
+ * drained: the device had sent everything and closed the connection, and then the gateway closed it too.
+ * broken: any other end. A connection without `end` was open when the simulator was killed.
  *
- * Never reads (ledger-reader.ts does) and never rewrites. Bound: `BATCH_CHARACTERS` in memory, written at
- * once, synchronously; the kernel has them when `flush` returns, so only a crash of the machine loses any.
+ * Bound: `BATCH_CHARACTERS` in memory, which are written synchronously. When `flush` returns, the kernel has all records,
+ * so only a crash of the machine loses any.
  */
 
 import { closeSync, mkdirSync, openSync, writeSync } from "node:fs"
@@ -66,7 +66,7 @@ export class LedgerFile {
   }
 }
 
-/** A line as the back-end took it. */
+/** A line that the back-end consumed. */
 export interface TakenLine {
   readonly connectionId: string
   readonly run: string
@@ -78,8 +78,8 @@ export interface TakenLine {
 }
 
 /**
- * Joins lines of one connection that follow each other to one record. Within a batch only: `flush` before
- * the lines are acknowledged. Bound: one entry for each connection of a batch.
+ * Joins consecutive lines of one connection to one record, within a batch: call `flush` before the lines are
+ * acknowledged. Bound: one entry for each connection of a batch.
  */
 export class TakenLines {
   readonly #file: LedgerFile

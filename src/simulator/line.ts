@@ -1,21 +1,21 @@
 /**
- * What a simulated device's line says, and a simulated back-end's command. Pure.
+ * The lines of simulated devices and the commands of the simulated back-end. Pure.
  *
  *   line      <run> <device> <attempt> <n> <answers> xxxx…     `MIN_LINE_BYTES` to 65,536 bytes
  *   command   CMD <number>                                     from the back-end to the device
  *   hostile   hostile <kind> <number>                          a line of a device that misbehaves
  *
- * run: ten characters, drawn at each start. device: its name. attempt: which of this device's connections,
- * from 1. n: which line of that connection, from 0, so that loss, repeats and order can be judged for each
- * connection. answers: the number of the command that this line answers, or "-".
+ * run: ten random characters for each start. device: its name. attempt: the number of the device's connection, from 1.
+ * n: the number of the line of that connection, from 0, by which loss, repeats and order are judged. answers: the number
+ * of the command that this line answers, or "-".
  *
- * Every line of a run has the same length, so that how many lines a socket took follows from how many
- * bytes it took. Bounds: `MAX` of each field, which together fit into `MIN_LINE_BYTES`.
+ * Every line of a run has the same length, so the number of accepted lines follows from the number of accepted bytes.
+ * Bounds: `MAX` of each field, which together fit into `MIN_LINE_BYTES`.
  */
 
 export const NAME = /^[A-Za-z][A-Za-z0-9_.:]{0,15}$/
 export const MIN_LINE_BYTES = 64
-/** With the longest of everything a line says 62 characters, and a space follows. */
+/** A line with the longest fields has 62 characters, and a space. */
 export const MAX = { devices: 20_000, attempts: 999_999, lines: 9_999_999_999 } as const
 
 const LINE = /^([0-9a-z]{10}) ([A-Za-z0-9_.:]{1,16}-\d{1,5}) (\d{1,6}) (\d{1,10}) (-|\d{1,10}) x*$/
@@ -60,7 +60,7 @@ export class LineWriter {
   }
 }
 
-/** Null when no simulated device can have written it. */
+/** Null when it is not a line of a simulated device. */
 export function readLine(text: string): SimulatedLine | null {
   const [, run, device, attempt, n, answers] = LINE.exec(text) ?? []
   if (run === undefined || device === undefined) return null
@@ -77,7 +77,7 @@ export function command(number: number): string {
   return `CMD ${number}`
 }
 
-/** The number of a command, or null when it is none of ours. */
+/** The number of a command of the simulated back-end, or null. */
 export function readCommandNumber(text: string): number | null {
   const number = COMMAND.exec(text)?.[1]
   return number === undefined ? null : Number(number)

@@ -1,9 +1,9 @@
 /**
- * `bun run simulate`: devices, and a back-end if wanted, that use a gateway as real ones would; and
- * `bun run simulate verify`, which judges from their ledgers whether every line arrived.
+ * `bun run simulate`: devices, and optionally a back-end, that use a gateway; `bun run simulate verify`: judges by their
+ * ledgers whether every line arrived.
  *
- * For users and tests; the gateway never runs this. Never reads the environment, never prints a secret.
- * Exit status: 0 good, 1 the promise is broken or devices could not do their part, 2 asked wrongly.
+ * For users and tests; not a part of the gateway. It reads no environment and prints no secret.
+ * Exit status: 0 passed, 1 a promise was broken or devices could not do their part, 2 faulty flags.
  */
 
 import { onStopSignals } from "../process/signals.ts"
@@ -18,7 +18,7 @@ import { judge } from "./verdict.ts"
 
 if (import.meta.main) process.exit(await main(process.argv.slice(2)))
 
-/** Does what `args` ask, writes to stdout and stderr, and returns the exit status. */
+/** Runs the request of `args`, writes to stdout and stderr, and returns the exit status. */
 export async function main(args: readonly string[]): Promise<0 | 1 | 2> {
   try {
     const request = parseRequest(args)
@@ -40,7 +40,7 @@ export async function main(args: readonly string[]): Promise<0 | 1 | 2> {
       console.error(error.message)
       return 2
     }
-    // What has no code is a mistake in this program, and its stack is wanted.
+    // An error without a code is a defect of this program, shown with its stack.
     if (!(error instanceof Error && "code" in error)) throw error
     console.error(error.message)
     return 1

@@ -1,7 +1,6 @@
 /**
- * How the run is going, for a person: one line that is written over on a terminal, a new line every
- * `PLAIN_EVERY_MS` elsewhere, nothing with `--json`. Goes to standard error, so that the report alone is
- * on standard output.
+ * The progress of a run: on a terminal one line that is overwritten, elsewhere a new line every `PLAIN_EVERY_MS`, nothing
+ * with `--json`. It goes to standard error, so that standard output has only the report.
  */
 
 const TERMINAL_EVERY_MS = 200
@@ -9,9 +8,9 @@ const PLAIN_EVERY_MS = 5_000
 const CLEAR_LINE = "\r\u001b[2K"
 
 export interface Progress {
-  /** Shows the line when its time has come. */
+  /** Shows the line when it is due. */
   show(line: () => string, nowMs: number): void
-  /** Takes the line away, so that the report begins at the left. */
+  /** Removes the line before the report. */
   clear(): void
 }
 
@@ -32,7 +31,7 @@ export function progress(stream: ProgressStream, silent: boolean): Progress {
     show(line, nowMs) {
       if (nowMs < nextMs) return
       nextMs = nowMs + (terminal ? TERMINAL_EVERY_MS : PLAIN_EVERY_MS)
-      // A line that wraps could not be taken back.
+      // A wrapped line could not be removed.
       const width = stream.columns === undefined ? 120 : Math.max(20, stream.columns - 1)
       stream.write(terminal ? CLEAR_LINE + line().slice(0, width) : `${line()}\n`)
     },

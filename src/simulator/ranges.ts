@@ -1,11 +1,9 @@
 /**
- * A set of line numbers, kept as sorted ranges that neither overlap nor touch. Pure. What makes a ledger
- * of many million lines fit into memory: lines that follow each other are one range.
- *
- * Bound: one entry for each gap, so as many as there were disturbances.
+ * A set of line numbers as sorted ranges that neither overlap nor touch, so that a ledger of millions of lines fits into
+ * memory. Pure. Bound: one entry for each gap.
  */
 
-/** Both ends belong to it. */
+/** With both ends. */
 export interface Range {
   readonly from: number
   readonly to: number
@@ -18,16 +16,16 @@ export class Ranges {
     return this.#list
   }
 
-  /** How many numbers there are. */
+  /** The number of elements. */
   get size(): number {
     return sizeOf(this.#list)
   }
 
-  /** Adds `from` to `to`, and returns what of that was not there before. */
+  /** Adds `from` to `to`, and returns the part that is new. */
   add(from: number, to: number): Range[] {
     if (to < from) return []
     const last = this.#list.at(-1)
-    // Nearly always lines come after those that came before.
+    // Nearly all lines come in order.
     if (last === undefined || from > last.to + 1) {
       this.#list.push({ from, to })
       return [{ from, to }]
@@ -49,7 +47,7 @@ export class Ranges {
     return range !== undefined && range.from <= number
   }
 
-  /** What of `from` to `to` is in the set. */
+  /** The part of `from` to `to` that is in the set. */
   within(from: number, to: number): Range[] {
     const found: Range[] = []
     let at = this.#firstReaching(from)
@@ -60,7 +58,7 @@ export class Ranges {
     return found
   }
 
-  /** What of `from` to `to` is not in the set. */
+  /** The part of `from` to `to` that is not in the set. */
   without(from: number, to: number): Range[] {
     const gaps: Range[] = []
     let next = from
@@ -90,8 +88,7 @@ export function sizeOf(ranges: readonly Range[]): number {
 }
 
 /**
- * How many numbers lie in two or more of the ranges, and how often numbers lie in ranges beyond their
- * first.
+ * The count of numbers that lie in two or more of the ranges, and the count of all their occurrences beyond the first.
  */
 export function overlaps(ranges: readonly Range[]): { numbers: number; extra: number } {
   const edges = ranges.flatMap(({ from, to }) => [

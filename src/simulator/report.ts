@@ -1,5 +1,5 @@
 /**
- * What a run or a verdict says at its end, for people and as JSON. Pure.
+ * The report of a run or a verdict, as text and as JSON. Pure.
  */
 
 import type { BackEndCounts } from "./back-end.ts"
@@ -11,7 +11,7 @@ import type { Verdict } from "./verdict.ts"
 
 export interface RunReport {
   readonly run: string
-  /** What went wrong, in sentences; with any the exit status is 1. */
+  /** Failures, one sentence each. With any the exit status is 1. */
   readonly faults: readonly string[]
   readonly durationMs: number
   readonly sendingMs: number
@@ -24,15 +24,15 @@ export interface RunReport {
     readonly failures: Failures
   }
   readonly lines: LineCounts
-  /** Lines a second that sockets took, over the time of sending. */
+  /** Lines a second that sockets accepted, over the time of sending. */
   readonly linesPerS: number
   readonly backEnd: (BackEndCounts & { readonly takenPerS: number }) | null
   readonly latencyMs: {
     /** TCP and TLS. */
     readonly connect: Percentiles
-    /** From a line's writing to its `ACK`. */
+    /** From the write of a line to its `ACK`. */
     readonly confirm: Percentiles
-    /** From the taking of a line to the taking of the line that answers the command it led to. */
+    /** From the consumption of a line to that of the line that answers its command. */
     readonly command: Percentiles
   }
   readonly hostile: readonly HostileReport[]

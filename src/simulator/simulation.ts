@@ -4,8 +4,8 @@
  *   ramping ──all tried──► sending ──lines sent or time over──► settling ──all arrived──► closing ──► over
  *        └──────────────stopped──────────────────┴─────────────────►│ └─── --settle over ──►│
  *
- * Never judges a ledger. One sweep serves everything. Bounds in time: `MAX_RAMP_MS` beyond what the ramp
- * needs, the duration, the settling, `CLOSE_TIMEOUT_MS`.
+ * One sweep serves everything. Time limits: `MAX_RAMP_MS` beyond the ramp, the duration, the settling, and
+ * `CLOSE_TIMEOUT_MS`.
  */
 
 import { BackEnd } from "./back-end.ts"
@@ -38,7 +38,7 @@ export class Simulation {
   #stopped = false
   #hurried = false
 
-  /** @throws CredentialsError, or an error of the file system about the ledger's directory. */
+  /** @throws CredentialsError, or an error of the file system for the directory of the ledger. */
   constructor(options: RunOptions, progress: Progress) {
     this.#options = options
     this.#progress = progress
@@ -63,7 +63,7 @@ export class Simulation {
     this.#backEnd = backEnd === null ? null : new BackEnd(backEnd, this.#files.backEnd, taken)
   }
 
-  /** Goes on to settling; called again, to closing. */
+  /** The first call starts settling, the second one closing. */
   stop(): void {
     this.#hurried = this.#stopped
     this.#stopped = true
@@ -103,7 +103,7 @@ export class Simulation {
     return this.#report(performance.now() - startedAtMs, sendingMs, notConnected)
   }
 
-  /** Returns when it ended, in the time of `performance.now()`. */
+  /** Returns the time of its end by `performance.now()`. */
   async #send(durationMs: number): Promise<number> {
     const { lines } = this.#options
     const allSent = () => lines !== null && this.#options.devices > 0 && this.#herd.linesLeft === 0
@@ -120,7 +120,7 @@ export class Simulation {
     return this.#backEnd === null || (await this.#backEnd.drained())
   }
 
-  /** False when the time was over first, or the run was stopped. */
+  /** False after the time limit, or when the run was stopped. */
   async #until(
     timeoutMs: number,
     condition: () => boolean | Promise<boolean>,

@@ -1,8 +1,8 @@
 /**
  * The verdict: whether a ledger shows that the gateway kept its promise. Pure.
  *
- * A line is what a device sent under (run, device, attempt, n); a message is what the back-end took under
- * (connection id, from_device_seq), which is what `message_id` says too.
+ * A line is sent by a device as (run, device, attempt, n). A message is consumed by the back-end as (connection id,
+ * from_device_seq), which is also its `message_id`.
  *
  *   lost          no message carries it, although it was acknowledged to the device, or its connection was
  *                 drained: the device waited, closed in order, and then the gateway did. Breaks the promise.
@@ -20,8 +20,8 @@
  *                 message before it notices the loss, and no gateway can change that.
  *   mislabelled   its message id, its device id or its number is not what the contract says.
  *
- * A gap is not disorder: a line that never came is lost, and those after it are judged without it.
- * Bound: `MAX_EXAMPLES` of each fault are told.
+ * A gap is not disorder: a missing line is lost, and the lines after it are judged without it.
+ * Bound: `MAX_EXAMPLES` of each fault are reported.
  */
 
 import type { Ledger, Segment, SentConnection } from "./ledger-reader.ts"
@@ -30,21 +30,21 @@ import { overlaps, type Range, Ranges, sizeOf } from "./ranges.ts"
 const MAX_EXAMPLES = 5
 
 export interface Rules {
-  /** So many lines may be lost, for example when a worker was killed. */
+  /** The number of lines that may be lost, for example when a worker was killed. */
   readonly allowLost: number
-  /** Nothing failed, so no message may have come twice. */
+  /** Nothing failed, so no message may be repeated. */
   readonly noRepeats: boolean
-  /** first: judged by a line's first message. follow: as a back-end that goes by the numbers finds it. */
+  /** first: order of the first messages of lines. follow: order for a back-end that follows from_device_seq. */
   readonly order: "first" | "follow"
 }
 
 export interface Verdict {
   readonly kept: boolean
-  /** Connections of devices, and lines their sockets took. */
+  /** Connections of devices, and lines that their sockets accepted. */
   readonly connections: number
   readonly sent: number
   readonly acknowledged: number
-  /** Different lines that came. */
+  /** Different lines that arrived. */
   readonly taken: number
   readonly lost: number
   readonly undecided: number
@@ -55,11 +55,11 @@ export interface Verdict {
   readonly neverInOrder: number
   readonly lateAgain: number
   readonly mislabelled: number
-  /** In the back-end's queue when it ended: what counts as lost may be there. */
+  /** Messages in the queue when the back-end ended, which may be lines that count as lost. */
   readonly left: number
-  /** Herds that were killed: what they sent last is not known. */
+  /** Herds that were killed, so that their last lines are unknown. */
   readonly unfinished: number
-  /** The first few of each fault, in words. */
+  /** Examples of each fault, in words. */
   readonly examples: readonly string[]
 }
 
@@ -109,7 +109,7 @@ export function judge(ledger: Ledger, rules: Rules): Verdict {
     messages.delete(connection)
   }
   for (const [connection, byId] of messages) {
-    // A herd that was killed may not have written down that it opened this connection.
+    // A killed herd may not have recorded this connection.
     const [run = ""] = connection.split(" ")
     if (ledger.unfinished.has(run)) continue
     const nothing = { sent: 0, offered: 0, end: "broken", acked: new Ranges() } as const
@@ -119,8 +119,8 @@ export function judge(ledger: Ledger, rules: Rules): Verdict {
 }
 
 /**
- * Sorts messages by what gives them their ids: within one connection id, lines whose number is equally far
- * from n have equal ids exactly when they are the same line.
+ * Groups messages by connection id and by the difference of their number and n: within a group, equal ids mean the same
+ * line.
  */
 function addMessages(
   messages: Map<string, Map<string, Range[]>>,
@@ -163,12 +163,12 @@ function judgeConnection(
   const sure =
     end === "drained" ? missing : missing.flatMap(({ from, to }) => acked.within(from, to))
   counts.undecided += sizeOf(missing) - sizeOf(sure)
-  // An acknowledgement says more than the socket: the line has left even if that is not known of it.
+  // An acknowledged line has been sent, even if that was not recorded.
   const beyond = acked.within(sent, offered - 1).flatMap(({ from, to }) => taken.without(from, to))
   counts.add("lost", [...sure, ...beyond], connection)
 }
 
-/** By the numbers the gateway gave, for one connection id. */
+/** By the numbers of the gateway, for one connection id. */
 function judgeOrder(counts: Counts, connectionId: string, segments: readonly Segment[]): void {
   const seen = new Ranges()
   const early: Range[] = []
@@ -176,7 +176,7 @@ function judgeOrder(counts: Counts, connectionId: string, segments: readonly Seg
   let largest = -1
   for (const { connection, n, seq, count, redelivered } of segments) {
     const last = seq + count - 1
-    // An id is never used again: two connections under one cannot be told apart.
+    // Ids are unique: two connections with one id could not be distinguished.
     if (seq !== n || connection !== owner) {
       counts.add("mislabelled", [{ from: n, to: n + count - 1 }], connectionId)
     }
@@ -189,11 +189,11 @@ function judgeOrder(counts: Counts, connectionId: string, segments: readonly Seg
     largest = Math.max(largest, last)
   }
   counts.add("outOfOrder", early, connectionId)
-  // In order by first messages is in order for whoever follows the numbers, too.
+  // The order of first messages is also in order for a back-end that follows the numbers.
   if (early.length > 0) counts.neverInOrder += countNeverInOrder(segments)
 }
 
-/** Follows one connection line by line; only for those few that were out of order. Without those that are `lateAgain`. */
+/** Follows one connection line by line, without `lateAgain` lines. Only for the few that were out of order. */
 function countNeverInOrder(segments: readonly Segment[]): number {
   const places = new Map<number, number[]>()
   const skipped = new Set<number>()
@@ -241,7 +241,7 @@ function verdict(counts: Counts, ledger: Ledger, { allowLost, order }: Rules): V
     mislabelled,
     left: ledger.left,
     unfinished: ledger.unfinished.size,
-    // Where who follows the numbers finds every line, nothing is wrong with those that came early first.
+    // When a back-end that follows the numbers finds every line, early first messages are no fault.
     examples: disorder > 0 ? counts.examples : counts.examples.filter((each) => !isDisorder(each)),
   }
 }
