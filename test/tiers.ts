@@ -22,8 +22,8 @@ const TEST_TIMEOUT_MS = 60_000
 
 export type Tier = (typeof TIERS)[number]
 
-/** Outside of the integration folder because it tests the embedded broker too. */
-const ALSO_INTEGRATION = "test/broker/contract.test.ts"
+/** The contract suite is in the broker's folder because it tests the embedded broker too. */
+const INTEGRATION = ["test/integration/", "test/broker/contract/"]
 /** Its faults are made in a network namespace. */
 const NETWORK_FAULTS = "test/faults/network.test.ts"
 /** The slowest files, started first so that the others run beside them. */
@@ -36,7 +36,7 @@ const SLOWEST = [
 
 export function tierOf(file: string): Tier {
   if (file.startsWith("test/faults/")) return "faults"
-  return file.startsWith("test/integration/") || file === ALSO_INTEGRATION ? "integration" : "unit"
+  return INTEGRATION.some((folder) => file.startsWith(folder)) ? "integration" : "unit"
 }
 
 export interface TestRun {
