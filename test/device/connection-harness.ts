@@ -32,6 +32,9 @@ export const CLOSING_MS = 2_000
 export const START_MS = 1_000_000
 export const PEER = { remoteAddress: "192.0.2.1", tlsVersion: "TLSv1.3", fingerprint: null }
 
+/** More than any test needs. A flush without end must fail, since the time-out of a test cannot stop it. */
+const MAX_CALLS = 10_000
+
 /** A socket that accepts `room` bytes in total, then none, and records its calls. */
 export class ScriptedSocket implements DeviceSocket {
   wire = ""
@@ -39,6 +42,7 @@ export class ScriptedSocket implements DeviceSocket {
   state: "open" | "ended" | "gone" = "open"
   paused = false
   readonly calls: string[] = []
+  #writes = 0
   /** Called first in `write`. */
   beforeWrite: () => void = () => undefined
   /** What `terminate` and `end` do besides, as Bun may call the close handler in them. */
@@ -46,6 +50,8 @@ export class ScriptedSocket implements DeviceSocket {
   onEnd: () => void = () => undefined
 
   write(bytes: Uint8Array): number {
+    this.#writes += 1
+    if (this.#writes > MAX_CALLS) throw new Error("a flush without end: too many writes")
     const offered = bytes.slice()
     this.beforeWrite()
     if (this.state !== "open") return -1
@@ -94,6 +100,7 @@ export class BackEnd {
   command(text: string, about: Partial<Command> = {}): TestCommand {
     const tell = (outcome: Told["outcome"], detail = "", recipient: Recipient | null = null) => {
       this.told.push({ command, outcome, detail, recipient })
+      if (this.told.length > MAX_CALLS) throw new Error("a flush without end: too many outcomes")
     }
     const command = testCommand({
       body: bytesOf(text),
@@ -128,29 +135,11 @@ export function bytesOf(text: string): Uint8Array {
   return new Uint8Array(Buffer.from(text, "latin1"))
 }
 
-/** Ends a flush that would go on for ever, which no time-out of a test can. */
-export class EndingCounters extends Counters {
-  #bytesOut = 0
-  #changes = 0
-
-  constructor() {
-    super()
-    Object.defineProperty(this, "commandBytesOut", {
-      get: () => this.#bytesOut,
-      set: (bytes: number) => {
-        this.#changes += 1
-        if (this.#changes > 10_000) throw new Error("a flush without end")
-        this.#bytesOut = bytes
-      },
-    })
-  }
-}
-
 /** What the connections of a worker share, and the worker's part in it. */
 export class Harness {
   nowMs = START_MS
   steadyMs = 0
-  readonly counters = new EndingCounters()
+  readonly counters = new Counters()
   readonly window = {
     room: Number.POSITIVE_INFINITY,
     get hasRoom(): boolean {

@@ -229,7 +229,7 @@ describe("a server that is no broker", () => {
   test(
     "and says nothing is given up after the connect time-out",
     async () => {
-      const limit = { timeoutMs: 15_000 }
+      const limit = { timeoutMs: 40_000 }
       await until(() => mute.states.length >= 2, { what: "both tries to fail", ...limit })
       await until(() => mute.accepted >= 4, { what: "both to be tried again" })
       expect(mute.broker.state.kind).toBe("away")
