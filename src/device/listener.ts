@@ -1,20 +1,19 @@
 /**
- * The TLS listener of the device port. It maps the callbacks of `Bun.listen` to calls:
+ * The listener of the device port. It maps the callbacks of the TLS port to the stages of a connection:
  *
- *   open ─► handshakes ─► handshake ─► authenticator ─► admitter ─► data, drain, close: the connection
+ *   opened ─► handshakes ─► handshook ─► authenticator ─► admitter ─► received, drained, closed: the connection
  *
- * and presents a new server certificate after a reload. Independent of lines, commands and brokers.
+ * Independent of lines, commands and brokers.
  * An exception in a callback closes only the connection of that callback, as `fault`.
  * Bounds: those of `handshakes.ts`, checked before each handshake.
  */
 
 import type { X509Certificate } from "node:crypto"
-import type { Socket, TCPSocketListener } from "bun"
+import type { Socket } from "bun"
 import type { Counters } from "../counters.ts"
 import type { AdmissionLimits } from "./admission.ts"
 import type { Admitter } from "./admitter.ts"
 import type { Authenticator, AuthResult } from "./authenticator.ts"
-import { setBacklog } from "./backlog.ts"
 import { ClientAuthorities } from "./client-authorities.ts"
 import type { CloseReason } from "./close-reason.ts"
 import { Connection, type ConnectionContext } from "./connection.ts"
@@ -25,24 +24,16 @@ import type { ConnectionIds } from "./ids.ts"
 import { issuersValidUntilMs } from "./issuers.ts"
 import { Recheck } from "./recheck.ts"
 import { shownChain } from "./shown-chain.ts"
+import {
+  type HandshakeError,
+  type ListenerTls,
+  TlsPort,
+  type TlsPortHandlers,
+  type TlsPortOptions,
+} from "./tls-port.ts"
 
-const TLS_1_2 = 0x0303
-
-export interface ListenerOptions {
-  readonly host: string
-  /** 0 binds any free port. */
-  readonly port: number
-  /** Connections that the kernel may hold until they are accepted. */
-  readonly backlog: number
+export interface ListenerOptions extends TlsPortOptions {
   readonly admission: AdmissionLimits
-}
-
-/** The server certificate, its key and the client CAs, in PEM. */
-export interface ListenerTls {
-  readonly certPem: string
-  readonly keyPem: string
-  /** The CAs of device certificates; null when no device certificate is requested. */
-  readonly clientCaPem: string | null
 }
 
 export interface ListenerHooks {
@@ -54,12 +45,8 @@ export interface ListenerHooks {
   readonly fault: (error: Error) => void
 }
 
-type DeviceTlsSocket = Socket<Connection | QueuedHandshake<DeviceTlsSocket> | undefined>
-
-/** Passed by Bun to the handshake callback; null after a successful handshake. */
-interface HandshakeError {
-  readonly message: string
-}
+type SocketData = Connection | QueuedHandshake<DeviceTlsSocket> | undefined
+type DeviceTlsSocket = Socket<SocketData>
 
 /** In OpenSSL's message when a handshake failed because the peer presented no certificate. */
 const NO_CERTIFICATE = "PEER_DID_NOT_RETURN_A_CERTIFICATE"
@@ -75,7 +62,6 @@ export interface ListenerParts {
 }
 
 export class Listener {
-  readonly #options: ListenerOptions
   readonly #hooks: ListenerHooks
   readonly #connections: Connections
   readonly #context: ConnectionContext
@@ -85,15 +71,12 @@ export class Listener {
   readonly #admitter: Admitter
   readonly #handshakes: Handshakes<DeviceTlsSocket>
   readonly #recheck: Recheck<Connection>
-  #listening: TCPSocketListener<DeviceTlsSocket["data"]> | null = null
-  /** Incremented by each reload of certificate and CAs. */
-  #generation = 0
+  readonly #port: TlsPort<SocketData>
   /** Null before the first reload, and when no device certificate is requested. */
   #authorities: ClientAuthorities | null = null
 
   constructor(options: ListenerOptions, parts: ListenerParts) {
     const { connections, context, ids, authenticator, admitter, hooks } = parts
-    this.#options = options
     this.#connections = connections
     this.#context = context
     this.#counters = context.counters
@@ -120,11 +103,22 @@ export class Listener {
       refuse: (socket, reason) => this.#refuse(socket, reason),
       replace: (socket, ageMs) => this.#replace(socket, ageMs),
     })
+    const handlers: TlsPortHandlers<SocketData> = {
+      opened: (socket) => this.#opened(socket),
+      handshook: (socket, success, error, isCurrent) =>
+        this.#handshook(socket, success, error, isCurrent),
+      received: (socket, chunk) => this.#received(socket, chunk),
+      drained: (socket) => connectionOf(socket)?.flush(),
+      closed: (socket) => this.#closed(socket),
+      failed: (socket, error) => this.#failed(socket, error),
+      notice: (message) => hooks.notice(message),
+    }
+    this.#port = new TlsPort(options, handlers)
   }
 
   /** The bound port; 0 before `listen`. */
   get port(): number {
-    return this.#listening?.port ?? 0
+    return this.#port.port
   }
 
   /** Why a connection would be refused now, or null. */
@@ -144,7 +138,7 @@ export class Listener {
 
   /** @throws when the address is in use, or when key and certificate do not match. */
   listen(tls: ListenerTls): void {
-    this.#listening = this.#listen(tls, this.#options.port, this.#generation)
+    this.#port.listen(tls)
   }
 
   /**
@@ -153,55 +147,16 @@ export class Listener {
    * @throws when the new certificate cannot be used. Then the old one stays in use.
    */
   renew(tls: ListenerTls): void {
-    const before = this.#listening
-    if (before === null || this.#handshakes.draining) return
-    // Bun's `reload` ignores TLS options. The old and the new listener share the port for a moment.
+    if (this.#handshakes.draining) return
     const authorities = tls.clientCaPem === null ? null : new ClientAuthorities(tls.clientCaPem)
-    this.#listening = this.#listen(tls, before.port, this.#generation + 1)
-    before.stop(false)
-    this.#generation += 1
+    this.#port.renew(tls)
     this.#authorities = authorities
     if (authorities !== null) this.#recheck.start(authorities, this.#connections.values())
   }
 
-  #listen({ certPem, keyPem, clientCaPem }: ListenerTls, port: number, generation: number) {
-    const options = {
-      hostname: this.#options.host,
-      port,
-      reusePort: true,
-      tls: {
-        cert: certPem,
-        key: keyPem,
-        minVersion: TLS_1_2,
-        rejectUnauthorized: true,
-        ...(clientCaPem === null
-          ? { requestCert: false }
-          : // Each CA of the file is a trust anchor: an intermediate CA needs no root in the file.
-            { requestCert: true, ca: clientCaPem, allowPartialTrustChain: true }),
-      },
-      socket: {
-        binaryType: "uint8array" as const,
-        open: (socket: DeviceTlsSocket) => this.#opened(socket),
-        handshake: (socket: DeviceTlsSocket, success: boolean, error: HandshakeError | null) =>
-          this.#handshook(socket, success, error, generation),
-        data: (socket: DeviceTlsSocket, chunk: Uint8Array) => this.#received(socket, chunk),
-        drain: (socket: DeviceTlsSocket) => connectionOf(socket)?.flush(),
-        close: (socket: DeviceTlsSocket) => this.#closed(socket),
-        // Bun calls this when one of these callbacks has thrown, and when an established session breaks.
-        error: (socket: DeviceTlsSocket, error: Error) => this.#failed(socket, error),
-      },
-    }
-    // `reusePort`, a numeric `minVersion`, `allowPartialTrustChain` and `fd` work but are not in the types.
-    const listening: TCPSocketListener<DeviceTlsSocket["data"]> & { readonly fd?: number } =
-      Bun.listen(options as never)
-    const refused = setBacklog(listening.fd ?? -1, this.#options.backlog)
-    if (refused !== null) this.#hooks.notice(`LISTEN_BACKLOG is not applied: ${refused}`)
-    return listening
-  }
-
   /** Stops accepting. Existing connections stay open. */
   stop(): void {
-    this.#listening?.stop(false)
+    this.#port.stop()
     for (const socket of this.#handshakes.stop()) {
       socket.data = undefined
       this.#refuse(socket, "drained")
@@ -241,7 +196,7 @@ export class Listener {
     socket: DeviceTlsSocket,
     success: boolean,
     error: HandshakeError | null,
-    generation: number,
+    isCurrent: boolean,
   ): void {
     const connection = connectionOf(socket)
     if (connection === undefined || connection.state !== "handshaking") return
@@ -253,7 +208,7 @@ export class Listener {
     }
     this.#handshakes.completed(connection)
     connection.identify()
-    const outdated = generation === this.#generation ? null : this.#outdated(socket)
+    const outdated = isCurrent ? null : this.#outdated(socket)
     const result = this.#authenticator.handshaken(connection, {
       // Bun reports success also for an untrusted certificate.
       authorized: error === null && socket.authorized && outdated === null,

@@ -5,7 +5,7 @@
 
 import { createPrivateKey, X509Certificate } from "node:crypto"
 import { readFileSync } from "node:fs"
-import type { ListenerTls } from "../device/listener.ts"
+import type { ListenerTls } from "../device/tls-port.ts"
 import { errorText } from "../errors.ts"
 import { CertificateError, type PairFiles, type PemPair } from "./certificates.ts"
 

@@ -5,7 +5,7 @@
 import type { Config } from "../config/config.ts"
 import type { CloseReason } from "../device/close-reason.ts"
 import type { AdmissionReport } from "../device/handshakes.ts"
-import type { ListenerTls } from "../device/listener.ts"
+import type { ListenerTls } from "../device/tls-port.ts"
 import type { MetricsSnapshot } from "../ops/metrics.ts"
 
 /** The status of one worker. */

@@ -11,7 +11,7 @@
  * reload never ends a process. Bound: the files are read once for each signal.
  */
 
-import type { ListenerTls } from "../device/listener.ts"
+import type { ListenerTls } from "../device/tls-port.ts"
 import { errorText } from "../errors.ts"
 
 /**

@@ -12,7 +12,7 @@
 import { risks } from "../config/config.ts"
 import { SWEEP_EVERY_MS } from "../device/connections.ts"
 import type { Denylist } from "../device/denylist.ts"
-import type { ListenerTls } from "../device/listener.ts"
+import type { ListenerTls } from "../device/tls-port.ts"
 import { asError, errorText } from "../errors.ts"
 import { DenylistFile } from "../ops/denylist-file.ts"
 import type { ToWorker } from "./control.ts"

@@ -1,0 +1,130 @@
+/**
+ * A TLS port whose certificate and CAs can be replaced.
+ *
+ *   closed ──listen──► listening ──renew──► listening with the new certificate ──stop──► closed
+ *
+ * A connection keeps the certificate and the CAs with which it was accepted. Bound: `backlog` connections that wait in the
+ * kernel.
+ */
+
+import type { Socket, TCPSocketListener } from "bun"
+import { setBacklog } from "./backlog.ts"
+
+const TLS_1_2 = 0x0303
+
+export interface TlsPortOptions {
+  readonly host: string
+  /** 0 binds any free port. */
+  readonly port: number
+  /** Connections that the kernel may hold until they are accepted. */
+  readonly backlog: number
+}
+
+/** The server certificate, its key and the client CAs, in PEM. */
+export interface ListenerTls {
+  readonly certPem: string
+  readonly keyPem: string
+  /** The CAs of device certificates; null when no device certificate is requested. */
+  readonly clientCaPem: string | null
+}
+
+/** Passed by Bun to the handshake callback; null after a successful handshake. */
+export interface HandshakeError {
+  readonly message: string
+}
+
+/** The callbacks of `Bun.listen`. */
+export interface TlsPortHandlers<Data> {
+  opened(socket: Socket<Data>): void
+  /** @param isCurrent whether the socket was accepted with the current certificate and CAs. */
+  handshook(
+    socket: Socket<Data>,
+    success: boolean,
+    error: HandshakeError | null,
+    isCurrent: boolean,
+  ): void
+  received(socket: Socket<Data>, chunk: Uint8Array): void
+  drained(socket: Socket<Data>): void
+  closed(socket: Socket<Data>): void
+  /** A callback has thrown, or an established session has broken. */
+  failed(socket: Socket<Data>, error: Error): void
+  /** The backlog could not be set. */
+  notice(message: string): void
+}
+
+export class TlsPort<Data> {
+  readonly #options: TlsPortOptions
+  readonly #handlers: TlsPortHandlers<Data>
+  #listening: TCPSocketListener<Data> | null = null
+  /** Incremented by each renewal. */
+  #generation = 0
+
+  constructor(options: TlsPortOptions, handlers: TlsPortHandlers<Data>) {
+    this.#options = options
+    this.#handlers = handlers
+  }
+
+  /** The bound port; 0 before `listen`. */
+  get port(): number {
+    return this.#listening?.port ?? 0
+  }
+
+  /** @throws when the address is in use, or when key and certificate do not match. */
+  listen(tls: ListenerTls): void {
+    this.#listening = this.#listen(tls, this.#options.port, this.#generation)
+  }
+
+  /**
+   * Presents a new certificate to later connections.
+   * @throws when the new certificate cannot be used. Then the old one stays in use.
+   */
+  renew(tls: ListenerTls): void {
+    const before = this.#listening
+    if (before === null) return
+    // Bun's `reload` ignores TLS options. The old and the new listener share the port for a moment.
+    this.#listening = this.#listen(tls, before.port, this.#generation + 1)
+    before.stop(false)
+    this.#generation += 1
+  }
+
+  /** Stops accepting. Existing connections stay open. */
+  stop(): void {
+    this.#listening?.stop(false)
+  }
+
+  #listen({ certPem, keyPem, clientCaPem }: ListenerTls, port: number, generation: number) {
+    const handlers = this.#handlers
+    const options = {
+      hostname: this.#options.host,
+      port,
+      reusePort: true,
+      tls: {
+        cert: certPem,
+        key: keyPem,
+        minVersion: TLS_1_2,
+        rejectUnauthorized: true,
+        ...(clientCaPem === null
+          ? { requestCert: false }
+          : // Each CA of the file is a trust anchor: an intermediate CA needs no root in the file.
+            { requestCert: true, ca: clientCaPem, allowPartialTrustChain: true }),
+      },
+      socket: {
+        binaryType: "uint8array" as const,
+        open: (socket: Socket<Data>) => handlers.opened(socket),
+        handshake: (socket: Socket<Data>, success: boolean, error: HandshakeError | null) =>
+          handlers.handshook(socket, success, error, generation === this.#generation),
+        data: (socket: Socket<Data>, chunk: Uint8Array) => handlers.received(socket, chunk),
+        drain: (socket: Socket<Data>) => handlers.drained(socket),
+        close: (socket: Socket<Data>) => handlers.closed(socket),
+        error: (socket: Socket<Data>, error: Error) => handlers.failed(socket, error),
+      },
+    }
+    // `reusePort`, a numeric `minVersion`, `allowPartialTrustChain` and `fd` work but are not in the types.
+    const listening: TCPSocketListener<Data> & { readonly fd?: number } = Bun.listen(
+      options as never,
+    )
+    const fault = setBacklog(listening.fd ?? -1, this.#options.backlog)
+    if (fault !== null) handlers.notice(`LISTEN_BACKLOG is not applied: ${fault}`)
+    return listening
+  }
+}
