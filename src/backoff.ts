@@ -1,5 +1,6 @@
 /**
- * Exponential backoff with jitter, so that workers that lost the same broker do not all reconnect at the same moment.
+ * Exponential backoff with jitter, so that workers that lost the same broker do not all reconnect
+ * at the same moment.
  *
  * The method is "full jitter" with a floor:
  * https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
@@ -15,8 +16,8 @@ export interface BackoffLimits {
 export const BROKER_BACKOFF: BackoffLimits = { firstMs: 100, maxMs: 5_000 }
 
 /**
- * Milliseconds to wait before an attempt: from half of `firstMs` up to `firstMs` doubled `attempt` times, at most
- * `maxMs`. The floor prevents a busy loop when `random` is close to 0.
+ * Milliseconds to wait before an attempt: from half of `firstMs` up to `firstMs` doubled `attempt`
+ * times, at most `maxMs`. The floor prevents a busy loop when `random` is close to 0.
  *
  * @param attempt counted from 0.
  * @param random in [0, 1).

@@ -1,6 +1,6 @@
 /**
- * The counters of one worker, from its start. Hot paths increment them directly; metrics and health read them. They
- * never decrease. Pure data without I/O. Labels come from closed lists.
+ * The counters of one worker, from its start. Hot paths increment them directly; metrics and health
+ * read them. They never decrease. Pure data without I/O. Labels come from closed lists.
  */
 
 import { CLOSE_REASONS, type CloseReason } from "./device/close-reason.ts"
@@ -31,9 +31,15 @@ export class Counters {
   commandsForwarded = 0
   deadLettersReceived = 0
   commandsRedelivered = 0
-  /** Deliveries lost before their command was written or forwarded. The broker redelivers or dead-letters it. */
+  /**
+   * Deliveries lost before their command was written or forwarded. The broker redelivers or
+   * dead-letters it.
+   */
   commandsDropped = 0
-  /** Redelivered commands that got their outcome here. Another worker may have given them an outcome before. */
+  /**
+   * Redelivered commands that got their outcome here. Another worker may have given them an outcome
+   * before.
+   */
   commandsPossiblyRepeated = 0
   gapsSkipped = 0
   gapsGivenUpEarly = 0

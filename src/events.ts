@@ -1,9 +1,9 @@
 /**
- * The events of a gateway process: one table of names and payloads. Modules emit events; the log and other listeners
- * subscribe to them. No module calls the log directly.
+ * The events of a gateway process: one table of names and payloads. Modules emit events; the log
+ * and other listeners subscribe to them. No module calls the log directly.
  *
- * Events report changes of connections, broker and processes. Single lines emit no event: `counters.ts` counts them.
- * Bound: listeners are added at start only.
+ * Events report changes of connections, broker and processes. Single lines emit no event:
+ * `counters.ts` counts them. Bound: listeners are added at start only.
  */
 
 import type { BrokerState } from "./broker/broker.ts"

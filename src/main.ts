@@ -1,9 +1,11 @@
 /**
- * The entry point of `bun run start`. Checks that the packages are installed, then loads `process/program.ts`.
+ * The entry point of `bun run start`. Checks that the packages are installed, then loads
+ * `process/program.ts`.
  *
- * Without a `node_modules` folder Bun downloads packages while it starts. bunfig.toml disables that, but Bun reads
- * bunfig.toml from the working directory only. A check in `program.ts` would run too late, because static imports are
- * resolved first. So this file imports no package and loads `program.ts` with a dynamic import.
+ * Without a `node_modules` folder Bun downloads packages while it starts. bunfig.toml disables
+ * that, but Bun reads bunfig.toml from the working directory only. A check in `program.ts` would
+ * run too late, because static imports are resolved first. So this file imports no package and
+ * loads `program.ts` with a dynamic import.
  */
 
 import { existsSync } from "node:fs"

@@ -1,5 +1,6 @@
 /**
- * A clock that is read at most once in each tick of the event loop, so that lines and commands get the time cheaply.
+ * A clock that is read at most once in each tick of the event loop, so that lines and commands get
+ * the time cheaply.
  *
  * It is late by at most the length of one tick and never early.
  */

@@ -172,7 +172,10 @@ interface FlyConfig {
   readonly files?: { readonly secret_name?: string }[]
 }
 
-/** Words that can only be variables: capitals with an underscore, or set to something. Not Fly's own. */
+/**
+ * Words that can only be variables: capitals with an underscore, or set to something. Not Fly's
+ * own.
+ */
 function namesIn(text: string): string[] {
   const withUnderscore = text.match(/\b(?!FLY_)[A-Z][A-Z0-9]*(_[A-Z0-9]+)+\b/g) ?? []
   const set = [...text.matchAll(/(?<![\w&?-])([A-Z][A-Z0-9]+|[A-Z])=(?!=)/g)].map((m) => m[1] ?? "")

@@ -1,6 +1,6 @@
 /**
  * The rules of the sources that no compiler keeps: which file may import which, who may touch the
- * environment and the console, and how a file begins and how long it may be.
+ * environment and the console, how a file begins, and how wide a comment is.
  */
 
 import { describe, expect, test } from "bun:test"
@@ -54,7 +54,10 @@ const PURE = [
   "src/fleet/registration.ts",
   "src/fleet/location-cache.ts",
 ]
-/** `main.ts` and `program.ts` only for faults before there is a log; `certs-command.ts` and the simulator are tools. */
+/**
+ * `main.ts` and `program.ts` only for faults before there is a log; `certs-command.ts` and the
+ * simulator are tools.
+ */
 const MAY_WRITE = [
   "src/main.ts",
   "src/process/program.ts",
@@ -143,7 +146,10 @@ describe("the reader of imports", () => {
 })
 
 describe("imports", () => {
-  /** Which folders a folder may import from, types included; files at the top of `src` may be imported by all. */
+  /**
+   * Which folders a folder may import from, types included; files at the top of `src` may be
+   * imported by all.
+   */
   const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     structures: [],
     device: ["structures"],
@@ -234,6 +240,17 @@ describe("everywhere", () => {
     expect(writing.filter((path) => !MAY_WRITE.includes(path))).toEqual([])
     const mains = sources.filter(({ path }) => /^src\/(main|program)\.ts$/.test(path))
     expect(matching(/\bconsole\b|\bprocess\.stdout\b|\bBun\.stdout\b/, mains)).toEqual([])
+  })
+
+  test("comments are no wider than code, except drawings and tables", () => {
+    const wide = sources.flatMap(({ path, text }) =>
+      text
+        .split("\n")
+        .filter((line) => line.length > 100 && /^\s*(\/\*\*|\*|\/\/)/.test(line))
+        .filter((line) => !/[─│┌└├┬►▲]|^\s*\* {2,}\S/.test(line))
+        .map((line) => `${path}: ${line.trim()}`),
+    )
+    expect(wide).toEqual([])
   })
 
   test.each(sources.map(({ path, text }) => ({ path, text })))(

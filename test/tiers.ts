@@ -1,9 +1,10 @@
 /**
- * `bun test/tiers.ts <tier …>`: runs the tests of these tiers (unit, integration, faults), prints a line for each
- * process, the whole output of those that failed, and the total counts.
+ * `bun test/tiers.ts <tier …>`: runs the tests of these tiers (unit, integration, faults), prints a
+ * line for each process, the whole output of those that failed, and the total counts.
  *
- * The folder of a file says its tier. Unit tests run in one process, every other file in a process of its own, as many
- * processes at a time as the machine has cores, two to four. Files of the integration tier share one RabbitMQ node.
+ * The folder of a file says its tier. Unit tests run in one process, every other file in a process
+ * of its own, as many processes at a time as the machine has cores, two to four. Files of the
+ * integration tier share one RabbitMQ node.
  *
  * Exit status: 0 when every test passed, 1 when one failed, 2 for a tier that does not exist.
  */
@@ -15,9 +16,15 @@ import { type PrivateBroker, startRabbitMq } from "./support/rabbitmq.ts"
 
 const ROOT = join(import.meta.dir, "..")
 const TIERS = ["unit", "integration", "faults"] as const
-/** Two, since the tests wait more than they compute; no more than four, since each may bring a RabbitMQ node. */
+/**
+ * Two, since the tests wait more than they compute; no more than four, since each may bring a
+ * RabbitMQ node.
+ */
 const PROCESSES = { min: 2, max: 4 }
-/** Limit of a test that sets none. Longer than its waits, so that the failing wait reports its condition; Bun's default is 5 s. */
+/**
+ * Limit of a test that sets none. Longer than its waits, so that the failing wait reports its
+ * condition; Bun's default is 5 s.
+ */
 const TEST_TIMEOUT_MS = 60_000
 
 export type Tier = (typeof TIERS)[number]

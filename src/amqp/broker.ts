@@ -1,12 +1,13 @@
 /**
  * The broker port over AMQP 0-9-1, for RabbitMQ and compatible brokers.
  *
- * It has two connections, so that commands are consumed while publishing is blocked: one with a channel for each publish
- * channel, one with a channel for each subscription. Queues are declared on both before use. A queue that exists with
- * other arguments is used as it is.
+ * It has two connections, so that commands are consumed while publishing is blocked: one with a
+ * channel for each publish channel, one with a channel for each subscription. Queues are declared
+ * on both before use. A queue that exists with other arguments is used as it is.
  *
- * It retries no message: a message that a lost connection leaves unconfirmed is reported as "cut", and its publisher
- * decides. Bounds: the prefetch of each subscription; publish channels are bounded by their publishers.
+ * It retries no message: a message that a lost connection leaves unconfirmed is reported as "cut",
+ * and its publisher decides. Bounds: the prefetch of each subscription; publish channels are
+ * bounded by their publishers.
  */
 
 import type { AMQPChannel } from "@cloudamqp/amqp-client"
@@ -28,8 +29,8 @@ import { AmqpPublishChannel } from "./publish-channel.ts"
 import { Subscriptions } from "./subscriptions.ts"
 
 /**
- * Larger than the 131,072 bytes that RabbitMQ negotiates: a header frame is never split, and dead-lettering adds headers.
- * A header frame that does not fit would break each new connection.
+ * Larger than the 131,072 bytes that RabbitMQ negotiates: a header frame is never split, and
+ * dead-lettering adds headers. A header frame that does not fit would break each new connection.
  */
 const CONSUME_FRAME_MAX = 262_144
 
@@ -62,7 +63,8 @@ export class AmqpBroker implements Broker {
   #closing: Promise<void> | null = null
 
   /**
-   * @param url one or several URLs of nodes of one broker. The two connections may be to different nodes.
+   * @param url one or several URLs of nodes of one broker. The two connections may be to different
+   * nodes.
    * @param name the name of both connections in the broker's tools.
    * @param ca PEM; the only trusted CAs for `amqps:`. Null: the CAs of the system.
    */
@@ -135,8 +137,8 @@ export class AmqpBroker implements Broker {
     this.#setup = setup
     this.#subscriptions.want(setup.subscriptions)
     this.#listener = listener
-    // The other connection follows when the queues are declared: in RabbitMQ a consumer may fail on a quorum queue that
-    // is being declared.
+    // The other connection follows when the queues are declared: in RabbitMQ a consumer may fail on
+    // a quorum queue that is being declared.
     this.#publishing.start()
   }
 
@@ -229,7 +231,10 @@ export class AmqpBroker implements Broker {
     )
   }
 
-  /** After the broker closed a connection for too many unacknowledged messages: lowers the limit of the next connections. */
+  /**
+   * After the broker closed a connection for too many unacknowledged messages: lowers the limit of
+   * the next connections.
+   */
   #lowerPrefetch(reason: string): void {
     const error = readBrokerError(reason)
     if (error.kind !== "too_many_unacknowledged") return

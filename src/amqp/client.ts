@@ -1,12 +1,13 @@
 /**
- * The AMQP client with three differences. The frames of one tick are sent in one write. Messages, confirms and
- * acknowledgements bypass the client. An exception while reading closes the connection instead of ending the process.
+ * The AMQP client with three differences. The frames of one tick are sent in one write. Messages,
+ * confirms and acknowledgements bypass the client. An exception while reading closes the connection
+ * instead of ending the process.
  *
- * Why: one `socket.write` for each frame was the largest cost of publishing, and the objects that the client makes for
- * each message the second largest (`frame-writer.ts`, `frame-reader.ts`). Connecting, channels, declarations and
- * heartbeats are the client's.
- * Bounds: `BATCH_BYTES` are joined, then written. Bytes that the socket has not accepted are bounded by the publish
- * windows and the prefetch.
+ * Why: one `socket.write` for each frame was the largest cost of publishing, and the objects that
+ * the client makes for each message the second largest (`frame-writer.ts`, `frame-reader.ts`).
+ * Connecting, channels, declarations and heartbeats are the client's. Bounds: `BATCH_BYTES` are
+ * joined, then written. Bytes that the socket has not accepted are bounded by the publish windows
+ * and the prefetch.
  */
 
 import { AMQPClient } from "@cloudamqp/amqp-client"
@@ -24,17 +25,23 @@ const PIECE_BYTES = 1_048_576
 /** Buffers kept for reuse. With a slow socket more are made, and collected as garbage. */
 const SPARE_BUFFERS = 8
 
-/** Bytes; the least that RabbitMQ allows. Longer bodies are split into frames, but properties must fit one frame. */
+/**
+ * Bytes; the least that RabbitMQ allows. Longer bodies are split into frames, but properties must
+ * fit one frame.
+ */
 export const PUBLISH_FRAME_MAX = 8_192
 
-/** With few commands a tick, a write in each tick for their acknowledgements would be a seventh of their cost. */
+/**
+ * With few commands a tick, a write in each tick for their acknowledgements would be a seventh of
+ * their cost.
+ */
 const ACKNOWLEDGEMENTS_MS = 1
 
 const SENT = Promise.resolve()
 
 /**
- * A broker starts with a method frame on channel 0. Any other server is detected here, since the client would wait for
- * the rest of a frame.
+ * A broker starts with a method frame on channel 0. Any other server is detected here, since the
+ * client would wait for the rest of a frame.
  */
 function refuseOtherProtocols(chunk: Buffer): void {
   const header = [1, 0, 0]
@@ -94,13 +101,15 @@ export class BatchingClient extends AMQPClient {
   }
 
   /**
-   * Publishes one message. Its confirm goes to the channel's handler, with tags that count from 1 on each channel. Like
-   * `send`, it does not fail without a connection.
+   * Publishes one message. Its confirm goes to the channel's handler, with tags that count from 1
+   * on each channel. Like `send`, it does not fail without a connection.
    *
-   * A body of more than `PIECE_BYTES` is sent in pieces, each when the socket has accepted the one before, so that other
-   * work does not wait for the whole body. Until then no other message may be published on the channel.
+   * A body of more than `PIECE_BYTES` is sent in pieces, each when the socket has accepted the one
+   * before, so that other work does not wait for the whole body. Until then no other message may be
+   * published on the channel.
    *
-   * @param sent called once a body is sent that was not sent when this returned; not called when the connection is lost.
+   * @param sent called once a body is sent that was not sent when this returned; not called when
+   * the connection is lost.
    * @returns whether the whole body is sent.
    * @throws Unencodable when the method and header do not fit a frame. Nothing was sent then.
    */
@@ -150,8 +159,9 @@ export class BatchingClient extends AMQPClient {
   }
 
   /**
-   * Copies `bytes`, so the caller may reuse them. Resolves when they are queued and never rejects: on a closed connection
-   * the bytes are dropped, and the closing of the channel settles the calls that wait for an answer.
+   * Copies `bytes`, so the caller may reuse them. Resolves when they are queued and never rejects:
+   * on a closed connection the bytes are dropped, and the closing of the channel settles the calls
+   * that wait for an answer.
    */
   override send(bytes: Uint8Array): Promise<void> {
     if (bytes.length > BATCH_BYTES) {

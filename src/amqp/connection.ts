@@ -5,11 +5,12 @@
  *                        └──failed──────────────────────►┘
  *   any ──close──► closed
  *
- * After a failure the next URL is tried at once. When all URLs have failed, there is a wait. The URL of a connection that
- * was up for less than `STABLE_MS` counts as failed, so that nodes that accept and then close are not tried in a loop.
- * The connection neither publishes nor consumes: `setUp` opens the channels. Bounds: `CONNECT_TIMEOUT_MS` for connecting
- * and setting up, of which `REACH_TIMEOUT_MS` for TCP; waits between tries of up to 5 s, or 0.7 s while the broker
- * refuses connections or cannot be reached, with jitter (`backoff.ts`).
+ * After a failure the next URL is tried at once. When all URLs have failed, there is a wait. The
+ * URL of a connection that was up for less than `STABLE_MS` counts as failed, so that nodes that
+ * accept and then close are not tried in a loop. The connection neither publishes nor consumes:
+ * `setUp` opens the channels. Bounds: `CONNECT_TIMEOUT_MS` for connecting and setting up, of which
+ * `REACH_TIMEOUT_MS` for TCP; waits between tries of up to 5 s, or 0.7 s while the broker refuses
+ * connections or cannot be reached, with jitter (`backoff.ts`).
  */
 
 import { BROKER_BACKOFF, backoffMs } from "../backoff.ts"
@@ -19,14 +20,18 @@ import { NotReached, readBrokerError } from "./errors.ts"
 import { UrlRotation } from "./url-rotation.ts"
 
 const CONNECT_TIMEOUT_MS = 10_000
-/** The limit for TCP. The kernel would retry for minutes, ever more rarely, and miss that a network is back. */
+/**
+ * The limit for TCP. The kernel would retry for minutes, ever more rarely, and miss that a network
+ * is back.
+ */
 const REACH_TIMEOUT_MS = 2_000
 const CLOSE_TIMEOUT_MS = 2_000
 const HEARTBEAT_S = 10
 const STABLE_MS = 5_000
 /**
- * While the broker refuses TCP connections or cannot be reached, a try costs one or two packets. With short waits a
- * broker that starts again is found within a second. A broker that accepts connections and then fails gets longer waits.
+ * While the broker refuses TCP connections or cannot be reached, a try costs one or two packets.
+ * With short waits a broker that starts again is found within a second. A broker that accepts
+ * connections and then fails gets longer waits.
  */
 const ABSENT_BACKOFF = { firstMs: 100, maxMs: 700 }
 
@@ -50,7 +55,10 @@ export class AmqpConnection {
   #client: BatchingClient | null = null
   #attempt = 0
   #upSinceMs = 0
-  /** Whether all URLs that were tried since the last wait refused the connection or could not be reached. */
+  /**
+   * Whether all URLs that were tried since the last wait refused the connection or could not be
+   * reached.
+   */
   #allAbsent = true
   #timer: ReturnType<typeof setTimeout> | null = null
 
@@ -96,8 +104,8 @@ export class AmqpConnection {
   }
 
   /**
-   * Stops reading from the broker. The broker closes such a connection after some 20 s without heartbeats, and a new one
-   * is made.
+   * Stops reading from the broker. The broker closes such a connection after some 20 s without
+   * heartbeats, and a new one is made.
    */
   pause(): void {
     this.#client?.socket?.pause()

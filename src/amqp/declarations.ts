@@ -1,6 +1,7 @@
 /**
- * Declares exchanges, queues and bindings on a new connection. A queue or exchange that exists is used unchanged. There
- * is a warning when its arguments differ, and none when the user may not declare it.
+ * Declares exchanges, queues and bindings on a new connection. A queue or exchange that exists is
+ * used unchanged. There is a warning when its arguments differ, and none when the user may not
+ * declare it.
  *
  *   declare ─┬─ done
  *            ├─ 405, exclusive to another ────────► left to the subscription, which tries again
@@ -9,7 +10,8 @@
  *            │                                          └─ 404 ─────► rejected, with the permission's name
  *            └─ any other ───────────────────────► rejected
  *
- * Bound: one declaration at a time. When a declaration closes its channel, the next one opens another.
+ * Bound: one declaration at a time. When a declaration closes its channel, the next one opens
+ * another.
  */
 
 import type { AMQPChannel } from "@cloudamqp/amqp-client"
@@ -164,7 +166,8 @@ function queueDeclaration(queue: QueueDeclaration, client: BatchingClient): Decl
   const exclusive = queue.exclusive === true || (transient && lacksTransientQueues(client.server))
   const args = argumentsFor(queue.arguments, client.server)
   const params = { durable, exclusive, autoDelete: false, passive: false }
-  // RabbitMQ asks for read permission on a queue that dead-letters, and for write permission on its dead-letter exchange.
+  // RabbitMQ asks for read permission on a queue that dead-letters, and for write permission on its
+  // dead-letter exchange.
   const own = "x-dead-letter-exchange" in args ? `${CONFIGURE} or ${READ}` : CONFIGURE
   const limited = args["x-queue-type"] === "quorum" && hasDeliveryLimit(client.server)
   return {

@@ -22,7 +22,10 @@ export class NotReached extends Error {
 }
 
 export type BrokerError =
-  /** The connection held more messages unacknowledged than the broker allows; null when it does not say how many. */
+  /**
+   * The connection held more messages unacknowledged than the broker allows; null when it does not
+   * say how many.
+   */
   | { readonly kind: "too_many_unacknowledged"; readonly limit: number | null }
   /** A permission is missing; RabbitMQ 3 names the resource alone. */
   | {
@@ -35,7 +38,10 @@ export type BrokerError =
   | { readonly kind: "connection_refused" }
   /** Another connection uses the queue exclusively. */
   | { readonly kind: "locked" }
-  /** The queue or exchange exists with other arguments; `argument` is null when the text does not name one. */
+  /**
+   * The queue or exchange exists with other arguments; `argument` is null when the text does not
+   * name one.
+   */
   | { readonly kind: "precondition_failed"; readonly argument: string | null }
   | { readonly kind: "other" }
 

@@ -1,10 +1,11 @@
 /**
- * Strings for bytes that are not UTF-8: each such byte is escaped as a lone surrogate, U+DC80 to U+DCFF, which valid UTF-8
- * never contains. This is Python's "surrogateescape" (PEP 383). So a `correlation_id` or the name of a queue of any bytes
- * can be compared and stored as a string, and is sent as the same bytes.
+ * Strings for bytes that are not UTF-8: each such byte is escaped as a lone surrogate, U+DC80 to
+ * U+DCFF, which valid UTF-8 never contains. This is Python's "surrogateescape" (PEP 383). So a
+ * `correlation_id` or the name of a queue of any bytes can be compared and stored as a string, and
+ * is sent as the same bytes.
  *
- * Rejected: Latin-1, which would misread ids in UTF-8; U+FFFD, which would make different ids equal.
- * The string has at most one character a byte.
+ * Rejected: Latin-1, which would misread ids in UTF-8; U+FFFD, which would make different ids
+ * equal. The string has at most one character a byte.
  */
 
 const ESCAPE = 0xdc00
@@ -42,7 +43,10 @@ function utf8(bytes: Uint8Array, from: number, to: number): string {
   return Buffer.from(bytes.buffer, bytes.byteOffset + from, to - from).toString()
 }
 
-/** Bytes of the UTF-8 sequence at `at`, 0 when it is not valid (RFC 3629: not overlong, not a surrogate, not over U+10FFFF). */
+/**
+ * Bytes of the UTF-8 sequence at `at`, 0 when it is not valid (RFC 3629: not overlong, not a
+ * surrogate, not over U+10FFFF).
+ */
 function sequenceLength(bytes: Uint8Array, at: number): number {
   const first = bytes[at] as number
   if (first < 0x80) return 1

@@ -1,9 +1,9 @@
 /**
  * Reads the contents of AMQP 0-9-1 frames: numbers, texts, tables and the properties of a message.
  *
- * A JavaScript value does not keep its AMQP type and bytes. Headers with a value that would be written as other bytes carry
- * the table they were read from (`republishing.ts`). Most headers have no such value and need no copy.
- * Pure. Bounds: `MAX_DEPTH` for nested tables, and the frame.
+ * A JavaScript value does not keep its AMQP type and bytes. Headers with a value that would be
+ * written as other bytes carry the table they were read from (`republishing.ts`). Most headers have
+ * no such value and need no copy. Pure. Bounds: `MAX_DEPTH` for nested tables, and the frame.
  */
 
 import type { HeaderValue, MessageProperties } from "../broker/broker.ts"
@@ -48,7 +48,10 @@ const TWO_TO_32 = 2 ** 32
 const TWO_TO_63 = 2 ** 63
 const DIGIT_0 = 0x30
 const DIGIT_9 = 0x39
-/** More than any real message has. Without a bound a message could exhaust the stack at each delivery. */
+/**
+ * More than any real message has. Without a bound a message could exhaust the stack at each
+ * delivery.
+ */
 const MAX_DEPTH = 100
 
 /** An entry of a table, with the position of its value in the bytes of the table. */

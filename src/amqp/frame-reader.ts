@@ -1,14 +1,14 @@
 /**
- * Reads AMQP 0-9-1 frames from a socket. Deliveries, returned messages and confirms go to the handlers of their channels,
- * all other frames whole to the AMQP client.
+ * Reads AMQP 0-9-1 frames from a socket. Deliveries, returned messages and confirms go to the
+ * handlers of their channels, all other frames whole to the AMQP client.
  *
  *   push(chunk) ─► frame … frame ─┬─ ack, nack ───────────────────────────► confirmed
  *                                 ├─ deliver, return ► header ► body … ───► content
  *                                 └─ any other ───────────────────────────► other
  *
- * Why: the client makes a view for each frame, a message object, and a `Buffer` for each of some 15 texts of a delivery,
- * and misreads some values (docs/PERFORMANCE.md). Pure. Bounds: the beginning of one frame of `maxBytes`, and one message
- * of `MAX_BODY_BYTES` for each channel.
+ * Why: the client makes a view for each frame, a message object, and a `Buffer` for each of some 15
+ * texts of a delivery, and misreads some values (docs/PERFORMANCE.md). Pure. Bounds: the beginning
+ * of one frame of `maxBytes`, and one message of `MAX_BODY_BYTES` for each channel.
  */
 
 import type { MessageProperties } from "../broker/broker.ts"

@@ -1,8 +1,10 @@
 /**
- * Writes AMQP 0-9-1 frames of publishes and acknowledgements into one buffer. All other frames are the client's.
+ * Writes AMQP 0-9-1 frames of publishes and acknowledgements into one buffer. All other frames are
+ * the client's.
  *
- * Why: for each publish the client makes five promises, two views and a buffer of `frameMax`, which was more than half of
- * the cost of a line (docs/PERFORMANCE.md). Pure. Bound: the buffer; `room` is the free part of it.
+ * Why: for each publish the client makes five promises, two views and a buffer of `frameMax`, which
+ * was more than half of the cost of a line (docs/PERFORMANCE.md). Pure. Bound: the buffer; `room`
+ * is the free part of it.
  */
 
 import type { HeaderValue, MessageProperties, OutgoingMessage } from "../broker/broker.ts"
@@ -81,7 +83,8 @@ export class FrameWriter {
   /**
    * The method and header frames of a publish; frames of the body follow. Writes all or nothing.
    * @param max the limit in bytes for both.
-   * @throws Unencodable when they exceed `max` or the room, or have a value that AMQP cannot encode.
+   * @throws Unencodable when they exceed `max` or the room, or have a value that AMQP cannot
+   * encode.
    */
   publish(channel: number, message: OutgoingMessage, max: number): void {
     const start = this.length

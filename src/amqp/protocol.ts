@@ -1,6 +1,6 @@
 /**
- * Constants of AMQP 0-9-1, with the types of table fields as RabbitMQ uses them ("AMQP 0-9-1 Errata" in its
- * documentation). Pure.
+ * Constants of AMQP 0-9-1, with the types of table fields as RabbitMQ uses them ("AMQP 0-9-1
+ * Errata" in its documentation). Pure.
  */
 
 /** Types of frames. */

@@ -1,9 +1,11 @@
 /**
- * A publish channel over AMQP: publishes on one channel with confirms, and reports the result of each message.
+ * A publish channel over AMQP: publishes on one channel with confirms, and reports the result of
+ * each message.
  *
  *   closed ──attach──► open ◄──unblock, block──► blocked       any ──detach──► closed
  *
- * It is also blocked while a large body is being sent. It retries nothing. Bound: the window of its publisher.
+ * It is also blocked while a large body is being sent. It retries nothing. Bound: the window of its
+ * publisher.
  */
 
 import type { AMQPChannel } from "@cloudamqp/amqp-client"

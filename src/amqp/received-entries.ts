@@ -1,5 +1,6 @@
 /**
- * Decides which entries of a received table are copied byte for byte, and which headers are written from their values. Pure.
+ * Decides which entries of a received table are copied byte for byte, and which headers are written
+ * from their values. Pure.
  */
 
 import type { HeaderValue } from "../broker/broker.ts"

@@ -1,6 +1,7 @@
 /**
- * Product and version of a broker, from the `server-properties` at the start of each connection (`connection.start`, AMQP
- * 0-9-1 section 1.4.2.1), and differences between brokers that concern the gateway's queues. Pure.
+ * Product and version of a broker, from the `server-properties` at the start of each connection
+ * (`connection.start`, AMQP 0-9-1 section 1.4.2.1), and differences between brokers that concern
+ * the gateway's queues. Pure.
  */
 
 import { FieldReader, uint32, viewOf } from "./field-reader.ts"
@@ -24,8 +25,9 @@ export function serverOf(frame: Uint8Array): BrokerServer | null {
 }
 
 /**
- * The arguments of a queue for this broker. By default RabbitMQ 4 removes a message from a quorum queue at its 21st
- * delivery attempt, and each lost connection counts. Earlier versions have no limit and refuse a negative one.
+ * The arguments of a queue for this broker. By default RabbitMQ 4 removes a message from a quorum
+ * queue at its 21st delivery attempt, and each lost connection counts. Earlier versions have no
+ * limit and refuse a negative one.
  */
 export function argumentsFor(
   args: Readonly<Record<string, string | number>>,
@@ -40,7 +42,10 @@ export function hasDeliveryLimit(server: BrokerServer): boolean {
   return isRabbit4(server)
 }
 
-/** RabbitMQ 4 deprecates queues that are neither durable nor exclusive, and a later version will refuse them. */
+/**
+ * RabbitMQ 4 deprecates queues that are neither durable nor exclusive, and a later version will
+ * refuse them.
+ */
 export function lacksTransientQueues(server: BrokerServer): boolean {
   return isRabbit4(server)
 }

@@ -1,16 +1,17 @@
 /**
- * The subscriptions of one broker over AMQP: a channel each on the consuming connection, opened again on each new
- * connection.
+ * The subscriptions of one broker over AMQP: a channel each on the consuming connection, opened
+ * again on each new connection.
  *
  *   none ──subscribe──► subscribed ──connection lost──► none
  *            │  └──queue in use elsewhere──► locked ──every `LOCKED_RETRY_MS`──► subscribed
  *            └──paused──► none, until it is resumed
  *
- * A locked queue delays no other subscription. The lock may belong to this client's previous connection, whose loss the
- * broker has not detected yet, or to another instance with the same name. A quorum queue keeps the consumer of a
- * partitioned node until that node is back. When this client had the queue before and it stays locked for
- * `STALE_CONSUMER_MS`, one consumer is taken for such a stale one and does not prevent the subscription.
- * Bound: the prefetch of each subscription.
+ * A locked queue delays no other subscription. The lock may belong to this client's previous
+ * connection, whose loss the broker has not detected yet, or to another instance with the same
+ * name. A quorum queue keeps the consumer of a partitioned node until that node is back. When this
+ * client had the queue before and it stays locked for `STALE_CONSUMER_MS`, one consumer is taken
+ * for such a stale one and does not prevent the subscription. Bound: the prefetch of each
+ * subscription.
  */
 
 import type { AMQPChannel } from "@cloudamqp/amqp-client"
@@ -22,11 +23,16 @@ import { QueueInUse, readBrokerError } from "./errors.ts"
 import type { InboundMessage } from "./frame-reader.ts"
 
 const LOCKED_RETRY_MS = 1_000
-/** Longer than a broker needs to detect a reset connection, and short enough to wait for in a partition. */
+/**
+ * Longer than a broker needs to detect a reset connection, and short enough to wait for in a
+ * partition.
+ */
 const STALE_CONSUMER_MS = 5_000
 /** The interval of fences while acknowledgements are sent; see `Acknowledgements`. */
 const FENCE_MS = 250
-/** Enough for hundreds at once. If it were too short, commands would be redelivered, and none lost. */
+/**
+ * Enough for hundreds at once. If it were too short, commands would be redelivered, and none lost.
+ */
 const ACKNOWLEDGEMENTS_MS = 200
 
 export interface SubscriptionsHooks {
@@ -53,7 +59,10 @@ export class Subscriptions {
   #complete = false
   #paused = false
   #stopped = false
-  /** The limit of unacknowledged deliveries of all together, when the broker allows less than the setup. */
+  /**
+   * The limit of unacknowledged deliveries of all together, when the broker allows less than the
+   * setup.
+   */
   limit: number | null = null
 
   constructor(hooks: SubscriptionsHooks) {
@@ -145,7 +154,8 @@ export class Subscriptions {
       this.#subscribed.add(subscription)
       client.take(channel.id, {
         content: (content) => {
-          // The broker redelivers what cannot be acknowledged, and deliveries of a consumer that was cancelled at once.
+          // The broker redelivers what cannot be acknowledged, and deliveries of a consumer that
+          // was cancelled at once.
           if (channel.closed || (this.#stopped && !began && !untilClose)) return
           const delivery = new AmqpDelivery(subscription.queue, acknowledgements, content)
           subscription.deliver(delivery, prefetch)
@@ -155,10 +165,12 @@ export class Subscriptions {
         },
       })
       const consumer = await channel.basicConsume(subscription.queue, options, () => undefined)
-      // Cancelled before the client processed consume-ok: it has no registered consumer and would report nothing.
+      // Cancelled before the client processed consume-ok: it has no registered consumer and would
+      // report nothing.
       if (cancelled || channel.closed) throw new Error(`${subscription.queue}: cancelled at once`)
       if (exclusive) {
-        // Another consumer may have started meanwhile. Then both leave, and the first to return stays.
+        // Another consumer may have started meanwhile. Then both leave, and the first to return
+        // stays.
         await refuseOthers(channel, subscription.queue, stale + 1).catch((error: unknown) =>
           consumer.cancel().then(() => Promise.reject(error)),
         )
@@ -230,9 +242,10 @@ async function refuseOthers(channel: AMQPChannel, queue: string, max: number): P
 /**
  * The acknowledgements on one channel, and which of them the broker has processed.
  *
- * AMQP does not confirm acknowledgements. But a channel processes methods in order, so the answer to a later method (the
- * fence: a `basic.qos` that changes nothing) proves that they were read. A quorum queue processes them a little later, so
- * only acknowledgements before the last but one answered fence count as processed.
+ * AMQP does not confirm acknowledgements. But a channel processes methods in order, so the answer
+ * to a later method (the fence: a `basic.qos` that changes nothing) proves that they were read. A
+ * quorum queue processes them a little later, so only acknowledgements before the last but one
+ * answered fence count as processed.
  */
 class Acknowledgements {
   readonly #client: BatchingClient
@@ -281,7 +294,8 @@ class Acknowledgements {
         this.#fenceDue = false
         if (this.#processed < this.#sent) this.#fenceSoon()
       },
-      // The channel is closed. Deliveries whose acknowledgements were not processed are redelivered.
+      // The channel is closed. Deliveries whose acknowledgements were not processed are
+      // redelivered.
       () => undefined,
     )
   }

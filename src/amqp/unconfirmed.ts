@@ -17,7 +17,10 @@ export class Unconfirmed<T> {
     this.#items.push(item)
   }
 
-  /** Passes to `each` the publish with this tag or, with `multiple`, all up to it, in order. Each is passed once. */
+  /**
+   * Passes to `each` the publish with this tag or, with `multiple`, all up to it, in order. Each is
+   * passed once.
+   */
   settle(tag: number, multiple: boolean, each: (item: T) => void): void {
     const items = this.#items
     // A tag may be beyond the last publish if the broker is faulty.

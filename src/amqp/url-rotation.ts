@@ -1,8 +1,9 @@
 /**
- * Chooses the next URL of a broker: each URL once in random order, then each again in another order.
+ * Chooses the next URL of a broker: each URL once in random order, then each again in another
+ * order.
  *
- * The order is random, so that the connections of a fleet spread over the nodes of a cluster, and over the other nodes
- * when one fails. Pure.
+ * The order is random, so that the connections of a fleet spread over the nodes of a cluster, and
+ * over the other nodes when one fails. Pure.
  */
 
 export class UrlRotation {
@@ -29,7 +30,9 @@ export class UrlRotation {
     return this.#taken
   }
 
-  /** Starts a round without the URL that was taken last, because its connection worked and was lost. */
+  /**
+   * Starts a round without the URL that was taken last, because its connection worked and was lost.
+   */
   avoidTaken(): void {
     this.#left = this.#shuffled(this.#urls.filter((url) => url !== this.#taken))
   }

@@ -1,13 +1,14 @@
 /**
  * AMQP URLs of the settings: splits several URLs at commas and checks each. Pure.
  *
- * A fault contains no part of the URL, since a password with an unescaped `?` or `/` parses as a path or a query.
+ * A fault contains no part of the URL, since a password with an unescaped `?` or `/` parses as a
+ * path or a query.
  */
 
 const MAX_HEARTBEAT_S = 300
 /**
- * The first is an option of the AMQP client that sends the password to any server. The others are from RabbitMQ's URI
- * specification.
+ * The first is an option of the AMQP client that sends the password to any server. The others are
+ * from RabbitMQ's URI specification.
  */
 const TLS_PARAMETERS: readonly string[] = ["insecure", "verify", "cacertfile"]
 

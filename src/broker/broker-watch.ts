@@ -1,6 +1,6 @@
 /**
- * Watches the broker for a worker: counts and reports the changes of its state, ends messages that one queue does not
- * take, and gives up a connection on which nothing is confirmed.
+ * Watches the broker for a worker: counts and reports the changes of its state, ends messages that
+ * one queue does not take, and gives up a connection on which nothing is confirmed.
  *
  *   away ──connected──► ready ◄──alarm──► blocked       ready ──nothing confirmed for CONFIRM_TIMEOUT_MS──► reset
  *
@@ -33,8 +33,8 @@ export class BrokerWatch implements BrokerListener {
   readonly #options: BrokerWatchOptions
   #state: BrokerState = { kind: "away", reason: "" }
   /**
-   * Since when the broker takes messages and its answers are read: what waited through an alarm, or a pause of this
-   * process, is not overdue at once.
+   * Since when the broker takes messages and its answers are read: what waited through an alarm, or
+   * a pause of this process, is not overdue at once.
    */
   #readySinceMs = 0
 
@@ -70,7 +70,8 @@ export class BrokerWatch implements BrokerListener {
     const { confirmTimeoutMs, outboundMessages, fleetConfirmedAtMs, publishers, events } =
       this.#options
     if (wasPaused) this.#readySinceMs = atMs
-    // While it is away, perhaps only the other connection is lost, and this one confirms nothing either.
+    // While it is away, perhaps only the other connection is lost, and this one confirms nothing
+    // either.
     const { kind } = this.#broker.state
     if (kind === "blocked" || kind === "closed") return
     const sentByMs = atMs - confirmTimeoutMs

@@ -1,9 +1,11 @@
 /**
- * The broker port: what the gateway needs from a message broker, as publish channels and subscriptions.
- * `amqp/broker.ts` implements it with RabbitMQ, `embedded.ts` in memory. One test suite checks both against this file.
+ * The broker port: what the gateway needs from a message broker, as publish channels and
+ * subscriptions. `amqp/broker.ts` implements it with RabbitMQ, `embedded.ts` in memory. One test
+ * suite checks both against this file.
  *
- * Publish channels and subscriptions outlive connections. A publish channel closes when the connection is lost and opens
- * again on the next one; a subscription continues on the next connection.
+ * Publish channels and subscriptions outlive connections. A publish channel closes when the
+ * connection is lost and opens again on the next one; a subscription continues on the next
+ * connection.
  */
 
 export type HeaderValue = string | number | bigint | boolean | null | undefined | Date | object
@@ -29,11 +31,17 @@ export interface MessageProperties {
   clusterId?: string
 }
 
-/** Header that identifies a message without a `message_id` from the gateway when the broker returns it. */
+/**
+ * Header that identifies a message without a `message_id` from the gateway when the broker returns
+ * it.
+ */
 export const PUBLISH_ID_HEADER = "owsla-publish-id"
 
 export interface OutgoingMessage {
-  /** Unique among the unsettled messages of its publish channel. It is also the `message_id` or `owsla-publish-id`. */
+  /**
+   * Unique among the unsettled messages of its publish channel. It is also the `message_id` or
+   * `owsla-publish-id`.
+   */
   readonly id: string
   /** "" is the default exchange, whose routing keys are names of queues. */
   readonly exchange: string
@@ -60,21 +68,21 @@ export type PublishResult =
 export type PublishChannelState =
   | "closed"
   /**
-   * No message may be published for now (an alarm, or a large body is being sent). Messages that were published before
-   * may still be confirmed.
+   * No message may be published for now (an alarm, or a large body is being sent). Messages that
+   * were published before may still be confirmed.
    */
   | "blocked"
   | "open"
 
 /**
- * Publishes messages in order, with publisher confirms, and mandatory unless a message says otherwise. `T` identifies a
- * message for the listener.
+ * Publishes messages in order, with publisher confirms, and mandatory unless a message says
+ * otherwise. `T` identifies a message for the listener.
  */
 export interface PublishChannel<T> {
   readonly state: PublishChannelState
   /**
-   * Publishes one message. To be called only while `state` is "open". `properties` are read before the call returns;
-   * `body` must not change before the message is settled.
+   * Publishes one message. To be called only while `state` is "open". `properties` are read before
+   * the call returns; `body` must not change before the message is settled.
    *
    * @param item passed to the listener with the result.
    */
@@ -84,9 +92,14 @@ export interface PublishChannel<T> {
 export interface PublishChannelListener<T> {
   /** The publish channel has opened, or is no longer blocked. */
   opened(): void
-  /** Called once for each publish, never before `publish` returns, in any order between messages. */
+  /**
+   * Called once for each publish, never before `publish` returns, in any order between messages.
+   */
   settled(item: T, result: PublishResult): void
-  /** The id of the message that was published with this item. Called only when messages were returned. */
+  /**
+   * The id of the message that was published with this item. Called only when messages were
+   * returned.
+   */
   idOf(item: T): string
 }
 
@@ -100,8 +113,8 @@ export interface Delivery {
   /** Does nothing once the connection is lost: the broker redelivers the message then. */
   acknowledge(): void
   /**
-   * True once the broker has certainly processed the acknowledgement. Before that, a lost connection may have lost the
-   * acknowledgement too, and the broker redelivers the message.
+   * True once the broker has certainly processed the acknowledgement. Before that, a lost
+   * connection may have lost the acknowledgement too, and the broker redelivers the message.
    */
   readonly settled: boolean
 }
@@ -116,12 +129,13 @@ export interface Subscription {
   readonly prefetch: number
   /**
    * Must not throw.
-   * @param prefetch the current limit of unacknowledged deliveries, lower than in the setup when the broker allows less.
+   * @param prefetch the current limit of unacknowledged deliveries, lower than in the setup when
+   * the broker allows less.
    */
   readonly deliver: (delivery: Delivery, prefetch: number) => void
   /**
-   * Called once for each lost connection, after its deliveries are `lost` and before the first delivery of the next
-   * connection. Never called within another call to the broker.
+   * Called once for each lost connection, after its deliveries are `lost` and before the first
+   * delivery of the next connection. Never called within another call to the broker.
    */
   readonly lost?: () => void
 }
@@ -148,8 +162,8 @@ export interface QueueDeclaration {
   /** Used by this connection only, and deleted with it. */
   readonly exclusive?: boolean
   /**
-   * Used by the subscriptions of this client only, and deleted with the broker node that holds it. Declared exclusive on
-   * brokers without such queues.
+   * Used by the subscriptions of this client only, and deleted with the broker node that holds it.
+   * Declared exclusive on brokers without such queues.
    */
   readonly transient?: boolean
   readonly arguments: Record<string, string | number>
@@ -187,7 +201,10 @@ export interface Broker {
   redeclare(): void
   /** Drops the current connection, for example one without publisher confirms, and reconnects. */
   reset(reason: string): void
-  /** Stops reading deliveries until `resumeConsuming`, because unacknowledged ones have reached their bound. */
+  /**
+   * Stops reading deliveries until `resumeConsuming`, because unacknowledged ones have reached
+   * their bound.
+   */
   pauseConsuming(): void
   resumeConsuming(): void
   /** Cancels the subscriptions. Deliveries can still be acknowledged. */

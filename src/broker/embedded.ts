@@ -1,9 +1,11 @@
 /**
- * The embedded broker: the broker port in memory, for trying the gateway and for fast tests, in one process.
+ * The embedded broker: the broker port in memory, for trying the gateway and for fast tests, in one
+ * process.
  *
- * It has RabbitMQ's default, fanout and direct exchanges, mandatory messages, confirms, prefetch, redelivery, expiration
- * of messages, and dead-lettering. It stores nothing on disk and serves no other process. Bound: `MAX_QUEUE_MESSAGES`
- * messages a queue. Beyond it the oldest message is dropped, as in a queue with `x-max-length`, with one warning a queue.
+ * It has RabbitMQ's default, fanout and direct exchanges, mandatory messages, confirms, prefetch,
+ * redelivery, expiration of messages, and dead-lettering. It stores nothing on disk and serves no
+ * other process. Bound: `MAX_QUEUE_MESSAGES` messages a queue. Beyond it the oldest message is
+ * dropped, as in a queue with `x-max-length`, with one warning a queue.
  */
 
 import type {
@@ -50,7 +52,10 @@ export type Tap = (body: Uint8Array, properties: MessageProperties) => void
 export class EmbeddedBroker implements Broker {
   readonly #nowMs: () => number
   readonly #queues = new Map<string, Queue>()
-  /** The queues of each exchange, by routing key; none for a topic exchange, which has no consumers in this process. */
+  /**
+   * The queues of each exchange, by routing key; none for a topic exchange, which has no consumers
+   * in this process.
+   */
   readonly #exchanges = new Map<string, Map<string, Queue[]>>()
   readonly #taps = new Map<string, Set<Tap>>()
   readonly #publishers: { opened(): void }[] = []

@@ -1,9 +1,10 @@
 /**
- * Outbound messages: the messages that the gateway publishes for commands. They are receipts, copies for the undelivered
- * queue, and commands forwarded to another worker. Each is kept until the broker has confirmed it.
+ * Outbound messages: the messages that the gateway publishes for commands. They are receipts,
+ * copies for the undelivered queue, and commands forwarded to another worker. Each is kept until
+ * the broker has confirmed it.
  *
- * Bound: each message belongs to an unacknowledged delivery or to an HTTP request, at most two to each of them.
- * `MAX_IN_FLIGHT` are unconfirmed at a time.
+ * Bound: each message belongs to an unacknowledged delivery or to an HTTP request, at most two to
+ * each of them. `MAX_IN_FLIGHT` are unconfirmed at a time.
  */
 
 import type { Counters } from "../counters.ts"
@@ -20,15 +21,20 @@ export interface OutboundOptions {
   readonly whenReturned: "again" | "final"
   /** The same for a nacked message; default "again". */
   readonly whenNacked?: "again" | "final"
-  /** Whether a message that stays unconfirmed ends as "given_up" ("final") while the broker confirms others. */
+  /**
+   * Whether a message that stays unconfirmed ends as "given_up" ("final") while the broker confirms
+   * others.
+   */
   readonly whenUnconfirmed?: "again" | "final"
-  /** Called before each publish, also before a repeated one. False ends the message as "withdrawn". */
+  /**
+   * Called before each publish, also before a repeated one. False ends the message as "withdrawn".
+   */
   readonly wanted?: () => boolean
   /** Called at the first publish. */
   readonly begun?: () => void
   /**
-   * Called once: "confirmed", "unencodable" (the properties are too large for a frame), "withdrawn", or "returned",
-   * "nacked" or "given_up" where the options make them final.
+   * Called once: "confirmed", "unencodable" (the properties are too large for a frame),
+   * "withdrawn", or "returned", "nacked" or "given_up" where the options make them final.
    */
   readonly done: (result: FinalResult) => void
 }
@@ -82,11 +88,12 @@ export class OutboundMessages {
   }
 
   /**
-   * Ends messages to queues that confirm nothing, where `whenUnconfirmed` is "final". To be called periodically.
+   * Ends messages to queues that confirm nothing, where `whenUnconfirmed` is "final". To be called
+   * periodically.
    *
    * @param sentByMs messages that were sent at this time or before are ended.
-   * @param confirmedAtMs the time of the last confirm on another publish channel. While the broker confirms nothing at
-   * all, no message is ended.
+   * @param confirmedAtMs the time of the last confirm on another publish channel. While the broker
+   * confirms nothing at all, no message is ended.
    */
   giveUp(sentByMs: number, confirmedAtMs: number): void {
     if (this.#publisher.count === 0) return

@@ -1,12 +1,14 @@
 /**
- * Divides the messages that one AMQP connection may hold unacknowledged over its subscriptions. Pure.
+ * Divides the messages that one AMQP connection may hold unacknowledged over its subscriptions.
+ * Pure.
  *
- * Quorum queues do not support a limit for a whole connection ("global" QoS), so each subscription has a share.
+ * Quorum queues do not support a limit for a whole connection ("global" QoS), so each subscription
+ * has a share.
  */
 
 /**
- * Whole shares in proportion to the weights, each at least 1, together at most `total`; one each when `total` is smaller than
- * the number of weights.
+ * Whole shares in proportion to the weights, each at least 1, together at most `total`; one each
+ * when `total` is smaller than the number of weights.
  */
 export function divided(total: number, weights: readonly number[]): number[] {
   const sum = weights.reduce((all, weight) => all + weight, 0)
@@ -15,8 +17,8 @@ export function divided(total: number, weights: readonly number[]): number[] {
 }
 
 /**
- * The limit to keep after a broker closed a connection that held at most `total`: the limit that it names when that is
- * lower than `total`, otherwise half of `total`.
+ * The limit to keep after a broker closed a connection that held at most `total`: the limit that it
+ * names when that is lower than `total`, otherwise half of `total`.
  */
 export function lowerLimit(total: number, named: number | null): number {
   return named !== null && named < total ? named : Math.max(1, Math.floor(total / 2))

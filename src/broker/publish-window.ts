@@ -1,17 +1,19 @@
 /**
- * The publish window: messages in the order in which they must reach the broker. A message stays in it until the broker
- * has confirmed it and all messages before it.
+ * The publish window: messages in the order in which they must reach the broker. A message stays in
+ * it until the broker has confirmed it and all messages before it.
  *
  *   waiting ──sent──► in flight ──confirmed──► done ──all before it done──► released
  *      ▲                  └──returned, nacked, cut──► failed
  *      └────────────goBack────────────────────────────┘
  *
- * This is go-back-N for each group (a connection): `goBack` returns the failed messages to "waiting", and the done ones
- * that came after a failed message of their group. So a back-end that follows the sequence numbers gets each line after
- * its predecessor, and no other message is repeated.
+ * This is go-back-N for each group (a connection): `goBack` returns the failed messages to
+ * "waiting", and the done ones that came after a failed message of their group. So a back-end that
+ * follows the sequence numbers gets each line after its predecessor, and no other message is
+ * repeated.
  *
- * Pure: no broker, no clock. Bounds: `maxCount` messages and `maxBytes` of bodies. At either there is no room; at half of
- * both the window is `relieved`. `maxInFlight` messages are in flight. An empty window accepts a message of any size.
+ * Pure: no broker, no clock. Bounds: `maxCount` messages and `maxBytes` of bodies. At either there
+ * is no room; at half of both the window is `relieved`. `maxInFlight` messages are in flight. An
+ * empty window accepts a message of any size.
  */
 
 import { Fifo } from "../structures/fifo.ts"
@@ -25,7 +27,8 @@ export interface WindowLimits {
   /** The limit of messages in flight. */
   readonly maxInFlight: number
   /**
-   * False: a message is released as soon as it is done, and is never repeated then. True by default.
+   * False: a message is released as soon as it is done, and is never repeated then. True by
+   * default.
    */
   readonly ordered?: boolean
 }
@@ -159,7 +162,8 @@ export class PublishWindow<T> {
       else if (first?.state !== "released") break
       this.#entries.shift()
     }
-    // After `goBack`, `maxInFlight` may have stopped the sending before an entry that was done already.
+    // After `goBack`, `maxInFlight` may have stopped the sending before an entry that was done
+    // already.
     this.#next = Math.max(this.#next, this.#entries.start)
     if (this.#entries.length - this.#count >= MAX_GAPS) this.#closeGaps()
   }

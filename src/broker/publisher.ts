@@ -1,5 +1,6 @@
 /**
- * The publisher: publishes the messages of one publish window on one publish channel, in order, until each is confirmed.
+ * The publisher: publishes the messages of one publish window on one publish channel, in order,
+ * until each is confirmed.
  *
  *              ┌──────────── the channel opened ─────────────┐
  *              ▼                                             │
@@ -8,8 +9,8 @@
  *      │                              └──nothing in flight──► backing off ──timer──┐
  *      └───────────────────── go back: failed messages first ◄─────────────────────┘
  *
- * It drops no message and keeps the order within a group. Bounds: those of the window; its callers check
- * `window.hasRoom` first. Waits between tries: `BROKER_BACKOFF`.
+ * It drops no message and keeps the order within a group. Bounds: those of the window; its callers
+ * check `window.hasRoom` first. Waits between tries: `BROKER_BACKOFF`.
  */
 
 import { BROKER_BACKOFF, backoffMs } from "../backoff.ts"
@@ -55,7 +56,10 @@ export class Publisher<T> implements PublishChannelListener<Entry<T>> {
   #attempt = 0
   #confirmedAtMs = Number.NEGATIVE_INFINITY
   #wasFull = false
-  /** Empty between calls of `#done`. They are never nested, because a publish channel settles after `publish` returns. */
+  /**
+   * Empty between calls of `#done`. They are never nested, because a publish channel settles after
+   * `publish` returns.
+   */
   readonly #released: Entry<T>[] = []
 
   constructor(broker: Pick<Broker, "publishChannel">, options: PublisherOptions<T>) {
@@ -78,8 +82,9 @@ export class Publisher<T> implements PublishChannelListener<Entry<T>> {
   }
 
   /**
-   * The time since which no confirm has arrived, or null when nothing is in flight. A slow broker still confirms: over a
-   * slow network a full window takes long, and a new connection would only start it again.
+   * The time since which no confirm has arrived, or null when nothing is in flight. A slow broker
+   * still confirms: over a slow network a full window takes long, and a new connection would only
+   * start it again.
    */
   silentSinceMs(): number | null {
     const sentAtMs = this.#window.oldestSentAtMs()
@@ -108,8 +113,9 @@ export class Publisher<T> implements PublishChannelListener<Entry<T>> {
   }
 
   /**
-   * Ends as "given_up" the unconfirmed messages that were sent at `sentByMs` or before: their queue accepts nothing while
-   * the broker confirms others. A later confirm of such a message has no effect.
+   * Ends as "given_up" the unconfirmed messages that were sent at `sentByMs` or before: their queue
+   * accepts nothing while the broker confirms others. A later confirm of such a message has no
+   * effect.
    */
   giveUp(sentByMs: number, mayEnd: (item: T) => boolean): void {
     const given = this.#window.sentBy(sentByMs).filter(({ item }) => mayEnd(item))

@@ -1,10 +1,11 @@
 /**
  * Prepares properties and headers of received messages for publishing again, byte for byte. Pure.
  *
- * A JavaScript value does not keep its AMQP type: -3 may have had one of six types. When a value would be written in
- * another way, the headers carry the table they were read from under the symbol `RECEIVED`, and copies of the headers
- * carry it under `PASSED_ON`, which object spread copies. The frame writer copies from it the entries with unchanged
- * values. Rejected: a wrapper around each such value, which every reader of headers would have to unwrap.
+ * A JavaScript value does not keep its AMQP type: -3 may have had one of six types. When a value
+ * would be written in another way, the headers carry the table they were read from under the symbol
+ * `RECEIVED`, and copies of the headers carry it under `PASSED_ON`, which object spread copies. The
+ * frame writer copies from it the entries with unchanged values. Rejected: a wrapper around each
+ * such value, which every reader of headers would have to unwrap.
  */
 
 import type { HeaderValue, MessageProperties } from "./broker.ts"
@@ -36,7 +37,10 @@ export interface ReceivedHeaders {
   readonly renamed: ReadonlyMap<string, string>
 }
 
-/** Undefined for headers whose values are written back to the same bytes, and for the gateway's own headers. */
+/**
+ * Undefined for headers whose values are written back to the same bytes, and for the gateway's own
+ * headers.
+ */
 export function receivedHeaders(headers: object): ReceivedHeaders | undefined {
   return (headers as { readonly [PASSED_ON]?: ReceivedHeaders })[PASSED_ON]
 }
@@ -48,7 +52,10 @@ function carryReceived(from: Headers, to: Headers, renamed: ReadonlyMap<string, 
   if (received !== undefined) Object.assign(to, { [PASSED_ON]: received })
 }
 
-/** A time on the wire beyond what a `Date` can hold, for example in microseconds, is an invalid `Date`. */
+/**
+ * A time on the wire beyond what a `Date` can hold, for example in microseconds, is an invalid
+ * `Date`.
+ */
 export class OutOfRangeDate extends Date {
   readonly seconds: bigint
 
@@ -59,10 +66,11 @@ export class OutOfRangeDate extends Date {
 }
 
 /**
- * New properties that can be published. `user_id`, which the broker refuses for another user, and CC and BCC, by which
- * the broker would route the copy to other queues too, are kept as `owsla-` headers. An invalid timestamp, the expiration
- * (it would start again) and headers that the broker adds are removed.
- * Headers may be added by assignment or by `{ ...headers, added }`; both keep the received bytes.
+ * New properties that can be published. `user_id`, which the broker refuses for another user, and
+ * CC and BCC, by which the broker would route the copy to other queues too, are kept as `owsla-`
+ * headers. An invalid timestamp, the expiration (it would start again) and headers that the broker
+ * adds are removed. Headers may be added by assignment or by `{ ...headers, added }`; both keep the
+ * received bytes.
  */
 export function republishable(properties: MessageProperties): MessageProperties & {
   headers: Headers

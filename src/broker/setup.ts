@@ -1,8 +1,8 @@
 /**
  * The exchanges, queues and subscriptions of a worker. Names and arguments are in `topology.ts`.
  *
- * An exception of the fleet or the sender is reported as a defect. Bound: `PREFETCH` for all queues together, divided by
- * `SHARES`.
+ * An exception of the fleet or the sender is reported as a defect. Bound: `PREFETCH` for all queues
+ * together, divided by `SHARES`.
  */
 
 import type { WorkerProcess } from "../device/ids.ts"
@@ -22,8 +22,8 @@ import {
 export const FLEET_MESSAGE_TYPE = "owsla.fleet"
 
 /**
- * The shares of `PREFETCH`. Messages of the fleet queue are acknowledged at once, so its share covers messages in flight
- * only. Dead letters are rare.
+ * The shares of `PREFETCH`. Messages of the fleet queue are acknowledged at once, so its share
+ * covers messages in flight only. Dead letters are rare.
  */
 const SHARES = { fleet: 2, toDevice: 4, worker: 3, deadLetters: 1 }
 
@@ -57,7 +57,8 @@ export function brokerSetup(
   const deliverDeadLetter: Subscription["deliver"] = (delivery, prefetch) =>
     consumer.deliverDeadLetter(delivery, prefetch)
   const deliverFromWorker: Subscription["deliver"] = (delivery) => {
-    // Acknowledged first, so that no message of this queue is redelivered, even if its handler throws.
+    // Acknowledged first, so that no message of this queue is redelivered, even if its handler
+    // throws.
     delivery.acknowledge()
     try {
       if (delivery.properties.type === FLEET_MESSAGE_TYPE) fleet.deliver(delivery)
@@ -73,7 +74,8 @@ export function brokerSetup(
       // First, since a worker that knows no other workers would report their devices as offline.
       { queue: fleetName, prefetch: fleetShare, deliver: deliverFromWorker, untilClose: true },
       { queue: names.toDeviceQueue, prefetch: toDevice, deliver, lost },
-      // Exclusive, so that two instances with the same INSTANCE_ID do not consume each other's commands.
+      // Exclusive, so that two instances with the same INSTANCE_ID do not consume each other's
+      // commands.
       { queue: workerQueue(self.worker), prefetch: worker, deliver, lost, exclusive: true },
       { queue: DEAD_LETTERS, prefetch: deadLetters, deliver: deliverDeadLetter, lost },
     ],

@@ -15,15 +15,19 @@
  *   owsla.commands         commands, with the name of their queue as routing key (direct); a back-end needs write
  *                          permission for this exchange only, not for all queues through the default exchange
  *
- * Bounds: a command waits at most `WORKER_QUEUE_TTL_MS` in the queue of a worker, then it is dead-lettered. An unused
- * worker queue is deleted after `WORKER_QUEUE_EXPIRES_MS`. Messages between workers expire after `FLEET_TTL_MS`; beyond
- * `FLEET_MAX_BYTES` the oldest are dropped. A fleet queue is deleted `FLEET_EXPIRES_MS` after its worker ended.
+ * Bounds: a command waits at most `WORKER_QUEUE_TTL_MS` in the queue of a worker, then it is
+ * dead-lettered. An unused worker queue is deleted after `WORKER_QUEUE_EXPIRES_MS`. Messages
+ * between workers expire after `FLEET_TTL_MS`; beyond `FLEET_MAX_BYTES` the oldest are dropped. A
+ * fleet queue is deleted `FLEET_EXPIRES_MS` after its worker ended.
  */
 
 import type { WorkerProcess } from "../device/ids.ts"
 import type { ExchangeDeclaration, QueueDeclaration } from "./broker.ts"
 
-/** Longer than the restart of a worker. A command for a dead worker gets its outcome after this time. */
+/**
+ * Longer than the restart of a worker. A command for a dead worker gets its outcome after this
+ * time.
+ */
 export const WORKER_QUEUE_TTL_MS = 15_000
 const WORKER_QUEUE_EXPIRES_MS = 300_000
 
@@ -78,7 +82,10 @@ export interface QueueNames {
   readonly queueType: "quorum" | "classic"
 }
 
-/** Whether this is a queue of the gateway, of any instance. Receipts of a back-end's commands must not go there. */
+/**
+ * Whether this is a queue of the gateway, of any instance. Receipts of a back-end's commands must
+ * not go there.
+ */
 export function isGatewayQueue(names: QueueNames, queue: string): boolean {
   const { fromDeviceQueue, toDeviceQueue, undeliveredQueue } = names
   return (
@@ -118,8 +125,8 @@ export function queueDeclarations(names: QueueNames, self: WorkerProcess): Queue
       name: fleetQueue(self),
       boundTo: [{ exchange: FLEET_EXCHANGE, routingKey: "" }],
       durable: false,
-      // Transient: its messages are neither stored nor replicated. A durable queue could not be declared again while its
-      // node is down.
+      // Transient: its messages are neither stored nor replicated. A durable queue could not be
+      // declared again while its node is down.
       transient: true,
       arguments: {
         "x-queue-type": "classic",

@@ -1,7 +1,9 @@
 /**
- * Reads a command from the properties of a message, or the reason for which the message is not a command. Pure.
+ * Reads a command from the properties of a message, or the reason for which the message is not a
+ * command. Pure.
  *
- * `to_device_seq` may also be a string of digits, because command-line publishers can only send strings.
+ * `to_device_seq` may also be a string of digits, because command-line publishers can only send
+ * strings.
  */
 
 import type { HeaderValue, MessageProperties } from "../broker/broker.ts"
@@ -12,18 +14,30 @@ import { CONNECTION_ID, DEVICE_ID } from "../device/ids.ts"
 export const HOPS_HEADER = "owsla-hops"
 /** The same in all copies of one forwarded command: `<worker>.<incarnation>.<random>.<counter>`. */
 export const COMMAND_ID_HEADER = "owsla-command"
-/** The command was a redelivery before it was forwarded. A forward is a new message, without that flag. */
+/**
+ * The command was a redelivery before it was forwarded. A forward is a new message, without that
+ * flag.
+ */
 export const REDELIVERED_HEADER = "owsla-redelivered"
 /** The outcome of a dead-lettered command, unless the next worker remembers another outcome. */
 export const GIVEN_UP_HEADER = "owsla-given-up"
-/** The hops of a command that expired in the queue of a worker. That worker may have consumed it and lost the delivery. */
+/**
+ * The hops of a command that expired in the queue of a worker. That worker may have consumed it and
+ * lost the delivery.
+ */
 export const LEFT_HEADER = "owsla-left"
-/** Proves that a member of the fleet sent the command, so that its other internal headers are valid; see `fleet-keys.ts`. */
+/**
+ * Proves that a member of the fleet sent the command, so that its other internal headers are valid;
+ * see `fleet-keys.ts`.
+ */
 export const MEMBER_HEADER = "owsla-member"
 /** Milliseconds since 1970; AMQP's `expiration` restarts in each queue. */
 export const EXPIRES_AT_HEADER = "owsla-expires-at"
 
-/** Headers between workers. Copies in the undelivered queue do not have them, since an operator may publish them again. */
+/**
+ * Headers between workers. Copies in the undelivered queue do not have them, since an operator may
+ * publish them again.
+ */
 export const INTERNAL_HEADERS: readonly string[] = [
   HOPS_HEADER,
   COMMAND_ID_HEADER,
@@ -140,8 +154,8 @@ function readExpiry(properties: MessageProperties, nowMs: number): number | unde
   if (properties.expiration === undefined) return Number.POSITIVE_INFINITY
   if (!/^[0-9]{1,15}$/.test(properties.expiration)) return undefined
   const secondMs = properties.timestamp?.getTime() ?? nowMs
-  // A timestamp has whole seconds, so the message was sent in that second, but not after its arrival. A timestamp in
-  // other units than seconds may exceed the range of a Date.
+  // A timestamp has whole seconds, so the message was sent in that second, but not after its
+  // arrival. A timestamp in other units than seconds may exceed the range of a Date.
   const sentAtMs = Number.isNaN(secondMs) ? nowMs : Math.min(nowMs, secondMs + 999)
   return sentAtMs + Number(properties.expiration)
 }

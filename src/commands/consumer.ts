@@ -1,5 +1,6 @@
 /**
- * Consumes commands from the queues and passes each to its connection, to another worker, or to its outcome.
+ * Consumes commands from the queues and passes each to its connection, to another worker, or to its
+ * outcome.
  *
  *   to_device, owsla.worker.<id> ─► read ─► known? ─► router ─┬─ here ────► connection ─► (later) its outcome
  *   owsla.dead_letters ───────────┘                           ├─ queue ───► forwarded; acknowledged once it is stored
@@ -7,9 +8,9 @@
  *
  * What a delivery says is read by `dead-letters.ts` and `command-message.ts`.
  *
- * It writes to no socket. Bounds: the prefetch of each queue, and `MAX_COMMAND_BYTES` of bodies for all queues, beyond
- * which reading from the broker pauses. When all deliveries of a queue up to its prefetch wait for missing numbers, the
- * oldest gap is given up.
+ * It writes to no socket. Bounds: the prefetch of each queue, and `MAX_COMMAND_BYTES` of bodies for
+ * all queues, beyond which reading from the broker pauses. When all deliveries of a queue up to its
+ * prefetch wait for missing numbers, the oldest gap is given up.
  */
 
 import type { Delivery, MessageProperties } from "../broker/broker.ts"
@@ -44,7 +45,10 @@ export interface ConsumerOptions {
   readonly maxLineBytes: number
   readonly nowMs: () => number
   readonly counters: Counters
-  /** Whether the fleet knows a worker, or may not know it yet because the connection to the broker is new. */
+  /**
+   * Whether the fleet knows a worker, or may not know it yet because the connection to the broker
+   * is new.
+   */
   readonly mayServe: (workerId: string) => boolean
   readonly keys: FleetKeys
   /** Whether a queue is of the gateway. Receipts of back-ends' commands must not go there. */
@@ -54,8 +58,9 @@ export interface ConsumerOptions {
 }
 
 /**
- * RabbitMQ's direct reply-to. The broker replaces it by an address of the sender, except in messages that came by AMQP
- * 1.0. It closes a channel that publishes with this `reply_to` and does not consume from it.
+ * RabbitMQ's direct reply-to. The broker replaces it by an address of the sender, except in
+ * messages that came by AMQP 1.0. It closes a channel that publishes with this `reply_to` and does
+ * not consume from it.
  */
 const DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
 
@@ -66,7 +71,10 @@ export class Consumer {
   readonly #unacknowledged: UnacknowledgedCommands
   /** The prefetch of each queue. */
   readonly #prefetchOf = new Map<string, number>()
-  /** Queue and prefetch of the last delivery, since most deliveries have the queue of the one before. */
+  /**
+   * Queue and prefetch of the last delivery, since most deliveries have the queue of the one
+   * before.
+   */
   #notedQueue = ""
   #notedPrefetch = 0
   /** Deliveries at the last sweep. */
@@ -122,9 +130,10 @@ export class Consumer {
   }
 
   /**
-   * To be called periodically. Gives up the oldest gap when as many deliveries of a queue as its prefetch allows wait for
-   * missing numbers, and no queue has had a delivery between two calls. The missing command cannot be delivered from
-   * that queue then, and is not being delivered from another.
+   * To be called periodically. Gives up the oldest gap when as many deliveries of a queue as its
+   * prefetch allows wait for missing numbers, and no queue has had a delivery between two calls.
+   * The missing command cannot be delivered from that queue then, and is not being delivered from
+   * another.
    */
   sweep(): void {
     const { commandsReceived, deadLettersReceived } = this.#options.counters
@@ -147,8 +156,8 @@ export class Consumer {
     if (keys.admit(properties) || replyTo === undefined) return null
     const isDirectReply = replyTo === DIRECT_REPLY_TO
     if (!isDirectReply && !isGatewayQueue(replyTo)) return null
-    // A receipt in a queue of the gateway would be taken for a line, a command or another receipt. A message with direct
-    // reply-to would close the channel on which it is published again.
+    // A receipt in a queue of the gateway would be taken for a line, a command or another receipt.
+    // A message with direct reply-to would close the channel on which it is published again.
     delete properties.replyTo
     const detail = isDirectReply
       ? `reply_to must name a queue, not ${DIRECT_REPLY_TO}`
@@ -162,7 +171,10 @@ export class Consumer {
     this.#outcomes.settle(command, outcome, detail, null)
   }
 
-  /** Ends the command of a delivery whose handling threw an exception, so that it does not stay unacknowledged. */
+  /**
+   * Ends the command of a delivery whose handling threw an exception, so that it does not stay
+   * unacknowledged.
+   */
   #failed(delivery: Delivery, error: unknown): void {
     this.#options.fault(asError(error), delivery.queue)
     const command =
@@ -216,7 +228,8 @@ export class Consumer {
       mayForward(message, origin.givenUp) &&
       mayServe(owner)
     ) {
-      // That worker may have consumed the command and lost its delivery. Then it remembers the command.
+      // That worker may have consumed the command and lost its delivery. Then it remembers the
+      // command.
       this.#forward(command, message, workerQueue(owner), origin)
       return
     }
@@ -230,10 +243,12 @@ export class Consumer {
   }
 
   #locate(command: QueuedCommand, message: CommandMessage, deviceId: string, origin: Origin): void {
-    // The location cache led the command here, or to the queue where it expired, so it is not used again.
+    // The location cache led the command here, or to the queue where it expired, so it is not used
+    // again.
     const trusting = origin.leftIn === null && message.hops === 0
     this.#router.locate(deviceId, trusting, (place) => {
-      // Its delivery was lost meanwhile, and the next one is looked up again. Or its handling has failed.
+      // Its delivery was lost meanwhile, and the next one is looked up again. Or its handling has
+      // failed.
       if (command.state !== "routing") return
       try {
         this.#go(command, message, this.#router.destinationAt(deviceId, place), origin)
@@ -285,7 +300,8 @@ export class Consumer {
     const commandId = message.commandId ?? this.#router.mintCommandId()
     command.state = "forwarding"
     command.forwardedAs = commandId
-    // The next worker compares a dead-lettered command with those it lost, so the hops must stay the same.
+    // The next worker compares a dead-lettered command with those it lost, so the hops must stay
+    // the same.
     const hops = givenUp === null ? message.hops : message.hops - 1
     const properties = this.#router.forwardedProperties(command.delivery.properties, {
       expiresAtMs: message.expiresAtMs,

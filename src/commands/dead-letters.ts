@@ -1,9 +1,11 @@
 /**
- * Reads where a delivery comes from: a back-end, another worker, or the queue of dead letters. Pure.
+ * Reads where a delivery comes from: a back-end, another worker, or the queue of dead letters.
+ * Pure.
  *
- * A dead-lettered command goes to the worker that holds its device, which may have written it before its delivery was
- * lost. If that worker does not remember it, the command ends there as `expired` or `closed`. A command that expired in
- * the queue of a worker only because of the time-to-live of that queue is routed again.
+ * A dead-lettered command goes to the worker that holds its device, which may have written it
+ * before its delivery was lost. If that worker does not remember it, the command ends there as
+ * `expired` or `closed`. A command that expired in the queue of a worker only because of the
+ * time-to-live of that queue is routed again.
  */
 
 import type { Delivery } from "../broker/broker.ts"
@@ -44,7 +46,10 @@ export interface DeadLetter {
   readonly expired: boolean
   /** The number of forwards since then. */
   readonly forwards: number
-  /** Its hops when it expired in the queue of a worker and is sent to that worker again; null otherwise. */
+  /**
+   * Its hops when it expired in the queue of a worker and is sent to that worker again; null
+   * otherwise.
+   */
   readonly leftAtHops: number | null
 }
 
@@ -96,7 +101,8 @@ export function readDeadLetter(
   const restored = { ...properties }
   if (death !== null && expiration !== null) {
     const undated = properties.timestamp === undefined && isWorkerQueue(death.queue)
-    // Without a timestamp an expiration counts from the arrival in the queue, where the command has waited.
+    // Without a timestamp an expiration counts from the arrival in the queue, where the command has
+    // waited.
     const waitedMs = undated ? WORKER_QUEUE_TTL_MS : 0
     restored.expiration = String(Math.max(0, Number(expiration) - waitedMs))
   }

@@ -1,6 +1,7 @@
 /**
- * Recognises copies of forwarded commands. A worker that loses its connection while it forwards a command publishes it
- * again, so the queue may have two copies, and the command must still have one outcome.
+ * Recognises copies of forwarded commands. A worker that loses its connection while it forwards a
+ * command publishes it again, so the queue may have two copies, and the command must still have one
+ * outcome.
  *
  *   new ──► in hand ──ended──► ended
  *              └──dropped──► new
@@ -14,11 +15,16 @@ const REMEMBERED_ENDS = 65_536
 export class Deduplicator {
   readonly #inHand = new Set<string>()
   readonly #ended = new Set<string>()
-  /** The keys of ended commands in a ring. A `Set` is slow at finding its first entry after many deletions. */
+  /**
+   * The keys of ended commands in a ring. A `Set` is slow at finding its first entry after many
+   * deletions.
+   */
   readonly #endings: string[] = []
   #oldest = 0
 
-  /** @param hops a command that follows its device may pass a worker twice, which makes it no copy. */
+  /**
+   * @param hops a command that follows its device may pass a worker twice, which makes it no copy.
+   */
   static key(commandId: string, hops: number): string {
     // Saves a string for each command, since most are forwarded once.
     return hops === 1 ? commandId : `${commandId} ${hops}`
@@ -31,7 +37,10 @@ export class Deduplicator {
     return true
   }
 
-  /** The command was redelivered after it was dropped, so it counts as new although its copies have ended. */
+  /**
+   * The command was redelivered after it was dropped, so it counts as new although its copies have
+   * ended.
+   */
   reopen(key: string): void {
     this.#ended.delete(key)
     this.#inHand.add(key)

@@ -1,9 +1,11 @@
 /**
- * The fingerprint of a command's message. It stays the same when the message is redelivered, dead-lettered or forwarded.
- * Two messages with the same fingerprint have the same content, except for the expiration.
+ * The fingerprint of a command's message. It stays the same when the message is redelivered,
+ * dead-lettered or forwarded. Two messages with the same fingerprint have the same content, except
+ * for the expiration.
  *
- * It leaves out what the broker changes (`expiration`, the `x-` headers of dead letters, CC and BCC) and what the gateway
- * adds (`owsla-` headers, persistence). Pure. Computed only after a connection was lost.
+ * It leaves out what the broker changes (`expiration`, the `x-` headers of dead letters, CC and
+ * BCC) and what the gateway adds (`owsla-` headers, persistence). Pure. Computed only after a
+ * connection was lost.
  */
 
 import type { MessageProperties } from "../broker/broker.ts"
@@ -28,7 +30,8 @@ export function fingerprint(body: Uint8Array, properties: MessageProperties): st
     properties.contentType,
     properties.contentEncoding,
     properties.priority,
-    // A timestamp in other units than seconds may exceed the range of a Date. Copies do not have it.
+    // A timestamp in other units than seconds may exceed the range of a Date. Copies do not have
+    // it.
     timestamp === undefined || Number.isNaN(timestamp.getTime()) ? null : timestamp.getTime(),
     names.sort().map((name) => [name, headers[name]]),
   ]

@@ -1,8 +1,9 @@
 /**
- * The headers of forwarded commands, which keep the meaning of a command and identify its copies. Pure.
+ * The headers of forwarded commands, which keep the meaning of a command and identify its copies.
+ * Pure.
  *
- * AMQP restarts an expiration in each queue, does not count hops, and makes a second message of a repeated publish. So
- * the time of expiration, the hops and an id are headers.
+ * AMQP restarts an expiration in each queue, does not count hops, and makes a second message of a
+ * repeated publish. So the time of expiration, the hops and an id are headers.
  */
 
 import type { MessageProperties } from "../broker/broker.ts"
@@ -21,8 +22,8 @@ import {
 const MAX_EXPIRATION_MS = 2 ** 32 - 1
 
 /**
- * Makes ids for the commands that this process forwards first: worker, incarnation, a random part, which back-ends cannot
- * guess, and a counter.
+ * Makes ids for the commands that this process forwards first: worker, incarnation, a random part,
+ * which back-ends cannot guess, and a counter.
  */
 export class CommandIds {
   readonly #prefix: string
@@ -48,7 +49,8 @@ export interface ForwardedCommand
 
 /**
  * The properties of a command on its way to another worker.
- * @param commandKey proves to that worker that a member of the fleet forwarded it; see `fleet-keys.ts`.
+ * @param commandKey proves to that worker that a member of the fleet forwarded it; see
+ * `fleet-keys.ts`.
  */
 export function forwarded(
   properties: MessageProperties,

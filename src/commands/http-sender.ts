@@ -5,10 +5,10 @@
  *                   ├─ queue ───► forwarded; the receipt comes back on the fleet queue of this worker
  *                   └─ nowhere ─► offline
  *
- * A command that was not written is copied to the undelivered queue. A command without `ttlMs` is valid while its request
- * waits. After that this worker neither writes nor forwards it, and in the queue of another worker it expires at the end
- * of `timeoutMs`.
- * Bounds: `MAX_PENDING` requests, commands without an outcome, and outbound messages; `timeoutMs` for each request.
+ * A command that was not written is copied to the undelivered queue. A command without `ttlMs` is
+ * valid while its request waits. After that this worker neither writes nor forwards it, and in the
+ * queue of another worker it expires at the end of `timeoutMs`. Bounds: `MAX_PENDING` requests,
+ * commands without an outcome, and outbound messages; `timeoutMs` for each request.
  */
 
 import type { Broker, Delivery, MessageProperties } from "../broker/broker.ts"

@@ -5,12 +5,13 @@
  *                  ▲                                ├─ returned ──► given up: the reply queue does not exist
  *                  └────────── refused again ───────┴─ for `RETRY_FOR_MS`, or no room ─► given up
  *
- * RabbitMQ before 4 refuses publishes to a quorum queue while it elects a leader, for some seconds after the node of the
- * leader has failed. A full reply queue (`x-overflow: reject-publish`) refuses in the same way, and may stay full. So the
- * command is acknowledged at once and delays no other. If the worker dies meanwhile, the receipt is lost.
+ * RabbitMQ before 4 refuses publishes to a quorum queue while it elects a leader, for some seconds
+ * after the node of the leader has failed. A full reply queue (`x-overflow: reject-publish`)
+ * refuses in the same way, and may stay full. So the command is acknowledged at once and delays no
+ * other. If the worker dies meanwhile, the receipt is lost.
  *
- * Bounds: `MAX_LATE` receipts, `MAX_LATE_OF_QUEUE` for one reply queue, each for `RETRY_FOR_MS` from the first sweep that
- * sees it. Waits double from `FIRST_WAIT_MS` to `MAX_WAIT_MS`.
+ * Bounds: `MAX_LATE` receipts, `MAX_LATE_OF_QUEUE` for one reply queue, each for `RETRY_FOR_MS`
+ * from the first sweep that sees it. Waits double from `FIRST_WAIT_MS` to `MAX_WAIT_MS`.
  */
 
 import type { MessageProperties } from "../broker/broker.ts"

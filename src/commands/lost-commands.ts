@@ -1,6 +1,7 @@
 /**
- * Lost commands: the commands that a worker had in hand, or had just acknowledged, when its connection to the broker was
- * lost. The worker recognises them when they are redelivered or dead-lettered.
+ * Lost commands: the commands that a worker had in hand, or had just acknowledged, when its
+ * connection to the broker was lost. The worker recognises them when they are redelivered or
+ * dead-lettered.
  *
  *   unfinished ──ended──► ended ─┐
  *       └──dropped──► dropped    ├──recognised, or after `REMEMBERED_MS`──► forgotten
@@ -12,18 +13,21 @@
  *                 comes here
  *   acknowledged  the broker may have lost the acknowledgement; only commands with an id or a number
  *
- * AMQP messages have no identity, so commands with equal fingerprints (`fingerprint.ts`) are interchangeable. Of several,
- * the broker redelivers those that were not acknowledged, and possibly those whose acknowledgement was lost. So unfinished
- * and ended ones are matched first, then dropped ones, then acknowledged ones. In doubt a command is written twice rather
- * than never.
+ * AMQP messages have no identity, so commands with equal fingerprints (`fingerprint.ts`) are
+ * interchangeable. Of several, the broker redelivers those that were not acknowledged, and possibly
+ * those whose acknowledgement was lost. So unfinished and ended ones are matched first, then
+ * dropped ones, then acknowledged ones. In doubt a command is written twice rather than never.
  *
- * Pure. Time counts only with a connection to the broker: `pass`. Bound: `MAX_REMEMBERED`. Beyond it the oldest that is not
- * unfinished is forgotten.
+ * Pure. Time counts only with a connection to the broker: `pass`. Bound: `MAX_REMEMBERED`. Beyond
+ * it the oldest that is not unfinished is forgotten.
  */
 
 import type { Decided } from "./queued-command.ts"
 
-/** A broker redelivers at once. This is for a broker that has to detect the loss of the connection first. */
+/**
+ * A broker redelivers at once. This is for a broker that has to detect the loss of the connection
+ * first.
+ */
 export const REMEMBERED_MS = 120_000
 export const MAX_REMEMBERED = 65_536
 
@@ -31,13 +35,17 @@ export type LostState = "unfinished" | "ended" | "dropped" | "acknowledged"
 
 export interface LostCommand<C> {
   readonly fingerprint: string
-  /** The key of all its copies (`deduplicator.ts`); null when it was not forwarded to this worker. */
+  /**
+   * The key of all its copies (`deduplicator.ts`); null when it was not forwarded to this worker.
+   */
   readonly copyKey: string | null
   /** Whether its queue may have dead-lettered it as expired. */
   readonly mayExpire: boolean
   /** The command in hand while it is unfinished; null otherwise. */
   command: C | null
-  /** The id of its forward from here. A message with this id is the forward, not the lost command. */
+  /**
+   * The id of its forward from here. A message with this id is the forward, not the lost command.
+   */
   readonly forwardedAs: string | null
   /** The number of forwards since it was dead-lettered. */
   readonly forwards: number
@@ -83,8 +91,8 @@ export class LostCommands<C> {
   /**
    * Finds and forgets the lost command of this message; null without a match.
    *
-   * @param forwarded null when the message was not forwarded to this worker. A command that came from a queue may come
-   * forwarded after its loss.
+   * @param forwarded null when the message was not forwarded to this worker. A command that came
+   * from a queue may come forwarded after its loss.
    * @param expired whether the message was dead-lettered as expired.
    */
   recognise(

@@ -4,10 +4,11 @@
  *   written, duplicate ────────────────────────► receipt, if requested ──► acknowledge
  *   other ──► copy in the undelivered queue ───► receipt, if requested ──► acknowledge
  *
- * The delivery is acknowledged when the broker has confirmed copy and receipt, or has refused the receipt (see
- * `late-receipts.ts`). When the delivery is lost before the first confirm, and no byte was offered to a socket, nothing
- * else is published: the next delivery decides. If it comes to this worker, it gets the same outcome. After the first
- * confirm the outcome stands. This class does not decide on outcomes. Bound: one entry for each unacknowledged delivery.
+ * The delivery is acknowledged when the broker has confirmed copy and receipt, or has refused the
+ * receipt (see `late-receipts.ts`). When the delivery is lost before the first confirm, and no byte
+ * was offered to a socket, nothing else is published: the next delivery decides. If it comes to
+ * this worker, it gets the same outcome. After the first confirm the outcome stands. This class
+ * does not decide on outcomes. Bound: one entry for each unacknowledged delivery.
  */
 
 import * as v from "valibot"
@@ -25,7 +26,10 @@ import type { UnacknowledgedCommands } from "./unacknowledged-commands.ts"
 
 const OUTCOME_HEADER = "owsla-outcome"
 const DETAIL_HEADER = "owsla-detail"
-/** Headers that a copy keeps, if they are short, when all headers together are too large for a frame. */
+/**
+ * Headers that a copy keeps, if they are short, when all headers together are too large for a
+ * frame.
+ */
 const ESSENTIAL_HEADERS = ["connection_id", "device_id", "to_device_seq"]
 const SHORT_CHARACTERS = 256
 /** More than the longest receipt has. */
@@ -153,8 +157,9 @@ export class Outcomes implements CommandKeeper {
       this.stands(command, outcome, detail)
     }
     if (outcome === "written") stand()
-    // Called before each publish. The broker may have a message that was cut off. If the delivery is lost too, the
-    // message is not repeated, because another worker may get the command and settle it.
+    // Called before each publish. The broker may have a message that was cut off. If the delivery
+    // is lost too, the message is not repeated, because another worker may get the command and
+    // settle it.
     const wanted = () => stands || command.isOffered || !command.lost
     const sendReceipt = () => {
       const { replyTo } = command.delivery.properties
@@ -187,7 +192,8 @@ export class Outcomes implements CommandKeeper {
   }
 
   /**
-   * Ends a command whose handling threw an exception. The copy has few of the headers, since one of them may be the cause.
+   * Ends a command whose handling threw an exception. The copy has few of the headers, since one of
+   * them may be the cause.
    */
   fail(command: QueuedCommand, detail: string): void {
     const { headers = {}, replyTo, correlationId } = command.delivery.properties
@@ -200,8 +206,9 @@ export class Outcomes implements CommandKeeper {
   }
 
   /**
-   * The broker has confirmed nothing of the outcome. If the command was redelivered meanwhile, the outcome is published
-   * now. Otherwise the next delivery gets it, if that delivery comes to this worker.
+   * The broker has confirmed nothing of the outcome. If the command was redelivered meanwhile, the
+   * outcome is published now. Otherwise the next delivery gets it, if that delivery comes to this
+   * worker.
    */
   #withdrawn(command: QueuedCommand, again: () => void): void {
     if (command.lost) this.#unacknowledged.drop(command)
@@ -240,7 +247,10 @@ export class Outcomes implements CommandKeeper {
     )
   }
 
-  /** Publishes the body with the first of these properties that fit a frame. The last ones always fit. */
+  /**
+   * Publishes the body with the first of these properties that fit a frame. The last ones always
+   * fit.
+   */
   #store(
     body: Uint8Array,
     [first, ...others]: MessageProperties[],

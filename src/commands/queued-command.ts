@@ -1,13 +1,15 @@
 /**
- * A command from a queue. It exists until its delivery is acknowledged, or is lost before the command had any effect.
+ * A command from a queue. It exists until its delivery is acknowledged, or is lost before the
+ * command had any effect.
  *
  *   routing ─┬─► at_connection ─┬────────► ending ──stored──► ended
  *            ├─► forwarding ────┤            │
  *            └──────────────────┘            │
  *   routing, at_connection (no byte offered), forwarding and ending (nothing offered or published) ──lost──► dropped
  *
- * routing: its device is looked up. at_connection: it is in the reorder buffer or the outgoing queue. forwarding: it is
- * published to the queue of another worker. ending: it has an outcome, and copy and receipt are published.
+ * routing: its device is looked up. at_connection: it is in the reorder buffer or the outgoing
+ * queue. forwarding: it is published to the queue of another worker. ending: it has an outcome, and
+ * copy and receipt are published.
  *
  * Its delivery is replaced when the command is redelivered before it has an outcome.
  */

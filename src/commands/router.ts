@@ -36,7 +36,10 @@ export interface RouterOptions {
   readonly find: (id: string) => Connection | undefined
   readonly locate: Locate
   readonly commandIds: CommandIds
-  /** Proves to the next worker that a member of the fleet forwarded the command; see `fleet-keys.ts`. */
+  /**
+   * Proves to the next worker that a member of the fleet forwarded the command; see
+   * `fleet-keys.ts`.
+   */
   readonly commandKey: string
 }
 
@@ -78,7 +81,9 @@ export class CommandRouter {
     this.#options.locate(deviceId, trusting, found)
   }
 
-  /** @param place the answer of the fleet. The device may have connected to this worker meanwhile. */
+  /**
+   * @param place the answer of the fleet. The device may have connected to this worker meanwhile.
+   */
   destinationAt(deviceId: string, place: Place): Destination {
     const connection = this.#options.find(deviceId)
     if (connection !== undefined) return { kind: "here", connection }

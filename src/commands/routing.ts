@@ -1,9 +1,9 @@
 /**
- * Decides where a command goes: to a connection of this worker, to the queue of another worker, to the place where the
- * fleet finds its device, or nowhere. Pure.
+ * Decides where a command goes: to a connection of this worker, to the queue of another worker, to
+ * the place where the fleet finds its device, or nowhere. Pure.
  *
- * A connection id contains its worker and needs no look-up; a device id does. Bound: `MAX_HOPS` forwards, so that no
- * command follows a moving device without end.
+ * A connection id contains its worker and needs no look-up; a device id does. Bound: `MAX_HOPS`
+ * forwards, so that no command follows a moving device without end.
  */
 
 import { workerQueue } from "../broker/topology.ts"

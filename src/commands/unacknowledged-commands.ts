@@ -1,13 +1,14 @@
 /**
- * The commands that this worker has consumed and not acknowledged ("in hand"): their number and size, and the handling
- * of lost deliveries.
+ * The commands that this worker has consumed and not acknowledged ("in hand"): their number and
+ * size, and the handling of lost deliveries.
  *
  *   add ─► in hand ─┬─ acknowledge: its outcome is stored ──► acknowledged, remembered until the broker processed that
  *                   ├─ lost without any effect ─────────────► dropped
  *                   └─ lost, bytes offered or outcome begun ► in hand until it ends; see `lost-commands.ts`
  *
- * Bounds: the prefetch of each queue; `maxBytes` of bodies, beyond which consuming pauses; `MAX_ACKNOWLEDGED`
- * acknowledgements, with `MAX_ACKNOWLEDGED_BYTES` of bodies, that the broker may not have processed.
+ * Bounds: the prefetch of each queue; `maxBytes` of bodies, beyond which consuming pauses;
+ * `MAX_ACKNOWLEDGED` acknowledgements, with `MAX_ACKNOWLEDGED_BYTES` of bodies, that the broker may
+ * not have processed.
  */
 
 import type { Broker, Delivery } from "../broker/broker.ts"
@@ -19,7 +20,10 @@ import { fingerprint } from "./fingerprint.ts"
 import { type LostCommand, LostCommands, type LostState } from "./lost-commands.ts"
 import type { QueueCount, QueuedCommand } from "./queued-command.ts"
 
-/** More than the broker usually has to process: a fence every `FENCE_MS` shows which it has processed. */
+/**
+ * More than the broker usually has to process: a fence every `FENCE_MS` shows which it has
+ * processed.
+ */
 const MAX_ACKNOWLEDGED = 16_384
 const MAX_ACKNOWLEDGED_BYTES = 16_777_216
 
@@ -65,7 +69,8 @@ export class UnacknowledgedCommands {
   }
 
   /**
-   * Adds a command, unless it is the redelivery of a lost one or a copy of a forwarded one, which are settled here.
+   * Adds a command, unless it is the redelivery of a lost one or a copy of a forwarded one, which
+   * are settled here.
    *
    * @param deadLetter set when it was dead-lettered.
    * @returns false when it is a redelivery or a copy.
@@ -116,7 +121,9 @@ export class UnacknowledgedCommands {
     this.#release(command)
   }
 
-  /** A command in hand gets the delivery of the same command, and its own delivery is acknowledged. */
+  /**
+   * A command in hand gets the delivery of the same command, and its own delivery is acknowledged.
+   */
   replace(command: QueuedCommand, other: QueuedCommand): void {
     const { delivery, message, copyKey, countedFor, loss } = command
     if (loss !== null) loss.command = other
@@ -171,8 +178,8 @@ export class UnacknowledgedCommands {
         return
       }
       const { delivery, command } = acknowledged
-      // The broker has processed most of these acknowledgements. A command without an id or number could be another one
-      // with the same text, which would never be written.
+      // The broker has processed most of these acknowledgements. A command without an id or number
+      // could be another one with the same text, which would never be written.
       if (delivery.settled || !isDistinct(command)) continue
       this.#lost.add(lossOf(delivery, command, "acknowledged"))
     }

@@ -1,9 +1,9 @@
 /**
- * The configuration. Only this module reads the environment. It parses the settings of `settings.ts`, checks the rules
- * between them, and groups them for the parts of the gateway.
+ * The configuration. Only this module reads the environment. It parses the settings of
+ * `settings.ts`, checks the rules between them, and groups them for the parts of the gateway.
  *
- * Parsed once at start and frozen. All faults are reported together. Each names the variable and the rule, and none
- * contains the value of a secret.
+ * Parsed once at start and frozen. All faults are reported together. Each names the variable and
+ * the rule, and none contains the value of a secret.
  */
 
 import { X509Certificate } from "node:crypto"
@@ -77,7 +77,10 @@ export function loadHelloSecrets(environment: Environment = process.env): readon
   return parsed.output
 }
 
-/** Checks the rules between settings. A setting that is not valid itself may be missing or have any type. */
+/**
+ * Checks the rules between settings. A setting that is not valid itself may be missing or have any
+ * type.
+ */
 function relations(settings: Partial<Settings>, values: Environment): string[] {
   const faults: string[] = []
   const { HTTP_HOST, HTTP_TOKENS, HTTP_READ_TOKENS, AMQP_URL, NODE_ENV } = settings
@@ -194,7 +197,10 @@ function shape(settings: Settings, values: Environment, ca: string | null) {
     instanceId: settings.INSTANCE_ID,
     /** Null with the embedded broker. */
     amqp: embedded ? null : { urls: settings.AMQP_URL, ca },
-    /** Shared by all instances on the broker. Null with the embedded broker, which serves one process only. */
+    /**
+     * Shared by all instances on the broker. Null with the embedded broker, which serves one
+     * process only.
+     */
     fleetSecret: embedded ? null : settings.FLEET_SECRET || passwordsOf(settings.AMQP_URL),
     workers: embedded ? 1 : settings.WORKERS,
     drainTimeoutMs: settings.DRAIN_TIMEOUT_MS,

@@ -1,6 +1,7 @@
 /**
- * The kinds of settings in `settings.ts`. Each is a valibot schema that converts the text of a variable to its value,
- * with the text for the documentation as metadata. Pure: reads no environment.
+ * The kinds of settings in `settings.ts`. Each is a valibot schema that converts the text of a
+ * variable to its value, with the text for the documentation as metadata. Pure: reads no
+ * environment.
  */
 
 import * as v from "valibot"
@@ -96,7 +97,9 @@ export function list(declared: Declared & { readonly match: RegExp; readonly ran
 /** Like `list`, with a function that checks each item. */
 export function checkedList(
   declared: Declared & {
-    /** Returns the rule that the item violates, without any part of the item; null when it is valid. */
+    /**
+     * Returns the rule that the item violates, without any part of the item; null when it is valid.
+     */
     readonly faultOf: (item: string) => string | null
     readonly range: string
   },
@@ -131,7 +134,10 @@ export function urls(
   )
 }
 
-/** Adds an issue for each invalid item. The issue gives the position of the item, because the list may be secret. */
+/**
+ * Adds an issue for each invalid item. The issue gives the position of the item, because the list
+ * may be secret.
+ */
 function eachItem(noun: string, faultOf: (item: string) => string | null) {
   return v.rawCheck<string[]>(({ dataset, addIssue }) => {
     if (!dataset.typed) return

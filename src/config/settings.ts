@@ -1,8 +1,9 @@
 /**
- * All settings, each declared once with name, unit, default, range and description. `config.ts` parses them. The tables
- * in docs/CONFIGURATION.md and `.env.example` are generated from them.
+ * All settings, each declared once with name, unit, default, range and description. `config.ts`
+ * parses them. The tables in docs/CONFIGURATION.md and `.env.example` are generated from them.
  *
- * Reads no environment. The descriptions are for operators: they say what a setting does and what happens at the bound.
+ * Reads no environment. The descriptions are for operators: they say what a setting does and what
+ * happens at the bound.
  */
 
 import { availableParallelism, hostname } from "node:os"
@@ -21,7 +22,10 @@ import {
   urls,
 } from "./setting-kinds.ts"
 
-/** AMQP allows 255 bytes. Names that start with "amq." are reserved for the broker, with "owsla." for the gateway. */
+/**
+ * AMQP allows 255 bytes. Names that start with "amq." are reserved for the broker, with "owsla."
+ * for the gateway.
+ */
 const QUEUE_NAME = (name: string) =>
   /^(?!amq\.|owsla\.)\S+$/.test(name) && Buffer.byteLength(name) <= 200
 

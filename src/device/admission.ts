@@ -1,28 +1,32 @@
 /**
- * Admission: decides whether an accepted connection starts its handshake now, waits in the handshake queue or is
- * refused. It decides before a byte of TLS is read.
+ * Admission: decides whether an accepted connection starts its handshake now, waits in the
+ * handshake queue or is refused. It decides before a byte of TLS is read.
  *
  *   accepted ─┬─ refused: the worker is draining, suspended or full, or too many connections wait
  *             ├─ the worker is full and an unadmitted connection is overdue: close it (overloaded), continue below
  *             ├─ waits in the handshake queue, first in first out ──┐
  *             └─ starts at once ────────────────────────────────────┴─► handshake ─► completed or ended: start the next
  *
- * The limit of concurrent handshakes adapts. It grows while handshakes take little longer than the fastest recent one,
- * whose duration is that of the network. It shrinks when handshakes delay each other or the event loop lags. So in a
- * storm the connected devices keep their latency, and waiting connections start in order of arrival and do not starve
- * each other. A stalled handshake no longer counts against the limit.
+ * The limit of concurrent handshakes adapts. It grows while handshakes take little longer than the
+ * fastest recent one, whose duration is that of the network. It shrinks when handshakes delay each
+ * other or the event loop lags. So in a storm the connected devices keep their latency, and waiting
+ * connections start in order of arrival and do not starve each other. A stalled handshake no longer
+ * counts against the limit.
  *
- * Connections that send nothing cost a peer nothing. `maxConnections` of them could keep all devices out until their
- * handshakes time out. So when the worker is full, a new connection replaces the oldest connection that is not admitted
- * yet, if that one is overdue: its handshake started longer ago than `overdueAfterMs`. Connections in the handshake
- * queue are never replaced, because the gateway does not read them. A storm of honest devices still makes progress:
+ * Connections that send nothing cost a peer nothing. `maxConnections` of them could keep all
+ * devices out until their handshakes time out. So when the worker is full, a new connection
+ * replaces the oldest connection that is not admitted yet, if that one is overdue: its handshake
+ * started longer ago than `overdueAfterMs`. Connections in the handshake queue are never replaced,
+ * because the gateway does not read them. A storm of honest devices still makes progress:
  *
- * - A new connection replaces at most one other. A connection is replaced only after four times the duration of the
- *   fastest recent handshake, and the limit keeps handshakes within about twice that duration.
- * - Each completed handshake adds a device that stays connected, so one fewer device has to connect.
- * - When `maxConnections` connections were replaced and no handshake completed in between, the time allowed is too
- *   short for the devices' network. It doubles each time, up to `MAX_STALL_MS`, until a handshake completes. From then
- *   on `stalledAfterMs` follows the measured duration.
+ * - A new connection replaces at most one other. A connection is replaced only after four times the
+ *   duration of the fastest recent handshake, and the limit keeps handshakes within about twice
+ *   that duration.
+ * - Each completed handshake adds a device that stays connected, so one fewer device has to
+ *   connect.
+ * - When `maxConnections` connections were replaced and no handshake completed in between, the time
+ *   allowed is too short for the devices' network. It doubles each time, up to `MAX_STALL_MS`,
+ *   until a handshake completes. From then on `stalledAfterMs` follows the measured duration.
  *
  * Pure: the time is passed in. Bounds: `maxConnections`, `maxWaiting`.
  */
@@ -59,7 +63,10 @@ const PATIENCE_MS = 20
 const QUICK_FOR_ONE_MORE = 8
 const SHRINK = 0.8
 const MIN_STALL_MS = 250
-/** Longer than a handshake takes on any expected network. Without it a slow peer could raise the time without limit. */
+/**
+ * Longer than a handshake takes on any expected network. Without it a slow peer could raise the
+ * time without limit.
+ */
 const MAX_STALL_MS = 4_000
 /** The limit shrinks when a sweep is later than this. */
 const MAX_LAG_MS = 50
@@ -137,7 +144,10 @@ export class Admission {
     if (this.overdueAfterMs < MAX_STALL_MS) this.#doublings += 1
   }
 
-  /** Milliseconds until the next handshake may start: 0 for now, `Infinity` when another must end first. */
+  /**
+   * Milliseconds until the next handshake may start: 0 for now, `Infinity` when another must end
+   * first.
+   */
   beginsInMs(steadyMs: number): number {
     if (this.#underWay >= this.atOnce) return Number.POSITIVE_INFINITY
     return this.#limits.perS === 0 ? 0 : Math.max(0, this.#nextBeginMs - steadyMs)
@@ -171,8 +181,8 @@ export class Admission {
   }
 
   /**
-   * Milliseconds after which a handshake has stalled and no longer counts against the limit. It waits for its peer and
-   * costs no CPU time.
+   * Milliseconds after which a handshake has stalled and no longer counts against the limit. It
+   * waits for its peer and costs no CPU time.
    */
   get stalledAfterMs(): number {
     const quickestMs = Math.min(this.#quickestMs, this.#quickestBeforeMs)
@@ -183,8 +193,8 @@ export class Admission {
   /**
    * Adapts the limit to the load. Call this periodically.
    *
-   * Stalled handshakes are no sign of load while the event loop is on time. They double the limit, so that silent peers
-   * do not keep out devices that would complete their handshakes.
+   * Stalled handshakes are no sign of load while the event loop is on time. They double the limit,
+   * so that silent peers do not keep out devices that would complete their handshakes.
    *
    * @param lagMs how late this call is.
    * @param stalled handshakes that have stalled since the last call.
@@ -200,7 +210,10 @@ export class Admission {
     this.#completedSinceMs = steadyMs
   }
 
-  /** Estimated milliseconds until the last of the waiting handshakes completes; null while the rate is unknown. */
+  /**
+   * Estimated milliseconds until the last of the waiting handshakes completes; null while the rate
+   * is unknown.
+   */
   waitMs(waiting: number): number | null {
     if (waiting === 0) return 0
     return this.#ratePerS === 0 ? null : Math.round((waiting / this.#ratePerS) * 1_000)
@@ -216,7 +229,8 @@ export class Admission {
   }
 
   /**
-   * At most once in `overMs`: handshakes that started before the last change do not show the effect of the new limit.
+   * At most once in `overMs`: handshakes that started before the last change do not show the effect
+   * of the new limit.
    */
   #shrink(overMs: number, steadyMs: number): void {
     if (steadyMs - this.#shrunkAtMs < overMs) return

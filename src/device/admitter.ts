@@ -4,7 +4,8 @@
  *   accepted ─► epoch ─► open ─► registered under its device id ─► older connection closed (taken_over) ─► `admitted`
  *   rejected ─► `rejected` ─► closed
  *
- * All steps run in one synchronous call, so that no command meets a device between two of them. Holds no state.
+ * All steps run in one synchronous call, so that no command meets a device between two of them.
+ * Holds no state.
  */
 
 import type { Counters } from "../counters.ts"
@@ -16,10 +17,15 @@ import type { PeerInfo } from "./peer.ts"
 export interface AdmitterOptions {
   readonly nowMs: () => number
   readonly counters: Counters
-  /** The epoch of the device's newest connection on another worker, or undefined when none is known. */
+  /**
+   * The epoch of the device's newest connection on another worker, or undefined when none is known.
+   */
   readonly epochElsewhere: (deviceId: string) => number | undefined
   readonly admitted: (connection: Connection) => void
-  /** The handshake failed, or the device did not identify itself or was refused. `detail` gives the cause. */
+  /**
+   * The handshake failed, or the device did not identify itself or was refused. `detail` gives the
+   * cause.
+   */
   readonly rejected: (
     connection: Connection,
     reason: CloseReason,

@@ -1,13 +1,14 @@
 /**
- * The authenticator: determines the device id of a connection by the mode that `DEVICE_AUTH` sets. It runs after the
- * TLS handshake and before admission. No line is read before it has accepted the device.
+ * The authenticator: determines the device id of a connection by the mode that `DEVICE_AUTH` sets.
+ * It runs after the TLS handshake and before admission. No line is read before it has accepted the
+ * device.
  *
  *   handshake complete ─┬─ none ───────────────── denylist ──┬► accepted; with none, the device id is the connection id
  *                       ├─ mtls ── certificate ── denylist ──┤
  *                       └─ hello ─ first line ─── denylist ──┴► rejected: not_identified, refused, denied
  *
- * Decides only; the listener acts on the result. Bound: `MAX_HELLO_BYTES` of the first line for each connection that is
- * being identified.
+ * Decides only; the listener acts on the result. Bound: `MAX_HELLO_BYTES` of the first line for
+ * each connection that is being identified.
  */
 
 import { identityOf, type PeerCertificate } from "./certificate-identity.ts"
@@ -40,12 +41,16 @@ export type AuthResult =
 
 /** The peer of a completed TLS handshake. */
 export interface TlsPeer {
-  /** Whether a certificate was requested, the peer presented one, and a trusted CA has signed it. */
+  /**
+   * Whether a certificate was requested, the peer presented one, and a trusted CA has signed it.
+   */
   readonly authorized: boolean
   /** Why it is not authorized: OpenSSL's message. */
   readonly fault: string | null
   readonly certificate: () => PeerCertificate | undefined
-  /** The end of validity of the certificate's issuers, milliseconds since 1970; see `issuers.ts`. */
+  /**
+   * The end of validity of the certificate's issuers, milliseconds since 1970; see `issuers.ts`.
+   */
   readonly issuersValidUntilMs: () => number
 }
 
@@ -61,7 +66,10 @@ export class Authenticator {
     this.#options = options
   }
 
-  /** The result "waiting" means that the device must send its HELLO line: pass its bytes to `received`. */
+  /**
+   * The result "waiting" means that the device must send its HELLO line: pass its bytes to
+   * `received`.
+   */
   handshaken(connection: Connection, peer: TlsPeer): AuthResult {
     switch (this.#options.auth) {
       case "none":

@@ -1,10 +1,10 @@
 /**
- * The backlog of a listening socket: connections that the kernel has established and no worker has accepted. Bun always
- * uses 512 and ignores its `backlog` option. A storm of devices overflows that at once, and a device whose connection
- * was dropped retries only after a second.
+ * The backlog of a listening socket: connections that the kernel has established and no worker has
+ * accepted. Bun always uses 512 and ignores its `backlog` option. A storm of devices overflows that
+ * at once, and a device whose connection was dropped retries only after a second.
  *
- * A second `listen` call on the same socket changes the backlog, up to the system's `net.core.somaxconn`. Never throws:
- * the reason for a failure is returned.
+ * A second `listen` call on the same socket changes the backlog, up to the system's
+ * `net.core.somaxconn`. Never throws: the reason for a failure is returned.
  */
 
 import { dlopen, FFIType } from "bun:ffi"

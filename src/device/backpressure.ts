@@ -1,21 +1,25 @@
 /**
- * Backpressure from the publish window to the devices: which connections wait for room in the window, and how many
- * bytes of lines are held in the meantime.
+ * Backpressure from the publish window to the devices: which connections wait for room in the
+ * window, and how many bytes of lines are held in the meantime.
  *
  *   flowing ──window full──► connections with lines are not read and wait, in order of arrival
  *      ▲                                  │ held bytes exceed `maxHeldBytes`
  *      │                                  ▼
  *      └──held bytes halved────── suspended: no connection of this worker is read
  *
- * Lines that were read stay in the framer of their connection until the window has room, even after the connection has
- * closed. No line is dropped.
+ * Lines that were read stay in the framer of their connection until the window has room, even after
+ * the connection has closed. No line is dropped.
  *
- * Bound: `maxHeldBytes` of complete lines. Beyond it, only bytes that the kernel handed over in the same tick are
- * added, and the listener refuses new connections. Unfinished lines have their own bound (`unfinished-lines.ts`).
+ * Bound: `maxHeldBytes` of complete lines. Beyond it, only bytes that the kernel handed over in the
+ * same tick are added, and the listener refuses new connections. Unfinished lines have their own
+ * bound (`unfinished-lines.ts`).
  */
 
 export interface WaitingReader {
-  /** Publishes held lines while the window has room. False when lines are left, so that it must wait again. */
+  /**
+   * Publishes held lines while the window has room. False when lines are left, so that it must wait
+   * again.
+   */
   pump(): boolean
 }
 

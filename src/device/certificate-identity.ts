@@ -1,10 +1,10 @@
 /**
- * Extracts the device id from a client certificate that TLS has verified: the id in its single SAN URI
- * `urn:owsla:device:<id>`, otherwise its single common name.
+ * Extracts the device id from a client certificate that TLS has verified: the id in its single SAN
+ * URI `urn:owsla:device:<id>`, otherwise its single common name.
  *
- * Pure: takes the text that OpenSSL prints for the certificate. OpenSSL escapes a comma, a control character or a byte
- * over 127 within a value. So ", " and line feeds separate values, and no value can imitate another. A certificate with
- * an invalid device id, or with more than one, is rejected.
+ * Pure: takes the text that OpenSSL prints for the certificate. OpenSSL escapes a comma, a control
+ * character or a byte over 127 within a value. So ", " and line feeds separate values, and no value
+ * can imitate another. A certificate with an invalid device id, or with more than one, is rejected.
  */
 
 import { isDeviceName } from "./ids.ts"
@@ -30,17 +30,20 @@ export type CertificateIdentity =
   | { readonly fault: string }
 
 export function identityOf(certificate: PeerCertificate, nowMs: number): CertificateIdentity {
-  // A resumed session skips the verification, so the certificate may have expired since the full handshake.
+  // A resumed session skips the verification, so the certificate may have expired since the full
+  // handshake.
   if (nowMs >= Date.parse(certificate.validTo)) return { fault: "the certificate has expired" }
   if (nowMs < Date.parse(certificate.validFrom))
     return { fault: "the certificate is not yet valid" }
   const names = (certificate.subjectAltName ?? "").split(", ")
-  // OpenSSL quotes a URI with special characters. No device id has any, but such a URI must not make the CN count.
+  // OpenSSL quotes a URI with special characters. No device id has any, but such a URI must not
+  // make the CN count.
   const urns = names.map((name) => name.replace(/^URI:"/, "URI:")).filter(isDeviceUrn)
   if (urns.length > 1) return { fault: "the certificate names more than one device" }
   const urn = urns[0]
   if (urn !== undefined) return named(urn.slice(URN_PREFIX.length))
-  // OpenSSL prints a multi-valued RDN as one line, joined by " + ". It escapes a plus within a value.
+  // OpenSSL prints a multi-valued RDN as one line, joined by " + ". It escapes a plus within a
+  // value.
   const attributes = certificate.subject.split(/\n| \+ /)
   const commonNames = attributes.filter((attribute) => attribute.startsWith(CN_PREFIX))
   if (commonNames.length !== 1)

@@ -1,14 +1,16 @@
 /**
- * The CAs of `TLS_CLIENT_CA_FILE`. Checks whether they still trust the certificate of a connected device. TLS verifies
- * a chain in the handshake only; this check is for connections that are older than the file, see `recheck.ts`.
+ * The CAs of `TLS_CLIENT_CA_FILE`. Checks whether they still trust the certificate of a connected
+ * device. TLS verifies a chain in the handshake only; this check is for connections that are older
+ * than the file, see `recheck.ts`.
  *
  *   device certificate ──issued by──► CA of the file: trusted
  *          │                                  ▲
  *          └──issued by──► CAs that the device sent, each issued by the next
  *
- * As in the handshake, each CA of the file is a trust anchor, even if its own issuer has expired or is missing
- * (`allowPartialTrustChain`), and each certificate of the path must be within its validity period. The other rules of
- * OpenSSL (path lengths, name constraints) were verified in the handshake and are not checked again.
+ * As in the handshake, each CA of the file is a trust anchor, even if its own issuer has expired or
+ * is missing (`allowPartialTrustChain`), and each certificate of the path must be within its
+ * validity period. The other rules of OpenSSL (path lengths, name constraints) were verified in the
+ * handshake and are not checked again.
  *
  * Pure: the time is passed in. Bound: `MAX_SENT` certificates of a device, each followed once.
  */
@@ -39,7 +41,8 @@ export class ClientAuthorities {
 
   /**
    * Why the CAs of the file do not trust this chain, or null when they do.
-   * @param chain the device's certificate first, then those that it sent, in any order; null when it cannot be read.
+   * @param chain the device's certificate first, then those that it sent, in any order; null when
+   * it cannot be read.
    */
   faultOf(chain: readonly X509Certificate[] | null, nowMs: number): string | null {
     const [certificate, ...sent] = chain ?? []
@@ -47,7 +50,10 @@ export class ClientAuthorities {
     return this.#follow(certificate, new Set(sent.slice(0, MAX_SENT)), nowMs)
   }
 
-  /** Follows each sent certificate once, so that certificates that have signed each other cause no loop. */
+  /**
+   * Follows each sent certificate once, so that certificates that have signed each other cause no
+   * loop.
+   */
   #follow(certificate: X509Certificate, sent: Set<X509Certificate>, nowMs: number): string | null {
     let found = UNKNOWN_CA
     const reached = [certificate]

@@ -15,7 +15,10 @@ export const CLOSE_REASONS = [
   "taken_over",
   "idle",
   "line_too_long",
-  /** An unfinished line exceeded LINE_TIMEOUT_MS, or was the oldest when the worker reached MAX_PARTIAL_BYTES. */
+  /**
+   * An unfinished line exceeded LINE_TIMEOUT_MS, or was the oldest when the worker reached
+   * MAX_PARTIAL_BYTES.
+   */
   "line_timeout",
   "slow_device",
   "overloaded",

@@ -1,6 +1,6 @@
 /**
- * A command: one line to be written to a device. And the outcomes: the closed list of results of a command.
- * A command exists from its arrival until its source has received its one outcome.
+ * A command: one line to be written to a device. And the outcomes: the closed list of results of a
+ * command. A command exists from its arrival until its source has received its one outcome.
  */
 
 export const OUTCOMES = [
@@ -27,14 +27,19 @@ export interface Recipient {
   readonly epoch: number
 }
 
-/** A line for a device. The connection calls exactly one of the four methods, possibly before `offer` returns. */
+/**
+ * A line for a device. The connection calls exactly one of the four methods, possibly before
+ * `offer` returns.
+ */
 export interface Command {
   /** The line without terminator: at most `MAX_LINE_BYTES` bytes, without LF and CR. */
   readonly body: Uint8Array
   /** `to_device_seq`: a safe integer from 0, or null when the command is not numbered. */
   readonly seq: number | null
   readonly messageId: string | null
-  /** Milliseconds since 1970. Not written at or after this time; `Infinity` when it does not expire. */
+  /**
+   * Milliseconds since 1970. Not written at or after this time; `Infinity` when it does not expire.
+   */
   readonly expiresAtMs: number
   /** The way by which it came; the gateway itself makes commands of "gateway". */
   readonly cameBy: "delivery" | "http" | "gateway"
@@ -45,20 +50,23 @@ export interface Command {
   /** True when another worker consumed the command and forwarded it. */
   readonly forwarded: boolean
   /**
-   * True once the delivery of the command can no longer be acknowledged. The broker redelivers or dead-letters the
-   * command, and that decides its outcome, unless bytes of it were offered to the socket before. Always false on
-   * commands without a broker delivery.
+   * True once the delivery of the command can no longer be acknowledged. The broker redelivers or
+   * dead-letters the command, and that decides its outcome, unless bytes of it were offered to the
+   * socket before. Always false on commands without a broker delivery.
    */
   readonly lost: boolean
   /** Set to true when bytes of the command are offered to a socket. */
   isOffered: boolean
   /** The outcome of the command. */
   settle(outcome: Outcome, detail: string, recipient: Recipient | null): void
-  /** This is a repeated delivery of a command. Another delivery of the same command has or gets the outcome. */
+  /**
+   * This is a repeated delivery of a command. Another delivery of the same command has or gets the
+   * outcome.
+   */
   acknowledge(): void
   /**
-   * The same command waits at the connection. Its delivery may be lost without being redelivered here, so the waiting
-   * command continues with the delivery of this one.
+   * The same command waits at the connection. Its delivery may be lost without being redelivered
+   * here, so the waiting command continues with the delivery of this one.
    */
   replace(waiting: Command): void
   /** The connection gives back a lost command; see `lost`. */

@@ -5,12 +5,12 @@
  *                └► identifying ──►┘                                           ▲
  *   handshaking, identifying ─────────────────── close, peer gone ─────────────┘
  *
- * From the device: socket ─► framer ─► endpoint (numbers the line) ─► `takeLine` (the publish window).
+ * From the device: socket ─► framer ─► endpoint (numbers the line) ─► `lines` (the publish window).
  * To the device:   endpoint (decides) ─► outgoing ─► socket, one write in each tick.
  *
- * Never calls the broker and never throws into the socket's callbacks. Settles each command exactly once. Lines that
- * were read are still published after the connection has closed.
- * Bounds: those of framer, endpoint and outgoing. The sweep terminates a closing socket after `CLOSING_MS`.
+ * Never calls the broker and never throws into the socket's callbacks. Settles each command exactly
+ * once. Lines that were read are still published after the connection has closed. Bounds: those of
+ * framer, endpoint and outgoing. The sweep terminates a closing socket after `CLOSING_MS`.
  */
 
 import type { Counters } from "../counters.ts"
@@ -61,7 +61,10 @@ export interface ConnectionContext {
   readonly lines: LineHandler
   /** Schedules one call of `flush` at the end of this tick. */
   readonly flushSoon: (connection: Connection) => void
-  /** Called when commands wait in the reorder buffer. From then on `sweepCommands` must be called periodically. */
+  /**
+   * Called when commands wait in the reorder buffer. From then on `sweepCommands` must be called
+   * periodically.
+   */
   readonly commandsWait: (connection: Connection) => void
   /** Called once, when the connection begins to close. */
   readonly closed: (connection: Connection, reason: CloseReason) => void
@@ -83,7 +86,10 @@ export class Connection {
   /** Bytes reported to `unfinishedLines`. */
   #partialBytes = 0
   #lastActivityMs: number
-  /** Since when the socket has accepted no bytes although some were offered; null while it accepts all bytes. */
+  /**
+   * Since when the socket has accepted no bytes although some were offered; null while it accepts
+   * all bytes.
+   */
   #stalledSinceMs: number | null = null
   #closeAtMs = 0
   #reason: CloseReason | null = null
@@ -219,8 +225,9 @@ export class Connection {
   }
 
   /**
-   * Gives lost commands back to their sources, unless bytes of them were offered to the socket. The broker redelivers
-   * or dead-letters them. Commands that were offered stay, because the device may receive them.
+   * Gives lost commands back to their sources, unless bytes of them were offered to the socket. The
+   * broker redelivers or dead-letters them. Commands that were offered stay, because the device may
+   * receive them.
    */
   withdrawLost(): void {
     const endpoint = this.#endpoint
@@ -348,8 +355,9 @@ export class Connection {
   }
 
   /**
-   * Writes until the socket accepts no more bytes. Commands are settled after the write, because a source may close
-   * this connection, or write to another connection that shares the scratch buffer.
+   * Writes until the socket accepts no more bytes. Commands are settled after the write, because a
+   * source may close this connection, or write to another connection that shares the scratch
+   * buffer.
    */
   #write(): void {
     const { scratch, counters } = this.#context
@@ -363,7 +371,8 @@ export class Connection {
       const bytes = outgoing.nextBytes(nowMs, scratch, expired)
       const offered = bytes.length
       const accepted = offered === 0 ? 0 : Math.max(0, this.socket.write(bytes))
-      // The write may have reported that the socket is closed. Then all commands are settled already.
+      // The write may have reported that the socket is closed. Then all commands are settled
+      // already.
       if (!this.#ended) {
         outgoing.accepted(accepted, written)
         if (accepted > 0) this.#stalledSinceMs = null
@@ -434,7 +443,10 @@ export class Connection {
     this.#context.backpressure.hold(change)
   }
 
-  /** @param ended whether a line has ended since the last call, so that an unfinished line is a new one. */
+  /**
+   * @param ended whether a line has ended since the last call, so that an unfinished line is a new
+   * one.
+   */
   #accountPartial(ended: boolean): void {
     const partial = this.#framer?.partialBytes ?? 0
     const before = this.#partialBytes

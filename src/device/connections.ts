@@ -1,9 +1,9 @@
 /**
- * The connections of one worker, by connection id and by device id, and the sweep that enforces their deadlines. One
- * timer serves all connections.
+ * The connections of one worker, by connection id and by device id, and the sweep that enforces
+ * their deadlines. One timer serves all connections.
  *
- * Bound: `MAX_CONNECTIONS`, enforced by admission. A connection is removed when its socket has closed, so closing
- * connections count.
+ * Bound: `MAX_CONNECTIONS`, enforced by admission. A connection is removed when its socket has
+ * closed, so closing connections count.
  */
 
 import type { CloseReason } from "./close-reason.ts"
@@ -11,7 +11,10 @@ import type { Connection } from "./connection.ts"
 import type { Denylist } from "./denylist.ts"
 
 export const SWEEP_EVERY_MS = 250
-/** A process whose sweep is late by this was stopped. Messages that arrived in the meantime may still be unread. */
+/**
+ * A process whose sweep is late by this was stopped. Messages that arrived in the meantime may
+ * still be unread.
+ */
 export const PAUSED_MS = 2_000
 /** Idle and write time-outs are long, so the sweep over all connections runs less often. */
 const SWEEP_ALL_EVERY_MS = 1_000
@@ -49,7 +52,10 @@ export class Connections {
     this.leave(connection)
   }
 
-  /** Registers an admitted connection under its device id. Returns the device's previous connection, if any. */
+  /**
+   * Registers an admitted connection under its device id. Returns the device's previous connection,
+   * if any.
+   */
   enter(connection: Connection): Connection | undefined {
     const deviceId = nameOf(connection)
     if (deviceId === null) return undefined
@@ -72,8 +78,9 @@ export class Connections {
   }
 
   /**
-   * The epoch of a device's new connection. It is the time, but larger than the epoch of the device's connection on
-   * this worker and than the known one on another worker, whose clock may be ahead.
+   * The epoch of a device's new connection. It is the time, but larger than the epoch of the
+   * device's connection on this worker and than the known one on another worker, whose clock may be
+   * ahead.
    */
   nextEpoch(deviceId: string, nowMs: number, elsewhere: number | undefined): number {
     const here = this.#named.get(deviceId)?.endpoint?.recipient.epoch
@@ -93,12 +100,17 @@ export class Connections {
     for (const connection of this.#all.values()) visit(connection)
   }
 
-  /** All connections in order of arrival. Includes connections that are added during the iteration. */
+  /**
+   * All connections in order of arrival. Includes connections that are added during the iteration.
+   */
   values(): MapIterator<Connection> {
     return this.#all.values()
   }
 
-  /** Begins to close up to `max` open connections. Returns the number of open connections that are left. */
+  /**
+   * Begins to close up to `max` open connections. Returns the number of open connections that are
+   * left.
+   */
   closeSome(max: number, reason: CloseReason): number {
     let closed = 0
     let left = 0
@@ -132,7 +144,8 @@ export class Connections {
   /**
    * Call this every `SWEEP_EVERY_MS`.
    * @param nowMs milliseconds since 1970, for gaps in the numbers of commands.
-   * @param steadyMs milliseconds of a monotonic clock, so that setting the system clock closes no device.
+   * @param steadyMs milliseconds of a monotonic clock, so that setting the system clock closes no
+   * device.
    */
   sweep(nowMs: number, steadyMs: number): void {
     for (const connection of this.#waiting) {

@@ -1,6 +1,6 @@
 /**
- * The denylist: the devices and certificates that are refused. Pure; `ops/denylist-file.ts` reads the file and follows
- * its changes.
+ * The denylist: the devices and certificates that are refused. Pure; `ops/denylist-file.ts` reads
+ * the file and follows its changes.
  *
  *   lock:9 # stolen        denies the device `lock:9`; # starts a comment anywhere, ids and fingerprints contain none
  *   <64 hex digits>        denies the certificate with this SHA-256 fingerprint, with or without colons, and the device
@@ -9,8 +9,8 @@
  *                          and the device whose id is the whole line
  *   sha256:17              denies the device `sha256:17`; a label counts only before a fingerprint
  *
- * A line with two possible meanings denies both. Lines are added and removed one at a time, so that no step blocks the
- * event loop for long. Bound: `MAX_DENIED` ids and fingerprints.
+ * A line with two possible meanings denies both. Lines are added and removed one at a time, so that
+ * no step blocks the event loop for long. Bound: `MAX_DENIED` ids and fingerprints.
  */
 
 import { SpreadMap } from "../structures/spread-map.ts"

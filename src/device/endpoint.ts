@@ -1,5 +1,6 @@
 /**
- * The gateway's end of one device connection: numbers the lines from the device and decides about each command to it.
+ * The gateway's end of one device connection: numbers the lines from the device and decides about
+ * each command to it.
  *
  *   open ──close──► closed
  *
@@ -9,9 +10,10 @@
  *                   ├─ acknowledge    it is a redelivery or forward of a command that was written or waits here
  *                   └─ replace        it is the forward of a command that waits here from a redelivery
  *
- * Pure: takes data and the time and returns decisions, which `connection.ts` performs. Uses no socket and no timer.
- * Bounds: those of the reorder buffer and of the remembered ids, both created when the first command needs them. There
- * are at most as many released commands as wait for the socket.
+ * Pure: takes data and the time and returns decisions, which `connection.ts` performs. Uses no
+ * socket and no timer. Bounds: those of the reorder buffer and of the remembered ids, both created
+ * when the first command needs them. There are at most as many released commands as wait for the
+ * socket.
  */
 
 import type { Command, Outcome, Recipient } from "./command.ts"
@@ -33,7 +35,10 @@ export type Decision =
     }
   /** Another delivery of the same command has or gets the outcome. */
   | { readonly kind: "acknowledge"; readonly command: Command }
-  /** The same command waits here. It continues with the delivery of `command`, and its own delivery is acknowledged. */
+  /**
+   * The same command waits here. It continues with the delivery of `command`, and its own delivery
+   * is acknowledged.
+   */
   | { readonly kind: "replace"; readonly command: Command; readonly waiting: Command }
 
 export class Endpoint {
@@ -126,8 +131,8 @@ export class Endpoint {
   }
 
   /**
-   * Forgets lost commands that were not offered to the socket, so that a redelivery of each is accepted as a new
-   * command: its number is expected again and its message id is free.
+   * Forgets lost commands that were not offered to the socket, so that a redelivery of each is
+   * accepted as a new command: its number is expected again and its message id is free.
    *
    * @param unoffered lost commands that the outgoing queue has given back.
    * @returns lost commands that were in the reorder buffer.
@@ -152,7 +157,10 @@ export class Endpoint {
     return command.seq !== null && this.#reorder?.heldAt(command.seq) === command
   }
 
-  /** Gives up the lowest gap before `SEQ_GAP_TIMEOUT_MS`. Has no effect when no command waits for a missing number. */
+  /**
+   * Gives up the lowest gap before `SEQ_GAP_TIMEOUT_MS`. Has no effect when no command waits for a
+   * missing number.
+   */
   giveUpGap(): readonly Decision[] {
     const decisions: Decision[] = []
     const released: NumberedCommand[] = []
@@ -181,7 +189,10 @@ export class Endpoint {
     }
   }
 
-  /** The decision about a command with the message id or the number of another command; null when it is a new one. */
+  /**
+   * The decision about a command with the message id or the number of another command; null when it
+   * is a new one.
+   */
   #repeated(command: Command): Decision | null {
     const { messageId, seq, redelivered, forwarded } = command
     const byId = messageId === null ? undefined : this.#remembered?.find(messageId)
@@ -191,8 +202,9 @@ export class Endpoint {
     if (byId === "written") return redelivered ? { kind: "acknowledge", command } : duplicate
     if (byId !== undefined && "writtenSeq" in byId) {
       if (redelivered) return { kind: "acknowledge", command }
-      // A worker that forwards a command may lose its delivery. Then the broker redelivers the command. When the
-      // redelivery was written here, the forward is the same command, and not another one with the same id.
+      // A worker that forwards a command may lose its delivery. Then the broker redelivers the
+      // command. When the redelivery was written here, the forward is the same command, and not
+      // another one with the same id.
       const isAlike = byId.writtenSeq === seq && byId.bodyHash === command.bodyHash
       if (!forwarded || !isAlike || messageId === null) return duplicate
       this.#remembered?.forwardCame(messageId)
@@ -202,8 +214,9 @@ export class Endpoint {
     // The waiting command has its own delivery, which decides the outcome.
     if (waiting !== undefined && isSame(waiting, command)) {
       if (redelivered) return { kind: "acknowledge", command }
-      // When the redelivery is lost too, the broker may deliver the command to the worker that has forwarded it. That
-      // worker acknowledges it, because the forward is stored. So the forward is kept, and not the redelivery.
+      // When the redelivery is lost too, the broker may deliver the command to the worker that has
+      // forwarded it. That worker acknowledges it, because the forward is stored. So the forward is
+      // kept, and not the redelivery.
       if (forwarded && waiting.redelivered && this.#remembered?.hasForward(waiting) !== true) {
         if (messageId !== null) this.#remembered?.forwardCame(messageId)
         return { kind: "replace", command, waiting }
@@ -227,8 +240,8 @@ export class Endpoint {
 }
 
 /**
- * Whether both are deliveries of the same command. All fields are compared, because back-ends may use a message id or a
- * number twice.
+ * Whether both are deliveries of the same command. All fields are compared, because back-ends may
+ * use a message id or a number twice.
  */
 function isSame(a: Command, b: Command): boolean {
   return (

@@ -1,6 +1,6 @@
 /**
- * Schedules flushes: one write in each tick for each connection, however many commands it got in that tick.
- * Bound: one entry for each connection of the worker.
+ * Schedules flushes: one write in each tick for each connection, however many commands it got in
+ * that tick. Bound: one entry for each connection of the worker.
  */
 
 import type { Connection } from "./connection.ts"

@@ -1,15 +1,18 @@
 /**
- * The framer: splits chunks of bytes into lines. This is the first stage that a line passes after TLS.
+ * The framer: splits chunks of bytes into lines. This is the first stage that a line passes after
+ * TLS.
  *
- * A line ends with LF. One CR before the LF is removed; all other bytes are opaque. Each call returns one line, so that
- * the caller can stop in the middle of a chunk while the window is full. The rest of the chunk waits here unparsed.
+ * A line ends with LF. One CR before the LF is removed; all other bytes are opaque. Each call
+ * returns one line, so that the caller can stop in the middle of a chunk while the window is full.
+ * The rest of the chunk waits here unparsed.
  *
  *   push(chunk) ─► next() ─► line … line ─► null       (null: needs more bytes)
  *                       └──► throws LineTooLong        (after that the framer must not be used)
  *
- * Pure: no socket, no clock. Never decodes or trims. Bounds: an unfinished line holds at most `maxLineBytes` + 1 bytes
- * (the last one is a CR that may be removed), and `unfinished-lines.ts` bounds the sum over all devices. The owner
- * pauses its socket while the framer is not `drained`, which bounds the bytes that are pushed and not taken.
+ * Pure: no socket, no clock. Never decodes or trims. Bounds: an unfinished line holds at most
+ * `maxLineBytes` + 1 bytes (the last one is a CR that may be removed), and `unfinished-lines.ts`
+ * bounds the sum over all devices. The owner pauses its socket while the framer is not `drained`,
+ * which bounds the bytes that are pushed and not taken.
  */
 
 const LF = 10
@@ -33,7 +36,10 @@ export class Framer {
   /** The bytes that were pushed and not taken start at `#position`. */
   #chunk: Uint8Array = EMPTY
   #position = 0
-  /** The buffer of the unfinished line. It grows by doubling. Null while there is no unfinished line. */
+  /**
+   * The buffer of the unfinished line. It grows by doubling. Null while there is no unfinished
+   * line.
+   */
   #partial: Uint8Array | null = null
   #partialBytes = 0
 
@@ -64,8 +70,8 @@ export class Framer {
   }
 
   /**
-   * The next line without its terminator, possibly empty; null when more bytes are needed. The line is a copy, so that
-   * keeping it does not keep its chunk of 80 KiB in memory.
+   * The next line without its terminator, possibly empty; null when more bytes are needed. The line
+   * is a copy, so that keeping it does not keep its chunk of 80 KiB in memory.
    * @throws LineTooLong when a finished or unfinished line has more than `maxLineBytes` bytes.
    */
   next(): Uint8Array | null {

@@ -1,13 +1,14 @@
 /**
- * The handshake queue: accepted sockets are paused until admission allows their handshakes to start. First in, first
- * out.
+ * The handshake queue: accepted sockets are paused until admission allows their handshakes to
+ * start. First in, first out.
  *
  *   wait ──► paused ─┬─ admission allows it ─────► resumed, handshake started
  *                    ├─ the peer has closed ─────► skipped
  *                    └─ clear ───────────────────► returned to the caller
  *
- * A paused socket does not report that its peer has closed until it is resumed, so some handshakes are started for
- * peers that are gone. One timer serves the whole queue, and only with a fixed rate. Bound: `maxWaiting` of admission.
+ * A paused socket does not report that its peer has closed until it is resumed, so some handshakes
+ * are started for peers that are gone. One timer serves the whole queue, and only with a fixed
+ * rate. Bound: `maxWaiting` of admission.
  */
 
 import { Fifo } from "../structures/fifo.ts"

@@ -1,14 +1,14 @@
 /**
- * Connections from acceptance to admission: refuses them, starts their handshakes, detects stalled ones, and replaces
- * the oldest one when the worker is full.
+ * Connections from acceptance to admission: refuses them, starts their handshakes, detects stalled
+ * ones, and replaces the oldest one when the worker is full.
  *
  *   accept ─┬─ refused
  *           ├─ waiting ──next──┐
  *           └──────────────────┴─► handshake ─┬─ completed ─► admitted, or ended
  *                                             └─ stalled: no longer counted, may still complete
  *
- * `admission.ts` decides, `handshake-queue.ts` keeps the order, and the hooks close sockets. Bounds: those of
- * `admission.ts`.
+ * `admission.ts` decides, `handshake-queue.ts` keeps the order, and the hooks close sockets.
+ * Bounds: those of `admission.ts`.
  */
 
 import { ByAge } from "../structures/by-age.ts"
@@ -23,7 +23,9 @@ export interface AdmissionReport {
   readonly handshakes_in_progress: number
   readonly handshake_limit: number
   readonly handshakes_per_s: number
-  /** Until the last waiting connection has completed its handshake; null while the rate is unknown. */
+  /**
+   * Until the last waiting connection has completed its handshake; null while the rate is unknown.
+   */
   readonly estimated_wait_ms: number | null
 }
 
@@ -49,7 +51,9 @@ export class Handshakes<S extends PausableSocket> {
   readonly #queue: HandshakeQueue<S>
   /** Handshakes in progress that have not stalled, in the order in which they started. */
   readonly #inProgress = new Set<Connection>()
-  /** Connections whose handshake has started and that are not admitted yet, including closing ones. */
+  /**
+   * Connections whose handshake has started and that are not admitted yet, including closing ones.
+   */
   readonly #unadmitted = new ByAge<S>()
   #draining = false
 
@@ -172,7 +176,8 @@ export class Handshakes<S extends PausableSocket> {
     const { oldest } = this.#unadmitted
     if (oldest === null) return
     const { item: socket, atMs } = oldest
-    // Remove it now and not when the socket has closed: the next new connection must replace another one.
+    // Remove it now and not when the socket has closed: the next new connection must replace
+    // another one.
     this.#unadmitted.delete(socket)
     this.#admission.replaced()
     this.#options.replace(socket, Math.round(this.#options.steadyMs() - atMs))

@@ -1,15 +1,18 @@
 /**
- * `HELLO <device id> <proof>`: with `DEVICE_AUTH=hello`, the first line by which a device identifies itself. The proof
- * is HMAC-SHA256(secret, device id) in hexadecimal. Several secrets are accepted, so that they can be rotated.
+ * `HELLO <device id> <proof>`: with `DEVICE_AUTH=hello`, the first line by which a device
+ * identifies itself. The proof is HMAC-SHA256(secret, device id) in hexadecimal. Several secrets
+ * are accepted, so that they can be rotated.
  *
- * All secrets are compared, each in constant time, even after one has matched. Bound: a first line of `MAX_HELLO_BYTES`
- * bytes without its terminator.
+ * All secrets are compared, each in constant time, even after one has matched. Bound: a first line
+ * of `MAX_HELLO_BYTES` bytes without its terminator.
  */
 
 import { createHmac, timingSafeEqual } from "node:crypto"
 import { isDeviceName } from "./ids.ts"
 
-/** The longest valid line has 200 bytes: "HELLO", an id of 128, a proof of 64, two spaces and a CR. */
+/**
+ * The longest valid line has 200 bytes: "HELLO", an id of 128, a proof of 64, two spaces and a CR.
+ */
 export const MAX_HELLO_BYTES = 200
 
 const LF = 10
@@ -47,7 +50,10 @@ function digest(deviceId: string, secret: string): Buffer {
 export class FirstLine {
   #bytes = ""
 
-  /** The line and the bytes after it; null while the line is unfinished; "too_long" above `MAX_HELLO_BYTES`. */
+  /**
+   * The line and the bytes after it; null while the line is unfinished; "too_long" above
+   * `MAX_HELLO_BYTES`.
+   */
   push(chunk: Uint8Array): { line: string; rest: Uint8Array } | "too_long" | null {
     const end = chunk.indexOf(LF)
     const part = end === -1 ? chunk : chunk.subarray(0, end)

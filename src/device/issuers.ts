@@ -1,6 +1,6 @@
 /**
- * The end of validity of the issuers of a device's certificate, for resumed TLS sessions. TLS verifies the chain in a
- * full handshake only, and an intermediate CA may have expired since.
+ * The end of validity of the issuers of a device's certificate, for resumed TLS sessions. TLS
+ * verifies the chain in a full handshake only, and an intermediate CA may have expired since.
  *
  * Reads only; the authenticator decides. Bound: a chain of `MAX_CHAIN` certificates.
  */
@@ -20,7 +20,10 @@ export interface ResumableSocket {
   getPeerCertificate(abbreviated: boolean): ChainedCertificate
 }
 
-/** @returns milliseconds since 1970; `Infinity` after a full handshake, which has just verified the issuers. */
+/**
+ * @returns milliseconds since 1970; `Infinity` after a full handshake, which has just verified the
+ * issuers.
+ */
 export function issuersValidUntilMs(socket: unknown): number {
   // The argument of `getPeerCertificate` works but is not in the types.
   const resumable = socket as ResumableSocket

@@ -1,5 +1,6 @@
 /**
- * The listener of the device port. It maps the callbacks of the TLS port to the stages of a connection:
+ * The listener of the device port. It maps the callbacks of the TLS port to the stages of a
+ * connection:
  *
  *   opened ─► handshakes ─► handshook ─► authenticator ─► admitter ─► received, drained, closed: the connection
  *
@@ -142,8 +143,8 @@ export class Listener {
   }
 
   /**
-   * Presents a new certificate to devices that connect from now on. Existing connections stay open, unless the device's
-   * certificate has expired or no CA of `tls` trusts it.
+   * Presents a new certificate to devices that connect from now on. Existing connections stay open,
+   * unless the device's certificate has expired or no CA of `tls` trusts it.
    * @throws when the new certificate cannot be used. Then the old one stays in use.
    */
   renew(tls: ListenerTls): void {
@@ -219,7 +220,10 @@ export class Listener {
     this.#perform(socket, connection, result)
   }
 
-  /** Why the current CAs refuse a connection that was accepted before a reload, or null when they trust it. */
+  /**
+   * Why the current CAs refuse a connection that was accepted before a reload, or null when they
+   * trust it.
+   */
   #outdated(socket: DeviceTlsSocket): string | null {
     return this.#authorities?.faultOf(shownChain(socket), this.#context.nowMs()) ?? null
   }
@@ -277,7 +281,8 @@ export class Listener {
 
   #failed(socket: DeviceTlsSocket, error: Error): void {
     const connection = connectionOf(socket)
-    // Errors of the system or of OpenSSL have an `errno`. Exceptions of the callbacks above have none.
+    // Errors of the system or of OpenSSL have an `errno`. Exceptions of the callbacks above have
+    // none.
     if (!("errno" in error)) {
       this.#hooks.fault(error)
       connection?.close("fault")

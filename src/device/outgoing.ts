@@ -1,13 +1,15 @@
 /**
- * The outgoing queue of one connection: commands that wait for the socket, and bytes that were offered to it.
+ * The outgoing queue of one connection: commands that wait for the socket, and bytes that were
+ * offered to it.
  *
  *   push ─► waiting ─► batch (offered to the socket) ─► accepted(n) ─► written commands
  *
- * After the socket has accepted part of a batch, exactly the rest must be offered next, because TLS may already have
- * encrypted those bytes in a record. So only commands that are still waiting can expire.
+ * After the socket has accepted part of a batch, exactly the rest must be offered next, because TLS
+ * may already have encrypted those bytes in a record. So only commands that are still waiting can
+ * expire.
  *
- * Pure: no socket, no clock. Bounds: `maxBytes` of waiting and offered bytes, beyond which `push` refuses a command. A
- * batch has at most `BATCH_BYTES`, or consists of one longer command.
+ * Pure: no socket, no clock. Bounds: `maxBytes` of waiting and offered bytes, beyond which `push`
+ * refuses a command. A batch has at most `BATCH_BYTES`, or consists of one longer command.
  */
 
 import type { Command } from "./command.ts"
@@ -15,7 +17,10 @@ import type { Command } from "./command.ts"
 /** The plaintext of one full TLS record. */
 export const BATCH_BYTES = 16_384
 
-/** Taken commands are removed from the front of the array in blocks of this size, or when all are taken. */
+/**
+ * Taken commands are removed from the front of the array in blocks of this size, or when all are
+ * taken.
+ */
 const COMPACT_AFTER = 1024
 const LF = 10
 const EMPTY = new Uint8Array(0)
@@ -43,7 +48,10 @@ export class Outgoing {
     return this.#bytes
   }
 
-  /** False when the command does not fit and was not taken. One command always fits into an empty queue. */
+  /**
+   * False when the command does not fit and was not taken. One command always fits into an empty
+   * queue.
+   */
   push(command: Command): boolean {
     const bytes = command.body.length + 1
     if (this.#bytes > 0 && this.#bytes + bytes > this.#maxBytes) return false
@@ -52,7 +60,9 @@ export class Outgoing {
     return true
   }
 
-  /** Removes and returns, in order, the lost commands of which no byte was offered to the socket. */
+  /**
+   * Removes and returns, in order, the lost commands of which no byte was offered to the socket.
+   */
   withdrawLost(): Command[] {
     const withdrawn: Command[] = []
     const kept: Command[] = []
@@ -69,8 +79,8 @@ export class Outgoing {
   }
 
   /**
-   * The bytes to offer to the socket next; empty when nothing waits. They are valid until the next call. Expired
-   * commands are left out and appended to `expired`.
+   * The bytes to offer to the socket next; empty when nothing waits. They are valid until the next
+   * call. Expired commands are left out and appended to `expired`.
    *
    * @param scratch at least `BATCH_BYTES` long. All connections may share it.
    */
@@ -106,7 +116,10 @@ export class Outgoing {
     return this.#offered
   }
 
-  /** Call this with the number of offered bytes that the socket accepted. Appends the written commands to `written`. */
+  /**
+   * Call this with the number of offered bytes that the socket accepted. Appends the written
+   * commands to `written`.
+   */
   accepted(bytes: number, written: Command[]): void {
     this.#bytes -= bytes
     // Other connections use the scratch buffer from now on, so the rest is copied.

@@ -5,12 +5,13 @@
 /** The methods of a socket that a connection uses. */
 export interface DeviceSocket {
   /**
-   * Returns the bytes accepted, fewer than offered when the send buffer is full; negative when the socket is closed.
+   * Returns the bytes accepted, fewer than offered when the send buffer is full; negative when the
+   * socket is closed.
    */
   write(bytes: Uint8Array): number
   /**
-   * Sends the accepted bytes, then closes the sending side. The peer then closes too. Bun's `end` was rejected: when
-   * the peer does not close, nothing can close such a socket any more.
+   * Sends the accepted bytes, then closes the sending side. The peer then closes too. Bun's `end`
+   * was rejected: when the peer does not close, nothing can close such a socket any more.
    */
   shutdown(): void
   /** Closes immediately. May call the close handler before it returns. */

@@ -1,15 +1,18 @@
 /**
- * The recheck: after a reload, checks whether the current CAs still trust the certificates of connected devices.
+ * The recheck: after a reload, checks whether the current CAs still trust the certificates of
+ * connected devices.
  *
  *   reload ──start──► some connections in each sweep, in order of arrival ─┬─ trusted ─────► stays
  *      └── another reload starts over                                     └─ not trusted ─► refused
  *
- * Each chain is read from its socket when it is checked, so no memory is used for a connection. Decides only; the
- * listener closes. Connections that arrive during a recheck are included. A connection whose handshake started before
- * the reload is checked by the listener when the handshake completes.
+ * Each chain is read from its socket when it is checked, so no memory is used for a connection.
+ * Decides only; the listener closes. Connections that arrive during a recheck are included. A
+ * connection whose handshake started before the reload is checked by the listener when the
+ * handshake completes.
  *
- * Bound: `CHECKS_A_SWEEP` chains in each sweep, about half a millisecond each (two P-256 signatures). This also limits
- * the devices that reconnect at the same time: 200 per second and worker, 20,000 devices in 100 seconds.
+ * Bound: `CHECKS_A_SWEEP` chains in each sweep, about half a millisecond each (two P-256
+ * signatures). This also limits the devices that reconnect at the same time: 200 per second and
+ * worker, 20,000 devices in 100 seconds.
  */
 
 import type { X509Certificate } from "node:crypto"
@@ -25,7 +28,9 @@ interface Checked {
 
 export interface RecheckHooks<C extends Checked> {
   readonly nowMs: () => number
-  /** The chain that the device presented, its own certificate first; null when it cannot be read. */
+  /**
+   * The chain that the device presented, its own certificate first; null when it cannot be read.
+   */
   readonly chainOf: (connection: C) => readonly X509Certificate[] | null
   readonly refused: (connection: C, detail: string) => void
 }
@@ -44,7 +49,8 @@ export class Recheck<C extends Checked> {
   }
 
   /**
-   * @param connections all connections of the worker, including those added during the iteration (as a Map iterates).
+   * @param connections all connections of the worker, including those added during the iteration
+   * (as a Map iterates).
    */
   start(authorities: ClientAuthorities, connections: Iterator<C>): void {
     this.#authorities = authorities

@@ -1,7 +1,8 @@
 /**
- * Summarises rejected connections for the log. Anyone who reaches the port can cause any number of rejections, so
- * single ones are logged at level debug only. The first rejection with each close reason is logged at once. Later ones
- * are logged once a minute, with their number and the latest detail.
+ * Summarises rejected connections for the log. Anyone who reaches the port can cause any number of
+ * rejections, so single ones are logged at level debug only. The first rejection with each close
+ * reason is logged at once. Later ones are logged once a minute, with their number and the latest
+ * detail.
  *
  * Pure: the time is passed in and messages are passed out. Bound: one entry for each close reason.
  */

@@ -8,7 +8,10 @@ import type { Command } from "./command.ts"
 
 export const REMEMBERED_COMMANDS = 1024
 
-/** A command that was written from a redelivery. Another worker may have consumed and forwarded it before. */
+/**
+ * A command that was written from a redelivery. Another worker may have consumed and forwarded it
+ * before.
+ */
 export interface WrittenRedelivery {
   readonly writtenSeq: number | null
   /** Identifies the body, which is not kept. */
@@ -41,7 +44,8 @@ export class RememberedIds {
   }
 
   /**
-   * The forward of a redelivered command was received, before or after it was written. Another forward is a duplicate.
+   * The forward of a redelivered command was received, before or after it was written. Another
+   * forward is a duplicate.
    */
   forwardCame(messageId: string): void {
     const known = this.#commands.get(messageId)

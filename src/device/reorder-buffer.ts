@@ -1,6 +1,6 @@
 /**
- * The reorder buffer of one connection: takes numbered commands in any order and releases them in the order of their
- * numbers.
+ * The reorder buffer of one connection: takes numbered commands in any order and releases them in
+ * the order of their numbers.
  *
  *              ┌─ the next number ────────────► released, with all that follow it without a gap
  *   offer ─────┼─ above the next number ──────► held until the gap is filled or given up
@@ -8,14 +8,16 @@
  *              ├─ released before, or held ───► duplicate
  *              └─ too far above the next one ─► too_far; the state does not change
  *
- * When released commands are lost before they were offered to the socket, the broker redelivers them. `rewind` then
- * makes their numbers the next ones again. Numbers that were skipped in the meantime stay skipped.
+ * When released commands are lost before they were offered to the socket, the broker redelivers
+ * them. `rewind` then makes their numbers the next ones again. Numbers that were skipped in the
+ * meantime stay skipped.
  *
- * Pure: the time is passed in. Bounds: `windowCommands` held commands. When the buffer is full, the lowest gap is given
- * up at once; a heap finds it in logarithmic time. A command is held for at most `gapTimeoutMs`; then all gaps below it
- * are given up. `SKIPPED_RANGES` gaps are remembered. A number below the oldest of them is called late, because late
- * commands are kept in the undelivered queue and duplicates are not. A number more than `MAX_SEQ_AHEAD` above the next
- * one is refused: a gap up to 2^53 - 1 would leave no numbers for the connection.
+ * Pure: the time is passed in. Bounds: `windowCommands` held commands. When the buffer is full, the
+ * lowest gap is given up at once; a heap finds it in logarithmic time. A command is held for at
+ * most `gapTimeoutMs`; then all gaps below it are given up. `SKIPPED_RANGES` gaps are remembered. A
+ * number below the oldest of them is called late, because late commands are kept in the undelivered
+ * queue and duplicates are not. A number more than `MAX_SEQ_AHEAD` above the next one is refused: a
+ * gap up to 2^53 - 1 would leave no numbers for the connection.
  */
 
 import { MinHeap } from "../structures/min-heap.ts"
@@ -70,8 +72,8 @@ export class ReorderBuffer {
   }
 
   /**
-   * The largest number that is not too far. It depends on the largest value of `#next`, so that a number that was
-   * accepted is accepted again after `rewind`, in any order of redelivery.
+   * The largest number that is not too far. It depends on the largest value of `#next`, so that a
+   * number that was accepted is accepted again after `rewind`, in any order of redelivery.
    */
   get farthest(): number {
     return this.#high + MAX_SEQ_AHEAD
@@ -83,8 +85,8 @@ export class ReorderBuffer {
   }
 
   /**
-   * Takes one command. Appends the commands that may be written now to `released`, in order. With the result "released"
-   * the command itself is among them.
+   * Takes one command. Appends the commands that may be written now to `released`, in order. With
+   * the result "released" the command itself is among them.
    */
   offer(command: NumberedCommand, nowMs: number, released: NumberedCommand[]): ReorderVerdict {
     const { seq } = command
@@ -103,7 +105,9 @@ export class ReorderBuffer {
     return "released"
   }
 
-  /** Gives up the lowest gap at once. Appends the commands that may be written now to `released`. */
+  /**
+   * Gives up the lowest gap at once. Appends the commands that may be written now to `released`.
+   */
   giveUpGap(released: NumberedCommand[]): void {
     const lowest = this.#lowest()
     if (lowest === undefined) return
@@ -112,13 +116,14 @@ export class ReorderBuffer {
   }
 
   /**
-   * Gives up the gaps below commands that have been held for `gapTimeoutMs`. Appends the commands that may be written
-   * now to `released`.
+   * Gives up the gaps below commands that have been held for `gapTimeoutMs`. Appends the commands
+   * that may be written now to `released`.
    */
   expire(nowMs: number, released: NumberedCommand[]): void {
     let highest = -1
     for (const [seq, held] of this.#held) {
-      // All commands are checked: after the clock was set back, they are not in the order of their arrival times.
+      // All commands are checked: after the clock was set back, they are not in the order of their
+      // arrival times.
       if (held.arrivedAtMs + this.#limits.gapTimeoutMs <= nowMs && seq > highest) highest = seq
     }
     if (highest === -1) return
@@ -138,7 +143,9 @@ export class ReorderBuffer {
     return left.sort((a, b) => a.seq - b.seq)
   }
 
-  /** Removes the lost commands among the held ones and returns them in the order of their numbers. */
+  /**
+   * Removes the lost commands among the held ones and returns them in the order of their numbers.
+   */
   withdrawLost(): NumberedCommand[] {
     const lost = [...this.#held.values()].flatMap(({ command }) => (command.lost ? [command] : []))
     for (const { seq } of lost) this.#held.delete(seq)
@@ -146,8 +153,8 @@ export class ReorderBuffer {
   }
 
   /**
-   * Expects the numbers from `seq` on again. All commands that were released from `seq` on were withdrawn before they
-   * were offered to the socket.
+   * Expects the numbers from `seq` on again. All commands that were released from `seq` on were
+   * withdrawn before they were offered to the socket.
    */
   rewind(seq: number): void {
     if (seq > this.#next) throw new Error(`rewind to ${seq}, beyond the next number ${this.#next}`)
@@ -157,7 +164,8 @@ export class ReorderBuffer {
   #hold(command: NumberedCommand, nowMs: number): void {
     this.#held.set(command.seq, { command, arrivedAtMs: nowMs })
     this.#lowestHeld.push(command.seq)
-    // Entries of commands that are no longer held are removed when they are the lowest, or here when they are too many.
+    // Entries of commands that are no longer held are removed when they are the lowest, or here
+    // when they are too many.
     if (this.#lowestHeld.size <= 2 * this.#held.size + HEAP_SLACK) return
     this.#lowestHeld.clear()
     for (const seq of this.#held.keys()) this.#lowestHeld.push(seq)
@@ -182,7 +190,9 @@ export class ReorderBuffer {
     }
   }
 
-  /** Moves to the next number. After a rewind, numbers that were skipped before are skipped again. */
+  /**
+   * Moves to the next number. After a rewind, numbers that were skipped before are skipped again.
+   */
   #advance(): void {
     this.#next += 1
     while (this.#next < this.#high) {
@@ -194,7 +204,10 @@ export class ReorderBuffer {
     this.#high = this.#next
   }
 
-  /** The command with this released number was not written. A command that uses the number again is late. */
+  /**
+   * The command with this released number was not written. A command that uses the number again is
+   * late.
+   */
   unwritten(seq: number): void {
     this.#remember(seq, seq + 1)
   }

@@ -1,6 +1,6 @@
 /**
- * Reads the certificate chain that a connected device presented from its socket, so that no chain is kept for a
- * connection. Bound: `MAX_CHAIN` certificates.
+ * Reads the certificate chain that a connected device presented from its socket, so that no chain
+ * is kept for a connection. Bound: `MAX_CHAIN` certificates.
  */
 
 import { X509Certificate } from "node:crypto"
@@ -20,7 +20,8 @@ export interface ShowingSocket {
 }
 
 /**
- * @returns the device's certificate first, then the rest of the chain that TLS built: certificates that the device
+ * @returns the device's certificate first, then the rest of the chain that TLS built: certificates
+ * that the device
  *   sent, and CAs that were trusted when it connected. Null when the chain cannot be read.
  */
 export function shownChain(socket: unknown): X509Certificate[] | null {

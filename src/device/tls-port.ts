@@ -3,8 +3,8 @@
  *
  *   closed ──listen──► listening ──renew──► listening with the new certificate ──stop──► closed
  *
- * A connection keeps the certificate and the CAs with which it was accepted. Bound: `backlog` connections that wait in the
- * kernel.
+ * A connection keeps the certificate and the CAs with which it was accepted. Bound: `backlog`
+ * connections that wait in the kernel.
  */
 
 import type { Socket, TCPSocketListener } from "bun"
@@ -119,7 +119,8 @@ export class TlsPort<Data> {
         error: (socket: Socket<Data>, error: Error) => handlers.failed(socket, error),
       },
     }
-    // `reusePort`, a numeric `minVersion`, `allowPartialTrustChain` and `fd` work but are not in the types.
+    // `reusePort`, a numeric `minVersion`, `allowPartialTrustChain` and `fd` work but are not in
+    // the types.
     const listening: TCPSocketListener<Data> & { readonly fd?: number } = Bun.listen(
       options as never,
     )

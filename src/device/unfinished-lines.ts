@@ -1,5 +1,6 @@
 /**
- * The unfinished lines of all devices of a worker: lines whose first bytes were received, but not their LF.
+ * The unfinished lines of all devices of a worker: lines whose first bytes were received, but not
+ * their LF.
  *
  *   first bytes ──began──► being read ─┬─ the line's LF ──────────────────────────► ended
  *                             ▲   │    ├─ LINE_TIMEOUT_MS after its first byte ───► line_timeout
@@ -7,14 +8,17 @@
  *                  resumed    │   ▼
  *                          paused: the device is not read and cannot end its line, so no time passes
  *
- * More bytes do not extend the time of a line: otherwise a peer could hold memory for ever by sending single bytes.
- * After a pause of reading, or of the whole process, a line has its full time again.
+ * More bytes do not extend the time of a line: otherwise a peer could hold memory for ever by
+ * sending single bytes. After a pause of reading, or of the whole process, a line has its full time
+ * again.
  *
- * Lines that are being read are ordered by the start of their time, so the oldest is found at once and the sweep visits
- * only lines that are due, and one more. A chunk that ends with a complete line costs nothing here. The owner closes
- * its connection. Paused lines are not closed: they do not grow, so the bound holds without that.
+ * Lines that are being read are ordered by the start of their time, so the oldest is found at once
+ * and the sweep visits only lines that are due, and one more. A chunk that ends with a complete
+ * line costs nothing here. The owner closes its connection. Paused lines are not closed: they do
+ * not grow, so the bound holds without that.
  *
- * Bound: `maxPartialBytes` plus one chunk. The framers may allocate twice that, and at least 256 bytes for each line.
+ * Bound: `maxPartialBytes` plus one chunk. The framers may allocate twice that, and at least 256
+ * bytes for each line.
  */
 
 import { ByAge } from "../structures/by-age.ts"
@@ -25,7 +29,9 @@ export interface UnfinishedLinesLimits {
 }
 
 export interface LineOwner {
-  /** Closes the connection as `line_timeout` and releases its unfinished bytes before it returns. */
+  /**
+   * Closes the connection as `line_timeout` and releases its unfinished bytes before it returns.
+   */
   closeUnfinished(): void
 }
 
@@ -59,7 +65,10 @@ export class UnfinishedLines {
     this.#timed.delete(owner)
   }
 
-  /** Adds to the bytes of unfinished lines; negative to subtract. May close connections, including the caller's. */
+  /**
+   * Adds to the bytes of unfinished lines; negative to subtract. May close connections, including
+   * the caller's.
+   */
   hold(bytes: number): void {
     this.#bytes += bytes
     if (this.#bytes < 0) throw new Error(`${this.#bytes} bytes of unfinished lines`)
@@ -74,7 +83,8 @@ export class UnfinishedLines {
   /**
    * Closes connections whose line is due. Call this periodically.
    * @param steadyMs milliseconds of a monotonic clock.
-   * @param wasStopped whether this process was stopped: bytes that devices sent in the meantime are still unread.
+   * @param wasStopped whether this process was stopped: bytes that devices sent in the meantime are
+   * still unread.
    */
   sweep(steadyMs: number, wasStopped: boolean): void {
     if (wasStopped) for (const owner of this.#timed.items()) this.#timed.add(owner, steadyMs)

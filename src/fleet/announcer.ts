@@ -1,14 +1,15 @@
 /**
- * The announcer: broadcasts which named devices have connected to this worker and which have disconnected, and handles
- * the announcements of other workers. When a device has two connections, the newer one stays: a worker that learns of a
- * newer connection closes its own (`taken_over`), and a worker that learns of an older one answers with its own.
+ * The announcer: broadcasts which named devices have connected to this worker and which have
+ * disconnected, and handles the announcements of other workers. When a device has two connections,
+ * the newer one stays: a worker that learns of a newer connection closes its own (`taken_over`),
+ * and a worker that learns of an older one answers with its own.
  *
  *   come, gone ─► latest change of each device ─► one message at a time ─► owsla.fleet
  *
- * Changes are gathered while a message is unconfirmed, and for at least `GATHER_MS`. Each message costs time on each
- * worker of the fleet, so a storm of reconnections needs few messages. A lost message is compensated: all devices are
- * announced again when the broker connection returns, and every `REANNOUNCE_MS`.
- * Bound: one change for each device, `MAX_ROWS` in each message.
+ * Changes are gathered while a message is unconfirmed, and for at least `GATHER_MS`. Each message
+ * costs time on each worker of the fleet, so a storm of reconnections needs few messages. A lost
+ * message is compensated: all devices are announced again when the broker connection returns, and
+ * every `REANNOUNCE_MS`. Bound: one change for each device, `MAX_ROWS` in each message.
  */
 
 import type { Connection } from "../device/connection.ts"
@@ -19,7 +20,10 @@ import { type FleetMessage, MAX_ROWS } from "./messages.ts"
 import { type Deregistration, isNewer, type Registration } from "./registration.ts"
 
 const REANNOUNCE_MS = 300_000
-/** A first change is announced at once. Changes within this time after it are gathered into the next message. */
+/**
+ * A first change is announced at once. Changes within this time after it are gathered into the next
+ * message.
+ */
 const GATHER_MS = 20
 
 type Devices = Extract<FleetMessage, { type: "devices" }>
@@ -52,7 +56,10 @@ export class Announcer {
     this.#sendSoon()
   }
 
-  /** A named device has no connection on this worker any more. Do not call it for a connection that was taken over. */
+  /**
+   * A named device has no connection on this worker any more. Do not call it for a connection that
+   * was taken over.
+   */
   gone(deviceId: string, connectionId: string): void {
     this.#changes.set(deviceId, [deviceId, connectionId])
     this.#sendSoon()

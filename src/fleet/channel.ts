@@ -1,13 +1,14 @@
 /**
- * The channel between workers: sends messages to all workers (`owsla.fleet`) or to one (its fleet queue), and reads
- * received ones. No message is stored: while the broker is not available, messages are dropped, and the sender is
- * notified.
+ * The channel between workers: sends messages to all workers (`owsla.fleet`) or to one (its fleet
+ * queue), and reads received ones. No message is stored: while the broker is not available,
+ * messages are dropped, and the sender is notified.
  *
  *   message ─► JSON ─► owsla-mac ─► broker ─► size ─► owsla-mac verified ─► parsed ─► each row checked
  *
- * A received message that does not verify is dropped and counted: each user that may publish to the default exchange
- * can send one. Messages are never delayed and never repeated. Bounds: `MAX_IN_FLIGHT` unconfirmed messages, beyond
- * which a message is dropped and counted; `MAX_MESSAGE_BYTES` for a received message.
+ * A received message that does not verify is dropped and counted: each user that may publish to the
+ * default exchange can send one. Messages are never delayed and never repeated. Bounds:
+ * `MAX_IN_FLIGHT` unconfirmed messages, beyond which a message is dropped and counted;
+ * `MAX_MESSAGE_BYTES` for a received message.
  */
 
 import type { Broker, Delivery, PublishChannel, PublishResult } from "../broker/broker.ts"
@@ -78,12 +79,18 @@ export class Channel {
     this.#publish(FLEET_EXCHANGE, "", content, settled)
   }
 
-  /** Sends to one worker process. `settled` gets "returned" when that process does not exist any more. */
+  /**
+   * Sends to one worker process. `settled` gets "returned" when that process does not exist any
+   * more.
+   */
   tell(to: WorkerProcess, content: FleetContent, settled?: (result: PublishResult) => void): void {
     this.#publish("", fleetQueue(to), content, settled)
   }
 
-  /** The message in a delivery. Null when this worker has sent it, its MAC is not valid, or it cannot be parsed. */
+  /**
+   * The message in a delivery. Null when this worker has sent it, its MAC is not valid, or it
+   * cannot be parsed.
+   */
   read({ body, properties }: Delivery): FleetMessage | null {
     const { counters, keys, nowMs } = this.#options
     // This worker's own broadcasts are delivered to it too.

@@ -1,13 +1,15 @@
 /**
- * The keys by which workers of a fleet authenticate their messages. Both are derived from the fleet's secret.
+ * The keys by which workers of a fleet authenticate their messages. Both are derived from the
+ * fleet's secret.
  *
  *   secret ── HKDF (RFC 5869) ─┬─► MAC key: HMAC-SHA256 (RFC 2104) of each fleet message, in the header `owsla-mac`
  *                              └─► command key: the header `owsla-member` of each command that a worker forwards
  *
- * A back-end that may publish to the default exchange can publish to every queue. So only a message with one of these
- * headers is accepted as a member's. A user that can read the workers' queues can read the command key; permissions at
- * the broker must prevent that. A MAC for each forwarded command was rejected: two more HMACs cost 3 % of the time of
- * such a command and give no additional protection.
+ * A back-end that may publish to the default exchange can publish to every queue. So only a message
+ * with one of these headers is accepted as a member's. A user that can read the workers' queues can
+ * read the command key; permissions at the broker must prevent that. A MAC for each forwarded
+ * command was rejected: two more HMACs cost 3 % of the time of such a command and give no
+ * additional protection.
  */
 
 import { hkdfSync, timingSafeEqual } from "node:crypto"
@@ -40,7 +42,8 @@ export class FleetKeys {
   }
 
   /**
-   * Whether this `owsla-mac` is valid for the body. For a MAC of the right length the time depends on the body only.
+   * Whether this `owsla-mac` is valid for the body. For a MAC of the right length the time depends
+   * on the body only.
    */
   verifies(body: Uint8Array, mac: HeaderValue): boolean {
     if (typeof mac !== "string") return false
@@ -49,8 +52,8 @@ export class FleetKeys {
   }
 
   /**
-   * Removes the internal headers (`owsla-*`) from a message that no member has sent, so that they have no effect and
-   * are not forwarded.
+   * Removes the internal headers (`owsla-*`) from a message that no member has sent, so that they
+   * have no effect and are not forwarded.
    *
    * @returns whether a member has sent the message.
    */
@@ -65,7 +68,10 @@ export class FleetKeys {
     return new Bun.CryptoHasher("sha256", this.#macKey).update(body).digest()
   }
 
-  /** Compares in constant time. `timingSafeEqual` was rejected: it needs two buffers for each command. */
+  /**
+   * Compares in constant time. `timingSafeEqual` was rejected: it needs two buffers for each
+   * command.
+   */
   #isCommandKey(value: HeaderValue): boolean {
     const known = this.commandKey
     if (typeof value !== "string" || value.length !== known.length) return false

@@ -1,20 +1,21 @@
 /**
- * The fleet query: answers the operator's requests about the fleet. It asks all workers for their devices, or asks the
- * worker that holds a connection to describe or to close it.
+ * The fleet query: answers the operator's requests about the fleet. It asks all workers for their
+ * devices, or asks the worker that holds a connection to describe or to close it.
  *
  *   list ─► all workers ─► listed … ─► merged when all have answered, or after the time-out
  *   describe, kick ─► this worker, or the process in the connection id, or the worker that the locator finds
  *   kick elsewhere ─► describe ─► described, with the holder's clock ─► kick, valid until a time of that clock
  *
- * The holder refuses a kick that arrives after its deadline, so a kick that has waited in a queue closes no connection.
- * After the caller has closed its HTTP connection no message is sent. A message that was sent before stays valid for
- * the rest of `ANSWER_TIMEOUT_MS`, because it cannot be recalled. The clocks of two machines may differ by more than
- * the deadline allows. So the holder sends its clock with its first answer, the asking worker adds the time that is
- * left, and the holder compares the sum with its own clock. A message TTL at the broker was rejected: it does not
- * include the time before the broker has the message and after the delivery.
+ * The holder refuses a kick that arrives after its deadline, so a kick that has waited in a queue
+ * closes no connection. After the caller has closed its HTTP connection no message is sent. A
+ * message that was sent before stays valid for the rest of `ANSWER_TIMEOUT_MS`, because it cannot
+ * be recalled. The clocks of two machines may differ by more than the deadline allows. So the
+ * holder sends its clock with its first answer, the asking worker adds the time that is left, and
+ * the holder compares the sum with its own clock. A message TTL at the broker was rejected: it does
+ * not include the time before the broker has the message and after the delivery.
  *
- * Bounds: `MAX_ASKS` questions at a time; `MAX_ROWS` devices in an answer; `ANSWER_TIMEOUT_MS` for an answer;
- * `QUESTION_TIMEOUT_MS` for a request, including its look-up.
+ * Bounds: `MAX_ASKS` questions at a time; `MAX_ROWS` devices in an answer; `ANSWER_TIMEOUT_MS` for
+ * an answer; `QUESTION_TIMEOUT_MS` for a request, including its look-up.
  */
 
 import type { Counters } from "../counters.ts"
@@ -28,7 +29,10 @@ import type { Members } from "./members.ts"
 import type { Answer, FleetContent, FleetMessage } from "./messages.ts"
 
 const ANSWER_TIMEOUT_MS = 1_000
-/** Longer than two answers and a look-up need without faults (1.2 s for workers that have just connected). */
+/**
+ * Longer than two answers and a look-up need without faults (1.2 s for workers that have just
+ * connected).
+ */
 const QUESTION_TIMEOUT_MS = 3_000
 const MAX_ASKS = 100
 
@@ -64,7 +68,10 @@ interface Question {
   readonly answers: Answer[]
   /** Milliseconds of the monotonic clock. */
   readonly deadlineMs: number
-  /** Whether the workers had the full `ANSWER_TIMEOUT_MS`. If so, those that did not answer are slow or dead. */
+  /**
+   * Whether the workers had the full `ANSWER_TIMEOUT_MS`. If so, those that did not answer are slow
+   * or dead.
+   */
   readonly fullTime: boolean
   readonly done: (answers: readonly Answer[] | FleetQueryFailure) => void
 }
@@ -307,7 +314,10 @@ export class FleetQuery {
     return Math.min(deadlineMs, this.#options.steadyMs() + ANSWER_TIMEOUT_MS)
   }
 
-  /** Asks the workers in `awaited`. A returned message counts as the answer of a single worker that does not exist. */
+  /**
+   * Asks the workers in `awaited`. A returned message counts as the answer of a single worker that
+   * does not exist.
+   */
   #ask(
     awaited: readonly string[],
     asking: Asking,
@@ -352,7 +362,9 @@ export class FleetQuery {
     return view
   }
 
-  /** Parses another worker's description of a connection. Null, and counted, when it is not valid. */
+  /**
+   * Parses another worker's description of a connection. Null, and counted, when it is not valid.
+   */
   #read(row: Readonly<Record<string, unknown>>): DeviceView | null {
     const view = readDeviceView(row)
     if (view === null) this.#options.counters.fleetMessagesUnknown += 1

@@ -1,12 +1,13 @@
 /**
- * A worker's membership in the fleet. The fleet is all workers of all instances on one broker. This class composes the
- * members, the announcer, the locator, the fleet query and presence.
+ * A worker's membership in the fleet. The fleet is all workers of all instances on one broker. This
+ * class composes the members, the announcer, the locator, the fleet query and presence.
  *
  *   admitted, closed ─► announcer, presence ─► broker
  *   fleet queue ─► channel ─► members, announcer, locator, fleet query
  *
- * No worker stores the location of all devices. Each worker knows its own devices, caches the announced locations of
- * others, and asks the fleet when the cache has no answer. Bounds: those of its parts.
+ * No worker stores the location of all devices. Each worker knows its own devices, caches the
+ * announced locations of others, and asks the fleet when the cache has no answer. Bounds: those of
+ * its parts.
  */
 
 import type { Broker, Delivery } from "../broker/broker.ts"
@@ -94,7 +95,10 @@ export class Fleet {
     }
   }
 
-  /** True when the broker has confirmed all announcements and presence events of this worker, or is not available. */
+  /**
+   * True when the broker has confirmed all announcements and presence events of this worker, or is
+   * not available.
+   */
   get told(): boolean {
     if (!this.#channel.open) return true
     return this.#announcer.pendingCount === 0 && this.presence.count === 0
@@ -122,7 +126,10 @@ export class Fleet {
     this.presence.disconnected(connection, reason)
   }
 
-  /** Whether a worker is known, or may not have announced itself yet since the broker connection returned. */
+  /**
+   * Whether a worker is known, or may not have announced itself yet since the broker connection
+   * returned.
+   */
   mayServe(worker: string): boolean {
     const sinceMs = this.#options.steadyMs() - this.#connectedAtMs
     return sinceMs < REJOIN_MS || this.#members.isKnown(worker)
@@ -134,7 +141,10 @@ export class Fleet {
     if (message !== null) this.#heard(message)
   }
 
-  /** Call this periodically. @param steadyMs monotonic, so that setting the system clock removes no member. */
+  /**
+   * Call this periodically.
+   * @param steadyMs monotonic, so that setting the system clock removes no member.
+   */
   sweep(steadyMs: number): void {
     if (this.#channel.open) this.#members.sweep(steadyMs)
     this.locator.sweep(steadyMs)
@@ -146,8 +156,8 @@ export class Fleet {
   }
 
   /**
-   * The broker accepts and delivers messages again, on both connections. Call it only then: answers that other workers
-   * send before are lost, and so were their messages in the meantime.
+   * The broker accepts and delivers messages again, on both connections. Call it only then: answers
+   * that other workers send before are lost, and so were their messages in the meantime.
    */
   connected(): void {
     const steadyMs = this.#options.steadyMs()

@@ -1,9 +1,10 @@
 /**
- * The location cache: the locations of devices on other workers, as those workers have announced them.
+ * The location cache: the locations of devices on other workers, as those workers have announced
+ * them.
  *
- * An entry is a hint: a worker that gets a command and does not hold the device asks the fleet. So no command is lost
- * when an entry is missing or outdated. Pure. Bound: `MAX_CACHED_LOCATIONS` devices. Beyond it the entry with the
- * oldest announcement is removed.
+ * An entry is a hint: a worker that gets a command and does not hold the device asks the fleet. So
+ * no command is lost when an entry is missing or outdated. Pure. Bound: `MAX_CACHED_LOCATIONS`
+ * devices. Beyond it the entry with the oldest announcement is removed.
  */
 
 import { BoundedMap } from "../structures/bounded-map.ts"

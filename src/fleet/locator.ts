@@ -7,13 +7,13 @@
  *                                          ├─ some do not answer ──────► nowhere, after `ASK_TIMEOUT_MS`
  *                                          └─ broker connection lost ──► asked again when it returns
  *
- * An announcement is a hint and may be outdated. A caller for whom it was wrong asks without it. "Nowhere" is not final
- * during the first `ACQUAINT_MS` of a broker connection, because not all members are known yet. During the first
- * `REJOIN_MS` it is not final while a member that was known before has not announced itself again, because it may still
- * be connecting.
+ * An announcement is a hint and may be outdated. A caller for whom it was wrong asks without it.
+ * "Nowhere" is not final during the first `ACQUAINT_MS` of a broker connection, because not all
+ * members are known yet. During the first `REJOIN_MS` it is not final while a member that was known
+ * before has not announced itself again, because it may still be connecting.
  *
- * Holds no commands; the callers do. Bounds: the callers' bounds on waiting commands; `MAX_ASKS` unanswered questions
- * with `MAX_ROWS` devices each; `ASK_TIMEOUT_MS` for the answers.
+ * Holds no commands; the callers do. Bounds: the callers' bounds on waiting commands; `MAX_ASKS`
+ * unanswered questions with `MAX_ROWS` devices each; `ASK_TIMEOUT_MS` for the answers.
  */
 
 import type { Counters } from "../counters.ts"
@@ -23,7 +23,10 @@ import type { LocationCache } from "./location-cache.ts"
 import { type Members, REJOIN_MS } from "./members.ts"
 import { type Answer, MAX_ROWS } from "./messages.ts"
 
-/** Plus the interval of sweeps, this is less than the second within which a back-end must get `offline`. */
+/**
+ * Plus the interval of sweeps, this is less than the second within which a back-end must get
+ * `offline`.
+ */
 export const ASK_TIMEOUT_MS = 600
 const ACQUAINT_MS = 600
 const MAX_ASKS = 16
@@ -115,7 +118,8 @@ export class Locator {
     if (question === undefined) return
     for (const registration of devices) {
       const [deviceId, connectionId] = registration
-      // Update the cache: the worker's announcement may arrive later, and the cached location is wrong.
+      // Update the cache: the worker's announcement may arrive later, and the cached location is
+      // wrong.
       this.#locationCache.here(registration)
       const waiting = question.devices.get(deviceId)
       const holder = processOfConnection(connectionId)
@@ -174,7 +178,8 @@ export class Locator {
     counters.locationsAsked += devices.size
     if (question.awaited.size > 0 || steadyMs() < this.#acquaintedAtMs) {
       this.#channel.broadcast({ type: "where", ask, devices: [...devices.keys()] }, (result) => {
-        // "returned" means that no fleet queue exists. The sweep asks again, because asking at once would loop.
+        // "returned" means that no fleet queue exists. The sweep asks again, because asking at once
+        // would loop.
         if (result === "returned") this.#askAgain(ask, false)
         else if (result !== "confirmed") this.#askAgain(ask)
       })
@@ -194,7 +199,10 @@ export class Locator {
     if (soon) this.#askSoon()
   }
 
-  /** Ends a question when all devices are found, when all workers have answered, or when it is overdue. */
+  /**
+   * Ends a question when all devices are found, when all workers have answered, or when it is
+   * overdue.
+   */
   #conclude(ask: number, { devices, awaited }: Question, overdue = false): void {
     const steadyMs = this.#options.steadyMs()
     const final = awaited.size === 0 && steadyMs >= this.#acquaintedAtMs

@@ -6,12 +6,12 @@
  *                              or no message for
  *                              `SILENT_AFTER_MS`
  *
- * A silent member may have died, so the location cache is not used for its devices. But questions still wait for its
- * answer, because it or this worker may only be slow. A member that has left does not count any more, although it still
- * announces the devices that it closes.
+ * A silent member may have died, so the location cache is not used for its devices. But questions
+ * still wait for its answer, because it or this worker may only be slow. A member that has left
+ * does not count any more, although it still announces the devices that it closes.
  *
- * Pure: the time of a monotonic clock is passed in. Bounds: `MAX_MEMBERS` members, each kept for `FORGET_AFTER_MS`
- * after its last message.
+ * Pure: the time of a monotonic clock is passed in. Bounds: `MAX_MEMBERS` members, each kept for
+ * `FORGET_AFTER_MS` after its last message.
  */
 
 import type { WorkerProcess } from "../device/ids.ts"
@@ -19,7 +19,10 @@ import type { WorkerProcess } from "../device/ids.ts"
 /** The interval of a member's `alive` messages. */
 export const ALIVE_EVERY_MS = 2_000
 const SILENT_AFTER_MS = 6_000
-/** Counted from the return of the broker connection. Longer than the longest delay between two connection attempts. */
+/**
+ * Counted from the return of the broker connection. Longer than the longest delay between two
+ * connection attempts.
+ */
 export const REJOIN_MS = 7_000
 export const FORGET_AFTER_MS = 20_000
 /** Far more members than one broker has connections for. */
@@ -33,7 +36,10 @@ interface Member {
 
 export class Members {
   readonly #members = new Map<string, Member>()
-  /** Members that were known when the broker connection was lost and have sent no message since its return. */
+  /**
+   * Members that were known when the broker connection was lost and have sent no message since its
+   * return.
+   */
   readonly #unheard = new Set<string>()
 
   get count(): number {
@@ -55,8 +61,8 @@ export class Members {
   }
 
   /**
-   * The broker connection has returned. No message could arrive while it was lost, so that time does not count, and all
-   * members that were known before are expected to send a message.
+   * The broker connection has returned. No message could arrive while it was lost, so that time
+   * does not count, and all members that were known before are expected to send a message.
    */
   resumed(steadyMs: number): void {
     this.#unheard.clear()
@@ -67,7 +73,10 @@ export class Members {
     }
   }
 
-  /** Whether a member that was known when the broker connection was lost has sent no message since its return. */
+  /**
+   * Whether a member that was known when the broker connection was lost has sent no message since
+   * its return.
+   */
   get someUnheard(): boolean {
     return this.#unheard.size > 0
   }
@@ -100,7 +109,9 @@ export class Members {
     return member?.incarnation === incarnation && member.state === "heard_of"
   }
 
-  /** Whether any process of the worker has sent a message within `FORGET_AFTER_MS` and has not left. */
+  /**
+   * Whether any process of the worker has sent a message within `FORGET_AFTER_MS` and has not left.
+   */
   isKnown(worker: string): boolean {
     const state = this.#members.get(worker)?.state
     return state !== undefined && state !== "left"

@@ -1,5 +1,6 @@
 /**
- * The messages between workers: a closed list, sent as JSON to `owsla.fleet` or to the fleet queue of one worker.
+ * The messages between workers: a closed list, sent as JSON to `owsla.fleet` or to the fleet queue
+ * of one worker.
  *
  *   alive, leaving                  membership in the fleet
  *   devices                         announces devices that have connected or disconnected
@@ -8,9 +9,10 @@
  *   describe ──► described          asks for the description of one connection
  *   kick ──► kicked                 asks to close one connection
  *
- * Each row of a message is validated separately: an invalid row does not affect the others. A member can register only
- * its own connections, with an epoch at most `MAX_EPOCH_AHEAD_MS` ahead of the clock: a device with a larger one could
- * never be taken over. Pure: schemas and their check. Bound: `MAX_ROWS` devices in each message.
+ * Each row of a message is validated separately: an invalid row does not affect the others. A
+ * member can register only its own connections, with an epoch at most `MAX_EPOCH_AHEAD_MS` ahead of
+ * the clock: a device with a larger one could never be taken over. Pure: schemas and their check.
+ * Bound: `MAX_ROWS` devices in each message.
  */
 
 import * as v from "valibot"
@@ -83,7 +85,10 @@ const message = v.variant("type", [
     device: v.nullable(view),
     clock_ms: holderMs,
   }),
-  /** Not carried out at or after `until_ms`. Earlier versions send no `until_ms`, which means no deadline. */
+  /**
+   * Not carried out at or after `until_ms`. Earlier versions send no `until_ms`, which means no
+   * deadline.
+   */
   v.object({ type: v.literal("kick"), ...sender, ask, connection: id, until_ms: holderMs }),
   /** `overdue`: the kick arrived after its deadline and was not carried out. */
   v.object({

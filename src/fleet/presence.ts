@@ -1,13 +1,13 @@
 /**
- * Presence: publishes an event to the topic exchange `owsla.presence` when a device has connected or disconnected. Each
- * event contains the epoch of the connection. A subscriber that keeps the largest epoch of each device can ignore late
- * events.
+ * Presence: publishes an event to the topic exchange `owsla.presence` when a device has connected
+ * or disconnected. Each event contains the epoch of the connection. A subscriber that keeps the
+ * largest epoch of each device can ignore late events.
  *
  *   event ─► waiting, `GATHER_MS` ─► publisher (`MAX_IN_FLIGHT`) ─► owsla.presence
  *
- * Presence has its own publish channel with few messages in flight, so that a storm of events waits here and does not
- * delay lines. Subscribers are optional, so events are not published as mandatory. Bound: `MAX_WAITING` events. Beyond
- * it the oldest event is dropped and counted.
+ * Presence has its own publish channel with few messages in flight, so that a storm of events waits
+ * here and does not delay lines. Subscribers are optional, so events are not published as
+ * mandatory. Bound: `MAX_WAITING` events. Beyond it the oldest event is dropped and counted.
  */
 
 import type { Broker, OutgoingMessage } from "../broker/broker.ts"
@@ -22,7 +22,10 @@ import { instanceOf } from "./device-view.ts"
 const MAX_WAITING = 100_000
 /** The maximum of events that may be published twice after a lost broker connection. */
 const MAX_IN_FLIGHT = 200
-/** Events within this time are sent in one write, because a write and its confirm cost more than an event. */
+/**
+ * Events within this time are sent in one write, because a write and its confirm cost more than an
+ * event.
+ */
 const GATHER_MS = 20
 
 /** The body of an event. Times are milliseconds since 1970. */

@@ -1,5 +1,6 @@
 /**
- * Registrations and deregistrations of a device's connection, and the order of two connections of one device. Pure.
+ * Registrations and deregistrations of a device's connection, and the order of two connections of
+ * one device. Pure.
  */
 
 /** A device's connection and its epoch (milliseconds since 1970). */
@@ -7,7 +8,9 @@ export type Registration = readonly [deviceId: string, connectionId: string, epo
 /** A device's connection that has closed. */
 export type Deregistration = readonly [deviceId: string, connectionId: string]
 
-/** Whether the first of two connections of one device is the newer one. All workers decide alike. */
+/**
+ * Whether the first of two connections of one device is the newer one. All workers decide alike.
+ */
 export function isNewer(
   epoch: number,
   connectionId: string,

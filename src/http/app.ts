@@ -1,13 +1,14 @@
 /**
- * The HTTP API: health, metrics, the devices of the fleet, and commands. Combines the groups of routes with the rules
- * that they share, in this order:
+ * The HTTP API: health, metrics, the devices of the fleet, and commands. Combines the groups of
+ * routes with the rules that they share, in this order:
  *
  * - without tokens, only requests of programs on this machine are served
  * - bearer tokens
  * - request bodies without content encoding
  * - a bound on request bodies
  *
- * All errors are JSON and contain no secret and no stack. Holds no state. Bound: `maxBodyBytes` for each request.
+ * All errors are JSON and contain no secret and no stack. Holds no state. Bound: `maxBodyBytes` for
+ * each request.
  */
 
 import { Hono } from "hono"
@@ -31,8 +32,8 @@ export interface AppDependencies
     HealthDependencies,
     MetricsDependencies {
   /**
-   * Each of them gives access to all routes and to the details of `/health` and `/ready`. When both lists are empty,
-   * all routes are open to programs on this machine.
+   * Each of them gives access to all routes and to the details of `/health` and `/ready`. When both
+   * lists are empty, all routes are open to programs on this machine.
    */
   readonly tokens: readonly string[]
   /** Each of them gives access to GET and HEAD on all routes, and to the same details. */
@@ -44,7 +45,10 @@ export interface AppDependencies
   readonly fault: (error: Error) => void
 }
 
-/** JSON may escape one byte as six characters, and the body also contains a message id and field names. */
+/**
+ * JSON may escape one byte as six characters, and the body also contains a message id and field
+ * names.
+ */
 export function maxBodyBytes(maxLineBytes: number): number {
   return (maxLineBytes + MAX_MESSAGE_ID_BYTES) * 6 + 1_024
 }
@@ -102,7 +106,8 @@ export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
     try {
       return await limit(c, next)
     } catch {
-      // The client closed the connection while its body was read. Errors of routes are handled by `onError`.
+      // The client closed the connection while its body was read. Errors of routes are handled by
+      // `onError`.
       return refuse(c, "invalid", INCOMPLETE_BODY)
     }
   })

@@ -5,7 +5,8 @@
  *   token of HTTP_READ_TOKENS ──► read   GET and HEAD only
  *   any other, or none ─────────► none
  *
- * All tokens are compared, each in constant time, so that response times reveal nothing about the tokens.
+ * All tokens are compared, each in constant time, so that response times reveal nothing about the
+ * tokens.
  */
 
 import { createHash, timingSafeEqual } from "node:crypto"

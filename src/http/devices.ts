@@ -6,9 +6,9 @@
  *   DELETE /devices/:id/connection     the same, and the worker closes the connection
  *   POST /devices/:id/send             one command; the response contains its outcome
  *
- * A command is validated here before it is sent. From then on it has exactly one outcome, like commands from the
- * broker. A request ends when its client closes the connection; remaining steps are not carried out. Bound: `MAX_LIMIT`
- * devices in each page.
+ * A command is validated here before it is sent. From then on it has exactly one outcome, like
+ * commands from the broker. A request ends when its client closes the connection; remaining steps
+ * are not carried out. Bound: `MAX_LIMIT` devices in each page.
  */
 
 import { type Context, Hono } from "hono"
@@ -22,7 +22,10 @@ import { type HttpEnvironment, refuse } from "./errors.ts"
 
 /** A `message_id` is an AMQP short string. */
 export const MAX_MESSAGE_ID_BYTES = 255
-/** Usually the client has closed the connection and does not read this response. It is not an internal error. */
+/**
+ * Usually the client has closed the connection and does not read this response. It is not an
+ * internal error.
+ */
 export const INCOMPLETE_BODY = "the request body is incomplete"
 const MAX_TTL_MS = 86_400_000
 
@@ -103,7 +106,10 @@ async function readRequest(c: Context<HttpEnvironment>, id: string): Promise<Sen
   return { id, body: new TextEncoder().encode(line), ttlMs, messageId }
 }
 
-/** A lone surrogate has no UTF-8 encoding. The encoder would replace it, and the device would get other bytes. */
+/**
+ * A lone surrogate has no UTF-8 encoding. The encoder would replace it, and the device would get
+ * other bytes.
+ */
 function wellFormed() {
   return v.check((value: string) => value.isWellFormed(), "must be well-formed Unicode")
 }

@@ -4,12 +4,12 @@
  *   IncomingMessage ─► Request with a body stream ─► fetch ─► Response ─┬─ event stream ─► sent in parts
  *                                                                       └─ otherwise ────► sent with Content-Length
  *
- * `request.signal` is aborted when the client closes the connection before it has the response. Repeated headers are
- * joined by commas, so that the application can refuse two `Host` headers. The host in `request.url` is a constant: use
- * the header instead.
+ * `request.signal` is aborted when the client closes the connection before it has the response.
+ * Repeated headers are joined by commas, so that the application can refuse two `Host` headers. The
+ * host in `request.url` is a constant: use the header instead.
  *
- * Bounds: `MAX_UNREAD_BYTES` of a request body are buffered for `fetch`. An event stream is not read while the client
- * does not read.
+ * Bounds: `MAX_UNREAD_BYTES` of a request body are buffered for `fetch`. An event stream is not
+ * read while the client does not read.
  */
 
 import type { IncomingMessage, ServerResponse } from "node:http"
@@ -22,7 +22,8 @@ const OF_CONNECTION: readonly string[] = ["connection", "keep-alive", "transfer-
 export type Fetch = (request: Request) => Response | Promise<Response>
 
 /**
- * Resolves when the response was passed to `node:http`, or when the client has closed the connection.
+ * Resolves when the response was passed to `node:http`, or when the client has closed the
+ * connection.
  * @param progressed called when the client has read a part of the response.
  */
 export async function answer(
@@ -79,7 +80,10 @@ function pathOf(url: string): string | null {
   return parsed === null || parsed.host === "" ? null : parsed.pathname + parsed.search
 }
 
-/** Whether the request has a body to pass on. The body of a GET has no meaning (RFC 9110, section 9.3.1). */
+/**
+ * Whether the request has a body to pass on. The body of a GET has no meaning (RFC 9110, section
+ * 9.3.1).
+ */
 export function hasBody({ method, headers }: IncomingMessage): boolean {
   if (method === "GET" || method === "HEAD") return false
   return headers["transfer-encoding"] !== undefined || Number(headers["content-length"] ?? 0) > 0

@@ -1,9 +1,10 @@
 /**
- * `GET /health`: the state of the process. `GET /ready`: whether this worker accepts devices, lines and commands now.
+ * `GET /health`: the state of the process. `GET /ready`: whether this worker accepts devices, lines
+ * and commands now.
  *
- * Neither route needs a token. When tokens are set, a request without one gets only codes from closed lists, and does
- * not query other workers. Process ids, names, counts and error texts of the broker or the client library need a token,
- * because they may contain addresses and user names.
+ * Neither route needs a token. When tokens are set, a request without one gets only codes from
+ * closed lists, and does not query other workers. Process ids, names, counts and error texts of the
+ * broker or the client library need a token, because they may contain addresses and user names.
  */
 
 import { Hono } from "hono"
@@ -93,7 +94,10 @@ function sum(workers: readonly WorkerReport[], of: (worker: WorkerReport) => num
   return workers.reduce((sum, worker) => sum + of(worker), 0)
 }
 
-/** Estimated time until the last waiting device has completed its handshake; null when unknown for some worker. */
+/**
+ * Estimated time until the last waiting device has completed its handshake; null when unknown for
+ * some worker.
+ */
 function allInMs(workers: readonly WorkerReport[]): number | null {
   const each = workers.map(({ admission }) => admission?.estimated_wait_ms ?? 0)
   const unknown = workers.some(({ admission }) => admission?.estimated_wait_ms === null)

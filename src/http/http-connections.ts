@@ -1,16 +1,16 @@
 /**
- * Limits the number of HTTP connections of a worker and their times. Pure: takes events and the time, and returns the
- * connections to close with their reasons.
+ * Limits the number of HTTP connections of a worker and their times. Pure: takes events and the
+ * time, and returns the connections to close with their reasons.
  *
  *   open ─► waiting ──the headers are complete──► receiving ──the body is complete──► answering ─┐
  *             ▲ 5 s                                  30 s                             `answerMs` │
  *             └──────────────────────────────the answer is sent──────────────────────────────────┘
  *
- * Each state has a deadline. Bytes from the client do not extend it; in the state `answering`, each part of the
- * response that the client reads does. At `max` connections a new one replaces the connection that has waited longest.
- * If none waits, it replaces the one that has been receiving longest. So unfinished requests do not keep clients out.
- * When all connections are being answered, the new one is refused. Closing an idle connection is normal in HTTP: the
- * client opens another.
+ * Each state has a deadline. Bytes from the client do not extend it; in the state `answering`, each
+ * part of the response that the client reads does. At `max` connections a new one replaces the
+ * connection that has waited longest. If none waits, it replaces the one that has been receiving
+ * longest. So unfinished requests do not keep clients out. When all connections are being answered,
+ * the new one is refused. Closing an idle connection is normal in HTTP: the client opens another.
  *
  * Bounds: `max` connections, `MAX_PIPELINED` unanswered requests on each.
  */
@@ -27,7 +27,9 @@ export const HTTP_CLOSE_REASONS = [
   "made_room",
   /** The headers of its first request were not complete within `WAITING_MS`. */
   "header_timeout",
-  /** The headers of its next request were not complete within `WAITING_MS` after the last response. */
+  /**
+   * The headers of its next request were not complete within `WAITING_MS` after the last response.
+   */
   "idle",
   "body_timeout",
   /** The response was not sent and read in time. */
@@ -91,7 +93,10 @@ export class HttpConnections<C> {
     return leaving === null ? null : { connection: leaving, reason: "made_room" }
   }
 
-  /** The headers of a request are complete. @returns whether to answer the request; if false, close the connection. */
+  /**
+   * The headers of a request are complete.
+   * @returns whether to answer the request; if false, close the connection.
+   */
   asked(connection: C, nowMs: number): boolean {
     const entry = this.#entries.get(connection)
     if (entry === undefined || entry.unanswered >= MAX_PIPELINED) return false
@@ -115,7 +120,9 @@ export class HttpConnections<C> {
     }
   }
 
-  /** The response is complete. The rest of the request body is discarded while the connection waits. */
+  /**
+   * The response is complete. The rest of the request body is discarded while the connection waits.
+   */
   answered(connection: C, nowMs: number): void {
     const entry = this.#entries.get(connection)
     if (entry === undefined) return

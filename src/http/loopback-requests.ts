@@ -1,19 +1,23 @@
 /**
- * The rules for requests without tokens: programs on this machine are served, web pages of other sites are refused.
- * Pure.
+ * The rules for requests without tokens: programs on this machine are served, web pages of other
+ * sites are refused. Pure.
  *
- * Without tokens the HTTP API listens on loopback only, but a browser on the machine reaches it too. A page of any site
- * can make that browser send a request here, and with DNS rebinding the page can also read the response. So `Host` must
- * name loopback, which a rebound name does not, and `Origin` and `Sec-Fetch-Site` must not name another site. Programs
- * other than browsers do not send the latter two headers.
+ * Without tokens the HTTP API listens on loopback only, but a browser on the machine reaches it
+ * too. A page of any site can make that browser send a request here, and with DNS rebinding the
+ * page can also read the response. So `Host` must name loopback, which a rebound name does not, and
+ * `Origin` and `Sec-Fetch-Site` must not name another site. Programs other than browsers do not
+ * send the latter two headers.
  *
- * The values of a repeated header are joined by a comma. Such a value matches no rule and is refused. No message
- * repeats the value of a header. With tokens these rules do not apply, because a page of another site does not know a
- * token.
+ * The values of a repeated header are joined by a comma. Such a value matches no rule and is
+ * refused. No message repeats the value of a header. With tokens these rules do not apply, because
+ * a page of another site does not know a token.
  */
 
 const HOST = /^(?:localhost|\[::1\]|127(?:\.[0-9]{1,3}){3})(?::[0-9]{1,5})?$/i
-/** Values of `Sec-Fetch-Site` (W3C Fetch Metadata). `none` is a request by the user, such as a typed address. */
+/**
+ * Values of `Sec-Fetch-Site` (W3C Fetch Metadata). `none` is a request by the user, such as a typed
+ * address.
+ */
 const OWN_SITES: readonly string[] = ["same-origin", "none"]
 const ADVICE =
   "or set HTTP_TOKENS and send one of these tokens in the header Authorization: Bearer <token>"

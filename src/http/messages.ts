@@ -1,9 +1,10 @@
 /**
- * `GET /messages`: the lines of devices as server-sent events, for a first try. Exists with the embedded broker only.
+ * `GET /messages`: the lines of devices as server-sent events, for a first try. Exists with the
+ * embedded broker only.
  *
- * Lines stay in the queue. Bounds: `MAX_FOLLOWERS` clients at a time. For a client that reads too slowly, `MAX_BEHIND`
- * events or `MAX_BEHIND_CHARACTERS` are buffered. Further lines are skipped, and an event `missed` contains their
- * number.
+ * Lines stay in the queue. Bounds: `MAX_FOLLOWERS` clients at a time. For a client that reads too
+ * slowly, `MAX_BEHIND` events or `MAX_BEHIND_CHARACTERS` are buffered. Further lines are skipped,
+ * and an event `missed` contains their number.
  */
 
 import { Hono } from "hono"

@@ -1,8 +1,9 @@
 /**
  * `GET /metrics`: metrics in the Prometheus text format, summed over the processes of the instance.
  *
- * The supervisor sums the counters of the workers. The counters of one worker alone would be lower than the last sum,
- * and Prometheus takes that for a restart. So the response is 503 while the supervisor does not answer.
+ * The supervisor sums the counters of the workers. The counters of one worker alone would be lower
+ * than the last sum, and Prometheus takes that for a restart. So the response is 503 while the
+ * supervisor does not answer.
  */
 
 import { Hono } from "hono"

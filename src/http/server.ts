@@ -5,17 +5,19 @@
  *       ▲                  │
  *       └── every 500 ms: connections whose deadline has passed are closed
  *
- * A `net.Server` accepts the connections, so that there are never more than `maxConnections`, whatever clients send.
- * Otherwise unfinished requests, which need no token, could use up the descriptors that devices need. A connection that
- * is passed to `node:http` by the event "connection" has none of its time-outs, so `HttpConnections` enforces them.
+ * A `net.Server` accepts the connections, so that there are never more than `maxConnections`,
+ * whatever clients send. Otherwise unfinished requests, which need no token, could use up the
+ * descriptors that devices need. A connection that is passed to `node:http` by the event
+ * "connection" has none of its time-outs, so `HttpConnections` enforces them.
  *
  * Rejected alternatives, tested with Bun 1.4.5:
- * - `Bun.serve` does not report a connection before its first request is complete, so connections cannot be counted.
- *   Its time-out for them is fixed at about 12 s, whatever `idleTimeout` is.
+ * - `Bun.serve` does not report a connection before its first request is complete, so connections
+ *   cannot be counted. Its time-out for them is fixed at about 12 s, whatever `idleTimeout` is.
  * - A listening `node:http` server enforces `maxConnections` and time-outs, but ignores `reusePort`
- *   (oven-sh/bun#43690). At the limit it closes the newest connection, so unfinished requests would keep clients out.
- * - A plain acceptor in front of a `Bun.serve` on a Unix socket copies all bytes and needs three descriptors for each
- *   connection.
+ *   (oven-sh/bun#43690). At the limit it closes the newest connection, so unfinished requests would
+ *   keep clients out.
+ * - A plain acceptor in front of a `Bun.serve` on a Unix socket copies all bytes and needs three
+ *   descriptors for each connection.
  */
 
 import { createServer as createHttpServer } from "node:http"
@@ -43,7 +45,9 @@ export interface HttpServer {
   readonly port: number
   /** Connections whose requests are being received or answered. */
   readonly busyCount: number
-  /** Stops accepting, waits up to `STOP_MS` for responses in progress, then closes all connections. */
+  /**
+   * Stops accepting, waits up to `STOP_MS` for responses in progress, then closes all connections.
+   */
   readonly stop: () => Promise<void>
 }
 

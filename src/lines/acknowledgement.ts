@@ -1,9 +1,10 @@
 /**
- * `ACK n`: with `DEVICE_ACK=seq`, the line that tells a device that the broker has confirmed its line n.
+ * `ACK n`: with `DEVICE_ACK=seq`, the line that tells a device that the broker has confirmed its
+ * line n.
  *
- * The connection writes it like a command. It has no outcome and no receipt, and counts only as a line and as bytes
- * sent. When an acknowledgement cannot be written, the connection is closed as `slow_device`: a device that misses one
- * acknowledgement would wait for it without end.
+ * The connection writes it like a command. It has no outcome and no receipt, and counts only as a
+ * line and as bytes sent. When an acknowledgement cannot be written, the connection is closed as
+ * `slow_device`: a device that misses one acknowledgement would wait for it without end.
  */
 
 import type { Command, Outcome } from "../device/command.ts"

@@ -1,9 +1,10 @@
 /**
- * Publishes the lines of this worker's devices to the queue `from_device`. This is the last stage that a line passes.
+ * Publishes the lines of this worker's devices to the queue `from_device`. This is the last stage
+ * that a line passes.
  *
- * A line is kept until the broker has confirmed it. A line that the broker returns is published again.
- * Bounds: `PUBLISH_WINDOW_LINES` and `PUBLISH_WINDOW_BYTES`. When either is reached, the window has no room and reading
- * from devices pauses.
+ * A line is kept until the broker has confirmed it. A line that the broker returns is published
+ * again. Bounds: `PUBLISH_WINDOW_LINES` and `PUBLISH_WINDOW_BYTES`. When either is reached, the
+ * window has no room and reading from devices pauses.
  */
 
 import type { Broker, OutgoingMessage } from "../broker/broker.ts"
@@ -37,7 +38,10 @@ export interface LinesOptions {
   readonly relieved: () => void
 }
 
-/** The message of a line. One object is refilled for each publish, to avoid an allocation for each line. */
+/**
+ * The message of a line. One object is refilled for each publish, to avoid an allocation for each
+ * line.
+ */
 class LineMessage implements OutgoingMessage {
   id = ""
   readonly exchange = ""
@@ -91,7 +95,8 @@ export class LinePublisher {
       groupOf: (line) => line.connection,
       describe: (line) => message.fill(line),
       done: (line, result) => {
-        // Ids and queue names are bounded so that a message's properties fit a frame, so no other result is possible.
+        // Ids and queue names are bounded so that a message's properties fit a frame, so no other
+        // result is possible.
         if (result !== "confirmed") throw new Error(`the message of a line ended ${result}`)
         counters.linesConfirmed += 1
         const { connection, seq } = line

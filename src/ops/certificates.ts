@@ -1,16 +1,17 @@
 /**
- * Development certificates (CA, server and devices) and their files. Used at the start of the gateway and by
- * `bun run certs`.
+ * Development certificates (CA, server and devices) and their files. Used at the start of the
+ * gateway and by `bun run certs`.
  *
  *   no pair ─► make ─► temporary files ─► link the key ─► link the certificate ─► pair
  *                                             └─► name exists: another process made the pair, use that one
  *
- * `link` fails when the name exists, so only one process creates the key, and the same process then creates the
- * certificate. A lock file was rejected, because after a crash it would have to be recognised as stale. A crash between
- * the two links leaves half a pair. That is reported and not repaired, because the file may be the operator's.
+ * `link` fails when the name exists, so only one process creates the key, and the same process then
+ * creates the certificate. A lock file was rejected, because after a crash it would have to be
+ * recognised as stale. A crash between the two links leaves half a pair. That is reported and not
+ * repaired, because the file may be the operator's.
  *
- * Never overwrites a file, never logs, never reads the environment. Bounds: `PAIR_WAIT_MS` to wait for the other half
- * of a pair; a crash leaves at most two temporary files (`*.tmp`).
+ * Never overwrites a file, never logs, never reads the environment. Bounds: `PAIR_WAIT_MS` to wait
+ * for the other half of a pair; a crash leaves at most two temporary files (`*.tmp`).
  */
 
 import { createPrivateKey, X509Certificate } from "node:crypto"
@@ -25,12 +26,18 @@ const DAY_MS = 86_400_000
 const AUTHORITY_MS = 3650 * DAY_MS
 /** The longest validity of a server certificate that Apple's clients accept. */
 const LEAF_MS = 825 * DAY_MS
-/** Validity starts this long before now, so that a device with a slow clock accepts a new certificate. */
+/**
+ * Validity starts this long before now, so that a device with a slow clock accepts a new
+ * certificate.
+ */
 const CLOCK_SKEW_MS = 3_600_000
 /** The upper bound of a common name in X.520. */
 const COMMON_NAME_MAX_CHARACTERS = 64
 const DNS_NAME = /^(?=.{1,253}$)(\*\.)?(\w([\w-]{0,61}\w)?\.)*(?!\d+$)\w([\w-]{0,61}\w)?$/
-/** Another process needs microseconds between its two links. This leaves time for a machine that swaps. */
+/**
+ * Another process needs microseconds between its two links. This leaves time for a machine that
+ * swaps.
+ */
 const PAIR_WAIT_MS = 1000
 const PAIR_POLL_MS = 20
 const ECDSA_P256 = { name: "ECDSA", namedCurve: "P-256" } as const
@@ -59,8 +66,8 @@ export function createCertificateAuthority(nowMs = Date.now()): Promise<PemPair>
 }
 
 /**
- * A server certificate for localhost, 127.0.0.1, ::1 and `names`, valid for 825 days. `names` are IP addresses and DNS
- * names, with a leading `*.` allowed.
+ * A server certificate for localhost, 127.0.0.1, ::1 and `names`, valid for 825 days. `names` are
+ * IP addresses and DNS names, with a leading `*.` allowed.
  *
  * @throws CertificateError `invalid_name`, or `unusable` when `ca` cannot sign
  */
@@ -70,8 +77,8 @@ export async function createServerCertificate(ca: PemPair, names: string[], nowM
 }
 
 /**
- * A client certificate for a device: it has the SAN URI `urn:owsla:device:<id>`, and the id as CN unless the id is
- * longer than 64 characters. Valid for 825 days.
+ * A client certificate for a device: it has the SAN URI `urn:owsla:device:<id>`, and the id as CN
+ * unless the id is longer than 64 characters. Valid for 825 days.
  *
  * @throws CertificateError `invalid_device_id`, or `unusable` when `ca` cannot sign
  */
@@ -85,12 +92,13 @@ export async function createDeviceCertificate(ca: PemPair, deviceId: string, now
 }
 
 /**
- * Makes the server certificate and its key when both are missing, and first the CA (`ca.crt` and `ca.key` in
- * `directory`) when that is missing too. An existing server pair is not changed and needs no CA. Any number of
- * processes may call this at the same time; all get the same pairs.
+ * Makes the server certificate and its key when both are missing, and first the CA (`ca.crt` and
+ * `ca.key` in `directory`) when that is missing too. An existing server pair is not changed and
+ * needs no CA. Any number of processes may call this at the same time; all get the same pairs.
  *
  * @returns whether the server pair existed, and when its certificate expires or has expired
- * @throws CertificateError `half_pair` when one file of a pair is missing; `unusable` when a file cannot be read or
+ * @throws CertificateError `half_pair` when one file of a pair is missing; `unusable` when a file
+ * cannot be read or
  *   written, contains no certificate, or contains a CA that cannot sign
  */
 export async function ensureDevelopmentCertificates(
@@ -104,7 +112,10 @@ export async function ensureDevelopmentCertificates(
   return { state, notAfter, expired: notAfter.getTime() <= nowMs }
 }
 
-/** The CA in `directory`. Makes it when it is missing. Throws the same errors as `ensureDevelopmentCertificates`. */
+/**
+ * The CA in `directory`. Makes it when it is missing. Throws the same errors as
+ * `ensureDevelopmentCertificates`.
+ */
 export async function ensureCertificateAuthority(directory: string, nowMs = Date.now()) {
   const files = { certFile: join(directory, "ca.crt"), keyFile: join(directory, "ca.key") }
   await ensurePair(files, () => createCertificateAuthority(nowMs))
@@ -142,7 +153,8 @@ async function issue(
   nowMs: number,
   extensions: (x509: X509Library) => Extension[],
 ): Promise<PemPair> {
-  // Loading takes about 60 ms, and most starts make no certificate. So the libraries are loaded here.
+  // Loading takes about 60 ms, and most starts make no certificate. So the libraries are loaded
+  // here.
   await import("reflect-metadata")
   const x509 = await import("@peculiar/x509")
   const keys = await crypto.subtle.generateKey(ECDSA_P256, true, ["sign", "verify"])
@@ -239,7 +251,10 @@ async function claimPair({ certFile, keyFile }: PairFiles, pair: PemPair) {
   }
 }
 
-/** Converts each exception to a CertificateError that says what to do. @param what a path, or the name of a file. */
+/**
+ * Converts each exception to a CertificateError that says what to do.
+ * @param what a path, or the name of a file.
+ */
 async function explaining<T>(what: string, action: () => Promise<T>): Promise<T> {
   try {
     return await action()

@@ -1,11 +1,11 @@
 /**
- * `bun run certs`: makes and lists development certificates, and prints HELLO lines of devices. A command-line tool;
- * the gateway does not run it.
+ * `bun run certs`: makes and lists development certificates, and prints HELLO lines of devices. A
+ * command-line tool; the gateway does not run it.
  *
- * Makes missing certificates. `device --force` replaces an existing device certificate. `server` replaces the server
- * certificate if the CA of the directory has signed it; any other one belongs to the operator and needs `--force`.
- * Prints no key and no secret. Reads only `HELLO_SECRETS` from the environment.
- * Exit status: 0 success, 1 failure, 2 usage error.
+ * Makes missing certificates. `device --force` replaces an existing device certificate. `server`
+ * replaces the server certificate if the CA of the directory has signed it; any other one belongs
+ * to the operator and needs `--force`. Prints no key and no secret. Reads only `HELLO_SECRETS` from
+ * the environment. Exit status: 0 success, 1 failure, 2 usage error.
  */
 
 import { X509Certificate } from "node:crypto"
@@ -155,7 +155,8 @@ async function show(directory: string): Promise<void> {
 
 async function makeDevices(directory: string, deviceIds: ReadonlySet<string>, force: boolean) {
   const ca = await ensureCertificateAuthority(directory)
-  // All are made before the first is written, so that no id becomes part of a path before it is validated.
+  // All are made before the first is written, so that no id becomes part of a path before it is
+  // validated.
   const pairs: [deviceId: string, PemPair][] = []
   for (const id of deviceIds) pairs.push([id, await createDeviceCertificate(ca, id)])
   let status: 0 | 1 = 0
@@ -176,8 +177,9 @@ async function makeDevices(directory: string, deviceIds: ReadonlySet<string>, fo
 }
 
 /**
- * Throws when the file belongs to another device. On a file system that ignores case, two ids that differ in case only
- * have the same file. The certificate of one must not replace that of the other, or be listed as that of the other.
+ * Throws when the file belongs to another device. On a file system that ignores case, two ids that
+ * differ in case only have the same file. The certificate of one must not replace that of the
+ * other, or be listed as that of the other.
  */
 async function refuseOthers({ certFile }: PairFiles, deviceId: string): Promise<void> {
   let certificate: X509Certificate
@@ -187,7 +189,8 @@ async function refuseOthers({ certFile }: PairFiles, deviceId: string): Promise<
     // Missing, or not a certificate: the caller handles both.
     return
   }
-  // The time is one at which the certificate is valid, because the device of an expired certificate counts too.
+  // The time is one at which the certificate is valid, because the device of an expired certificate
+  // counts too.
   const named = identityOf(certificate, Date.parse(certificate.validFrom))
   if ("fault" in named || named.deviceId === deviceId) return
   const remedy = "the file system ignores case, so both ids have the same file: use another --dir"
@@ -229,7 +232,8 @@ function alreadyThere({ certFile, keyFile }: PairFiles, detail = ""): Certificat
 }
 
 /**
- * `ensurePair` creates the files afterwards, so that a pair that two commands replace at the same time still matches.
+ * `ensurePair` creates the files afterwards, so that a pair that two commands replace at the same
+ * time still matches.
  */
 async function remove({ certFile, keyFile }: PairFiles): Promise<void> {
   await rm(keyFile, { force: true })

@@ -5,13 +5,15 @@
  *                                 ├─ empty, or more invalid lines than before ───► the last list stays in force
  *                                 └─ otherwise ──────────────────────────────────► the new list is in force
  *
- * The file is checked every `LOOK_EVERY_MS`. Watching it was rejected: editors and configuration tools replace files by
- * renaming, and a watch of the old file does not report that. A file that cannot be read, is empty or has more invalid
- * lines than before is probably incomplete or damaged. Using it would admit denied devices, so the last list stays in
- * force. At start there is no last list, and the valid lines are used. The file is read in pieces, so that the event
- * loop is not blocked. Its contents are never logged.
+ * The file is checked every `LOOK_EVERY_MS`. Watching it was rejected: editors and configuration
+ * tools replace files by renaming, and a watch of the old file does not report that. A file that
+ * cannot be read, is empty or has more invalid lines than before is probably incomplete or damaged.
+ * Using it would admit denied devices, so the last list stays in force. At start there is no last
+ * list, and the valid lines are used. The file is read in pieces, so that the event loop is not
+ * blocked. Its contents are never logged.
  *
- * Bounds: `MAX_FILE_BYTES`; a warning after `MAX_UNSETTLED` reads in a row during which the file has changed.
+ * Bounds: `MAX_FILE_BYTES`; a warning after `MAX_UNSETTLED` reads in a row during which the file
+ * has changed.
  */
 
 import type { Stats } from "node:fs"
@@ -39,7 +41,8 @@ export class DenylistFile {
   #timer: ReturnType<typeof setInterval> | null = null
 
   /**
-   * @param changed called with the first list and after each change. The file is not checked again until it resolves.
+   * @param changed called with the first list and after each change. The file is not checked again
+   * until it resolves.
    * @param warn called once for each new problem with the file.
    */
   constructor(
@@ -185,7 +188,10 @@ async function readDenylist(path: string): Promise<DenylistReader> {
   }
 }
 
-/** Two writes within one tick of the file system's clock have the same times, so size and inode count too. */
+/**
+ * Two writes within one tick of the file system's clock have the same times, so size and inode
+ * count too.
+ */
 function versionOf({ ino, size, mtimeMs, ctimeMs }: Stats): string {
   return `${ino} ${size} ${mtimeMs} ${ctimeMs}`
 }

@@ -1,5 +1,6 @@
 /**
- * Forwards the output of another process line by line. Bound: a longer line is split after `MAX_LINE_CHARS`.
+ * Forwards the output of another process line by line. Bound: a longer line is split after
+ * `MAX_LINE_CHARS`.
  */
 
 import type { Output } from "./output.ts"

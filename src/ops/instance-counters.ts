@@ -1,11 +1,13 @@
 /**
- * Sums the counters of an instance's workers, including workers that have died or do not answer. The sums must never
- * decrease: Prometheus takes a counter that decreases for one that restarted at zero, and adds its value again.
+ * Sums the counters of an instance's workers, including workers that have died or do not answer.
+ * The sums must never decrease: Prometheus takes a counter that decreases for one that restarted at
+ * zero, and adds its value again.
  *
- * Keeps the last snapshot of each worker, without its gauges. The supervisor requests one every `ASK_EVERY_MS`, so the
- * counts of a dead worker since its last snapshot are lost. Counts that `/metrics` has returned are never lost, because
- * they are recorded here first. A snapshot that was in flight when its worker died still counts: the previous worker of
- * a slot is kept separately until the next one dies.
+ * Keeps the last snapshot of each worker, without its gauges. The supervisor requests one every
+ * `ASK_EVERY_MS`, so the counts of a dead worker since its last snapshot are lost. Counts that
+ * `/metrics` has returned are never lost, because they are recorded here first. A snapshot that was
+ * in flight when its worker died still counts: the previous worker of a slot is kept separately
+ * until the next one dies.
  *
  * Pure. Bound: two snapshots for each slot, and one sum. Labels come from closed lists.
  */
@@ -42,7 +44,10 @@ export class InstanceCounters {
     if (life) life.counters = snapshot.filter(isCounted)
   }
 
-  /** The snapshots of all workers except these, whose latest snapshots the caller has passed to `seen`. */
+  /**
+   * The snapshots of all workers except these, whose latest snapshots the caller has passed to
+   * `seen`.
+   */
   beside(keys: ReadonlySet<number>): MetricsSnapshot[] {
     const silent = [...this.#slots.values()].flatMap(({ current, last }) => [
       ...(last === null || keys.has(last.key) ? [] : [last.counters]),

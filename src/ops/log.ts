@@ -1,8 +1,8 @@
 /**
  * The log: writes events as lines to standard output.
  *
- * Never logs a secret or the contents of a line. Never blocks (`output.ts`): log lines that standard output does not
- * accept are dropped and counted.
+ * Never logs a secret or the contents of a line. Never blocks (`output.ts`): log lines that
+ * standard output does not accept are dropped and counted.
  */
 
 import { isatty } from "node:tty"

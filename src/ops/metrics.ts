@@ -1,8 +1,8 @@
 /**
  * The Prometheus metrics of one worker, and their sum over an instance.
  *
- * Counters and gauges are read only when a snapshot is made. Bound: label values come from closed lists, never from a
- * device.
+ * Counters and gauges are read only when a snapshot is made. Bound: label values come from closed
+ * lists, never from a device.
  */
 
 import {

@@ -1,11 +1,15 @@
 /**
- * The open-files limit of this process, and the numbers of device and HTTP connections below it. At the limit `accept`
- * fails and the event loop uses all CPU time, so connections are limited before that.
+ * The open-files limit of this process, and the numbers of device and HTTP connections below it. At
+ * the limit `accept` fails and the event loop uses all CPU time, so connections are limited before
+ * that.
  */
 
 import { readFileSync } from "node:fs"
 
-/** Descriptors for the broker, the log, libraries, and accepted connections that are about to be refused. */
+/**
+ * Descriptors for the broker, the log, libraries, and accepted connections that are about to be
+ * refused.
+ */
 const RESERVED_FILES = 256
 
 /** The soft limit; null when it is unknown (other systems than Linux). */
@@ -18,7 +22,10 @@ export function openFilesLimit(): number | null {
   }
 }
 
-/** The maximum of HTTP connections of a worker: `wanted`, but at most a quarter of the limit, and at least one. */
+/**
+ * The maximum of HTTP connections of a worker: `wanted`, but at most a quarter of the limit, and at
+ * least one.
+ */
 export function httpConnectionsUnder(limit: number | null, wanted: number): number {
   return limit === null ? wanted : Math.max(1, Math.min(wanted, Math.floor(limit / 4)))
 }

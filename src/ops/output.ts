@@ -5,26 +5,30 @@
  *      ▲                                          │  ▲                              │
  *      └────────────── all written ───────────────┘  └──half of the buffer is free──┘
  *
- * A write to a pipe, socket or terminal that nothing reads blocks its process for ever. Setting O_NONBLOCK on an
- * inherited descriptor was rejected: the flag belongs to the open file description, which is shared with the shell,
- * `tee` and all other processes that have it. So `openSink` writes to each kind of descriptor in a way that does not
- * change it.
+ * A write to a pipe, socket or terminal that nothing reads blocks its process for ever. Setting
+ * O_NONBLOCK on an inherited descriptor was rejected: the flag belongs to the open file
+ * description, which is shared with the shell, `tee` and all other processes that have it. So
+ * `openSink` writes to each kind of descriptor in a way that does not change it.
  *
- * sonic-boom (pino's own destination) was rejected after a test with Bun 1.4.5. In asynchronous mode one thread of the
- * runtime stays blocked in `write`, and the flush at exit blocks for ever. In synchronous mode it sleeps until the
- * descriptor accepts more.
+ * sonic-boom (pino's own destination) was rejected after a test with Bun 1.4.5. In asynchronous
+ * mode one thread of the runtime stays blocked in `write`, and the flush at exit blocks for ever.
+ * In synchronous mode it sleeps until the descriptor accepts more.
  *
- * Lines are written completely, in order, and immediately while the descriptor accepts them. A write has at most
- * `PIPE_BUF` bytes of complete lines. A pipe accepts such a write atomically, so lines of processes that share a pipe
- * do not mix; longer lines may. Never throws. Bound: `MAX_WAITING_BYTES` in memory. Beyond it new lines are dropped and
- * counted until half of the buffer is written.
+ * Lines are written completely, in order, and immediately while the descriptor accepts them. A
+ * write has at most `PIPE_BUF` bytes of complete lines. A pipe accepts such a write atomically, so
+ * lines of processes that share a pipe do not mix; longer lines may. Never throws. Bound:
+ * `MAX_WAITING_BYTES` in memory. Beyond it new lines are dropped and counted until half of the
+ * buffer is written.
  */
 
 import { Fifo } from "../structures/fifo.ts"
 import { openSink, PIPE_BUF, type Sink } from "./sink.ts"
 
 const MAX_WAITING_BYTES = 1_048_576
-/** Delays between attempts while the descriptor accepts no bytes. They double from `first` to `last`. */
+/**
+ * Delays between attempts while the descriptor accepts no bytes. They double from `first` to
+ * `last`.
+ */
 const RETRY_MS = { first: 10, last: 200 }
 /** How long an exiting process tries to write the waiting lines. */
 const EXIT_FLUSH_MS = 1_000
@@ -47,7 +51,10 @@ export class Output {
   #unreported = 0
   #retryMs = RETRY_MS.first
   #timer: ReturnType<typeof setTimeout> | null = null
-  /** Called with the number of dropped lines once lines are accepted again. Its own output is written next. */
+  /**
+   * Called with the number of dropped lines once lines are accepted again. Its own output is
+   * written next.
+   */
   resumed: (lines: number) => void = () => undefined
 
   /** @param dropped called with the number of dropped lines, each time that lines are dropped. */
@@ -141,7 +148,9 @@ export class Output {
     return { bytes: Buffer.concat(parts, length), lines: parts.length }
   }
 
-  /** Reports dropped lines at their position in the output, once there is room for the next lines. */
+  /**
+   * Reports dropped lines at their position in the output, once there is room for the next lines.
+   */
   #report(): void {
     if (this.#unreported === 0 || this.#waitingBytes > MAX_WAITING_BYTES / 2) return
     this.#isDropping = false
@@ -151,8 +160,8 @@ export class Output {
   }
 
   /**
-   * The write failed, for example because the disk is full or the pipe is closed. Drops the waiting lines, which could
-   * otherwise wait for ever. The next line is a new attempt.
+   * The write failed, for example because the disk is full or the pipe is closed. Drops the waiting
+   * lines, which could otherwise wait for ever. The next line is a new attempt.
    */
   #fail(): void {
     const lines = (this.#chunk?.lines ?? 0) + this.#waiting.length

@@ -1,6 +1,6 @@
 /**
- * Reads the server certificate, its key and the client CAs from their files, and checks them before the listener uses
- * them, because OpenSSL's error messages name no file.
+ * Reads the server certificate, its key and the client CAs from their files, and checks them before
+ * the listener uses them, because OpenSSL's error messages name no file.
  */
 
 import { createPrivateKey, X509Certificate } from "node:crypto"
@@ -10,7 +10,8 @@ import { errorText } from "../errors.ts"
 import { CertificateError, type PairFiles, type PemPair } from "./certificates.ts"
 
 /**
- * @throws CertificateError `unusable`, which names each faulty setting, when a file cannot be read or contains no
+ * @throws CertificateError `unusable`, which names each faulty setting, when a file cannot be read
+ * or contains no
  *   certificate or key, or when key and certificate do not match.
  */
 export function readServerCertificate({ certFile, keyFile }: PairFiles): PemPair {
@@ -74,7 +75,8 @@ const PEM_CERTIFICATE = /-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE---
 
 /**
  * The CAs that may sign device certificates, as PEM.
- * @throws CertificateError `unusable` when the file cannot be read or contains anything but CA certificates.
+ * @throws CertificateError `unusable` when the file cannot be read or contains anything but CA
+ * certificates.
  */
 export function readClientAuthorities(path: string): string {
   const fault = (reason: string) =>

@@ -1,19 +1,21 @@
 /**
- * Writes to a descriptor of any kind without blocking, and without changing the open file description that other
- * processes share.
+ * Writes to a descriptor of any kind without blocking, and without changing the open file
+ * description that other processes share.
  *
- * - File, null device: `write`, because the page cache accepts the bytes. A disk that hangs blocks the process; only a
- *   thread could prevent that.
- * - Pipe, terminal: opened again through /proc with O_NONBLOCK, which makes an open file description of this process
- *   only.
- * - Pipe without permission to open it (it belongs to another user, as under `sudo`): `splice` from a private pipe with
- *   SPLICE_F_NONBLOCK.
+ * - File, null device: `write`, because the page cache accepts the bytes. A disk that hangs blocks
+ *   the process; only a thread could prevent that.
+ * - Pipe, terminal: opened again through /proc with O_NONBLOCK, which makes an open file
+ *   description of this process only.
+ * - Pipe without permission to open it (it belongs to another user, as under `sudo`): `splice` from
+ *   a private pipe with SPLICE_F_NONBLOCK.
  * - Socket (systemd's journal): `send` with MSG_DONTWAIT.
- * - Terminal without permission to open it (as under `su`): `/dev/tty`, opened with O_NONBLOCK, if it is the same
- *   terminal. Each process may open it.
- * - Terminal of another session without permission to open it: `write` of one byte after `poll` has reported room.
+ * - Terminal without permission to open it (as under `su`): `/dev/tty`, opened with O_NONBLOCK, if
+ *   it is the same terminal. Each process may open it.
+ * - Terminal of another session without permission to open it: `write` of one byte after `poll` has
+ *   reported room.
  *
- * This applies to Linux. Other systems use `write`, which may block. The descriptors stay open until the process exits.
+ * This applies to Linux. Other systems use `write`, which may block. The descriptors stay open
+ * until the process exits.
  */
 
 import { dlopen, FFIType, ptr } from "bun:ffi"
@@ -30,11 +32,15 @@ import { isatty } from "node:tty"
 
 /**
  * @returns the number of bytes accepted; 0 when there is no room now.
- * @throws when the descriptor accepts no bytes any more: the disk is full, or the reader has closed.
+ * @throws when the descriptor accepts no bytes any more: the disk is full, or the reader has
+ * closed.
  */
 export type Sink = (bytes: Uint8Array) => number
 
-/** The largest write that is atomic on a Linux pipe, so that it does not mix with other writes (pipe(7)). */
+/**
+ * The largest write that is atomic on a Linux pipe, so that it does not mix with other writes
+ * (pipe(7)).
+ */
 export const PIPE_BUF = 4_096
 
 // From the Linux headers. The values are the same on x86-64 and arm64.
@@ -74,8 +80,8 @@ function ownDescription(descriptor: number): Sink | null {
 
 /** Null when the terminal with these stats does not control this process. */
 function controllingTerminal({ rdev }: Stats): Sink | null {
-  // `tty_nr` of proc_pid_stat(5): the fifth field after the name. The name may contain spaces and ends with the last
-  // ")".
+  // `tty_nr` of proc_pid_stat(5): the fifth field after the name. The name may contain spaces and
+  // ends with the last ")".
   const fields = readFileSync("/proc/self/stat", "utf8").split(") ").at(-1)?.split(" ") ?? []
   return Number(fields[4]) === rdev ? reopened("/dev/tty") : null
 }
@@ -97,7 +103,9 @@ function reopened(path: string): Sink | null {
   }
 }
 
-/** Moves bytes through a private pipe, one page at a time, so that `splice` moves them in one step. */
+/**
+ * Moves bytes through a private pipe, one page at a time, so that `splice` moves them in one step.
+ */
 export function splicedPipe(descriptor: number): Sink {
   const { pipe2, splice } = libc()
   const ends = new Int32Array(2)
@@ -110,7 +118,8 @@ export function splicedPipe(descriptor: number): Sink {
     const taken = Number(splice(readEnd, null, descriptor, null, inside, SPLICE_F_NONBLOCK))
     if (taken <= 0) {
       if (room(descriptor) !== "fault") return 0
-      // The line is dropped. Empty the private pipe, so that its rest is not written before the next line.
+      // The line is dropped. Empty the private pipe, so that its rest is not written before the
+      // next line.
       readSync(readEnd, new Uint8Array(PIPE_BUF))
       inside = 0
       throw new Error("the pipe accepts no bytes")
@@ -133,13 +142,16 @@ function socketSink(descriptor: number): Sink {
 
 function polled(descriptor: number): Sink {
   return (bytes) => {
-    // `poll` reports room, but not for how many bytes: writing more than one could block. `write` throws on a fault.
+    // `poll` reports room, but not for how many bytes: writing more than one could block. `write`
+    // throws on a fault.
     if (room(descriptor) === "none") return 0
     return writeSync(descriptor, bytes.subarray(0, 1))
   }
 }
 
-/** `errno` of a call through `bun:ffi` cannot be read reliably; poll(2) gives the same information. */
+/**
+ * `errno` of a call through `bun:ffi` cannot be read reliably; poll(2) gives the same information.
+ */
 function room(descriptor: number): "some" | "none" | "fault" {
   const entry = new Int32Array([descriptor, POLLOUT])
   if (libc().poll(ptr(entry), 1, 0) <= 0) return "none"

@@ -1,5 +1,6 @@
 /**
- * The messages between supervisor and workers: JSON, one closed list for each direction. Types only.
+ * The messages between supervisor and workers: JSON, one closed list for each direction. Types
+ * only.
  */
 
 import type { Config } from "../config/config.ts"
@@ -20,7 +21,9 @@ export interface WorkerReport {
   }
   readonly connections: number
   readonly admission?: AdmissionReport
-  /** True while unacknowledged commands fill `MAX_COMMAND_BYTES` and no other commands are consumed. */
+  /**
+   * True while unacknowledged commands fill `MAX_COMMAND_BYTES` and no other commands are consumed.
+   */
   readonly consuming_paused?: boolean
   /** The reason for which new devices are refused now; null when they are not. */
   readonly refusing?: CloseReason | null
@@ -43,8 +46,9 @@ export type ToSupervisor =
   | { readonly kind: "denylist_taken" }
 
 /**
- * The first message: the configuration and the certificate, as the supervisor has read and checked them. A worker reads
- * no files, since a file could be missing or invalid when the worker is replaced later.
+ * The first message: the configuration and the certificate, as the supervisor has read and checked
+ * them. A worker reads no files, since a file could be missing or invalid when the worker is
+ * replaced later.
  */
 export interface WorkerOrders {
   readonly kind: "serve"
@@ -53,8 +57,8 @@ export interface WorkerOrders {
 }
 
 /**
- * A part of the denylist; see `denylist-feed.ts`. With `DENYLIST_FILE` no device is admitted before the first list is
- * complete.
+ * A part of the denylist; see `denylist-feed.ts`. With `DENYLIST_FILE` no device is admitted before
+ * the first list is complete.
  */
 export interface DenylistPart {
   /** The list starts again, empty. */

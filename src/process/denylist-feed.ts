@@ -1,16 +1,18 @@
 /**
- * Sends the denylist from the supervisor, which reads the file, to the workers. Each worker has a copy.
+ * Sends the denylist from the supervisor, which reads the file, to the workers. Each worker has a
+ * copy.
  *
  *   file ─► replace ─► parts: reset, add …, complete, add and remove …, complete ─┬─► worker 0
  *                                                                                └─► worker n
  *
- * The parts, applied in order, give the current list. A change of the file appends parts with the differences. A worker
- * that starts gets all parts, later only new ones. It acknowledges each part, and at most `MAX_UNACKNOWLEDGED` are in
- * flight, so a stopped worker delays no other worker and uses little memory. This is a replicated log with compaction,
- * as in Kafka.
+ * The parts, applied in order, give the current list. A change of the file appends parts with the
+ * differences. A worker that starts gets all parts, later only new ones. It acknowledges each part,
+ * and at most `MAX_UNACKNOWLEDGED` are in flight, so a stopped worker delays no other worker and
+ * uses little memory. This is a replicated log with compaction, as in Kafka.
  *
- * Bounds: `PART_LINES` for a part. When the parts have more than twice the lines of the list, new parts are made from the
- * list, and workers start again with them. `replace` yields to the event loop after each part.
+ * Bounds: `PART_LINES` for a part. When the parts have more than twice the lines of the list, new
+ * parts are made from the list, and workers start again with them. `replace` yields to the event
+ * loop after each part.
  */
 
 import { Denylist } from "../device/denylist.ts"
@@ -68,7 +70,8 @@ export class DenylistFeed {
       return
     }
     let isChanged = false
-    // Lines are added before others are removed, so that a device that stays denied is never admitted in between.
+    // Lines are added before others are removed, so that a device that stays denied is never
+    // admitted in between.
     for await (const part of partsOf(next, (line) => !before.has(line), "add")) {
       isChanged = true
       this.#append(part)

@@ -5,11 +5,12 @@
  *         │                                              └─ deadline before ─► cut_short
  *         └ listener stopped, reading paused, no more commands consumed
  *
- * confirming: waits for the confirms of lines that were read. closing: closes the connections, a few at a time, so that
- * the devices do not reconnect to another instance all at once. settling: waits for the outcomes of commands.
+ * confirming: waits for the confirms of lines that were read. closing: closes the connections, a
+ * few at a time, so that the devices do not reconnect to another instance all at once. settling:
+ * waits for the outcomes of commands.
  *
- * It decides the order and waits; the steps are passed in. Bound: `timeoutMs` in all. After that the remaining phases
- * do not wait.
+ * It decides the order and waits; the steps are passed in. Bound: `timeoutMs` in all. After that
+ * the remaining phases do not wait.
  */
 
 export type DrainPhase =

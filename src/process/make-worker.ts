@@ -1,5 +1,6 @@
 /**
- * Makes a worker with its real parts: the broker of the configuration, a listener on a TLS port and the HTTP sidecar.
+ * Makes a worker with its real parts: the broker of the configuration, a listener on a TLS port and
+ * the HTTP sidecar.
  */
 
 import { AmqpBroker } from "../amqp/broker.ts"
@@ -29,7 +30,10 @@ export interface WorkerOptions {
   readonly httpPort: number
   readonly events: EventBus
   readonly counters: Counters
-  /** The snapshots of all processes of the instance, this worker's included; null when they cannot be had. */
+  /**
+   * The snapshots of all processes of the instance, this worker's included; null when they cannot
+   * be had.
+   */
   readonly gather: (own: () => Promise<Snapshot>) => Promise<readonly Snapshot[] | null>
 }
 

@@ -1,6 +1,7 @@
 /**
- * The program, loaded by `main.ts`. It reads the configuration, makes development certificates when none are set, and
- * runs as the supervisor, as a worker of the supervisor (`--worker`), or, with the embedded broker, as the only worker.
+ * The program, loaded by `main.ts`. It reads the configuration, makes development certificates when
+ * none are set, and runs as the supervisor, as a worker of the supervisor (`--worker`), or, with
+ * the embedded broker, as the only worker.
  *
  * Exit status: 0 drained, 1 failed, 2 faults in the configuration.
  */
@@ -133,8 +134,8 @@ function firstTls(read: () => ListenerTls): ListenerTls {
 }
 
 /**
- * Workers share their ports, so a second instance that is started by mistake would share them too, and devices would
- * connect to either. A bind without `reusePort` detects it.
+ * Workers share their ports, so a second instance that is started by mistake would share them too,
+ * and devices would connect to either. A bind without `reusePort` detects it.
  */
 function refuseTakenPorts({ device, http }: Config): void {
   const listeners = { DEVICE: device, HTTP: http }

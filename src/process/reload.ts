@@ -1,14 +1,14 @@
 /**
- * Reload: an instance reads its certificate and the devices' CAs again. Connections stay open, except those of devices
- * whose certificates the new CAs do not trust (`device/recheck.ts`).
+ * Reload: an instance reads its certificate and the devices' CAs again. Connections stay open,
+ * except those of devices whose certificates the new CAs do not trust (`device/recheck.ts`).
  *
  *   serving ──SIGHUP──► reading the files ─┬─ good ─► a second listener on the same port, the old one
  *      ▲                                   │          stopped; its connections stay ───────────────┐
  *      │                                   └─ bad ──► logged; the old certificate stays ───────────┤
  *      └───────────────────────────────────────────────────────────────────────────────────────────┘
  *
- * The supervisor reads and checks the files once for all workers; a worker that is replaced later gets the same. A
- * reload never ends a process. Bound: the files are read once for each signal.
+ * The supervisor reads and checks the files once for all workers; a worker that is replaced later
+ * gets the same. A reload never ends a process. Bound: the files are read once for each signal.
  */
 
 import type { ListenerTls } from "../device/tls-port.ts"

@@ -1,6 +1,7 @@
 /**
- * Restart intensity, as in OTP: decides whether a worker that died is replaced or the instance ends. Only deaths of
- * processes count. Pure: the time is passed in. Bound: the times of `max` + 1 deaths.
+ * Restart intensity, as in OTP: decides whether a worker that died is replaced or the instance
+ * ends. Only deaths of processes count. Pure: the time is passed in. Bound: the times of `max` + 1
+ * deaths.
  */
 
 export interface RestartLimits {

@@ -1,8 +1,8 @@
 /**
  * SIGTERM and SIGINT: the first signal drains the process, a later one ends it at once.
  *
- * A second signal within `SAME_SIGNAL_MS` counts as the first one: a terminal and an init system signal the whole
- * process group, and `bun run` passes its signals on to its child too.
+ * A second signal within `SAME_SIGNAL_MS` counts as the first one: a terminal and an init system
+ * signal the whole process group, and `bun run` passes its signals on to its child too.
  */
 
 const SAME_SIGNAL_MS = 1_000

@@ -1,11 +1,12 @@
 /**
  * The worker's end of the channel to its supervisor.
  *
- * Messages are kept from the start of the process until there is a handler, because a supervisor that drains its
- * workers does not know which of them are still starting. The channel closes only when the supervisor has ended.
+ * Messages are kept from the start of the process until there is a handler, because a supervisor
+ * that drains its workers does not know which of them are still starting. The channel closes only
+ * when the supervisor has ended.
  *
- * Bounds: `MAX_GATHERINGS` unanswered questions; another question fails at once. Messages are kept only during the
- * start of the worker, when the supervisor sends few.
+ * Bounds: `MAX_GATHERINGS` unanswered questions; another question fails at once. Messages are kept
+ * only during the start of the worker, when the supervisor sends few.
  */
 
 import {
@@ -67,7 +68,10 @@ export class SupervisorChannel {
     if (process.connected) process.send?.(message)
   }
 
-  /** The snapshots of all processes of the instance; null when the supervisor does not answer in time. */
+  /**
+   * The snapshots of all processes of the instance; null when the supervisor does not answer in
+   * time.
+   */
   async gather(): Promise<readonly Snapshot[] | null> {
     if (this.#unanswered >= MAX_GATHERINGS) return null
     const id = this.#nextId

@@ -1,14 +1,16 @@
 /**
- * The supervisor: starts one worker for each slot, replaces workers that die, and drains them. It collects the workers'
- * counters, including those of dead workers, so that any worker can report for the instance.
+ * The supervisor: starts one worker for each slot, replaces workers that die, and drains them. It
+ * collects the workers' counters, including those of dead workers, so that any worker can report
+ * for the instance.
  *
  *   starting ──first worker listens──► running ──SIGTERM, SIGINT──► draining ──all ended──► exit 0
  *      │                                  └──restart intensity──► draining ──all ended──► exit 1
  *      └──first worker cannot serve──► exit 1
  *
- * The first worker starts alone. It chooses the ports when they are 0, and an invalid certificate or a port in use is
- * reported once, not once for each core. The supervisor opens no port and no broker connection. Bounds: `workers`
- * processes; `drainTimeoutMs` and a grace period for a drain, after which the remaining workers are killed.
+ * The first worker starts alone. It chooses the ports when they are 0, and an invalid certificate
+ * or a port in use is reported once, not once for each core. The supervisor opens no port and no
+ * broker connection. Bounds: `workers` processes; `drainTimeoutMs` and a grace period for a drain,
+ * after which the remaining workers are killed.
  */
 
 import type { Subprocess } from "bun"
@@ -211,7 +213,9 @@ export class Supervisor {
     }
   }
 
-  /** Records the snapshot before it passes it on, so that no counter that was shown decreases later. */
+  /**
+   * Records the snapshot before it passes it on, so that no counter that was shown decreases later.
+   */
   #answered(slot: number, key: number, id: number, snapshot: Snapshot): void {
     this.#instanceCounters.seen(slot, key, snapshot.metrics)
     const worker = this.#slots.get(slot)
@@ -287,7 +291,10 @@ export class Supervisor {
     }
   }
 
-  /** @returns false when too many questions are unanswered: a stopped worker reads none, and they would accumulate. */
+  /**
+   * @returns false when too many questions are unanswered: a stopped worker reads none, and they
+   * would accumulate.
+   */
   #ask(worker: Slot, id: number): boolean {
     if (worker.unanswered >= MAX_UNANSWERED) return false
     worker.unanswered += 1
@@ -295,7 +302,9 @@ export class Supervisor {
     return true
   }
 
-  /** Asks every worker for its snapshot and sends all snapshots to the worker that requested them. */
+  /**
+   * Asks every worker for its snapshot and sends all snapshots to the worker that requested them.
+   */
   #gather(slot: number, askedId: number): void {
     this.#lastGathering += 1
     const id = this.#lastGathering
@@ -320,7 +329,10 @@ export class Supervisor {
   }
 }
 
-/** Collects snapshots. Done when all have arrived, when no other worker is left, or after `GATHER_TIMEOUT_MS`. */
+/**
+ * Collects snapshots. Done when all have arrived, when no other worker is left, or after
+ * `GATHER_TIMEOUT_MS`.
+ */
 class Gathering {
   readonly #snapshots = new Map<number, Snapshot>()
   readonly #expected: Set<number>

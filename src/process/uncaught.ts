@@ -1,6 +1,6 @@
 /**
- * Uncaught errors: they are logged, and the process ends with status 1. Bun's own handler writes to standard error and
- * would block when the pipe is full.
+ * Uncaught errors: they are logged, and the process ends with status 1. Bun's own handler writes to
+ * standard error and would block when the pipe is full.
  */
 
 import { asError } from "../errors.ts"

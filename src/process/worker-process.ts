@@ -4,9 +4,9 @@
  *   waiting ──denylist complete──► serving ──"drain", SIGTERM, supervisor ended──► draining ──► exit 0, or 1 when it
  *      └──the same events──► exit 0                                                             was cut short
  *
- * Without `DENYLIST_FILE` it does not wait. A worker without a supervisor (embedded broker) also handles SIGINT and
- * SIGHUP, and a second stop signal ends it at once. Under a supervisor the worker ignores SIGINT and SIGHUP, because a
- * terminal sends them to both processes.
+ * Without `DENYLIST_FILE` it does not wait. A worker without a supervisor (embedded broker) also
+ * handles SIGINT and SIGHUP, and a second stop signal ends it at once. Under a supervisor the
+ * worker ignores SIGINT and SIGHUP, because a terminal sends them to both processes.
  */
 
 import { risks } from "../config/config.ts"

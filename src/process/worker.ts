@@ -1,13 +1,13 @@
 /**
- * A worker: puts connections, lines, commands and fleet together on a broker, a listener and the HTTP sidecar.
- * `worker-process.ts` makes those parts and ties the worker to its process.
+ * A worker: puts connections, lines, commands and fleet together on a broker, a listener and the
+ * HTTP sidecar. `worker-process.ts` makes those parts and ties the worker to its process.
  *
  *   devices ─► listener ─► connection ─► lines ─► broker
  *   broker ─► commands ─► connection ─► devices        HTTP ─► commands ─► connection or broker
  *                  └─► fleet ◄─► the other workers ◄──────────────┘
  *
- * Decides nothing about lines or commands. Starts in the order HTTP, broker, listener, so that nothing waits once devices are let in.
- * Stops in the order listener, HTTP, broker.
+ * Decides nothing about lines or commands. Starts in the order HTTP, broker, listener, so that
+ * nothing waits once devices are let in. Stops in the order listener, HTTP, broker.
  */
 
 import type { Broker } from "../broker/broker.ts"

@@ -1,13 +1,15 @@
 /**
- * The simulated back-end: consumes the lines of devices, writes them to the ledger, and then acknowledges them. With
- * `--command-every` it answers every n-th line with a command, and measures the time until the device's answer arrives.
+ * The simulated back-end: consumes the lines of devices, writes them to the ledger, and then
+ * acknowledges them. With `--command-every` it answers every n-th line with a command, and measures
+ * the time until the device's answer arrives.
  *
  *   delivery ─► read ─► batch ─► ledger ─► acknowledged, many at once
  *
- * Messages are decoded by the stock AMQP client; of the gateway's code only the reconnecting is used. It declares no queue,
- * since that is the gateway's task. It publishes on another connection than it consumes from, because a broker in an
- * alarm stops reading from publishers. Bounds: the prefetch; batches of `MAX_BATCH` lines or `FLUSH_EVERY_MS`;
- * `MAX_COMMANDS` unanswered commands, each for `ANSWER_TIMEOUT_MS`.
+ * Messages are decoded by the stock AMQP client; of the gateway's code only the reconnecting is
+ * used. It declares no queue, since that is the gateway's task. It publishes on another connection
+ * than it consumes from, because a broker in an alarm stops reading from publishers. Bounds: the
+ * prefetch; batches of `MAX_BATCH` lines or `FLUSH_EVERY_MS`; `MAX_COMMANDS` unanswered commands,
+ * each for `ANSWER_TIMEOUT_MS`.
  */
 
 import type { AMQPBaseClient, AMQPChannel, AMQPMessage } from "@cloudamqp/amqp-client"

@@ -1,12 +1,14 @@
 /**
- * One connection of a simulated device: the lines that its socket accepted, their acknowledgements, and its end.
+ * One connection of a simulated device: the lines that its socket accepted, their acknowledgements,
+ * and its end.
  *
  *   connecting ──handshake──► open ──end──► ending ──the gateway closed──► over (drained)
  *        └───────failed────────┴─────────────┴──────────broke────────────► over (broken)
  *
- * It does not connect and has no timer: the herd sweeps it. Bytes that the socket did not accept are offered again
- * unchanged, since TLS may have encrypted them already. Bounds: `CHUNK_BYTES` unsent, `MAX_ANSWERS` commands to answer,
- * `MAX_REST_BYTES` of an unfinished line from the gateway.
+ * It does not connect and has no timer: the herd sweeps it. Bytes that the socket did not accept
+ * are offered again unchanged, since TLS may have encrypted them already. Bounds: `CHUNK_BYTES`
+ * unsent, `MAX_ANSWERS` commands to answer, `MAX_REST_BYTES` of an unfinished line from the
+ * gateway.
  */
 
 import type { Histogram } from "./histogram.ts"
@@ -16,7 +18,9 @@ import { type LineWriter, readCommandNumber } from "./line.ts"
 const CHUNK_BYTES = 65_536
 const MAX_ANSWERS = 64
 const MAX_REST_BYTES = 65_537
-/** After its socket was full for longer than this, a device does not catch up with the missed lines. */
+/**
+ * After its socket was full for longer than this, a device does not catch up with the missed lines.
+ */
 const MAX_LATE_MS = 1_000
 
 export type ConnectionState = "connecting" | "open" | "ending" | "over"
@@ -49,7 +53,10 @@ export interface LineCounts {
   commands: number
   /** Commands beyond `MAX_ANSWERS`. */
   unanswered: number
-  /** Lines from the gateway that are neither acknowledgements nor commands of the simulated back-end. */
+  /**
+   * Lines from the gateway that are neither acknowledgements nor commands of the simulated
+   * back-end.
+   */
   others: number
 }
 
@@ -167,7 +174,8 @@ export class DeviceConnection {
   }
 
   /**
-   * Whether everything that was sent has arrived. Without a back-end or acknowledgements: nothing was sent for `quietMs`.
+   * Whether everything that was sent has arrived. Without a back-end or acknowledgements: nothing
+   * was sent for `quietMs`.
    */
   settled(by: { backEnd: boolean; acks: boolean }, nowMs: number, quietMs: number): boolean {
     if (this.#pending !== null || (this.#answers?.length ?? 0) > 0) return false

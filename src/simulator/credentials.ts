@@ -1,8 +1,10 @@
 /**
- * The credentials of a simulated device according to `--auth`: the TLS options of its connection, and its first line.
+ * The credentials of a simulated device according to `--auth`: the TLS options of its connection,
+ * and its first line.
  *
- * A certificate takes some 3 ms of CPU and is made when its device first connects. No key is written to a file. Bound:
- * with mtls one certificate and key for each device (2.5 KB, and a TLS context in Bun).
+ * A certificate takes some 3 ms of CPU and is made when its device first connects. No key is
+ * written to a file. Bound: with mtls one certificate and key for each device (2.5 KB, and a TLS
+ * context in Bun).
  */
 
 import { readFileSync } from "node:fs"

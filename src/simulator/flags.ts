@@ -1,6 +1,6 @@
 /**
- * The flags of `bun run simulate`: one table of schemas, of the same kinds as the gateway's settings, by which the
- * command line is checked and from which the text of `--help` is made. Pure.
+ * The flags of `bun run simulate`: one table of schemas, of the same kinds as the gateway's
+ * settings, by which the command line is checked and from which the text of `--help` is made. Pure.
  */
 
 import { parseArgs } from "node:util"

@@ -1,8 +1,8 @@
 /**
  * Whether a TLS handshake of a Bun client gave a usable connection. Pure.
  *
- * When the certificate is not to be checked and does not name the host, Bun reports no success although the connection is
- * usable. A failed handshake has one of two codes, or no error at all.
+ * When the certificate is not to be checked and does not name the host, Bun reports no success
+ * although the connection is usable. A failed handshake has one of two codes, or no error at all.
  */
 
 const FAILED = ["EPROTO", "ECONNRESET"]

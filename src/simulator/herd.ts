@@ -4,9 +4,9 @@
  *   device   idle ──ramp──► connected ──its connection ended──► waiting ──backoff──► connected
  *            any ──stop sending──► open connections stay; no device connects any more
  *
- * One sweep serves all devices; no device has a timer. No line is sent again, so that the ledger shows lost lines.
- * Bounds: `--handshakes` at a time, each for `HANDSHAKE_TIMEOUT_MS`; waits between tries by `--backoff-first` and
- * `--backoff-most`, with jitter (`backoff.ts`).
+ * One sweep serves all devices; no device has a timer. No line is sent again, so that the ledger
+ * shows lost lines. Bounds: `--handshakes` at a time, each for `HANDSHAKE_TIMEOUT_MS`; waits
+ * between tries by `--backoff-first` and `--backoff-most`, with jitter (`backoff.ts`).
  */
 
 import { backoffMs } from "../backoff.ts"
@@ -20,7 +20,10 @@ import type { RunOptions } from "./options.ts"
 
 /** Longer than the gateway's time-out, so that a slow handshake is closed by the gateway. */
 const HANDSHAKE_TIMEOUT_MS = 15_000
-/** Without a back-end or acknowledgements: long enough for a gateway without backpressure to read everything. */
+/**
+ * Without a back-end or acknowledgements: long enough for a gateway without backpressure to read
+ * everything.
+ */
 const QUIET_MS = 1_000
 /** Connections that are closed in one sweep, to spare the gateway. */
 const CLOSE_AT_ONCE = 500

@@ -1,6 +1,7 @@
 /**
- * A histogram of durations: Node's, an HDR histogram, in microseconds to `FIGURES` significant figures, with the largest
- * duration kept exactly. Bound: durations of up to `MAX_US`; a longer one counts as that, and exactly as the largest.
+ * A histogram of durations: Node's, an HDR histogram, in microseconds to `FIGURES` significant
+ * figures, with the largest duration kept exactly. Bound: durations of up to `MAX_US`; a longer one
+ * counts as that, and exactly as the largest.
  */
 
 import { createHistogram } from "node:perf_hooks"

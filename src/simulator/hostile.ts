@@ -11,9 +11,9 @@
  *   duplicate-id     all connect with the same device id and take over from each other
  *   flapping         completes the handshake and closes, repeatedly
  *
- * When a connection ends, its device connects again after `RETURN_MS`; flapping ones at once. Their lines begin with
- * "hostile" and are in no ledger. Bounds: the requested number of sockets, `CHUNK_BYTES` each `TICK_MS` for each. Bytes
- * that a socket does not accept are dropped.
+ * When a connection ends, its device connects again after `RETURN_MS`; flapping ones at once. Their
+ * lines begin with "hostile" and are in no ledger. Bounds: the requested number of sockets,
+ * `CHUNK_BYTES` each `TICK_MS` for each. Bytes that a socket does not accept are dropped.
  */
 
 import type { Credentials, Issuer } from "./credentials.ts"

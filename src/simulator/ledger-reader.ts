@@ -1,9 +1,9 @@
 /**
  * Reads ledger files (format in `ledger.ts`) for the verdict.
  *
- * A last line without its LF was cut off by a crash and is ignored. Any other invalid line is an error, since a ledger
- * that was changed proves nothing. Bound: one entry for each connection and one range for each gap in its lines; files
- * are read in pieces.
+ * A last line without its LF was cut off by a crash and is ignored. Any other invalid line is an
+ * error, since a ledger that was changed proves nothing. Bound: one entry for each connection and
+ * one range for each gap in its lines; files are read in pieces.
  */
 
 import { createReadStream } from "node:fs"
@@ -60,7 +60,10 @@ export function emptyLedger(): Ledger {
   }
 }
 
-/** @throws LedgerError when the directory cannot be read, lacks one of both kinds, or holds no records. */
+/**
+ * @throws LedgerError when the directory cannot be read, lacks one of both kinds, or holds no
+ * records.
+ */
 export async function readLedger(directory: string): Promise<Ledger> {
   const names = await readdir(directory).catch((error: Error) => {
     throw new LedgerError(`${directory} cannot be read: ${error.message}`)

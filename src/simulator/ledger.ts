@@ -1,9 +1,9 @@
 /**
- * The ledger: the lines that devices sent and that the back-end consumed, in append-only files, which can be judged
- * however the processes ended.
+ * The ledger: the lines that devices sent and that the back-end consumed, in append-only files,
+ * which can be judged however the processes ended.
  *
- * Two kinds of file in one directory, any number of each: `<run>.devices` of a herd, `<run>.back-end` of a
- * back-end. Text, one record a line, fields separated by one space:
+ * Two kinds of file in one directory, any number of each: `<run>.devices` of a herd,
+ * `<run>.back-end` of a back-end. Text, one record a line, fields separated by one space:
  *
  *   devices    sent <device> <attempt> <count>          its connection's socket has taken so many lines
  *              acked <device> <attempt> <from> <to>     `ACK n` came for each of these lines
@@ -20,11 +20,11 @@
  *                                                       contract says
  *              left <count>                             the back-end ended with so many in its queue
  *
- * drained: the device had sent everything and closed the connection, and then the gateway closed it too.
- * broken: any other end. A connection without `end` was open when the simulator was killed.
+ * drained: the device had sent everything and closed the connection, and then the gateway closed it
+ * too. broken: any other end. A connection without `end` was open when the simulator was killed.
  *
- * Bound: `BATCH_CHARACTERS` in memory, which are written synchronously. When `flush` returns, the kernel has all records,
- * so only a crash of the machine loses any.
+ * Bound: `BATCH_CHARACTERS` in memory, which are written synchronously. When `flush` returns, the
+ * kernel has all records, so only a crash of the machine loses any.
  */
 
 import { closeSync, mkdirSync, openSync, writeSync } from "node:fs"
@@ -78,8 +78,8 @@ export interface TakenLine {
 }
 
 /**
- * Joins consecutive lines of one connection to one record, within a batch: call `flush` before the lines are
- * acknowledged. Bound: one entry for each connection of a batch.
+ * Joins consecutive lines of one connection to one record, within a batch: call `flush` before the
+ * lines are acknowledged. Bound: one entry for each connection of a batch.
  */
 export class TakenLines {
   readonly #file: LedgerFile

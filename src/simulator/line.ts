@@ -5,12 +5,12 @@
  *   command   CMD <number>                                     from the back-end to the device
  *   hostile   hostile <kind> <number>                          a line of a device that misbehaves
  *
- * run: ten random characters for each start. device: its name. attempt: the number of the device's connection, from 1.
- * n: the number of the line of that connection, from 0, by which loss, repeats and order are judged. answers: the number
- * of the command that this line answers, or "-".
+ * run: ten random characters for each start. device: its name. attempt: the number of the device's
+ * connection, from 1. n: the number of the line of that connection, from 0, by which loss, repeats
+ * and order are judged. answers: the number of the command that this line answers, or "-".
  *
- * Every line of a run has the same length, so the number of accepted lines follows from the number of accepted bytes.
- * Bounds: `MAX` of each field, which together fit into `MIN_LINE_BYTES`.
+ * Every line of a run has the same length, so the number of accepted lines follows from the number
+ * of accepted bytes. Bounds: `MAX` of each field, which together fit into `MIN_LINE_BYTES`.
  */
 
 export const NAME = /^[A-Za-z][A-Za-z0-9_.:]{0,15}$/

@@ -1,6 +1,6 @@
 /**
- * `bun run simulate`: devices, and optionally a back-end, that use a gateway; `bun run simulate verify`: judges by their
- * ledgers whether every line arrived.
+ * `bun run simulate`: devices, and optionally a back-end, that use a gateway; `bun run simulate
+ * verify`: judges by their ledgers whether every line arrived.
  *
  * For users and tests; not a part of the gateway. It reads no environment and prints no secret.
  * Exit status: 0 passed, 1 a promise was broken or devices could not do their part, 2 faulty flags.

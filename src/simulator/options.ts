@@ -1,6 +1,6 @@
 /**
- * The options of `bun run simulate`, from its flags: what they mean together. Pure: reads no file and no environment.
- * All faults are reported together, each naming its flag and rule.
+ * The options of `bun run simulate`, from its flags: what they mean together. Pure: reads no file
+ * and no environment. All faults are reported together, each naming its flag and rule.
  */
 
 import { splitUrls, urlFault } from "../amqp/url.ts"

@@ -1,6 +1,7 @@
 /**
- * The progress of a run: on a terminal one line that is overwritten, elsewhere a new line every `PLAIN_EVERY_MS`, nothing
- * with `--json`. It goes to standard error, so that standard output has only the report.
+ * The progress of a run: on a terminal one line that is overwritten, elsewhere a new line every
+ * `PLAIN_EVERY_MS`, nothing with `--json`. It goes to standard error, so that standard output has
+ * only the report.
  */
 
 const TERMINAL_EVERY_MS = 200

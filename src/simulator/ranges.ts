@@ -1,6 +1,6 @@
 /**
- * A set of line numbers as sorted ranges that neither overlap nor touch, so that a ledger of millions of lines fits into
- * memory. Pure. Bound: one entry for each gap.
+ * A set of line numbers as sorted ranges that neither overlap nor touch, so that a ledger of
+ * millions of lines fits into memory. Pure. Bound: one entry for each gap.
  */
 
 /** With both ends. */
@@ -88,7 +88,8 @@ export function sizeOf(ranges: readonly Range[]): number {
 }
 
 /**
- * The count of numbers that lie in two or more of the ranges, and the count of all their occurrences beyond the first.
+ * The count of numbers that lie in two or more of the ranges, and the count of all their
+ * occurrences beyond the first.
  */
 export function overlaps(ranges: readonly Range[]): { numbers: number; extra: number } {
   const edges = ranges.flatMap(({ from, to }) => [

@@ -4,8 +4,8 @@
  *   ramping ──all tried──► sending ──lines sent or time over──► settling ──all arrived──► closing ──► over
  *        └──────────────stopped──────────────────┴─────────────────►│ └─── --settle over ──►│
  *
- * One sweep serves everything. Time limits: `MAX_RAMP_MS` beyond the ramp, the duration, the settling, and
- * `CLOSE_TIMEOUT_MS`.
+ * One sweep serves everything. Time limits: `MAX_RAMP_MS` beyond the ramp, the duration, the
+ * settling, and `CLOSE_TIMEOUT_MS`.
  */
 
 import { BackEnd } from "./back-end.ts"

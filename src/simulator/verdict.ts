@@ -1,8 +1,8 @@
 /**
  * The verdict: whether a ledger shows that the gateway kept its promise. Pure.
  *
- * A line is sent by a device as (run, device, attempt, n). A message is consumed by the back-end as (connection id,
- * from_device_seq), which is also its `message_id`.
+ * A line is sent by a device as (run, device, attempt, n). A message is consumed by the back-end as
+ * (connection id, from_device_seq), which is also its `message_id`.
  *
  *   lost          no message carries it, although it was acknowledged to the device, or its connection was
  *                 drained: the device waited, closed in order, and then the gateway did. Breaks the promise.
@@ -34,7 +34,10 @@ export interface Rules {
   readonly allowLost: number
   /** Nothing failed, so no message may be repeated. */
   readonly noRepeats: boolean
-  /** first: order of the first messages of lines. follow: order for a back-end that follows from_device_seq. */
+  /**
+   * first: order of the first messages of lines. follow: order for a back-end that follows
+   * from_device_seq.
+   */
   readonly order: "first" | "follow"
 }
 
@@ -119,8 +122,8 @@ export function judge(ledger: Ledger, rules: Rules): Verdict {
 }
 
 /**
- * Groups messages by connection id and by the difference of their number and n: within a group, equal ids mean the same
- * line.
+ * Groups messages by connection id and by the difference of their number and n: within a group,
+ * equal ids mean the same line.
  */
 function addMessages(
   messages: Map<string, Map<string, Range[]>>,
@@ -193,7 +196,10 @@ function judgeOrder(counts: Counts, connectionId: string, segments: readonly Seg
   if (early.length > 0) counts.neverInOrder += countNeverInOrder(segments)
 }
 
-/** Follows one connection line by line, without `lateAgain` lines. Only for the few that were out of order. */
+/**
+ * Follows one connection line by line, without `lateAgain` lines. Only for the few that were out of
+ * order.
+ */
 function countNeverInOrder(segments: readonly Segment[]): number {
   const places = new Map<number, number[]>()
   const skipped = new Set<number>()

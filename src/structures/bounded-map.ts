@@ -1,7 +1,8 @@
 /**
  * A map of at most `max` entries: the one that was added first makes room for the next. Pure.
  *
- * A JavaScript `Map` keeps its entries in the order of their addition, and a new value keeps the place of its key.
+ * A JavaScript `Map` keeps its entries in the order of their addition, and a new value keeps the
+ * place of its key.
  */
 
 export class BoundedMap<K, V> {

@@ -1,8 +1,10 @@
 /**
- * Items ordered by the time at which they were added. `add`, `delete` and `oldest` take constant time.
+ * Items ordered by the time at which they were added. `add`, `delete` and `oldest` take constant
+ * time.
  *
- * A map with a doubly linked list. A `Set` alone was rejected: it keeps the slots of deleted items until it is rebuilt,
- * so finding the first of 20,000 items takes 30 us when the first item is deleted each time.
+ * A map with a doubly linked list. A `Set` alone was rejected: it keeps the slots of deleted items
+ * until it is rebuilt, so finding the first of 20,000 items takes 30 us when the first item is
+ * deleted each time.
  *
  * Pure. The caller bounds its size.
  */

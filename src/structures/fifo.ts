@@ -1,9 +1,9 @@
 /**
- * A first-in first-out queue that gives its memory back. An item keeps its index, counted from 0, until it is removed,
- * and an item behind the first can be removed too.
+ * A first-in first-out queue that gives its memory back. An item keeps its index, counted from 0,
+ * until it is removed, and an item behind the first can be removed too.
  *
- * The front of the array is cut off `CUT_AFTER` items at a time, since `shift` on a long array costs its length.
- * No item is undefined. Pure. The caller bounds its length.
+ * The front of the array is cut off `CUT_AFTER` items at a time, since `shift` on a long array
+ * costs its length. No item is undefined. Pure. The caller bounds its length.
  */
 
 const CUT_AFTER = 1_024

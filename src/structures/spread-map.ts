@@ -1,11 +1,14 @@
 /**
- * Counts keys, for a large number of keys. The keys are spread over many small maps, because one map of a million
- * entries blocks the event loop for tens of milliseconds each time that it grows. A key whose count falls to 0 is
- * removed. Pure. The caller bounds its size.
+ * Counts keys, for a large number of keys. The keys are spread over many small maps, because one
+ * map of a million entries blocks the event loop for tens of milliseconds each time that it grows.
+ * A key whose count falls to 0 is removed. Pure. The caller bounds its size.
  */
 
 const PARTS = 256
-/** Only this many characters at the end of a key are hashed: enough to spread keys that end in a running number. */
+/**
+ * Only this many characters at the end of a key are hashed: enough to spread keys that end in a
+ * running number.
+ */
 const HASHED_CHARS = 16
 
 export class SpreadMap {

@@ -1,6 +1,7 @@
 /**
- * What the frame reader makes of frames, however they are cut: messages as whoever wrote them meant them, confirms, and
- * all else handed on whole; and that bytes that are no frames, or can't be read, end in an error.
+ * What the frame reader makes of frames, however they are cut: messages as whoever wrote them meant
+ * them, confirms, and all else handed on whole; and that bytes that are no frames, or can't be
+ * read, end in an error.
  */
 
 import { describe, expect, test } from "bun:test"
@@ -142,7 +143,9 @@ function asClientSays(value: number): number {
   return small ? value | 0 : Number(BigInt.asIntN(64, BigInt(value)))
 }
 
-/** What must be read of a value: UTF-8, whole seconds and 64 bits are not all that a value may hold. */
+/**
+ * What must be read of a value: UTF-8, whole seconds and 64 bits are not all that a value may hold.
+ */
 function readAs(value: HeaderValue, number: (value: number) => number): HeaderValue {
   if (value === null || value === undefined) return null
   if (typeof value === "string") return value.toWellFormed()

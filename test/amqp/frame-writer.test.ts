@@ -1,6 +1,6 @@
 /**
- * What the frame writer writes, read back by the AMQP client's own decoder and, where that reads more than
- * AMQP says, byte by byte; and that a publish that can't be written leaves no trace.
+ * What the frame writer writes, read back by the AMQP client's own decoder and, where that reads
+ * more than AMQP says, byte by byte; and that a publish that can't be written leaves no trace.
  */
 
 import { describe, expect, test } from "bun:test"

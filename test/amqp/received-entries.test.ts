@@ -1,6 +1,7 @@
 /**
- * Headers and properties are passed on byte for byte: headers of every AMQP type in any order, and texts that are not
- * UTF-8, are read from frames, prepared for publishing again, given headers of the gateway, and written.
+ * Headers and properties are passed on byte for byte: headers of every AMQP type in any order, and
+ * texts that are not UTF-8, are read from frames, prepared for publishing again, given headers of
+ * the gateway, and written.
  */
 
 import { describe, expect, test } from "bun:test"

@@ -1,6 +1,6 @@
 /**
- * Unsettled publishes against a model that knows each by its tag: whatever the broker settles, each is
- * handed back once and in order.
+ * Unsettled publishes against a model that knows each by its tag: whatever the broker settles, each
+ * is handed back once and in order.
  */
 
 import { expect, test } from "bun:test"

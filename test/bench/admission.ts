@@ -1,9 +1,9 @@
 /**
- * Admission: what a connection costs from its first byte to a device that is known and announced, and what
- * it holds while idle; beside a bare TLS server, the two in turn (A B A B) in one run.
+ * Admission: what a connection costs from its first byte to a device that is known and announced,
+ * and what it holds while idle; beside a bare TLS server, the two in turn (A B A B) in one run.
  *
- * One worker, so that both are one process that listens; the supervisor is counted with it. The first wave
- * only warms the engine up.
+ * One worker, so that both are one process that listens; the supervisor is counted with it. The
+ * first wave only warms the engine up.
  */
 
 import { join } from "node:path"

@@ -1,6 +1,6 @@
 /**
- * A back-end that answers each message of a queue where its `reply_to` says, with the same body and for the same
- * connection.
+ * A back-end that answers each message of a queue where its `reply_to` says, with the same body and
+ * for the same connection.
  *
  *   stdout {"ready": 1}
  */

@@ -1,6 +1,6 @@
 /**
- * A bare TLS server to compare with: `Bun.listen` that counts connections and bytes, writes lines when it is told to,
- * and does nothing else.
+ * A bare TLS server to compare with: `Bun.listen` that counts connections and bytes, writes lines
+ * when it is told to, and does nothing else.
  *
  *   stdout {"port": n} ─► stdin "status"  ─► stdout {"admitted": n, "open": n, "bytes": n}
  *                      ─► stdin "write n" ─► stdout {"written": lines}

@@ -1,6 +1,6 @@
 /**
- * Bursts of lines far faster than the broker takes them, since it is stopped every other quarter of a second: what one
- * worker holds in memory meanwhile and after.
+ * Bursts of lines far faster than the broker takes them, since it is stopped every other quarter of
+ * a second: what one worker holds in memory meanwhile and after.
  */
 
 import { until } from "../support/wait.ts"

@@ -1,6 +1,7 @@
 /**
- * Callers that send a line each now and then and time its answer: devices of the gateway with `--port`, or with
- * `--queue` one AMQP client that publishes for all of them, so that both ways are timed by the same code.
+ * Callers that send a line each now and then and time its answer: devices of the gateway with
+ * `--port`, or with `--queue` one AMQP client that publishes for all of them, so that both ways are
+ * timed by the same code.
  *
  *   stdout {"ready": n} ─► stdin "call" ─► stdout {"called", "answered", "p50", "p99": ms, "late": share} ─► again
  */

@@ -1,7 +1,8 @@
 /**
- * A child of a bench: a load generator, or something to compare with, in a process of its own so that its
- * work is not counted as the gateway's. It is told words on its standard input and reports JSON objects of
- * numbers on its standard output, one a line; it ends when its input closes, or when it is stopped.
+ * A child of a bench: a load generator, or something to compare with, in a process of its own so
+ * that its work is not counted as the gateway's. It is told words on its standard input and reports
+ * JSON objects of numbers on its standard output, one a line; it ends when its input closes, or
+ * when it is stopped.
  */
 
 import { join } from "node:path"

@@ -1,7 +1,8 @@
 /**
- * Commands from a queue to their devices: CPU for each, where the worker that takes it holds the device, where another
- * one does, and numbered ones in random order of which about half go each way. Beside it, in turn (A B A B) in one run,
- * a bare TLS server that writes as many lines to as many connections. The first wave only warms the engine up.
+ * Commands from a queue to their devices: CPU for each, where the worker that takes it holds the
+ * device, where another one does, and numbered ones in random order of which about half go each
+ * way. Beside it, in turn (A B A B) in one run, a bare TLS server that writes as many lines to as
+ * many connections. The first wave only warms the engine up.
  */
 
 import { workerQueue } from "../../src/broker/topology.ts"
@@ -46,7 +47,8 @@ export async function commands(
   const workers = way === "here" ? "1" : "2"
   const environment = { SEQ_GAP_TIMEOUT_MS: "60000", WORKERS: workers }
   const bed = await makeBedWithBackEnd(
-    // In shuffled order the next number of a connection may come after nearly all commands of the round.
+    // In shuffled order the next number of a connection may come after nearly all commands of the
+    // round.
     way === "shuffled" ? { ...environment, PREFETCH: "65535" } : environment,
   )
   const { ledger } = bed
@@ -111,7 +113,9 @@ function numbered(connectionIds: readonly string[], from: number, each: number):
   )
 }
 
-/** Where each is published: `elsewhere` names the queue of the worker that does not hold the device. */
+/**
+ * Where each is published: `elsewhere` names the queue of the worker that does not hold the device.
+ */
 function byQueue(
   messages: readonly Message[],
   way: CommandsWay,

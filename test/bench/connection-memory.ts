@@ -1,7 +1,7 @@
 /**
- * What the gateway's own objects hold for one connection, part by part: the real classes in many copies, over a socket
- * that does nothing, by the engine's own count of its heap. TLS, the kernel and the engine's socket are not in it; the
- * bare server of the admission benches has those alone.
+ * What the gateway's own objects hold for one connection, part by part: the real classes in many
+ * copies, over a socket that does nothing, by the engine's own count of its heap. TLS, the kernel
+ * and the engine's socket are not in it; the bare server of the admission benches has those alone.
  */
 
 import { heapStats } from "bun:jsc"

@@ -1,7 +1,7 @@
 /**
- * Very many connections: they arrive at a rate, are held, and then send lines that are acknowledged. Beside it the same
- * crowds on bare TLS servers, one for each worker. And what a connection and a line cost when there are few and when
- * there are many.
+ * Very many connections: they arrive at a rate, are held, and then send lines that are
+ * acknowledged. Beside it the same crowds on bare TLS servers, one for each worker. And what a
+ * connection and a line cost when there are few and when there are many.
  */
 
 import { type Child, startChild } from "./child.ts"

@@ -1,6 +1,7 @@
 /**
- * A crowd: devices that connect, say who they are and then only hold their connection, or send lines that the gateway
- * acknowledges (`DEVICE_ACK=seq`). A process may open 20,000 files: larger crowds are several of these.
+ * A crowd: devices that connect, say who they are and then only hold their connection, or send
+ * lines that the gateway acknowledges (`DEVICE_ACK=seq`). A process may open 20,000 files: larger
+ * crowds are several of these.
  *
  *   stdout {"ready": n}
  *   stdin "connect [count] [host]" ─► stdout {"connected": all now, "ms": for these, "medianMs", "slowestMs": for one}
@@ -18,7 +19,10 @@ import { atRate, percentile } from "./pace.ts"
 const { values } = parseArgs({
   options: {
     host: { type: "string", default: "127.0.0.1" },
-    /** Addresses, from the host's on: the kernel slows down when half of the ports to one are taken, some 14,000. */
+    /**
+     * Addresses, from the host's on: the kernel slows down when half of the ports to one are taken,
+     * some 14,000.
+     */
     hosts: { type: "string", default: "1" },
     port: { type: "string" },
     connections: { type: "string" },

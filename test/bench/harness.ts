@@ -1,10 +1,10 @@
 /**
- * What the benches share: a gateway with its broker, a herd of devices in a process of its own, and the
- * figures of the gateway's processes.
+ * What the benches share: a gateway with its broker, a herd of devices in a process of its own, and
+ * the figures of the gateway's processes.
  *
- * CPU is user and system time of all processes of the gateway, the supervisor included, over a unit of
- * work: the figure that holds on a machine that does other things too. Counts are checked; a bench
- * whose counts are wrong has no figures.
+ * CPU is user and system time of all processes of the gateway, the supervisor included, over a unit
+ * of work: the figure that holds on a machine that does other things too. Counts are checked; a
+ * bench whose counts are wrong has no figures.
  */
 
 import { cpus } from "node:os"
@@ -183,7 +183,9 @@ export class BackEnd {
   }
 }
 
-/** CPU and memory of a server's processes, and how busy those are that drive it, from its making on. */
+/**
+ * CPU and memory of a server's processes, and how busy those are that drive it, from its making on.
+ */
 export class Meter {
   readonly #pids: readonly number[]
   readonly #drivers: readonly number[]
@@ -275,7 +277,10 @@ export function round(value: number): number {
   return Math.round(value * 100) / 100
 }
 
-/** A figure, or none where there was too little work to measure the divisor: CPU counts in steps of 10 ms. */
+/**
+ * A figure, or none where there was too little work to measure the divisor: CPU counts in steps of
+ * 10 ms.
+ */
 export function ratio(figure: string, of: number, to: number): Record<string, number> {
   return to > 0 ? { [figure]: round(of / to) } : {}
 }

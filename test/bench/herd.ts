@@ -1,11 +1,13 @@
 /**
- * A herd: many devices in one process of their own, so that the load generator's work is not counted
- * as the gateway's. Started by the benches and scenarios, driven over standard input and output.
+ * A herd: many devices in one process of their own, so that the load generator's work is not
+ * counted as the gateway's. Started by the benches and scenarios, driven over standard input and
+ * output.
  *
  *   stdout {"connected": n} ─► stdin "go" ─► stdout {"sent": n} ─► stdin closes ─► ends
  *
  * Each device sends numbered lines `<connection> <n> xxx…` as fast as the gateway takes them. With
- * "go" lines may also come back; their count and order is reported as {"received": n, "disorder": n}.
+ * "go" lines may also come back; their count and order is reported as {"received": n, "disorder":
+ * n}.
  */
 
 import { parseArgs } from "node:util"

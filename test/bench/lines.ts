@@ -1,6 +1,7 @@
 /**
- * Lines from devices to a confirmed place in RabbitMQ: CPU for each, beside a bare TLS server that only counts the
- * bytes of the same lines, in turn (A B A B) in one run. The first wave of each only warms the engine up.
+ * Lines from devices to a confirmed place in RabbitMQ: CPU for each, beside a bare TLS server that
+ * only counts the bytes of the same lines, in turn (A B A B) in one run. The first wave of each
+ * only warms the engine up.
  */
 
 import { residentBytes } from "../support/gateway.ts"

@@ -1,8 +1,9 @@
 /**
- * `bun run bench [name …] [--smoke] [--json] [--page] [--beside <port>,<pid>]`: runs the benches, all or those named, one
- * after the other, and prints their figures with what they were measured on; with `--page` they become their tables in
- * docs/PERFORMANCE.md. With `--beside` those that can compare put any other TLS line server, which runs already, under
- * the same load in turn with the gateway.
+ * `bun run bench [name …] [--smoke] [--json] [--page] [--beside <port>,<pid>]`: runs the benches,
+ * all or those named, one after the other, and prints their figures with what they were measured
+ * on; with `--page` they become their tables in docs/PERFORMANCE.md. With `--beside` those that can
+ * compare put any other TLS line server, which runs already, under the same load in turn with the
+ * gateway.
  */
 
 import { readFileSync, writeFileSync } from "node:fs"

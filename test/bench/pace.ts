@@ -3,7 +3,10 @@
 /** Beyond this a driver is behind, and what it times is its own. */
 const LATE_MS = 10
 
-/** Calls `act` with 0 to `count` - 1, so many times a second; resolves with the share of calls that came late. */
+/**
+ * Calls `act` with 0 to `count` - 1, so many times a second; resolves with the share of calls that
+ * came late.
+ */
 export async function atRate(
   count: number,
   perSecond: number,

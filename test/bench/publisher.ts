@@ -1,6 +1,6 @@
 /**
- * A lone publisher: the AMQP client as it comes, with confirms and a window of unconfirmed messages, each with the
- * fields of a line's message.
+ * A lone publisher: the AMQP client as it comes, with confirms and a window of unconfirmed
+ * messages, each with the fields of a line's message.
  *
  *   stdout {"ready": 1} ─► stdin "publish" ─► stdout {"published": n, "ms": all} ─► again
  */

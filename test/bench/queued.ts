@@ -1,6 +1,7 @@
 /**
- * What a command costs by how many wait in the queue: one at a time, a few, and very many, which the gateway finds when
- * it goes on after it was stopped. In turn, in one run; the first wave only warms the engine up.
+ * What a command costs by how many wait in the queue: one at a time, a few, and very many, which
+ * the gateway finds when it goes on after it was stopped. In turn, in one run; the first wave only
+ * warms the engine up.
  */
 
 import { until } from "../support/wait.ts"

@@ -1,6 +1,6 @@
 /**
- * One worker of the `registry` bench: the part of a gateway that makes its devices known to the others, in
- * one of two ways, and nothing else of it.
+ * One worker of the `registry` bench: the part of a gateway that makes its devices known to the
+ * others, in one of two ways, and nothing else of it.
  *
  *   announce   the product's: devices that come and go are told on `owsla.fleet`, many a message
  *   bind       a binding for each device in a direct exchange, to this worker's queue

@@ -1,7 +1,7 @@
 /**
- * The registry: what it costs that every worker can find a device, by announcements (the product's way)
- * beside a binding for each device at the broker, in turn (A B A B) in one run. One worker has devices that
- * come and go; one other takes part, as there is at least one other in a fleet.
+ * The registry: what it costs that every worker can find a device, by announcements (the product's
+ * way) beside a binding for each device at the broker, in turn (A B A B) in one run. One worker has
+ * devices that come and go; one other takes part, as there is at least one other in a fleet.
  */
 
 import { cpuSeconds } from "../support/gateway.ts"

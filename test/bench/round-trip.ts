@@ -1,6 +1,7 @@
 /**
- * The round trip device → queue → back-end → queue → device, beside the same back-end answering whoever publishes to its
- * queue without a gateway, in turn (A B A B) in one run: what the gateway adds.
+ * The round trip device → queue → back-end → queue → device, beside the same back-end answering
+ * whoever publishes to its queue without a gateway, in turn (A B A B) in one run: what the gateway
+ * adds.
  */
 
 import { AMQPClient } from "@cloudamqp/amqp-client"

@@ -1,7 +1,7 @@
 /**
- * The stampede: all devices of several crowds connect at the same instant, while others are connected and send
- * lines that are acknowledged to them. Beside it, the same devices as quickly as the gateway takes them when it is
- * not hurried: its capacity.
+ * The stampede: all devices of several crowds connect at the same instant, while others are
+ * connected and send lines that are acknowledged to them. Beside it, the same devices as quickly as
+ * the gateway takes them when it is not hurried: its capacity.
  */
 
 import { join } from "node:path"
@@ -32,7 +32,8 @@ export async function stampede(parameters: StampedeParameters): Promise<BenchRes
   const bed = await makeBed({ DEVICE_ACK: "seq", DEVICE_HOST: "0.0.0.0" })
   const { devicePort: port } = bed.gateway
   const each = Math.ceil(devices / crowds)
-  // An address for each crowd: one alone has too few ports for all waves, closed connections keep theirs for a minute.
+  // An address for each crowd: one alone has too few ports for all waves, closed connections keep
+  // theirs for a minute.
   let hosts = 1
   const start = (atOnce: number) =>
     Array.from({ length: crowds }, (_, at) => {

@@ -1,7 +1,7 @@
 /**
- * What a bench puts under load: the gateway, a bare TLS server to compare it with, or any other TLS line server that
- * runs already (`--beside`). Each says where it listens and which processes are its own, so that all are measured in
- * the same way.
+ * What a bench puts under load: the gateway, a bare TLS server to compare it with, or any other TLS
+ * line server that runs already (`--beside`). Each says where it listens and which processes are
+ * its own, so that all are measured in the same way.
  */
 
 import {

@@ -1,7 +1,8 @@
 /**
- * Sustained lines: how many a second the gateway brings from devices to a confirmed place in a quorum queue, beside what
- * a lone AMQP client publishes and has confirmed of the same messages on the same machine, in turn (A B A B) in one
- * run. Nobody consumes meanwhile; the queues are emptied in between.
+ * Sustained lines: how many a second the gateway brings from devices to a confirmed place in a
+ * quorum queue, beside what a lone AMQP client publishes and has confirmed of the same messages on
+ * the same machine, in turn (A B A B) in one run. Nobody consumes meanwhile; the queues are emptied
+ * in between.
  */
 
 import { AMQPClient } from "@cloudamqp/amqp-client"

@@ -1,6 +1,6 @@
 /**
- * Waves: all devices come and go again and again. What the gateway's processes hold when all are gone, after the first
- * wave and after the last, a while later.
+ * Waves: all devices come and go again and again. What the gateway's processes hold when all are
+ * gone, after the first wave and after the last, a while later.
  */
 
 import { until } from "../support/wait.ts"

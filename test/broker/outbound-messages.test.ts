@@ -1,7 +1,7 @@
 /**
- * Outbound messages: that each is kept until the broker has it, is told once how it ended, and can be told from
- * every other when the broker returns it. On the embedded broker, which answers as it is told, with the
- * clock held.
+ * Outbound messages: that each is kept until the broker has it, is told once how it ended, and can
+ * be told from every other when the broker returns it. On the embedded broker, which answers as it
+ * is told, with the clock held.
  */
 
 import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test"
@@ -91,7 +91,9 @@ class Subject {
   }
 }
 
-/** Lets everything happen that needs no time: the embedded broker answers at the end of the turn. */
+/**
+ * Lets everything happen that needs no time: the embedded broker answers at the end of the turn.
+ */
 async function settled(): Promise<void> {
   for (let n = 0; n < 20; n += 1) await Promise.resolve()
 }

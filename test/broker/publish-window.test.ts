@@ -1,6 +1,7 @@
 /**
- * The unconfirmed window against a model that moves one state per message, over any order of adding,
- * sending, confirming, failing and going back; then what a back-end sees of it, and its bounds.
+ * The unconfirmed window against a model that moves one state per message, over any order of
+ * adding, sending, confirming, failing and going back; then what a back-end sees of it, and its
+ * bounds.
  */
 
 import { heapSize } from "bun:jsc"
@@ -219,7 +220,8 @@ const step: fc.Arbitrary<Step> = fc.oneof(
 const steps = fc.array(step, { maxLength: 60, size: "max" })
 
 /**
- * @param asPublisher sends all it may after each step, and nothing while the publish channel is blocked or after
+ * @param asPublisher sends all it may after each step, and nothing while the publish channel is
+ * blocked or after
  *   a failure until it has gone back; else one message a send step, at any time.
  */
 function run(sequence: readonly Step[], limits: WindowLimits, asPublisher: boolean): void {
@@ -417,7 +419,8 @@ describe("bounds", () => {
     expect([window.hasRoom, window.relieved, window.bytes]).toEqual([true, true, 0])
   })
 
-  // Outbound messages have no bound of their own, and one that waits long must not keep what is long done.
+  // Outbound messages have no bound of their own, and one that waits long must not keep what is
+  // long done.
   test.each([100, Number.POSITIVE_INFINITY])(
     "memory is that of what is held, with at most %d held, also when it is never empty",
     (maxCount) => {

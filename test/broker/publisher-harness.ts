@@ -29,7 +29,9 @@ export interface Send {
   settle(result: PublishResult): void
 }
 
-/** A publish channel whose every answer the test gives. Fails when it is used while it is not open. */
+/**
+ * A publish channel whose every answer the test gives. Fails when it is used while it is not open.
+ */
 export class ScriptedPublishChannel {
   state: PublishChannelState = "open"
   readonly sends: Send[] = []

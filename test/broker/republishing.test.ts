@@ -1,6 +1,6 @@
 /**
- * What becomes of a message's properties when it is kept and when it is published again: nothing that
- * the client or the broker would spoil, refuse, or route by.
+ * What becomes of a message's properties when it is kept and when it is published again: nothing
+ * that the client or the broker would spoil, refuse, or route by.
  */
 
 import { describe, expect, test } from "bun:test"

@@ -1,6 +1,6 @@
 /**
- * The queues as RabbitMQ must be asked for them. Not their behaviour: whether a broker keeps to these
- * arguments is for the tests with a real one.
+ * The queues as RabbitMQ must be asked for them. Not their behaviour: whether a broker keeps to
+ * these arguments is for the tests with a real one.
  */
 
 import { describe, expect, test } from "bun:test"

@@ -131,7 +131,8 @@ describe("a command whose delivery is lost", () => {
     const again = await subject.redeliver(unsure)
     expect([again.acknowledged, subject.connection.offered.length]).toEqual([1, 0])
     expect(subject.counters.commandsPossiblyRepeated).toBe(0)
-    // The broker has processed the other acknowledgement: this is another command with the same text.
+    // The broker has processed the other acknowledgement: this is another command with the same
+    // text.
     await subject.redeliver(processed)
     expect(subject.connection.offered.length).toBe(1)
     expect(subject.counters.commandsPossiblyRepeated).toBe(1)

@@ -1,6 +1,6 @@
 /**
- * A consumer with a scripted broker and a scripted connection, and the clock held. The embedded broker answers as it is
- * told.
+ * A consumer with a scripted broker and a scripted connection, and the clock held. The embedded
+ * broker answers as it is told.
  */
 
 import { jest } from "bun:test"
@@ -268,7 +268,9 @@ export class Subject {
   }
 }
 
-/** Lets everything happen that needs no time: the embedded broker answers at the end of the turn. */
+/**
+ * Lets everything happen that needs no time: the embedded broker answers at the end of the turn.
+ */
 export async function settled(): Promise<void> {
   for (let n = 0; n < 20; n += 1) await Promise.resolve()
 }

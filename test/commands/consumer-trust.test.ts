@@ -1,4 +1,7 @@
-/** Messages of anybody but a member of the fleet, with any headers, and commands whose handling throws. */
+/**
+ * Messages of anybody but a member of the fleet, with any headers, and commands whose handling
+ * throws.
+ */
 
 import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test"
 import fc from "fast-check"

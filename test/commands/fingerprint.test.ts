@@ -1,4 +1,7 @@
-/** What makes two messages the same command: the content from their sender, without additions on the way. */
+/**
+ * What makes two messages the same command: the content from their sender, without additions on the
+ * way.
+ */
 
 import { describe, expect, test } from "bun:test"
 import type { MessageProperties } from "../../src/broker/broker.ts"

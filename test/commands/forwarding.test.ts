@@ -1,6 +1,6 @@
 /**
- * What a command carries from worker to worker, so that it means the same on the way and its copies can be
- * told; read back by the one that takes it.
+ * What a command carries from worker to worker, so that it means the same on the way and its copies
+ * can be told; read back by the one that takes it.
  */
 
 import { describe, expect, test } from "bun:test"

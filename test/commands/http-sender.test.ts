@@ -1,7 +1,7 @@
 /**
- * Commands that come by HTTP: each request is answered exactly once, whatever becomes of the command,
- * the broker or the receipt. On the embedded broker, which answers as it is told, with a scripted
- * connection and the clock held.
+ * Commands that come by HTTP: each request is answered exactly once, whatever becomes of the
+ * command, the broker or the receipt. On the embedded broker, which answers as it is told, with a
+ * scripted connection and the clock held.
  */
 
 import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test"
@@ -174,7 +174,9 @@ class Subject {
   }
 }
 
-/** Lets everything happen that needs no time: the embedded broker answers at the end of the turn. */
+/**
+ * Lets everything happen that needs no time: the embedded broker answers at the end of the turn.
+ */
 async function settled(): Promise<void> {
   for (let n = 0; n < 20; n += 1) await Promise.resolve()
 }
@@ -284,7 +286,8 @@ describe("a command for nobody", () => {
       const request = { id: CLOSED, body, ttlMs: null, messageId: null }
       outcomes.add((await subject.sender.send(request)).outcome)
     }
-    // Outbound messages are said to be bounded by the requests that wait, and none of these waits any more.
+    // Outbound messages are said to be bounded by the requests that wait, and none of these waits
+    // any more.
     expect(subject.outboundMessages.count).toBeLessThanOrEqual(MAX_PENDING)
   })
 })

@@ -1,6 +1,6 @@
 /**
- * What is remembered of lost commands: which of several that are alike a redelivery or a dead letter is taken for,
- * how long, and how many.
+ * What is remembered of lost commands: which of several that are alike a redelivery or a dead
+ * letter is taken for, how long, and how many.
  */
 
 import { describe, expect, test } from "bun:test"

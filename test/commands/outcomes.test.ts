@@ -1,7 +1,7 @@
 /**
- * What is stored of a command when it is known how it ended: its copy in the undelivered
- * queue, its receipt, and its acknowledgement only after both. On the embedded broker, which answers as
- * it is told, with the clock held.
+ * What is stored of a command when it is known how it ended: its copy in the undelivered queue, its
+ * receipt, and its acknowledgement only after both. On the embedded broker, which answers as it is
+ * told, with the clock held.
  */
 
 import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test"
@@ -116,7 +116,9 @@ class Subject {
   }
 }
 
-/** Lets everything happen that needs no time: the embedded broker answers at the end of the turn. */
+/**
+ * Lets everything happen that needs no time: the embedded broker answers at the end of the turn.
+ */
 async function settled(): Promise<void> {
   for (let n = 0; n < 20; n += 1) await Promise.resolve()
 }

@@ -1,4 +1,7 @@
-/** Admission: which connections are refused or wait, and how the limit of concurrent handshakes adapts. */
+/**
+ * Admission: which connections are refused or wait, and how the limit of concurrent handshakes
+ * adapts.
+ */
 
 import { describe, expect, test } from "bun:test"
 import fc from "fast-check"
@@ -126,7 +129,10 @@ describe("a new connection on a full worker", () => {
   })
 })
 
-/** A worker in a storm of honest devices, each of which tries again at once; until it holds as many as it can. */
+/**
+ * A worker in a storm of honest devices, each of which tries again at once; until it holds as many
+ * as it can.
+ */
 function filledAfterMs(storm: {
   readonly places: number
   readonly handshakeMs: number

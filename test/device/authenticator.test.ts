@@ -1,4 +1,7 @@
-/** The identity of a device: names in certificates, HELLO lines, the denylist, and the result in each mode. */
+/**
+ * The identity of a device: names in certificates, HELLO lines, the denylist, and the result in
+ * each mode.
+ */
 
 import { describe, expect, test } from "bun:test"
 import { createHmac } from "node:crypto"

@@ -1,6 +1,7 @@
 /**
- * Backpressure: waiting readers are resumed in order of arrival and only while there is room. Held bytes above the
- * bound suspend all reading, and half of the bound resumes it, with one callback each.
+ * Backpressure: waiting readers are resumed in order of arrival and only while there is room. Held
+ * bytes above the bound suspend all reading, and half of the bound resumes it, with one callback
+ * each.
  */
 
 import { describe, expect, test } from "bun:test"

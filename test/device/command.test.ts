@@ -1,4 +1,7 @@
-/** Which bodies are valid lines, at the bound and for each byte; and the lists of outcomes and close reasons. */
+/**
+ * Which bodies are valid lines, at the bound and for each byte; and the lists of outcomes and close
+ * reasons.
+ */
 
 import { describe, expect, test } from "bun:test"
 import fc from "fast-check"

@@ -32,7 +32,10 @@ export const CLOSING_MS = 2_000
 export const START_MS = 1_000_000
 export const PEER = { remoteAddress: "192.0.2.1", tlsVersion: "TLSv1.3", fingerprint: null }
 
-/** More than any test needs. A flush without end must fail, since the time-out of a test cannot stop it. */
+/**
+ * More than any test needs. A flush without end must fail, since the time-out of a test cannot stop
+ * it.
+ */
 const MAX_CALLS = 10_000
 
 /** A socket that accepts `room` bytes in total, then none, and records its calls. */

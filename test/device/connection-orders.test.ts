@@ -175,7 +175,8 @@ function run(steps: readonly Step[], react: (harness: Harness, connection: Conne
 
 /**
  * Checks the conditions that hold after any order of operations.
- * @param inOrder whether commands were settled in the order of writes. They are not when sources act on it.
+ * @param inOrder whether commands were settled in the order of writes. They are not when sources
+ * act on it.
  */
 function expectWhole(done: ReturnType<typeof run>, inOrder = true): void {
   const { harness, connection, socket, received } = done

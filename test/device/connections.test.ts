@@ -1,4 +1,7 @@
-/** The epoch of a new connection makes it the newest one of its device, wherever the device was connected before. */
+/**
+ * The epoch of a new connection makes it the newest one of its device, wherever the device was
+ * connected before.
+ */
 
 import { expect, test } from "bun:test"
 import type { Connection } from "../../src/device/connection.ts"

@@ -1,4 +1,7 @@
-/** An endpoint whose decisions are performed, in every order of offers, redeliveries, sweeps and losses. */
+/**
+ * An endpoint whose decisions are performed, in every order of offers, redeliveries, sweeps and
+ * losses.
+ */
 
 import { expect, test } from "bun:test"
 import fc from "fast-check"
@@ -9,16 +12,23 @@ import { CHEAP_RUNS, check } from "../support/property.ts"
 /** One for all, as a queue's consumer is. */
 import { type About, command, endpointOf } from "./endpoint-harness.ts"
 
-/** How a command ended. "withdrawn": its delivery was lost, and the next delivery decides the outcome. */
+/**
+ * How a command ended. "withdrawn": its delivery was lost, and the next delivery decides the
+ * outcome.
+ */
 type End = "written" | "acknowledged" | "withdrawn" | string
 
-/** Performs decisions like a connection, with a socket that accepts commands when the test says so. */
+/**
+ * Performs decisions like a connection, with a socket that accepts commands when the test says so.
+ */
 class Performer {
   readonly endpoint: Endpoint
   readonly ends = new Map<Command, End[]>()
   /** Decided "write" and not yet taken by the socket, in order. */
   waiting: Command[] = []
-  /** Every message id in the order in which it was decided "write"; null once it ended unwritten. */
+  /**
+   * Every message id in the order in which it was decided "write"; null once it ended unwritten.
+   */
   readonly writes: { readonly id: string; unwritten: boolean }[] = []
   readonly #writeOf = new Map<Command, { readonly id: string; unwritten: boolean }>()
 
@@ -53,7 +63,10 @@ class Performer {
     this.#end(dropped, outcome)
   }
 
-  /** Loses all deliveries so far; the socket was offered bytes of the first `offered` commands that wait. */
+  /**
+   * Loses all deliveries so far; the socket was offered bytes of the first `offered` commands that
+   * wait.
+   */
   lose(offered: number): Command[] {
     for (const each of this.ends.keys()) (each as { lost?: boolean }).lost = true
     const unoffered = this.waiting.splice(offered)

@@ -1,6 +1,6 @@
 /**
- * The framer compared with a model that splits the whole input at once: byte by byte, at each cut into two parts, and
- * with random chunks. Then the bound of a line, to the byte.
+ * The framer compared with a model that splits the whole input at once: byte by byte, at each cut
+ * into two parts, and with random chunks. Then the bound of a line, to the byte.
  */
 
 import { describe, expect, test } from "bun:test"

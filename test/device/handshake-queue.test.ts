@@ -1,4 +1,7 @@
-/** The handshake queue: first in, first out, also when peers close. With scripted sockets and a clock that is fixed. */
+/**
+ * The handshake queue: first in, first out, also when peers close. With scripted sockets and a
+ * clock that is fixed.
+ */
 
 import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test"
 import { Admission } from "../../src/device/admission.ts"

@@ -1,4 +1,7 @@
-/** Which accepted sockets start their handshakes, wait, are refused or are replaced, and how they are counted. */
+/**
+ * Which accepted sockets start their handshakes, wait, are refused or are replaced, and how they
+ * are counted.
+ */
 
 import { expect, test } from "bun:test"
 import type { AdmissionLimits } from "../../src/device/admission.ts"

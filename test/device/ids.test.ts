@@ -1,6 +1,6 @@
 /**
- * The ids: each generated id has a valid format and yields its worker, for any instance id. Other texts yield no
- * worker.
+ * The ids: each generated id has a valid format and yields its worker, for any instance id. Other
+ * texts yield no worker.
  */
 
 import { describe, expect, test } from "bun:test"

@@ -1,6 +1,7 @@
 /**
- * The outgoing queue with a socket that accepts any number of bytes. At each split, and in any order of operations, the
- * bytes on the wire are the commands with an LF each, and a command counts as written after its last byte.
+ * The outgoing queue with a socket that accepts any number of bytes. At each split, and in any
+ * order of operations, the bytes on the wire are the commands with an LF each, and a command counts
+ * as written after its last byte.
  */
 
 import { describe, expect, test } from "bun:test"
@@ -29,7 +30,9 @@ function textOf(bytes: Uint8Array): string {
   return Buffer.from(bytes).toString("latin1")
 }
 
-/** Offers the next bytes to a socket that accepts `most` of them, and overwrites the shared buffer. */
+/**
+ * Offers the next bytes to a socket that accepts `most` of them, and overwrites the shared buffer.
+ */
 function flush(outgoing: Outgoing, most: number, scratch = new Uint8Array(BATCH_BYTES)) {
   const expired: Command[] = []
   const written: Command[] = []

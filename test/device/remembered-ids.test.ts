@@ -1,6 +1,6 @@
 /**
- * Remembered ids: the information about an id in each state, which ids are forgotten, and a bound that counts commands
- * and not deliveries.
+ * Remembered ids: the information about an id in each state, which ids are forgotten, and a bound
+ * that counts commands and not deliveries.
  */
 
 import { expect, test } from "bun:test"

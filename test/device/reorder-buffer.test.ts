@@ -1,6 +1,6 @@
 /**
- * The reorder buffer with permutations, repeats, losses and times, compared with a model that remembers all numbers.
- * Then each of its bounds.
+ * The reorder buffer with permutations, repeats, losses and times, compared with a model that
+ * remembers all numbers. Then each of its bounds.
  */
 
 import { heapSize } from "bun:jsc"

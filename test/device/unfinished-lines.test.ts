@@ -1,6 +1,7 @@
 /**
- * The unfinished lines of a worker compared with a model that keeps a list of them: which connections are closed, in
- * which order, and that the bytes never exceed the bound while there is a line that may be closed.
+ * The unfinished lines of a worker compared with a model that keeps a list of them: which
+ * connections are closed, in which order, and that the bytes never exceed the bound while there is
+ * a line that may be closed.
  */
 
 import { expect, test } from "bun:test"

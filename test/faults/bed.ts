@@ -1,6 +1,6 @@
 /**
- * What a fault is made on: a RabbitMQ node of its own, the real gateway, and a herd of devices with a
- * back-end (`bun run simulate`) whose ledgers say afterwards whether a line was lost.
+ * What a fault is made on: a RabbitMQ node of its own, the real gateway, and a herd of devices with
+ * a back-end (`bun run simulate`) whose ledgers say afterwards whether a line was lost.
  *
  * Everything is a process of its own and ends with `stop`.
  */
@@ -73,10 +73,11 @@ export class FaultBed {
 
   /**
    * @param environment of the gateway, beside broker and queues.
-   * @param way with "proxied" the gateway's connections to the broker can be meddled with; in a namespace
-   * they are too.
-   * @param options `prefix`: a command that runs the gateway, such as one that limits it; `broker`: one that is
-   * there already and stays; `url`: where gateway and back-ends reach it, such as a load balancer.
+   * @param way with "proxied" the gateway's connections to the broker can be meddled with; in a
+   * namespace they are too.
+   * @param options `prefix`: a command that runs the gateway, such as one that limits it; `broker`:
+   * one that is there already and stays; `url`: where gateway and back-ends reach it, such as a
+   * load balancer.
    */
   static async start(
     environment: Record<string, string> = {},
@@ -128,7 +129,9 @@ export class FaultBed {
     return this.gateway.ready(timeoutMs)
   }
 
-  /** Waits until one worker at least says that it is not ready; `/health` must go on answering 200. */
+  /**
+   * Waits until one worker at least says that it is not ready; `/health` must go on answering 200.
+   */
   async notReady(timeoutMs = FLOW_TIMEOUT_MS): Promise<void> {
     const isNot = async () => (await this.gateway.fetch("/ready")).status === 503
     await until(isNot, { what: "/ready to be 503", timeoutMs })
@@ -170,8 +173,8 @@ export class FaultBed {
 }
 
 /**
- * For a file of faults that leave the broker alone: one node for all, and of each test a bed of its own, which ends
- * with it.
+ * For a file of faults that leave the broker alone: one node for all, and of each test a bed of its
+ * own, which ends with it.
  */
 export function bedsOnOneBroker(limitMs: number) {
   let broker: PrivateBroker

@@ -1,4 +1,7 @@
-/** A fault of how the broker was set up: `from_device` is a stream. On the node that the test files share. */
+/**
+ * A fault of how the broker was set up: `from_device` is a stream. On the node that the test files
+ * share.
+ */
 
 import { beforeAll } from "bun:test"
 import { sharedRabbitMq, type TestBroker } from "../support/rabbitmq.ts"

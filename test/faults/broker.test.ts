@@ -1,6 +1,6 @@
 /**
- * Faults of the broker: RabbitMQ closed, paused, alarmed, stopped, killed, full. Whatever it is, devices stay
- * connected, no line that was read is lost, and each connection's lines are in order.
+ * Faults of the broker: RabbitMQ closed, paused, alarmed, stopped, killed, full. Whatever it is,
+ * devices stay connected, no line that was read is lost, and each connection's lines are in order.
  */
 
 import { afterAll, afterEach, beforeAll, expect } from "bun:test"
@@ -15,7 +15,9 @@ const LIMIT_MS = 240_000
 const DEVICES = sized(100, 30)
 const RATE = 20
 const KEPT = "devices stay, lost 0, in order"
-/** Memory of a worker while the broker takes nothing: what it starts with and its buffers' bounds. */
+/**
+ * Memory of a worker while the broker takes nothing: what it starts with and its buffers' bounds.
+ */
 const MAX_RESIDENT_MB = 300
 /** What the window may repeat after each loss, for each worker. */
 const WINDOW_LINES = 2_000

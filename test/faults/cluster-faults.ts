@@ -1,7 +1,7 @@
 /**
- * Faults of a cluster of three nodes, straight and behind a load balancer: a node killed, the load balancer killed, a
- * node partitioned away, queue leaders moved. Needs what `sh test/install long` installs, and root: nodes have network
- * namespaces of their own.
+ * Faults of a cluster of three nodes, straight and behind a load balancer: a node killed, the load
+ * balancer killed, a node partitioned away, queue leaders moved. Needs what `sh test/install long`
+ * installs, and root: nodes have network namespaces of their own.
  */
 
 import { afterAll, afterEach, beforeAll, describe, expect } from "bun:test"

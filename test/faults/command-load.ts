@@ -1,13 +1,16 @@
 /**
- * Commands under load: devices of its own on the gateway, and a back-end that publishes a command for one of them
- * every few milliseconds, each with its own body and `message_id` and with `reply_to`. Afterwards every command must
- * have one outcome, and what a device read must agree with it.
+ * Commands under load: devices of its own on the gateway, and a back-end that publishes a command
+ * for one of them every few milliseconds, each with its own body and `message_id` and with
+ * `reply_to`. Afterwards every command must have one outcome, and what a device read must agree
+ * with it.
  *
- * The gateway must run with `environment` of `COMMAND_LOAD`, since commands are addressed by device id.
+ * The gateway must run with `environment` of `COMMAND_LOAD`, since commands are addressed by device
+ * id.
  *
- * The back-end tries the broker's URLs in turn. A command without a confirm may or may not be stored by the
- * broker: it is not published again, and may have no outcome. Receipts stay in a quorum queue until the end, so that
- * the death of a consumer loses none. Bounds: a test's worth of commands; `MAX_UNCONFIRMED` unconfirmed.
+ * The back-end tries the broker's URLs in turn. A command without a confirm may or may not be
+ * stored by the broker: it is not published again, and may have no outcome. Receipts stay in a
+ * quorum queue until the end, so that the death of a consumer loses none. Bounds: a test's worth of
+ * commands; `MAX_UNCONFIRMED` unconfirmed.
  */
 
 import { expect } from "bun:test"
@@ -34,7 +37,10 @@ const CONFIRM_TIMEOUT_MS = 5_000
 const MAX_UNCONFIRMED = 200
 const SETTLE_TIMEOUT_MS = 90_000
 
-/** The messages of each queue, ready or not, as its leader counts them: `list_queues` can be 5 s old. */
+/**
+ * The messages of each queue, ready or not, as its leader counts them: `list_queues` can be 5 s
+ * old.
+ */
 const QUORUM_QUEUES = `lists:foreach(fun(Q) ->
   {ok, {_, N}, _} = ra:leader_query(amqqueue:get_pid(Q), fun rabbit_fifo:query_messages_total/1),
   {resource, _, queue, Name} = amqqueue:get_name(Q),
@@ -66,8 +72,9 @@ interface Ending {
 }
 
 /**
- * A write that fails is left to the connection's close: `basicPublish` of amqp-client 4.1.1 would else reject at the
- * write and leave its wait for the confirm behind, whose rejection nobody can handle.
+ * A write that fails is left to the connection's close: `basicPublish` of amqp-client 4.1.1 would
+ * else reject at the write and leave its wait for the confirm behind, whose rejection nobody can
+ * handle.
  */
 class Publisher extends AMQPClient {
   override send(bytes: Uint8Array): Promise<void> {
@@ -90,9 +97,9 @@ export class CommandLoad {
   }
 
   /**
-   * Declares the queue for receipts. To be called some seconds before a node is killed: RabbitMQ 4.0.5 forgets a
-   * quorum queue that was declared just before ("configured member of queue … was not found on this node"), which
-   * then has no leader.
+   * Declares the queue for receipts. To be called some seconds before a node is killed: RabbitMQ
+   * 4.0.5 forgets a quorum queue that was declared just before ("configured member of queue … was
+   * not found on this node"), which then has no leader.
    */
   static async prepare(options: CommandLoadOptions): Promise<CommandLoad> {
     const load = new CommandLoad(options)
@@ -161,7 +168,10 @@ export class CommandLoad {
     }
   }
 
-  /** Receipts that differ in outcome or time are different endings; equal receipts are one that was delivered again. */
+  /**
+   * Receipts that differ in outcome or time are different endings; equal receipts are one that was
+   * delivered again.
+   */
   async #collectReceipts(): Promise<Map<number, Ending[]>> {
     const endings = new Map<number, Ending[]>()
     await this.#drain(this.#receiptQueue, (message) => {

@@ -1,9 +1,10 @@
 /**
- * How a fault is declared: as a test whose name is the promise that it checks, and as a row of the table in
- * docs/RELIABILITY.md.
+ * How a fault is declared: as a test whose name is the promise that it checks, and as a row of the
+ * table in docs/RELIABILITY.md.
  *
- * Quick with the other tests; with `FAULTS=long` (`bun run faults`) for as long and with as many as the
- * table says. With `FAULTS_RESULTS` each fault whose promise was kept adds a line of JSON to that file.
+ * Quick with the other tests; with `FAULTS=long` (`bun run faults`) for as long and with as many as
+ * the table says. With `FAULTS_RESULTS` each fault whose promise was kept adds a line of JSON to
+ * that file.
  */
 
 import { test } from "bun:test"

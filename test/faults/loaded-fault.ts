@@ -1,6 +1,7 @@
 /**
- * A fault of a broker under load: a herd of devices that send, and commands to others (`command-load.ts`). Devices stay
- * connected, no line that was read is lost, each connection's lines are in order, and each command has one outcome.
+ * A fault of a broker under load: a herd of devices that send, and commands to others
+ * (`command-load.ts`). Devices stay connected, no line that was read is lost, each connection's
+ * lines are in order, and each command has one outcome.
  */
 
 import type { PrivateBroker } from "../support/rabbitmq.ts"

@@ -1,7 +1,7 @@
 /**
- * One outcome for each command whose delivery is lost: a worker holds commands when its connections to the broker
- * are closed. The real program and a real RabbitMQ, commands without `message_id` unless said, and a device that
- * reads nothing for a while.
+ * One outcome for each command whose delivery is lost: a worker holds commands when its connections
+ * to the broker are closed. The real program and a real RabbitMQ, commands without `message_id`
+ * unless said, and a device that reads nothing for a while.
  */
 
 import { afterAll, afterEach, beforeAll, expect } from "bun:test"
@@ -186,7 +186,10 @@ function expectOneOutcomeEach(count: number, receipts: ReadonlyMap<number, strin
   )
 }
 
-/** Each command is either on the wire once, with the receipt `written`, or kept once, with another outcome. */
+/**
+ * Each command is either on the wire once, with the receipt `written`, or kept once, with another
+ * outcome.
+ */
 async function expectOnePlaceEach(
   subject: Subject,
   bodies: readonly string[],

@@ -1,13 +1,14 @@
 /**
- * `bun run faults [--quick] [--only text] [name …]`: makes every fault in its long size, or the faults of the named files, and
- * writes the measurements into the table of docs/RELIABILITY.md. `broker` also names `broker-cluster` and
- * every other file whose name begins with `broker-`. `--only` makes only faults whose name contains the text.
+ * `bun run faults [--quick] [--only text] [name …]`: makes every fault in its long size, or the
+ * faults of the named files, and writes the measurements into the table of docs/RELIABILITY.md.
+ * `broker` also names `broker-cluster` and every other file whose name begins with `broker-`.
+ * `--only` makes only faults whose name contains the text.
  *
- * Files `*.long.ts` need what `sh test/install long` installs. `bun test` does not find them, and `--quick` makes
- * their faults only when they are named.
+ * Files `*.long.ts` need what `sh test/install long` installs. `bun test` does not find them, and
+ * `--quick` makes their faults only when they are named.
  *
- * Exit status: 0 when every promise was kept, 1 when one was not, 2 for faults that do not exist. A fault whose promise was
- * not kept leaves its row of the table as it was, with its date.
+ * Exit status: 0 when every promise was kept, 1 when one was not, 2 for faults that do not exist. A
+ * fault whose promise was not kept leaves its row of the table as it was, with its date.
  */
 
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs"

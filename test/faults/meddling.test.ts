@@ -1,6 +1,7 @@
 /**
- * Faults of what the broker says: confirms that are late, out of order, many at once, negative or never come, and
- * a channel that is closed for no fault of ours. A real RabbitMQ behind a proxy that meddles.
+ * Faults of what the broker says: confirms that are late, out of order, many at once, negative or
+ * never come, and a channel that is closed for no fault of ours. A real RabbitMQ behind a proxy
+ * that meddles.
  */
 
 import { afterAll, afterEach, beforeAll, expect } from "bun:test"

@@ -1,6 +1,7 @@
 /**
- * Faults of the network between gateway and broker: cut in both directions and in one, lossy, late and narrow. The
- * gateway runs in a network namespace of its own; its devices reach it by another wire, on which nothing happens.
+ * Faults of the network between gateway and broker: cut in both directions and in one, lossy, late
+ * and narrow. The gateway runs in a network namespace of its own; its devices reach it by another
+ * wire, on which nothing happens.
  */
 
 import { afterAll, afterEach, expect } from "bun:test"
@@ -25,7 +26,10 @@ let namespace: Namespace | null = null
 let site: Promise<Site> | null = null
 let herd: RunningHerd | null = null
 
-/** Created by the first test and not by a hook, so that a failure is reported under the name of a test. */
+/**
+ * Created by the first test and not by a hook, so that a failure is reported under the name of a
+ * test.
+ */
 function theSite(): Promise<Site> {
   site ??= (async () => {
     namespace = await Namespace.make()
@@ -61,7 +65,8 @@ function networkFault(
       const lossesBefore = await bed.gateway.metric("owsla_broker_losses_total")
       const figures = await act(made)
       namespace.heal()
-      // A worker's own queue counts as consumed by its lost connection until the broker misses a heartbeat.
+      // A worker's own queue counts as consumed by its lost connection until the broker misses a
+      // heartbeat.
       await bed.ready(90_000)
       const kept = expectKept(await herd.end(), DEVICES)
       const losses = (await bed.gateway.metric("owsla_broker_losses_total")) - lossesBefore

@@ -1,6 +1,6 @@
 /**
- * Faults of peers: hostile devices beside good ones, a burst of tiny lines, a peer that is frozen, one that talks
- * on while it is closed, and openings that are no TLS.
+ * Faults of peers: hostile devices beside good ones, a burst of tiny lines, a peer that is frozen,
+ * one that talks on while it is closed, and openings that are no TLS.
  */
 
 import { expect } from "bun:test"
@@ -212,7 +212,8 @@ fault(
     const talking = setInterval(() => socket.write("on and on\n"), 5)
     const kickedAtMs = performance.now()
     const path = `/devices/${id}/connection`
-    // 504: a busy worker did not answer in time. It may have closed the connection all the same; then it is gone (404).
+    // 504: a busy worker did not answer in time. It may have closed the connection all the same;
+    // then it is gone (404).
     const kicked = async () =>
       [200, 404].includes((await bed.gateway.fetch(path, { method: "DELETE" })).status)
     await until(kicked, { what: "the kick to be answered" })

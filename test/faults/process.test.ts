@@ -1,6 +1,6 @@
 /**
- * Faults of processes: workers and supervisors that are killed, stopped, stalled or told to end while devices
- * send, a certificate that is renewed under them, and a clock that jumps.
+ * Faults of processes: workers and supervisors that are killed, stopped, stalled or told to end
+ * while devices send, a certificate that is renewed under them, and a clock that jumps.
  */
 
 import { expect } from "bun:test"
@@ -47,7 +47,10 @@ interface DeviceList {
   readonly devices: readonly { readonly connection_id: string; readonly worker: string }[]
 }
 
-/** Kills one worker after the other, and checks that the others' devices stay; returns how many were killed. */
+/**
+ * Kills one worker after the other, and checks that the others' devices stay; returns how many were
+ * killed.
+ */
 async function killWorkers(bed: FaultBed): Promise<number> {
   const times = sized(12, 3)
   // All devices may be with one worker: they reconnect while its successor starts.
@@ -86,7 +89,8 @@ fault(
     const herd = await bed.herd({ devices: DEVICES, rate: RATE })
     const killed = await killWorkers(bed)
     const { report, verdict } = await herd.end()
-    // What broke connections had sent and nobody confirmed is undecided: it may never have been read.
+    // What broke connections had sent and nobody confirmed is undecided: it may never have been
+    // read.
     expect(verdict).toMatchObject({ kept: true, lost: 0, unexpected: 0, neverInOrder: 0 })
     expect(verdict.undecided).toBeLessThanOrEqual(killed * WINDOW_LINES)
     expect(report.devices.notConnected).toBe(0)
@@ -197,7 +201,9 @@ fault(
   LIMIT_MS,
 )
 
-/** Enough to reach both workers whatever the kernel draws: one of them is missed once in 2^19 runs. */
+/**
+ * Enough to reach both workers whatever the kernel draws: one of them is missed once in 2^19 runs.
+ */
 const LOOKS = 20
 
 /** The fingerprint of the certificate that a new connection sees. */

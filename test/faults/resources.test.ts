@@ -1,6 +1,6 @@
 /**
- * Faults of resources: too few open files, memory under a flood that the broker does not take, and a log on a full
- * disk.
+ * Faults of resources: too few open files, memory under a flood that the broker does not take, and
+ * a log on a full disk.
  */
 
 import { expect } from "bun:test"
@@ -78,7 +78,10 @@ class Knocker {
 }
 
 const FLOODING = sized(2_000, 100)
-/** What the kernel holds for the devices would take minutes to come through, and has no part in the promise. */
+/**
+ * What the kernel holds for the devices would take minutes to come through, and has no part in the
+ * promise.
+ */
 const FLOOD_LINES = sized(400, 1_000)
 
 fault(

@@ -1,6 +1,6 @@
 /**
- * A stream that the operator declared as `from_device`: the gateway uses it as it is, and a back-end reads it from its
- * first message on, by offset.
+ * A stream that the operator declared as `from_device`: the gateway uses it as it is, and a
+ * back-end reads it from its first message on, by offset.
  */
 
 import { expect } from "bun:test"
@@ -102,7 +102,9 @@ async function readStream(url: string, queue: string, wanted: number): Promise<S
   return lines
 }
 
-/** Offsets rise, and a back-end that takes only the next number of each connection gets every line. */
+/**
+ * Offsets rise, and a back-end that takes only the next number of each connection gets every line.
+ */
 function expectInOrder(lines: readonly StreamLine[]): void {
   const offsets = lines.map(({ offset }) => offset)
   expect(offsets).toEqual(offsets.toSorted((a, b) => a - b))

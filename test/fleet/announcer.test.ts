@@ -1,6 +1,6 @@
 /**
- * The announcer: the announcements of this worker's devices, their number of messages, and which of two connections of
- * one device stays. With real connections, and a channel that the test settles.
+ * The announcer: the announcements of this worker's devices, their number of messages, and which of
+ * two connections of one device stays. With real connections, and a channel that the test settles.
  */
 
 import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test"
@@ -123,7 +123,10 @@ afterEach(() => {
   jest.useRealTimers()
 })
 
-/** Waits for the end of this tick, when its changes are announced, and for the time in which changes are gathered. */
+/**
+ * Waits for the end of this tick, when its changes are announced, and for the time in which changes
+ * are gathered.
+ */
 async function turn(): Promise<void> {
   await new Promise((resolve) => setImmediate(resolve))
   jest.advanceTimersByTime(GATHER_MS)

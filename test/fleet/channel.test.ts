@@ -1,6 +1,6 @@
 /**
- * The channel between workers: which messages are sent, accepted and dropped. With a publish channel that the test
- * settles, and with two workers on the embedded broker.
+ * The channel between workers: which messages are sent, accepted and dropped. With a publish
+ * channel that the test settles, and with two workers on the embedded broker.
  */
 
 import { describe, expect, test } from "bun:test"

@@ -1,7 +1,7 @@
 /**
- * Queries whose caller has closed its connection are not carried out, whatever the broker does in the meantime. Also
- * the effects that setting a clock must not have. With a real fleet of one worker; the test acts as the broker and the
- * other workers.
+ * Queries whose caller has closed its connection are not carried out, whatever the broker does in
+ * the meantime. Also the effects that setting a clock must not have. With a real fleet of one
+ * worker; the test acts as the broker and the other workers.
  */
 
 import { describe, expect, test } from "bun:test"

@@ -1,6 +1,6 @@
 /**
- * The location cache: with announcements in any order, the newest connection of a device stays, until it is gone or its
- * room is needed for others.
+ * The location cache: with announcements in any order, the newest connection of a device stays,
+ * until it is gone or its room is needed for others.
  */
 
 import { describe, expect, test } from "bun:test"

@@ -1,6 +1,6 @@
 /**
- * The locator: the location of a named device, from announcements or from a question to the fleet, and when it is
- * nowhere. The test controls the clock and answers for the members.
+ * The locator: the location of a named device, from announcements or from a question to the fleet,
+ * and when it is nowhere. The test controls the clock and answers for the members.
  */
 
 import { describe, expect, test } from "bun:test"

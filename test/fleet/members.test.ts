@@ -1,6 +1,6 @@
 /**
- * The members of the fleet: each state and each transition, by received messages and times. The test passes the time
- * in.
+ * The members of the fleet: each state and each transition, by received messages and times. The
+ * test passes the time in.
  */
 
 import { describe, expect, test } from "bun:test"

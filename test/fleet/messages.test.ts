@@ -1,5 +1,6 @@
 /**
- * The messages between workers: each message of the list is unchanged after JSON, and no other text is a message.
+ * The messages between workers: each message of the list is unchanged after JSON, and no other text
+ * is a message.
  */
 
 import { describe, expect, test } from "bun:test"

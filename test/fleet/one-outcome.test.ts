@@ -1,13 +1,16 @@
 /**
- * In any order of commands, connections, takeovers, lost broker connections, killed and drained workers and time, each
- * command has its outcome the right number of times, and each device has one connection that all workers find. The real
- * code of several workers runs on a simulated broker. Each run is one order of the possible events.
+ * In any order of commands, connections, takeovers, lost broker connections, killed and drained
+ * workers and time, each command has its outcome the right number of times, and each device has one
+ * connection that all workers find. The real code of several workers runs on a simulated broker.
+ * Each run is one order of the possible events.
  *
- * A command was "disturbed" when its consumer was lost before the acknowledgement (`requeued`), or when its publisher
- * was lost while the command was being forwarded or copied to the undelivered queue (`cut`, or `abandoned` by a killed
- * worker). Only then may it be repeated, and only as often as it was disturbed.
+ * A command was "disturbed" when its consumer was lost before the acknowledgement (`requeued`), or
+ * when its publisher was lost while the command was being forwarded or copied to the undelivered
+ * queue (`cut`, or `abandoned` by a killed worker). Only then may it be repeated, and only as often
+ * as it was disturbed.
  *
- * `FUZZ_TRACE=1` prints each step of a failure. `FUZZ_SEED` and `FUZZ_RUNS` work as in `property.ts`.
+ * `FUZZ_TRACE=1` prints each step of a failure. `FUZZ_SEED` and `FUZZ_RUNS` work as in
+ * `property.ts`.
  */
 
 import { test } from "bun:test"
@@ -36,8 +39,9 @@ import { DEFAULT_LIMITS, QUEUES, type SimulatedWorker } from "../support/simulat
 /** Some 3 ms each. */
 const ORDERS = 1_000
 /**
- * The longest that a command may be without an outcome once nothing keeps it from having one: twice the wait in the
- * queue of a worker that died, a gap in the numbers, a slow device, and the sweeps that notice each.
+ * The longest that a command may be without an outcome once nothing keeps it from having one: twice
+ * the wait in the queue of a worker that died, a gap in the numbers, a slow device, and the sweeps
+ * that notice each.
  */
 const { gapTimeoutMs, slowDeviceTimeoutMs } = DEFAULT_LIMITS
 const ENDS_WITHIN_MS = 2 * WORKER_QUEUE_TTL_MS + gapTimeoutMs + slowDeviceTimeoutMs + 1_000
@@ -90,8 +94,9 @@ interface Evidence {
   /** Whether the HTTP request was answered with `unreachable` or `busy`. */
   readonly refused: boolean
   /**
-   * Whether the command was redelivered, and another one has its message id or, without one, its number. The connection
-   * cannot know which of the two it has written, takes this one for the other, and gives it no outcome.
+   * Whether the command was redelivered, and another one has its message id or, without one, its
+   * number. The connection cannot know which of the two it has written, takes this one for the
+   * other, and gives it no outcome.
    */
   readonly mistakable: boolean
   readonly fail: (why: string) => never
@@ -141,12 +146,14 @@ function gather(fleet: SimulatedFleet, command: SentCommand): Evidence {
 /** "Every command has exactly one" outcome, "none is silently dropped". */
 function verifyEnds(performed: Performed, evidence: Evidence): void {
   const { command, outcomes, entryLost, refused, mistakable, fail } = evidence
-  // An HTTP command that was not stored in a queue yet is lost with its worker, and its caller notices that.
+  // An HTTP command that was not stored in a queue yet is lost with its worker, and its caller
+  // notices that.
   const owed = command.by === "queue" || (!refused && (command.stored || !entryLost))
   if (owed && outcomes.length === 0 && !mistakable) fail("has no outcome")
   if (refused && outcomes.length > 0) fail("was refused and has an outcome")
   if (command.hops > MAX_HOPS) fail("looped")
-  // Even when workers have died and were not replaced, all commands are settled this long after the last action.
+  // Even when workers have died and were not replaced, all commands are settled this long after the
+  // last action.
   const fromMs = Math.max(performed.lastActionAtMs, command.atMs)
   if (command.endings.some(({ atMs }) => atMs > fromMs + ENDS_WITHIN_MS)) fail("took too long")
 }
@@ -155,8 +162,9 @@ function verifyEnds(performed: Performed, evidence: Evidence): void {
 function verifyRepeats({ fleet, jumped }: Performed, evidence: Evidence): void {
   const { command, outcomes, wires, fail } = evidence
   const { requeued, cut, abandoned } = command.disturbed
-  // A command starts again only by a redelivery. A repeated publish is recognised by the command's id at its receiver,
-  // unless that worker has ended, or has left both in its queue until the broker dead-lettered them.
+  // A command starts again only by a redelivery. A repeated publish is recognised by the command's
+  // id at its receiver, unless that worker has ended, or has left both in its queue until the
+  // broker dead-lettered them.
   const copies = cut + abandoned
   const leftInQueue = command.deadLetters > 0
   const someEnded = fleet.allWorkers.some(({ ended }) => ended !== null)
@@ -167,19 +175,21 @@ function verifyRepeats({ fleet, jumped }: Performed, evidence: Evidence): void {
       (command.takenBy.has(process.name) ||
         command.endings.some((ending) => ending.process === process.name)),
   ).length
-  // Another worker may get the dead letter of a command that one worker has ended or forwarded, and several workers a
-  // dead letter that was delivered again. A command that was written without being forwarded is recognised as long as
-  // its connection exists, by which its worker is found, unless its device has had another: the worker of that one may
-  // not know yet.
+  // Another worker may get the dead letter of a command that one worker has ended or forwarded, and
+  // several workers a dead letter that was delivered again. A command that was written without
+  // being forwarded is recognised as long as its connection exists, by which its worker is found,
+  // unless its device has had another: the worker of that one may not know yet.
   const moved = fleet.connections.filter(({ name }) => name === command.deviceId).length > 1
   const isThere = wires.some((seen) => fleet.isOpen(seen)) && !moved
   const writtenAndThere = isThere && command.forwardedAs.size === 0
   const found = [...command.foundDeadBy].filter((name) => !command.takenBy.has(name)).length
   const others = writtenAndThere ? Math.max(0, command.foundDeadBy.size - 1) : found
-  // Workers that were not run for a long time forget each other. Then the worker that forwarded a command may end it.
+  // Workers that were not run for a long time forget each other. Then the worker that forwarded a
+  // command may end it.
   const forgotten = jumped && command.forwardedAs.size > 0 ? command.foundDeadBy.size : 0
   const handlers = Math.max(1, command.takenBy.size) + others + forgotten
-  // The command may be equal to others. When its acknowledgement may be lost, it is written again rather than dropped.
+  // The command may be equal to others. When its acknowledgement may be lost, it is written again
+  // rather than dropped.
   const isDistinct = command.messageId !== null || command.seq !== null || command.wantsReceipt
   const unsure = command.by === "queue" && !isDistinct ? requeued : 0
   const most = handlers + unsure + dead + (someEnded || leftInQueue ? copies : 0)
@@ -189,8 +199,8 @@ function verifyRepeats({ fleet, jumped }: Performed, evidence: Evidence): void {
     const byOne = command.endings.filter(({ process }) => process === one)
     if (byOne.length > mostByOne) fail(`has more than ${mostByOne} outcomes from ${one}`)
   }
-  // So a command that was not redelivered is not written twice. There is one outcome "written" for each time that the
-  // command is on the wire.
+  // So a command that was not redelivered is not written twice. There is one outcome "written" for
+  // each time that the command is on the wire.
   if (wires.length !== outcomes.filter((outcome) => outcome === "written").length) {
     fail(`is ${wires.length} times on the wire`)
   }
@@ -206,7 +216,8 @@ function verifyWhereItIs(evidence: Evidence): void {
   const told = command.by === "http" && entryLost && byEntry
   const nowhere = outcomes.length > 0 && wanted.length === outcomes.length && kept.length === 0
   if (nowhere && !told && !mistakable) fail("was not written and is not kept")
-  // A copy whose confirm was lost may be stored, although its worker then has no outcome for the command.
+  // A copy whose confirm was lost may be stored, although its worker then has no outcome for the
+  // command.
   if (kept.length > wanted.length + cut + abandoned) fail(`is kept ${kept.length} times`)
   if (requeued + cut + abandoned === 0 && kept.length !== wanted.length && !told) {
     fail(`is kept ${kept.length} times, and nothing disturbed it`)
@@ -219,8 +230,8 @@ function verifyWhereItIs(evidence: Evidence): void {
 function verifyReceipts(fleet: SimulatedFleet, evidence: Evidence): void {
   const { command, outcomes, wires, receipts, mistakable, fail } = evidence
   if (receipts.length > outcomes.length + command.receiptsDisturbed.cut) fail("has many receipts")
-  // A connection that is handed out again what it wrote trusts its worker to see the receipt through;
-  // one that was killed before does not.
+  // A connection that is handed out again what it wrote trusts its worker to see the receipt
+  // through; one that was killed before does not.
   const untold = command.endings.some(({ outcome, process: one }) => {
     const worker = fleet.allWorkers.find(({ process }) => process.name === one)
     return outcome === "written" && (worker?.ended === "killed" || worker?.ended === "cut_short")
@@ -324,7 +335,8 @@ function verifyTakeover(fleet: SimulatedFleet, name: string): void {
       best === null || isNewer(seen.epoch, seen.id, best.epoch, best.id) ? seen : best,
     null,
   )
-  // When the device has closed its newest connection, the worker of an older one may not have learned of it.
+  // When the device has closed its newest connection, the worker of an older one may not have
+  // learned of it.
   if (newest !== null && !isLost(newest) && open[0] !== newest) fail("lost its newest connection")
   for (const seen of all) {
     if (seen !== open[0] && !isLost(seen) && seen.device.reason !== "taken_over") {
@@ -335,7 +347,8 @@ function verifyTakeover(fleet: SimulatedFleet, name: string): void {
 
 /** A subscriber that keeps the largest epoch of each device knows which devices are connected. */
 function verifyPresence({ fleet, killed }: Performed, name: string): void {
-  // A killed worker publishes no more events, nor does one that drained while the broker was not available.
+  // A killed worker publishes no more events, nor does one that drained while the broker was not
+  // available.
   if (killed || fleet.allWorkers.some((worker) => worker.ended !== null && owesPresence(worker))) {
     return
   }

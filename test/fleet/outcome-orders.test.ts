@@ -1,6 +1,7 @@
 /**
- * Orders of events that have each shown a fault, step by step, for one command and one device. The real code of several
- * workers runs on a simulated broker. Steps that are not named happen at once. `one-outcome.test.ts` tests all orders.
+ * Orders of events that have each shown a fault, step by step, for one command and one device. The
+ * real code of several workers runs on a simulated broker. Steps that are not named happen at once.
+ * `one-outcome.test.ts` tests all orders.
  */
 
 import { describe, expect, test } from "bun:test"
@@ -99,7 +100,10 @@ describe("a command whose delivery is lost while it is forwarded, and that comes
   const forward = /"c0" comes from owsla.worker.gw0.1/
   const redelivery = /"c0" comes from to_device/
 
-  /** Worker 0 has forwarded the command to worker 1, which has not got it yet, and loses its delivery. */
+  /**
+   * Worker 0 has forwarded the command to worker 1, which has not got it yet, and loses its
+   * delivery.
+   */
   function forwardedAndLost(seq: number | null = null) {
     const fleet = settled(2)
     const device = connect(fleet, 1, "a")
@@ -186,7 +190,10 @@ describe("a command whose delivery is lost while it is forwarded, and that comes
 describe("a command that a worker calls offline, and whose copy may not have reached the broker when both connections are lost", () => {
   const other = /gw0.1.* connects to consume/
 
-  /** Worker 0 has decided and published, and loses its connections before the broker has taken anything. */
+  /**
+   * Worker 0 has decided and published, and loses its connections before the broker has taken
+   * anything.
+   */
   function decidedAndLost() {
     const fleet = settled(2)
     fleet.cut(1, ["consuming"])
@@ -219,7 +226,10 @@ describe("a command that a worker calls offline, and whose copy may not have rea
 })
 
 describe("a command in the queue of a worker that was killed", () => {
-  /** Leaves a command in the queue of a worker that its device is connected to, and kills the worker. */
+  /**
+   * Leaves a command in the queue of a worker that its device is connected to, and kills the
+   * worker.
+   */
   function orphan(fleet: SimulatedFleet): SentCommand {
     connect(fleet, 1, "a")
     const command = publish(fleet, { deviceId: "a" })

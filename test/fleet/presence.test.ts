@@ -1,6 +1,6 @@
 /**
- * Presence: the events of devices that connect or disconnect, their order, and their handling while the broker accepts
- * no messages. With a publish channel that the test settles.
+ * Presence: the events of devices that connect or disconnect, their order, and their handling while
+ * the broker accepts no messages. With a publish channel that the test settles.
  */
 
 import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test"

@@ -1,6 +1,6 @@
 /**
- * Access to each route of the app for each kind of client. The routes come from Hono's own list, so a new route without
- * an entry in the table fails.
+ * Access to each route of the app for each kind of client. The routes come from Hono's own list, so
+ * a new route without an entry in the table fails.
  */
 
 import { describe, expect, test } from "bun:test"

@@ -1,4 +1,7 @@
-/** Health, readiness, metrics, unknown routes and tokens. Tests that need a socket are in `socket.test.ts`. */
+/**
+ * Health, readiness, metrics, unknown routes and tokens. Tests that need a socket are in
+ * `socket.test.ts`.
+ */
 
 import { describe, expect, test } from "bun:test"
 import { ERROR_STATUS } from "../../src/http/errors.ts"

@@ -1,6 +1,6 @@
 /**
- * The routes of the fleet: the fleet query for each request, the response for each of its results, and the requests
- * that are refused before. Through `app.request()`, without a port.
+ * The routes of the fleet: the fleet query for each request, the response for each of its results,
+ * and the requests that are refused before. Through `app.request()`, without a port.
  */
 
 import { describe, expect, test } from "bun:test"

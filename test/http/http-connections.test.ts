@@ -1,4 +1,6 @@
-/** Which HTTP connections may stay open: at the bound, at each deadline, and in any order of events. */
+/**
+ * Which HTTP connections may stay open: at the bound, at each deadline, and in any order of events.
+ */
 
 import { describe, expect, test } from "bun:test"
 import fc from "fast-check"

@@ -1,4 +1,6 @@
-/** Which requests are served without tokens, for all forms of `Host`, `Origin` and `Sec-Fetch-Site`. */
+/**
+ * Which requests are served without tokens, for all forms of `Host`, `Origin` and `Sec-Fetch-Site`.
+ */
 
 import { describe, expect, test } from "bun:test"
 import fc from "fast-check"

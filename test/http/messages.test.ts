@@ -1,6 +1,6 @@
 /**
- * `GET /messages` through `app.request()`: the contents of events, followers that connect and disconnect, and both
- * bounds. Tests of the keep-alive use a fake clock.
+ * `GET /messages` through `app.request()`: the contents of events, followers that connect and
+ * disconnect, and both bounds. Tests of the keep-alive use a fake clock.
  */
 
 import { afterEach, describe, expect, jest, test } from "bun:test"

@@ -1,6 +1,6 @@
 /**
- * The text of `GET /metrics`: Prometheus can parse each line, the values are sums over the processes of an instance,
- * and each member of the closed lists has its label from the start.
+ * The text of `GET /metrics`: Prometheus can parse each line, the values are sums over the
+ * processes of an instance, and each member of the closed lists has its label from the start.
  */
 
 import { describe, expect, test } from "bun:test"

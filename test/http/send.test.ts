@@ -231,7 +231,8 @@ describe("POST /devices/:id/send: what is refused", () => {
     expect(pulled * 100).toBeLessThan(maxBodyBytes(MAX_LINE_BYTES) + 500)
   })
 
-  // A client that closes its connection is not a defect of the gateway and must not fill the log with faults.
+  // A client that closes its connection is not a defect of the gateway and must not fill the log
+  // with faults.
   test("an incomplete body is not counted as a fault", async () => {
     for (const contentType of ["text/plain", "application/json"]) {
       const gateway = sidecar()

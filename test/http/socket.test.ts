@@ -1,6 +1,7 @@
 /**
- * The HTTP API behind its real server, for tests that `app.request()` cannot do: bodies and event streams on a socket,
- * requests written by hand, clients that close their connection. The port is 0; the options are those of `worker.ts`.
+ * The HTTP API behind its real server, for tests that `app.request()` cannot do: bodies and event
+ * streams on a socket, requests written by hand, clients that close their connection. The port is
+ * 0; the options are those of `worker.ts`.
  */
 
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "bun:test"

@@ -54,7 +54,9 @@ export function setUpBroker(): void {
   }, START_LIMIT_MS)
 }
 
-/** A server that accepts and never answers, and its user: started first, as the time-out is long. */
+/**
+ * A server that accepts and never answers, and its user: started first, as the time-out is long.
+ */
 export class MuteServer {
   readonly broker: AmqpBroker
   readonly states: BrokerState[] = []

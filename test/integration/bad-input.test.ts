@@ -1,7 +1,7 @@
 /**
- * Bad input gets a clear end: garbage on the TLS port, half a handshake, endless lines, bytes after the
- * close, a flood of connections. Each is counted under its reason; the process and the other devices
- * go on.
+ * Bad input gets a clear end: garbage on the TLS port, half a handshake, endless lines, bytes after
+ * the close, a flood of connections. Each is counted under its reason; the process and the other
+ * devices go on.
  */
 
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test"
@@ -73,7 +73,10 @@ function plain(bytes: Uint8Array | string, thenEnd = false): Promise<void> {
   return promise
 }
 
-/** While a socket takes everything, a loop that sends lets no timer run, and the bystander would be idle. */
+/**
+ * While a socket takes everything, a loop that sends lets no timer run, and the bystander would be
+ * idle.
+ */
 function otherEvents(): Promise<void> {
   return new Promise((resolve) => setImmediate(resolve))
 }

@@ -1,6 +1,7 @@
 /**
- * The program's output is a full pipe without a reader: the program serves, counts the lines that it drops, and ends
- * with the right status. The program is started as users do, also by `bun run start`.
+ * The program's output is a full pipe without a reader: the program serves, counts the lines that
+ * it drops, and ends with the right status. The program is started as users do, also by `bun run
+ * start`.
  */
 
 import { afterEach, beforeAll, describe, expect, test } from "bun:test"
@@ -94,7 +95,10 @@ class Program {
     })
   }
 
-  /** Devices that connect, send a line and end: enough log lines to fill a pipe and the buffer behind it. */
+  /**
+   * Devices that connect, send a line and end: enough log lines to fill a pipe and the buffer
+   * behind it.
+   */
   async connectMany(count: number): Promise<void> {
     const each = async () => {
       const device = await connectDevice({ port: this.devicePort })

@@ -182,7 +182,8 @@ describe("certificates", () => {
     for (let n = 0; n < 20; n++) {
       const pem = (await createDeviceCertificate(ca, "a")).certPem
       const parsed = await openssl(["asn1parse"], pem)
-      // The first INTEGER is the version, the second the serial number; "-" would precede a negative.
+      // The first INTEGER is the version, the second the serial number; "-" would precede a
+      // negative.
       serials.add(parsed.match(/INTEGER +:(\S+)/g)?.[1] ?? "")
     }
     expect(serials.size).toBe(20)
@@ -551,7 +552,9 @@ function expectMatching(files: Record<string, string>, stem = "server"): void {
   expectIssued(at("ca.crt"), { certPem: at(`${stem}.crt`), keyPem: at(`${stem}.key`) })
 }
 
-/** What a client that checks the server's name is sent until the connection ends, however it does. */
+/**
+ * What a client that checks the server's name is sent until the connection ends, however it does.
+ */
 async function readAll(port: number, ca: string, pair?: PemPair): Promise<string> {
   const { promise, resolve, reject } = Promise.withResolvers<string>()
   const client = pair ? { cert: pair.certPem, key: pair.keyPem } : {}

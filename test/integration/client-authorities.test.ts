@@ -1,6 +1,6 @@
 /**
- * `TLS_CLIENT_CA_FILE` with an intermediate CA and no root: only that CA is trusted. Refused connections are
- * logged at the default level.
+ * `TLS_CLIENT_CA_FILE` with an intermediate CA and no root: only that CA is trusted. Refused
+ * connections are logged at the default level.
  */
 
 import { afterAll, beforeAll, describe, expect, test } from "bun:test"

@@ -1,6 +1,6 @@
 /**
- * The counters of an instance never fall while it runs, even when workers die: `/metrics` is read continuously, as Prometheus reads
- * it, while workers under traffic are killed and stopped.
+ * The counters of an instance never fall while it runs, even when workers die: `/metrics` is read
+ * continuously, as Prometheus reads it, while workers under traffic are killed and stopped.
  */
 
 import { afterEach, beforeAll, expect, test } from "bun:test"

@@ -1,6 +1,7 @@
 /**
- * Who was let in and has to go: denied by id or by certificate, expired, or overtaken by its own newer
- * connection. And that the TLS session it kept brings nobody back, nor anybody in who never was.
+ * Who was let in and has to go: denied by id or by certificate, expired, or overtaken by its own
+ * newer connection. And that the TLS session it kept brings nobody back, nor anybody in who never
+ * was.
  */
 
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test"
@@ -27,7 +28,10 @@ const LIMIT_MS = 60_000
 const TIMES = 20
 /** A change of the file is promised to take effect within 2 s; a busy machine takes longer. */
 const EFFECT_MS = 10_000
-/** Long enough for four visits on a busy machine, short enough to be waited for: a certificate's whole life. */
+/**
+ * Long enough for four visits on a busy machine, short enough to be waited for: a certificate's
+ * whole life.
+ */
 const SHORT_LIFE_MS = 8_000
 const SECRET = "a-secret-of-the-denylist-0123456789"
 const VERSIONS = ["-tls1_2", "-tls1_3"]
@@ -384,8 +388,8 @@ async function letInAgain(certificate: ClientCertificate): Promise<void> {
 }
 
 /**
- * One visit of `openssl s_client`, which sends a line at once and leaves when that is confirmed, or when
- * it is shown the door. What it says of the session is in its output.
+ * One visit of `openssl s_client`, which sends a line at once and leaves when that is confirmed, or
+ * when it is shown the door. What it says of the session is in its output.
  */
 async function visit(certificate: ClientCertificate, version: string, args: string[]) {
   const { certFile, chainFile, keyFile } = writeClientCertificate(certificate, directory)

@@ -1,6 +1,6 @@
 /**
- * The first five minutes: the real program with nothing configured, on the embedded broker. A newcomer
- * connects, sees their line come out as an event and sends one back.
+ * The first five minutes: the real program with nothing configured, on the embedded broker. A
+ * newcomer connects, sees their line come out as an event and sends one back.
  */
 
 import { afterAll, beforeAll, expect, test } from "bun:test"

@@ -1,6 +1,6 @@
 /**
- * The effects of interruptions on a fleet: a worker that is stopped while it is asked, a broker that takes no messages
- * for a while. Two instances of the real program on one RabbitMQ.
+ * The effects of interruptions on a fleet: a worker that is stopped while it is asked, a broker
+ * that takes no messages for a while. Two instances of the real program on one RabbitMQ.
  */
 
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test"

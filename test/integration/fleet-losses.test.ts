@@ -1,6 +1,6 @@
 /**
- * What a fleet does when a part of it is lost: an instance, a worker, the broker, or the connections to
- * it. Devices with names come back somewhere, and are reachable there at once.
+ * What a fleet does when a part of it is lost: an instance, a worker, the broker, or the
+ * connections to it. Devices with names come back somewhere, and are reachable there at once.
  */
 
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test"
@@ -10,8 +10,9 @@ import { until } from "../support/wait.ts"
 
 const LIMIT_MS = 180_000
 /**
- * What is sent in the milliseconds until all have heard where a device is may be led to a worker that is dead,
- * and is sent again, as a caller would. Longer than the fleet takes to say no, with dead workers among those asked.
+ * What is sent in the milliseconds until all have heard where a device is may be led to a worker
+ * that is dead, and is sent again, as a caller would. Longer than the fleet takes to say no, with
+ * dead workers among those asked.
  */
 const SEND_TIMEOUT_MS = 2_000
 let fleet: TestFleet

@@ -1,6 +1,6 @@
 /**
- * The fleet: three instances of the real program with two workers each on one RabbitMQ, devices with
- * names on any of them, and a back-end that does not know where.
+ * The fleet: three instances of the real program with two workers each on one RabbitMQ, devices
+ * with names on any of them, and a back-end that does not know where.
  */
 
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test"
@@ -12,7 +12,10 @@ import { until, within } from "../support/wait.ts"
 
 const LIMIT_MS = 60_000
 const INSTANCES = [0, 1, 2]
-/** Longer than numbered commands take from all over the fleet to their device, on a busy machine too. */
+/**
+ * Longer than numbered commands take from all over the fleet to their device, on a busy machine
+ * too.
+ */
 const GAP_TIMEOUT_MS = 5_000
 let fleet: TestFleet
 

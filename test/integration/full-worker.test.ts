@@ -1,6 +1,6 @@
 /**
- * A worker that is full of connections that are no devices: each newcomer takes the place of the oldest of them, and
- * no device loses its own.
+ * A worker that is full of connections that are no devices: each newcomer takes the place of the
+ * oldest of them, and no device loses its own.
  */
 
 import { afterEach, describe, expect, test } from "bun:test"
@@ -57,7 +57,9 @@ describe.each<[string, Record<string, string>, () => Promise<void>]>([
 ])("a worker full of %s", (_, settings, silent) => {
   const hello = settings["DEVICE_AUTH"] === "hello"
 
-  /** A device that has sent a line, and has its acknowledgement; tries again while it is refused. */
+  /**
+   * A device that has sent a line, and has its acknowledgement; tries again while it is refused.
+   */
   async function device(n: number): Promise<TestDevice> {
     return until(
       async () => {

@@ -1,8 +1,9 @@
 /**
- * Commands that wait: in the reorder buffer of a connection that closes, in a queue until they expire,
- * in the queue of a worker that is no more. Each still ends in its one outcome.
+ * Commands that wait: in the reorder buffer of a connection that closes, in a queue until they
+ * expire, in the queue of a worker that is no more. Each still ends in its one outcome.
  *
- * The gateway waits a minute for a missing number, so that each of these is certain and none is a race.
+ * The gateway waits a minute for a missing number, so that each of these is certain and none is a
+ * race.
  */
 
 import { afterAll, beforeAll, expect, test } from "bun:test"

@@ -1,7 +1,7 @@
 /**
- * Conditions of hosted brokers: a limit on unacknowledged messages, several nodes, IPv6, a private CA, users without all
- * permissions, other versions and products. A real RabbitMQ, with proxies in front of it for behaviour that RabbitMQ 3.10
- * does not have.
+ * Conditions of hosted brokers: a limit on unacknowledged messages, several nodes, IPv6, a private
+ * CA, users without all permissions, other versions and products. A real RabbitMQ, with proxies in
+ * front of it for behaviour that RabbitMQ 3.10 does not have.
  */
 
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "bun:test"

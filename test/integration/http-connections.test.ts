@@ -1,6 +1,6 @@
 /**
- * HTTP connections are bounded: requests without end, for which no token is needed, neither keep devices out nor other requests, and each
- * ends by itself. Connections that are used stay open.
+ * HTTP connections are bounded: requests without end, for which no token is needed, neither keep
+ * devices out nor other requests, and each ends by itself. Connections that are used stay open.
  */
 
 import { afterEach, describe, expect, test } from "bun:test"

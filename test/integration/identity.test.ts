@@ -1,9 +1,9 @@
 /**
- * Who is let in: by certificate and by first line, what each good device is called, and that of a device
- * which was not let in no byte goes any further.
+ * Who is let in: by certificate and by first line, what each good device is called, and that of a
+ * device which was not let in no byte goes any further.
  *
- * A device called `victim` is connected all along. Whoever tries to get in under its name, or under one
- * that only looks like it, must not disturb it.
+ * A device called `victim` is connected all along. Whoever tries to get in under its name, or under
+ * one that only looks like it, must not disturb it.
  */
 
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test"
@@ -111,8 +111,8 @@ async function expectClosed(
 }
 
 /**
- * What must hold whoever tried to get in: the victim is there, and only the good devices' lines were read
- * and came out. Then these are forgotten, so that one test that fails is one.
+ * What must hold whoever tried to get in: the victim is there, and only the good devices' lines
+ * were read and came out. Then these are forgotten, so that one test that fails is one.
  */
 async function expectUndisturbed(site: Site) {
   const { gateway, sent, events, victim } = site
@@ -124,7 +124,8 @@ async function expectUndisturbed(site: Site) {
       what: "the event of the victim's line",
     })
     expect(events).toMatchObject(sent)
-    // The victim's line is the last that was read; what a stranger sent before it would be counted by now.
+    // The victim's line is the last that was read; what a stranger sent before it would be counted
+    // by now.
     const read = await gateway.metric("owsla_lines_in_total")
     expect(read - site.linesBefore).toBe(sent.length)
     expect(await gateway.metric("owsla_faults_total")).toBe(0)
@@ -151,7 +152,9 @@ async function intrude(port: number, tls: Bun.TLSOptions, bytes = "intruder\n") 
   expect(answer).toBeNull()
 }
 
-/** Half of the attempts with each version of TLS. All have ended when one is found to have failed. */
+/**
+ * Half of the attempts with each version of TLS. All have ended when one is found to have failed.
+ */
 async function twentyTimes(attempt: (tls: Bun.TLSOptions) => Promise<unknown>): Promise<void> {
   const attempts = Array.from({ length: TIMES }, (_, at) => attempt(at % 2 ? TLS_1_2 : TLS_1_3))
   await Promise.allSettled(attempts)
@@ -159,9 +162,9 @@ async function twentyTimes(attempt: (tls: Bun.TLSOptions) => Promise<unknown>): 
 }
 
 /**
- * A port that leads to the gateway and withholds what the device sends after its first packet until there
- * is a TLS record of over 4,000 bytes, then hands it on in one piece: with TLS 1.3 the end of the
- * handshake and the first application bytes.
+ * A port that leads to the gateway and withholds what the device sends after its first packet until
+ * there is a TLS record of over 4,000 bytes, then hands it on in one piece: with TLS 1.3 the end of
+ * the handshake and the first application bytes.
  */
 async function inOnePacket(port: number, act: (port: number) => Promise<unknown>) {
   const sockets: net.Socket[] = []

@@ -1,6 +1,6 @@
 /**
- * The log as an operator's tools see it: one line an event, levels, formats, no secret, and a gateway
- * that goes on when its log cannot be written.
+ * The log as an operator's tools see it: one line an event, levels, formats, no secret, and a
+ * gateway that goes on when its log cannot be written.
  *
  * What `logEvents` says is looked at in this process; what reaches standard output is looked at
  * outside, in scripts and in the program itself, since `log.ts` writes to the process's own.
@@ -32,7 +32,9 @@ const connection = {
   endpoint: { linesIn: 3, linesOut: 4 },
 } as unknown as Connection
 
-/** One payload and the level for each event, so that a new event does not compile without its line. */
+/**
+ * One payload and the level for each event, so that a new event does not compile without its line.
+ */
 const EVENTS: { [K in keyof Events]: { payload: Events[K]; level: LogOptions["level"] } } = {
   listening: { payload: { devicePort: 1, httpPort: 2, maxConnections: 3 }, level: "info" },
   connection_admitted: { payload: { connection }, level: "debug" },

@@ -1,5 +1,6 @@
 /**
- * A denylist near its bound: connected devices are not delayed, and a worker that starts has the whole list before it admits a device.
+ * A denylist near its bound: connected devices are not delayed, and a worker that starts has the
+ * whole list before it admits a device.
  */
 
 import { afterEach, beforeAll, describe, expect, test } from "bun:test"

@@ -1,4 +1,7 @@
-/** A start without installed packages: it says so, and downloads nothing, in whatever directory it is started. */
+/**
+ * A start without installed packages: it says so, and downloads nothing, in whatever directory it
+ * is started.
+ */
 
 import { afterAll, beforeAll, expect, test } from "bun:test"
 import { cpSync, mkdirSync, mkdtempSync, rmSync } from "node:fs"

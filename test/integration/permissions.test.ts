@@ -1,7 +1,8 @@
 /**
- * What an instance needs of its broker according to docs/OPERATING.md: lines and commands go through with these permissions
- * and no more, and the instance has these numbers of connections, channels and queues. And what a back-end can and
- * cannot do with those that docs/PROTOCOL.md names.
+ * What an instance needs of its broker according to docs/OPERATING.md: lines and commands go
+ * through with these permissions and no more, and the instance has these numbers of connections,
+ * channels and queues. And what a back-end can and cannot do with those that docs/PROTOCOL.md
+ * names.
  */
 
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test"

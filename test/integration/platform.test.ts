@@ -1,6 +1,6 @@
 /**
- * What the gateway leans on in Bun and in the AMQP client, and neither promises: each fact has a test,
- * so that an upgrade shows what moved. No code of the gateway is run here.
+ * What the gateway leans on in Bun and in the AMQP client, and neither promises: each fact has a
+ * test, so that an upgrade shows what moved. No code of the gateway is run here.
  */
 
 import { afterAll, beforeAll, describe, expect, test } from "bun:test"

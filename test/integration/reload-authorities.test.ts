@@ -1,6 +1,6 @@
 /**
- * SIGHUP with other CAs of devices: the connections of devices that these do not vouch for, or whose certificates have
- * expired, end as refused, at any stage; all others stay.
+ * SIGHUP with other CAs of devices: the connections of devices that these do not vouch for, or
+ * whose certificates have expired, end as refused, at any stage; all others stay.
  */
 
 import { afterAll, afterEach, beforeAll, expect, test } from "bun:test"

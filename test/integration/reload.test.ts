@@ -1,6 +1,6 @@
 /**
- * SIGHUP: a new certificate is taken without closing a connection, and one that cannot be used is refused. Under load,
- * with a supervisor, in `test/faults/process.test.ts`.
+ * SIGHUP: a new certificate is taken without closing a connection, and one that cannot be used is
+ * refused. Under load, with a supervisor, in `test/faults/process.test.ts`.
  */
 
 import { afterAll, beforeAll, describe, expect, test } from "bun:test"

@@ -1,6 +1,6 @@
 /**
- * The simulator against the real gateway and a real RabbitMQ: what it reports, what its ledger proves, and
- * how it ends.
+ * The simulator against the real gateway and a real RabbitMQ: what it reports, what its ledger
+ * proves, and how it ends.
  */
 
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "bun:test"

@@ -1,6 +1,6 @@
 /**
- * Programs that nobody here wrote, on both sides of the gateway: `openssl s_client` and `gnutls-cli`
- * as devices, Debian's amqp-tools and Python's pika as back-ends.
+ * Programs that nobody here wrote, on both sides of the gateway: `openssl s_client` and
+ * `gnutls-cli` as devices, Debian's amqp-tools and Python's pika as back-ends.
  */
 
 import { afterAll, beforeAll, describe, expect, test } from "bun:test"

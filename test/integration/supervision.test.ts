@@ -1,6 +1,7 @@
 /**
- * Supervision: a worker is replaced while its files are gone, many devices are cut at once, a second instance is started
- * by mistake. Tests that kill or stop processes under load are in `test/faults/process.test.ts`.
+ * Supervision: a worker is replaced while its files are gone, many devices are cut at once, a
+ * second instance is started by mistake. Tests that kill or stop processes under load are in
+ * `test/faults/process.test.ts`.
  */
 
 import { afterEach, beforeAll, describe, expect, test } from "bun:test"
@@ -30,8 +31,8 @@ afterEach(async () => {
 
 async function start(environment: Record<string, string> = {}): Promise<TestGateway> {
   gateway = await startGateway({ AMQP_URL: broker.url, ...queues, ...environment })
-  // A worker that is killed before the supervisor has heard that it listens ends the instance. The metrics come by the
-  // supervisor, after that.
+  // A worker that is killed before the supervisor has heard that it listens ends the instance. The
+  // metrics come by the supervisor, after that.
   await gateway.metric("owsla_connections")
   return gateway
 }

@@ -1,7 +1,7 @@
 /**
- * What a broker user who may publish through the default exchange, as the README's back-end does, cannot do with it:
- * such a user can publish to every queue by its name, those of the workers included. On a real broker, a fleet of two
- * workers, as a user with that permission and no other.
+ * What a broker user who may publish through the default exchange, as the README's back-end does,
+ * cannot do with it: such a user can publish to every queue by its name, those of the workers
+ * included. On a real broker, a fleet of two workers, as a user with that permission and no other.
  */
 
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test"

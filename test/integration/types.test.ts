@@ -1,6 +1,6 @@
 /**
- * The gateway passes on headers and properties byte for byte: real RabbitMQ, the real program, and Python's pika, which
- * has types that JavaScript does not have.
+ * The gateway passes on headers and properties byte for byte: real RabbitMQ, the real program, and
+ * Python's pika, which has types that JavaScript does not have.
  */
 
 import { afterAll, beforeAll, expect, test } from "bun:test"

@@ -1,6 +1,7 @@
 /**
- * Lines whose end does not come: what a device, or a stranger, can make a worker hold is bounded in bytes and in time,
- * and shown in the metrics; a device that the gateway itself does not read is not to blame.
+ * Lines whose end does not come: what a device, or a stranger, can make a worker hold is bounded in
+ * bytes and in time, and shown in the metrics; a device that the gateway itself does not read is
+ * not to blame.
  */
 
 import { afterEach, describe, expect, test } from "bun:test"
@@ -120,7 +121,8 @@ describe("unfinished lines", () => {
       await until(async () => (await gateway?.metric("owsla_waiting_for_room")) === 1, {
         what: "the device to be paused",
       })
-      // It sends nothing more, so it is not paused and its time passes, which began after the other's.
+      // It sends nothing more, so it is not paused and its time passes, which began after the
+      // other's.
       await within(read.closed, { what: "the device that is read to be closed" })
       expect(await ended()).toBe(1)
 

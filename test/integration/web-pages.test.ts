@@ -1,6 +1,7 @@
 /**
- * Web pages of other sites and a gateway without tokens: a browser on the machine of the gateway reaches its HTTP port, and a page must
- * neither read nor command there. The requests are written by hand with the headers that browsers send.
+ * Web pages of other sites and a gateway without tokens: a browser on the machine of the gateway
+ * reaches its HTTP port, and a page must neither read nor command there. The requests are written
+ * by hand with the headers that browsers send.
  */
 
 import { afterAll, beforeAll, describe, expect, test } from "bun:test"

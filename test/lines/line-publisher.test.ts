@@ -1,6 +1,7 @@
 /**
- * The message of a line in `from_device`. The line is kept until the broker has confirmed it. Also the counters and
- * callbacks. With the embedded broker, whose answers the test sets, and a clock that the test controls.
+ * The message of a line in `from_device`. The line is kept until the broker has confirmed it. Also
+ * the counters and callbacks. With the embedded broker, whose answers the test sets, and a clock
+ * that the test controls.
  */
 
 import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test"

@@ -1,6 +1,6 @@
 /**
- * The file of the denylist: each kind of change is detected, the last list stays in force while the file cannot be
- * used, and the warnings. With real files.
+ * The file of the denylist: each kind of change is detected, the last list stays in force while the
+ * file cannot be used, and the warnings. With real files.
  */
 
 import { afterEach, beforeEach, describe, expect, test } from "bun:test"

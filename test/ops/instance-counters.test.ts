@@ -1,5 +1,6 @@
 /**
- * The counters of an instance: the sums never decrease when workers die, and gauges of a dead worker are not summed.
+ * The counters of an instance: the sums never decrease when workers die, and gauges of a dead
+ * worker are not summed.
  */
 
 import { describe, expect, test } from "bun:test"
@@ -7,7 +8,9 @@ import { Counter, Gauge, Histogram, Registry } from "prom-client"
 import { InstanceCounters } from "../../src/ops/instance-counters.ts"
 import { type MetricsSnapshot, summed } from "../../src/ops/metrics.ts"
 
-/** Of a worker that took these lines, ended connections for these reasons, and waited these seconds. */
+/**
+ * Of a worker that took these lines, ended connections for these reasons, and waited these seconds.
+ */
 async function snapshot(lines: number, reasons: Record<string, number> = {}, waits: number[] = []) {
   const registry = new Registry()
   const registers = [registry]

@@ -1,7 +1,7 @@
 /**
- * Output that never blocks: lines when the descriptor accepts all, none or some of them, or fails. A sink that the test
- * controls shows the order of events. Each kind of descriptor is tested in its own process, because a fault would block
- * it.
+ * Output that never blocks: lines when the descriptor accepts all, none or some of them, or fails.
+ * A sink that the test controls shows the order of events. Each kind of descriptor is tested in its
+ * own process, because a fault would block it.
  */
 
 import { afterEach, describe, expect, test } from "bun:test"

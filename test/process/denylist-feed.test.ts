@@ -1,6 +1,7 @@
 /**
- * The denylist between supervisor and workers: each worker's copy becomes the list of the file in any order of changes, starts and
- * delays, a list is in force only when it is complete, and neither the parts nor the waiting messages grow without bound.
+ * The denylist between supervisor and workers: each worker's copy becomes the list of the file in
+ * any order of changes, starts and delays, a list is in force only when it is complete, and neither
+ * the parts nor the waiting messages grow without bound.
  */
 
 import { describe, expect, test } from "bun:test"
@@ -20,7 +21,9 @@ const numbered = (count: number, from = 0) =>
   Array.from({ length: count }, (_, n) => `device-${from + n}`)
 const linesOf = (list: Denylist | null) => [...(list?.lines() ?? [])].sort()
 
-/** A worker that takes its messages only when the test lets it, through JSON as over the channel. */
+/**
+ * A worker that takes its messages only when the test lets it, through JSON as over the channel.
+ */
 class TestWorker {
   readonly received: DenylistPart[] = []
   readonly #fed = new FedDenylist()

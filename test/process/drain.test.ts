@@ -1,6 +1,6 @@
 /**
- * Drain under a clock that goes on only while it sleeps: the order of the phases, what each waits for,
- * and that it ends by its deadline whatever does not.
+ * Drain under a clock that goes on only while it sleeps: the order of the phases, what each waits
+ * for, and that it ends by its deadline whatever does not.
  */
 
 import { describe, expect, test } from "bun:test"

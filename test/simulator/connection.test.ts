@@ -1,6 +1,6 @@
 /**
- * One connection of a simulated device: which lines count as sent, what is acknowledged, how it ends, and
- * what the ledger says of it. The socket is played here.
+ * One connection of a simulated device: which lines count as sent, what is acknowledged, how it
+ * ends, and what the ledger says of it. The socket is played here.
  */
 
 import { afterEach, beforeEach, describe, expect, test } from "bun:test"

@@ -1,5 +1,6 @@
 /**
- * The histogram against sorted arrays: percentiles within a step of the true ones, whatever is recorded.
+ * The histogram against sorted arrays: percentiles within a step of the true ones, whatever is
+ * recorded.
  */
 
 import { describe, expect, test } from "bun:test"

@@ -25,7 +25,10 @@ interface Sent {
   readonly acked?: readonly number[]
 }
 
-/** One message: its connection id, the device's connection, n, its number, and whether it was delivered before. */
+/**
+ * One message: its connection id, the device's connection, n, its number, and whether it was
+ * delivered before.
+ */
 type Taken = readonly [
   connectionId: string,
   connection: string,

@@ -1,4 +1,7 @@
-/** The queue, compared with an array and with a map of indices over any order of pushes, shifts and removals. */
+/**
+ * The queue, compared with an array and with a map of indices over any order of pushes, shifts and
+ * removals.
+ */
 
 import { expect, test } from "bun:test"
 import fc from "fast-check"

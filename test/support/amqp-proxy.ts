@@ -1,6 +1,6 @@
 /**
- * A proxy in front of a real broker that modifies the frames of the broker: each frame to the client may be dropped,
- * delayed, changed, or followed by another.
+ * A proxy in front of a real broker that modifies the frames of the broker: each frame to the
+ * client may be dropped, delayed, changed, or followed by another.
  *
  *   client ──unchanged──► broker
  *   client ◄──modified─── frames ◄── broker

@@ -1,6 +1,6 @@
 /**
- * A back-end for the tests: publishes commands, and collects their receipts, undelivered commands and presence. It is a
- * plain AMQP client and uses only the documented protocol of the gateway.
+ * A back-end for the tests: publishes commands, and collects their receipts, undelivered commands
+ * and presence. It is a plain AMQP client and uses only the documented protocol of the gateway.
  *
  * Keeps everything that it received, without a bound.
  */
@@ -83,7 +83,10 @@ export class BackEnd {
     return backEnd
   }
 
-  /** Resolves when the broker has confirmed the command, with the number that identifies its receipt. */
+  /**
+   * Resolves when the broker has confirmed the command, with the number that identifies its
+   * receipt.
+   */
   async send(command: BackEndCommand): Promise<number> {
     const number = this.#sent
     this.#sent += 1

@@ -1,9 +1,9 @@
 /**
  * Device certificates for the tests: valid ones, and ones that a client CA must never sign.
  *
- * Names are written into a certificate as the given bytes, so that tests can use names that no tool would write, such
- * as a line feed or another name within a name. Nothing is validated. One CA is kept for each test process. ECDSA
- * P-256.
+ * Names are written into a certificate as the given bytes, so that tests can use names that no tool
+ * would write, such as a line feed or another name within a name. Nothing is validated. One CA is
+ * kept for each test process. ECDSA P-256.
  */
 
 import { createHash, randomBytes } from "node:crypto"
@@ -100,7 +100,8 @@ export async function clientCertificate(
   options: ClientCertificateOptions,
 ): Promise<ClientCertificate> {
   const { names, moreNames, namesDer, purpose = "clientAuth" } = options
-  // Different in each certificate, because otherwise an issuer would look like the certificate that it signed.
+  // Different in each certificate, because otherwise an issuer would look like the certificate that
+  // it signed.
   const organization = { O: `Owsla tests ${randomBytes(4).toString("hex")}` }
   const subject = nameOf([organization, ...(options.subject ?? [])])
   const issuer = options.issuer ?? (await clientAuthority())

@@ -1,4 +1,6 @@
-/** Commands for tests, with what is not given as a command without number, id or expiration has it. */
+/**
+ * Commands for tests, with what is not given as a command without number, id or expiration has it.
+ */
 
 import type { Command } from "../../src/device/command.ts"
 

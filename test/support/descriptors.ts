@@ -1,6 +1,6 @@
 /**
- * Descriptors for the output of a process, of all kinds that a shell, a service manager or a container uses. The test
- * has the other end and decides when to read. Linux only.
+ * Descriptors for the output of a process, of all kinds that a shell, a service manager or a
+ * container uses. The test has the other end and decides when to read. Linux only.
  *
  * They use kernel buffers; `close` releases them.
  */

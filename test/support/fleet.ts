@@ -1,6 +1,6 @@
 /**
- * A fleet for the tests: several instances of the real program on one private RabbitMQ, named devices, and a back-end.
- * Each instance has its own ports, as if it were a machine.
+ * A fleet for the tests: several instances of the real program on one private RabbitMQ, named
+ * devices, and a back-end. Each instance has its own ports, as if it were a machine.
  */
 
 import { helloLine } from "../../src/device/hello.ts"

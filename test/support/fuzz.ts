@@ -1,6 +1,7 @@
 /**
- * `bun run fuzz [runs] [test file …]`: runs the properties of the core many times with a new seed, which is printed.
- * `FUZZ_SEED=<seed> bun run fuzz` repeats a run. Without files it runs all tests that have a property.
+ * `bun run fuzz [runs] [test file …]`: runs the properties of the core many times with a new seed,
+ * which is printed. `FUZZ_SEED=<seed> bun run fuzz` repeats a run. Without files it runs all tests
+ * that have a property.
  *
  * The exit status is that of the tests.
  */
@@ -32,7 +33,9 @@ const tests = Bun.spawn(
 )
 process.exit(await tests.exited)
 
-/** Test files that get their number of runs from `property.ts`, without those that use real brokers. */
+/**
+ * Test files that get their number of runs from `property.ts`, without those that use real brokers.
+ */
 function filesWithProperties(): string[] {
   const found = [...new Bun.Glob("test/**/*.test.ts").scanSync(ROOT)].filter((file) =>
     readFileSync(join(ROOT, file), "utf8").includes("support/property.ts"),

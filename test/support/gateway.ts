@@ -1,8 +1,8 @@
 /**
  * A gateway for the tests: the real program, `src/main.ts`, in its own process on free ports.
  *
- * It never shares a process with the test, so that signals, exit statuses and supervision are real. Its log is kept
- * without a bound, and shown when it does not start.
+ * It never shares a process with the test, so that signals, exit statuses and supervision are real.
+ * Its log is kept without a bound, and shown when it does not start.
  */
 
 import { mkdtempSync, readFileSync, rmSync } from "node:fs"
@@ -28,10 +28,15 @@ export interface TestGateway {
   readonly fetch: (path: string, init?: RequestInit) => Promise<Response>
   /** The value of one metric, summed over its labels, or of one label value. */
   readonly metric: (name: string, label?: string) => Promise<number>
-  /** Resolves when each worker has its broker connections, has declared its queues and consumes commands. */
+  /**
+   * Resolves when each worker has its broker connections, has declared its queues and consumes
+   * commands.
+   */
   readonly ready: (timeoutMs?: number) => Promise<void>
   readonly signal: (signal: NodeJS.Signals) => void
-  /** Resolves with the exit status or the name of the signal, after the whole output is in `log`. */
+  /**
+   * Resolves with the exit status or the name of the signal, after the whole output is in `log`.
+   */
   readonly exited: Promise<number | string>
   /** SIGTERM, then waits; SIGKILL when that takes longer than 20 s. */
   readonly stop: () => Promise<number | string>
@@ -78,8 +83,8 @@ export interface GatewayPlace {
 }
 
 /**
- * Starts a gateway and waits until all its workers listen. Without `AMQP_URL` in `environment` it uses the embedded
- * broker. Rejects with its log when it ends before that.
+ * Starts a gateway and waits until all its workers listen. Without `AMQP_URL` in `environment` it
+ * uses the embedded broker. Rejects with its log when it ends before that.
  */
 export async function startGateway(
   environment: Record<string, string> = {},

@@ -1,9 +1,10 @@
 /**
- * `bun run docs`: generates `.env.example` and the tables in docs/CONFIGURATION.md from the declarations in
- * `src/config/settings.ts`, so that they cannot differ.
+ * `bun run docs`: generates `.env.example` and the tables in docs/CONFIGURATION.md from the
+ * declarations in `src/config/settings.ts`, so that they cannot differ.
  *
- * The result is the same on each machine: defaults that depend on the machine are described in words. In
- * docs/CONFIGURATION.md only the text between the two markers changes. `test/docs.test.ts` compares the files.
+ * The result is the same on each machine: defaults that depend on the machine are described in
+ * words. In docs/CONFIGURATION.md only the text between the two markers changes.
+ * `test/docs.test.ts` compares the files.
  */
 
 import { readFileSync, writeFileSync } from "node:fs"

@@ -1,6 +1,6 @@
 /**
- * A load balancer for the tests: Debian's HAProxy in TCP mode, which checks each server every half second and closes
- * the connections of a server that fails its check.
+ * A load balancer for the tests: Debian's HAProxy in TCP mode, which checks each server every half
+ * second and closes the connections of a server that fails its check.
  *
  * `stop` kills it with all its connections. `start` starts it again on the same port.
  */

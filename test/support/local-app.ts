@@ -1,4 +1,7 @@
-/** The HTTP app for `request()` without a port. Each request has a loopback `Host`, like those of local programs. */
+/**
+ * The HTTP app for `request()` without a port. Each request has a loopback `Host`, like those of
+ * local programs.
+ */
 
 import type { Hono } from "hono"
 import { type AppDependencies, app } from "../../src/http/app.ts"

@@ -1,16 +1,17 @@
 /**
- * A network namespace for one test file with two veth pairs: one to the broker's side, on which faults are made, and
- * one to the devices' side, which stays free of faults.
+ * A network namespace for one test file with two veth pairs: one to the broker's side, on which
+ * faults are made, and one to the devices' side, which stays free of faults.
  *
  *   broker's side 10.99.n.1 ── 10.99.n.2 ┐
  *                                        ├ namespace
  *   devices' side 10.99.n.5 ── 10.99.n.6 ┘
  *
- * nftables drops packets and tc slows them down. Both need root, or root in a user namespace: `ownNetwork` is the
- * command prefix that creates one for an ordinary user. A holder process keeps the namespace. It waits on a pipe from
- * the test process. When the pipe closes, because of `remove` or because the test process has died, the holder ends the
- * remaining processes in the namespace and then itself. The kernel removes the namespace and both veth pairs with its
- * last process.
+ * nftables drops packets and tc slows them down. Both need root, or root in a user namespace:
+ * `ownNetwork` is the command prefix that creates one for an ordinary user. A holder process keeps
+ * the namespace. It waits on a pipe from the test process. When the pipe closes, because of
+ * `remove` or because the test process has died, the holder ends the remaining processes in the
+ * namespace and then itself. The kernel removes the namespace and both veth pairs with its last
+ * process.
  */
 
 import { existsSync, readFileSync, readlinkSync } from "node:fs"
@@ -35,7 +36,10 @@ const PACKAGES = { ip: "iproute2", tc: "iproute2", nft: "nftables", nsenter: "ut
 
 const NEW_USER_NAMESPACE = ["unshare", "--user", "--map-root-user", "--net"]
 
-/** Settings that forbid user namespaces: the file, the value that forbids them, and the command that allows them. */
+/**
+ * Settings that forbid user namespaces: the file, the value that forbids them, and the command that
+ * allows them.
+ */
 const SYSCTLS: readonly (readonly [file: string, forbidding: string, remedy: string])[] = [
   ["kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1"],
   ["user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=10000"],
@@ -48,9 +52,10 @@ const SYSCTLS: readonly (readonly [file: string, forbidding: string, remedy: str
 ]
 
 /**
- * The prefix for a command that must create network namespaces: empty for root. For an ordinary user the command runs
- * as root of a new user namespace, in a new network with the loopback interface only. Also empty when user namespaces
- * are forbidden; then the error of `Namespace.make` gives the reason.
+ * The prefix for a command that must create network namespaces: empty for root. For an ordinary
+ * user the command runs as root of a new user namespace, in a new network with the loopback
+ * interface only. Also empty when user namespaces are forbidden; then the error of `Namespace.make`
+ * gives the reason.
  */
 export function ownNetwork(): readonly string[] {
   if (process.getuid?.() === 0) return []

@@ -1,13 +1,14 @@
 /**
- * A network for the nodes of a cluster. Each node has its own network namespace. All are connected to one bridge, and
- * so is the machine itself.
+ * A network for the nodes of a cluster. Each node has its own network namespace. All are connected
+ * to one bridge, and so is the machine itself.
  *
  *   machine 10.98.n.1 ── bridge ┬── 10.98.n.11 node 0
  *                               ├── 10.98.n.12 node 1
  *                               └── 10.98.n.13 node 2
  *
- * To cut a node off, nftables drops all packets that enter or leave its namespace. Needs root, or root in a user
- * namespace. `remove` deletes everything. The next run deletes the remains of a killed run.
+ * To cut a node off, nftables drops all packets that enter or leave its namespace. Needs root, or
+ * root in a user namespace. `remove` deletes everything. The next run deletes the remains of a
+ * killed run.
  */
 
 import { existsSync } from "node:fs"
@@ -62,7 +63,9 @@ export class NodeNetwork {
     return ["ip", "netns", "exec", this.#names[node] ?? ""]
   }
 
-  /** Drops all packets between this node and the rest of the network. Its own loopback still works. */
+  /**
+   * Drops all packets between this node and the rest of the network. Its own loopback still works.
+   */
   cutOff(node: number): void {
     const rules = [
       ["input", "iifname"],

@@ -1,8 +1,9 @@
 /**
- * Runs properties with fast-check: sets the seed and the number of runs, and reports how to repeat a failure.
+ * Runs properties with fast-check: sets the seed and the number of runs, and reports how to repeat
+ * a failure.
  *
- * `FUZZ_SEED` replaces the fixed seed, `FUZZ_RUNS` the number of runs of each property. Many runs take longer than the
- * five seconds that `bun test` allows a test: add `--timeout`.
+ * `FUZZ_SEED` replaces the fixed seed, `FUZZ_RUNS` the number of runs of each property. Many runs
+ * take longer than the five seconds that `bun test` allows a test: add `--timeout`.
  */
 
 import fc from "fast-check"

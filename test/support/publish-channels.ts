@@ -1,4 +1,7 @@
-/** Publish channels for tests: one that the test settles, and a listener that calls back for each message. */
+/**
+ * Publish channels for tests: one that the test settles, and a listener that calls back for each
+ * message.
+ */
 
 import type {
   OutgoingMessage,
@@ -19,7 +22,10 @@ export function callbackListener(opened: () => void): PublishChannelListener<Cal
   return { opened, settled: ({ settled }, result) => settled(result), idOf: ({ id }) => id }
 }
 
-/** A publish channel, for any number of listeners, that keeps published messages until the test settles them. */
+/**
+ * A publish channel, for any number of listeners, that keeps published messages until the test
+ * settles them.
+ */
 export class ScriptedPublishChannel {
   state: PublishChannelState
   readonly published: OutgoingMessage[] = []

@@ -1,9 +1,9 @@
 /**
- * A cluster of RabbitMQ nodes for the tests. Each is a node of `rabbitmq.ts` in its own network namespace, with
- * `cluster_partition_handling` `pause_minority`.
+ * A cluster of RabbitMQ nodes for the tests. Each is a node of `rabbitmq.ts` in its own network
+ * namespace, with `cluster_partition_handling` `pause_minority`.
  *
- * A node that is cut off detects this within 1.25 × `CLUSTER_NET_TICK_S` and pauses itself. End the cluster with
- * `dispose`.
+ * A node that is cut off detects this within 1.25 × `CLUSTER_NET_TICK_S` and pauses itself. End the
+ * cluster with `dispose`.
  */
 
 import { NodeNetwork } from "./node-network.ts"
@@ -85,7 +85,9 @@ export class RabbitMqCluster {
     }
   }
 
-  /** Waits until all queues have a majority without this node, like an operator before an upgrade. */
+  /**
+   * Waits until all queues have a majority without this node, like an operator before an upgrade.
+   */
   async canLose(at: number): Promise<void> {
     const expression =
       "{3, true} = {length(rabbit_mnesia:cluster_nodes(running)), " +
@@ -142,7 +144,10 @@ export class RabbitMqCluster {
   }
 }
 
-/** Erlang code that binds `Q`, `Members` and the node `Leader`. In one call, because each call starts an Erlang VM. */
+/**
+ * Erlang code that binds `Q`, `Members` and the node `Leader`. In one call, because each call
+ * starts an Erlang VM.
+ */
 function leaderIn(queue: string): string {
   return (
     `{ok, Q} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"${queue}">>)), ` +

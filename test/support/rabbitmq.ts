@@ -1,6 +1,7 @@
 /**
- * A private RabbitMQ node for the tests: own directory, name, ports and epmd, made from the machine's
- * `rabbitmq-server` package or from that of Debian 13 (see `Release`). `rabbitmq-cluster.ts` joins several.
+ * A private RabbitMQ node for the tests: own directory, name, ports and epmd, made from the
+ * machine's `rabbitmq-server` package or from that of Debian 13 (see `Release`).
+ * `rabbitmq-cluster.ts` joins several.
  *
  *     startRabbitMq ──► running ──pause──► paused
  *                        │  ▲ ◄──resume──    │
@@ -8,13 +9,14 @@
  *                        ▼  │                ▼
  *                       stopped ◄────────────┘        any ──dispose──► disposed
  *
- * The node is not a child of the test process. When a test times out, Bun kills all its children, so all later tests
- * would lose the shared node. And a killed test process does not end its children. So a shell, the guard, waits at a
- * FIFO that the test process holds open. When the FIFO closes, because of `dispose` or because the test process has
- * died, the guard ends all processes that have the node's directory as HOME, and removes the directory.
+ * The node is not a child of the test process. When a test times out, Bun kills all its children,
+ * so all later tests would lose the shared node. And a killed test process does not end its
+ * children. So a shell, the guard, waits at a FIFO that the test process holds open. When the FIFO
+ * closes, because of `dispose` or because the test process has died, the guard ends all processes
+ * that have the node's directory as HOME, and removes the directory.
  *
- * Never touches a system RabbitMQ, its files or its epmd. Never skips a test when the package is missing. Never reads
- * the host's RABBITMQ_ settings.
+ * Never touches a system RabbitMQ, its files or its epmd. Never skips a test when the package is
+ * missing. Never reads the host's RABBITMQ_ settings.
  */
 import {
   closeSync,
@@ -31,7 +33,9 @@ import { join } from "node:path"
 import { AMQPClient } from "@cloudamqp/amqp-client"
 import { until, within } from "./wait.ts"
 
-/** A broker that tests share or own. The memory alarm is `ctl("set_vm_memory_high_watermark", "0")`. */
+/**
+ * A broker that tests share or own. The memory alarm is `ctl("set_vm_memory_high_watermark", "0")`.
+ */
 export interface TestBroker {
   /** AMQP URL of the default virtual host, with credentials. */
   readonly url: string
@@ -65,8 +69,8 @@ export interface PrivateBroker extends TestBroker {
 }
 
 /**
- * `3.10`: the package of the system (Debian 12). `4`: the package of Debian 13 in a folder that `sh test/install long`
- * makes. It runs in a chroot, without root in a user namespace.
+ * `3.10`: the package of the system (Debian 12). `4`: the package of Debian 13 in a folder that `sh
+ * test/install long` makes. It runs in a chroot, without root in a user namespace.
  */
 export type Release = "3.10" | "4"
 
@@ -79,7 +83,9 @@ export interface NodeOptions {
 
 /** A node that others can join, with its own address. */
 export interface ClusterMember {
-  /** A command prefix for the node, such as one that enters a network namespace with its address. */
+  /**
+   * A command prefix for the node, such as one that enters a network namespace with its address.
+   */
   readonly prefix: readonly string[]
   /** Short host names of all members with their addresses. Node names are `rabbit@<host>`. */
   readonly hosts: ReadonlyMap<string, string>
@@ -95,7 +101,10 @@ type NodeState = "running" | "paused" | "stopped" | "disposed"
 const PROGRAMS = "/usr/lib/rabbitmq/bin"
 const SERVER = join(PROGRAMS, "rabbitmq-server")
 const RABBITMQ_4_FOLDER = process.env["OWSLA_RABBITMQ_4"] ?? "/var/cache/owsla-test/rabbitmq-4"
-/** Erlang's distribution declares a silent node dead after 75 % to 125 % of this time. The default is 60 s. */
+/**
+ * Erlang's distribution declares a silent node dead after 75 % to 125 % of this time. The default
+ * is 60 s.
+ */
 export const CLUSTER_NET_TICK_S = 8
 const LOOPBACK = "127.0.0.1"
 const DEBIAN_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
@@ -129,7 +138,10 @@ function advancedConfig(address: string, member: ClusterMember | undefined): str
 `
 }
 
-/** Bind-mounts the files of a node into the folder, in a new mount namespace, and runs a program there. */
+/**
+ * Bind-mounts the files of a node into the folder, in a new mount namespace, and runs a program
+ * there.
+ */
 const IN_FOLDER = `
 folder=$1; tmp=$2; shift 2
 for at in /dev /proc /sys "$tmp"; do
@@ -164,8 +176,8 @@ rm -rf "$1"
 const APART = `output=$1; shift; setsid "$@" </dev/null >>"$output" 2>&1 & echo $!`
 
 /**
- * Starts a node and resolves when it answers AMQP, after about 5 s. Rejects after 120 s with the end of the node's log.
- * When the package is missing, it rejects with the package to install.
+ * Starts a node and resolves when it answers AMQP, after about 5 s. Rejects after 120 s with the
+ * end of the node's log. When the package is missing, it rejects with the package to install.
  */
 export async function startRabbitMq(options: NodeOptions = {}): Promise<PrivateBroker> {
   if (!existsSync(SERVER)) {
@@ -190,9 +202,10 @@ let shared: Promise<TestBroker> | undefined
 let sharedNode: Promise<PrivateBroker> | undefined
 
 /**
- * The node that all test files of one `bun test` share. The first call starts it. `TEST_AMQP_URL` sets a broker to use
- * instead. Call this in `beforeAll` with a limit of 60 s, because Bun's default limit is as short as a start. A test
- * that stops or pauses the node must start or resume it.
+ * The node that all test files of one `bun test` share. The first call starts it. `TEST_AMQP_URL`
+ * sets a broker to use instead. Call this in `beforeAll` with a limit of 60 s, because Bun's
+ * default limit is as short as a start. A test that stops or pauses the node must start or resume
+ * it.
  */
 export function sharedRabbitMq(): Promise<TestBroker> {
   if (shared === undefined) {
@@ -253,7 +266,8 @@ class RabbitMqNode implements PrivateBroker {
   }
 
   /**
-   * Starts the guard, prepares the directory and starts epmd. The guard is first, so that no process runs without it.
+   * Starts the guard, prepares the directory and starts epmd. The guard is first, so that no
+   * process runs without it.
    */
   async prepare(): Promise<void> {
     const { directory } = this
@@ -483,7 +497,8 @@ function nodeEnvironment(
     RABBITMQ_LOG_BASE: join(directory, "log"),
     RABBITMQ_ENABLED_PLUGINS_FILE: join(directory, "enabled_plugins"),
     RABBITMQ_ADVANCED_CONFIG_FILE: join(directory, "advanced.config"),
-    // These files do not exist. Without these settings the system's files in /etc/rabbitmq would be read.
+    // These files do not exist. Without these settings the system's files in /etc/rabbitmq would be
+    // read.
     RABBITMQ_CONFIG_FILE: join(directory, "none"),
     RABBITMQ_CONF_ENV_FILE: join(directory, "none"),
     // Makes the start script exec the node, so that both have the same process id.
@@ -491,14 +506,20 @@ function nodeEnvironment(
   }
 }
 
-/** Names are resolved with this file only: the machine's hosts file and DNS do not contain the members. */
+/**
+ * Names are resolved with this file only: the machine's hosts file and DNS do not contain the
+ * members.
+ */
 function inetConfig(hosts: ReadonlyMap<string, string>): string {
   const host = ([name, address]: [string, string]) =>
     `{host, {${address.replaceAll(".", ",")}}, ["${name}"]}.`
   return [...[...hosts].map(host), "{lookup, [file, native]}.", ""].join("\n")
 }
 
-/** Below the kernel's range for outgoing connections, which could use a port before the node binds it. */
+/**
+ * Below the kernel's range for outgoing connections, which could use a port before the node binds
+ * it.
+ */
 const NODE_PORTS = { first: 10_000, count: 20_000 }
 
 /** All ports are held open until the last one is known, so that they differ. */
@@ -552,8 +573,8 @@ function mustRun(command: string[]): void {
 }
 
 /**
- * Whether a process that is not a child has ended. A zombie counts as ended, because its parent may never reap it. Its
- * threads must have ended too, because they hold the ports until then.
+ * Whether a process that is not a child has ended. A zombie counts as ended, because its parent may
+ * never reap it. Its threads must have ended too, because they hold the ports until then.
  */
 function hasEnded(id: number): boolean {
   try {

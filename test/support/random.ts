@@ -1,4 +1,6 @@
-/** A pseudo-random generator with a seed, for orders and bytes in tests. Never use it for secrets. */
+/**
+ * A pseudo-random generator with a seed, for orders and bytes in tests. Never use it for secrets.
+ */
 
 /** @returns draws in [0, 1). */
 export function mulberry32(seed: number): () => number {

@@ -1,15 +1,18 @@
 /**
- * A message broker in memory that does nothing by itself: the network between it and each of its clients,
- * its queues and its clocks are a list of steps that could happen next, and the test says which does.
+ * A message broker in memory that does nothing by itself: the network between it and each of its
+ * clients, its queues and its clocks are a list of steps that could happen next, and the test says
+ * which does.
  *
  *   client ─ publish ─► on its way ─taken─► queues ─► confirm on its way ─► settled
  *   queue ─ dispatched ─► on its way ─► delivered ─► acknowledgement on its way ─taken─► gone
  *
- * Keeps what AMQP promises: a publish channel's order into the queues, a queue's order to one consumer, what was
- * sent on one channel in the order of sending. Keeps nothing else: of what was on its way when a
- * connection is cut the broker takes as much as the test lets it, and it may miss the connection only
- * after its successor is there; or the broker ends the connection first, and the client learns of it later. Means what RabbitMQ means by default and fanout exchanges, mandatory,
- * confirms, prefetch, redelivery, expiration (at a queue's head), dead letters and `x-expires`.
+ * Keeps what AMQP promises: a publish channel's order into the queues, a queue's order to one
+ * consumer, what was sent on one channel in the order of sending. Keeps nothing else: of what was
+ * on its way when a connection is cut the broker takes as much as the test lets it, and it may miss
+ * the connection only after its successor is there; or the broker ends the connection first, and
+ * the client learns of it later. Means what RabbitMQ means by default and fanout exchanges,
+ * mandatory, confirms, prefetch, redelivery, expiration (at a queue's head), dead letters and
+ * `x-expires`.
  */
 
 import type {
@@ -86,7 +89,9 @@ export type Disturbance =
   /** Published and not confirmed, by one that was killed. */
   | "abandoned"
 
-/** Which of a client's two connections: that of its publish channels, or that of its subscriptions. */
+/**
+ * Which of a client's two connections: that of its publish channels, or that of its subscriptions.
+ */
 export type Link = "publishing" | "consuming"
 
 interface Queue {
@@ -229,7 +234,10 @@ export class SimulatedBroker {
     return queues.length === 0 && mandatory !== false ? "returned" : "confirmed"
   }
 
-  /** Returns the messages of a lost consumer to their places; one that was returned too often is dead-lettered. */
+  /**
+   * Returns the messages of a lost consumer to their places; one that was returned too often is
+   * dead-lettered.
+   */
   requeue(queue: Queue, messages: Iterable<Message>): void {
     const limit = this.#limit(queue, "delivery-limit")
     for (const message of messages) {
@@ -373,7 +381,9 @@ function bereaved(
   }
 }
 
-/** One connection. Once it is cut the broker may still read what was sent on it, until it misses it. */
+/**
+ * One connection. Once it is cut the broker may still read what was sent on it, until it misses it.
+ */
 class Session {
   readonly name: string
   readonly lanes: LaneChannel[] = []
@@ -711,7 +721,9 @@ class SimulatedPublishChannel<T> implements PublishChannel<T> {
   }
 }
 
-/** One worker's broker: two connections, as `AmqpBroker` has them, made anew by steps of their own. */
+/**
+ * One worker's broker: two connections, as `AmqpBroker` has them, made anew by steps of their own.
+ */
 export class SimulatedClient implements Broker {
   readonly enter: (act: () => void) => void
   readonly #broker: SimulatedBroker
@@ -862,7 +874,9 @@ export class SimulatedClient implements Broker {
     return (link === "publishing" ? this.#publishing : this.#consuming) !== null
   }
 
-  /** The process of the client is no more: it is told nothing, and what it sent may still arrive. */
+  /**
+   * The process of the client is no more: it is told nothing, and what it sent may still arrive.
+   */
   kill(): void {
     this.#state = "dead"
     this.#toSubscribe = []

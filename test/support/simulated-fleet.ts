@@ -1,7 +1,7 @@
 /**
- * A fleet in the test's hands: workers on one simulated broker, devices, a back-end and callers by HTTP,
- * and a record of everything that became of each command and each connection. Performs what it is told,
- * and lets steps happen; decides nothing and checks nothing.
+ * A fleet in the test's hands: workers on one simulated broker, devices, a back-end and callers by
+ * HTTP, and a record of everything that became of each command and each connection. Performs what
+ * it is told, and lets steps happen; decides nothing and checks nothing.
  */
 
 import type { HeaderValue, MessageProperties } from "../../src/broker/broker.ts"
@@ -481,8 +481,8 @@ export class SimulatedFleet {
     }
     outcomes.keep = (body, properties, outcome, detail, options) => {
       const command = this.commandOf({ body, properties })
-      // The sender, whose copies are always wanted, keeps what did not even come to a connection; what did was
-      // recorded there.
+      // The sender, whose copies are always wanted, keeps what did not even come to a connection;
+      // what did was recorded there.
       if (options.wanted === undefined && !this.#endsOnConnection)
         this.#ended(worker, command, outcome, detail)
       keep(body, properties, outcome, detail, options)

@@ -1,11 +1,11 @@
 /**
- * Processes in one: what the code of each leaves for later (`setImmediate`, `setTimeout`) becomes steps
- * that the test runs, and promises go on at the end of the step that resolved them. Nothing waits for time
- * and nothing is left to chance.
+ * Processes in one: what the code of each leaves for later (`setImmediate`, `setTimeout`) becomes
+ * steps that the test runs, and promises go on at the end of the step that resolved them. Nothing
+ * waits for time and nothing is left to chance.
  *
- * Keeps what an event loop promises: immediates in the order of asking, those asked for meanwhile in the
- * next turn; timers not before their time and in the order of their times. Code outside `run` has the
- * real functions.
+ * Keeps what an event loop promises: immediates in the order of asking, those asked for meanwhile
+ * in the next turn; timers not before their time and in the order of their times. Code outside
+ * `run` has the real functions.
  */
 
 import { drainMicrotasks } from "bun:jsc"

@@ -1,6 +1,6 @@
 /**
- * Scenarios: what happens to a simulated fleet, as a list of actions that fast-check makes and shrinks, and
- * their performance. Checks nothing; what it notes on the way is for whoever does.
+ * Scenarios: what happens to a simulated fleet, as a list of actions that fast-check makes and
+ * shrinks, and their performance. Checks nothing; what it notes on the way is for whoever does.
  */
 
 import fc from "fast-check"
@@ -125,7 +125,10 @@ const everything = fc.record({
   // "max", since short ones are rarely of any interest.
   actions: fc.array(action, { maxLength: MAX_ACTIONS, size: "max" }),
 })
-/** Commands that wait for a device that reads little, with connections to the broker that are lost meanwhile. */
+/**
+ * Commands that wait for a device that reads little, with connections to the broker that are lost
+ * meanwhile.
+ */
 const slowDevices = fc.record({
   workers: fc.integer({ min: 1, max: 2 }),
   stalled: fc.constant(true as boolean),
@@ -157,7 +160,10 @@ export const scenario: fc.Arbitrary<Scenario> = fc.oneof(
 )
 export type Scenario = Made<typeof everything>
 
-/** A command that was sent while its connection was there, everybody knew it, and nothing was on its way. */
+/**
+ * A command that was sent while its connection was there, everybody knew it, and nothing was on its
+ * way.
+ */
 export interface PlainCase {
   readonly on: SeenConnection
   /** What had been lost by then. */
@@ -175,7 +181,9 @@ export interface Performed {
   readonly lastActionAtMs: number
 }
 
-/** Performs a scenario, and lets time pass until no command is left anywhere. Throws when some are. */
+/**
+ * Performs a scenario, and lets time pass until no command is left anywhere. Throws when some are.
+ */
 export function perform(scenario: Scenario, trace: (what: string) => void): Performed {
   const { workers, stalled, restored, confirmsInOrder, deliveryLimit, maxLength, placed, actions } =
     scenario

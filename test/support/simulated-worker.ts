@@ -1,7 +1,7 @@
 /**
- * A worker in the test's hands: the real `Worker` on a simulated broker, in a simulated process, with scripted sockets
- * in place of a listener. What it would do by itself (a turn's end, a timer, the sweep, a socket that closes) is a
- * step; see `pending`.
+ * A worker in the test's hands: the real `Worker` on a simulated broker, in a simulated process,
+ * with scripted sockets in place of a listener. What it would do by itself (a turn's end, a timer,
+ * the sweep, a socket that closes) is a step; see `pending`.
  */
 
 import { CommandIds } from "../../src/commands/forwarding.ts"
@@ -188,7 +188,9 @@ export class SimulatedWorker {
     this.process.run(() => void this.worker.start(tls))
   }
 
-  /** A device that has proven its name connects; without a name its connection id is its device id. */
+  /**
+   * A device that has proven its name connects; without a name its connection id is its device id.
+   */
   connect(deviceId: string | null): HeldDevice {
     const { ids, context, connections, admitter } = this.#parts
     const socket = new SimulatedSocket()

@@ -3,9 +3,10 @@
  *
  *     connecting ──handshake──► connected ──end──► ending ──► closed
  *
- * It has its own framing: it splits at LF and keeps all other bytes, including CR, so that a test sees exactly what was
- * sent to a device. It keeps all received bytes, without a bound, and all bytes to send until the socket accepts them.
- * Never reconnects and never retries. Verifies the certificate only if a CA is given.
+ * It has its own framing: it splits at LF and keeps all other bytes, including CR, so that a test
+ * sees exactly what was sent to a device. It keeps all received bytes, without a bound, and all
+ * bytes to send until the socket accepts them. Never reconnects and never retries. Verifies the
+ * certificate only if a CA is given.
  */
 import { type Deferred, deferred, within } from "./wait.ts"
 
@@ -20,7 +21,10 @@ export interface TestDeviceOptions {
 }
 
 export interface DeviceClose {
-  /** What closed the connection: this device (`end`, `terminate`), the other side cleanly, or a reset or error. */
+  /**
+   * What closed the connection: this device (`end`, `terminate`), the other side cleanly, or a
+   * reset or error.
+   */
   by: "device" | "peer" | "fault"
   error?: Error
   /** Bytes that `send` had accepted and the socket had not. */
@@ -38,11 +42,14 @@ export interface TestDevice {
   /** Sends the line and one LF. Resolves and rejects like `sendBytes`. */
   send(line: string): Promise<void>
   /**
-   * Resolves when the socket has accepted all bytes; the other side may not have read them. Rejects when the connection
-   * closes before that. The rejection may be left unhandled.
+   * Resolves when the socket has accepted all bytes; the other side may not have read them. Rejects
+   * when the connection closes before that. The rejection may be left unhandled.
    */
   sendBytes(bytes: Uint8Array): Promise<void>
-  /** The oldest line that `nextLine` has not returned yet. Rejects when the connection closes before it arrives. */
+  /**
+   * The oldest line that `nextLine` has not returned yet. Rejects when the connection closes before
+   * it arrives.
+   */
   nextLine(timeoutMs?: number): Promise<string>
   /** The first `count` received lines. Rejects when the connection closes with fewer. */
   waitLines(count: number, timeoutMs?: number): Promise<readonly string[]>
@@ -58,7 +65,9 @@ export interface TestDevice {
 const DEFAULT_TIMEOUT_MS = 20_000
 const LF = 0x0a
 
-/** Resolves after the handshake. Rejects with its error, or when the connection closes during it. */
+/**
+ * Resolves after the handshake. Rejects with its error, or when the connection closes during it.
+ */
 export async function connectDevice(options: TestDeviceOptions): Promise<TestDevice> {
   const host = options.host ?? "127.0.0.1"
   const tls = { rejectUnauthorized: options.tls?.ca !== undefined, ...options.tls }
@@ -117,7 +126,10 @@ class Device implements TestDevice {
   #socket: Bun.Socket | undefined
   #unsent: Unsent[] = []
   #waiters: LineWaiter[] = []
-  /** Chunks since the last LF. They are joined at the next LF, so that the cost of a long line stays linear. */
+  /**
+   * Chunks since the last LF. They are joined at the next LF, so that the cost of a long line stays
+   * linear.
+   */
   #restChunks: Uint8Array[] = []
   #returnedLines = 0
   #fault: Error | undefined
@@ -203,8 +215,8 @@ class Device implements TestDevice {
 
   onHandshake(success: boolean, error: (Error & { code?: string }) | null): void {
     if (this.#state !== "connecting") return
-    // When the certificate does not match the host name and no CA was given, Bun reports no success, although the
-    // connection can be used. A handshake that failed has one of these codes.
+    // When the certificate does not match the host name and no CA was given, Bun reports no
+    // success, although the connection can be used. A handshake that failed has one of these codes.
     const failed = error === null || ["EPROTO", "ECONNRESET"].includes(error.code ?? "")
     if (success || !(this.#rejectUnauthorized || failed)) {
       this.#state = "connected"
@@ -236,7 +248,10 @@ class Device implements TestDevice {
     if (this.#closingBy === "fault") this.#closingBy = "peer"
   }
 
-  /** A TLS alert, such as a refused client certificate after a TLS 1.3 handshake, or an exception in a callback. */
+  /**
+   * A TLS alert, such as a refused client certificate after a TLS 1.3 handshake, or an exception in
+   * a callback.
+   */
   onError(error: Error): void {
     this.#fault ??= error
     this.#socket?.terminate()

@@ -1,9 +1,10 @@
 /**
- * Independent programs as peers in tests: back-ends (amqp-tools, Python's pika) and devices (openssl, gnutls-cli). They
- * show that the gateway conforms to AMQP and TLS, and not only to its own libraries.
+ * Independent programs as peers in tests: back-ends (amqp-tools, Python's pika) and devices
+ * (openssl, gnutls-cli). They show that the gateway conforms to AMQP and TLS, and not only to its
+ * own libraries.
  *
- * They are looked up in Debian's directories only, because version managers shadow them. A missing program is an error
- * that names its package. No test is skipped, and nothing is retried.
+ * They are looked up in Debian's directories only, because version managers shadow them. A missing
+ * program is an error that names its package. No test is skipped, and nothing is retried.
  */
 import { isIP } from "node:net"
 import { join } from "node:path"
@@ -30,7 +31,9 @@ export interface AmqpPublishOptions {
   timeoutMs?: number
 }
 
-/** Publishes unconfirmed and not mandatory, but the broker has read the message when this resolves. */
+/**
+ * Publishes unconfirmed and not mandatory, but the broker has read the message when this resolves.
+ */
 export async function amqpPublish(options: AmqpPublishOptions): Promise<void> {
   const command = [findProgram("amqp-publish", "amqp-tools"), `--url=${options.url}`]
   command.push(`--routing-key=${options.routingKey}`)
@@ -95,7 +98,8 @@ export interface PikaPublication {
   routingKey: string
   body: string | Uint8Array
   /**
-   * Whole numbers become AMQP integers of 32 or 64 bits, depending on their size; other types as in `pika_backend.py`.
+   * Whole numbers become AMQP integers of 32 or 64 bits, depending on their size; other types as in
+   * `pika_backend.py`.
    */
   headers?: Record<string, unknown>
   /** By pika's names: `message_id`, `correlation_id`, `reply_to`, `expiration` (a string), … */
@@ -104,7 +108,10 @@ export interface PikaPublication {
 
 export type PikaOutcome = "confirmed" | "returned" | "nacked"
 
-/** Publishes in order, as mandatory and with publisher confirms. Returns one outcome for each message. */
+/**
+ * Publishes in order, as mandatory and with publisher confirms. Returns one outcome for each
+ * message.
+ */
 export async function pikaPublish(options: {
   url: string
   messages: PikaPublication[]
@@ -132,9 +139,14 @@ export interface ProgramDeviceOptions {
   args?: string[]
 }
 
-/** A device in its own process. Lines that are sent before its handshake wait in its standard input. */
+/**
+ * A device in its own process. Lines that are sent before its handshake wait in its standard input.
+ */
 export interface ProgramDevice {
-  /** Sends the line and one LF. Resolves when the pipe has accepted it, rejects when the program has ended. */
+  /**
+   * Sends the line and one LF. Resolves when the pipe has accepted it, rejects when the program has
+   * ended.
+   */
   send(line: string): Promise<void>
   /** The lines received so far, oldest first, without their LF. */
   lines(): readonly string[]
@@ -150,8 +162,8 @@ export interface ProgramDevice {
 export function opensslDevice(options: ProgramDeviceOptions): ProgramDevice {
   const host = options.host ?? "localhost"
   const command = [findProgram("openssl", "openssl"), "s_client", "-quiet"]
-  // `-no_ign_eof` must follow -quiet, which would otherwise keep the program alive at the end of its input. Commands
-  // are disabled, because a line that starts with Q or R would be one.
+  // `-no_ign_eof` must follow -quiet, which would otherwise keep the program alive at the end of
+  // its input. Commands are disabled, because a line that starts with Q or R would be one.
   command.push("-no_ign_eof", "-nocommands", "-connect", `${host}:${options.port}`)
   if (isIP(host) === 0) command.push("-servername", host)
   if (options.caFile !== undefined) {
@@ -166,8 +178,9 @@ export function opensslDevice(options: ProgramDeviceOptions): ProgramDevice {
 /** `gnutls-cli`. */
 export function gnutlsDevice(options: ProgramDeviceOptions): ProgramDevice {
   const command = [findProgram("gnutls-cli", "gnutls-bin"), `--port=${options.port}`]
-  // Otherwise its messages about the connection are mixed with received lines. Its errors go to another file, because
-  // /dev/stderr would contain both, and cannot be opened when it is a socket from Bun.
+  // Otherwise its messages about the connection are mixed with received lines. Its errors go to
+  // another file, because /dev/stderr would contain both, and cannot be opened when it is a socket
+  // from Bun.
   command.push("--logfile=/dev/null")
   if (options.caFile === undefined) command.push("--insecure", "--no-ca-verification")
   else command.push(`--x509cafile=${options.caFile}`)

@@ -1,8 +1,9 @@
 /**
  * Waiting in tests: for a condition, or for a promise, with a limit.
  *
- * Each wait has a description and a limit, so that the error of a test that hangs gives the cause. No function waits
- * for time to pass: the only sleep is the short one between two checks of a condition.
+ * Each wait has a description and a limit, so that the error of a test that hangs gives the cause.
+ * No function waits for time to pass: the only sleep is the short one between two checks of a
+ * condition.
  */
 
 export interface WaitOptions {
@@ -15,14 +16,15 @@ export interface WaitOptions {
 const DEFAULT_TIMEOUT_MS = 20_000
 
 /**
- * Short, because these sleeps determine the speed of the tests. Not zero, because the gateway under test needs the CPU
- * of the process and the machine.
+ * Short, because these sleeps determine the speed of the tests. Not zero, because the gateway under
+ * test needs the CPU of the process and the machine.
  */
 const LOOK_EVERY_MS = 10
 
 /**
- * Checks the condition every 10 ms and resolves with its first truthy value. An exception in the condition counts as
- * "not yet", because a queue or a port may not exist yet. The last exception becomes the cause of the rejection.
+ * Checks the condition every 10 ms and resolves with its first truthy value. An exception in the
+ * condition counts as "not yet", because a queue or a port may not exist yet. The last exception
+ * becomes the cause of the rejection.
  */
 export async function until<T>(
   condition: () => T | Promise<T>,
@@ -34,7 +36,8 @@ export async function until<T>(
     const leftMs = deadline - performance.now()
     if (leftMs <= 0) throw new TimeoutError(options, lastError)
     try {
-      // Each check has a limit too, because a request to a paused broker would otherwise take longer than the wait.
+      // Each check has a limit too, because a request to a paused broker would otherwise take
+      // longer than the wait.
       const value = await within(Promise.resolve(condition()), { ...options, timeoutMs: leftMs })
       if (value) return value
       lastError = undefined
@@ -76,7 +79,10 @@ export interface Deferred<T> {
   reject: (reason: unknown) => void
 }
 
-/** A promise with its resolve and reject functions. A rejection before anything waits for it is not an error. */
+/**
+ * A promise with its resolve and reject functions. A rejection before anything waits for it is not
+ * an error.
+ */
 export function deferred<T>(): Deferred<T> {
   const made = Promise.withResolvers<T>()
   made.promise.catch(() => {})

@@ -1,6 +1,6 @@
 /**
- * What `src/broker/broker.ts` promises to consumers, sentence by sentence, for each broker: subscriptions, deliveries, and
- * messages that expire.
+ * What `src/broker/broker.ts` promises to consumers, sentence by sentence, for each broker:
+ * subscriptions, deliveries, and messages that expire.
  */
 
 import { describe, expect, test } from "bun:test"

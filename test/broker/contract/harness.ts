@@ -1,8 +1,8 @@
 /**
  * The brokers that the contract suite tests, and a user of a broker that records what it is told.
  *
- * Three brokers: the embedded one, AMQP with a real RabbitMQ and its quorum queues, and the simulated one on which the
- * property tests of the fleet run.
+ * Three brokers: the embedded one, AMQP with a real RabbitMQ and its quorum queues, and the
+ * simulated one on which the property tests of the fleet run.
  */
 
 import { afterAll, afterEach, beforeAll, expect } from "bun:test"
@@ -100,7 +100,8 @@ export class User {
       prefetch,
       untilClose: untilClose.includes(queue),
       lost: () => {
-        // No delivery of the lost connection is left to be acknowledged, and the next connection has none yet.
+        // No delivery of the lost connection is left to be acknowledged, and the next connection
+        // has none yet.
         const came = this.from(queue)
         this.losses.push({ queue, deliveries: came.length, lost: came.every(({ lost }) => lost) })
       },
@@ -223,7 +224,9 @@ export const AMQP: SharedWorld = {
   lose: () => proxy.closeConnections(),
 }
 
-/** The simulated broker without a scheduler: whatever can happen happens at the next call of `pump`. */
+/**
+ * The simulated broker without a scheduler: whatever can happen happens at the next call of `pump`.
+ */
 const simulated = new SimulatedBroker(Date.now())
 const simulatedClients: SimulatedClient[] = []
 

@@ -1,5 +1,6 @@
 /**
- * Lost connections to a broker, and what is delivered again. Not for the embedded broker, which has no connections.
+ * Lost connections to a broker, and what is delivered again. Not for the embedded broker, which has
+ * no connections.
  */
 
 import { describe, expect, test } from "bun:test"

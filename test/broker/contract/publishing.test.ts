@@ -1,6 +1,6 @@
 /**
- * What `src/broker/broker.ts` promises to publishers, sentence by sentence, for each broker: its state, publish channels,
- * the properties of messages, and messages that no queue takes.
+ * What `src/broker/broker.ts` promises to publishers, sentence by sentence, for each broker: its
+ * state, publish channels, the properties of messages, and messages that no queue takes.
  */
 
 import { describe, expect, test } from "bun:test"

@@ -1,6 +1,6 @@
 /**
- * Several clients of one broker. Not for the embedded broker, whose queues belong to its one object: these tests need a
- * second client of the same queues, or have to see what is left in them.
+ * Several clients of one broker. Not for the embedded broker, whose queues belong to its one
+ * object: these tests need a second client of the same queues, or have to see what is left in them.
  */
 
 import { describe, expect, test } from "bun:test"
