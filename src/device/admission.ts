@@ -54,9 +54,9 @@ export interface AdmissionState {
   readonly steadyMs: number
 }
 
-const MIN_AT_ONCE = 8
-const FIRST_AT_ONCE = 64
-const MAX_AT_ONCE = 4_096
+const MIN_HANDSHAKE_LIMIT = 8
+const FIRST_HANDSHAKE_LIMIT = 64
+const MAX_HANDSHAKE_LIMIT = 4_096
 /** A handshake that takes longer than twice the fastest recent one plus this shrinks the limit. */
 const PATIENCE_MS = 20
 /** The limit grows by one for this many fast handshakes. */
@@ -87,8 +87,8 @@ const OVERLOADED: AdmissionDecision = { kind: "refuse", reason: "overloaded" }
 
 export class Admission {
   readonly #limits: AdmissionLimits
-  #underWay = 0
-  #atOnce = FIRST_AT_ONCE
+  #inProgress = 0
+  #handshakeLimit = FIRST_HANDSHAKE_LIMIT
   #quickestMs = Number.POSITIVE_INFINITY
   #quickestBeforeMs = Number.POSITIVE_INFINITY
   #quickestSinceMs = 0
@@ -105,13 +105,13 @@ export class Admission {
     this.#limits = limits
   }
 
-  get underWay(): number {
-    return this.#underWay
+  get inProgress(): number {
+    return this.#inProgress
   }
 
   /** The limit of concurrent handshakes. */
-  get atOnce(): number {
-    return Math.floor(this.#atOnce)
+  get handshakeLimit(): number {
+    return Math.floor(this.#handshakeLimit)
   }
 
   /** Handshakes completed per second, measured over the last full second. */
@@ -149,22 +149,26 @@ export class Admission {
    * first.
    */
   beginsInMs(steadyMs: number): number {
-    if (this.#underWay >= this.atOnce) return Number.POSITIVE_INFINITY
+    if (this.#inProgress >= this.handshakeLimit) return Number.POSITIVE_INFINITY
     return this.#limits.perS === 0 ? 0 : Math.max(0, this.#nextBeginMs - steadyMs)
   }
 
   began(steadyMs: number): void {
-    this.#underWay += 1
+    this.#inProgress += 1
     if (this.#limits.perS === 0) return
     this.#nextBeginMs = Math.max(steadyMs, this.#nextBeginMs) + 1_000 / this.#limits.perS
   }
 
   completed(tookMs: number, steadyMs: number): void {
-    this.#underWay -= 1
+    this.#inProgress -= 1
     this.completedLate(tookMs, steadyMs)
     const quickestMs = Math.min(this.#quickestMs, this.#quickestBeforeMs)
     if (tookMs > quickestMs * 2 + PATIENCE_MS) this.#shrink(tookMs, steadyMs)
-    else this.#atOnce = Math.min(MAX_AT_ONCE, this.#atOnce + 1 / QUICK_FOR_ONE_MORE)
+    else
+      this.#handshakeLimit = Math.min(
+        MAX_HANDSHAKE_LIMIT,
+        this.#handshakeLimit + 1 / QUICK_FOR_ONE_MORE,
+      )
   }
 
   /** A handshake completed that had stalled and no longer counted against the limit. */
@@ -177,7 +181,7 @@ export class Admission {
 
   /** A handshake ended and was not completed. */
   ended(): void {
-    this.#underWay -= 1
+    this.#inProgress -= 1
   }
 
   /**
@@ -200,9 +204,10 @@ export class Admission {
    * @param stalled handshakes that have stalled since the last call.
    */
   look(lagMs: number, stalled: number, steadyMs: number): void {
-    this.#underWay -= stalled
-    if (lagMs > MAX_LAG_MS && this.#underWay > 0) this.#shrink(lagMs, steadyMs)
-    else if (stalled > 0) this.#atOnce = Math.min(MAX_AT_ONCE, this.#atOnce * 2)
+    this.#inProgress -= stalled
+    if (lagMs > MAX_LAG_MS && this.#inProgress > 0) this.#shrink(lagMs, steadyMs)
+    else if (stalled > 0)
+      this.#handshakeLimit = Math.min(MAX_HANDSHAKE_LIMIT, this.#handshakeLimit * 2)
     const sinceMs = steadyMs - this.#completedSinceMs
     if (sinceMs < RATE_OF_MS) return
     this.#ratePerS = Math.round((this.#completed / sinceMs) * 1_000)
@@ -235,6 +240,6 @@ export class Admission {
   #shrink(overMs: number, steadyMs: number): void {
     if (steadyMs - this.#shrunkAtMs < overMs) return
     this.#shrunkAtMs = steadyMs
-    this.#atOnce = Math.max(MIN_AT_ONCE, this.#atOnce * SHRINK)
+    this.#handshakeLimit = Math.max(MIN_HANDSHAKE_LIMIT, this.#handshakeLimit * SHRINK)
   }
 }

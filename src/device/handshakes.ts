@@ -82,8 +82,8 @@ export class Handshakes<S extends PausableSocket> {
     const { waiting } = this.#queue
     return {
       waiting,
-      handshakes_in_progress: this.#admission.underWay,
-      handshake_limit: this.#admission.atOnce,
+      handshakes_in_progress: this.#admission.inProgress,
+      handshake_limit: this.#admission.handshakeLimit,
       handshakes_per_s: this.#admission.ratePerS,
       estimated_wait_ms: this.#admission.waitMs(waiting),
     }

@@ -14,8 +14,8 @@
  * the holder compares the sum with its own clock. A message TTL at the broker was rejected: it does
  * not include the time before the broker has the message and after the delivery.
  *
- * Bounds: `MAX_ASKS` questions at a time; `MAX_ROWS` devices in an answer; `ANSWER_TIMEOUT_MS` for
- * an answer; `QUESTION_TIMEOUT_MS` for a request, including its look-up.
+ * Bounds: `MAX_QUESTIONS` questions and look-ups at a time; `MAX_ROWS` devices in an answer;
+ * `ANSWER_TIMEOUT_MS` for an answer; `QUESTION_TIMEOUT_MS` for a request, including its look-up.
  */
 
 import type { Counters } from "../counters.ts"
@@ -27,14 +27,13 @@ import { type DeviceView, deviceView, readDeviceView } from "./device-view.ts"
 import type { Located, Locator } from "./locator.ts"
 import type { Members } from "./members.ts"
 import type { Answer, FleetContent, FleetMessage } from "./messages.ts"
+import { type Inquiry, MAX_QUESTIONS, type QuestionFailure, Questions } from "./questions.ts"
 
-const ANSWER_TIMEOUT_MS = 1_000
 /**
  * Longer than two answers and a look-up need without faults (1.2 s for workers that have just
  * connected).
  */
 const QUESTION_TIMEOUT_MS = 3_000
-const MAX_ASKS = 100
 
 export interface ListRequest {
   /** Only device ids that start with this. */
@@ -55,26 +54,7 @@ export interface DeviceList {
   readonly workers: number
 }
 
-export type FleetQueryFailure =
-  /** The broker is not available, so other workers cannot be asked. */
-  | "unreachable"
-  /** No answer in time, or the caller has closed its HTTP connection. The request has ended. */
-  | "timeout"
-  /** `MAX_ASKS` questions are open. */
-  | "busy"
-
-interface Question {
-  readonly awaited: Set<string>
-  readonly answers: Answer[]
-  /** Milliseconds of the monotonic clock. */
-  readonly deadlineMs: number
-  /**
-   * Whether the workers had the full `ANSWER_TIMEOUT_MS`. If so, those that did not answer are slow
-   * or dead.
-   */
-  readonly fullTime: boolean
-  readonly done: (answers: readonly Answer[] | FleetQueryFailure) => void
-}
+export type FleetQueryFailure = QuestionFailure
 
 /** A look-up of the locator for a request. */
 interface LookUp {
@@ -82,15 +62,7 @@ interface LookUp {
   readonly end: (result: FleetQueryFailure) => void
 }
 
-/** The deadline and the caller of a request. */
-interface Asking {
-  /** Milliseconds of the monotonic clock. */
-  readonly deadlineMs: number
-  /** Aborted when the caller closes its HTTP connection. */
-  readonly caller: AbortSignal | undefined
-}
-
-export interface CensusOptions {
+export interface FleetQueryOptions {
   /** Milliseconds since 1970. */
   readonly nowMs: () => number
   /** Milliseconds of a monotonic clock, for deadlines. */
@@ -104,10 +76,9 @@ export class FleetQuery {
   readonly #members: Members
   readonly #connections: Connections
   readonly #locator: Locator
-  readonly #options: CensusOptions
-  readonly #questions = new Map<number, Question>()
+  readonly #options: FleetQueryOptions
+  readonly #questions: Questions
   readonly #lookUps = new Set<LookUp>()
-  #nextAsk = 0
 
   constructor(
     self: WorkerProcess,
@@ -115,7 +86,7 @@ export class FleetQuery {
     members: Members,
     connections: Connections,
     locator: Locator,
-    options: CensusOptions,
+    options: FleetQueryOptions,
   ) {
     this.#self = self
     this.#channel = channel
@@ -123,6 +94,7 @@ export class FleetQuery {
     this.#connections = connections
     this.#locator = locator
     this.#options = options
+    this.#questions = new Questions(members, options.steadyMs)
   }
 
   /** @param caller aborted when the HTTP client closes its connection. */
@@ -134,7 +106,7 @@ export class FleetQuery {
     const answers =
       awaited.length === 0
         ? []
-        : await this.#ask(awaited, this.#asking(caller), (ask, settled) =>
+        : await this.#questions.ask(awaited, this.#inquiry(caller), (ask, settled) =>
             this.#channel.broadcast({ type: "list", ask, ...request }, settled),
           )
     if (typeof answers === "string") return answers
@@ -162,7 +134,7 @@ export class FleetQuery {
    * @param caller aborted when the HTTP client closes its connection.
    */
   describe(id: string, caller?: AbortSignal): Promise<DeviceView | null | FleetQueryFailure> {
-    return this.#one("describe", id, this.#asking(caller))
+    return this.#one("describe", id, this.#inquiry(caller))
   }
 
   /**
@@ -170,7 +142,7 @@ export class FleetQuery {
    * @param caller aborted when the HTTP client closes its connection: then the request ends.
    */
   kick(id: string, caller?: AbortSignal): Promise<DeviceView | null | FleetQueryFailure> {
-    return this.#one("kick", id, this.#asking(caller))
+    return this.#one("kick", id, this.#inquiry(caller))
   }
 
   /** Answers another worker's question. */
@@ -206,10 +178,7 @@ export class FleetQuery {
 
   /** Handles the answer of another worker. */
   answered(answer: Answer): void {
-    const question = this.#questions.get(answer.ask)
-    if (question === undefined || !question.awaited.delete(answer.from)) return
-    question.answers.push(answer)
-    if (question.awaited.size === 0) this.#end(answer.ask, question.answers)
+    this.#questions.answered(answer)
   }
 
   /** Ends overdue questions and look-ups, and look-ups while the broker is not available. */
@@ -219,41 +188,33 @@ export class FleetQuery {
       if (!this.#channel.open) lookUp.end("unreachable")
       else if (nowMs >= lookUp.deadlineMs) lookUp.end("timeout")
     }
-    for (const [ask, { awaited, answers, deadlineMs, fullTime }] of this.#questions) {
-      if (nowMs < deadlineMs) continue
-      if (fullTime) for (const worker of awaited) this.#members.missed(worker)
-      this.#end(ask, answers)
-    }
+    this.#questions.sweep()
   }
 
-  #asking(caller: AbortSignal | undefined): Asking {
+  #inquiry(caller: AbortSignal | undefined): Inquiry {
     return { deadlineMs: this.#options.steadyMs() + QUESTION_TIMEOUT_MS, caller }
-  }
-
-  #isOver({ deadlineMs, caller }: Asking): boolean {
-    return caller?.aborted === true || this.#options.steadyMs() >= deadlineMs
   }
 
   async #one(
     act: "describe" | "kick",
     id: string,
-    asking: Asking,
+    inquiry: Inquiry,
   ): Promise<DeviceView | null | FleetQueryFailure> {
-    if (this.#isOver(asking)) return "timeout"
+    if (this.#questions.isOver(inquiry)) return "timeout"
     const here = this.#connections.find(id)
     if (here !== undefined) return this.#perform(act, here)
-    if (processOfConnection(id) !== null) return this.#elsewhere(act, id, asking)
+    if (processOfConnection(id) !== null) return this.#elsewhere(act, id, inquiry)
     if (!this.#channel.open) return "unreachable"
-    if (this.#questions.size + this.#lookUps.size >= MAX_ASKS) return "busy"
-    const place = await this.#locate(id, asking)
+    if (this.#questions.count + this.#lookUps.size >= MAX_QUESTIONS) return "busy"
+    const place = await this.#locate(id, inquiry)
     if (typeof place === "string") return place
-    if (this.#isOver(asking)) return "timeout"
-    if (place.kind === "worker") return this.#elsewhere(act, place.connectionId, asking)
+    if (this.#questions.isOver(inquiry)) return "timeout"
+    if (place.kind === "worker") return this.#elsewhere(act, place.connectionId, inquiry)
     // The device may have connected to this worker during the look-up.
     return this.#perform(act, this.#connections.find(id))
   }
 
-  #locate(id: string, { deadlineMs, caller }: Asking): Promise<Located | FleetQueryFailure> {
+  #locate(id: string, { deadlineMs, caller }: Inquiry): Promise<Located | FleetQueryFailure> {
     const { promise, resolve } = Promise.withResolvers<Located | FleetQueryFailure>()
     const end = (result: Located | FleetQueryFailure) => {
       this.#lookUps.delete(lookUp)
@@ -272,20 +233,20 @@ export class FleetQuery {
   async #elsewhere(
     act: "describe" | "kick",
     connection: string,
-    asking: Asking,
+    inquiry: Inquiry,
   ): Promise<DeviceView | null | FleetQueryFailure> {
     const holder = processOfConnection(connection)
     if (holder === null || holder.worker === this.#self.worker) return null
-    const described = await this.#askHolder(holder, asking, { type: "describe", connection })
+    const described = await this.#askHolder(holder, inquiry, { type: "describe", connection })
     if (typeof described === "string") return described
     if (described.type !== "described" || described.device === null) return null
     const device = this.#read(described.device)
     if (device === null) return "timeout"
     if (act === "describe") return device
-    if (this.#isOver(asking)) return "timeout"
-    const leftMs = this.#answerDeadlineMs(asking) - this.#options.steadyMs()
+    if (this.#questions.isOver(inquiry)) return "timeout"
+    const leftMs = this.#questions.answerDeadlineMs(inquiry) - this.#options.steadyMs()
     const { clock_ms } = described
-    const kicked = await this.#askHolder(holder, asking, {
+    const kicked = await this.#askHolder(holder, inquiry, {
       type: "kick",
       connection,
       ...(clock_ms === undefined ? {} : { until_ms: clock_ms + leftMs }),
@@ -298,61 +259,15 @@ export class FleetQuery {
 
   async #askHolder(
     holder: WorkerProcess,
-    asking: Asking,
+    inquiry: Inquiry,
     content: Unnumbered<Extract<FleetContent, { type: "describe" | "kick" }>>,
   ): Promise<Answer | FleetQueryFailure> {
     if (!this.#channel.open) return "unreachable"
-    const answers = await this.#ask([holder.worker], asking, (ask, settled) =>
+    const answers = await this.#questions.ask([holder.worker], inquiry, (ask, settled) =>
       this.#channel.tell(holder, { ...content, ask }, settled),
     )
     if (typeof answers === "string") return answers
     return answers[0] ?? "timeout"
-  }
-
-  /** The deadline for the answer to a question that is asked now. */
-  #answerDeadlineMs({ deadlineMs }: Asking): number {
-    return Math.min(deadlineMs, this.#options.steadyMs() + ANSWER_TIMEOUT_MS)
-  }
-
-  /**
-   * Asks the workers in `awaited`. A returned message counts as the answer of a single worker that
-   * does not exist.
-   */
-  #ask(
-    awaited: readonly string[],
-    asking: Asking,
-    send: (ask: number, settled: (result: string) => void) => void,
-  ): Promise<readonly Answer[] | FleetQueryFailure> {
-    if (this.#isOver(asking)) return Promise.resolve("timeout")
-    if (this.#questions.size >= MAX_ASKS) return Promise.resolve("busy")
-    const { caller } = asking
-    const { promise, resolve } = Promise.withResolvers<readonly Answer[] | FleetQueryFailure>()
-    const ask = this.#nextAsk
-    this.#nextAsk += 1
-    const hungUp = () => this.#end(ask, "timeout")
-    const deadlineMs = this.#answerDeadlineMs(asking)
-    this.#questions.set(ask, {
-      awaited: new Set(awaited),
-      answers: [],
-      deadlineMs,
-      fullTime: deadlineMs < asking.deadlineMs,
-      done: (result) => {
-        caller?.removeEventListener("abort", hungUp)
-        resolve(result)
-      },
-    })
-    caller?.addEventListener("abort", hungUp)
-    send(ask, (result) => {
-      if (result === "returned") this.#end(ask, [GONE])
-      else if (result !== "confirmed") this.#end(ask, "unreachable")
-    })
-    return promise
-  }
-
-  #end(ask: number, result: readonly Answer[] | FleetQueryFailure): void {
-    const question = this.#questions.get(ask)
-    this.#questions.delete(ask)
-    question?.done(result)
   }
 
   #perform(act: "describe" | "kick", connection: Connection | undefined): DeviceView | null {
@@ -392,9 +307,6 @@ type Unnumbered<T> = T extends unknown ? Omit<T, "ask"> : never
 function rowOf(device: DeviceView | null): Record<string, unknown> | null {
   return device === null ? null : { ...device }
 }
-
-/** Stands for the answer of a process that does not exist any more. */
-const GONE: Answer = { type: "described", from: "", incarnation: "", ask: 0, device: null }
 
 function byDevice(a: DeviceView, b: DeviceView): number {
   if (a.device_id !== b.device_id) return a.device_id < b.device_id ? -1 : 1

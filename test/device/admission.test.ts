@@ -13,8 +13,8 @@ const QUIET = {
   ...{ connections: 0, waiting: 0, suspended: false, draining: false },
   ...{ oldestBeganAtMs: null, steadyMs: 0 },
 }
-const FIRST_AT_ONCE = 64
-const MIN_AT_ONCE = 8
+const FIRST_HANDSHAKE_LIMIT = 64
+const MIN_HANDSHAKE_LIMIT = 8
 
 function admission(limits: Partial<AdmissionLimits> = {}): Admission {
   return new Admission({ ...LIMITS, ...limits })
@@ -105,7 +105,7 @@ describe("a new connection on a full worker", () => {
     const subject = admission()
     for (let n = 0; n < 200; n += 1) subject.replaced()
     subject.completedLate(600, 1_000)
-    expect([subject.underWay, subject.stalledAfterMs, subject.overdueAfterMs]).toEqual([
+    expect([subject.inProgress, subject.stalledAfterMs, subject.overdueAfterMs]).toEqual([
       0, 2_400, 2_400,
     ])
     const slow = admission()
@@ -191,7 +191,7 @@ function filledAfterMs(storm: {
 describe("the limit of concurrent handshakes", () => {
   test("a handshake beyond the limit waits until one has ended, completed or not", () => {
     const subject = admission()
-    for (let n = 0; n < FIRST_AT_ONCE; n += 1) {
+    for (let n = 0; n < FIRST_HANDSHAKE_LIMIT; n += 1) {
       expect(subject.beginsInMs(0)).toBe(0)
       subject.began(0)
     }
@@ -206,52 +206,52 @@ describe("the limit of concurrent handshakes", () => {
   test("grows while handshakes are as fast as the fastest recent one", () => {
     const subject = admission()
     handshakes(subject, 8, 5)
-    expect(subject.atOnce).toBe(FIRST_AT_ONCE + 1)
+    expect(subject.handshakeLimit).toBe(FIRST_HANDSHAKE_LIMIT + 1)
   })
 
   test("does not shrink on a network that is slow for all", () => {
     const subject = admission()
     handshakes(subject, 80, 300)
-    expect(subject.atOnce).toBe(FIRST_AT_ONCE + 10)
+    expect(subject.handshakeLimit).toBe(FIRST_HANDSHAKE_LIMIT + 10)
   })
 
   test("shrinks when handshakes delay each other, once for each such delay", () => {
     const subject = admission()
     const atMs = handshakes(subject, 1, 5)
-    const before = subject.atOnce
+    const before = subject.handshakeLimit
     for (let n = 0; n < 10; n += 1) {
       subject.began(atMs)
       subject.completed(200, atMs + n)
     }
-    expect(subject.atOnce).toBe(Math.floor((FIRST_AT_ONCE + 1 / 8) * 0.8))
-    expect(subject.atOnce).toBeLessThan(before)
+    expect(subject.handshakeLimit).toBe(Math.floor((FIRST_HANDSHAKE_LIMIT + 1 / 8) * 0.8))
+    expect(subject.handshakeLimit).toBeLessThan(before)
   })
 
   test("shrinks when the event loop lags during handshakes, and not otherwise", () => {
     const subject = admission()
     subject.look(200, 0, 1_000)
-    expect(subject.atOnce).toBe(FIRST_AT_ONCE)
+    expect(subject.handshakeLimit).toBe(FIRST_HANDSHAKE_LIMIT)
     subject.began(1_000)
     subject.look(200, 0, 1_250)
-    expect(subject.atOnce).toBe(Math.floor(FIRST_AT_ONCE * 0.8))
+    expect(subject.handshakeLimit).toBe(Math.floor(FIRST_HANDSHAKE_LIMIT * 0.8))
   })
 
   test("forgets the fastest handshake after a time, so a network that became slower does not shrink it", () => {
     const subject = admission()
     let atMs = handshakes(subject, 10, 1)
     atMs = handshakes(subject, 200, 300, atMs)
-    const shrunk = subject.atOnce
+    const shrunk = subject.handshakeLimit
     atMs = handshakes(subject, 400, 300, atMs)
-    expect(subject.atOnce).toBeGreaterThan(shrunk)
+    expect(subject.handshakeLimit).toBeGreaterThan(shrunk)
   })
 
   test("stalled handshakes do not count, and double the limit", () => {
     const subject = admission()
     expect(subject.stalledAfterMs).toBe(250)
-    for (let n = 0; n < FIRST_AT_ONCE; n += 1) subject.began(0)
+    for (let n = 0; n < FIRST_HANDSHAKE_LIMIT; n += 1) subject.began(0)
     expect(subject.beginsInMs(300)).toBe(Number.POSITIVE_INFINITY)
-    subject.look(0, FIRST_AT_ONCE, 300)
-    expect([subject.underWay, subject.atOnce]).toEqual([0, 2 * FIRST_AT_ONCE])
+    subject.look(0, FIRST_HANDSHAKE_LIMIT, 300)
+    expect([subject.inProgress, subject.handshakeLimit]).toEqual([0, 2 * FIRST_HANDSHAKE_LIMIT])
     expect(subject.beginsInMs(300)).toBe(0)
   })
 
@@ -272,22 +272,22 @@ describe("the limit of concurrent handshakes", () => {
       fc.property(fc.array(event, { maxLength: 200 }), (events) => {
         const subject = admission()
         let atMs = 0
-        let underWay = 0
+        let inProgress = 0
         for (const { kind: what, ms } of events) {
           atMs += ms
           if (what === "look") subject.look(ms, 0, atMs)
           else if (what === "begin") {
             if (subject.beginsInMs(atMs) > 0) continue
             subject.began(atMs)
-            underWay += 1
-          } else if (underWay > 0) {
-            underWay -= 1
+            inProgress += 1
+          } else if (inProgress > 0) {
+            inProgress -= 1
             if (what === "complete") subject.completed(ms, atMs)
             else subject.ended()
           }
-          expect(subject.underWay).toBe(underWay)
-          expect(subject.atOnce).toBeGreaterThanOrEqual(MIN_AT_ONCE)
-          expect(subject.atOnce).toBeLessThanOrEqual(4_096)
+          expect(subject.inProgress).toBe(inProgress)
+          expect(subject.handshakeLimit).toBeGreaterThanOrEqual(MIN_HANDSHAKE_LIMIT)
+          expect(subject.handshakeLimit).toBeLessThanOrEqual(4_096)
         }
       }),
       CHEAP_RUNS,
