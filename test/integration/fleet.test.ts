@@ -321,7 +321,6 @@ describe("the fleet by HTTP", () => {
           device_id: name,
           connection_id: view.connection_id,
           epoch: view.epoch,
-          since: view.epoch,
           instance: "gw2",
           state: "open",
           remote_address: "127.0.0.1",
