@@ -253,6 +253,6 @@ export class AmqpBroker implements Broker {
 }
 
 function lockedMessage(queue: string): string {
-  const whose = "one of ours that the broker has not missed yet, or another with this INSTANCE_ID"
-  return `another connection has ${queue} for itself: ${whose}`
+  const whose = "an earlier one of this instance, or of another instance with this INSTANCE_ID"
+  return `another connection uses ${queue} exclusively: ${whose}`
 }

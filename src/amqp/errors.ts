@@ -3,7 +3,7 @@
  * `channel 3 closed: NOT_FOUND - no queue 'a' in vhost '/' (404)`: no other file parses them. Pure.
  */
 
-/** Another consumer uses a queue that this client wants for itself. */
+/** A queue that this client needs exclusively has another consumer. */
 export class QueueInUse extends Error {
   override readonly name = "QueueInUse"
 

@@ -130,8 +130,8 @@ export class HttpSender {
     const { correlationId } = delivery.properties
     // An invalid receipt is ignored, and the request ends with its time-out.
     if (correlationId === undefined || !this.#pending.has(correlationId)) return
-    const told = readReceipt(delivery.body)
-    if (told !== null) this.#answer(correlationId, told)
+    const receipt = readReceipt(delivery.body)
+    if (receipt !== null) this.#answer(correlationId, receipt)
   }
 
   #locate(command: HttpCommand, deviceId: string): void {

@@ -114,7 +114,7 @@ export class Outcomes implements CommandKeeper {
     this.#nowMs = nowMs
   }
 
-  readonly #told = (isSent: boolean): void => {
+  readonly #countReceipt = (isSent: boolean): void => {
     if (isSent) this.#counters.receiptsSent += 1
     else this.#counters.receiptsUnroutable += 1
   }
@@ -296,8 +296,9 @@ export class Outcomes implements CommandKeeper {
       }
       stand()
       // A receipt that was given up may be stored, so it is not repeated.
-      const isLate = result === "nacked" && this.late.add(replyTo, body, properties, this.#told)
-      if (!isLate) this.#told(result === "confirmed")
+      const isLate =
+        result === "nacked" && this.late.add(replyTo, body, properties, this.#countReceipt)
+      if (!isLate) this.#countReceipt(result === "confirmed")
       this.#unacknowledged.acknowledge(command)
     }
     // A full reply queue, or one that confirms nothing, must not hold up other commands.

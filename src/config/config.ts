@@ -46,8 +46,8 @@ export function loadConfig(
     const name = String(issue.path?.[0]?.key)
     const secret = SETTINGS.find((setting) => setting.name === name)?.secret === true
     const hosted = name === "AMQP_URL" && values["AMQP_URL"] === values["CLOUDAMQP_URL"]
-    const told = secret ? "" : `, not ${JSON.stringify(values[name])}`
-    faults.push(`${hosted ? "CLOUDAMQP_URL" : name}: ${issue.message}${told}`)
+    const quoted = secret ? "" : `, not ${JSON.stringify(values[name])}`
+    faults.push(`${hosted ? "CLOUDAMQP_URL" : name}: ${issue.message}${quoted}`)
   }
   faults.push(...relations(parsed.output as Partial<Settings>, values))
   for (const name of ["TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_CLIENT_CA_FILE", "DENYLIST_FILE"]) {

@@ -28,10 +28,10 @@ export type HelloVerdict =
 export function verifyHello(line: string, secrets: readonly string[]): HelloVerdict {
   const [, deviceId, proof] = HELLO.exec(line) ?? []
   if (deviceId === undefined || proof === undefined) return { kind: "malformed" }
-  const told = Buffer.from(proof, "hex")
+  const shown = Buffer.from(proof, "hex")
   let proven = false
   for (const secret of secrets) {
-    if (timingSafeEqual(told, digest(deviceId, secret))) proven = true
+    if (timingSafeEqual(shown, digest(deviceId, secret))) proven = true
   }
   if (!proven || !isDeviceName(deviceId)) return { kind: "refused", deviceId }
   return { kind: "proven", deviceId }

@@ -15,7 +15,7 @@ interface Refusals {
   count: number
   detail: string
   address: string
-  toldAtMs: number
+  reportedAtMs: number
 }
 
 export class RefusalSummary {
@@ -30,7 +30,7 @@ export class RefusalSummary {
   add(reason: CloseReason, detail: string, address: string, steadyMs: number): void {
     const refusals = this.#byReason.get(reason)
     if (refusals === undefined) {
-      this.#byReason.set(reason, { count: 0, detail, address, toldAtMs: steadyMs })
+      this.#byReason.set(reason, { count: 0, detail, address, reportedAtMs: steadyMs })
       this.#tell(`a connection from ${address} ended as ${reason}: ${detail}`)
       return
     }
@@ -41,12 +41,12 @@ export class RefusalSummary {
 
   /** Call this periodically. */
   sweep(steadyMs: number): void {
-    for (const [reason, { count, detail, address, toldAtMs }] of this.#byReason) {
-      if (steadyMs - toldAtMs < SUMMARY_EVERY_MS) continue
+    for (const [reason, { count, detail, address, reportedAtMs }] of this.#byReason) {
+      if (steadyMs - reportedAtMs < SUMMARY_EVERY_MS) continue
       // After a minute without rejections the next one is logged at once.
       if (count === 0) this.#byReason.delete(reason)
       else {
-        this.#byReason.set(reason, { count: 0, detail, address, toldAtMs: steadyMs })
+        this.#byReason.set(reason, { count: 0, detail, address, reportedAtMs: steadyMs })
         const seconds = SUMMARY_EVERY_MS / 1_000
         const number = count === 1 ? "1 more connection" : `${count} more connections`
         this.#tell(

@@ -99,7 +99,7 @@ export class Fleet {
    * True when the broker has confirmed all announcements and presence events of this worker, or is
    * not available.
    */
-  get told(): boolean {
+  get settled(): boolean {
     if (!this.#channel.open) return true
     return this.#announcer.pendingCount === 0 && this.presence.count === 0
   }

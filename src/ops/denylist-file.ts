@@ -116,7 +116,7 @@ export class DenylistFile {
     if (reason === this.#trouble) return false
     this.#trouble = reason
     const consequence =
-      this.#faultyInForce === null ? "nobody is denied" : "the last list stays in force"
+      this.#faultyInForce === null ? "no device is denied" : "the last list stays in force"
     this.#warn(`DENYLIST_FILE: ${consequence}: ${reason}`)
     return true
   }
@@ -131,7 +131,7 @@ function reasonToKeep(read: DenylistReader, faultyInForce: number | null): strin
     return `no line is a device id or fingerprint: ${faultsOf(read)}; ${CORRECTION}`
   }
   if (faultyInForce === null) return null
-  if (read.isEmpty) return `the file is empty; to deny nobody, write a comment line: # nobody`
+  if (read.isEmpty) return `the file is empty; to deny no device, write a comment line: # none`
   if (read.faultyLines <= faultyInForce) return null
   return `${faultsOf(read)}, more than in the last list (${faultyInForce}); ${CORRECTION}`
 }

@@ -223,7 +223,7 @@ export class Worker {
         },
         confirmed: () => this.#lines.count === 0 && this.#backpressure.waitingCount === 0,
         closeSome: (max) => this.#connections.closeSome(max, "drained"),
-        settled: () => this.#connections.count === 0 && this.commands.settled && this.fleet.told,
+        settled: () => this.#connections.count === 0 && this.commands.settled && this.fleet.settled,
         enter: (phase) => {
           const unconfirmedLines = this.#lines.count
           const connections = this.#connections.count

@@ -84,14 +84,14 @@ class Counts {
     mislabelled: 0,
   }
   readonly examples: string[] = []
-  readonly #told = new Map<Fault, number>()
+  readonly #shown = new Map<Fault, number>()
 
   add(fault: Fault, ranges: readonly Range[], where: string): void {
     this.faults[fault] += sizeOf(ranges)
     for (const { from, to } of ranges) {
-      const told = this.#told.get(fault) ?? 0
-      if (told === MAX_EXAMPLES) return
-      this.#told.set(fault, told + 1)
+      const shown = this.#shown.get(fault) ?? 0
+      if (shown === MAX_EXAMPLES) return
+      this.#shown.set(fault, shown + 1)
       const lines = from === to ? `line ${from}` : `lines ${from} to ${to}`
       this.examples.push(`${fault}: ${lines} of ${where}`)
     }

@@ -244,7 +244,7 @@ describe("a file that is probably damaged leaves the last list in force", () => 
     for (let n = 0; n < 3; n += 1) await subject.file.look()
     expect(subject.told).toEqual(["a"])
     expect(subject.warnings).toEqual([
-      "DENYLIST_FILE: the last list stays in force: the file is empty; to deny nobody, write a comment line: # nobody",
+      "DENYLIST_FILE: the last list stays in force: the file is empty; to deny no device, write a comment line: # none",
     ])
   })
 

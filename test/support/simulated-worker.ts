@@ -273,7 +273,7 @@ export class SimulatedWorker {
       this.state === "gone" ||
       (this.state === "serving" &&
         commands.settled &&
-        fleet.told &&
+        fleet.settled &&
         fleet.locator.pendingCount === 0)
     )
   }
