@@ -55,7 +55,7 @@ export function health(
       uptime_s: Math.floor((nowMs() - startedAtMs) / 1000),
       broker: own.broker.kind,
       connections: sum(workers, ({ connections }) => connections),
-      waiting: sum(workers, ({ admission }) => admission?.waiting ?? 0),
+      waiting: sum(workers, ({ admission }) => admission.waiting),
       estimated_wait_ms: allInMs(workers),
       workers,
     })
@@ -74,7 +74,7 @@ export function health(
 
 /** Null when the worker takes devices and commands and the broker takes messages. */
 function unready(report: WorkerReport): Unready | null {
-  const { state, broker, consuming_paused: consumingPaused = false, refusing = null } = report
+  const { state, broker, consuming_paused: consumingPaused, refusing } = report
   if (state !== "serving") return { code: state, text: state }
   if (broker.kind !== "ready") {
     const code = broker.kind === "blocked" ? "broker_blocked" : "broker_unavailable"
@@ -99,7 +99,7 @@ function sum(workers: readonly WorkerReport[], of: (worker: WorkerReport) => num
  * some worker.
  */
 function allInMs(workers: readonly WorkerReport[]): number | null {
-  const each = workers.map(({ admission }) => admission?.estimated_wait_ms ?? 0)
-  const unknown = workers.some(({ admission }) => admission?.estimated_wait_ms === null)
+  const each = workers.map(({ admission }) => admission.estimated_wait_ms ?? 0)
+  const unknown = workers.some(({ admission }) => admission.estimated_wait_ms === null)
   return unknown ? null : Math.max(0, ...each)
 }

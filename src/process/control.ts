@@ -20,13 +20,13 @@ export interface WorkerReport {
     readonly reason?: string
   }
   readonly connections: number
-  readonly admission?: AdmissionReport
+  readonly admission: AdmissionReport
   /**
    * True while unacknowledged commands fill `MAX_COMMAND_BYTES` and no other commands are consumed.
    */
-  readonly consuming_paused?: boolean
+  readonly consuming_paused: boolean
   /** The reason for which new devices are refused now; null when they are not. */
-  readonly refusing?: CloseReason | null
+  readonly refusing: CloseReason | null
 }
 
 export interface Snapshot {

@@ -8,8 +8,8 @@ import type { SendRequest } from "../../src/commands/http-sender.ts"
 import { Counters } from "../../src/counters.ts"
 import type { DeviceView } from "../../src/fleet/device-view.ts"
 import type { AppDependencies } from "../../src/http/app.ts"
-import type { WorkerReport } from "../../src/process/control.ts"
 import { localApp } from "../support/local-app.ts"
+import { SERVING } from "./app-harness.ts"
 
 /** everybody: no token needed. see: a token of either kind. act: one of HTTP_TOKENS. */
 const ROUTES: Readonly<Record<string, "everybody" | "see" | "act">> = {
@@ -27,13 +27,6 @@ const READ_TOKEN = "read-token-0123456789"
 const BOTH = { tokens: ["old-act-token-0123456789", ACT_TOKEN], readTokens: [READ_TOKEN] }
 const READ_ONLY = { tokens: [], readTokens: ["old-read-token-0123456789", READ_TOKEN] }
 const NO_TOKENS = { tokens: [], readTokens: [] }
-const SERVING: WorkerReport = {
-  worker: "gw.0",
-  pid: 424_242,
-  state: "serving",
-  broker: { kind: "ready" },
-  connections: 0,
-}
 
 /** The app, and whether a request came as far as a device or the fleet. */
 function subject(given: Pick<AppDependencies, "tokens" | "readTokens">) {

@@ -15,6 +15,15 @@ export const SERVING: WorkerReport = {
   state: "serving",
   broker: { kind: "ready" },
   connections: 3,
+  admission: {
+    waiting: 0,
+    handshakes_in_progress: 0,
+    handshake_limit: 64,
+    handshakes_per_s: 0,
+    estimated_wait_ms: 0,
+  },
+  consuming_paused: false,
+  refusing: null,
 }
 export const WRITTEN = {
   outcome: "written",

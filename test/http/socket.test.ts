@@ -12,6 +12,7 @@ import { app, maxBodyBytes } from "../../src/http/app.ts"
 import { type HttpServer, serve } from "../../src/http/server.ts"
 import { RawHttp } from "../support/raw-http.ts"
 import { until } from "../support/wait.ts"
+import { SERVING } from "./app-harness.ts"
 
 const MAX_LINE_BYTES = 1_024
 const LIMIT = maxBodyBytes(MAX_LINE_BYTES)
@@ -40,13 +41,7 @@ beforeAll(async () => {
     startedAtMs: 0,
     nowMs: () => 0,
     counters,
-    report: () => ({
-      worker: "w.0",
-      pid: 1,
-      state: "serving",
-      broker: { kind: "ready" },
-      connections: 0,
-    }),
+    report: () => SERVING,
     reports: async () => [],
     fleetQuery: {
       list: async (_, caller) => (unanswered === null ? "unreachable" : neverAnswered(caller)),
