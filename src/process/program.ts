@@ -12,7 +12,7 @@ import { type Config, ConfigurationError, loadConfig } from "../config/config.ts
 import { Counters } from "../counters.ts"
 import { workerId } from "../device/ids.ts"
 import type { ListenerTls } from "../device/tls-port.ts"
-import { asError } from "../errors.ts"
+import { asError, errorText } from "../errors.ts"
 import { EventBus } from "../events.ts"
 import { CertificateError, ensureDevelopmentCertificates } from "../ops/certificates.ts"
 import { createLog, logEvents } from "../ops/log.ts"
@@ -83,16 +83,23 @@ function logged(config: Config, slot: number | null): { events: EventBus; counte
 }
 
 function readRole(args: string[]): WorkerRole | null {
-  const option = { type: "string" } as const
-  const { values } = parseArgs({
-    args,
-    options: { worker: option, "device-port": option, "http-port": option },
-  })
+  const values = parseArguments(args)
   if (values.worker === undefined) return null
   return {
     slot: Number(values.worker),
     devicePort: Number(values["device-port"]),
     httpPort: Number(values["http-port"]),
+  }
+}
+
+function parseArguments(args: string[]) {
+  const option = { type: "string" } as const
+  const options = { worker: option, "device-port": option, "http-port": option }
+  try {
+    return parseArgs({ args, options }).values
+  } catch (error) {
+    const hint = "The settings are environment variables; see docs/CONFIGURATION.md."
+    exit(2, [errorText(error), hint])
   }
 }
 

@@ -151,8 +151,8 @@ describe("secrets in files", () => {
 })
 
 describe("the program", () => {
-  async function run(environment: Record<string, string>) {
-    const child = Bun.spawn([process.execPath, MAIN_FILE], {
+  async function run(environment: Record<string, string>, args: readonly string[] = []) {
+    const child = Bun.spawn([process.execPath, MAIN_FILE, ...args], {
       // Away from the checkout: Bun would read its `.env`, and certificates would be made there.
       cwd: directory,
       env: { PATH: process.env["PATH"] ?? "", HOME: directory, ...environment },
@@ -169,6 +169,17 @@ describe("the program", () => {
   }
 
   const ports = { DEVICE_HOST: "127.0.0.1", DEVICE_PORT: "0", HTTP_PORT: "0" }
+
+  test.each(["--help", "--port=1", "serve"])(
+    "ends with status 2 on the argument %s",
+    async (argument) => {
+      const { stdout, stderr, status } = await run({}, [argument])
+      expect([status, stdout]).toEqual([2, ""])
+      expect(stderr).toContain(argument.replace(/=.*/, ""))
+      expect(stderr.trim().split("\n")).toHaveLength(2)
+      expect(stderr).toContain("docs/CONFIGURATION.md")
+    },
+  )
 
   test("ends with status 2 and every fault on standard error", async () => {
     const { stdout, stderr, status, output } = await run(ALL_WRONG)
