@@ -157,7 +157,7 @@ describe("a second instance started by mistake", () => {
           },
           { what: "the second to notice" },
         )
-        expect(reason).toContain("another connection has owsla.worker.")
+        expect(reason).toContain("another connection uses owsla.worker.")
         expect((await gateway.fetch("/ready")).ok).toBe(true)
         // When the first is gone, the second takes its place.
         await gateway.stop()
