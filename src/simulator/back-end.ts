@@ -5,16 +5,15 @@
  *
  *   delivery ─► read ─► batch ─► ledger ─► acknowledged, many at once
  *
- * Messages are decoded by the stock AMQP client; of the gateway's code only the reconnecting is
- * used. It declares no queue, since that is the gateway's task. It publishes on another connection
- * than it consumes from, because a broker in an alarm stops reading from publishers. Bounds: the
- * prefetch; batches of `MAX_BATCH` lines or `FLUSH_EVERY_MS`; `MAX_COMMANDS` unanswered commands,
- * each for `ANSWER_TIMEOUT_MS`.
+ * It uses the AMQP client as it is (`broker-link.ts`). It declares no queue, since that is the
+ * gateway's task. It publishes on another connection than it consumes from, because a broker in an
+ * alarm stops reading from publishers. Bounds: the prefetch; batches of `MAX_BATCH` lines or
+ * `FLUSH_EVERY_MS`; `MAX_COMMANDS` unanswered commands, each for `ANSWER_TIMEOUT_MS`.
  */
 
 import type { AMQPBaseClient, AMQPChannel, AMQPMessage } from "@cloudamqp/amqp-client"
-import { AmqpConnection } from "../amqp/connection.ts"
 import { splitUrls } from "../amqp/url.ts"
+import { BrokerLink } from "./broker-link.ts"
 import { Histogram } from "./histogram.ts"
 import { type LedgerFile, TakenLines } from "./ledger.ts"
 import { command, readHostile, readLine } from "./line.ts"
@@ -25,8 +24,6 @@ const MAX_BATCH = 500
 const FLUSH_EVERY_MS = 100
 const MAX_COMMANDS = 10_000
 const ANSWER_TIMEOUT_MS = 30_000
-/** The limit of RabbitMQ. */
-const FRAME_MAX = 131_072
 /** The queue counts as drained this long after the last message. */
 const QUIET_MS = 500
 /** Long, since short commands would not fill the socket of a slow reader. */
@@ -70,8 +67,8 @@ export class BackEnd {
   readonly #ledger: LedgerFile | null
   readonly #lines: TakenLines | null
   readonly #taken: (run: string, device: string, attempt: number, n: number) => void
-  readonly #consuming: AmqpConnection
-  readonly #publishing: AmqpConnection
+  readonly #consuming: BrokerLink
+  readonly #publishing: BrokerLink
   #channel: AMQPChannel | null = null
   #commands: AMQPChannel | null = null
   /** The last delivery of the batch; 0: the batch is empty. */
@@ -95,46 +92,33 @@ export class BackEnd {
     this.#ledger = ledger
     this.#lines = ledger === null ? null : new TakenLines(ledger)
     this.#taken = taken
-    const others = { blocked: () => undefined, unblocked: () => undefined }
-    this.#consuming = new AmqpConnection(
-      splitUrls(options.amqpUrl),
-      "owsla simulator consume",
-      FRAME_MAX,
-      {
-        ...others,
-        setUp: (client) => this.#consume(client),
-        // When the broker confirms the close of the channel, it has read all acknowledgements.
-        tearDown: () => this.#channel?.close() ?? Promise.resolve(),
-        up: () => {
-          this.awayBecause = null
-        },
-        lost: (reason) => {
-          this.counts.losses += 1
-          this.awayBecause = reason
-          this.#channel = null
-          // Unacknowledged lines are redelivered. They are in the ledger too.
-          this.flush()
-        },
+    const urls = splitUrls(options.amqpUrl)
+    this.#consuming = new BrokerLink(urls, "owsla simulator consume", {
+      setUp: (client) => this.#consume(client),
+      // When the broker confirms the close of the channel, it has read all acknowledgements.
+      tearDown: () => this.#channel?.close() ?? Promise.resolve(),
+      up: () => {
+        this.awayBecause = null
       },
-    )
-    this.#publishing = new AmqpConnection(
-      splitUrls(options.amqpUrl),
-      "owsla simulator publish",
-      FRAME_MAX,
-      {
-        ...others,
-        setUp: async (client) => {
-          const channel = await client.channel()
-          channel.onerror = (reason) => this.#publishing.reset(reason)
-          this.#commands = channel
-        },
-        tearDown: () => this.#commands?.close() ?? Promise.resolve(),
-        up: () => undefined,
-        lost: () => {
-          this.#commands = null
-        },
+      lost: (reason) => {
+        this.counts.losses += 1
+        this.awayBecause = reason
+        this.#channel = null
+        // Unacknowledged lines are redelivered. They are in the ledger too.
+        this.flush()
       },
-    )
+    })
+    this.#publishing = new BrokerLink(urls, "owsla simulator publish", {
+      setUp: async (client) => {
+        const channel = await client.channel()
+        channel.onerror = (reason) => this.#publishing.reset(reason)
+        this.#commands = channel
+      },
+      tearDown: () => this.#commands?.close() ?? Promise.resolve(),
+      lost: () => {
+        this.#commands = null
+      },
+    })
   }
 
   /** Messages a second, from the first to the last. */
