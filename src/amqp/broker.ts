@@ -67,8 +67,14 @@ export class AmqpBroker implements Broker {
    * nodes.
    * @param name the name of both connections in the broker's tools.
    * @param ca PEM; the only trusted CAs for `amqps:`. Null: the CAs of the system.
+   * @param gatherMs the longest time for which a message waits for later ones; 0 for none.
    */
-  constructor(url: string | readonly string[], name: string, ca: string | null = null) {
+  constructor(
+    url: string | readonly string[],
+    name: string,
+    ca: string | null = null,
+    gatherMs = 0,
+  ) {
     const urls = typeof url === "string" ? [url] : url
     const publishHooks: AmqpConnectionHooks = {
       setUp: (client) => this.#setUpPublishing(client),
@@ -108,19 +114,14 @@ export class AmqpBroker implements Broker {
       blocked: () => undefined,
       unblocked: () => undefined,
     }
+    const options = { urls, ca, gatherMs }
     this.#publishing = new AmqpConnection(
-      urls,
-      `${name} publish`,
-      PUBLISH_FRAME_MAX,
+      { ...options, name: `${name} publish`, frameMax: PUBLISH_FRAME_MAX },
       publishHooks,
-      ca,
     )
     this.#consuming = new AmqpConnection(
-      urls,
-      `${name} consume`,
-      CONSUME_FRAME_MAX,
+      { ...options, name: `${name} consume`, frameMax: CONSUME_FRAME_MAX },
       consumeHooks,
-      ca,
     )
   }
 

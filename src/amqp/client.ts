@@ -1,6 +1,7 @@
 /**
- * The AMQP client with three differences. The frames of one tick are sent in one write. Messages,
- * confirms and acknowledgements bypass the client. An exception while reading closes the connection
+ * The AMQP client with three differences. The frames of one tick are sent in one write, and
+ * messages may wait for later ones (`gathering.ts`). Messages, confirms and acknowledgements bypass
+ * the client. An exception while reading closes the connection
  * instead of ending the process.
  *
  * Why: one `socket.write` for each frame was the largest cost of publishing, and the objects that
@@ -16,6 +17,7 @@ import type { OutgoingMessage } from "../broker/broker.ts"
 import { asError } from "../errors.ts"
 import { type ChannelHandler, FrameReader } from "./frame-reader.ts"
 import { FrameWriter } from "./frame-writer.ts"
+import { Gathering } from "./gathering.ts"
 import { FRAME_OVERHEAD } from "./protocol.ts"
 import { type BrokerServer, serverOf } from "./server-properties.ts"
 
@@ -54,15 +56,22 @@ export class BatchingClient extends AMQPClient {
   #batch = new FrameWriter(BATCH_BYTES)
   #scheduled = false
   #acknowledging: ReturnType<typeof setTimeout> | null = null
+  readonly #gathering: Gathering
+  /** Messages wait for later ones. */
+  #gatherTimer: ReturnType<typeof setTimeout> | null = null
   readonly #spare: FrameWriter[] = []
   readonly #handlers = new Map<number, ChannelHandler>()
   #server: BrokerServer | null = null
   /** The host for the socket. The client would keep the brackets of an IPv6 address. */
   override readonly host: string
 
-  /** @param ca PEM; the only trusted CAs for `amqps:`. Null: the CAs of the system. */
-  constructor(url: string, ca: string | null = null) {
+  /**
+   * @param ca PEM; the only trusted CAs for `amqps:`. Null: the CAs of the system.
+   * @param gatherMs the longest time for which a published message waits for later ones.
+   */
+  constructor(url: string, ca: string | null = null, gatherMs = 0) {
     super(url, ca === null ? undefined : { ca })
+    this.#gathering = new Gathering(gatherMs)
     this.host = new URL(url).hostname.replace(/^\[(.*)\]$/, "$1")
   }
 
@@ -124,7 +133,8 @@ export class BatchingClient extends AMQPClient {
       this.#sendPieces(channel, body, 0, max, sent)
       return false
     }
-    this.#sendBody(channel, body, 0, body.length, max)
+    this.#addBody(channel, body, 0, body.length, max)
+    this.#gather()
     return true
   }
 
@@ -132,7 +142,7 @@ export class BatchingClient extends AMQPClient {
     const { socket } = this
     if (socket === undefined || socket.destroyed) return
     const to = Math.min(body.length, from + PIECE_BYTES)
-    this.#sendBody(channel, body, from, to, max)
+    this.#addBody(channel, body, from, to, max)
     this.#flush()
     const next = () => {
       if (to === body.length) sent()
@@ -142,13 +152,21 @@ export class BatchingClient extends AMQPClient {
     else setImmediate(next)
   }
 
-  #sendBody(channel: number, body: Uint8Array, start: number, end: number, max: number): void {
+  #addBody(channel: number, body: Uint8Array, start: number, end: number, max: number): void {
     for (let from = start; from < end; from += max) {
       const to = Math.min(end, from + max)
       this.#makeRoom(to - from + FRAME_OVERHEAD)
       this.#batch.body(channel, body, from, to)
     }
-    this.#schedule()
+  }
+
+  /** Writes the message with later ones, or at the end of this tick. */
+  #gather(): void {
+    const isEnough = this.#gathering.added()
+    if (this.#scheduled || (this.#gatherTimer !== null && !isEnough)) return
+    const waitMs = isEnough ? 0 : this.#gathering.waitMs(performance.now())
+    if (waitMs === 0) this.#schedule()
+    else this.#gatherTimer = setTimeout(this.#flushGathered, waitMs)
   }
 
   /** Acknowledges with the next write, within `ACKNOWLEDGEMENTS_MS`. */
@@ -190,6 +208,11 @@ export class BatchingClient extends AMQPClient {
     this.#flush()
   }
 
+  readonly #flushGathered = (): void => {
+    this.#gatherTimer = null
+    this.#flush()
+  }
+
   readonly #flushLate = (): void => {
     this.#acknowledging = null
     this.#flush()
@@ -198,6 +221,7 @@ export class BatchingClient extends AMQPClient {
   #flush(): void {
     const batch = this.#batch
     if (batch.length === 0) return
+    this.#gathering.written(performance.now())
     if (!this.socket) {
       batch.length = 0
       return

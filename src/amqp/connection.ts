@@ -47,9 +47,22 @@ export interface AmqpConnectionHooks {
   readonly unblocked: () => void
 }
 
+export interface AmqpConnectionOptions {
+  /** One or several `amqp:` or `amqps:` URLs of nodes of one broker. */
+  readonly urls: readonly string[]
+  /** The name of the connection in the broker's tools. */
+  readonly name: string
+  /** Bytes; larger for connections that may receive large header frames. */
+  readonly frameMax: number
+  /** PEM; the only trusted CAs for `amqps:`. Null: the CAs of the system. */
+  readonly ca: string | null
+  /** The longest time for which a published message waits for later ones. */
+  readonly gatherMs: number
+}
+
 export class AmqpConnection {
+  readonly #options: AmqpConnectionOptions
   readonly #urls: UrlRotation
-  readonly #ca: string | null
   readonly #hooks: AmqpConnectionHooks
   #state: "down" | "connecting" | "up" | "waiting" | "closed" = "down"
   #client: BatchingClient | null = null
@@ -62,19 +75,8 @@ export class AmqpConnection {
   #allAbsent = true
   #timer: ReturnType<typeof setTimeout> | null = null
 
-  /**
-   * @param urls one or several `amqp:` or `amqps:` URLs of nodes of one broker.
-   * @param name the name of the connection in the broker's tools.
-   * @param frameMax bytes; larger for connections that may receive large header frames.
-   * @param ca PEM; the only trusted CAs for `amqps:`. Null: the CAs of the system.
-   */
-  constructor(
-    urls: readonly string[],
-    name: string,
-    frameMax: number,
-    hooks: AmqpConnectionHooks,
-    ca: string | null = null,
-  ) {
+  constructor(options: AmqpConnectionOptions, hooks: AmqpConnectionHooks) {
+    const { urls, name, frameMax } = options
     const withOptions = urls.map((url) => {
       const parsed = new URL(url)
       parsed.searchParams.set("name", name)
@@ -84,8 +86,8 @@ export class AmqpConnection {
       }
       return parsed.href
     })
+    this.#options = options
     this.#urls = new UrlRotation(withOptions, Math.random)
-    this.#ca = ca
     this.#hooks = hooks
   }
 
@@ -161,7 +163,8 @@ export class AmqpConnection {
   }
 
   #newClient(): BatchingClient {
-    const client = new BatchingClient(this.#urls.take(), this.#ca)
+    const { ca, gatherMs } = this.#options
+    const client = new BatchingClient(this.#urls.take(), ca, gatherMs)
     let cause = new Error("connection lost")
     client.onerror = (error) => {
       cause = error

@@ -242,6 +242,7 @@ function shape(settings: Settings, values: Environment, ca: string | null) {
       queueType: settings.QUEUE_TYPE,
       windowLines: settings.PUBLISH_WINDOW_LINES,
       windowBytes: settings.PUBLISH_WINDOW_BYTES,
+      gatherMs: settings.PUBLISH_GATHER_MS,
       confirmTimeoutMs: settings.CONFIRM_TIMEOUT_MS,
       prefetch: settings.PREFETCH,
       maxCommandBytes: settings.MAX_COMMAND_BYTES,

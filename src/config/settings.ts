@@ -256,6 +256,13 @@ export const settings = v.object({
     unit: "bytes",
     text: "Bytes of unconfirmed lines of one worker. At the limit reading from devices pauses until half of them are confirmed. Must be at least MAX_LINE_BYTES.",
   }),
+  PUBLISH_GATHER_MS: integer({
+    default: 2,
+    min: 0,
+    max: 100,
+    unit: "ms",
+    text: "The longest time for which a message waits for later ones, so that the broker gets several in one write. Messages wait only while so many come that this saves CPU time of the gateway and the broker. 0: they never wait.",
+  }),
   MAX_HELD_BYTES: integer({
     default: 33_554_432,
     min: 65_536,

@@ -53,7 +53,7 @@ export function makeWorker(options: WorkerOptions): MadeWorker {
   const broker =
     config.amqp === null
       ? new EmbeddedBroker()
-      : new AmqpBroker(config.amqp.urls, `owsla ${id}`, config.amqp.ca)
+      : new AmqpBroker(config.amqp.urls, `owsla ${id}`, config.amqp.ca, config.broker.gatherMs)
   const worker = new Worker({
     ...{ config, self, events, counters, broker, clock: new TickClock() },
     keys: new FleetKeys(config.fleetSecret ?? crypto.randomUUID()),

@@ -79,6 +79,7 @@ describe("defaults", () => {
         queueType: "quorum",
         windowLines: 2_000,
         windowBytes: 8_388_608,
+        gatherMs: 2,
         confirmTimeoutMs: 15_000,
         prefetch: 900,
         maxCommandBytes: 67_108_864,

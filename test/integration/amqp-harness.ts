@@ -94,8 +94,8 @@ export class User {
   #published = 0
   #wasReady = false
 
-  constructor(url: string, clientName = "amqp test") {
-    this.broker = new AmqpBroker(url, clientName)
+  constructor(url: string, clientName = "amqp test", gatherMs = 0) {
+    this.broker = new AmqpBroker(url, clientName, null, gatherMs)
     this.publishChannel = this.broker.publishChannel(
       callbackListener(() => {
         this.openings += 1
