@@ -7,12 +7,15 @@
  *   stdin "connect [count] [host]" ─► stdout {"connected": all now, "ms": for these, "medianMs", "slowestMs": for one}
  *   stdin "send rate seconds"      ─► stdout {"sent", "acknowledged", "p50", "p99", "late": share}
  *   stdin "close"                  ─► stdout {"closed": n}
+ *   stdin "lose"                   ─► stdout {"lost": n}: closes all at the same instant, without the rate
+ *   stdin "visit count"            ─► stdout {"visited": n, "failed": n, "ms"}: each connects and closes
  */
 
 import { readFileSync } from "node:fs"
 import { parseArgs } from "node:util"
 import { helloLine } from "../../src/device/hello.ts"
 import { createDeviceCertificate } from "../../src/ops/certificates.ts"
+import { handshakeSucceeded } from "../../src/simulator/handshake.ts"
 import { report } from "./child.ts"
 import { atRate, percentile } from "./pace.ts"
 
@@ -134,6 +137,39 @@ async function connectMore(count: number, hostname: string): Promise<void> {
   report({ connected, ms, medianMs, slowestMs })
 }
 
+/** Resolves when the connection is closed; true if the handshake succeeded and the hello was sent. */
+function visit(at: number, hostname: string): Promise<boolean> {
+  const { line = "", tls = CLIENT } = identities[at % identities.length] ?? {}
+  const { promise, resolve } = Promise.withResolvers<boolean>()
+  let visited = false
+  Bun.connect({
+    hostname,
+    port,
+    tls,
+    socket: {
+      handshake: (socket, success, error) => {
+        visited = handshakeSucceeded(success, error, false)
+        if (visited && line !== "") visited = socket.write(line) === line.length
+        // FIN, not RST: the kernel could discard the hello with an RST.
+        socket.end()
+      },
+      data: () => undefined,
+      close: () => resolve(visited),
+      error: () => undefined,
+    },
+  }).catch(() => resolve(false))
+  return promise
+}
+
+async function visitAll(count: number): Promise<void> {
+  let visited = 0
+  const startedAtMs = performance.now()
+  await paced(count, async (at) => {
+    if (await visit(at, addressOf(values.host, at % hosts))) visited += 1
+  })
+  report({ visited, failed: count - visited, ms: performance.now() - startedAtMs })
+}
+
 /** Lines of 100 bytes, by each device in turn. */
 async function send(perSecond: number, seconds: number): Promise<void> {
   confirmMs = []
@@ -181,5 +217,13 @@ for await (const line of console) {
     })
     report({ closed: open.length })
   }
+  if (word === "lose") {
+    const open = [...sockets]
+    // RST, not FIN: ports in TIME_WAIT would be missing when the devices connect again.
+    for (const socket of open) socket.terminate()
+    sockets.clear()
+    report({ lost: open.length })
+  }
+  if (word === "visit") await visitAll(Number(more[0]))
 }
 process.exit(0)

@@ -24,6 +24,16 @@ export const GOALS: readonly Goal[] = [
     bound: { most: 1.5 },
   },
   {
+    work: "short visit of an anonymous device: connect, handshake, close",
+    ...{ bench: "churn-none", figure: "CPU ratio to bare", unit: "× bare" },
+    bound: { most: 1.2 },
+  },
+  {
+    work: "short visit of a named device, with its hello",
+    ...{ bench: "churn-hello", figure: "CPU ratio to bare", unit: "× bare" },
+    bound: { most: 1.35 },
+  },
+  {
     work: "line of 100 bytes, device to confirmed in a quorum queue",
     ...{ bench: "lines", figure: "CPU a line, us", unit: "us of CPU" },
     bound: { most: 5 },

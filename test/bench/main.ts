@@ -11,6 +11,7 @@ import { join } from "node:path"
 import { parseArgs } from "node:util"
 import { type AdmissionAuth, admission } from "./admission.ts"
 import { bursts } from "./bursts.ts"
+import { type ChurnAuth, churn } from "./churn.ts"
 import { type CommandsWay, commands } from "./commands.ts"
 import { connectionMemory } from "./connection-memory.ts"
 import { connections } from "./connections.ts"
@@ -49,6 +50,11 @@ const admissionBy = (auth: AdmissionAuth, what: string): Bench => ({
   ...(auth === "none" ? { compares: true } : {}),
 })
 
+const churnBy = (auth: ChurnAuth, what: string): Bench => ({
+  what: `Short visits: devices that connect, complete a TLS 1.3 handshake and close at once, ${what}, 32 at a time. One worker and its supervisor, beside a bare \`Bun.listen\` TLS server that only counts, in turn.`,
+  run: (smoke) => churn(auth, { visits: smoke ? 60 : 5_000, atOnce: 32, rounds: smoke ? 1 : 5 }),
+})
+
 const commandsBy = (way: CommandsWay, what: string): Bench => ({
   what: `Numbered commands from a queue to their devices, ${what}. Beside it a bare TLS server that writes as many lines to as many connections, in turn.`,
   run: (smoke) =>
@@ -67,6 +73,8 @@ export const BENCHES: Readonly<Record<string, Bench>> = {
     "mtls",
     "`DEVICE_AUTH=mtls`, the bare server asks for certificates too",
   ),
+  "churn-none": churnBy("none", "`DEVICE_AUTH=none`"),
+  "churn-hello": churnBy("hello", "`DEVICE_AUTH=hello`, each after its hello"),
   "connection-memory": {
     what: "What the gateway's own objects hold for one connection, part by part, in the order in which they come to be.",
     run: async (smoke) => connectionMemory({ connections: smoke ? 100 : 50_000 }),
