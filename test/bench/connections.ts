@@ -1,7 +1,7 @@
 /**
  * Very many connections: they arrive at a rate, are held, and then send lines that are
- * acknowledged. Beside it the same crowds on bare TLS servers, one for each worker. And what a
- * connection and a line cost when there are few and when there are many.
+ * acknowledged. Beside it, if wanted, the same crowds on bare TLS servers, one for each worker. And
+ * what a connection and a line cost when there are few and when there are many.
  */
 
 import { type Child, startChild } from "./child.ts"
@@ -23,11 +23,16 @@ export interface ConnectionsParameters {
 /** The arriving is measured in so many equal parts. */
 const STEPS = 5
 
-export async function connections(parameters: ConnectionsParameters): Promise<BenchResult> {
-  const bare = await onBareServers(parameters)
+/** @param compares whether the same crowds also connect to bare TLS servers. */
+export async function connections(
+  bench: string,
+  parameters: ConnectionsParameters,
+  compares: boolean,
+): Promise<BenchResult> {
+  const bare = compares ? await onBareServers(parameters) : {}
   const own = await onGateway(parameters)
   return {
-    bench: "connections",
+    bench,
     parameters: { ...parameters },
     figures: { ...own, ...bare },
   }

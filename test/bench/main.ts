@@ -135,11 +135,28 @@ export const BENCHES: Readonly<Record<string, Bench>> = {
   connections: {
     what: "Connections that arrive at a rate, are held and then send lines of 100 bytes that are acknowledged (`DEVICE_ACK=seq`); beside it the same on a bare TLS server for each worker. Drivers, broker and back-end are on the same two cores.",
     run: (smoke) =>
-      connections({
-        ...{ devices: smoke ? 90 : 50_000, workers: 3, rate: smoke ? 600 : 1_500 },
-        few: smoke ? 30 : 1_000,
-        ...{ linesPerSecond: smoke ? 300 : 10_000, seconds: smoke ? 0.5 : 10 },
-      }),
+      connections(
+        "connections",
+        {
+          ...{ devices: smoke ? 90 : 50_000, workers: 3, rate: smoke ? 600 : 1_500 },
+          few: smoke ? 30 : 1_000,
+          ...{ linesPerSecond: smoke ? 300 : 10_000, seconds: smoke ? 0.5 : 10 },
+        },
+        true,
+      ),
+  },
+  "connections-100k": {
+    what: "The same with 100,000 connections and six workers, without bare servers. Drivers, broker and back-end are on the same two cores.",
+    run: (smoke) =>
+      connections(
+        "connections-100k",
+        {
+          ...{ devices: smoke ? 90 : 100_000, workers: smoke ? 3 : 6, rate: smoke ? 600 : 1_000 },
+          few: smoke ? 30 : 1_000,
+          ...{ linesPerSecond: smoke ? 300 : 5_000, seconds: smoke ? 0.5 : 10 },
+        },
+        false,
+      ),
   },
   stampede: {
     what: "All devices connect at the same instant while others are connected and send; beside it the same devices 32 at a time, which is the capacity. Two workers.",
