@@ -20,6 +20,7 @@ import { type BenchResult, commit, machine } from "./harness.ts"
 import { lines } from "./lines.ts"
 import { queued } from "./queued.ts"
 import { registry } from "./registry.ts"
+import { returning } from "./returning.ts"
 import { roundTrip } from "./round-trip.ts"
 import { stampede } from "./stampede.ts"
 import type { Beside } from "./subject.ts"
@@ -162,6 +163,15 @@ export const BENCHES: Readonly<Record<string, Bench>> = {
     what: "All devices connect at the same instant while others are connected and send; beside it the same devices 32 at a time, which is the capacity. Two workers.",
     run: (smoke) =>
       stampede({ devices: smoke ? 50 : 20_000, crowds: 2, connected: smoke ? 5 : 50 }),
+  },
+  returning: {
+    what: "Named devices (`DEVICE_AUTH=hello`) lose their connections at the same instant and connect again at an even rate, while others stay connected and send lines of 100 bytes that are acknowledged (`DEVICE_ACK=seq`). Two workers. Drivers, broker and back-end are on the same two cores.",
+    run: (smoke) =>
+      returning({
+        ...{ devices: smoke ? 100 : 20_000, crowds: 2, workers: 2 },
+        ...{ connected: smoke ? 10 : 100, linesPerSecond: smoke ? 200 : 2_000 },
+        seconds: smoke ? 0.5 : 10,
+      }),
   },
   registry: {
     what: "What it costs that every worker can find a device, for each that comes or goes, at 1,000 a second: by announcements between workers, which is what the gateway does, beside a binding for each device at the broker, in turn.",
