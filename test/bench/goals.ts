@@ -120,6 +120,16 @@ export const GOALS: readonly Goal[] = [
     bound: { most: 50 },
   },
   {
+    work: "200 devices beside 2,000 hostile connections: 99th percentile",
+    ...{ bench: "hostile", figure: "hostile to quiet p99, ratio", unit: "× without them" },
+    bound: { most: 2 },
+  },
+  {
+    work: "their connections that were lost",
+    ...{ bench: "hostile", figure: "good connections lost", unit: "" },
+    bound: { most: 0 },
+  },
+  {
     work: "cost of a connection, last of 50,000 to first",
     ...{ bench: "connections", figure: "CPU a connection, last to first, ratio", unit: "×" },
     bound: { most: 1.1 },

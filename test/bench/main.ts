@@ -17,6 +17,7 @@ import { connectionMemory } from "./connection-memory.ts"
 import { connections } from "./connections.ts"
 import { goalsTable } from "./goals.ts"
 import { type BenchResult, commit, machine } from "./harness.ts"
+import { hostile } from "./hostile.ts"
 import { lines } from "./lines.ts"
 import { queued } from "./queued.ts"
 import { registry } from "./registry.ts"
@@ -171,6 +172,14 @@ export const BENCHES: Readonly<Record<string, Bench>> = {
         ...{ devices: smoke ? 100 : 20_000, crowds: 2, workers: 2 },
         ...{ connected: smoke ? 10 : 100, linesPerSecond: smoke ? 200 : 2_000 },
         seconds: smoke ? 0.5 : 10,
+      }),
+  },
+  hostile: {
+    what: "Devices that send lines of 100 bytes that are acknowledged (`DEVICE_ACK=seq`), without and beside connections that send nothing, half a ClientHello, garbage, single bytes or an endless line, that read nothing, or that close after the handshake and come back, in turn. One worker. Drivers, broker and back-end are on the same two cores.",
+    run: (smoke) =>
+      hostile({
+        ...{ good: smoke ? 10 : 200, linesPerSecond: smoke ? 200 : 500 },
+        ...{ hostile: smoke ? 30 : 2_000, seconds: smoke ? 0.5 : 10, rounds: smoke ? 1 : 3 },
       }),
   },
   registry: {
