@@ -44,6 +44,16 @@ export const GOALS: readonly Goal[] = [
     bound: { least: 0.75 },
   },
   {
+    work: "lines a second of two workers",
+    ...{ bench: "scaling", figure: "lines, two workers to one, ratio", unit: "× one worker" },
+    bound: { least: 1.9 },
+  },
+  {
+    work: "handshakes a second of two workers",
+    ...{ bench: "scaling", figure: "handshakes, two workers to one, ratio", unit: "× one worker" },
+    bound: { least: 1.9 },
+  },
+  {
     work: "worker after ten bursts of 100,000 lines",
     ...{ bench: "bursts", figure: "worker after the last burst, MB", unit: "MB" },
     bound: { most: 150 },

@@ -23,6 +23,7 @@ import { queued } from "./queued.ts"
 import { registry } from "./registry.ts"
 import { returning } from "./returning.ts"
 import { roundTrip } from "./round-trip.ts"
+import { scaling } from "./scaling.ts"
 import { stampede } from "./stampede.ts"
 import type { Beside } from "./subject.ts"
 import { sustained } from "./sustained.ts"
@@ -99,6 +100,14 @@ export const BENCHES: Readonly<Record<string, Bench>> = {
       sustained({
         ...{ connections: smoke ? 10 : 100, linesEach: smoke ? 100 : 2_000, lineBytes: 100 },
         ...{ window: smoke ? 50 : 2_000, rounds: smoke ? 1 : 3 },
+      }),
+  },
+  scaling: {
+    what: "Lines a second to a confirmed place in a quorum queue, and handshakes a second, of two workers beside one worker, in turn. The drivers and the broker share the same two cores with the workers, so two workers cannot have twice the CPU of one; the shares show which process used it.",
+    run: (smoke) =>
+      scaling({
+        ...{ connections: smoke ? 10 : 200, linesEach: smoke ? 100 : 1_000, lineBytes: 100 },
+        ...{ handshakes: smoke ? 60 : 8_000, atOnce: 32, rounds: smoke ? 1 : 3 },
       }),
   },
   bursts: {
