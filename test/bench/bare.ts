@@ -1,6 +1,6 @@
 /**
  * A bare TLS server to compare with: `Bun.listen` that counts connections and bytes, writes lines
- * when it is told to, and does nothing else.
+ * when it is told to, and does nothing else. With `--echo yes` it also writes back every chunk.
  *
  *   stdout {"port": n} ─► stdin "status"  ─► stdout {"admitted": n, "open": n, "bytes": n}
  *                      ─► stdin "write n" ─► stdout {"written": lines}
@@ -16,9 +16,11 @@ const { values } = parseArgs({
     key: { type: "string", default: "" },
     /** The CA of the devices' certificates; none is asked for without it. */
     ca: { type: "string", default: "" },
+    echo: { type: "string", default: "no" },
   },
 })
 const asked = values.ca === "" ? {} : { requestCert: true, ca: readFileSync(values.ca, "utf8") }
+const echoes = values.echo === "yes"
 const sockets = new Set<Bun.Socket>()
 let admitted = 0
 let bytes = 0
@@ -38,8 +40,10 @@ const listener = Bun.listen({
       admitted += 1
       sockets.add(socket)
     },
-    data: (_socket, chunk) => {
+    data: (socket, chunk) => {
       bytes += chunk.length
+      // What the socket does not take is dropped: only bulk lines fill its buffer.
+      if (echoes) socket.write(chunk)
     },
     close: (socket) => {
       sockets.delete(socket)

@@ -1,7 +1,8 @@
 /**
  * A crowd: devices that connect, say who they are and then only hold their connection, or send
- * lines that the gateway acknowledges (`DEVICE_ACK=seq`). A process may open 20,000 files: larger
- * crowds are several of these.
+ * lines that the gateway acknowledges (`DEVICE_ACK=seq`). With `--protocol mqtt` they are MQTT
+ * clients instead: a line is a PUBLISH with QoS 1, and a PUBACK acknowledges it. A process may open
+ * 20,000 files: larger crowds are several of these.
  *
  *   stdout {"ready": n}
  *   stdin "connect [count] [host]" ─► stdout {"connected": all now, "ms": for these, "medianMs", "slowestMs": for one}
@@ -17,6 +18,7 @@ import { helloLine } from "../../src/device/hello.ts"
 import { createDeviceCertificate } from "../../src/ops/certificates.ts"
 import { handshakeSucceeded } from "../../src/simulator/handshake.ts"
 import { report } from "./child.ts"
+import { connectPacket, nextPacketId, publishPacket, ReplyReader } from "./mqtt.ts"
 import { atRate, percentile } from "./pace.ts"
 
 const { values } = parseArgs({
@@ -28,6 +30,7 @@ const { values } = parseArgs({
      */
     hosts: { type: "string", default: "1" },
     port: { type: "string" },
+    protocol: { type: "string", default: "lines" },
     connections: { type: "string" },
     /** The number of the first device. */
     first: { type: "string", default: "0" },
@@ -48,25 +51,30 @@ const first = Number(values.first)
 const hosts = Number(values.hosts)
 const rate = Number(values.rate)
 const atOnce = Number(values["at-once"])
+const isMqtt = values.protocol === "mqtt"
 const CLIENT = { rejectUnauthorized: false }
+/** RabbitMQ publishes to `amq.topic` with the topic as routing key. */
+const TOPIC = "from_device"
 
 interface DeviceIdentity {
-  readonly line: string
+  /** What it sends first. */
+  readonly hello: string | Buffer
   readonly tls: Bun.TLSOptions
 }
 
 async function identityOf(name: string): Promise<DeviceIdentity> {
+  if (isMqtt) return { hello: connectPacket(name), tls: CLIENT }
   switch (values.auth) {
     case "hello":
-      return { line: `${helloLine(name, values.secret)}\n`, tls: CLIENT }
+      return { hello: `${helloLine(name, values.secret)}\n`, tls: CLIENT }
     case "mtls": {
       const certPem = readFileSync(values["ca-cert"], "utf8")
       const keyPem = readFileSync(values["ca-key"], "utf8")
       const pair = await createDeviceCertificate({ certPem, keyPem }, name)
-      return { line: "", tls: { ...CLIENT, cert: pair.certPem, key: pair.keyPem } }
+      return { hello: "", tls: { ...CLIENT, cert: pair.certPem, key: pair.keyPem } }
     }
     default:
-      return { line: "", tls: CLIENT }
+      return { hello: "", tls: CLIENT }
   }
 }
 
@@ -78,6 +86,9 @@ for (let at = first; at < first + connections; at += 1) {
 interface Sent {
   /** When each line that is not acknowledged was sent, oldest first. */
   readonly atMs: number[]
+  /** Of the last PUBLISH. */
+  packetId: number
+  readonly replies: ReplyReader
 }
 
 const sockets = new Set<Bun.Socket<Sent>>()
@@ -89,27 +100,33 @@ const LF = 10
 const CONFIRM_LIMIT_MS = 10_000
 
 function connect(at: number, hostname: string): Promise<void> {
-  const { line = "", tls = CLIENT } = identities[at] ?? {}
+  const { hello = "", tls = CLIENT } = identities[at] ?? {}
   const { promise, resolve } = Promise.withResolvers<void>()
   const begunAtMs = performance.now()
+  const onConnected = (socket: Bun.Socket<Sent>) => {
+    sockets.add(socket)
+    tookMs.push(performance.now() - begunAtMs)
+    resolve()
+  }
+  const readReplies = (socket: Bun.Socket<Sent>, chunk: Uint8Array) =>
+    socket.data.replies.read(chunk, ({ kind }) => {
+      if (kind === "accepted") onConnected(socket)
+      // Acknowledgements come in the order of the publishes (MQTT-4.6.0-2).
+      else takeAcknowledgement(socket.data)
+    })
   Bun.connect<Sent>({
     hostname,
     port,
     tls,
-    data: { atMs: [] },
+    data: { atMs: [], packetId: 0, replies: new ReplyReader() },
     socket: {
       handshake: (socket) => {
-        if (line !== "") socket.write(line)
-        sockets.add(socket)
-        tookMs.push(performance.now() - begunAtMs)
-        resolve()
+        if (hello !== "") socket.write(hello)
+        if (!isMqtt) onConnected(socket)
       },
       data: (socket, chunk) => {
-        for (const byte of chunk) {
-          if (byte !== LF) continue
-          const sentAtMs = socket.data.atMs.shift()
-          if (sentAtMs !== undefined) confirmMs.push(performance.now() - sentAtMs)
-        }
+        if (isMqtt) return readReplies(socket, chunk)
+        for (const byte of chunk) if (byte === LF) takeAcknowledgement(socket.data)
       },
       close: (socket) => {
         sockets.delete(socket)
@@ -119,6 +136,11 @@ function connect(at: number, hostname: string): Promise<void> {
     },
   }).catch(() => resolve())
   return promise
+}
+
+function takeAcknowledgement({ atMs }: Sent): void {
+  const sentAtMs = atMs.shift()
+  if (sentAtMs !== undefined) confirmMs.push(performance.now() - sentAtMs)
 }
 
 /** The address that comes so many after another. */
@@ -174,12 +196,18 @@ async function visitAll(count: number): Promise<void> {
 async function send(perSecond: number, seconds: number): Promise<void> {
   confirmMs = []
   const lines = Math.round(perSecond * seconds)
-  const line = Buffer.from(`${"x".repeat(100)}\n`)
+  const payload = Buffer.from("x".repeat(100))
+  const line = Buffer.from(`${payload}\n`)
+  const packetOf = (data: Sent) => {
+    data.packetId = nextPacketId(data.packetId)
+    return publishPacket(TOPIC, data.packetId, payload)
+  }
   const open = [...sockets]
   const late = await atRate(lines, perSecond, (n) => {
     const socket = open[n % open.length]
-    socket?.data.atMs.push(performance.now())
-    socket?.write(line)
+    if (socket === undefined) return
+    socket.data.atMs.push(performance.now())
+    socket.write(isMqtt ? packetOf(socket.data) : line)
   })
   const deadlineMs = performance.now() + CONFIRM_LIMIT_MS
   while (confirmMs.length < lines && performance.now() < deadlineMs) await Bun.sleep(10)

@@ -39,6 +39,53 @@ export const GOALS: readonly Goal[] = [
     bound: { most: 2.8 },
   },
   {
+    work: "single lines, 500/s from 1,500 devices",
+    ...{ bench: "sparse", figure: "CPU ratio to bare at 500/s", unit: "× bare echo" },
+    bound: { most: 2 },
+  },
+  {
+    work: "the same with the broker, to RabbitMQ's own MQTT plugin",
+    bench: "sparse",
+    ...{ figure: "gateway and broker to MQTT plugin at 500/s, ratio", unit: "× MQTT plugin" },
+    bound: { most: 0.5 },
+  },
+  {
+    work: "from line to acknowledgement at 500/s: median",
+    ...{ bench: "sparse", figure: "confirm p50 at 500/s, ms", unit: "ms" },
+    bound: { most: 3 },
+  },
+  {
+    work: "the same at the 99th percentile",
+    ...{ bench: "sparse", figure: "confirm p99 at 500/s, ms", unit: "ms" },
+    bound: { most: 12 },
+  },
+  {
+    work: "single lines, 3,000/s from 1,500 devices",
+    ...{ bench: "sparse", figure: "CPU ratio to bare at 3,000/s", unit: "× bare echo" },
+    bound: { most: 1.7 },
+  },
+  {
+    work: "the same with the broker, to RabbitMQ's own MQTT plugin",
+    bench: "sparse",
+    ...{ figure: "gateway and broker to MQTT plugin at 3,000/s, ratio", unit: "× MQTT plugin" },
+    bound: { most: 0.5 },
+  },
+  {
+    work: "from line to acknowledgement at 3,000/s: median",
+    ...{ bench: "sparse", figure: "confirm p50 at 3,000/s, ms", unit: "ms" },
+    bound: { most: 3 },
+  },
+  {
+    work: "the same at the 99th percentile",
+    ...{ bench: "sparse", figure: "confirm p99 at 3,000/s, ms", unit: "ms" },
+    bound: { most: 12 },
+  },
+  {
+    work: "first 10,000 single lines of a new gateway, to warm",
+    ...{ bench: "sparse", figure: "CPU a line, first to warm, ratio", unit: "× warm" },
+    bound: { most: 1.3 },
+  },
+  {
     work: "sustained lines a second",
     ...{ bench: "sustained", figure: "ratio to the lone publisher", unit: "× a lone publisher" },
     bound: { least: 0.75 },

@@ -43,10 +43,14 @@ export async function benchBroker(): Promise<[PrivateBroker, () => Promise<void>
   return [own, () => own.dispose()]
 }
 
-export async function makeBed(environment: Record<string, string> = {}): Promise<Bed> {
+/** @param brokerOf the node that the gateway uses, and how to leave it. */
+export async function makeBed(
+  environment: Record<string, string> = {},
+  brokerOf = benchBroker,
+): Promise<Bed> {
   const name = uniqueNames("bench")
   const queues = { fromDevice: name("from_device"), toDevice: name("to_device") }
-  const [broker, leave] = await benchBroker()
+  const [broker, leave] = await brokerOf()
   const gateway = await startGateway({
     AMQP_URL: broker.url,
     FROM_DEVICE_QUEUE: queues.fromDevice,
@@ -73,8 +77,9 @@ export interface BedWithBackEnd extends Bed {
 /** A bed whose gateway is ready, and a back-end that takes its lines. */
 export async function makeBedWithBackEnd(
   environment: Record<string, string> = {},
+  brokerOf = benchBroker,
 ): Promise<BedWithBackEnd> {
-  const bed = await makeBed(environment)
+  const bed = await makeBed(environment, brokerOf)
   try {
     const backEnd = await BackEnd.connect(bed.broker.url)
     const ledger = new LineLedger()
@@ -160,6 +165,16 @@ export class BackEnd {
       this.#unacknowledged = 0
       void message.ack(true)
     })
+  }
+
+  async declareQuorumQueue(
+    queue: string,
+    { exchange, routingKey }: { readonly exchange: string; readonly routingKey: string },
+  ): Promise<void> {
+    const channel = await this.#client.channel()
+    await channel.queueDeclare(queue, { durable: true }, { "x-queue-type": "quorum" })
+    await channel.queueBind(queue, exchange, routingKey)
+    await channel.close()
   }
 
   async publishAll(

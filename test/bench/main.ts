@@ -24,6 +24,7 @@ import { registry } from "./registry.ts"
 import { returning } from "./returning.ts"
 import { roundTrip } from "./round-trip.ts"
 import { scaling } from "./scaling.ts"
+import { sparse } from "./sparse.ts"
 import { stampede } from "./stampede.ts"
 import type { Beside } from "./subject.ts"
 import { sustained } from "./sustained.ts"
@@ -93,6 +94,16 @@ export const BENCHES: Readonly<Record<string, Bench>> = {
         beside,
       ),
     compares: true,
+  },
+  sparse: {
+    what: "Single lines from many devices, few a second, to a confirmed place in a quorum queue, one worker (`DEVICE_ACK=seq`). Beside it a bare TLS server that writes back what it gets, and RabbitMQ's own MQTT plugin (QoS 1), in turn. The CPU of RabbitMQ is that of all its processes, its busy waiting included.",
+    run: (smoke) =>
+      sparse({
+        ...{ devices: smoke ? 30 : 1_500, slowRate: 500, fastRate: 3_000 },
+        ...{ seconds: smoke ? 0.5 : 8, rounds: smoke ? 1 : 3 },
+        ...{ firstLines: smoke ? 300 : 10_000, warmUpConnections: smoke ? 10 : 100 },
+        warmUpLinesEach: smoke ? 100 : 1_500,
+      }),
   },
   sustained: {
     what: "How many lines a second two workers bring to a confirmed place in a quorum queue, beside a lone publisher with the AMQP client as it comes, in turn. Nobody consumes.",

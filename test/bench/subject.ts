@@ -38,13 +38,17 @@ export interface BareServer extends Subject {
   readonly write: (lines: number) => Promise<void>
 }
 
-/** @param ca of the devices' certificates; none is asked for without it. */
-export async function bareServer(ca: string | null = null): Promise<BareServer> {
+/**
+ * @param ca of the devices' certificates; none is asked for without it.
+ * @param echo whether it writes back every chunk.
+ */
+export async function bareServer(ca: string | null = null, echo = false): Promise<BareServer> {
   const { TLS_CERT_FILE, TLS_KEY_FILE } = certificateFiles()
   const child = startChild("bare.ts", {
     cert: TLS_CERT_FILE,
     key: TLS_KEY_FILE,
     ...(ca === null ? {} : { ca }),
+    ...(echo ? { echo: "yes" } : {}),
   })
   const { port = 0 } = await child.told("port")
   const status = async (field: "admitted" | "open" | "bytes") => {

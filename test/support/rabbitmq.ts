@@ -31,6 +31,7 @@ import { mkdir, readFile, writeFile } from "node:fs/promises"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { AMQPClient } from "@cloudamqp/amqp-client"
+import { certificateFiles } from "./gateway.ts"
 import { until, within } from "./wait.ts"
 
 /**
@@ -66,7 +67,12 @@ export interface PrivateBroker extends TestBroker {
   /** Like `ctl`, for another program of RabbitMQ, such as `rabbitmq-upgrade`. */
   tool(program: string, ...args: string[]): Promise<string>
   readonly directory: string
+  /** Of MQTT over TLS, with the plugin `rabbitmq_mqtt`; nothing listens there without it. */
+  readonly mqttPort: number
 }
+
+/** A plugin that the node can run. */
+export type Plugin = "rabbitmq_mqtt"
 
 /**
  * `3.10`: the package of the system (Debian 12). `4`: the package of Debian 13 in a folder that `sh
@@ -79,6 +85,8 @@ export interface NodeOptions {
   readonly release?: Release
   /** Default: a single node on loopback. */
   readonly member?: ClusterMember
+  /** Default: none. */
+  readonly plugins?: readonly Plugin[]
 }
 
 /** A node that others can join, with its own address. */
@@ -94,7 +102,7 @@ export interface ClusterMember {
   readonly cookie: string
 }
 
-export const CLUSTER_NODE_PORTS = { amqp: 5672, distribution: 25672, epmd: 4369 }
+export const CLUSTER_NODE_PORTS = { amqp: 5672, distribution: 25672, epmd: 4369, mqtt: 8883 }
 
 type NodeState = "running" | "paused" | "stopped" | "disposed"
 
@@ -120,22 +128,52 @@ const ATTEMPT_TIMEOUT_MS = 5_000
  * Erlang's own configuration format, because rabbitmq.conf is translated to it at each start. The
  * free-disk limit is 1 MB: the default would block publishers on a full development machine.
  */
-function advancedConfig(address: string, member: ClusterMember | undefined): string {
+function advancedConfig(
+  address: string,
+  member: ClusterMember | undefined,
+  mqttPort: number | null,
+): string {
   const tuple = `{${address.replaceAll(".", ", ")}}`
   const cluster = `
     {cluster_partition_handling, pause_minority},`
   const tick = `, {net_ticktime, ${CLUSTER_NET_TICK_S}}`
+  const tls = mqttPort === null ? "" : tlsOptions()
+  const mqtt = mqttPort === null ? "" : mqttConfig(address, mqttPort)
   return `[
   {rabbit, [
-    {loopback_users, []},${member === undefined ? "" : cluster}
+    {loopback_users, []},${member === undefined ? "" : cluster}${tls}
     {disk_free_limit, 1000000},
     {reverse_dns_lookups, false},
     {collect_statistics, none},
     {log, [{console, [{enabled, false}]}, {file, [{file, "node.log"}, {level, warning}]}]}
-  ]},
+  ]},${mqtt}
   {kernel, [{inet_dist_use_interface, ${tuple}}${member === undefined ? "" : tick}]}
 ].
 `
+}
+
+/** MQTT over TLS only, for clients without a name, as with `DEVICE_AUTH=none`. */
+function mqttConfig(address: string, port: number): string {
+  return `
+  {rabbitmq_mqtt, [
+    {tcp_listeners, []},
+    {ssl_listeners, [{"${address}", ${port}}]},
+    {allow_anonymous, true},
+    {default_user, <<"guest">>},
+    {default_pass, <<"guest">>}
+  ]},`
+}
+
+/** Of all TLS listeners of the node: the certificate of the test gateways. */
+function tlsOptions(): string {
+  const { TLS_CERT_FILE, TLS_KEY_FILE } = certificateFiles()
+  return `
+    {ssl_options, [
+      {certfile, "${TLS_CERT_FILE}"},
+      {keyfile, "${TLS_KEY_FILE}"},
+      {verify, verify_none},
+      {fail_if_no_peer_cert, false}
+    ]},`
 }
 
 /**
@@ -237,6 +275,8 @@ class RabbitMqNode implements PrivateBroker {
   readonly directory: string
   readonly url: string
   readonly port: number
+  readonly mqttPort: number
+  readonly #plugins: readonly Plugin[]
   readonly #environment: Record<string, string>
   readonly #member: ClusterMember | undefined
   readonly #address: string
@@ -249,10 +289,12 @@ class RabbitMqNode implements PrivateBroker {
   #state: NodeState = "stopped"
   #nodeId = 0
 
-  constructor(directory: string, { release = "3.10", member }: NodeOptions) {
+  constructor(directory: string, { release = "3.10", member, plugins = [] }: NodeOptions) {
     const ports = member === undefined ? freePorts() : CLUSTER_NODE_PORTS
     this.directory = directory
     this.port = ports.amqp
+    this.mqttPort = ports.mqtt
+    this.#plugins = plugins
     this.#member = member
     this.#address = member?.hosts.get(member.host) ?? LOOPBACK
     this.#epmdPort = ports.epmd
@@ -274,8 +316,10 @@ class RabbitMqNode implements PrivateBroker {
     const guard = ["sh", "-c", GUARD, "owsla-rabbitmq-guard", directory]
     await startApart(guard, "/dev/null", { PATH: DEBIAN_PATH })
     await mkdir(join(directory, "log"))
-    await writeFile(join(directory, "enabled_plugins"), "[].\n")
-    await writeFile(join(directory, "advanced.config"), advancedConfig(this.#address, this.#member))
+    await writeFile(join(directory, "enabled_plugins"), `[${this.#plugins.join(", ")}].\n`)
+    const mqttPort = this.#plugins.includes("rabbitmq_mqtt") ? this.mqttPort : null
+    const config = advancedConfig(this.#address, this.#member, mqttPort)
+    await writeFile(join(directory, "advanced.config"), config)
     if (this.#member !== undefined) {
       const { cookie, hosts } = this.#member
       await writeFile(join(directory, ".erlang.cookie"), cookie, { mode: 0o400 })
@@ -385,6 +429,8 @@ class RabbitMqNode implements PrivateBroker {
 
   async #answers(): Promise<boolean> {
     if (!(await listens(this.#address, this.port))) return false
+    // Plugins start after the AMQP listener.
+    if (this.#plugins.length > 0 && !(await listens(this.#address, this.mqttPort))) return false
     await withClient(this.url, ATTEMPT_TIMEOUT_MS, () => Promise.resolve())
     return true
   }
@@ -468,6 +514,7 @@ interface NodePorts {
   amqp: number
   distribution: number
   epmd: number
+  mqtt: number
 }
 
 function nodeEnvironment(
@@ -534,9 +581,13 @@ function freePorts(): NodePorts {
       return listen(tries - 1)
     }
   }
-  const held = [listen(), listen(), listen()] as const
+  const held = [listen(), listen(), listen(), listen()] as const
   for (const listener of held) listener.stop(true)
-  return { amqp: held[0].port, distribution: held[1].port, epmd: held[2].port }
+  const [amqp, distribution, epmd, mqtt] = held
+  return {
+    ...{ amqp: amqp.port, distribution: distribution.port },
+    ...{ epmd: epmd.port, mqtt: mqtt.port },
+  }
 }
 
 async function listens(hostname: string, port: number): Promise<boolean> {
