@@ -109,8 +109,8 @@ function connect(at: number, hostname: string): Promise<void> {
     resolve()
   }
   const readReplies = (socket: Bun.Socket<Sent>, chunk: Uint8Array) =>
-    socket.data.replies.read(chunk, ({ kind }) => {
-      if (kind === "accepted") onConnected(socket)
+    socket.data.replies.read(chunk, (reply) => {
+      if (reply === "accepted") onConnected(socket)
       // Acknowledgements come in the order of the publishes (MQTT-4.6.0-2).
       else takeAcknowledgement(socket.data)
     })
@@ -132,7 +132,10 @@ function connect(at: number, hostname: string): Promise<void> {
         sockets.delete(socket)
         resolve()
       },
-      error: () => undefined,
+      error: (_socket, error) => {
+        // A refused connection is closed, so the count of connections shows it.
+        if (isMqtt) console.error(error)
+      },
     },
   }).catch(() => resolve())
   return promise

@@ -31,9 +31,10 @@ export function nextPacketId(packetId: number): number {
   return (packetId % MAX_PACKET_ID) + 1
 }
 
-export type Reply = { readonly kind: "accepted" } | { readonly kind: "acknowledged"; id: number }
+/** CONNACK of an accepted connection, or PUBACK. */
+export type Reply = "accepted" | "acknowledged"
 
-/** Reads what the server sends. A packet may come in several chunks; the rest is kept till then. */
+/** Reads what the server sends. A packet may be split over chunks, so its beginning is kept. */
 export class ReplyReader {
   readonly #partial = Buffer.alloc(REPLY_BYTES)
   #length = 0
@@ -51,12 +52,11 @@ export class ReplyReader {
 }
 
 function replyOf(bytes: Buffer): Reply {
-  const id = bytes.readUInt16BE(2)
   if (bytes[1] === REPLY_BYTES - 2) {
-    if (bytes[0] === PUBACK) return { kind: "acknowledged", id }
-    if (bytes[0] === CONNACK && bytes[3] === ACCEPTED) return { kind: "accepted" }
+    if (bytes[0] === PUBACK) return "acknowledged"
+    if (bytes[0] === CONNACK && bytes[3] === ACCEPTED) return "accepted"
   }
-  throw new Error(`MQTT: neither accepted nor acknowledged, but ${bytes.toString("hex")}`)
+  throw new Error(`MQTT: expected CONNACK with code 0 or PUBACK, got ${bytes.toString("hex")}`)
 }
 
 function packet(head: number, ...parts: readonly Uint8Array[]): Buffer {
