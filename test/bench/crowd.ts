@@ -164,7 +164,7 @@ async function connectMore(count: number, hostname: string): Promise<void> {
 
 /** Resolves when the connection is closed; true if the handshake succeeded and the hello was sent. */
 function visit(at: number, hostname: string): Promise<boolean> {
-  const { line = "", tls = CLIENT } = identities[at % identities.length] ?? {}
+  const { hello = "", tls = CLIENT } = identities[at % identities.length] ?? {}
   const { promise, resolve } = Promise.withResolvers<boolean>()
   let visited = false
   Bun.connect({
@@ -174,7 +174,7 @@ function visit(at: number, hostname: string): Promise<boolean> {
     socket: {
       handshake: (socket, success, error) => {
         visited = handshakeSucceeded(success, error, false)
-        if (visited && line !== "") visited = socket.write(line) === line.length
+        if (visited && hello !== "") visited = socket.write(hello) === hello.length
         // FIN, not RST: the kernel could discard the hello with an RST.
         socket.end()
       },
