@@ -9,6 +9,7 @@
  *   stdin "send rate seconds"      ─► stdout {"sent", "acknowledged", "p50", "p99", "late": share}
  *   stdin "close"                  ─► stdout {"closed": n}
  *   stdin "lose"                   ─► stdout {"lost": n}: closes all at the same instant, without the rate
+ *   stdin "return" ─► stdout {"connected"}: each closes its connection and opens another, at the rate
  *   stdin "visit count"            ─► stdout {"visited": n, "failed": n, "ms"}: each connects and closes
  */
 
@@ -162,6 +163,16 @@ async function connectMore(count: number, hostname: string): Promise<void> {
   report({ connected, ms, medianMs, slowestMs })
 }
 
+/** Each device in turn closes its connection and opens another. */
+async function comeBack(hostname: string): Promise<void> {
+  const open = [...sockets]
+  await paced(open.length, (at) => {
+    open[at]?.terminate()
+    return connect(at, addressOf(hostname, at % hosts))
+  })
+  report({ connected: sockets.size })
+}
+
 /** Resolves when the connection is closed; true if the handshake succeeded and the hello was sent. */
 function visit(at: number, hostname: string): Promise<boolean> {
   const { hello = "", tls = CLIENT } = identities[at % identities.length] ?? {}
@@ -255,6 +266,7 @@ for await (const line of console) {
     sockets.clear()
     report({ lost: open.length })
   }
+  if (word === "return") await comeBack(values.host)
   if (word === "visit") await visitAll(Number(more[0]))
 }
 process.exit(0)

@@ -186,7 +186,7 @@ export const BENCHES: Readonly<Record<string, Bench>> = {
       stampede({ devices: smoke ? 50 : 20_000, crowds: 2, connected: smoke ? 5 : 50 }),
   },
   returning: {
-    what: "Named devices (`DEVICE_AUTH=hello`) lose their connections at the same instant and connect again at an even rate, while others stay connected and send lines of 100 bytes that are acknowledged (`DEVICE_ACK=seq`). Two workers. Drivers, broker and back-end are on the same two cores.",
+    what: "Named devices (`DEVICE_AUTH=hello`) connect again at an even rate, first each as it closes its old connection, then after all lost theirs at the same instant, while others stay connected and send lines of 100 bytes that are acknowledged (`DEVICE_ACK=seq`). Two workers. Drivers, broker and back-end are on the same two cores.",
     run: (smoke) =>
       returning({
         ...{ devices: smoke ? 100 : 20_000, crowds: 2, workers: 2 },

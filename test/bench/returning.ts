@@ -1,10 +1,11 @@
 /**
- * The return: named devices of several crowds lose their connections at the same instant, and
- * connect again within some seconds, while others stay connected and send lines that are
- * acknowledged. Beside it the same lines before the loss.
+ * The return: named devices of several crowds connect again within some seconds, while others stay
+ * connected and send lines that are acknowledged. First each device closes its connection when it
+ * is its turn. Then all lose their connections at the same instant and come back in turn. Beside
+ * it the same lines before.
  *
- * The lines are sent from the instant of the loss and as long as the return should take, so that
- * closing the lost connections is part of what they meet.
+ * The lines are sent from the beginning of a return and as long as it should take, so that closing
+ * the old connections is part of what they meet.
  */
 
 import { until } from "../support/wait.ts"
@@ -53,12 +54,11 @@ export async function returning(parameters: ReturningParameters): Promise<BenchR
     for (const child of [...crowds, sender]) await child.told("ready")
     sender.say("connect")
     await sender.told("connected")
-    await connect(crowds)
+    await tell(crowds, "connect")
     const open = () => bed.gateway.metric("owsla_connections")
     const everyone = async () => (await open()) === all + connected
     await until(everyone, { what: "all to be connected", timeoutMs: LIMIT_MS })
     const admitted = () => bed.gateway.metric("owsla_connections_admitted_total")
-    const before = await admitted()
 
     await send(sender, linesPerSecond, Math.min(WARMING_SECONDS, seconds))
     const quiet = await send(sender, linesPerSecond, seconds)
@@ -67,22 +67,31 @@ export async function returning(parameters: ReturningParameters): Promise<BenchR
       processIds(bed.gateway),
       [sender, ...crowds].map(({ pid }) => pid),
     )
-    const lines = send(sender, linesPerSecond, seconds)
-    const lostAtMs = performance.now()
-    for (const crowd of crowds) crowd.say("lose")
-    for (const crowd of crowds) {
-      const { lost } = await crowd.told("lost")
-      if (lost !== each) throw new Error(`${lost} of ${each} connections to lose`)
+    /** The figures of the lines while all come back by `comeBack`, which returns who did. */
+    const during = async (comeBack: () => Promise<number>) => {
+      const before = await admitted()
+      const lines = send(sender, linesPerSecond, seconds)
+      const startedAtMs = performance.now()
+      const failed = all - (await comeBack())
+      const back = async () => (await admitted()) - before >= all - failed
+      await until(back, { what: "all to be back", timeoutMs: LIMIT_MS })
+      const backMs = performance.now() - startedAtMs
+      const sent = await lines
+      await until(everyone, { what: "the old connections to be gone", timeoutMs: LIMIT_MS })
+      return { ...sent, failed, backMs }
     }
-    const failed = all - (await connect(crowds))
-    const back = async () => (await admitted()) - before >= all - failed
-    await until(back, { what: "all to be back", timeoutMs: LIMIT_MS })
-    const backMs = performance.now() - lostAtMs
-    const storm = await lines
+    const oneByOne = await during(() => tell(crowds, "return"))
+    const atOnce = await during(async () => {
+      for (const crowd of crowds) crowd.say("lose")
+      for (const crowd of crowds) {
+        const { lost } = await crowd.told("lost")
+        if (lost !== each) throw new Error(`${lost} of ${each} connections to lose`)
+      }
+      return tell(crowds, "connect")
+    })
     const { driver } = meter
     meter.stop()
 
-    await until(everyone, { what: "the lost connections to be gone", timeoutMs: LIMIT_MS })
     sender.say("close")
     const { closed } = await sender.told("closed")
     if (closed !== connected) throw new Error(`${closed} of ${connected} devices stayed connected`)
@@ -92,11 +101,14 @@ export async function returning(parameters: ReturningParameters): Promise<BenchR
       figures: {
         "confirm p50 before, ms": round(quiet.p50),
         "confirm p99 before, ms": round(quiet.p99),
-        "confirm p50 during the return, ms": round(storm.p50),
-        "confirm p99 during the return, ms": round(storm.p99),
-        "connections that failed": failed,
-        "all back, ms": Math.round(backMs),
-        "lines sent late by the driver, share": round(storm.late),
+        "confirm p50 during the return, ms": round(oneByOne.p50),
+        "confirm p99 during the return, ms": round(oneByOne.p99),
+        "connections that failed": oneByOne.failed + atOnce.failed,
+        "all back, ms": Math.round(oneByOne.backMs),
+        "confirm p50 when all were lost at one instant, ms": round(atOnce.p50),
+        "confirm p99 when all were lost at one instant, ms": round(atOnce.p99),
+        "all back when all were lost at one instant, ms": Math.round(atOnce.backMs),
+        "lines sent late by the driver, share": round(Math.max(oneByOne.late, atOnce.late)),
         "busiest driver, share of a core": round(driver),
       },
     }
@@ -107,8 +119,8 @@ export async function returning(parameters: ReturningParameters): Promise<BenchR
 }
 
 /** How many are connected then. */
-async function connect(crowds: readonly Child[]): Promise<number> {
-  for (const crowd of crowds) crowd.say("connect")
+async function tell(crowds: readonly Child[], word: "connect" | "return"): Promise<number> {
+  for (const crowd of crowds) crowd.say(word)
   const told = await Promise.all(crowds.map((crowd) => crowd.told("connected")))
   return told.reduce((sum, { connected = 0 }) => sum + connected, 0)
 }
