@@ -162,9 +162,10 @@ export class BatchingClient extends AMQPClient {
 
   /** Writes the message with later ones, or at the end of this tick. */
   #gather(): void {
-    const isEnough = this.#gathering.added()
+    const steadyMs = performance.now()
+    const isEnough = this.#gathering.added(steadyMs)
     if (this.#scheduled || (this.#gatherTimer !== null && !isEnough)) return
-    const waitMs = isEnough ? 0 : this.#gathering.waitMs(performance.now())
+    const waitMs = isEnough ? 0 : this.#gathering.waitMs(steadyMs)
     if (waitMs === 0) this.#schedule()
     else this.#gatherTimer = setTimeout(this.#flushGathered, waitMs)
   }

@@ -10,7 +10,7 @@ interface Gathered {
   readonly writes: number
 }
 
-/** Messages at these times, each batch written when its wait is over. */
+/** Messages at these times, each batch written at the end of the tick in which its wait is over. */
 function gather(maxMs: number, timesMs: readonly number[]): Gathered {
   const gathering = new Gathering(maxMs)
   const waitsMs: number[] = []
@@ -22,8 +22,8 @@ function gather(maxMs: number, timesMs: readonly number[]): Gathered {
     dueMs = null
   }
   for (const atMs of timesMs) {
-    if (dueMs !== null && dueMs <= atMs) write(dueMs)
-    const isEnough = gathering.added()
+    if (dueMs !== null && dueMs < atMs) write(dueMs)
+    const isEnough = gathering.added(atMs)
     if (dueMs === null) {
       const waitMs = gathering.waitMs(atMs)
       waitsMs.push(waitMs)
@@ -71,10 +71,19 @@ describe("a message", () => {
 
   test("is written at the end of the tick when it is the 32nd", () => {
     const gathering = new Gathering(100)
-    const enough = Array.from({ length: 32 }, () => gathering.added())
+    const enough = Array.from({ length: 32 }, () => gathering.added(5_000))
     expect(enough).toEqual([...new Array(31).fill(false), true])
     gathering.written(5_000)
-    expect(gathering.added()).toBe(false)
+    expect(gathering.added(5_000)).toBe(false)
+  })
+
+  test("does not wait at 100 a second when bursts come beside it", () => {
+    const bursts = steady(50, 2).flatMap((atMs) => Array.from({ length: 30 }, () => atMs + 3))
+    const { writes } = gather(
+      2,
+      [...steady(100, 2), ...bursts].sort((a, b) => a - b),
+    )
+    expect(writes).toBe(200 + 100)
   })
 
   test("waits a whole number of milliseconds, at most the cap, whenever it comes", () => {
