@@ -137,7 +137,18 @@ function startHostile(port: number, round: number, parameters: HostileParameters
     const host = `127.0.0.${2 + round * DRIVERS + at}`
     const child = Bun.spawn(
       [
-        ...[process.execPath, SIMULATOR, "--host", host, "--port", String(port)],
+        // At the lowest priority: in the world they do not share the gateway's cores.
+        ...[
+          "nice",
+          "-n",
+          "19",
+          process.execPath,
+          SIMULATOR,
+          "--host",
+          host,
+          "--port",
+          String(port),
+        ],
         ...["--devices", "0", "--duration", "600", "--json", ...flags],
       ],
       { stdio: ["ignore", "pipe", "inherit"] },

@@ -195,7 +195,7 @@ export const BENCHES: Readonly<Record<string, Bench>> = {
       }),
   },
   hostile: {
-    what: "Devices that send lines of 100 bytes that are acknowledged (`DEVICE_ACK=seq`), without and beside connections that send nothing, half a ClientHello, garbage, single bytes or an endless line, that read nothing, or that close after the handshake and come back, in turn. One worker. Drivers, broker and back-end are on the same two cores.",
+    what: "Devices that send lines of 100 bytes that are acknowledged (`DEVICE_ACK=seq`), without and beside connections that send nothing, half a ClientHello, garbage, single bytes or an endless line, that read nothing, or that close after the handshake and come back, in turn. One worker. Drivers, broker and back-end are on the same two cores, the hostile drivers at the lowest priority.",
     run: (smoke) =>
       hostile({
         ...{ good: smoke ? 10 : 200, linesPerSecond: smoke ? 200 : 500 },
