@@ -1,7 +1,8 @@
 /**
  * The program, loaded by `main.ts`. It reads the configuration, makes development certificates when
  * none are set, and runs as the supervisor, as a worker of the supervisor (`--worker`), or, with
- * the embedded broker, as the only worker.
+ * the embedded broker, as the only worker. Each role loads only the modules that it needs, to save
+ * memory.
  *
  * Exit status: 0 drained, 1 failed, 2 faults in the configuration.
  */
@@ -18,10 +19,8 @@ import { CertificateError, ensureDevelopmentCertificates } from "../ops/certific
 import { createLog, logEvents } from "../ops/log.ts"
 import { Output } from "../ops/output.ts"
 import { readListenerTls } from "../ops/server-certificate.ts"
-import { Supervisor } from "./supervisor.ts"
 import { SupervisorChannel } from "./supervisor-channel.ts"
 import { exitOnUncaught } from "./uncaught.ts"
-import { runWorker } from "./worker-process.ts"
 
 const STANDARD_ERROR = 2
 /** The arguments of a worker that the supervisor starts. */
@@ -47,9 +46,11 @@ async function main(): Promise<void> {
   const tls = firstTls(readTls)
   refuseTakenPorts(config)
   if (!alone) {
+    const { Supervisor } = await import("./supervisor.ts")
     new Supervisor(config, events, counters, MAIN_FILE, readTls).start(tls)
     return
   }
+  const { runWorker } = await import("./worker-process.ts")
   const { port: devicePort } = config.device
   const { port: httpPort } = config.http
   const ports = { devicePort, httpPort }
@@ -66,6 +67,7 @@ async function main(): Promise<void> {
 
 /** Reads neither environment nor files; the supervisor sends the configuration. */
 async function workUnderSupervisor(role: WorkerRole): Promise<void> {
+  const { runWorker } = await import("./worker-process.ts")
   const channel = new SupervisorChannel()
   const { config, tls } = await channel.first()
   const orders = { from: "supervisor", channel } as const
