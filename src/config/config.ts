@@ -225,6 +225,7 @@ function shape(settings: Settings, values: Environment, ca: string | null) {
       maxConnections: settings.MAX_CONNECTIONS === 0 ? null : settings.MAX_CONNECTIONS,
       admission: { maxWaiting: settings.MAX_WAITING, perS: settings.MAX_HANDSHAKES_PER_S },
       backlog: settings.LISTEN_BACKLOG,
+      resumption: settings.TLS_RESUMPTION,
       maxOutgoingBytes: settings.MAX_OUTGOING_BYTES,
       maxHeldBytes: settings.MAX_HELD_BYTES,
       maxPartialBytes: settings.MAX_PARTIAL_BYTES,

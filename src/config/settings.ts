@@ -93,6 +93,11 @@ export const settings = v.object({
     range: "a path",
     text: "The private key of that certificate, PEM.",
   }),
+  TLS_RESUMPTION: choice({
+    default: "tickets",
+    of: ["tickets", "none"],
+    text: "tickets: a device that returns to the same worker may resume its TLS session, which saves it the check of the certificate. none: no tickets, and each connection costs the gateway about an eighth less CPU time and memory.",
+  }),
   DEVICE_AUTH: choice({
     default: "none",
     of: ["none", "mtls", "hello"],

@@ -7,6 +7,7 @@
  * connections that wait in the kernel.
  */
 
+import { constants } from "node:crypto"
 import type { Socket, TCPSocketListener } from "bun"
 import { setBacklog } from "./backlog.ts"
 
@@ -18,6 +19,13 @@ export interface TlsPortOptions {
   readonly port: number
   /** Connections that the kernel may hold until they are accepted. */
   readonly backlog: number
+  /**
+   * Whether devices get session tickets. Only the worker that issued a ticket can resume from it,
+   * since Bun shares no ticket keys between processes. Two tickets cost an eighth of a handshake,
+   * and are held until the first bytes are written to the device. Without tickets no session is
+   * resumed, with TLS 1.2 neither.
+   */
+  readonly resumption: "tickets" | "none"
 }
 
 /** The server certificate, its key and the client CAs, in PEM. */
@@ -94,14 +102,16 @@ export class TlsPort<Data> {
 
   #listen({ certPem, keyPem, clientCaPem }: ListenerTls, port: number, generation: number) {
     const handlers = this.#handlers
+    const { host, resumption } = this.#options
     const options = {
-      hostname: this.#options.host,
+      hostname: host,
       port,
       reusePort: true,
       tls: {
         cert: certPem,
         key: keyPem,
         minVersion: TLS_1_2,
+        secureOptions: resumption === "none" ? constants.SSL_OP_NO_TICKET : 0,
         rejectUnauthorized: true,
         ...(clientCaPem === null
           ? { requestCert: false }

@@ -59,9 +59,9 @@ export function makeWorker(options: WorkerOptions): MadeWorker {
     keys: new FleetKeys(config.fleetSecret ?? crypto.randomUUID()),
     commandIds: new CommandIds(self, randomPart()),
     makeListener: (parts) => {
-      const { host, backlog } = config.device
+      const { host, backlog, resumption } = config.device
       const admission = { maxConnections, ...config.device.admission }
-      return new Listener({ host, port: devicePort, backlog, admission }, parts)
+      return new Listener({ host, port: devicePort, backlog, resumption, admission }, parts)
     },
     serveHttp: (worker) => serveHttp(worker, broker, maxHttpConnections, options),
   })

@@ -62,6 +62,7 @@ describe("defaults", () => {
         maxConnections: null,
         admission: { maxWaiting: 10_000, perS: 0 },
         backlog: 4_096,
+        resumption: "tickets",
         maxOutgoingBytes: 1_048_576,
         maxHeldBytes: 33_554_432,
         maxPartialBytes: 16_777_216,
