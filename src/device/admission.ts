@@ -58,7 +58,7 @@ const MIN_HANDSHAKE_LIMIT = 8
 const FIRST_HANDSHAKE_LIMIT = 64
 const MAX_HANDSHAKE_LIMIT = 4_096
 /** A handshake that takes longer than twice the fastest recent one plus this shrinks the limit. */
-const PATIENCE_MS = 20
+const PATIENCE_MS = 6
 /** The limit grows by one for this many fast handshakes. */
 const QUICK_FOR_ONE_MORE = 8
 const SHRINK = 0.8

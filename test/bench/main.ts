@@ -257,15 +257,24 @@ async function main(): Promise<number> {
   const measuredOn = { machine: machine(), commit: commit(), date: new Date().toISOString() }
   if (!values.json) console.log(`${measuredOn.machine}\ncommit ${measuredOn.commit}\n`)
   const results: BenchResult[] = []
-  for (const name of names) {
-    const result = await BENCHES[name]?.run(values.smoke, beside)
-    if (result === undefined) continue
-    results.push(result)
-    if (values.json) console.log(JSON.stringify({ ...measuredOn, ...result }))
-    else print(result)
+  const failed: string[] = []
+  const measure = async (name: string) => {
+    try {
+      const result = await BENCHES[name]?.run(values.smoke, beside)
+      if (result === undefined) return
+      results.push(result)
+      if (values.json) console.log(JSON.stringify({ ...measuredOn, ...result }))
+      else print(result)
+    } catch (error) {
+      failed.push(name)
+      console.error(`${name} failed:`, error)
+    }
   }
+  for (const name of names) await measure(name)
+  // A second time, so that one failure in an hour does not spoil the run. Both are reported.
+  for (const name of failed.splice(0)) await measure(name)
   if (values.page) writePage(results, measuredOn)
-  return 0
+  return failed.length === 0 ? 0 : 1
 }
 
 function readBeside(text: string): Beside | "unreadable" {

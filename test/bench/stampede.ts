@@ -42,6 +42,7 @@ export async function stampede(parameters: StampedeParameters): Promise<BenchRes
       return startChild("crowd.ts", { ...where, connections: each, "at-once": atOnce })
     })
   const atOnce = Math.ceil(UNHURRIED / crowds)
+  let line: Awaited<ReturnType<typeof linesBefore>> | null = null
   const [warming, unhurried, hurried] = [start(atOnce), start(atOnce), start(each)]
   try {
     await bed.gateway.ready()
@@ -54,7 +55,7 @@ export async function stampede(parameters: StampedeParameters): Promise<BenchRes
     await gone()
     const calm = await wave(unhurried, each)
     await gone()
-    const line = await linesBefore(port, connected)
+    line = await linesBefore(port, connected)
     const storm = await wave(hurried, each)
     const report = await line.end()
     if (report.devices.connections !== connected) throw new Error("connected devices were dropped")
@@ -73,6 +74,7 @@ export async function stampede(parameters: StampedeParameters): Promise<BenchRes
       },
     }
   } finally {
+    line?.kill()
     for (const crowd of [...warming, ...unhurried, ...hurried]) await crowd.stop()
     await bed.stop()
   }
@@ -107,5 +109,6 @@ async function linesBefore(port: number, devices: number) {
       child.kill("SIGINT")
       return JSON.parse(await new Response(child.stdout).text())
     },
+    kill: () => child.kill("SIGKILL"),
   }
 }
