@@ -8,10 +8,13 @@
  *             └─ starts at once ────────────────────────────────────┴─► handshake ─► completed or ended: start the next
  *
  * The limit of concurrent handshakes adapts. It grows while handshakes take little longer than the
- * fastest recent one, whose duration is that of the network. It shrinks when handshakes delay each
+ * fastest recent one, or while the event loop has time left. It shrinks when handshakes delay each
  * other or the event loop lags. So in a storm the connected devices keep their latency, and waiting
  * connections start in order of arrival and do not starve each other. A stalled handshake no longer
  * counts against the limit.
+ *
+ * A slow handshake alone does not shrink it: the fastest one may be that of a near device, or of a
+ * health check in the same building, and the network of all others slower.
  *
  * Connections that send nothing cost a peer nothing. `maxConnections` of them could keep all
  * devices out until their handshakes time out. So when the worker is full, a new connection
@@ -57,7 +60,10 @@ export interface AdmissionState {
 const MIN_HANDSHAKE_LIMIT = 8
 const FIRST_HANDSHAKE_LIMIT = 64
 const MAX_HANDSHAKE_LIMIT = 4_096
-/** A handshake that takes longer than twice the fastest recent one plus this shrinks the limit. */
+/**
+ * A handshake that takes longer than twice the fastest recent one plus this is slow. It shrinks the
+ * limit while the event loop is busy.
+ */
 const PATIENCE_MS = 6
 /** The limit grows by one for this many fast handshakes. */
 const QUICK_FOR_ONE_MORE = 8
@@ -159,11 +165,13 @@ export class Admission {
     this.#nextBeginMs = Math.max(steadyMs, this.#nextBeginMs) + 1_000 / this.#limits.perS
   }
 
-  completed(tookMs: number, steadyMs: number): void {
+  /** @param isBusy whether the event loop needs about all of a core. */
+  completed(tookMs: number, isBusy: boolean, steadyMs: number): void {
     this.#inProgress -= 1
     this.completedLate(tookMs, steadyMs)
     const quickestMs = Math.min(this.#quickestMs, this.#quickestBeforeMs)
-    if (tookMs > quickestMs * 2 + PATIENCE_MS) this.#shrink(tookMs, steadyMs)
+    const isSlow = tookMs > quickestMs * 2 + PATIENCE_MS
+    if (isSlow && isBusy) this.#shrink(tookMs, steadyMs)
     else
       this.#handshakeLimit = Math.min(
         MAX_HANDSHAKE_LIMIT,

@@ -34,6 +34,8 @@ export interface HandshakesOptions<S extends PausableSocket> {
   readonly steadyMs: () => number
   /** All connections of the worker, including closing ones. */
   readonly connectionCount: () => number
+  /** Whether the event loop needs about all of a core. */
+  readonly isBusy: () => boolean
   /** Whether reading from all devices is suspended because `MAX_HELD_BYTES` is reached. */
   readonly suspended: () => boolean
   /** Creates the connection of a socket whose handshake starts. */
@@ -110,7 +112,7 @@ export class Handshakes<S extends PausableSocket> {
     const steadyMs = this.#options.steadyMs()
     const tookMs = steadyMs - connection.acceptedAtMs
     if (this.#inProgress.delete(connection)) {
-      this.#admission.completed(tookMs, steadyMs)
+      this.#admission.completed(tookMs, this.#options.isBusy(), steadyMs)
       this.#queue.next()
     } else this.#admission.completedLate(tookMs, steadyMs)
   }

@@ -35,6 +35,8 @@ import {
 
 export interface ListenerOptions extends TlsPortOptions {
   readonly admission: AdmissionLimits
+  /** Whether the event loop needs about all of a core. */
+  readonly isBusy: () => boolean
 }
 
 export interface ListenerHooks {
@@ -96,6 +98,7 @@ export class Listener {
       limits: options.admission,
       steadyMs: context.steadyMs,
       connectionCount: () => connections.count,
+      isBusy: options.isBusy,
       suspended: () => context.backpressure.suspended,
       begin: (socket) => this.#begin(socket),
       waits: (socket, queued) => {

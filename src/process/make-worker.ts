@@ -15,6 +15,7 @@ import type { EventBus } from "../events.ts"
 import { FleetKeys } from "../fleet/fleet-keys.ts"
 import { app } from "../http/app.ts"
 import { type HttpServer, serve } from "../http/server.ts"
+import { CpuDemand } from "../ops/cpu-demand.ts"
 import { summed } from "../ops/metrics.ts"
 import { connectionsUnder, httpConnectionsUnder, openFilesLimit } from "../ops/open-files.ts"
 import { TickClock } from "../tick-clock.ts"
@@ -50,18 +51,22 @@ export function makeWorker(options: WorkerOptions): MadeWorker {
   const limit = openFilesLimit()
   const maxHttpConnections = httpConnectionsUnder(limit, config.http.maxConnections)
   const maxConnections = config.device.maxConnections ?? connectionsUnder(limit, maxHttpConnections)
+  const clock = new TickClock()
   const broker =
     config.amqp === null
       ? new EmbeddedBroker()
       : new AmqpBroker(config.amqp.urls, `owsla ${id}`, config.amqp.ca, config.broker.gatherMs)
   const worker = new Worker({
-    ...{ config, self, events, counters, broker, clock: new TickClock() },
+    ...{ config, self, events, counters, broker, clock },
     keys: new FleetKeys(config.fleetSecret ?? crypto.randomUUID()),
     commandIds: new CommandIds(self, randomPart()),
     makeListener: (parts) => {
       const { host, backlog, resumption } = config.device
       const admission = { maxConnections, ...config.device.admission }
-      return new Listener({ host, port: devicePort, backlog, resumption, admission }, parts)
+      const cpu = new CpuDemand(clock.steadyMs())
+      const isBusy = () => cpu.isHigh(clock.steadyMs())
+      const options = { host, port: devicePort, backlog, resumption, admission, isBusy }
+      return new Listener(options, parts)
     },
     serveHttp: (worker) => serveHttp(worker, broker, maxHttpConnections, options),
   })

@@ -26,7 +26,7 @@ function handshakes(subject: Admission, count: number, tookMs: number, fromMs = 
   for (let n = 0; n < count; n += 1) {
     subject.began(atMs)
     atMs += tookMs
-    subject.completed(tookMs, atMs)
+    subject.completed(tookMs, true, atMs)
   }
   return atMs
 }
@@ -155,7 +155,7 @@ function filledAfterMs(storm: {
       }
     }
     while (begun[0] !== undefined && nowMs - begun[0].atMs >= handshakeMs) {
-      if (begun.shift()?.stalled === false) subject.completed(handshakeMs, nowMs)
+      if (begun.shift()?.stalled === false) subject.completed(handshakeMs, true, nowMs)
       else subject.completedLate(handshakeMs, nowMs)
       devices += 1
     }
@@ -199,7 +199,7 @@ describe("the limit of concurrent handshakes", () => {
     subject.ended()
     expect(subject.beginsInMs(0)).toBe(0)
     subject.began(0)
-    subject.completed(1, 1)
+    subject.completed(1, true, 1)
     expect(subject.beginsInMs(1)).toBe(0)
   })
 
@@ -221,10 +221,33 @@ describe("the limit of concurrent handshakes", () => {
     const before = subject.handshakeLimit
     for (let n = 0; n < 10; n += 1) {
       subject.began(atMs)
-      subject.completed(200, atMs + n)
+      subject.completed(200, true, atMs + n)
     }
     expect(subject.handshakeLimit).toBe(Math.floor((FIRST_HANDSHAKE_LIMIT + 1 / 8) * 0.8))
     expect(subject.handshakeLimit).toBeLessThan(before)
+  })
+
+  test("grows in a storm of far devices beside a near one, while the event loop has time", () => {
+    const subject = admission({ maxWaiting: 20_000 })
+    let waiting = 20_000
+    const endsAtMs: number[] = []
+    let nowMs = 0
+    for (; waiting + endsAtMs.length > 0 && nowMs < 60_000; nowMs += 1) {
+      while (endsAtMs[0] !== undefined && endsAtMs[0] <= nowMs) {
+        endsAtMs.shift()
+        subject.completed(150, false, nowMs)
+      }
+      if (nowMs % 1_000 === 0) {
+        subject.began(nowMs)
+        subject.completed(1, false, nowMs)
+      }
+      if (nowMs % 250 === 0) subject.look(0, 0, nowMs)
+      for (; waiting > 0 && subject.beginsInMs(nowMs) === 0; waiting -= 1) {
+        subject.began(nowMs)
+        endsAtMs.push(nowMs + 150)
+      }
+    }
+    expect(nowMs).toBeLessThan(6_000)
   })
 
   test("shrinks when the event loop lags during handshakes, and not otherwise", () => {
@@ -282,7 +305,7 @@ describe("the limit of concurrent handshakes", () => {
             inProgress += 1
           } else if (inProgress > 0) {
             inProgress -= 1
-            if (what === "complete") subject.completed(ms, atMs)
+            if (what === "complete") subject.completed(ms, ms % 2 === 0, atMs)
             else subject.ended()
           }
           expect(subject.inProgress).toBe(inProgress)

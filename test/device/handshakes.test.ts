@@ -41,6 +41,7 @@ class Subject {
       limits,
       steadyMs: () => this.nowMs,
       connectionCount: () => this.count,
+      isBusy: () => true,
       suspended: () => this.suspended,
       begin: (socket) => {
         this.count += 1
