@@ -1,8 +1,7 @@
 /**
  * The AMQP client with three differences. The frames of one tick are sent in one write, and
  * messages may wait for later ones (`gathering.ts`). Messages, confirms and acknowledgements bypass
- * the client. An exception while reading closes the connection
- * instead of ending the process.
+ * the client. An exception while reading closes the connection instead of ending the process.
  *
  * Why: one `socket.write` for each frame was the largest cost of publishing, and the objects that
  * the client makes for each message the second largest (`frame-writer.ts`, `frame-reader.ts`).

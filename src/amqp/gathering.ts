@@ -6,9 +6,9 @@
  * broker's CPU time goes into that (docs/PERFORMANCE.md). At a low rate a wait would gather
  * nothing, so then a message is written at the end of its tick.
  *
- *   the rate is low ────────────────────────► at the end of the tick
- *   `SHARED` arrivals are due within the cap ─► when they are due, after at least 1 ms
- *   `WRITE_AT` messages wait ───────────────► at the end of the tick
+ *   the rate is low ─────────────────────► at the end of the tick
+ *   enough messages come ────────────────► when `SHARED` arrivals are due, after 1 ms to the cap
+ *   `WRITE_AT` messages wait ────────────► at the end of the tick
  *
  * The rate is a count that decays exponentially. Messages that come together count once, since they
  * share a write anyway: events of presence come in bursts and must not delay single lines. Pure:

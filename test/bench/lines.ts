@@ -19,9 +19,9 @@ import {
   type Beside,
   bareServer,
   besideSubject,
-  cpuOf,
   gatewaySubject,
   type Subject,
+  untilIdle,
 } from "./subject.ts"
 
 export interface LinesParameters {
@@ -105,12 +105,6 @@ export async function lines(
 }
 
 /** For a server that can't be asked: it has read what was sent when it does nothing more. */
-async function quiet(subject: Subject): Promise<void> {
-  const pids = subject.pids()
-  const idle = async () => {
-    const before = cpuOf(pids)
-    await Bun.sleep(QUIET_MS)
-    return cpuOf(pids) - before < (QUIET_SHARE * QUIET_MS) / 1000
-  }
-  await until(idle, { what: "the server beside to be done", timeoutMs: LIMIT_MS })
+function quiet(subject: Subject): Promise<void> {
+  return untilIdle(subject.pids(), { share: QUIET_SHARE, forMs: QUIET_MS, timeoutMs: LIMIT_MS })
 }

@@ -106,7 +106,7 @@ export const BENCHES: Readonly<Record<string, Bench>> = {
       }),
   },
   sustained: {
-    what: "How many lines a second two workers bring to a confirmed place in a quorum queue, beside a lone publisher with the AMQP client as it comes, in turn. Nobody consumes.",
+    what: "Lines a second that two workers publish to a quorum queue until the broker has confirmed them. Compared in turn with one publisher that uses the stock AMQP client. Nobody consumes.",
     run: (smoke) =>
       sustained({
         ...{ connections: smoke ? 10 : 100, linesEach: smoke ? 100 : 2_000, lineBytes: 100 },

@@ -22,7 +22,7 @@ import {
   round,
   startHerd,
 } from "./harness.ts"
-import { bareServer, cpuOf, gatewaySubject } from "./subject.ts"
+import { bareServer, gatewaySubject, untilIdle } from "./subject.ts"
 
 export interface SparseParameters {
   readonly devices: number
@@ -225,11 +225,6 @@ async function lastingIds(idsOf: () => readonly number[]): Promise<readonly numb
   return before.filter((id) => after.has(id))
 }
 
-async function settled(pids: readonly number[]): Promise<void> {
-  const idle = async () => {
-    const before = cpuOf(pids)
-    await Bun.sleep(SETTLE_MS)
-    return cpuOf(pids) - before < (SETTLED_SHARE * SETTLE_MS) / 1000
-  }
-  await until(idle, { what: "the servers to be idle", timeoutMs: LIMIT_MS })
+function settled(pids: readonly number[]): Promise<void> {
+  return untilIdle(pids, { share: SETTLED_SHARE, forMs: SETTLE_MS, timeoutMs: LIMIT_MS })
 }

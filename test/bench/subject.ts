@@ -10,6 +10,7 @@ import {
   residentBytes,
   type TestGateway,
 } from "../support/gateway.ts"
+import { until } from "../support/wait.ts"
 import { startChild } from "./child.ts"
 
 export interface Subject {
@@ -95,6 +96,19 @@ export function besideSubject({ port, pid }: Beside): Subject {
 /** The supervisor's and its workers'. */
 export function processIds(gateway: TestGateway): readonly number[] {
   return [...new Set([gateway.pid, ...gateway.workers().values()])]
+}
+
+/** Resolves when these processes together use less than this share of a core for `forMs`. */
+export async function untilIdle(
+  pids: readonly number[],
+  { share, forMs, timeoutMs }: { share: number; forMs: number; timeoutMs: number },
+): Promise<void> {
+  const idle = async () => {
+    const before = cpuOf(pids)
+    await Bun.sleep(forMs)
+    return cpuOf(pids) - before < (share * forMs) / 1000
+  }
+  await until(idle, { what: "the servers to be idle", timeoutMs })
 }
 
 export function cpuOf(pids: readonly number[]): number {
