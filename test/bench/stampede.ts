@@ -29,7 +29,12 @@ interface Wave {
 
 export async function stampede(parameters: StampedeParameters): Promise<BenchResult> {
   const { devices, crowds, connected } = parameters
-  const bed = await makeBed({ DEVICE_ACK: "seq", DEVICE_HOST: "0.0.0.0" })
+  const bed = await makeBed({
+    DEVICE_ACK: "seq",
+    DEVICE_HOST: "0.0.0.0",
+    // All may wait in one worker: the kernel does not share them out evenly.
+    MAX_WAITING: String(devices),
+  })
   const { devicePort: port } = bed.gateway
   const each = Math.ceil(devices / crowds)
   // An address for each crowd: one alone has too few ports for all waves, closed connections keep
