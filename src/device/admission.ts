@@ -165,7 +165,7 @@ export class Admission {
     this.#nextBeginMs = Math.max(steadyMs, this.#nextBeginMs) + 1_000 / this.#limits.perS
   }
 
-  /** @param isBusy whether the event loop needs about all of a core. */
+  /** @param isBusy whether the event loop needs more than half of a core. */
   completed(tookMs: number, isBusy: boolean, steadyMs: number): void {
     this.#inProgress -= 1
     this.completedLate(tookMs, steadyMs)

@@ -34,7 +34,7 @@ export interface HandshakesOptions<S extends PausableSocket> {
   readonly steadyMs: () => number
   /** All connections of the worker, including closing ones. */
   readonly connectionCount: () => number
-  /** Whether the event loop needs about all of a core. */
+  /** Whether the event loop needs more than half of a core. */
   readonly isBusy: () => boolean
   /** Whether reading from all devices is suspended because `MAX_HELD_BYTES` is reached. */
   readonly suspended: () => boolean

@@ -35,7 +35,7 @@ import {
 
 export interface ListenerOptions extends TlsPortOptions {
   readonly admission: AdmissionLimits
-  /** Whether the event loop needs about all of a core. */
+  /** Whether the event loop needs more than half of a core. */
   readonly isBusy: () => boolean
 }
 

@@ -1,5 +1,5 @@
 /**
- * Whether the event loop needs about all of a core: the share of the last `LOOK_EVERY_MS` in which
+ * Whether the event loop needs more than half of a core: the share of the last `LOOK_EVERY_MS` in which
  * its thread ran or waited for a core. So a thread that gets little time because others use the
  * cores counts as one that needs it.
  *
@@ -10,7 +10,7 @@
 import { readFileSync } from "node:fs"
 
 const LOOK_EVERY_MS = 100
-const HIGH = 0.8
+const HIGH = 0.5
 
 export class CpuDemand {
   readonly #neededMs: () => number
@@ -30,7 +30,7 @@ export class CpuDemand {
     const sinceMs = steadyMs - this.#lookedAtMs
     if (sinceMs < LOOK_EVERY_MS) return this.#isHigh
     const neededMs = this.#neededMs()
-    this.#isHigh = (neededMs - this.#neededBeforeMs) / sinceMs >= HIGH
+    this.#isHigh = (neededMs - this.#neededBeforeMs) / sinceMs > HIGH
     this.#lookedAtMs = steadyMs
     this.#neededBeforeMs = neededMs
     return this.#isHigh

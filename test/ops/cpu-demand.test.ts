@@ -1,12 +1,12 @@
-/** Whether the event loop needs about all of a core: with any figures, and of this very thread. */
+/** Whether the event loop needs more than half of a core: with any figures, and of this very thread. */
 
 import { expect, test } from "bun:test"
 import { CpuDemand } from "../../src/ops/cpu-demand.ts"
 import { until } from "../support/wait.ts"
 
 test.each([
-  [79, false],
-  [80, true],
+  [50, false],
+  [51, true],
   [100, true],
 ])("needed for %d of 100 ms: %p", (neededMs, expected) => {
   let neededSoFarMs = 5_000
