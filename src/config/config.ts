@@ -117,6 +117,10 @@ function relations(settings: Partial<Settings>, values: Environment): string[] {
   if (DEVICE_AUTH === "hello" && Array.isArray(HELLO_SECRETS) && HELLO_SECRETS.length === 0) {
     faults.push("HELLO_SECRETS: needed with DEVICE_AUTH=hello")
   }
+  const { PROXY_PROTOCOL, PROXY_FROM } = settings
+  if (PROXY_PROTOCOL === "required" && Array.isArray(PROXY_FROM) && PROXY_FROM.length === 0) {
+    faults.push("PROXY_FROM: needed with PROXY_PROTOCOL=required, the addresses of the proxies")
+  }
   const queues = [settings.FROM_DEVICE_QUEUE, settings.TO_DEVICE_QUEUE, settings.UNDELIVERED_QUEUE]
   if (new Set(queues).size < queues.length) {
     faults.push(
@@ -224,6 +228,16 @@ function shape(settings: Settings, values: Environment, ca: string | null) {
       /** Null to derive it from the open-files limit. */
       maxConnections: settings.MAX_CONNECTIONS === 0 ? null : settings.MAX_CONNECTIONS,
       admission: { maxWaiting: settings.MAX_WAITING, perS: settings.MAX_HANDSHAKES_PER_S },
+      /** Null when addresses are not limited. */
+      addressLimits:
+        settings.MAX_CONNECTIONS_PER_ADDRESS + settings.MAX_HANDSHAKES_PER_ADDRESS_PER_S === 0
+          ? null
+          : {
+              maxConnections: settings.MAX_CONNECTIONS_PER_ADDRESS,
+              handshakesPerS: settings.MAX_HANDSHAKES_PER_ADDRESS_PER_S,
+            },
+      /** Null when devices connect without a PROXY header. */
+      proxyFrom: settings.PROXY_PROTOCOL === "required" ? settings.PROXY_FROM : null,
       backlog: settings.LISTEN_BACKLOG,
       resumption: settings.TLS_RESUMPTION,
       maxOutgoingBytes: settings.MAX_OUTGOING_BYTES,

@@ -9,6 +9,7 @@
 import { availableParallelism, hostname } from "node:os"
 import * as v from "valibot"
 import { splitUrls, urlFault } from "../amqp/url.ts"
+import { CIDR_RANGE, cidrFault } from "../device/address.ts"
 import { MIN_DISTINCT_CHARACTERS, SECRET_RANGE, secretFault } from "../device/hello-secret.ts"
 import { INSTANCE_ID } from "../device/ids.ts"
 import {
@@ -188,6 +189,30 @@ export const settings = v.object({
     max: 600_000,
     unit: "ms",
     text: "A connection whose TLS handshake takes longer is closed (handshake_timeout).",
+  }),
+  PROXY_PROTOCOL: choice({
+    default: "off",
+    of: ["off", "required"],
+    text: "required: each connection starts with a header of the PROXY protocol, version 1 or 2, from a proxy of PROXY_FROM. The address in it is the device's in presence, log, device list and limits. A connection without one is closed (not_proxied).",
+  }),
+  PROXY_FROM: checkedList({
+    faultOf: cidrFault,
+    range: CIDR_RANGE,
+    text: "With PROXY_PROTOCOL=required: the addresses of the proxies, separated by commas. A connection from another address is closed (not_proxied).",
+  }),
+  MAX_CONNECTIONS_PER_ADDRESS: integer({
+    default: 0,
+    defaultText: "no limit",
+    min: 0,
+    max: 1_000_000,
+    text: "Connections from one IPv4 address, or one IPv6 /64, to one worker. More are refused before TLS (overloaded_address). Devices behind one NAT share an address. 0 sets no limit.",
+  }),
+  MAX_HANDSHAKES_PER_ADDRESS_PER_S: integer({
+    default: 0,
+    defaultText: "no limit",
+    min: 0,
+    max: 100_000,
+    text: "Connections per second that one worker takes from one IPv4 address, or one IPv6 /64, after a burst of as many. More are refused before TLS (overloaded_address). 0 sets no limit.",
   }),
   IDLE_TIMEOUT_MS: integer({
     default: 600_000,

@@ -26,12 +26,7 @@ export interface AdmitterOptions {
    * The handshake failed, or the device did not identify itself or was refused. `detail` gives the
    * cause.
    */
-  readonly rejected: (
-    connection: Connection,
-    reason: CloseReason,
-    detail: string,
-    remoteAddress: string,
-  ) => void
+  readonly rejected: (connection: Connection, reason: CloseReason, detail: string) => void
 }
 
 export class Admitter {
@@ -52,8 +47,8 @@ export class Admitter {
     admitted(connection)
   }
 
-  reject(connection: Connection, reason: CloseReason, detail: string, remoteAddress: string): void {
-    this.#options.rejected(connection, reason, detail, remoteAddress)
+  reject(connection: Connection, reason: CloseReason, detail: string): void {
+    this.#options.rejected(connection, reason, detail)
     connection.close(reason)
   }
 }

@@ -6,6 +6,8 @@
 export const CLOSE_REASONS = [
   /** The device closed the connection, its TLS session broke, or the network cut the connection. */
   "peer_closed",
+  /** The peer is not a proxy of PROXY_FROM, or sent no valid PROXY header. */
+  "not_proxied",
   /** The peer sent no TLS handshake, or the handshake failed. */
   "handshake_failed",
   "handshake_timeout",
@@ -22,6 +24,8 @@ export const CLOSE_REASONS = [
   "line_timeout",
   "slow_device",
   "overloaded",
+  /** The address has reached MAX_CONNECTIONS_PER_ADDRESS or MAX_HANDSHAKES_PER_ADDRESS_PER_S. */
+  "overloaded_address",
   "kicked",
   "drained",
   /** An unexpected exception in the gateway closed this connection. The process continues. */

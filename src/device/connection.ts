@@ -73,6 +73,8 @@ export interface ConnectionContext {
 export class Connection {
   readonly id: string
   readonly socket: DeviceSocket
+  /** Of the device, which is not that of the socket behind a proxy. */
+  readonly remoteAddress: string
   readonly acceptedAtMs: number
   #state: ConnectionState = "handshaking"
   #endpoint: Endpoint | null = null
@@ -95,9 +97,10 @@ export class Connection {
   #reason: CloseReason | null = null
   #ended = false
 
-  constructor(id: string, socket: DeviceSocket, context: ConnectionContext) {
+  constructor(id: string, socket: DeviceSocket, remoteAddress: string, context: ConnectionContext) {
     this.id = id
     this.socket = socket
+    this.remoteAddress = remoteAddress
     this.#context = context
     this.acceptedAtMs = context.steadyMs()
     this.#lastActivityMs = this.acceptedAtMs

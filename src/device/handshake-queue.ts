@@ -22,10 +22,13 @@ export interface PausableSocket {
 /** An entry of the queue. */
 export class QueuedHandshake<S extends PausableSocket> {
   readonly socket: S
+  /** Of the device. */
+  readonly address: string
   gone = false
 
-  constructor(socket: S) {
+  constructor(socket: S, address: string) {
     this.socket = socket
+    this.address = address
   }
 }
 
@@ -34,7 +37,7 @@ export interface HandshakeQueueOptions<S> {
   /** While this returns false, no handshake starts. Call `next` when it returns true again. */
   readonly open: () => boolean
   /** Starts a handshake and counts it with admission. The socket is resumed afterwards. */
-  readonly begin: (socket: S) => void
+  readonly begin: (socket: S, address: string) => void
 }
 
 export class HandshakeQueue<S extends PausableSocket> {
@@ -54,9 +57,9 @@ export class HandshakeQueue<S extends PausableSocket> {
     return this.#queue.length - this.#gone
   }
 
-  wait(socket: S): QueuedHandshake<S> {
+  wait(socket: S, address: string): QueuedHandshake<S> {
     socket.pause()
-    const queued = new QueuedHandshake(socket)
+    const queued = new QueuedHandshake(socket, address)
     this.#queue.push(queued)
     return queued
   }
@@ -80,22 +83,22 @@ export class HandshakeQueue<S extends PausableSocket> {
       if (queued === undefined) return
       if (queued.gone) this.#gone -= 1
       else {
-        this.#options.begin(queued.socket)
+        this.#options.begin(queued.socket, queued.address)
         queued.socket.resume()
       }
     }
   }
 
-  /** Empties the queue and returns the waiting sockets. */
-  clear(): S[] {
-    const sockets: S[] = []
+  /** Empties the queue and returns the entries whose sockets are not known to be closed. */
+  clear(): QueuedHandshake<S>[] {
+    const entries: QueuedHandshake<S>[] = []
     for (let queued = this.#queue.shift(); queued !== undefined; queued = this.#queue.shift()) {
-      if (!queued.gone) sockets.push(queued.socket)
+      if (!queued.gone) entries.push(queued)
     }
     this.#gone = 0
     if (this.#timer !== null) clearTimeout(this.#timer)
     this.#timer = null
-    return sockets
+    return entries
   }
 
   #nextIn(ms: number): void {

@@ -2,16 +2,17 @@
  * Connections from acceptance to admission: refuses them, starts their handshakes, detects stalled
  * ones, and replaces the oldest one when the worker is full.
  *
- *   accept ─┬─ refused
+ *   accept ─┬─ refused, also by the limits of its address
  *           ├─ waiting ──next──┐
  *           └──────────────────┴─► handshake ─┬─ completed ─► admitted, or ended
  *                                             └─ stalled: no longer counted, may still complete
  *
- * `admission.ts` decides, `handshake-queue.ts` keeps the order, and the hooks close sockets.
- * Bounds: those of `admission.ts`.
+ * `admission.ts` and `address-limits.ts` decide, `handshake-queue.ts` keeps the order, and the
+ * hooks close sockets. Bounds: those of `admission.ts` and `address-limits.ts`.
  */
 
 import { ByAge } from "../structures/by-age.ts"
+import type { AddressLimits } from "./address-limits.ts"
 import { Admission, type AdmissionDecision, type AdmissionLimits } from "./admission.ts"
 import type { CloseReason } from "./close-reason.ts"
 import type { Connection } from "./connection.ts"
@@ -31,6 +32,8 @@ export interface AdmissionReport {
 
 export interface HandshakesOptions<S extends PausableSocket> {
   readonly limits: AdmissionLimits
+  /** Null when addresses are not limited. */
+  readonly addressLimits: AddressLimits | null
   readonly steadyMs: () => number
   /** All connections of the worker, including closing ones. */
   readonly connectionCount: () => number
@@ -39,10 +42,10 @@ export interface HandshakesOptions<S extends PausableSocket> {
   /** Whether reading from all devices is suspended because `MAX_HELD_BYTES` is reached. */
   readonly suspended: () => boolean
   /** Creates the connection of a socket whose handshake starts. */
-  readonly begin: (socket: S) => Connection
+  readonly begin: (socket: S, address: string) => Connection
   /** The socket enters the handshake queue. Its handshake may start in the same call. */
   readonly waits: (socket: S, queued: QueuedHandshake<S>) => void
-  readonly refuse: (socket: S, reason: CloseReason) => void
+  readonly refuse: (socket: S, reason: CloseReason, address: string) => void
   /** The worker is full: closes a connection that was not admitted within `ageMs`. */
   readonly replace: (socket: S, ageMs: number) => void
 }
@@ -65,7 +68,7 @@ export class Handshakes<S extends PausableSocket> {
     this.#queue = new HandshakeQueue(this.#admission, {
       steadyMs: options.steadyMs,
       open: () => !options.suspended(),
-      begin: (socket) => this.#begin(socket),
+      begin: (socket, address) => this.#begin(socket, address),
     })
   }
 
@@ -80,6 +83,11 @@ export class Handshakes<S extends PausableSocket> {
     return decision.kind === "refuse" ? decision.reason : null
   }
 
+  /** Whether MAX_CONNECTIONS is reached, so that a new connection must replace another one. */
+  get isFull(): boolean {
+    return this.#decide().kind !== "accept"
+  }
+
   get report(): AdmissionReport {
     const { waiting } = this.#queue
     return {
@@ -91,20 +99,25 @@ export class Handshakes<S extends PausableSocket> {
     }
   }
 
-  /** Takes an accepted socket. */
-  accept(socket: S): void {
+  /** Takes an accepted socket. @param address of the device, as `normalAddress` returns it. */
+  accept(socket: S, address: string): void {
     const decision = this.#decide()
     if (decision.kind === "refuse") {
-      this.#options.refuse(socket, decision.reason)
+      this.#options.refuse(socket, decision.reason, address)
+      return
+    }
+    const { addressLimits, steadyMs } = this.#options
+    if (addressLimits?.take(address, steadyMs()) === false) {
+      this.#options.refuse(socket, "overloaded_address", address)
       return
     }
     if (decision.kind === "replace_oldest") this.#replaceOldest()
-    const now = this.#admission.beginsInMs(this.#options.steadyMs()) === 0
+    const now = this.#admission.beginsInMs(steadyMs()) === 0
     if (now && this.#queue.waiting === 0) {
-      this.#begin(socket)
+      this.#begin(socket, address)
       return
     }
-    this.#options.waits(socket, this.#queue.wait(socket))
+    this.#options.waits(socket, this.#queue.wait(socket, address))
     this.#queue.next()
   }
 
@@ -125,11 +138,13 @@ export class Handshakes<S extends PausableSocket> {
   /** The socket closed while it was in the queue. */
   left(queued: QueuedHandshake<S>): void {
     this.#queue.leave(queued)
+    this.#options.addressLimits?.release(queued.address)
   }
 
   /** The socket of a connection has closed. */
   closed(socket: S, connection: Connection): void {
     this.#unadmitted.delete(socket)
+    this.#options.addressLimits?.release(connection.remoteAddress)
     if (!this.#inProgress.delete(connection)) return
     this.#admission.ended()
     this.#queue.next()
@@ -149,10 +164,12 @@ export class Handshakes<S extends PausableSocket> {
     this.#queue.next()
   }
 
-  /** Refuses all new connections from now on. @returns the waiting sockets. */
-  stop(): S[] {
+  /** Refuses all new connections from now on. @returns the waiting ones. */
+  stop(): QueuedHandshake<S>[] {
     this.#draining = true
-    return this.#queue.clear()
+    const entries = this.#queue.clear()
+    for (const { address } of entries) this.#options.addressLimits?.release(address)
+    return entries
   }
 
   #decide(): AdmissionDecision {
@@ -167,8 +184,8 @@ export class Handshakes<S extends PausableSocket> {
     })
   }
 
-  #begin(socket: S): void {
-    const connection = this.#options.begin(socket)
+  #begin(socket: S, address: string): void {
+    const connection = this.#options.begin(socket, address)
     this.#inProgress.add(connection)
     this.#unadmitted.add(socket, connection.acceptedAtMs)
     this.#admission.began(connection.acceptedAtMs)

@@ -2,7 +2,7 @@
  * The listener of the device port. It maps the callbacks of the TLS port to the stages of a
  * connection:
  *
- *   opened ─► handshakes ─► handshook ─► authenticator ─► admitter ─► received, drained, closed: the connection
+ *   opened ─► (proxied) ─► handshakes ─► handshook ─► authenticator ─► admitter ─► received, drained, closed: the connection
  *
  * Independent of lines, commands and brokers.
  * An exception in a callback closes only the connection of that callback, as `fault`.
@@ -12,6 +12,8 @@
 import type { X509Certificate } from "node:crypto"
 import type { Socket } from "bun"
 import type { Counters } from "../counters.ts"
+import { normalAddress } from "./address.ts"
+import { type AddressLimitOptions, AddressLimits } from "./address-limits.ts"
 import type { AdmissionLimits } from "./admission.ts"
 import type { Admitter } from "./admitter.ts"
 import type { Authenticator, AuthResult } from "./authenticator.ts"
@@ -23,6 +25,7 @@ import { QueuedHandshake } from "./handshake-queue.ts"
 import { type AdmissionReport, Handshakes } from "./handshakes.ts"
 import type { ConnectionIds } from "./ids.ts"
 import { issuersValidUntilMs } from "./issuers.ts"
+import { Proxied, type ProxiedSocket } from "./proxied.ts"
 import { Recheck } from "./recheck.ts"
 import { shownChain } from "./shown-chain.ts"
 import {
@@ -35,13 +38,18 @@ import {
 
 export interface ListenerOptions extends TlsPortOptions {
   readonly admission: AdmissionLimits
+  /** Null when addresses are not limited. */
+  readonly addressLimits: AddressLimitOptions | null
+  /** The proxies whose PROXY headers are required; null when devices connect without one. */
+  readonly proxyFrom: readonly string[] | null
+  readonly handshakeTimeoutMs: number
   /** Whether the event loop needs more than half of a core. */
   readonly isBusy: () => boolean
 }
 
 export interface ListenerHooks {
   /** A connection was refused before its handshake. */
-  readonly refused: (reason: CloseReason) => void
+  readonly refused: (reason: CloseReason, detail: string | null, remoteAddress: string) => void
   /** Something failed, and devices are served nevertheless. */
   readonly notice: (message: string) => void
   /** An exception in a callback was caught. */
@@ -50,6 +58,10 @@ export interface ListenerHooks {
 
 type SocketData = Connection | QueuedHandshake<DeviceTlsSocket> | undefined
 type DeviceTlsSocket = Socket<SocketData>
+
+/** So many connections may wait for their PROXY headers while the worker is full. */
+const PROXIED_WHEN_FULL = 64
+const AT_LIMIT = "MAX_CONNECTIONS_PER_ADDRESS or MAX_HANDSHAKES_PER_ADDRESS_PER_S is reached"
 
 /** In OpenSSL's message when a handshake failed because the peer presented no certificate. */
 const NO_CERTIFICATE = "PEER_DID_NOT_RETURN_A_CERTIFICATE"
@@ -73,6 +85,7 @@ export class Listener {
   readonly #authenticator: Authenticator
   readonly #admitter: Admitter
   readonly #handshakes: Handshakes<DeviceTlsSocket>
+  readonly #proxied: Proxied<DeviceTlsSocket & ProxiedSocket> | null
   readonly #recheck: Recheck<Connection>
   readonly #port: TlsPort<SocketData>
   /** Null before the first reload, and when no device certificate is requested. */
@@ -91,22 +104,26 @@ export class Listener {
       nowMs: context.nowMs,
       chainOf: ({ socket }) => shownChain(socket),
       refused: (connection, detail) => {
-        this.#admitter.reject(connection, "refused", detail, connection.peer.remoteAddress)
+        this.#admitter.reject(connection, "refused", detail)
       },
     })
     this.#handshakes = new Handshakes({
       limits: options.admission,
+      addressLimits: options.addressLimits && new AddressLimits(options.addressLimits),
       steadyMs: context.steadyMs,
-      connectionCount: () => connections.count,
+      connectionCount: () => connections.count + (this.#proxied?.waiting ?? 0),
       isBusy: options.isBusy,
       suspended: () => context.backpressure.suspended,
-      begin: (socket) => this.#begin(socket),
+      begin: (socket, address) => this.#begin(socket, address),
       waits: (socket, queued) => {
         socket.data = queued
       },
-      refuse: (socket, reason) => this.#refuse(socket, reason),
+      refuse: (socket, reason, address) => {
+        this.#refuse(socket, reason, address, reason === "overloaded_address" ? AT_LIMIT : null)
+      },
       replace: (socket, ageMs) => this.#replace(socket, ageMs),
     })
+    this.#proxied = options.proxyFrom && this.#makeProxied(options, options.proxyFrom)
     const handlers: TlsPortHandlers<SocketData> = {
       opened: (socket) => this.#opened(socket),
       handshook: (socket, success, error, isCurrent) =>
@@ -161,15 +178,35 @@ export class Listener {
   /** Stops accepting. Existing connections stay open. */
   stop(): void {
     this.#port.stop()
-    for (const socket of this.#handshakes.stop()) {
+    for (const socket of this.#proxied?.clear() ?? [])
+      this.#refuse(socket, "drained", addressOf(socket))
+    for (const { socket, address } of this.#handshakes.stop()) {
       socket.data = undefined
-      this.#refuse(socket, "drained")
+      this.#refuse(socket, "drained", address)
     }
+  }
+
+  #makeProxied(options: ListenerOptions, from: readonly string[]) {
+    const { maxWaiting } = options.admission
+    return new Proxied<DeviceTlsSocket & ProxiedSocket>({
+      from,
+      maxWaiting: () =>
+        this.#handshakes.isFull ? Math.min(PROXIED_WHEN_FULL, maxWaiting) : maxWaiting,
+      timeoutMs: options.handshakeTimeoutMs,
+      steadyMs: this.#context.steadyMs,
+      arrived: (socket, address) => {
+        this.#handshakes.accept(socket, address)
+        // Paused until its header was read.
+        if (connectionOf(socket) !== undefined) socket.resume()
+      },
+      refuse: (socket, reason, detail) => this.#refuse(socket, reason, addressOf(socket), detail),
+    })
   }
 
   #opened(socket: DeviceTlsSocket): void {
     this.#counters.connectionsAccepted += 1
-    this.#handshakes.accept(socket)
+    if (this.#proxied === null) this.#handshakes.accept(socket, addressOf(socket))
+    else this.#proxied.take(socket)
   }
 
   /** Closes an unadmitted connection, so that a new one can take its place on a full worker. */
@@ -179,18 +216,23 @@ export class Listener {
     // A closing connection keeps its reason.
     if (connection.state !== "closing") {
       const detail = `not admitted ${ageMs} ms after its handshake started, and MAX_CONNECTIONS is reached`
-      this.#reject(socket, connection, "overloaded", detail)
+      this.#admitter.reject(connection, "overloaded", detail)
     }
     socket.terminate()
   }
 
-  #refuse(socket: DeviceTlsSocket, reason: CloseReason): void {
+  #refuse(
+    socket: DeviceTlsSocket,
+    reason: CloseReason,
+    address: string,
+    detail: string | null = null,
+  ): void {
     socket.terminate()
-    this.#hooks.refused(reason)
+    this.#hooks.refused(reason, detail, address)
   }
 
-  #begin(socket: DeviceTlsSocket): Connection {
-    const connection = new Connection(this.#ids.mint(), socket, this.#context)
+  #begin(socket: DeviceTlsSocket, address: string): Connection {
+    const connection = new Connection(this.#ids.mint(), socket, address, this.#context)
     socket.data = connection
     this.#connections.add(connection)
     return connection
@@ -207,7 +249,7 @@ export class Listener {
     if (!success) {
       const unshown = error?.message.includes(NO_CERTIFICATE) === true
       const detail = unshown ? "no certificate" : (error?.message ?? "unknown cause")
-      this.#reject(socket, connection, unshown ? "not_identified" : "handshake_failed", detail)
+      this.#admitter.reject(connection, unshown ? "not_identified" : "handshake_failed", detail)
       return
     }
     this.#handshakes.completed(connection)
@@ -243,38 +285,31 @@ export class Listener {
       case "waiting":
         break
       case "rejected":
-        this.#reject(socket, connection, result.reason, result.detail)
+        this.#admitter.reject(connection, result.reason, result.detail)
         break
       case "accepted": {
         const { deviceId, fingerprint, rest } = result
-        const { remoteAddress } = socket
         const tlsVersion = socket.getTLSVersion()
         this.#handshakes.admitted(socket)
-        this.#admitter.admit(connection, deviceId, { remoteAddress, tlsVersion, fingerprint })
+        this.#admitter.admit(connection, deviceId, { tlsVersion, fingerprint })
         if (rest.length > 0) connection.received(rest)
         break
       }
     }
   }
 
-  #reject(
-    socket: DeviceTlsSocket,
-    connection: Connection,
-    reason: CloseReason,
-    detail: string,
-  ): void {
-    this.#admitter.reject(connection, reason, detail, socket.remoteAddress)
-  }
-
   #closed(socket: DeviceTlsSocket): void {
     const { data } = socket
     if (data instanceof QueuedHandshake) {
       this.#handshakes.left(data)
-      this.#hooks.refused("peer_closed")
+      this.#hooks.refused("peer_closed", null, data.address)
       return
     }
     const connection = data
-    if (connection === undefined) return
+    if (connection === undefined) {
+      if (this.#proxied?.left(socket)) this.#hooks.refused("peer_closed", null, addressOf(socket))
+      return
+    }
     // First, so that an exception below does not leave the connection counted.
     this.#handshakes.closed(socket, connection)
     this.#authenticator.forget(connection)
@@ -293,6 +328,10 @@ export class Listener {
     }
     connection?.close("peer_closed")
   }
+}
+
+function addressOf({ remoteAddress }: DeviceTlsSocket): string {
+  return normalAddress(remoteAddress) ?? remoteAddress
 }
 
 /** Undefined for a socket in the handshake queue and for a refused one. */

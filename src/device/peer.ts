@@ -21,10 +21,9 @@ export interface DeviceSocket {
 }
 
 export interface PeerInfo {
-  readonly remoteAddress: string
   readonly tlsVersion: string
   /** SHA-256 of the device's certificate; null when it presented none. */
   readonly fingerprint: string | null
 }
 
-export const UNKNOWN_PEER: PeerInfo = { remoteAddress: "", tlsVersion: "", fingerprint: null }
+export const UNKNOWN_PEER: PeerInfo = { tlsVersion: "", fingerprint: null }

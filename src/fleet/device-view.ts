@@ -71,7 +71,7 @@ export function deviceView(
     instance: instanceOf(worker),
     worker,
     state: connection.state,
-    remote_address: peer.remoteAddress,
+    remote_address: connection.remoteAddress,
     tls_version: peer.tlsVersion,
     lines_in: endpoint.linesIn,
     lines_out: endpoint.linesOut,

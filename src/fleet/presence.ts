@@ -118,7 +118,7 @@ export class Presence {
       epoch,
       instance: this.#instance,
       worker: workerId,
-      remote_address: peer.remoteAddress,
+      remote_address: connection.remoteAddress,
       tls_version: peer.tlsVersion,
       at: nowMs(),
       ...(reason === null

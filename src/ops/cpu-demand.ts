@@ -1,7 +1,7 @@
 /**
- * Whether the event loop needs more than half of a core: the share of the last `LOOK_EVERY_MS` in which
- * its thread ran or waited for a core. So a thread that gets little time because others use the
- * cores counts as one that needs it.
+ * Whether the event loop needs more than half of a core: the share of the last `LOOK_EVERY_MS` in
+ * which its thread ran or waited for a core. So a thread that gets little time because others use
+ * the cores counts as one that needs it.
  *
  * Read from /proc/self/schedstat, about 15 us each time. Without that file (other systems than
  * Linux), waiting for a core is not seen.

@@ -47,7 +47,8 @@ export function logEvents(events: EventBus, log: Logger): void {
     log.info({ devicePort, httpPort, maxConnections }, "listening")
   })
   events.on("connection_admitted", ({ connection }) => {
-    const { remoteAddress, tlsVersion } = connection.peer
+    const { remoteAddress } = connection
+    const { tlsVersion } = connection.peer
     const { deviceId } = connection.endpoint?.recipient ?? {}
     log.debug(
       { connection: connection.id, deviceId, remoteAddress, tlsVersion },

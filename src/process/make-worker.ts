@@ -65,7 +65,11 @@ export function makeWorker(options: WorkerOptions): MadeWorker {
       const admission = { maxConnections, ...config.device.admission }
       const cpu = new CpuDemand(clock.steadyMs())
       const isBusy = () => cpu.isHigh(clock.steadyMs())
-      const options = { host, port: devicePort, backlog, resumption, admission, isBusy }
+      const { addressLimits, proxyFrom, handshakeTimeoutMs } = config.device
+      const options = {
+        ...{ host, port: devicePort, backlog, resumption, admission, isBusy },
+        ...{ addressLimits, proxyFrom, handshakeTimeoutMs },
+      }
       return new Listener(options, parts)
     },
     serveHttp: (worker) => serveHttp(worker, broker, maxHttpConnections, options),

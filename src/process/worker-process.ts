@@ -12,6 +12,7 @@
 import { risks } from "../config/config.ts"
 import { SWEEP_EVERY_MS } from "../device/connections.ts"
 import type { Denylist } from "../device/denylist.ts"
+import { tryPeeking } from "../device/peek.ts"
 import type { ListenerTls } from "../device/tls-port.ts"
 import { asError, errorText } from "../errors.ts"
 import { DenylistFile } from "../ops/denylist-file.ts"
@@ -84,6 +85,8 @@ export async function runWorker(options: ProcessOptions): Promise<void> {
   }
 
   try {
+    const fault = config.device.proxyFrom === null ? null : await tryPeeking()
+    if (fault !== null) throw new Error(`PROXY_PROTOCOL=required does not work here: ${fault}`)
     const ports = await worker.start(tls)
     setInterval(() => worker.sweep(), SWEEP_EVERY_MS)
     state = "serving"

@@ -130,8 +130,9 @@ export class Worker {
       authenticator: this.#authenticator,
       admitter: this.#admitter(),
       hooks: {
-        refused: (reason) => {
+        refused: (reason, detail, remoteAddress) => {
           counters.connectionsClosed[reason] += 1
+          if (detail !== null) this.#refusals.add(reason, detail, remoteAddress, clock.steadyMs())
           events.emit("connection_refused", { reason })
         },
         notice,
@@ -284,9 +285,9 @@ export class Worker {
         this.fleet.admitted(connection)
         events.emit("connection_admitted", { connection })
       },
-      rejected: (connection, reason, detail, remoteAddress) => {
+      rejected: (connection, reason, detail) => {
         events.emit("connection_unidentified", { connection, detail })
-        this.#refusals.add(reason, detail, remoteAddress, clock.steadyMs())
+        this.#refusals.add(reason, detail, connection.remoteAddress, clock.steadyMs())
       },
     })
   }

@@ -42,8 +42,7 @@ const PARTS: readonly [string, (connection: Connection, at: number) => void][] =
     "admitted: identity, peer and place among the named",
     (connection, at) => {
       connection.identify()
-      const remoteAddress = `192.0.2.${at % 256}`
-      const peer = { remoteAddress, tlsVersion: "TLSv1.3", fingerprint: null }
+      const peer = { tlsVersion: "TLSv1.3", fingerprint: null }
       connection.admit(`lock:${at}`, 1_750_000_000_000 + at, peer)
     },
   ],
@@ -66,7 +65,7 @@ export function connectionMemory({ connections }: ConnectionMemoryParameters): B
     before = now
   }
   for (let at = 0; at < connections; at += 1) {
-    all.add(new Connection(ids.mint(), SOCKET, context))
+    all.add(new Connection(ids.mint(), SOCKET, `192.0.2.${all.count % 256}`, context))
   }
   measured("accepted: the connection, its id and its place among all")
   for (const [part, happen] of PARTS) {

@@ -57,6 +57,8 @@ describe("defaults", () => {
         helloSecrets: [],
         identifyTimeoutMs: 5_000,
         denylistFile: null,
+        addressLimits: null,
+        proxyFrom: null,
         ack: "off",
         maxLineBytes: 65_536,
         maxConnections: null,

@@ -30,7 +30,7 @@ export const DEADLINES = {
 export const UNFINISHED = { maxPartialBytes: 100, lineTimeoutMs: 4_000 }
 export const CLOSING_MS = 2_000
 export const START_MS = 1_000_000
-export const PEER = { remoteAddress: "192.0.2.1", tlsVersion: "TLSv1.3", fingerprint: null }
+export const PEER = { tlsVersion: "TLSv1.3", fingerprint: null }
 
 /**
  * More than any test needs. A flush without end must fail, since the time-out of a test cannot stop
@@ -176,7 +176,7 @@ export class Harness {
   /** A connection during its handshake. */
   accept(): { connection: Connection; socket: ScriptedSocket } {
     const socket = new ScriptedSocket()
-    const connection = new Connection(`c${this.connections.length}`, socket, {
+    const connection = new Connection(`c${this.connections.length}`, socket, "192.0.2.1", {
       limits: this.limits,
       counters: this.counters,
       backpressure: this.backpressure,

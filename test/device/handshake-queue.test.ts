@@ -41,7 +41,9 @@ class Subject {
   }
 
   wait(count: number) {
-    return Array.from({ length: count }, () => this.handshakeQueue.wait(new ScriptedSocket()))
+    return Array.from({ length: count }, () =>
+      this.handshakeQueue.wait(new ScriptedSocket(), "192.0.2.1"),
+    )
   }
 }
 
@@ -114,7 +116,7 @@ describe("handshakeQueue", () => {
     const [first, second] = subject.wait(2)
     if (first === undefined || second === undefined) throw new Error("no handshakeQueue")
     subject.handshakeQueue.leave(first)
-    expect(subject.handshakeQueue.clear()).toEqual([second.socket])
+    expect(subject.handshakeQueue.clear()).toEqual([second])
     expect(subject.handshakeQueue.waiting).toBe(0)
     subject.handshakeQueue.next()
     expect(subject.begun).toEqual([])

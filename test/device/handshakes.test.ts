@@ -4,6 +4,7 @@
  */
 
 import { expect, test } from "bun:test"
+import { AddressLimits } from "../../src/device/address-limits.ts"
 import type { AdmissionLimits } from "../../src/device/admission.ts"
 import type { CloseReason } from "../../src/device/close-reason.ts"
 import type { Connection } from "../../src/device/connection.ts"
@@ -36,16 +37,17 @@ class Subject {
   suspended = false
   readonly handshakes: Handshakes<TestSocket>
 
-  constructor(limits: AdmissionLimits) {
+  constructor(limits: AdmissionLimits, addressLimits: AddressLimits | null = null) {
     this.handshakes = new Handshakes({
       limits,
+      addressLimits,
       steadyMs: () => this.nowMs,
       connectionCount: () => this.count,
       isBusy: () => true,
       suspended: () => this.suspended,
-      begin: (socket) => {
+      begin: (socket, remoteAddress) => {
         this.count += 1
-        socket.connection = { acceptedAtMs: this.nowMs } as Connection
+        socket.connection = { acceptedAtMs: this.nowMs, remoteAddress } as Connection
         return socket.connection
       },
       waits: (socket, queued) => {
@@ -60,9 +62,9 @@ class Subject {
     })
   }
 
-  accept(): TestSocket {
+  accept(address = "192.0.2.1"): TestSocket {
     const socket = makeSocket()
-    this.handshakes.accept(socket)
+    this.handshakes.accept(socket, address)
     return socket
   }
 }
@@ -158,4 +160,21 @@ test("in a full worker the oldest unadmitted connection is replaced, once", () =
   second.replacedAfterMs = null
   subject.accept()
   expect(second.replacedAfterMs).toBeNull()
+})
+
+test("refuses an address at its limit, and counts each way a connection ends", () => {
+  const limits = { maxConnections: 1_000, maxWaiting: 10, perS: 1 }
+  const subject = new Subject(limits, new AddressLimits({ maxConnections: 2, handshakesPerS: 0 }))
+  const begun = subject.accept()
+  const waiting = subject.accept()
+  expect([begun.connection !== null, waiting.queued !== null]).toEqual([true, true])
+  expect(subject.accept().refused).toBe("overloaded_address")
+  expect(subject.accept("192.0.2.2").refused).toBeNull()
+  if (begun.connection === null || waiting.queued === null) throw new Error("not accepted")
+  subject.handshakes.closed(begun, begun.connection)
+  expect(subject.accept().refused).toBeNull()
+  expect(subject.accept().refused).toBe("overloaded_address")
+  subject.handshakes.left(waiting.queued)
+  expect(subject.accept().refused).toBeNull()
+  expect(subject.accept().refused).toBe("overloaded_address")
 })

@@ -95,9 +95,9 @@ class Subject {
       pause: () => undefined,
       resume: () => undefined,
     }
-    const connection = new Connection(connectionId, socket, this.#context)
+    const connection = new Connection(connectionId, socket, "192.0.2.1", this.#context)
     this.connections.add(connection)
-    const peer = { remoteAddress: "192.0.2.1", tlsVersion: "TLSv1.3", fingerprint: null }
+    const peer = { tlsVersion: "TLSv1.3", fingerprint: null }
     connection.admit(deviceId, epoch, peer)
     this.connections.enter(connection)
     return connection
@@ -163,7 +163,9 @@ describe("a device", () => {
 
   test("that was not admitted is not announced", async () => {
     const subject = new Subject()
-    const connection = new Connection("c1", {} as never, { steadyMs: () => 0 } as never)
+    const connection = new Connection("c1", {} as never, "192.0.2.1", {
+      steadyMs: () => 0,
+    } as never)
     subject.announcer.come(connection)
     await turn()
     expect(subject.channel.told).toEqual([])

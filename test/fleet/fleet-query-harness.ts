@@ -112,9 +112,9 @@ export class Subject {
       pause: () => undefined,
       resume: () => undefined,
     }
-    const connection = new Connection(at("gw.0", counter), socket, this.#context)
+    const connection = new Connection(at("gw.0", counter), socket, "192.0.2.1", this.#context)
     this.connections.add(connection)
-    const peer = { remoteAddress: "192.0.2.1", tlsVersion: "TLSv1.3", fingerprint: null }
+    const peer = { tlsVersion: "TLSv1.3", fingerprint: null }
     connection.admit(deviceId, NOW_MS, peer)
     this.connections.enter(connection)
     return connection

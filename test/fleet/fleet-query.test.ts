@@ -136,7 +136,9 @@ describe("a list", () => {
     const subject = new Subject()
     subject.hold(at("gw.0", "x"), "x")
     subject.hold("closing").close("idle")
-    subject.connections.add(new Connection("shaking", {} as never, { steadyMs: () => 0 } as never))
+    subject.connections.add(
+      new Connection("shaking", {} as never, "192.0.2.1", { steadyMs: () => 0 } as never),
+    )
     expect(idsOf(await subject.fleetQuery.list(ALL))).toEqual([at("gw.0", "x")])
   })
 

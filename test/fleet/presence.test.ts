@@ -71,7 +71,8 @@ class Subject {
 function connection(deviceId: string, connectionId = "c1"): Connection {
   return {
     endpoint: { recipient: { deviceId, connectionId, epoch: EPOCH }, linesIn: 3, linesOut: 4 },
-    peer: { remoteAddress: "192.0.2.1", tlsVersion: "TLSv1.3", fingerprint: "secret" },
+    remoteAddress: "192.0.2.1",
+    peer: { tlsVersion: "TLSv1.3", fingerprint: "secret" },
   } as unknown as Connection
 }
 

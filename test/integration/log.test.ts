@@ -28,7 +28,8 @@ afterAll(() => rmSync(directory, { recursive: true }))
 
 const connection = {
   id: "gw1.0.mb2k3f9zq7.1a",
-  peer: { remoteAddress: "192.0.2.7", tlsVersion: "TLSv1.3" },
+  remoteAddress: "192.0.2.7",
+  peer: { tlsVersion: "TLSv1.3" },
   endpoint: { linesIn: 3, linesOut: 4 },
 } as unknown as Connection
 

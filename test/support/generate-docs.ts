@@ -85,6 +85,11 @@ const GROUPS: readonly Group[] = [
     first: "MAX_CONNECTIONS",
   },
   {
+    title: "Proxies and limits by address",
+    text: "Set the first two when a load balancer stands in front and speaks the PROXY protocol; without it all devices have the balancer's address. The limits keep single addresses from taking all connections; leave them off where many devices share one.",
+    first: "PROXY_PROTOCOL",
+  },
+  {
     title: "Idle devices and commands",
     text: "Set the idle time-out to about twice the interval of the firmware's sign of life. The other settings bound how long commands wait for their device and for missing numbers.",
     first: "IDLE_TIMEOUT_MS",

@@ -1,6 +1,6 @@
 /**
- * A load balancer for the tests: Debian's HAProxy in TCP mode, which checks each server every half
- * second and closes the connections of a server that fails its check.
+ * A load balancer for the tests: Debian's HAProxy in TCP mode, which checks each server and closes
+ * the connections of a server that fails its check.
  *
  * `stop` kills it with all its connections. `start` starts it again on the same port.
  */
@@ -12,6 +12,7 @@ import { until } from "./wait.ts"
 
 const HAPROXY = "/usr/sbin/haproxy"
 const HOST = "127.0.0.1"
+const EACH_HALF_SECOND = "check inter 500 fall 2 rise 2"
 
 export class HaProxy {
   readonly port: number
@@ -22,13 +23,16 @@ export class HaProxy {
     this.port = port
   }
 
-  /** @param servers `address:port` of each. */
-  static async start(servers: readonly string[]): Promise<HaProxy> {
-    if (!existsSync(HAPROXY)) throw new Error("These tests need HAProxy: sh test/install long")
+  /**
+   * @param servers `address:port` of each.
+   * @param options of each server, in HAProxy's words; by default it is checked each half second.
+   */
+  static async start(servers: readonly string[], options = EACH_HALF_SECOND): Promise<HaProxy> {
+    if (!existsSync(HAPROXY)) throw new Error("These tests need HAProxy: sh test/install")
     const free = Bun.listen({ hostname: HOST, port: 0, socket: { data() {} } })
     free.stop(true)
     const proxy = new HaProxy(free.port)
-    writeFileSync(proxy.#configuration, configuration(free.port, servers))
+    writeFileSync(proxy.#configuration, configuration(free.port, servers, options))
     await proxy.start()
     return proxy
   }
@@ -69,7 +73,7 @@ export class HaProxy {
   }
 }
 
-function configuration(port: number, servers: readonly string[]): string {
+function configuration(port: number, servers: readonly string[], options: string): string {
   const server = (address: string, at: number) => `  server node${at} ${address}`
   return [
     "defaults",
@@ -79,10 +83,10 @@ function configuration(port: number, servers: readonly string[]): string {
     "  timeout client 1h",
     "  timeout server 1h",
     "  option redispatch",
-    "listen amqp",
+    "listen all",
     `  bind ${HOST}:${port}`,
     "  balance roundrobin",
-    "  default-server check inter 500 fall 2 rise 2 on-marked-down shutdown-sessions",
+    `  default-server ${options} on-marked-down shutdown-sessions`,
     ...servers.map(server),
     "",
   ].join("\n")

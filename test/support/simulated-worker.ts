@@ -202,7 +202,7 @@ export class SimulatedWorker {
       this.devices.set(id, device)
       connections.add(connection)
       connection.identify()
-      const peer = { remoteAddress: "192.0.2.1", tlsVersion: "TLSv1.3", fingerprint: null }
+      const peer = { tlsVersion: "TLSv1.3", fingerprint: null }
       admitter.admit(connection, deviceId ?? id, peer)
     })
     return device
@@ -323,7 +323,7 @@ class ShownConnection extends Connection {
     context: ConnectionContext,
     hooks: SimulatedWorkerHooks,
   ) {
-    super(id, socket, context)
+    super(id, socket, "192.0.2.1", context)
     this.#hooks = hooks
   }
 
