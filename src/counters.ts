@@ -19,7 +19,7 @@ export class Counters {
   unterminatedBytes = 0
   /** Bytes received after the gateway had begun to close the connection. */
   bytesAfterClose = 0
-  readingPaused = 0
+  readonly readingPaused = { window: 0, rate: 0 }
 
   linesConfirmed = 0
   linesRepublished = 0

@@ -225,6 +225,8 @@ function shape(settings: Settings, values: Environment, ca: string | null) {
       denylistFile: settings.DENYLIST_FILE === "" ? null : settings.DENYLIST_FILE,
       ack: settings.DEVICE_ACK,
       maxLineBytes: settings.MAX_LINE_BYTES,
+      linesPerS: settings.DEVICE_LINES_PER_S,
+      bytesPerS: settings.DEVICE_BYTES_PER_S,
       /** Null to derive it from the open-files limit. */
       maxConnections: settings.MAX_CONNECTIONS === 0 ? null : settings.MAX_CONNECTIONS,
       admission: { maxWaiting: settings.MAX_WAITING, perS: settings.MAX_HANDSHAKES_PER_S },

@@ -155,6 +155,20 @@ export const settings = v.object({
     unit: "bytes",
     text: "Bytes of unfinished lines of one worker. Beyond it the device with the oldest unfinished line is closed (line_timeout). Must be more than MAX_LINE_BYTES.",
   }),
+  DEVICE_LINES_PER_S: integer({
+    default: 0,
+    defaultText: "no limit",
+    min: 0,
+    max: 1_000_000,
+    text: "Lines per second that are taken from one device, after a burst of two seconds' worth. Beyond it the device is not read until the rate allows its next line; nothing is lost, and the connection stays open. 0 sets no limit.",
+  }),
+  DEVICE_BYTES_PER_S: integer({
+    default: 0,
+    defaultText: "no limit",
+    min: 0,
+    max: 1_000_000_000,
+    text: "The same for the bytes of lines, without terminators.",
+  }),
   MAX_CONNECTIONS: integer({
     default: 0,
     defaultText: "the open-files limit less 256 and MAX_HTTP_CONNECTIONS, at least half of it",

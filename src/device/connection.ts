@@ -18,6 +18,7 @@ import type { Backpressure } from "./backpressure.ts"
 import type { CloseReason } from "./close-reason.ts"
 import type { Command, Outcome } from "./command.ts"
 import type { Timeouts } from "./connections.ts"
+import { DeviceRate, type DeviceRateLimits } from "./device-rate.ts"
 import { type Decision, Endpoint } from "./endpoint.ts"
 import { Framer, LineTooLong } from "./framer.ts"
 import { Outgoing } from "./outgoing.ts"
@@ -29,10 +30,10 @@ import type { UnfinishedLines } from "./unfinished-lines.ts"
 const CLOSING_MS = 2_000
 
 /** Why a connection is not being read. */
-export const PAUSED_BY = { window: 1, memory: 2, drain: 4 } as const
+export const PAUSED_BY = { window: 1, memory: 2, drain: 4, rate: 8 } as const
 export type PauseSource = keyof typeof PAUSED_BY
 
-export interface ConnectionLimits extends ReorderLimits {
+export interface ConnectionLimits extends ReorderLimits, DeviceRateLimits {
   readonly maxLineBytes: number
   readonly maxOutgoingBytes: number
   readonly slowDeviceTimeoutMs: number
@@ -66,6 +67,11 @@ export interface ConnectionContext {
    * periodically.
    */
   readonly commandsWait: (connection: Connection) => void
+  /**
+   * Called when the device has reached its rate. From then on `sweepRate` must be called
+   * periodically.
+   */
+  readonly rateReached: (connection: Connection) => void
   /** Called once, when the connection begins to close. */
   readonly closed: (connection: Connection, reason: CloseReason) => void
 }
@@ -82,6 +88,8 @@ export class Connection {
   readonly #context: ConnectionContext
   #framer: Framer | null = null
   #outgoing: Outgoing | null = null
+  /** Null without a limit, and until the connection is admitted. */
+  #rate: DeviceRate | null = null
   #pausedBy = 0
   /** Bytes reported to `backpressure`. */
   #heldBytes = 0
@@ -151,6 +159,7 @@ export class Connection {
     this.#peer = peer
     this.#lastActivityMs = this.#context.steadyMs()
     this.#endpoint = new Endpoint({ deviceId, connectionId: this.id, epoch }, this.#context.limits)
+    this.#rate = DeviceRate.of(this.#context.limits)
     if (this.#context.backpressure.suspended) this.#pausedBy |= PAUSED_BY.memory
     if (this.#pausedBy !== 0) this.socket.pause()
   }
@@ -164,18 +173,21 @@ export class Connection {
     this.#lastActivityMs = this.#context.steadyMs()
     this.#framer ??= new Framer(this.#context.limits.maxLineBytes)
     this.#framer.push(chunk)
-    if (this.#pausedBy & PAUSED_BY.window) {
-      this.#accountHeld()
-      return
-    }
-    if (!this.pump()) {
-      this.#context.counters.readingPaused += 1
-      this.pause("window")
-      this.#context.backpressure.wait(this)
-    }
+    if (this.#pausedBy & (PAUSED_BY.window | PAUSED_BY.rate)) this.#accountHeld()
+    else this.#pumpOrWait()
   }
 
-  /** Passes on lines that were read while the window has room. False when lines are left. */
+  #pumpOrWait(): void {
+    if (this.pump()) return
+    this.#context.counters.readingPaused.window += 1
+    this.pause("window")
+    this.#context.backpressure.wait(this)
+  }
+
+  /**
+   * Passes on lines that were read while the window has room and the rate allows it.
+   * @returns false when lines wait for the window.
+   */
   pump(): boolean {
     const { backpressure, counters } = this.#context
     const framer = this.#framer
@@ -187,6 +199,10 @@ export class Connection {
         this.#accountHeld()
         this.#accountPartial(ended)
         return false
+      }
+      if (this.#rate?.isOver(this.#context.steadyMs()) && this.#reason === null) {
+        this.#reachRate()
+        break
       }
       let line: Uint8Array | null
       try {
@@ -200,6 +216,7 @@ export class Connection {
       }
       if (line === null) break
       ended = true
+      this.#rate?.spend(line.length, this.#context.steadyMs())
       if (line.length === 0) counters.emptyLines += 1
       else this.#takeLine(line)
     }
@@ -209,6 +226,23 @@ export class Connection {
     // Last, because it may close this connection.
     this.#accountPartial(ended)
     return true
+  }
+
+  /** Continues when the rate allows it. @returns false when the device no longer waits for it. */
+  sweepRate(steadyMs: number): boolean {
+    if (this.#state !== "open" || !this.isPausedBy("rate")) return false
+    if (this.#rate?.isOver(steadyMs)) return true
+    if (!this.isPausedBy("window")) this.#pumpOrWait()
+    if (this.#rate?.isOver(steadyMs) && !this.drained) return true
+    this.resume("rate")
+    return false
+  }
+
+  #reachRate(): void {
+    if (this.isPausedBy("rate")) return
+    this.#context.counters.readingPaused.rate += 1
+    this.pause("rate")
+    this.#context.rateReached(this)
   }
 
   closeUnfinished(): void {
@@ -344,6 +378,8 @@ export class Connection {
     if (this.#ended || this.#reason === null) return
     this.#ended = true
     const reason = this.#reason
+    // What was read is published, without waiting for the rate.
+    if (this.isPausedBy("rate") && !this.pump()) this.#context.backpressure.wait(this)
     const endpoint = this.#endpoint
     if (endpoint !== null) {
       const held = endpoint.close()

@@ -32,6 +32,8 @@ export class Connections {
   readonly #named = new Map<string, Connection>()
   /** Connections with commands in their reorder buffers. */
   readonly #waiting = new Set<Connection>()
+  /** Connections that are not read because of their rate. */
+  readonly #atRate = new Set<Connection>()
   #nextSweepOfAllMs = 0
 
   constructor(deadlines: Timeouts) {
@@ -49,6 +51,7 @@ export class Connections {
   remove(connection: Connection): void {
     this.#all.delete(connection.id)
     this.#waiting.delete(connection)
+    this.#atRate.delete(connection)
     this.leave(connection)
   }
 
@@ -94,6 +97,10 @@ export class Connections {
 
   commandsWait(connection: Connection): void {
     this.#waiting.add(connection)
+  }
+
+  rateReached(connection: Connection): void {
+    this.#atRate.add(connection)
   }
 
   forEach(visit: (connection: Connection) => void): void {
@@ -150,6 +157,9 @@ export class Connections {
   sweep(nowMs: number, steadyMs: number): void {
     for (const connection of this.#waiting) {
       if (!connection.sweepCommands(nowMs)) this.#waiting.delete(connection)
+    }
+    for (const connection of this.#atRate) {
+      if (!connection.sweepRate(steadyMs)) this.#atRate.delete(connection)
     }
     if (steadyMs < this.#nextSweepOfAllMs) return
     this.#nextSweepOfAllMs = steadyMs + SWEEP_ALL_EVERY_MS

@@ -19,8 +19,8 @@ export interface DeviceView {
   /** When bytes were last received from the device. */
   readonly last_activity: number
   /**
-   * Why the device is not read: `window`, `memory`, `drain`; empty when it is read. Later versions
-   * may add reasons.
+   * Why the device is not read: `window`, `memory`, `drain`, `rate`; empty when it is read. Later
+   * versions may add reasons.
    */
   readonly reading_paused_by: readonly string[]
   /** Bytes of commands that wait for the socket. */

@@ -143,10 +143,11 @@ export class WorkerMetrics {
       "Bytes received on connections that the gateway had begun to close",
       () => c.bytesAfterClose,
     )
-    counter(
+    counterBy(
       "owsla_reading_paused_total",
-      "Times that reading from a device was paused because the publish window was full",
-      () => c.readingPaused,
+      "Times that reading from a device was paused because the publish window was full or the device had reached its rate",
+      "by",
+      () => Object.entries(c.readingPaused),
     )
     gauge(
       "owsla_window_lines",

@@ -266,6 +266,7 @@ export class Worker {
       lines: this.#lines,
       flushSoon: new FlushScheduler().soon,
       commandsWait: (connection) => this.#connections.commandsWait(connection),
+      rateReached: (connection) => this.#connections.rateReached(connection),
       closed: (connection, reason) => {
         this.#connections.leave(connection)
         this.fleet.closed(connection, reason)

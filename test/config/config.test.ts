@@ -57,6 +57,8 @@ describe("defaults", () => {
         helloSecrets: [],
         identifyTimeoutMs: 5_000,
         denylistFile: null,
+        linesPerS: 0,
+        bytesPerS: 0,
         addressLimits: null,
         proxyFrom: null,
         ack: "off",

@@ -17,6 +17,8 @@ export const LIMITS: ConnectionLimits = {
   slowDeviceTimeoutMs: 1_000,
   windowCommands: 4,
   gapTimeoutMs: 50,
+  linesPerS: 0,
+  bytesPerS: 0,
 }
 export const HANDSHAKE_TIMEOUT_MS = 300
 export const IDLE_TIMEOUT_MS = 5_000
@@ -153,6 +155,7 @@ export class Harness {
   readonly closed: { connection: Connection; reason: CloseReason }[] = []
   readonly flushDue = new Set<Connection>()
   readonly waiting = new Set<Connection>()
+  readonly atRate = new Set<Connection>()
   readonly connections: Connection[] = []
   readonly suspensions: boolean[] = []
   readonly backpressure: Backpressure
@@ -193,6 +196,7 @@ export class Harness {
       },
       flushSoon: (connection) => this.flushDue.add(connection),
       commandsWait: (connection) => this.waiting.add(connection),
+      rateReached: (connection) => this.atRate.add(connection),
       closed: (connection, reason) => {
         this.closed.push({ connection, reason })
         this.onClosed()
@@ -222,6 +226,9 @@ export class Harness {
     this.steadyMs += ms
     for (const connection of [...this.waiting]) {
       if (!connection.sweepCommands(this.nowMs)) this.waiting.delete(connection)
+    }
+    for (const connection of this.atRate) {
+      if (!connection.sweepRate(this.steadyMs)) this.atRate.delete(connection)
     }
     for (const connection of this.connections) {
       connection.sweep(this.steadyMs, DEADLINES)

@@ -1,7 +1,9 @@
 /** A connection: admission, lines, pauses, and calls after the close. */
 
 import { describe, expect, test } from "bun:test"
+import fc from "fast-check"
 import type { Connection, PauseSource } from "../../src/device/connection.ts"
+import { check } from "../support/property.ts"
 import { bytesOf, Harness, PEER, START_MS, UNFINISHED } from "./connection-harness.ts"
 
 describe("admission", () => {
@@ -57,6 +59,118 @@ describe("admission", () => {
   })
 })
 
+describe("the rate of a device", () => {
+  test("beyond its burst the rest of a chunk waits, unread, and nothing is lost", () => {
+    const harness = new Harness({ linesPerS: 2 })
+    const { connection, socket } = harness.admit()
+    connection.received(bytesOf("a\nb\nc\nd\ne\nf\nrest"))
+    expect(harness.texts()).toEqual(["a", "b", "c", "d"])
+    expect([socket.paused, connection.isPausedBy("rate"), connection.drained]).toEqual([
+      ...[true, true, false],
+    ])
+    expect(harness.backpressure.heldBytes).toBe(8)
+    harness.after(499)
+    expect(harness.texts()).toHaveLength(4)
+    harness.after(1)
+    expect(harness.texts()).toEqual(["a", "b", "c", "d", "e"])
+    expect(socket.paused).toBe(true)
+    harness.after(500)
+    expect(harness.texts()).toEqual(["a", "b", "c", "d", "e", "f"])
+    harness.after(500)
+    expect([socket.paused, connection.isPausedBy("rate"), harness.atRate.size]).toEqual([
+      ...[false, false, 0],
+    ])
+    expect(harness.backpressure.heldBytes).toBe(0)
+    connection.received(bytesOf("!\n"))
+    expect(harness.texts().at(-1)).toBe("rest!")
+    expect(harness.counters.readingPaused).toEqual({ window: 0, rate: 1 })
+  })
+
+  test("counts bytes, and empty lines as lines", () => {
+    const bytes = new Harness({ bytesPerS: 4 })
+    const first = bytes.admit().connection
+    first.received(bytesOf("12345678\n9\n"))
+    expect(bytes.texts()).toEqual(["12345678"])
+    bytes.after(250)
+    expect(bytes.texts()).toEqual(["12345678", "9"])
+    const lines = new Harness({ linesPerS: 1 })
+    const second = lines.admit().connection
+    second.received(bytesOf("\n\na\n"))
+    expect([lines.texts(), lines.counters.emptyLines]).toEqual([[], 2])
+    lines.after(1_000)
+    expect(lines.texts()).toEqual(["a"])
+  })
+
+  test.each(["kicked", "peer_closed"] as const)(
+    "a device that ends (%s) has all published",
+    (by) => {
+      const harness = new Harness({ linesPerS: 1 })
+      const { connection } = harness.admit()
+      harness.window.room = 4
+      connection.received(bytesOf("a\nb\nc\nd\ne\npart"))
+      expect(harness.texts()).toEqual(["a", "b"])
+      if (by === "kicked") connection.close("kicked")
+      else connection.socketClosed()
+      expect(harness.texts()).toEqual(["a", "b", "c", "d"])
+      harness.roomAgain(5)
+      expect(harness.texts()).toEqual(["a", "b", "c", "d", "e"])
+      expect(harness.backpressure.heldBytes).toBe(0)
+      expect(harness.counters.unterminatedBytes).toBe(4)
+    },
+  )
+
+  test("a full window holds it back longer, and the device is read when both allow it", () => {
+    const harness = new Harness({ linesPerS: 1 })
+    const { connection, socket } = harness.admit()
+    harness.window.room = 1
+    connection.received(bytesOf("a\nb\nc\n"))
+    expect(harness.texts()).toEqual(["a"])
+    harness.roomAgain(5)
+    expect([harness.texts(), connection.isPausedBy("rate")]).toEqual([["a", "b"], true])
+    harness.window.room = 0
+    harness.after(1_000)
+    expect([socket.paused, connection.isPausedBy("window")]).toEqual([true, true])
+    harness.roomAgain(5)
+    expect([harness.texts(), socket.paused]).toEqual([["a", "b", "c"], false])
+  })
+
+  test("any lines at any times come out once, in order, and no faster", () => {
+    const steps = fc.array(
+      fc.oneof(
+        fc.record({ lines: fc.integer({ min: 1, max: 9 }) }),
+        fc.record({ ms: fc.integer({ min: 1, max: 900 }) }),
+        fc.record({ room: fc.integer({ min: 0, max: 6 }) }),
+      ),
+      { maxLength: 40 },
+    )
+    check(
+      fc.property(steps, fc.integer({ min: 1, max: 4 }), fc.boolean(), (all, perS, closes) => {
+        const harness = new Harness({ linesPerS: perS })
+        const { connection } = harness.admit()
+        const startMs = harness.steadyMs
+        const sent: string[] = []
+        for (const step of all) {
+          if ("ms" in step) harness.after(step.ms)
+          else if ("room" in step) harness.roomAgain(step.room)
+          else {
+            const texts = Array.from({ length: step.lines }, (_, at) => String(sent.length + at))
+            sent.push(...texts)
+            connection.received(bytesOf(texts.map((text) => `${text}\n`).join("")))
+          }
+          const allowed = perS * 2 + ((harness.steadyMs - startMs) / 1_000) * perS
+          expect(harness.lines.length).toBeLessThanOrEqual(allowed + 1e-6)
+        }
+        if (closes) connection.close("kicked")
+        else for (let n = 0; n < 400; n += 1) harness.after(1_000 / perS)
+        harness.roomAgain(1_000)
+        for (let n = 0; n < 400; n += 1) harness.after(1_000 / perS)
+        expect(harness.texts()).toEqual(sent)
+        expect(harness.backpressure.heldBytes).toBe(0)
+      }),
+    )
+  })
+})
+
 describe("lines from the device", () => {
   test("are numbered from 0 and passed on; empty ones are a sign of life and counted", () => {
     const harness = new Harness()
@@ -81,7 +195,7 @@ describe("lines from the device", () => {
     expect(harness.texts()).toEqual(["a", "b"])
     expect(socket.calls).toEqual(["pause"])
     expect([harness.backpressure.waitingCount, harness.backpressure.heldBytes]).toEqual([1, 8])
-    expect([connection.drained, harness.counters.readingPaused]).toEqual([false, 1])
+    expect([connection.drained, harness.counters.readingPaused.window]).toEqual([false, 1])
     harness.roomAgain(1)
     expect(harness.texts()).toEqual(["a", "b", "c"])
     expect([socket.paused, harness.backpressure.waitingCount]).toEqual([true, 1])

@@ -70,6 +70,8 @@ export class Subject {
       slowDeviceTimeoutMs: 1,
       windowCommands: 1,
       gapTimeoutMs: 1,
+      linesPerS: 0,
+      bytesPerS: 0,
     },
     counters: this.counters,
     backpressure: new Backpressure(1, { hasRoom: true }, () => undefined),
@@ -80,6 +82,7 @@ export class Subject {
     lines: { take: () => undefined },
     flushSoon: () => undefined,
     commandsWait: () => undefined,
+    rateReached: () => undefined,
     closed: (connection, reason) => {
       this.connections.leave(connection)
       this.closed.push([connection.id, reason])
