@@ -248,6 +248,9 @@ function shape(settings: Settings, values: Environment, ca: string | null) {
       lineTimeoutMs: settings.LINE_TIMEOUT_MS,
       handshakeTimeoutMs: settings.HANDSHAKE_TIMEOUT_MS,
       idleTimeoutMs: settings.IDLE_TIMEOUT_MS,
+      maxAgeMs: settings.MAX_CONNECTION_AGE_MS,
+      /** Empty for none. */
+      goodbyeLine: settings.GOODBYE_LINE,
       slowDeviceTimeoutMs: settings.SLOW_DEVICE_TIMEOUT_MS,
       gapTimeoutMs: settings.SEQ_GAP_TIMEOUT_MS,
       windowCommands: settings.SEQ_WINDOW,

@@ -235,6 +235,20 @@ export const settings = v.object({
     unit: "ms",
     text: "A device that sends nothing for this long, not even an empty line, is closed (idle).",
   }),
+  MAX_CONNECTION_AGE_MS: integer({
+    default: 0,
+    defaultText: "no limit",
+    min: 0,
+    max: 2_592_000_000,
+    unit: "ms",
+    text: "A connection is closed at this age, 20 % more or less by chance, once its lines are confirmed (aged). So devices spread over the instances again after one was added. 0 sets no limit.",
+  }),
+  GOODBYE_LINE: text({
+    default: "",
+    match: (line) => Buffer.byteLength(line) <= 200 && !/\p{Cc}/u.test(line),
+    range: "at most 200 bytes without control characters",
+    text: "The last line to a device before the gateway closes its connection as drained, kicked, aged, taken_over or denied, such as BYE {reason} {retry_after_ms}. {retry_after_ms} is spread so that devices that wait for it come back no faster than the fleet can admit them. Empty: no such line.",
+  }),
   SLOW_DEVICE_TIMEOUT_MS: integer({
     default: 30_000,
     min: 1_000,

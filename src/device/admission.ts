@@ -103,6 +103,7 @@ export class Admission {
   #completed = 0
   #completedSinceMs = 0
   #ratePerS = 0
+  #bestRatePerS = 0
   /** Connections replaced since the last handshake completed or the last doubling. */
   #replaced = 0
   #doublings = 0
@@ -118,6 +119,11 @@ export class Admission {
   /** The limit of concurrent handshakes. */
   get handshakeLimit(): number {
     return Math.floor(this.#handshakeLimit)
+  }
+
+  /** The most handshakes completed in a second since the start. */
+  get bestRatePerS(): number {
+    return this.#bestRatePerS
   }
 
   /** Handshakes completed per second, measured over the last full second. */
@@ -219,6 +225,7 @@ export class Admission {
     const sinceMs = steadyMs - this.#completedSinceMs
     if (sinceMs < RATE_OF_MS) return
     this.#ratePerS = Math.round((this.#completed / sinceMs) * 1_000)
+    this.#bestRatePerS = Math.max(this.#bestRatePerS, this.#ratePerS)
     this.#completed = 0
     this.#completedSinceMs = steadyMs
   }

@@ -27,6 +27,8 @@ export const CLOSE_REASONS = [
   /** The address has reached MAX_CONNECTIONS_PER_ADDRESS or MAX_HANDSHAKES_PER_ADDRESS_PER_S. */
   "overloaded_address",
   "kicked",
+  /** The connection has reached MAX_CONNECTION_AGE_MS. */
+  "aged",
   "drained",
   /** An unexpected exception in the gateway closed this connection. The process continues. */
   "fault",

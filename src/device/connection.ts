@@ -21,6 +21,7 @@ import type { Timeouts } from "./connections.ts"
 import { DeviceRate, type DeviceRateLimits } from "./device-rate.ts"
 import { type Decision, Endpoint } from "./endpoint.ts"
 import { Framer, LineTooLong } from "./framer.ts"
+import type { Goodbye } from "./goodbye.ts"
 import { Outgoing } from "./outgoing.ts"
 import { type DeviceSocket, type PeerInfo, UNKNOWN_PEER } from "./peer.ts"
 import type { ReorderLimits } from "./reorder-buffer.ts"
@@ -72,6 +73,12 @@ export interface ConnectionContext {
    * periodically.
    */
   readonly rateReached: (connection: Connection) => void
+  /** How long a connection that is admitted now may stay; `Infinity` without a limit. */
+  readonly lifetimeMs: () => number
+  /** Called in each sweep in which the connection is older than that. */
+  readonly aged: (connection: Connection) => void
+  /** Null when devices get no goodbye line. */
+  readonly goodbye: Goodbye | null
   /** Called once, when the connection begins to close. */
   readonly closed: (connection: Connection, reason: CloseReason) => void
 }
@@ -96,6 +103,7 @@ export class Connection {
   /** Bytes reported to `unfinishedLines`. */
   #partialBytes = 0
   #lastActivityMs: number
+  #closesAtMs = Number.POSITIVE_INFINITY
   /**
    * Since when the socket has accepted no bytes although some were offered; null while it accepts
    * all bytes.
@@ -159,6 +167,7 @@ export class Connection {
     this.#peer = peer
     this.#lastActivityMs = this.#context.steadyMs()
     this.#endpoint = new Endpoint({ deviceId, connectionId: this.id, epoch }, this.#context.limits)
+    this.#closesAtMs = this.#lastActivityMs + this.#context.lifetimeMs()
     this.#rate = DeviceRate.of(this.#context.limits)
     if (this.#context.backpressure.suspended) this.#pausedBy |= PAUSED_BY.memory
     if (this.#pausedBy !== 0) this.socket.pause()
@@ -318,6 +327,7 @@ export class Connection {
         const idleMs = this.#pausedBy === 0 ? steadyMs - this.#lastActivityMs : 0
         if (stalledMs >= slowDeviceTimeoutMs) this.close("slow_device")
         else if (idleMs >= deadlines.idleTimeoutMs) this.close("idle")
+        else if (steadyMs >= this.#closesAtMs) this.#context.aged(this)
         break
       }
       case "closing":
@@ -353,7 +363,10 @@ export class Connection {
     if (this.#reason !== null) return
     this.#reason = reason
     const handshaking = this.#state === "handshaking"
-    if (!handshaking) this.#write()
+    if (!handshaking) {
+      this.#write()
+      this.#sayGoodbye(reason)
+    }
     this.#end()
     if (this.#state === "closed") return
     this.#state = "closing"
@@ -371,6 +384,13 @@ export class Connection {
     this.#reason ??= this.#state === "handshaking" ? "handshake_failed" : "peer_closed"
     this.#state = "closed"
     this.#end()
+  }
+
+  /** Unless a command is written in part. A device that takes no bytes gets none. */
+  #sayGoodbye(reason: CloseReason): void {
+    if (this.#context.goodbye === null || this.outgoingBytes > 0) return
+    const text = this.#context.goodbye.textFor(reason)
+    if (text !== null) this.socket.write(Buffer.from(`${text}\n`))
   }
 
   /** Settles the waiting commands and calls `closed`, once. */

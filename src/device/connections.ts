@@ -6,7 +6,6 @@
  * closed, so closing connections count.
  */
 
-import type { CloseReason } from "./close-reason.ts"
 import type { Connection } from "./connection.ts"
 import type { Denylist } from "./denylist.ts"
 
@@ -112,24 +111,6 @@ export class Connections {
    */
   values(): MapIterator<Connection> {
     return this.#all.values()
-  }
-
-  /**
-   * Begins to close up to `max` open connections. Returns the number of open connections that are
-   * left.
-   */
-  closeSome(max: number, reason: CloseReason): number {
-    let closed = 0
-    let left = 0
-    for (const connection of this.#all.values()) {
-      if (connection.state !== "open") continue
-      if (closed === max) left += 1
-      else {
-        connection.close(reason)
-        closed += 1
-      }
-    }
-    return left
   }
 
   /** Closes connections that were admitted before their device or certificate was denied. */

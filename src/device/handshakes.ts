@@ -72,9 +72,14 @@ export class Handshakes<S extends PausableSocket> {
     })
   }
 
-  /** True after `stop` was called. */
+  /** While true, all new connections are refused. */
   get draining(): boolean {
     return this.#draining
+  }
+
+  /** The most handshakes completed in a second since the start. */
+  get bestRatePerS(): number {
+    return this.#admission.bestRatePerS
   }
 
   /** Why a connection would be refused now, or null. */
@@ -162,6 +167,11 @@ export class Handshakes<S extends PausableSocket> {
     }
     this.#admission.look(lagMs, stalled, steadyMs)
     this.#queue.next()
+  }
+
+  /** Accepts new connections again after `stop`. */
+  resume(): void {
+    this.#draining = false
   }
 
   /** Refuses all new connections from now on. @returns the waiting ones. */

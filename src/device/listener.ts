@@ -147,6 +147,11 @@ export class Listener {
     return this.#handshakes.refusing
   }
 
+  /** The most handshakes completed in a second since the start. */
+  get bestRatePerS(): number {
+    return this.#handshakes.bestRatePerS
+  }
+
   get admission(): AdmissionReport {
     return this.#handshakes.report
   }
@@ -168,22 +173,33 @@ export class Listener {
    * @throws when the new certificate cannot be used. Then the old one stays in use.
    */
   renew(tls: ListenerTls): void {
-    if (this.#handshakes.draining) return
+    if (!this.#port.isListening) return
     const authorities = tls.clientCaPem === null ? null : new ClientAuthorities(tls.clientCaPem)
     this.#port.renew(tls)
     this.#authorities = authorities
     if (authorities !== null) this.#recheck.start(authorities, this.#connections.values())
   }
 
-  /** Stops accepting. Existing connections stay open. */
-  stop(): void {
-    this.#port.stop()
-    for (const socket of this.#proxied?.clear() ?? [])
+  /** Refuses new connections, and those that wait. Existing connections stay open. */
+  refuseAll(): void {
+    for (const socket of this.#proxied?.clear() ?? []) {
       this.#refuse(socket, "drained", addressOf(socket))
+    }
     for (const { socket, address } of this.#handshakes.stop()) {
       socket.data = undefined
       this.#refuse(socket, "drained", address)
     }
+  }
+
+  /** Accepts new connections again after `refuseAll`. */
+  resume(): void {
+    this.#handshakes.resume()
+  }
+
+  /** Stops listening, for good. Existing connections stay open. */
+  stop(): void {
+    this.#port.stop()
+    this.refuseAll()
   }
 
   #makeProxied(options: ListenerOptions, from: readonly string[]) {

@@ -72,7 +72,11 @@ export class TlsPort<Data> {
     this.#handlers = handlers
   }
 
-  /** The bound port; 0 before `listen`. */
+  get isListening(): boolean {
+    return this.#listening !== null
+  }
+
+  /** The bound port; 0 before `listen` and after `stop`. */
   get port(): number {
     return this.#listening?.port ?? 0
   }
@@ -98,6 +102,7 @@ export class TlsPort<Data> {
   /** Stops accepting. Existing connections stay open. */
   stop(): void {
     this.#listening?.stop(false)
+    this.#listening = null
   }
 
   #listen({ certPem, keyPem, clientCaPem }: ListenerTls, port: number, generation: number) {

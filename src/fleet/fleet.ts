@@ -18,6 +18,7 @@ import type { Connections } from "../device/connections.ts"
 import type { WorkerProcess } from "../device/ids.ts"
 import { Announcer } from "./announcer.ts"
 import { Channel } from "./channel.ts"
+import { instanceOf } from "./device-view.ts"
 import type { FleetKeys } from "./fleet-keys.ts"
 import { FleetQuery } from "./fleet-query.ts"
 import { LocationCache } from "./location-cache.ts"
@@ -36,6 +37,8 @@ export interface FleetOptions {
   readonly counters: Counters
   readonly keys: FleetKeys
   readonly warn: (message: string) => void
+  /** Devices that this worker can admit in a second. */
+  readonly admitsPerS: () => number
 }
 
 export class Fleet {
@@ -107,6 +110,12 @@ export class Fleet {
   /** The epoch of the device's newest connection that other workers have announced. */
   epochElsewhere(deviceId: string): number | undefined {
     return this.#locationCache.epochOf(deviceId)
+  }
+
+  /** Devices that the workers of other instances can admit in a second. */
+  get othersAdmitPerS(): number {
+    const instance = instanceOf(this.#options.self.worker)
+    return this.#members.admitPerS((worker) => instanceOf(worker) === instance)
   }
 
   admitted(connection: Connection): void {
@@ -192,7 +201,11 @@ export class Fleet {
 
   #tellAlive(steadyMs: number, asks: boolean): void {
     this.#toldAliveAtMs = steadyMs
-    this.#channel.broadcast({ type: "alive", asks })
+    this.#channel.broadcast(this.#alive(asks))
+  }
+
+  #alive(asks: boolean) {
+    return { type: "alive", asks, admits_per_s: this.#options.admitsPerS() } as const
   }
 
   #heard(message: FleetMessage): void {
@@ -204,8 +217,9 @@ export class Fleet {
     this.#members.heard(from, incarnation, this.#options.steadyMs())
     switch (message.type) {
       case "alive":
+        this.#members.admits(from, incarnation, message.admits_per_s ?? 0)
         if (message.asks && !this.#leaving) {
-          this.#channel.tell({ worker: from, incarnation }, { type: "alive", asks: false })
+          this.#channel.tell({ worker: from, incarnation }, this.#alive(false))
         }
         break
       case "devices":

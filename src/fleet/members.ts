@@ -31,6 +31,8 @@ export const MAX_MEMBERS = 4_096
 interface Member {
   readonly incarnation: string
   heardAtMs: number
+  /** Devices that it can admit in a second; 0 until it has said so. */
+  admitsPerS: number
   state: "heard_of" | "silent" | "left"
 }
 
@@ -56,7 +58,12 @@ export class Members {
       member === undefined ? this.#members.size < MAX_MEMBERS : incarnation > member.incarnation
     ) {
       // Incarnations sort by start time. A message of an older incarnation is late and ignored.
-      this.#members.set(worker, { incarnation, heardAtMs: steadyMs, state: "heard_of" })
+      this.#members.set(worker, {
+        incarnation,
+        heardAtMs: steadyMs,
+        admitsPerS: 0,
+        state: "heard_of",
+      })
     }
   }
 
@@ -85,6 +92,20 @@ export class Members {
     this.#unheard.delete(worker)
     const member = this.#members.get(worker)
     if (member?.incarnation === incarnation) member.state = "left"
+  }
+
+  admits(worker: string, incarnation: string, perS: number): void {
+    const member = this.#members.get(worker)
+    if (member?.incarnation === incarnation) member.admitsPerS = perS
+  }
+
+  /** Devices that the members in the state `heard_of` can admit in a second, without some. */
+  admitPerS(except: (worker: string) => boolean): number {
+    let sum = 0
+    for (const [worker, { state, admitsPerS }] of this.#members) {
+      if (state === "heard_of" && !except(worker)) sum += admitsPerS
+    }
+    return sum
   }
 
   /** The member did not answer in time. */

@@ -44,7 +44,13 @@ const holderMs = v.optional(v.pipe(v.number(), v.finite()))
 
 const message = v.variant("type", [
   /** With `asks` each receiver answers with its own `alive`. */
-  v.object({ type: v.literal("alive"), ...sender, asks: v.boolean() }),
+  v.object({
+    type: v.literal("alive"),
+    ...sender,
+    asks: v.boolean(),
+    /** How many devices the sender can admit in a second, as far as it knows. */
+    admits_per_s: v.optional(v.pipe(v.number(), v.minValue(0), v.maxValue(1e6))),
+  }),
   v.object({ type: v.literal("leaving"), ...sender }),
   v.object({
     type: v.literal("devices"),

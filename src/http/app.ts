@@ -21,6 +21,7 @@ import {
   INCOMPLETE_BODY,
   MAX_MESSAGE_ID_BYTES,
 } from "./devices.ts"
+import { type DrainDependencies, drain } from "./drain.ts"
 import { type ErrorCode, type HttpEnvironment, refuse } from "./errors.ts"
 import { type HealthDependencies, health } from "./health.ts"
 import { sourceFault } from "./loopback-requests.ts"
@@ -29,6 +30,7 @@ import { type MetricsDependencies, metrics } from "./metrics.ts"
 
 export interface AppDependencies
   extends DevicesDependencies,
+    DrainDependencies,
     HealthDependencies,
     MetricsDependencies {
   /**
@@ -113,6 +115,7 @@ export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
   })
   routes.route("/", metrics(dependencies))
   routes.route("/", devices(dependencies))
+  routes.route("/", drain(dependencies))
   if (dependencies.messages !== null) routes.route("/", messages(dependencies.messages))
 
   routes.notFound((c) => refuse(c, "not_found", `no route ${c.req.method} ${c.req.path}`))

@@ -13,13 +13,19 @@ import type { MetricsSnapshot } from "../ops/metrics.ts"
 export interface WorkerReport {
   readonly worker: string
   readonly pid: number
-  readonly state: "serving" | "draining"
+  /** drained: it has no devices left and takes none, until `DELETE /drain`. */
+  readonly state: "serving" | "draining" | "drained"
   /** The state of the broker and, unless it is ready, the reason. */
   readonly broker: {
     readonly kind: "away" | "blocked" | "ready" | "closed"
     readonly reason?: string
   }
   readonly connections: number
+  /** How far a drain is; null while there is none. */
+  readonly drain: {
+    readonly connections_at_start: number
+    readonly connections_left: number
+  } | null
   readonly admission: AdmissionReport
   /**
    * True while unacknowledged commands fill `MAX_COMMAND_BYTES` and no other commands are consumed.
@@ -39,6 +45,8 @@ export type ToSupervisor =
   | { readonly kind: "listening"; readonly devicePort: number; readonly httpPort: number }
   /** The worker cannot serve, and another attempt would fail too. */
   | { readonly kind: "unable"; readonly message: string }
+  /** All workers of the instance must close their devices and take none; false: take them again. */
+  | { readonly kind: "empty"; readonly on: boolean }
   /** Requests the snapshots of all workers. */
   | { readonly kind: "gather"; readonly id: number }
   | { readonly kind: "snapshot"; readonly id: number; readonly snapshot: Snapshot }
@@ -74,6 +82,7 @@ export type ToWorker =
   | { readonly kind: "certificate"; readonly tls: ListenerTls }
   | { readonly kind: "denylist"; readonly part: DenylistPart }
   | { readonly kind: "drain" }
+  | { readonly kind: "empty"; readonly on: boolean }
   | { readonly kind: "snapshot_wanted"; readonly id: number }
   | { readonly kind: "gathered"; readonly id: number; readonly snapshots: readonly Snapshot[] }
 

@@ -1,33 +1,41 @@
 /**
  * Drain: stops a worker without losing lines or commands that it accepted.
  *
- *   accepting_none ─► confirming ─► closing ─► settling ─┬─ all in time ─────► done
- *         │                                              └─ deadline before ─► cut_short
- *         └ listener stopped, reading paused, no more commands consumed
+ *   accepting_none ─► closing ─► confirming ─► settling ─┬─ all in time ─────► done
+ *         │              │           │                   └─ deadline before ─► cut_short
+ *         │              │           └ no more commands consumed
+ *         │              └ the devices left are served as before
+ *         └ listener stopped
  *
- * confirming: waits for the confirms of lines that were read. closing: closes the connections, a
- * few at a time, so that the devices do not reconnect to another instance all at once. settling:
- * waits for the outcomes of commands.
+ * closing: closes the connections evenly (`paced-closing.ts`), so that devices do not come back to
+ * other instances all at once. confirming: waits for the confirms of lines that were read.
+ * settling: waits for the outcomes of commands.
  *
  * It decides the order and waits; the steps are passed in. Bound: `timeoutMs` in all. After that
  * the remaining phases do not wait.
  */
 
+import { PacedClosing } from "./paced-closing.ts"
+
 export type DrainPhase =
   | "accepting_none"
-  | "confirming"
   | "closing"
+  | "confirming"
   | "settling"
   | "done"
   | "cut_short"
 
 export interface DrainSteps {
-  /** Stops the listener, reading and consuming. */
-  readonly acceptNone: () => Promise<void>
+  /** Stops the listener. */
+  readonly acceptNone: () => void
+  /** Begins to close up to `max` connections; returns how many are not closed yet. */
+  readonly closeSome: (max: number) => number
+  /** Closes all connections at once. */
+  readonly closeAll: () => void
+  /** Stops consuming commands and leaves the fleet. */
+  readonly stopServing: () => Promise<void>
   /** True when every line that was read is confirmed. */
   readonly confirmed: () => boolean
-  /** Begins to close up to `max` connections; returns how many are left open. */
-  readonly closeSome: (max: number) => number
   /** True when the outcome of every command is stored and every socket is closed. */
   readonly settled: () => boolean
   readonly enter: (phase: DrainPhase) => void
@@ -35,9 +43,7 @@ export interface DrainSteps {
   readonly sleep: (ms: number) => Promise<void>
 }
 
-const POLL_MS = 10
-/** With a poll every 10 ms, 20,000 connections are closed within two seconds. */
-const CLOSE_AT_ONCE = 100
+export const DRAIN_POLL_MS = 10
 
 /** Resolves with the last phase: "done", or "cut_short" after `timeoutMs`. */
 export async function drain(steps: DrainSteps, timeoutMs: number): Promise<"done" | "cut_short"> {
@@ -45,31 +51,32 @@ export async function drain(steps: DrainSteps, timeoutMs: number): Promise<"done
   const until = async (condition: () => boolean): Promise<boolean> => {
     while (!condition()) {
       if (steps.nowMs() >= deadlineMs) return false
-      await steps.sleep(POLL_MS)
+      await steps.sleep(DRAIN_POLL_MS)
     }
     return true
   }
   steps.enter("accepting_none")
-  let accepted: "waiting" | "none" | { failure: unknown } = "waiting"
-  void steps.acceptNone().then(
+  steps.acceptNone()
+  steps.enter("closing")
+  const pace = new PacedClosing(steps.closeSome(0), timeoutMs, steps.nowMs())
+  const closed = await until(() => steps.closeSome(pace.due(steps.nowMs())) === 0)
+  if (!closed) steps.closeAll()
+  steps.enter("confirming")
+  let serving: "waiting" | "stopped" | { failure: unknown } = "waiting"
+  void steps.stopServing().then(
     () => {
-      accepted = "none"
+      serving = "stopped"
     },
     (failure: unknown) => {
-      accepted = { failure }
+      serving = { failure }
     },
   )
-  const acceptedNone = await until(() => accepted !== "waiting")
-  if (typeof accepted === "object") throw (accepted as { failure: unknown }).failure
-  steps.enter("confirming")
+  const stopped = await until(() => serving !== "waiting")
+  if (typeof serving === "object") throw (serving as { failure: unknown }).failure
   const confirmed = await until(steps.confirmed)
-  steps.enter("closing")
-  const closed = await until(() => steps.closeSome(CLOSE_AT_ONCE) === 0)
-  // After the time-out the remaining connections are closed all at once.
-  if (!closed) steps.closeSome(Number.POSITIVE_INFINITY)
   steps.enter("settling")
   const settled = await until(() => steps.settled() && steps.confirmed())
-  const last = acceptedNone && confirmed && closed && settled ? "done" : "cut_short"
+  const last = closed && stopped && confirmed && settled ? "done" : "cut_short"
   steps.enter(last)
   return last
 }

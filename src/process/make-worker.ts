@@ -36,6 +36,8 @@ export interface WorkerOptions {
    * be had.
    */
   readonly gather: (own: () => Promise<Snapshot>) => Promise<readonly Snapshot[] | null>
+  /** Empties all workers of the instance, or lets them take devices again. */
+  readonly empty: (on: boolean) => void
 }
 
 export interface MadeWorker {
@@ -86,7 +88,7 @@ function serveHttp(
   worker: Worker,
   broker: Broker,
   maxConnections: number,
-  { config, httpPort, events, counters, gather }: WorkerOptions,
+  { config, httpPort, events, counters, gather, empty }: WorkerOptions,
 ): Promise<HttpServer> {
   const own = () => worker.snapshot()
   const fault = (error: Error) => {
@@ -111,6 +113,7 @@ function serveHttp(
     },
     send: (request, caller) => worker.commands.sender.send(request, caller),
     fleetQuery: worker.fleet.fleetQuery,
+    empty,
     messages:
       broker instanceof EmbeddedBroker ? { tap: (tap) => broker.tap(fromDeviceQueue, tap) } : null,
     fault,

@@ -69,6 +69,8 @@ export class Supervisor {
   readonly #intensity: RestartIntensity
   readonly #slots = new Map<number, Slot>()
   readonly #gatherings = new Map<number, Gathering>()
+  /** By `POST /drain`: no worker takes devices. */
+  #isEmptied = false
   readonly #instanceCounters = new InstanceCounters()
   readonly #standardError: Output
   readonly #forwardings = new Set<Promise<void>>()
@@ -168,6 +170,7 @@ export class Supervisor {
     this.#events.emit("worker_started", { slot, pid: child.pid })
     if (this.#tls === null) return
     send(child, { kind: "serve", config: this.#config, tls: this.#tls })
+    if (this.#isEmptied) send(child, { kind: "empty", on: true })
     this.#denylist.attach(key, (part) => send(child, { kind: "denylist", part }))
   }
 
@@ -189,6 +192,11 @@ export class Supervisor {
     }
   }
 
+  #empty(on: boolean): void {
+    this.#isEmptied = on
+    for (const { process: child } of this.#slots.values()) send(child, { kind: "empty", on })
+  }
+
   #received(slot: number, key: number, message: ToSupervisor): void {
     switch (message.kind) {
       case "listening":
@@ -200,6 +208,9 @@ export class Supervisor {
       case "unable":
         // After the start this is a death like any other, and the other workers keep serving.
         if (this.#state === "starting") this.#drain(1, message.message)
+        break
+      case "empty":
+        this.#empty(message.on)
         break
       case "gather":
         this.#gather(slot, message.id)

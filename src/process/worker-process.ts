@@ -18,13 +18,13 @@ import { asError, errorText } from "../errors.ts"
 import { DenylistFile } from "../ops/denylist-file.ts"
 import type { ToWorker } from "./control.ts"
 import { FedDenylist } from "./denylist-feed.ts"
-import { makeWorker, type WorkerOptions } from "./make-worker.ts"
+import { type MadeWorker, makeWorker, type WorkerOptions } from "./make-worker.ts"
 import { reloadOnHangup } from "./reload.ts"
 import { onStopSignals } from "./signals.ts"
 import type { SupervisorChannel } from "./supervisor-channel.ts"
 import type { Worker } from "./worker.ts"
 
-type ProcessOptions = Omit<WorkerOptions, "gather"> & {
+type ProcessOptions = Omit<WorkerOptions, "gather" | "empty"> & {
   readonly tls: ListenerTls
   /** The source of the worker's orders: a supervisor, or signals only. */
   readonly orders:
@@ -38,9 +38,10 @@ export async function runWorker(options: ProcessOptions): Promise<void> {
   const { config, events, orders } = options
   const { denylistFile } = config.device
   const channel = orders.from === "supervisor" ? orders.channel : null
-  const { worker, maxConnections } = makeWorker({
+  const { worker, maxConnections }: MadeWorker = makeWorker({
     ...options,
     gather: async (own) => (channel === null ? [await own()] : channel.gather()),
+    empty: (on) => (channel === null ? worker.empty(on) : channel.send({ kind: "empty", on })),
   })
   let { tls } = options
   let state: "waiting" | "serving" | "draining" = "waiting"
@@ -119,6 +120,9 @@ function obeying({ worker, channel, drain, renew, deny }: Obeying): (message: To
         break
       case "drain":
         drain()
+        break
+      case "empty":
+        worker.empty(message.on)
         break
       case "snapshot_wanted":
         void worker

@@ -25,6 +25,8 @@ import type { ConnectionContext } from "../device/connection.ts"
 import { Connections, PAUSED_MS, SWEEP_EVERY_MS } from "../device/connections.ts"
 import type { Denylist } from "../device/denylist.ts"
 import { FlushScheduler } from "../device/flush-scheduler.ts"
+import { Goodbye } from "../device/goodbye.ts"
+import { GracefulClose } from "../device/graceful-close.ts"
 import { ConnectionIds, type WorkerProcess } from "../device/ids.ts"
 import type { Listener, ListenerParts } from "../device/listener.ts"
 import { BATCH_BYTES } from "../device/outgoing.ts"
@@ -40,12 +42,26 @@ import { LinePublisher } from "../lines/line-publisher.ts"
 import { type Gauges, WorkerMetrics } from "../ops/metrics.ts"
 import type { Clock } from "../tick-clock.ts"
 import type { Snapshot, WorkerReport } from "./control.ts"
-import { drain } from "./drain.ts"
+import { DRAIN_POLL_MS, drain } from "./drain.ts"
+import { Evacuation } from "./evacuation.ts"
+import { PacedClosing } from "./paced-closing.ts"
 
 export type DeviceListener = Pick<
   Listener,
-  "port" | "refusing" | "admission" | "sweep" | "listen" | "renew" | "stop"
+  | "port"
+  | "refusing"
+  | "admission"
+  | "bestRatePerS"
+  | "sweep"
+  | "listen"
+  | "renew"
+  | "refuseAll"
+  | "resume"
+  | "stop"
 >
+
+/** What a worker is taken to admit in a second until it has shown that it can admit more. */
+const MIN_ADMITS_PER_S = 100
 
 export interface WorkerParts {
   readonly config: Config
@@ -68,6 +84,7 @@ export class Worker {
   readonly #backpressure: Backpressure
   readonly #unfinishedLines: UnfinishedLines
   readonly #connections: Connections
+  readonly #gracefulClose: GracefulClose
   readonly #authenticator: Authenticator
   readonly #listener: DeviceListener
   readonly #refusals: RefusalSummary
@@ -76,6 +93,8 @@ export class Worker {
   #http: HttpServer | null = null
   #sweptAtMs = Number.POSITIVE_INFINITY
   #drained: Promise<"done" | "cut_short"> | null = null
+  /** Not null while it takes no devices: on request, or because it stops. */
+  #evacuating: Evacuation | null = null
   #isStopped = false
 
   constructor(parts: WorkerParts) {
@@ -96,6 +115,10 @@ export class Worker {
       acknowledges: config.device.ack === "seq",
       relieved: () => this.#backpressure.roomAgain(),
     })
+    this.#gracefulClose = new GracefulClose({
+      taken: () => counters.linesConfirmed + this.#lines.count,
+      confirmed: () => counters.linesConfirmed,
+    })
     this.#backpressure = new Backpressure(
       config.device.maxHeldBytes,
       this.#lines.window,
@@ -114,6 +137,7 @@ export class Worker {
     })
     this.fleet = new Fleet(broker, this.#connections, {
       ...{ self, ...clock, counters, keys, warn: notice },
+      admitsPerS: () => this.#admitsPerS,
     })
     const { outboundMessages } = this.commands
     this.#brokerWatch = new BrokerWatch(broker, {
@@ -172,9 +196,13 @@ export class Worker {
     return {
       worker: this.#parts.self.worker,
       pid: process.pid,
-      state: this.#drained === null ? "serving" : "draining",
+      state: this.#state,
       broker: this.#parts.broker.state,
       connections: this.#connections.count,
+      drain: this.#evacuating && {
+        connections_at_start: this.#evacuating.connectionsAtStart,
+        connections_left: this.#connections.count,
+      },
       consuming_paused: this.commands.unacknowledged.paused,
       refusing: this.#listener.refusing,
       admission: this.#listener.admission,
@@ -196,6 +224,7 @@ export class Worker {
     this.#listener.sweep(sinceMs - SWEEP_EVERY_MS)
     this.commands.sweep(atMs, broker.state.kind === "away" ? 0 : Math.max(0, sinceMs))
     this.#connections.sweep(clock.nowMs(), atMs)
+    this.#gracefulClose.sweep(atMs)
     this.#unfinishedLines.sweep(atMs, wasPaused)
     this.fleet.sweep(atMs)
     this.#refusals.sweep(atMs)
@@ -208,22 +237,64 @@ export class Worker {
     return this.#drained
   }
 
+  /**
+   * Takes no more devices and closes those it has, evenly over most of DRAIN_TIMEOUT_MS; commands
+   * and HTTP go on. False takes devices again.
+   */
+  empty(on: boolean): void {
+    if (this.#drained !== null || on === (this.#evacuating !== null)) return
+    if (on) void this.#empty()
+    else {
+      this.#evacuating = null
+      this.#listener.resume()
+    }
+  }
+
+  async #empty(): Promise<void> {
+    const { config, clock } = this.#parts
+    this.#listener.refuseAll()
+    const evacuation = this.#evacuate()
+    const pace = new PacedClosing(this.#connections.count, config.drainTimeoutMs, clock.exactMs())
+    while (this.#evacuating === evacuation) {
+      if (evacuation.closeSome(pace.due(clock.exactMs())) === 0) return
+      await Bun.sleep(DRAIN_POLL_MS)
+    }
+  }
+
+  get #state(): WorkerReport["state"] {
+    if (this.#drained !== null) return "draining"
+    if (this.#evacuating === null) return "serving"
+    return this.#connections.count > 0 ? "draining" : "drained"
+  }
+
+  get #admitsPerS(): number {
+    if (this.#state !== "serving") return 0
+    return Math.max(MIN_ADMITS_PER_S, this.#listener.bestRatePerS)
+  }
+
+  #evacuate(): Evacuation {
+    const { exactMs } = this.#parts.clock
+    this.#evacuating = new Evacuation(this.#connections, this.#gracefulClose, "drained", exactMs)
+    return this.#evacuating
+  }
+
   async #drain(): Promise<"done" | "cut_short"> {
     const { config, clock, broker, events } = this.#parts
+    let evacuation: Evacuation
     const result = await drain(
       {
-        acceptNone: async () => {
+        acceptNone: () => {
           this.#listener.stop()
+          evacuation = this.#evacuate()
+        },
+        closeSome: (max) => evacuation.closeSome(max),
+        closeAll: () => evacuation.closeAll(),
+        stopServing: async () => {
           this.commands.sender.stop()
           this.fleet.leave()
-          this.#connections.forEach((connection) => {
-            if (connection.state === "open") connection.pause("drain")
-            else connection.close("drained")
-          })
           await broker.stopConsuming()
         },
         confirmed: () => this.#lines.count === 0 && this.#backpressure.waitingCount === 0,
-        closeSome: (max) => this.#connections.closeSome(max, "drained"),
         settled: () => this.#connections.count === 0 && this.commands.settled && this.fleet.settled,
         enter: (phase) => {
           const unconfirmedLines = this.#lines.count
@@ -256,6 +327,7 @@ export class Worker {
 
   #connectionContext(): ConnectionContext {
     const { config, counters, clock, events } = this.#parts
+    const { maxAgeMs } = config.device
     return {
       limits: config.device,
       counters,
@@ -267,6 +339,11 @@ export class Worker {
       flushSoon: new FlushScheduler().soon,
       commandsWait: (connection) => this.#connections.commandsWait(connection),
       rateReached: (connection) => this.#connections.rateReached(connection),
+      // 20 % more or less, so that devices that came together do not go together.
+      lifetimeMs: () =>
+        maxAgeMs === 0 ? Number.POSITIVE_INFINITY : maxAgeMs * (0.8 + 0.4 * Math.random()),
+      aged: (connection) => this.#gracefulClose.begin(connection, "aged", clock.steadyMs()),
+      goodbye: this.#goodbye(),
       closed: (connection, reason) => {
         this.#connections.leave(connection)
         this.fleet.closed(connection, reason)
@@ -274,6 +351,22 @@ export class Worker {
         events.emit("connection_closed", { connection, reason })
       },
     }
+  }
+
+  #goodbye(): Goodbye | null {
+    const { config, clock } = this.#parts
+    const { goodbyeLine } = config.device
+    if (goodbyeLine === "") return null
+    return new Goodbye({
+      template: goodbyeLine,
+      // The other workers of this instance may close connections too. Without other instances the
+      // devices come back to this one.
+      returnsPerS: () =>
+        this.fleet.othersAdmitPerS / config.workers ||
+        Math.max(MIN_ADMITS_PER_S, this.#listener.bestRatePerS),
+      steadyMs: clock.steadyMs,
+      random: Math.random,
+    })
   }
 
   #admitter(): Admitter {

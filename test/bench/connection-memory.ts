@@ -105,6 +105,9 @@ function makeContext(): ConnectionContext {
     flushSoon: () => undefined,
     commandsWait: () => undefined,
     rateReached: () => undefined,
+    lifetimeMs: () => Number.POSITIVE_INFINITY,
+    aged: () => undefined,
+    goodbye: null,
     closed: () => undefined,
   }
 }

@@ -59,6 +59,8 @@ describe("defaults", () => {
         denylistFile: null,
         linesPerS: 0,
         bytesPerS: 0,
+        maxAgeMs: 0,
+        goodbyeLine: "",
         addressLimits: null,
         proxyFrom: null,
         ack: "off",

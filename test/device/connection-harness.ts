@@ -6,6 +6,7 @@ import { Backpressure } from "../../src/device/backpressure.ts"
 import type { CloseReason } from "../../src/device/close-reason.ts"
 import type { Command, Outcome, Recipient } from "../../src/device/command.ts"
 import { Connection, type ConnectionLimits } from "../../src/device/connection.ts"
+import type { Goodbye } from "../../src/device/goodbye.ts"
 import { BATCH_BYTES } from "../../src/device/outgoing.ts"
 import type { DeviceSocket } from "../../src/device/peer.ts"
 import { UnfinishedLines } from "../../src/device/unfinished-lines.ts"
@@ -156,6 +157,9 @@ export class Harness {
   readonly flushDue = new Set<Connection>()
   readonly waiting = new Set<Connection>()
   readonly atRate = new Set<Connection>()
+  readonly aged: Connection[] = []
+  lifetimeMs = Number.POSITIVE_INFINITY
+  goodbye: Goodbye | null = null
   readonly connections: Connection[] = []
   readonly suspensions: boolean[] = []
   readonly backpressure: Backpressure
@@ -197,6 +201,9 @@ export class Harness {
       flushSoon: (connection) => this.flushDue.add(connection),
       commandsWait: (connection) => this.waiting.add(connection),
       rateReached: (connection) => this.atRate.add(connection),
+      lifetimeMs: () => this.lifetimeMs,
+      aged: (connection) => this.aged.push(connection),
+      goodbye: this.goodbye,
       closed: (connection, reason) => {
         this.closed.push({ connection, reason })
         this.onClosed()

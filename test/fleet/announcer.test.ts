@@ -83,6 +83,9 @@ class Subject {
     flushSoon: () => undefined,
     commandsWait: () => undefined,
     rateReached: () => undefined,
+    lifetimeMs: () => Number.POSITIVE_INFINITY,
+    aged: () => undefined,
+    goodbye: null,
     closed: (connection, reason) => {
       this.connections.leave(connection)
       this.closed.push([connection.id, reason])

@@ -36,6 +36,7 @@ class Subject {
       ...clock,
       counters: new Counters(),
       keys: FLEET_KEYS,
+      admitsPerS: () => 0,
       warn: (message: string) => void this.warnings.push(message),
     }
     this.fleet = new Fleet(broker, new Connections(limits), options)

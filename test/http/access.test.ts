@@ -21,6 +21,8 @@ const ROUTES: Readonly<Record<string, "everybody" | "see" | "act">> = {
   "GET /messages": "see",
   "POST /devices/:id/send": "act",
   "DELETE /devices/:id/connection": "act",
+  "POST /drain": "act",
+  "DELETE /drain": "act",
 }
 const ACT_TOKEN = "act-token-0123456789"
 const READ_TOKEN = "read-token-0123456789"
@@ -52,6 +54,7 @@ function subject(given: Pick<AppDependencies, "tokens" | "readTokens">) {
       },
     },
     messages: { tap: () => () => {} },
+    empty: () => undefined,
     send: async ({ id }: SendRequest) => {
       acts.push(`send ${id}`)
       const written = { connection_id: "c", epoch: 1, at: 1, detail: "" } as const

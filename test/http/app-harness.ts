@@ -22,6 +22,7 @@ export const SERVING: WorkerReport = {
     handshakes_per_s: 0,
     estimated_wait_ms: 0,
   },
+  drain: null,
   consuming_paused: false,
   refusing: null,
 }
@@ -59,6 +60,7 @@ export function sidecar(changes: Partial<AppDependencies> = {}) {
     },
     messages: null,
     fault: (error) => faults.push(error),
+    empty: () => undefined,
     send: async (request) => {
       sent.push(request)
       return WRITTEN

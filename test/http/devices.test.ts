@@ -66,6 +66,7 @@ class Subject {
       reports: async () => [],
       metricsText: async () => "",
       messages: null,
+      empty: () => undefined,
       send: async () => ({ outcome: "busy" }) as const,
     }
     const fault = (error: Error) => void this.faults.push(error)

@@ -44,6 +44,7 @@ function sidecar(tokens: readonly string[] = []) {
       kick: async () => "unreachable",
     },
     metricsText: async () => "",
+    empty: () => undefined,
     send: async () => ({ outcome: "busy" }),
     messages: {
       tap: (tap) => {

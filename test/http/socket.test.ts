@@ -55,6 +55,7 @@ beforeAll(async () => {
         return () => taps.delete(tap)
       },
     },
+    empty: () => undefined,
     send: async (request, caller) => {
       if (unanswered !== null) return neverAnswered(caller)
       sent.push(request)

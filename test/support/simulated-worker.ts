@@ -112,6 +112,7 @@ export interface SimulatedWorkerHooks {
 class NoListener implements DeviceListener {
   readonly port = 0
   readonly refusing = null
+  readonly bestRatePerS = 0
   readonly admission = {
     ...{ waiting: 0, handshakes_in_progress: 0, handshake_limit: 0, handshakes_per_s: 0 },
     estimated_wait_ms: null,
@@ -122,6 +123,10 @@ class NoListener implements DeviceListener {
   listen(): void {}
 
   renew(): void {}
+
+  refuseAll(): void {}
+
+  resume(): void {}
 
   stop(): void {}
 }

@@ -1,0 +1,72 @@
+/**
+ * Closes connections so that their devices lose nothing they could still get: a connection is read
+ * no further, its lines are confirmed and acknowledged, its commands are written, and then it is
+ * closed.
+ *
+ *   begin ─► not read ─► lines confirmed, nothing to write ─► closed
+ *                 └───── not within `MAX_WAIT_MS` ──────────► closed
+ *
+ * Lines that are not confirmed by then are still published; only their acknowledgements are not
+ * sent. Pure: the time is passed in. Bound: the connections of the worker.
+ */
+
+import type { CloseReason } from "./close-reason.ts"
+import type { Connection } from "./connection.ts"
+
+const MAX_WAIT_MS = 5_000
+
+export interface ConfirmedLines {
+  /** Lines taken for publishing since the start of the worker. */
+  readonly taken: () => number
+  /** Those of them that are confirmed, and all before them. */
+  readonly confirmed: () => number
+}
+
+interface Closing {
+  readonly reason: CloseReason
+  readonly sinceMs: number
+  /** The value of `taken` after the last line of the connection; null while lines wait for room. */
+  lastLine: number | null
+}
+
+export class GracefulClose {
+  readonly #lines: ConfirmedLines
+  readonly #closing = new Map<Connection, Closing>()
+
+  constructor(lines: ConfirmedLines) {
+    this.#lines = lines
+  }
+
+  /** Connections that are not closed yet. */
+  get count(): number {
+    return this.#closing.size
+  }
+
+  has(connection: Connection): boolean {
+    return this.#closing.has(connection)
+  }
+
+  begin(connection: Connection, reason: CloseReason, steadyMs: number): void {
+    if (connection.state !== "open" || this.#closing.has(connection)) return
+    connection.pause("drain")
+    this.#closing.set(connection, { reason, sinceMs: steadyMs, lastLine: null })
+  }
+
+  /** Call this every some milliseconds while `count` is not 0. */
+  sweep(steadyMs: number): void {
+    for (const [connection, closing] of this.#closing) {
+      if (connection.state === "open" && !this.#isDone(connection, closing, steadyMs)) continue
+      this.#closing.delete(connection)
+      connection.close(closing.reason)
+    }
+  }
+
+  #isDone(connection: Connection, closing: Closing, steadyMs: number): boolean {
+    if (steadyMs - closing.sinceMs >= MAX_WAIT_MS) return true
+    // Lines that wait for the rate of the device are published when it is closed.
+    if (connection.isPausedBy("rate")) return true
+    if (!connection.drained) return false
+    closing.lastLine ??= this.#lines.taken()
+    return this.#lines.confirmed() >= closing.lastLine && connection.outgoingBytes === 0
+  }
+}

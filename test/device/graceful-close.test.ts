@@ -1,0 +1,117 @@
+/** Graceful closes: what they wait for, and for how long. */
+
+import { describe, expect, test } from "bun:test"
+import { GracefulClose } from "../../src/device/graceful-close.ts"
+import { bytesOf, Harness } from "./connection-harness.ts"
+
+class Subject extends Harness {
+  confirmed = 0
+  readonly gracefulClose = new GracefulClose({
+    taken: () => this.lines.length,
+    confirmed: () => this.confirmed,
+  })
+
+  begin() {
+    const admitted = this.admit()
+    return {
+      ...admitted,
+      close: () => this.gracefulClose.begin(admitted.connection, "aged", this.steadyMs),
+    }
+  }
+
+  sweep(ms = 0): void {
+    this.after(ms)
+    this.gracefulClose.sweep(this.steadyMs)
+  }
+}
+
+describe("a connection", () => {
+  test("is read no further, and closed once its lines are confirmed", () => {
+    const subject = new Subject()
+    const { connection, socket, close } = subject.begin()
+    connection.received(bytesOf("a\nb\n"))
+    close()
+    expect([socket.paused, subject.gracefulClose.has(connection)]).toEqual([true, true])
+    subject.sweep()
+    subject.confirmed = 1
+    subject.sweep()
+    expect(connection.state).toBe("open")
+    subject.confirmed = 2
+    subject.sweep()
+    expect([connection.state, subject.reasons()]).toEqual(["closing", ["aged"]])
+    expect(subject.gracefulClose.count).toBe(0)
+  })
+
+  test("is not kept waiting by lines of others that came later", () => {
+    const subject = new Subject()
+    const first = subject.begin()
+    const other = subject.begin()
+    first.connection.received(bytesOf("a\n"))
+    first.close()
+    subject.sweep()
+    other.connection.received(bytesOf("b\n"))
+    subject.confirmed = 1
+    subject.sweep()
+    expect([first.connection.state, other.connection.state]).toEqual(["closing", "open"])
+  })
+
+  test("waits for lines that have no room in the window yet", () => {
+    const subject = new Subject()
+    const { connection, close } = subject.begin()
+    subject.window.room = 1
+    connection.received(bytesOf("a\nb\n"))
+    close()
+    subject.confirmed = 1
+    subject.sweep()
+    expect(connection.state).toBe("open")
+    subject.roomAgain(1)
+    subject.sweep()
+    expect(connection.state).toBe("open")
+    subject.confirmed = 2
+    subject.sweep()
+    expect(connection.state).toBe("closing")
+  })
+
+  test("without lines is closed at once", () => {
+    const subject = new Subject()
+    const { connection, close } = subject.begin()
+    close()
+    subject.sweep()
+    expect(connection.state).toBe("closing")
+  })
+
+  test("is closed after five seconds, whatever is not confirmed", () => {
+    const subject = new Subject()
+    const { connection, close } = subject.begin()
+    connection.received(bytesOf("a\n"))
+    close()
+    subject.sweep(4_999)
+    expect(connection.state).toBe("open")
+    subject.sweep(1)
+    expect(connection.state).toBe("closing")
+  })
+
+  test("that ends meanwhile keeps its own reason", () => {
+    const subject = new Subject()
+    const { connection, close } = subject.begin()
+    connection.received(bytesOf("a\n"))
+    close()
+    connection.close("kicked")
+    subject.sweep()
+    expect([subject.reasons(), subject.gracefulClose.count]).toEqual([["kicked"], 0])
+  })
+})
+
+test("a connection that is not open, or is closed already, is left alone", () => {
+  const subject = new Subject()
+  const { connection } = subject.accept()
+  subject.gracefulClose.begin(connection, "aged", 0)
+  expect(subject.gracefulClose.count).toBe(0)
+  const admitted = subject.begin()
+  admitted.connection.received(bytesOf("a\n"))
+  admitted.close()
+  subject.after(3_000)
+  admitted.close()
+  subject.sweep(2_000)
+  expect(admitted.connection.state).toBe("closing")
+})
