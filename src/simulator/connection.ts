@@ -11,6 +11,7 @@
  * gateway.
  */
 
+import type { GoodbyeReader } from "./goodbye.ts"
 import type { Histogram } from "./histogram.ts"
 import type { LedgerFile } from "./ledger.ts"
 import { type LineWriter, readCommandNumber } from "./line.ts"
@@ -38,6 +39,7 @@ export interface ConnectionSocket {
 export interface Shared {
   readonly writer: LineWriter
   readonly ledger: LedgerFile | null
+  readonly goodbye: GoodbyeReader | null
   /** Milliseconds between two lines of a device; 0: as fast as the socket accepts them. */
   readonly intervalMs: number
   readonly confirms: Histogram
@@ -58,6 +60,7 @@ export interface LineCounts {
    * back-end.
    */
   others: number
+  goodbyes: number
 }
 
 export class DeviceConnection {
@@ -68,6 +71,8 @@ export class DeviceConnection {
   state: ConnectionState = "connecting"
   openedAtMs = 0
   socket: ConnectionSocket | null = null
+  /** From the goodbye line; null without one. */
+  retryAfterMs: number | null = null
   readonly #shared: Shared
   readonly #ended: (end: ConnectionEnd) => void
   /** The remaining lines of the device, shared by its connections. */
@@ -248,6 +253,12 @@ export class DeviceConnection {
       if (n !== this.#timedLine) return
       this.#timedLine = -1
       confirms.record(nowMs - this.#timedAtMs)
+      return
+    }
+    const afterMs = this.#shared.goodbye?.(line) ?? null
+    if (afterMs !== null) {
+      counts.goodbyes += 1
+      this.retryAfterMs = afterMs
       return
     }
     const command = readCommandNumber(line)

@@ -15,6 +15,10 @@ const any = (declared: { readonly default: string; readonly text: string }) =>
 const VALUES = {
   host: any({ default: "127.0.0.1", text: "name or address of the gateway" }),
   port: integer({ default: 8443, min: 1, max: 65_535, text: "device port of the gateway" }),
+  other: any({
+    default: "",
+    text: "host:port of another gateway; a device goes to the other one whenever its connection ends",
+  }),
   ca: any({ default: "", text: "PEM file; without it the gateway's certificate is not checked" }),
   name: text({
     ...{ default: "sim", match: NAME, range: `text that matches ${NAME.source}` },
@@ -58,6 +62,10 @@ const VALUES = {
   }),
   "backoff-first": integer({ default: 100, min: 10, max: 60_000, text: "ms before a second try" }),
   "backoff-most": integer({ default: 5_000, min: 10, max: 600_000, text: "ms before later tries" }),
+  goodbye: any({
+    default: "",
+    text: "the gateway's GOODBYE_LINE, with {retry_after_ms}: devices obey it when they connect again",
+  }),
   "amqp-url": any({ default: "", text: "URL of the broker, for --backend" }),
   "from-device": any({ default: "from_device", text: "queue that the back-end consumes" }),
   "to-device": any({ default: "to_device", text: "queue for the back-end's commands" }),

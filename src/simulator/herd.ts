@@ -6,7 +6,7 @@
  *
  * One sweep serves all devices; no device has a timer. No line is sent again, so that the ledger
  * shows lost lines. Bounds: `--handshakes` at a time, each for `HANDSHAKE_TIMEOUT_MS`; waits
- * between tries by `--backoff-first` and `--backoff-most`, with jitter (`backoff.ts`).
+ * between tries by a goodbye line, or by `--backoff-first` and `--backoff-most`, with jitter.
  */
 
 import { backoffMs } from "../backoff.ts"
@@ -46,6 +46,8 @@ interface Device {
   failures: number
   wasOpen: boolean
   retryAtMs: number
+  /** Whether it connects to the other gateway next. */
+  isElsewhere: boolean
   connection: DeviceConnection | null
 }
 
@@ -81,9 +83,13 @@ export class Herd {
     this.#shared = {
       writer,
       ledger,
+      goodbye: options.goodbye,
       intervalMs: options.ratePerS === 0 ? 0 : 1000 / options.ratePerS,
       confirms: new Histogram(),
-      counts: { sent: 0, cutOff: 0, acked: 0, commands: 0, unanswered: 0, others: 0 },
+      counts: {
+        ...{ sent: 0, cutOff: 0, acked: 0, commands: 0, unanswered: 0, others: 0 },
+        goodbyes: 0,
+      },
     }
     for (let index = 0; index < options.devices; index += 1) {
       this.#devices.push({
@@ -93,6 +99,7 @@ export class Herd {
         failures: 0,
         wasOpen: false,
         retryAtMs: 0,
+        isElsewhere: false,
         connection: null,
       })
     }
@@ -236,7 +243,8 @@ export class Herd {
     if (connection.state !== "connecting") return
     // The time for the certificate does not count as connecting.
     connection.startedAtMs = performance.now()
-    const { host, port } = this.#options
+    const { other } = this.#options
+    const { host, port } = device.isElsewhere && other !== null ? other : this.#options
     const data = { device, connection, hello }
     const socket = this.#handlers
     const dialling = Bun.connect<Dialled>({ hostname: host, port, tls, data, socket })
@@ -312,7 +320,10 @@ export class Herd {
       const lastedMs = nowMs - connection.openedAtMs
       if (lastedMs >= this.#options.backoff.maxMs) device.failures = 0
     }
-    device.retryAtMs = nowMs + backoffMs(device.failures, this.#options.backoff, Math.random())
+    const waitMs =
+      connection.retryAfterMs ?? backoffMs(device.failures, this.#options.backoff, Math.random())
+    device.retryAtMs = nowMs + waitMs
     device.failures += 1
+    device.isElsewhere = !device.isElsewhere
   }
 }

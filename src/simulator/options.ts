@@ -5,6 +5,7 @@
 
 import { splitUrls, urlFault } from "../amqp/url.ts"
 import { type Flags, parseFlags } from "./flags.ts"
+import { type GoodbyeReader, goodbyeReader } from "./goodbye.ts"
 import { HOSTILE_KINDS, HOSTILE_MAX, type HostileKind } from "./hostile-kinds.ts"
 
 export type Auth =
@@ -26,9 +27,14 @@ export interface HostileOptions {
   readonly count: number
 }
 
-export interface RunOptions {
+export interface Address {
   readonly host: string
   readonly port: number
+}
+
+export interface RunOptions extends Address {
+  /** Another gateway; null when all connect to one. */
+  readonly other: Address | null
   readonly caFile: string | null
   readonly devices: number
   readonly name: string
@@ -44,6 +50,8 @@ export interface RunOptions {
   readonly settleMs: number
   readonly auth: Auth
   readonly deviceAck: boolean
+  /** Null when devices do not know goodbye lines. */
+  readonly goodbye: GoodbyeReader | null
   readonly backoff: { readonly firstMs: number; readonly maxMs: number }
   readonly backEnd: BackEndOptions | null
   readonly ledger: string | null
@@ -104,6 +112,10 @@ function runOptions(flags: Flags): RunOptions {
   const backoff = { firstMs: values["backoff-first"], maxMs: values["backoff-most"] }
   const auth = authOf(flags)
   const hostile = hostileOf(flags)
+  const goodbye = given("goodbye") ? goodbyeReader(values.goodbye) : null
+  if (given("goodbye") && goodbye === null) {
+    faults.push("--goodbye must contain {retry_after_ms}, once")
+  }
   if (backoff.firstMs > backoff.maxMs) faults.push("--backoff-first exceeds --backoff-most")
   if (values.devices === 0 && hostile.length === 0 && !on("backend")) {
     faults.push("--devices 0 leaves nothing to do without --backend or --hostile")
@@ -114,6 +126,7 @@ function runOptions(flags: Flags): RunOptions {
   return {
     host: values.host,
     port: values.port,
+    other: otherOf(flags),
     caFile: values.ca || null,
     devices: values.devices,
     name: values.name,
@@ -126,12 +139,21 @@ function runOptions(flags: Flags): RunOptions {
     settleMs: values.settle * 1000,
     auth,
     deviceAck: on("device-ack"),
+    goodbye,
     backoff,
     backEnd: backEndOf(flags),
     ledger: values.ledger || null,
     hostile,
     json: on("json"),
   }
+}
+
+function otherOf({ values, faults, given }: Flags): Address | null {
+  if (!given("other")) return null
+  const [, host = "", digits = ""] = /^(.+):(\d{1,5})$/.exec(values.other) ?? []
+  const port = Number(digits)
+  if (host === "" || port < 1 || port > 65_535) faults.push("--other must be host:port")
+  return { host, port }
 }
 
 function hostileOf({ hostile, faults }: Flags): HostileOptions[] {

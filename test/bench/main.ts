@@ -15,6 +15,7 @@ import { type ChurnAuth, churn } from "./churn.ts"
 import { type CommandsWay, commands } from "./commands.ts"
 import { connectionMemory } from "./connection-memory.ts"
 import { connections } from "./connections.ts"
+import { draining } from "./draining.ts"
 import { goalsTable } from "./goals.ts"
 import { type BenchResult, commit, machine } from "./harness.ts"
 import { hostile } from "./hostile.ts"
@@ -192,6 +193,15 @@ export const BENCHES: Readonly<Record<string, Bench>> = {
         ...{ devices: smoke ? 100 : 20_000, crowds: 2, workers: 2 },
         ...{ connected: smoke ? 10 : 100, linesPerSecond: smoke ? 200 : 2_000 },
         seconds: smoke ? 0.5 : 10,
+      }),
+  },
+  draining: {
+    what: "One of two instances is stopped while the devices of the other one send lines of 100 bytes that are acknowledged (`DEVICE_ACK=seq`). The stopped one's devices obey `GOODBYE_LINE` and move to the other one. One worker each. Drivers, broker and back-end are on the same two cores.",
+    run: (smoke) =>
+      draining({
+        ...{ devices: smoke ? 100 : 20_000, herds: 2 },
+        ...{ connected: smoke ? 10 : 100, linesPerSecond: smoke ? 200 : 500 },
+        drainTimeoutMs: smoke ? 3_000 : 60_000,
       }),
   },
   hostile: {

@@ -125,7 +125,7 @@ async function tell(crowds: readonly Child[], word: "connect" | "return"): Promi
   return told.reduce((sum, { connected = 0 }) => sum + connected, 0)
 }
 
-async function send(sender: Child, perSecond: number, seconds: number) {
+export async function send(sender: Child, perSecond: number, seconds: number) {
   sender.say(`send ${perSecond} ${seconds}`)
   const { sent, acknowledged, p50, p99, late } = await sender.told("acknowledged")
   if (acknowledged !== sent) throw new Error(`${acknowledged} of ${sent} lines acknowledged`)

@@ -54,7 +54,7 @@ function subject(given: Pick<AppDependencies, "tokens" | "readTokens">) {
       },
     },
     messages: { tap: () => () => {} },
-    empty: () => undefined,
+    empty: (on) => acts.push(`empty ${on}`),
     send: async ({ id }: SendRequest) => {
       acts.push(`send ${id}`)
       const written = { connection_id: "c", epoch: 1, at: 1, detail: "" } as const

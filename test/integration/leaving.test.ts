@@ -177,7 +177,7 @@ describe("an instance of two workers on a broker", () => {
       const names = Array.from({ length: 40 }, (_, n) => `lock:${n}`)
       const all = await Promise.all(names.map((name) => connect(name)))
       const response = await gateway.fetch("/drain", { method: "POST" })
-      expect([response.status, await response.json()]).toEqual([202, { draining: true }])
+      expect([response.status, await response.json()]).toEqual([200, { draining: true }])
       for (const device of all) expect(await lastLine(device)).toMatch(/^BYE drained \d+$/)
       await until(async () => (await health()).workers.every(({ state }) => state === "drained"), {
         what: "both workers to be drained",

@@ -13,6 +13,7 @@ import {
   type ConnectionSocket,
   DeviceConnection,
 } from "../../src/simulator/connection.ts"
+import { goodbyeReader } from "../../src/simulator/goodbye.ts"
 import { Histogram } from "../../src/simulator/histogram.ts"
 import { LedgerFile } from "../../src/simulator/ledger.ts"
 import { command, LineWriter, readLine } from "../../src/simulator/line.ts"
@@ -59,13 +60,19 @@ afterEach(() => {
 function connect(options: { intervalMs?: number; lines?: number; hello?: string } = {}) {
   const ledger = new LedgerFile(directory, crypto.randomUUID(), "devices")
   ledgers.push(ledger)
-  const counts = { sent: 0, cutOff: 0, acked: 0, commands: 0, unanswered: 0, others: 0 }
+  const counts = {
+    ...{ sent: 0, cutOff: 0, acked: 0, commands: 0, unanswered: 0, others: 0 },
+    goodbyes: 0,
+  }
   const confirms = new Histogram()
   const writer = new LineWriter("run1run1ab", BYTES)
   const quota = { left: options.lines ?? 1_000 }
   const ends: ConnectionEnd[] = []
   const connection = new DeviceConnection(
-    { writer, ledger, intervalMs: options.intervalMs ?? 100, confirms, counts },
+    {
+      ...{ writer, ledger, intervalMs: options.intervalMs ?? 100, confirms, counts },
+      goodbye: goodbyeReader("BYE {reason} {retry_after_ms}"),
+    },
     { device: "sim-3", attempt: 2, quota, nowMs: 0, ended: (end) => ends.push(end) },
   )
   const socket = new PlayedSocket()
@@ -150,6 +157,16 @@ describe("what comes from the gateway", () => {
     connection.sweep(1_300)
     for (const chunk of ["ACK", " 0\nACK 1", "\n", "something\nACK 2\n"]) receive(connection, chunk)
     expect(counts).toMatchObject({ acked: 3, others: 1 })
+  })
+
+  test("is a goodbye line: when to come back", () => {
+    const { connection, counts } = connect()
+    for (const line of ["BYE drained", "BYE drained x", "bye drained 5"]) {
+      receive(connection, `${line}\n`)
+    }
+    expect([connection.retryAfterMs, counts.others]).toEqual([null, 3])
+    receive(connection, "BYE taken_over 1840\n")
+    expect([connection.retryAfterMs, counts.goodbyes]).toEqual([1_840, 1])
   })
 
   test("times one line at a time until its acknowledgement", () => {

@@ -30,6 +30,7 @@ describe("a run", () => {
     expect(run()).toEqual({
       host: "127.0.0.1",
       port: 8443,
+      other: null,
       caFile: null,
       devices: 10,
       name: "sim",
@@ -42,6 +43,7 @@ describe("a run", () => {
       settleMs: 30_000,
       auth: { kind: "none" },
       deviceAck: false,
+      goodbye: null,
       backoff: { firstMs: 100, maxMs: 5000 },
       backEnd: null,
       ledger: null,
@@ -162,5 +164,5 @@ test("help is given whatever else is asked, and names every flag that is read", 
   const { length } = usage()
     .matchAll(/^ {2}--[a-z-]+/gm)
     .toArray()
-  expect(length).toBe(32)
+  expect(length).toBe(34)
 })
