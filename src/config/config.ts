@@ -238,6 +238,15 @@ function shape(settings: Settings, values: Environment, ca: string | null) {
               maxConnections: settings.MAX_CONNECTIONS_PER_ADDRESS,
               handshakesPerS: settings.MAX_HANDSHAKES_PER_ADDRESS_PER_S,
             },
+      /** Null when devices may connect as often as they like. */
+      flapping:
+        settings.FLAP_LIMIT === 0
+          ? null
+          : {
+              limit: settings.FLAP_LIMIT,
+              windowMs: settings.FLAP_WINDOW_MS,
+              banMs: settings.FLAP_BAN_MS,
+            },
       /** Null when devices connect without a PROXY header. */
       proxyFrom: settings.PROXY_PROTOCOL === "required" ? settings.PROXY_FROM : null,
       backlog: settings.LISTEN_BACKLOG,

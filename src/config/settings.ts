@@ -228,6 +228,28 @@ export const settings = v.object({
     max: 100_000,
     text: "Connections per second that one worker takes from one IPv4 address, or one IPv6 /64, after a burst of as many. More are refused before TLS (overloaded_address). 0 sets no limit.",
   }),
+  FLAP_LIMIT: integer({
+    default: 0,
+    defaultText: "no limit",
+    min: 0,
+    max: 100,
+    unit: "connections",
+    text: "A named device that connects more often than this within FLAP_WINDOW_MS, to any instances, is refused by all of them for FLAP_BAN_MS (flapping). GET /bans lists such devices, DELETE /bans/:id lifts a ban. 0 sets no limit.",
+  }),
+  FLAP_WINDOW_MS: integer({
+    default: 60_000,
+    min: 1_000,
+    max: 3_600_000,
+    unit: "ms",
+    text: "The time within which the connections of a device are counted.",
+  }),
+  FLAP_BAN_MS: integer({
+    default: 300_000,
+    min: 1_000,
+    max: 86_400_000,
+    unit: "ms",
+    text: "How long a device is refused that connected too often.",
+  }),
   IDLE_TIMEOUT_MS: integer({
     default: 600_000,
     min: 1_000,
@@ -247,7 +269,7 @@ export const settings = v.object({
     default: "",
     match: (line) => Buffer.byteLength(line) <= 200 && !/\p{Cc}/u.test(line),
     range: "at most 200 bytes without control characters",
-    text: "The last line to a device before the gateway closes its connection as drained, kicked, aged, taken_over or denied, such as BYE {reason} {retry_after_ms}. {retry_after_ms} is spread so that devices that wait for it come back no faster than the fleet can admit them. Empty: no such line.",
+    text: "The last line to a device before the gateway closes its connection as drained, kicked, aged, taken_over, denied, gated or flapping, such as BYE {reason} {retry_after_ms}. {retry_after_ms} is spread so that devices that wait for it come back no faster than the fleet can admit them. Empty: no such line.",
   }),
   SLOW_DEVICE_TIMEOUT_MS: integer({
     default: 30_000,

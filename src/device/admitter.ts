@@ -1,7 +1,7 @@
 /**
  * The admitter: admits or rejects a connection after the authenticator has decided.
  *
- *   accepted ─► epoch ─► open ─► registered under its device id ─► older connection closed (taken_over) ─► `admitted`
+ *   accepted ─► not refused by the fleet ─► epoch ─► open ─► registered under its device id ─► older connection closed (taken_over) ─► `admitted`
  *   rejected ─► `rejected` ─► closed
  *
  * All steps run in one synchronous call, so that no command meets a device between two of them.
@@ -14,9 +14,19 @@ import type { Connection } from "./connection.ts"
 import type { Connections } from "./connections.ts"
 import type { PeerInfo } from "./peer.ts"
 
+/** Why a device that has proven its identity is not admitted. */
+export interface Refusal {
+  readonly reason: CloseReason
+  readonly detail: string
+  /** When it should come back; null when that is not known. */
+  readonly retryAfterMs: number | null
+}
+
 export interface AdmitterOptions {
   readonly nowMs: () => number
   readonly counters: Counters
+  /** Null when the device is admitted. */
+  readonly refusalOf: (deviceId: string, isNamed: boolean) => Refusal | null
   /**
    * The epoch of the device's newest connection on another worker, or undefined when none is known.
    */
@@ -38,17 +48,29 @@ export class Admitter {
     this.#options = options
   }
 
-  admit(connection: Connection, deviceId: string, peer: PeerInfo): void {
-    const { nowMs, counters, epochElsewhere, admitted } = this.#options
+  /** @returns false when the fleet refuses the device. */
+  admit(connection: Connection, deviceId: string, peer: PeerInfo): boolean {
+    const { nowMs, counters, epochElsewhere, admitted, refusalOf } = this.#options
+    const refusal = refusalOf(deviceId, deviceId !== connection.id)
+    if (refusal !== null) {
+      this.reject(connection, refusal.reason, refusal.detail, refusal.retryAfterMs)
+      return false
+    }
     const epoch = this.#connections.nextEpoch(deviceId, nowMs(), epochElsewhere(deviceId))
     connection.admit(deviceId, epoch, peer)
     counters.connectionsAdmitted += 1
     this.#connections.enter(connection)?.close("taken_over")
     admitted(connection)
+    return true
   }
 
-  reject(connection: Connection, reason: CloseReason, detail: string): void {
+  reject(
+    connection: Connection,
+    reason: CloseReason,
+    detail: string,
+    retryAfterMs: number | null = null,
+  ): void {
     this.#options.rejected(connection, reason, detail)
-    connection.close(reason)
+    connection.close(reason, retryAfterMs)
   }
 }

@@ -14,6 +14,10 @@ export const CLOSE_REASONS = [
   "not_identified",
   "refused",
   "denied",
+  /** The gate is closed for this device. */
+  "gated",
+  /** The device has connected more than FLAP_LIMIT times within FLAP_WINDOW_MS. */
+  "flapping",
   "taken_over",
   "idle",
   "line_too_long",

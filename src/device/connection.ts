@@ -358,14 +358,17 @@ export class Connection {
     }
   }
 
-  /** Closes the connection for `reason`. Later calls have no effect: the first reason stays. */
-  close(reason: CloseReason): void {
+  /**
+   * Closes the connection for `reason`. Later calls have no effect: the first reason stays.
+   * @param retryAfterMs for the goodbye line, when it is known.
+   */
+  close(reason: CloseReason, retryAfterMs: number | null = null): void {
     if (this.#reason !== null) return
     this.#reason = reason
     const handshaking = this.#state === "handshaking"
     if (!handshaking) {
       this.#write()
-      this.#sayGoodbye(reason)
+      this.#sayGoodbye(reason, retryAfterMs)
     }
     this.#end()
     if (this.#state === "closed") return
@@ -387,9 +390,9 @@ export class Connection {
   }
 
   /** Unless a command is written in part. A device that takes no bytes gets none. */
-  #sayGoodbye(reason: CloseReason): void {
+  #sayGoodbye(reason: CloseReason, retryAfterMs: number | null): void {
     if (this.#context.goodbye === null || this.outgoingBytes > 0) return
-    const text = this.#context.goodbye.textFor(reason)
+    const text = this.#context.goodbye.textFor(reason, retryAfterMs)
     if (text !== null) this.socket.write(Buffer.from(`${text}\n`))
   }
 

@@ -19,6 +19,8 @@ const REASONS: ReadonlySet<CloseReason> = new Set([
   "aged",
   "taken_over",
   "denied",
+  "gated",
+  "flapping",
 ])
 const MIN_RETRY_AFTER_MS = 500
 const RANDOM_MS = 1_000

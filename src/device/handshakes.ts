@@ -39,6 +39,8 @@ export interface HandshakesOptions<S extends PausableSocket> {
   readonly connectionCount: () => number
   /** Whether the event loop needs more than half of a core. */
   readonly isBusy: () => boolean
+  /** Whether the gate is closed for all devices, and refused devices are not told so. */
+  readonly isShut: () => boolean
   /** Whether reading from all devices is suspended because `MAX_HELD_BYTES` is reached. */
   readonly suspended: () => boolean
   /** Creates the connection of a socket whose handshake starts. */
@@ -109,6 +111,10 @@ export class Handshakes<S extends PausableSocket> {
     const decision = this.#decide()
     if (decision.kind === "refuse") {
       this.#options.refuse(socket, decision.reason, address)
+      return
+    }
+    if (this.#options.isShut()) {
+      this.#options.refuse(socket, "gated", address)
       return
     }
     const { addressLimits, steadyMs } = this.#options

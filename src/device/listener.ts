@@ -73,6 +73,8 @@ export interface ListenerParts {
   readonly ids: ConnectionIds
   readonly authenticator: Authenticator
   readonly admitter: Admitter
+  /** Whether the gate is closed for all devices, and refused devices are not told so. */
+  readonly isShut: () => boolean
   readonly hooks: ListenerHooks
 }
 
@@ -92,7 +94,7 @@ export class Listener {
   #authorities: ClientAuthorities | null = null
 
   constructor(options: ListenerOptions, parts: ListenerParts) {
-    const { connections, context, ids, authenticator, admitter, hooks } = parts
+    const { connections, context, ids, authenticator, admitter, isShut, hooks } = parts
     this.#connections = connections
     this.#context = context
     this.#counters = context.counters
@@ -113,6 +115,7 @@ export class Listener {
       steadyMs: context.steadyMs,
       connectionCount: () => connections.count + (this.#proxied?.waiting ?? 0),
       isBusy: options.isBusy,
+      isShut,
       suspended: () => context.backpressure.suspended,
       begin: (socket, address) => this.#begin(socket, address),
       waits: (socket, queued) => {
@@ -306,8 +309,8 @@ export class Listener {
       case "accepted": {
         const { deviceId, fingerprint, rest } = result
         const tlsVersion = socket.getTLSVersion()
+        if (!this.#admitter.admit(connection, deviceId, { tlsVersion, fingerprint })) break
         this.#handshakes.admitted(socket)
-        this.#admitter.admit(connection, deviceId, { tlsVersion, fingerprint })
         if (rest.length > 0) connection.received(rest)
         break
       }

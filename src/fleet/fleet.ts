@@ -16,6 +16,7 @@ import type { CloseReason } from "../device/close-reason.ts"
 import type { Connection } from "../device/connection.ts"
 import type { Connections } from "../device/connections.ts"
 import type { WorkerProcess } from "../device/ids.ts"
+import { AdmissionRules, type AdmissionRulesOptions } from "./admission-rules.ts"
 import { Announcer } from "./announcer.ts"
 import { Channel } from "./channel.ts"
 import { instanceOf } from "./device-view.ts"
@@ -39,12 +40,14 @@ export interface FleetOptions {
   readonly warn: (message: string) => void
   /** Devices that this worker can admit in a second. */
   readonly admitsPerS: () => number
+  readonly flapping: AdmissionRulesOptions["flapping"]
 }
 
 export class Fleet {
   readonly locator: Locator
   readonly fleetQuery: FleetQuery
   readonly presence: Presence
+  readonly rules: AdmissionRules
   readonly #members = new Members()
   readonly #locationCache = new LocationCache()
   readonly #channel: Channel
@@ -81,7 +84,16 @@ export class Fleet {
         counters,
       },
     )
+    this.rules = new AdmissionRules({
+      ...{ flapping: options.flapping, worker: self.worker, nowMs },
+      broadcast: (content) => this.#channel.broadcast(content),
+    })
     this.presence = new Presence(broker, { workerId: self.worker, nowMs, steadyMs, counters })
+  }
+
+  /** Whether messages reach the other workers. */
+  get isConnected(): boolean {
+    return this.#channel.open
   }
 
   /** When the broker last confirmed a message to other workers. One is sent every two seconds. */
@@ -174,6 +186,8 @@ export class Fleet {
     this.#members.resumed(steadyMs)
     this.#tellAlive(steadyMs, true)
     this.#announcer.announceAll(steadyMs)
+    // Set while the broker was away, or unknown to the workers that started meanwhile.
+    for (const content of this.rules.all()) this.#channel.broadcast(content)
     this.locator.opened()
   }
 
@@ -219,11 +233,20 @@ export class Fleet {
       case "alive":
         this.#members.admits(from, incarnation, message.admits_per_s ?? 0)
         if (message.asks && !this.#leaving) {
-          this.#channel.tell({ worker: from, incarnation }, this.#alive(false))
+          const to = { worker: from, incarnation }
+          this.#channel.tell(to, this.#alive(false))
+          for (const content of this.rules.all()) this.#channel.tell(to, content)
         }
         break
       case "devices":
+        for (const [deviceId, , epoch] of message.here) {
+          this.rules.connectedElsewhere(deviceId, epoch)
+        }
         this.#announcer.heard(message)
+        break
+      case "gate":
+      case "bans":
+        this.rules.heard(message)
         break
       case "where":
         this.#where(message)

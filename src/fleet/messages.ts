@@ -8,6 +8,7 @@
  *   list ──► listed                 asks for the devices of a worker
  *   describe ──► described          asks for the description of one connection
  *   kick ──► kicked                 asks to close one connection
+ *   gate, bans                      which devices the fleet refuses (`admission-rules.ts`)
  *
  * Each row of a message is validated separately: an invalid row does not affect the others. A
  * member can register only its own connections, with an epoch at most `MAX_EPOCH_AHEAD_MS` ahead of
@@ -41,6 +42,9 @@ const deregistrations = v.pipe(
 const view = v.record(v.string(), v.unknown())
 /** Milliseconds of the monotonic clock of the process that holds the connection. */
 const holderMs = v.optional(v.pipe(v.number(), v.finite()))
+
+const timeMs = v.pipe(v.number(), v.safeInteger(), v.minValue(0))
+const ban = v.object({ device_id: id, at: timeMs, until: timeMs })
 
 const message = v.variant("type", [
   /** With `asks` each receiver answers with its own `alive`. */
@@ -103,6 +107,22 @@ const message = v.variant("type", [
     ask,
     device: v.nullable(view),
     overdue: v.optional(v.boolean()),
+  }),
+  v.object({
+    type: v.literal("gate"),
+    ...sender,
+    gate: v.object({
+      open: v.boolean(),
+      prefix: v.pipe(v.string(), v.maxLength(128)),
+      retry_after_ms: v.nullable(timeMs),
+      set_at: timeMs,
+      set_by: id,
+    }),
+  }),
+  v.object({
+    type: v.literal("bans"),
+    ...sender,
+    bans: v.pipe(v.array(ban), v.maxLength(MAX_ROWS), v.readonly()),
   }),
 ])
 

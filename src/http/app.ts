@@ -27,12 +27,14 @@ import { type HealthDependencies, health } from "./health.ts"
 import { sourceFault } from "./loopback-requests.ts"
 import { type MessagesDependencies, messages } from "./messages.ts"
 import { type MetricsDependencies, metrics } from "./metrics.ts"
+import { type RulesDependencies, rules } from "./rules.ts"
 
 export interface AppDependencies
   extends DevicesDependencies,
     DrainDependencies,
-    HealthDependencies,
-    MetricsDependencies {
+    Omit<HealthDependencies, "gate">,
+    MetricsDependencies,
+    RulesDependencies {
   /**
    * Each of them gives access to all routes and to the details of `/health` and `/ready`. When both
    * lists are empty, all routes are open to programs on this machine.
@@ -77,7 +79,8 @@ export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
     })
   }
   const accessOf = authorization(dependencies)
-  routes.route("/", health(dependencies, accessOf))
+  const gate = () => dependencies.rules.gate
+  routes.route("/", health({ ...dependencies, gate }, accessOf))
   routes.use(async (c, next) => {
     const access = accessOf(c.req.header("authorization"))
     if (suffices(access, c.req.method)) return next()
@@ -116,6 +119,7 @@ export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
   routes.route("/", metrics(dependencies))
   routes.route("/", devices(dependencies))
   routes.route("/", drain(dependencies))
+  routes.route("/", rules(dependencies))
   if (dependencies.messages !== null) routes.route("/", messages(dependencies.messages))
 
   routes.notFound((c) => refuse(c, "not_found", `no route ${c.req.method} ${c.req.path}`))

@@ -18,6 +18,7 @@ import { bodyFault } from "../device/command.ts"
 import { DEVICE_ID } from "../device/ids.ts"
 import type { DeviceView } from "../fleet/device-view.ts"
 import type { FleetQuery, FleetQueryFailure } from "../fleet/fleet-query.ts"
+import { bodyFaults } from "./body-faults.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
 
 /** A `message_id` is an AMQP short string. */
@@ -101,7 +102,7 @@ async function readRequest(c: Context<HttpEnvironment>, id: string): Promise<Sen
     return "the body is not JSON in UTF-8"
   }
   const checked = v.safeParse(jsonRequest, parsed)
-  if (!checked.success) return checked.issues.map(explain).join("; ")
+  if (!checked.success) return bodyFaults(checked.issues, entries)
   const { line, ttl_ms: ttlMs = null, message_id: messageId = null } = checked.output
   return { id, body: new TextEncoder().encode(line), ttlMs, messageId }
 }
@@ -112,12 +113,6 @@ async function readRequest(c: Context<HttpEnvironment>, id: string): Promise<Sen
  */
 function wellFormed() {
   return v.check((value: string) => value.isWellFormed(), "must be well-formed Unicode")
-}
-
-function explain(issue: v.BaseIssue<unknown>): string {
-  const field = v.getDotPath(issue)
-  const known = field !== null && field in entries
-  return known ? `${field}: ${issue.message}` : issue.message
 }
 
 function answer(c: Context<HttpEnvironment>, result: SendResult): Response {

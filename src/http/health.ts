@@ -9,10 +9,12 @@
 
 import { Hono } from "hono"
 import type { CloseReason } from "../device/close-reason.ts"
+import type { GateState } from "../fleet/gate.ts"
 import type { WorkerReport } from "../process/control.ts"
 import type { AccessOf } from "./authorization.ts"
 
 export interface HealthDependencies {
+  readonly gate: () => GateState
   readonly version: string
   readonly startedAtMs: number
   readonly nowMs: () => number
@@ -37,7 +39,7 @@ interface Unready {
 }
 
 export function health(
-  { version, startedAtMs, nowMs, report, reports }: HealthDependencies,
+  { version, startedAtMs, nowMs, report, reports, gate }: HealthDependencies,
   accessOf: AccessOf,
 ): Hono {
   const routes = new Hono()
@@ -57,6 +59,7 @@ export function health(
       connections: sum(workers, ({ connections }) => connections),
       waiting: sum(workers, ({ admission }) => admission.waiting),
       estimated_wait_ms: allInMs(workers),
+      gate: gate(),
       workers,
     })
   })

@@ -114,6 +114,8 @@ function serveHttp(
     send: (request, caller) => worker.commands.sender.send(request, caller),
     fleetQuery: worker.fleet.fleetQuery,
     empty,
+    rules: worker.fleet.rules,
+    reachesFleet: () => worker.fleet.isConnected,
     messages:
       broker instanceof EmbeddedBroker ? { tap: (tap) => broker.tap(fromDeviceQueue, tap) } : null,
     fault,

@@ -138,6 +138,7 @@ export class Worker {
     this.fleet = new Fleet(broker, this.#connections, {
       ...{ self, ...clock, counters, keys, warn: notice },
       admitsPerS: () => this.#admitsPerS,
+      flapping: config.device.flapping,
     })
     const { outboundMessages } = this.commands
     this.#brokerWatch = new BrokerWatch(broker, {
@@ -153,6 +154,8 @@ export class Worker {
       ids: new ConnectionIds(self),
       authenticator: this.#authenticator,
       admitter: this.#admitter(),
+      // With a goodbye line devices learn after TLS when to come back.
+      isShut: () => this.fleet.rules.isShut && config.device.goodbyeLine === "",
       hooks: {
         refused: (reason, detail, remoteAddress) => {
           counters.connectionsClosed[reason] += 1
@@ -374,6 +377,7 @@ export class Worker {
     return new Admitter(this.#connections, {
       nowMs: clock.nowMs,
       counters,
+      refusalOf: (deviceId, isNamed) => this.fleet.rules.refusalOf(deviceId, isNamed),
       epochElsewhere: (deviceId) => this.fleet.epochElsewhere(deviceId),
       admitted: (connection) => {
         this.fleet.admitted(connection)

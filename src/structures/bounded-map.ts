@@ -37,6 +37,10 @@ export class BoundedMap<K, V> {
     this.set(key, value)
   }
 
+  values(): MapIterator<V> {
+    return this.#entries.values()
+  }
+
   delete(key: K): void {
     this.#entries.delete(key)
   }

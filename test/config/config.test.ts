@@ -62,6 +62,7 @@ describe("defaults", () => {
         maxAgeMs: 0,
         goodbyeLine: "",
         addressLimits: null,
+        flapping: null,
         proxyFrom: null,
         ack: "off",
         maxLineBytes: 65_536,

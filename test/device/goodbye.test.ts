@@ -19,7 +19,7 @@ function goodbye(perS: number, random = 0, template = "BYE {reason} {retry_after
 
 test("goes to devices that the gateway sends away, and to no other", () => {
   const reasons = CLOSE_REASONS.filter((reason) => goodbye(1).goodbye.textFor(reason) !== null)
-  expect(reasons).toEqual(["denied", "taken_over", "kicked", "aged", "drained"])
+  expect(reasons.join(" ")).toBe("denied gated flapping taken_over kicked aged drained")
 })
 
 test("fills in what its template asks for, any number of times", () => {
@@ -27,6 +27,13 @@ test("fills in what its template asks for, any number of times", () => {
   expect(say("BYE {reason} {retry_after_ms}")).toBe("BYE aged 600")
   expect(say("{reason}/{reason} in {retry_after_ms}")).toBe("aged/aged in 600")
   expect(say("bye {other} $& $1")).toBe("bye {other} $& $1")
+})
+
+test("has the time that is known, without taking a slot", () => {
+  const { goodbye: subject } = goodbye(10)
+  expect(subject.textFor("flapping", 299_000.4)).toBe("BYE flapping 299000")
+  expect(subject.textFor("gated", 0)).toBe("BYE gated 0")
+  expect(subject.textFor("gated")).toBe("BYE gated 600")
 })
 
 describe("the time after which to come back", () => {

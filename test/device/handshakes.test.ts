@@ -35,6 +35,7 @@ class Subject {
   nowMs = 1_000
   count = 0
   suspended = false
+  shut = false
   readonly handshakes: Handshakes<TestSocket>
 
   constructor(limits: AdmissionLimits, addressLimits: AddressLimits | null = null) {
@@ -44,6 +45,7 @@ class Subject {
       steadyMs: () => this.nowMs,
       connectionCount: () => this.count,
       isBusy: () => true,
+      isShut: () => this.shut,
       suspended: () => this.suspended,
       begin: (socket, remoteAddress) => {
         this.count += 1

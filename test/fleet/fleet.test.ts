@@ -37,6 +37,7 @@ class Subject {
       counters: new Counters(),
       keys: FLEET_KEYS,
       admitsPerS: () => 0,
+      flapping: null,
       warn: (message: string) => void this.warnings.push(message),
     }
     this.fleet = new Fleet(broker, new Connections(limits), options)

@@ -32,6 +32,12 @@ const MESSAGES: { readonly [T in FleetMessage["type"]]: Extract<FleetMessage, { 
   described: { type: "described", ...SENDER, ask: 5, device: { device_id: "lock:1" } },
   kick: { type: "kick", ...SENDER, ask: 6, connection: CONNECTION },
   kicked: { type: "kicked", ...SENDER, ask: 7, device: null },
+  gate: {
+    type: "gate",
+    ...SENDER,
+    gate: { open: false, prefix: "lock:", retry_after_ms: 5_000, set_at: 6, set_by: "gw1.0" },
+  },
+  bans: { type: "bans", ...SENDER, bans: [{ device_id: "lock:1", at: 5, until: 6 }] },
 }
 
 const read = (text: string) => parseFleetMessage(text, NOW_MS)

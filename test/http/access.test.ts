@@ -10,6 +10,7 @@ import type { DeviceView } from "../../src/fleet/device-view.ts"
 import type { AppDependencies } from "../../src/http/app.ts"
 import { localApp } from "../support/local-app.ts"
 import { SERVING } from "./app-harness.ts"
+import { NO_RULES } from "./no-rules.ts"
 
 /** everybody: no token needed. see: a token of either kind. act: one of HTTP_TOKENS. */
 const ROUTES: Readonly<Record<string, "everybody" | "see" | "act">> = {
@@ -21,6 +22,10 @@ const ROUTES: Readonly<Record<string, "everybody" | "see" | "act">> = {
   "GET /messages": "see",
   "POST /devices/:id/send": "act",
   "DELETE /devices/:id/connection": "act",
+  "GET /gate": "see",
+  "PUT /gate": "act",
+  "GET /bans": "see",
+  "DELETE /bans/:id": "act",
   "POST /drain": "act",
   "DELETE /drain": "act",
 }
@@ -54,6 +59,18 @@ function subject(given: Pick<AppDependencies, "tokens" | "readTokens">) {
       },
     },
     messages: { tap: () => () => {} },
+    ...NO_RULES,
+    rules: {
+      ...NO_RULES.rules,
+      setGate: (request) => {
+        acts.push(`gate ${request.open}`)
+        return NO_RULES.rules.gate
+      },
+      lift: (id) => {
+        acts.push(`lift ${id}`)
+        return true
+      },
+    },
     empty: (on) => acts.push(`empty ${on}`),
     send: async ({ id }: SendRequest) => {
       acts.push(`send ${id}`)
@@ -69,6 +86,7 @@ function subject(given: Pick<AppDependencies, "tokens" | "readTokens">) {
       method,
       headers: { "content-type": "text/plain", ...headers },
       ...(method === "POST" ? { body: "open" } : {}),
+      ...(method === "PUT" ? { body: '{"open":false}' } : {}),
     })
     const isStream = response.headers.get("content-type")?.startsWith("text/event-stream") === true
     if (isStream) await response.body?.cancel()

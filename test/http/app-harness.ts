@@ -6,6 +6,7 @@ import { Counters } from "../../src/counters.ts"
 import type { AppDependencies } from "../../src/http/app.ts"
 import type { WorkerReport } from "../../src/process/control.ts"
 import { localApp } from "../support/local-app.ts"
+import { NO_RULES } from "./no-rules.ts"
 
 export const MAX_LINE_BYTES = 16
 export const TOKENS = ["first-token-0123456789", "second.token~ABC+/-_==", "third-token-9876543210"]
@@ -60,6 +61,7 @@ export function sidecar(changes: Partial<AppDependencies> = {}) {
     },
     messages: null,
     fault: (error) => faults.push(error),
+    ...NO_RULES,
     empty: () => undefined,
     send: async (request) => {
       sent.push(request)

@@ -9,6 +9,7 @@ import type { DeviceView } from "../../src/fleet/device-view.ts"
 import type { DeviceList, FleetQueryFailure, ListRequest } from "../../src/fleet/fleet-query.ts"
 import type { AppDependencies } from "../../src/http/app.ts"
 import { localApp } from "../support/local-app.ts"
+import { NO_RULES } from "./no-rules.ts"
 
 const TOKEN = "first-token-0123456789"
 const DEVICE: DeviceView = {
@@ -66,6 +67,7 @@ class Subject {
       reports: async () => [],
       metricsText: async () => "",
       messages: null,
+      ...NO_RULES,
       empty: () => undefined,
       send: async () => ({ outcome: "busy" }) as const,
     }

@@ -9,6 +9,7 @@ import type { Tap } from "../../src/broker/embedded.ts"
 import { Counters } from "../../src/counters.ts"
 import { localApp } from "../support/local-app.ts"
 import { until } from "../support/wait.ts"
+import { NO_RULES } from "./no-rules.ts"
 
 const MAX_FOLLOWERS = 16
 const MAX_BEHIND = 1_000
@@ -44,6 +45,7 @@ function sidecar(tokens: readonly string[] = []) {
       kick: async () => "unreachable",
     },
     metricsText: async () => "",
+    ...NO_RULES,
     empty: () => undefined,
     send: async () => ({ outcome: "busy" }),
     messages: {

@@ -90,6 +90,11 @@ const GROUPS: readonly Group[] = [
     first: "PROXY_PROTOCOL",
   },
   {
+    title: "Devices that connect too often",
+    text: "Set `FLAP_LIMIT` when devices are named and some of them connect again and again, because of bad firmware or a bad network. Choose it well above what a healthy device does.",
+    first: "FLAP_LIMIT",
+  },
+  {
     title: "Idle devices and commands",
     text: "Set the idle time-out to about twice the interval of the firmware's sign of life. The other settings bound how long commands wait for their device and for missing numbers.",
     first: "IDLE_TIMEOUT_MS",

@@ -1,0 +1,118 @@
+/**
+ * The rules by which the whole fleet refuses devices that have proven their identity: the gate and
+ * bans. Each worker knows all of them. They are held in memory: they are gone when all workers of
+ * the fleet end at the same time.
+ *
+ *   a device identifies itself ─► gate, bans, flapping ─┬─ null: admitted
+ *                                                       └─ refused: gated, flapping
+ *   set here ─► told to all workers              a worker joins ─► it is told all
+ *
+ * Bounds: those of `bans.ts` and `flapping.ts`.
+ */
+
+import type { Refusal } from "../device/admitter.ts"
+import { type Ban, Bans } from "./bans.ts"
+import { Flapping, type FlappingLimits } from "./flapping.ts"
+import { Gate, type GateRequest, type GateState } from "./gate.ts"
+import { MAX_ROWS } from "./messages.ts"
+
+export type RulesContent =
+  | { readonly type: "gate"; readonly gate: GateState }
+  | { readonly type: "bans"; readonly bans: readonly Ban[] }
+
+export interface AdmissionRulesOptions {
+  /** Null when devices may connect as often as they like. */
+  readonly flapping: (FlappingLimits & { readonly banMs: number }) | null
+  readonly worker: string
+  readonly nowMs: () => number
+  /** Tells all workers. */
+  readonly broadcast: (content: RulesContent) => void
+}
+
+export class AdmissionRules {
+  readonly #options: AdmissionRulesOptions
+  readonly #gate = new Gate()
+  readonly #bans = new Bans()
+  readonly #flapping: Flapping | null
+
+  constructor(options: AdmissionRulesOptions) {
+    this.#options = options
+    this.#flapping = options.flapping && new Flapping(options.flapping)
+  }
+
+  get gate(): GateState {
+    return this.#gate.state
+  }
+
+  /** Whether no device is admitted. */
+  get isShut(): boolean {
+    return this.#gate.isShut
+  }
+
+  bans(): Ban[] {
+    return this.#bans.inForce(this.#options.nowMs())
+  }
+
+  /**
+   * Why the device is refused now; null when it is admitted. Counts the connection.
+   * @param isNamed whether the device id is more than the id of this connection.
+   */
+  refusalOf(deviceId: string, isNamed: boolean): Refusal | null {
+    const nowMs = this.#options.nowMs()
+    if (!this.#gate.admits(deviceId)) {
+      const { prefix, retry_after_ms: retryAfterMs } = this.#gate.state
+      const whom = prefix === "" ? "" : ` for ids that start with ${prefix}`
+      return { reason: "gated", detail: `the gate is closed${whom}`, retryAfterMs }
+    }
+    const { flapping } = this.#options
+    if (flapping === null || !isNamed) return null
+    const isOver = this.#flapping?.connected(deviceId, nowMs) === true
+    let until = this.#bans.endOf(deviceId, nowMs)
+    if (until === null && isOver) {
+      const ban = this.#bans.add(deviceId, flapping.banMs, nowMs)
+      until = ban.until
+      this.#flapping?.forget(deviceId)
+      this.#options.broadcast({ type: "bans", bans: [ban] })
+    }
+    if (until === null) return null
+    const detail = `${deviceId} connected more than ${flapping.limit} times within ${flapping.windowMs} ms`
+    return { reason: "flapping", detail, retryAfterMs: until - nowMs }
+  }
+
+  /** A device has connected to another worker. */
+  connectedElsewhere(deviceId: string, epoch: number): void {
+    this.#flapping?.connected(deviceId, epoch)
+  }
+
+  setGate(request: GateRequest): GateState {
+    this.#gate.set(request, this.#options.worker, this.#options.nowMs())
+    this.#options.broadcast({ type: "gate", gate: this.#gate.state })
+    return this.#gate.state
+  }
+
+  /** @returns whether the device was banned. */
+  lift(deviceId: string): boolean {
+    const ban = this.#bans.lift(deviceId, this.#options.nowMs())
+    if (ban === null) return false
+    this.#flapping?.forget(deviceId)
+    this.#options.broadcast({ type: "bans", bans: [ban] })
+    return true
+  }
+
+  /** Takes what another worker tells. */
+  heard(content: RulesContent): void {
+    if (content.type === "gate") this.#gate.merge(content.gate)
+    else for (const ban of content.bans) this.#bans.merge(ban)
+  }
+
+  /** What a worker that joins the fleet must be told. */
+  all(): RulesContent[] {
+    const contents: RulesContent[] = []
+    if (this.#gate.state.set_at > 0) contents.push({ type: "gate", gate: this.#gate.state })
+    const bans = this.#bans.all()
+    for (let from = 0; from < bans.length; from += MAX_ROWS) {
+      contents.push({ type: "bans", bans: bans.slice(from, from + MAX_ROWS) })
+    }
+    return contents
+  }
+}

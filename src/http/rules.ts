@@ -1,0 +1,85 @@
+/**
+ * Which devices the fleet refuses: the gate and bans.
+ *
+ *   GET /gate, PUT /gate {open, prefix?, retry_after_ms?}
+ *   GET /bans, DELETE /bans/:id
+ *
+ * Any worker answers: each knows the gate and all bans. A change reaches the other workers over the
+ * broker, so without it a change is refused (`broker_away`).
+ */
+
+import { type Context, Hono } from "hono"
+import * as v from "valibot"
+import { DEVICE_ID } from "../device/ids.ts"
+import type { AdmissionRules } from "../fleet/admission-rules.ts"
+import { bodyFaults } from "./body-faults.ts"
+import { type HttpEnvironment, refuse } from "./errors.ts"
+
+const MAX_PREFIX_LENGTH = 128
+const MAX_RETRY_AFTER_MS = 3_600_000
+
+export interface RulesDependencies {
+  readonly rules: Pick<AdmissionRules, "gate" | "setGate" | "bans" | "lift">
+  /** Whether a change reaches the other workers. */
+  readonly reachesFleet: () => boolean
+}
+
+const gateRequest = v.strictObject(
+  {
+    open: v.boolean("must be true or false"),
+    prefix: v.optional(
+      v.pipe(
+        v.string("must be a string"),
+        v.regex(/^[A-Za-z0-9._:-]*$/, "must have characters of device ids only"),
+        v.maxLength(MAX_PREFIX_LENGTH, `must have at most ${MAX_PREFIX_LENGTH} characters`),
+      ),
+      "",
+    ),
+    retry_after_ms: v.optional(
+      v.nullable(
+        v.pipe(
+          v.number("must be a number"),
+          v.integer("must be a whole number"),
+          v.minValue(0, "must be at least 0"),
+          v.maxValue(MAX_RETRY_AFTER_MS, `must be at most ${MAX_RETRY_AFTER_MS}`),
+        ),
+      ),
+      null,
+    ),
+  },
+  "the body must be an object with open, and if needed prefix and retry_after_ms",
+)
+
+export function rules({ rules, reachesFleet }: RulesDependencies): Hono<HttpEnvironment> {
+  const routes = new Hono<HttpEnvironment>()
+  const away = (c: Context<HttpEnvironment>) =>
+    refuse(c, "broker_away", "the broker is away: the other workers would not learn of the change")
+
+  routes.get("/gate", (c) => c.json(rules.gate))
+
+  routes.put("/gate", async (c) => {
+    let body: unknown
+    try {
+      body = await c.req.json()
+    } catch {
+      return refuse(c, "invalid", "the body is not JSON in UTF-8")
+    }
+    const checked = v.safeParse(gateRequest, body)
+    if (!checked.success) {
+      return refuse(c, "invalid", bodyFaults(checked.issues, gateRequest.entries))
+    }
+    return reachesFleet() ? c.json(rules.setGate(checked.output)) : away(c)
+  })
+
+  routes.get("/bans", (c) => c.json({ bans: rules.bans() }))
+
+  routes.delete("/bans/:id", (c) => {
+    const id = c.req.param("id")
+    if (!DEVICE_ID.test(id)) return refuse(c, "invalid", `the id must match ${DEVICE_ID.source}`)
+    if (!reachesFleet()) return away(c)
+    if (!rules.lift(id)) return refuse(c, "not_found", "the device has no ban")
+    return c.json({ device_id: id })
+  })
+
+  return routes
+}
