@@ -15,6 +15,10 @@ const any = (declared: { readonly default: string; readonly text: string }) =>
 const VALUES = {
   host: any({ default: "127.0.0.1", text: "name or address of the gateway" }),
   port: integer({ default: 8443, min: 1, max: 65_535, text: "device port of the gateway" }),
+  addresses: integer({
+    ...{ default: 0, min: 0, max: 65_536, defaultText: "" },
+    text: "connect from so many loopback addresses, to a gateway on this machine; by default from one",
+  }),
   other: any({
     default: "",
     text: "host:port of another gateway; a device goes to the other one whenever its connection ends",

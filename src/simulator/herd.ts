@@ -39,6 +39,7 @@ export interface Failures {
 }
 
 interface Device {
+  readonly index: number
   readonly name: string
   readonly quota: { left: number }
   attempts: number
@@ -93,6 +94,7 @@ export class Herd {
     }
     for (let index = 0; index < options.devices; index += 1) {
       this.#devices.push({
+        index,
         name: deviceName(options.name, index),
         quota: { left: options.lines ?? Number.POSITIVE_INFINITY },
         attempts: 0,
@@ -247,8 +249,18 @@ export class Herd {
     const { host, port } = device.isElsewhere && other !== null ? other : this.#options
     const data = { device, connection, hello }
     const socket = this.#handlers
-    const dialling = Bun.connect<Dialled>({ hostname: host, port, tls, data, socket })
+    // `localAddress` works and is not in the types.
+    const from = this.#localAddressOf(device)
+    const options = { hostname: host, port, tls, data, socket, ...from }
+    const dialling = Bun.connect<Dialled>(options)
     dialling.catch(() => this.#unreached(connection))
+  }
+
+  #localAddressOf(device: Device): { readonly localAddress?: string } {
+    const { addresses } = this.#options
+    if (addresses === 0) return {}
+    const at = device.index % addresses
+    return { localAddress: `127.1.${at >> 8}.${at & 255}` }
   }
 
   /** One object for all sockets, since closures would be a tenth of the memory of a device. */

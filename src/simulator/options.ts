@@ -33,6 +33,8 @@ export interface Address {
 }
 
 export interface RunOptions extends Address {
+  /** Loopback addresses to connect from; 0: whichever the system takes. */
+  readonly addresses: number
   /** Another gateway; null when all connect to one. */
   readonly other: Address | null
   readonly caFile: string | null
@@ -126,6 +128,7 @@ function runOptions(flags: Flags): RunOptions {
   return {
     host: values.host,
     port: values.port,
+    addresses: values.addresses,
     other: otherOf(flags),
     caFile: values.ca || null,
     devices: values.devices,

@@ -30,6 +30,7 @@ describe("a run", () => {
     expect(run()).toEqual({
       host: "127.0.0.1",
       port: 8443,
+      addresses: 0,
       other: null,
       caFile: null,
       devices: 10,
@@ -164,5 +165,5 @@ test("help is given whatever else is asked, and names every flag that is read", 
   const { length } = usage()
     .matchAll(/^ {2}--[a-z-]+/gm)
     .toArray()
-  expect(length).toBe(34)
+  expect(length).toBe(35)
 })
