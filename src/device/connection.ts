@@ -374,8 +374,11 @@ export class Connection {
     if (this.#state === "closed") return
     this.#state = "closing"
     this.#closeAtMs = this.#context.steadyMs() + CLOSING_MS
-    if (handshaking) this.socket.terminate()
-    else {
+    if (handshaking) {
+      // After a failed handshake Bun sends the alert and closes the socket. A reset could overtake
+      // the alert.
+      if (reason !== "handshake_failed" && reason !== "not_identified") this.socket.terminate()
+    } else {
       // A paused socket does not report that the peer has closed.
       if (this.#pausedBy !== 0) this.socket.resume()
       this.socket.shutdown()

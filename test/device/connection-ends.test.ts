@@ -1,7 +1,7 @@
 /** Time-outs of a connection, and closes from either side, also during a call. */
 
 import { describe, expect, test } from "bun:test"
-import { CLOSE_REASONS } from "../../src/device/close-reason.ts"
+import { CLOSE_REASONS, type CloseReason } from "../../src/device/close-reason.ts"
 import {
   bytesOf,
   CLOSING_MS,
@@ -157,15 +157,31 @@ describe("closing", () => {
     expect([connection.state, harness.reasons()]).toEqual(["closed", [reason]])
   })
 
-  test.each(CLOSE_REASONS)("close(%p) during the handshake terminates the socket", (reason) => {
+  const ofFailedHandshakes: readonly CloseReason[] = ["handshake_failed", "not_identified"]
+
+  test.each(CLOSE_REASONS.filter((reason) => !ofFailedHandshakes.includes(reason)))(
+    "close(%p) during the handshake terminates the socket",
+    (reason) => {
+      const harness = new Harness()
+      const { connection, socket } = harness.accept()
+      connection.close(reason)
+      expect([connection.state, harness.reasons(), socket.calls]).toEqual([
+        "closed",
+        [reason],
+        ["terminate"],
+      ])
+    },
+  )
+
+  test.each(ofFailedHandshakes)("close(%p) leaves the socket to TLS for 2 s", (reason) => {
     const harness = new Harness()
     const { connection, socket } = harness.accept()
     connection.close(reason)
-    expect([connection.state, harness.reasons(), socket.calls]).toEqual([
-      "closed",
-      [reason],
-      ["terminate"],
-    ])
+    expect([connection.state, harness.reasons(), socket.calls]).toEqual(["closing", [reason], []])
+    harness.after(CLOSING_MS - 1)
+    expect(socket.calls).toEqual([])
+    harness.after(1)
+    expect([connection.state, socket.calls]).toEqual(["closed", ["terminate"]])
   })
 
   test("the first reason stays", () => {
