@@ -251,6 +251,8 @@ function shape(settings: Settings, values: Environment, ca: string | null) {
       proxyFrom: settings.PROXY_PROTOCOL === "required" ? settings.PROXY_FROM : null,
       backlog: settings.LISTEN_BACKLOG,
       resumption: settings.TLS_RESUMPTION,
+      minVersion: settings.TLS_MIN_VERSION,
+      maxRecordBytes: settings.TLS_MAX_RECORD_BYTES,
       maxOutgoingBytes: settings.MAX_OUTGOING_BYTES,
       maxHeldBytes: settings.MAX_HELD_BYTES,
       maxPartialBytes: settings.MAX_PARTIAL_BYTES,

@@ -99,6 +99,18 @@ export const settings = v.object({
     of: ["tickets", "none"],
     text: "tickets: a device that returns to the same worker may resume its TLS session, which saves it the check of the certificate. none: no tickets, and each connection costs the gateway about an eighth less CPU time and memory.",
   }),
+  TLS_MIN_VERSION: choice({
+    default: "1.2",
+    of: ["1.2", "1.3"],
+    text: "The lowest version of TLS that devices may use. With 1.2 only suites with ECDHE and AEAD are offered.",
+  }),
+  TLS_MAX_RECORD_BYTES: integer({
+    default: 16_384,
+    min: 512,
+    max: 16_384,
+    unit: "bytes",
+    text: "The longest plaintext of a TLS record that devices receive, the handshake included. Lower it when devices have small receive buffers. Each record adds 21 to 29 bytes.",
+  }),
   DEVICE_AUTH: choice({
     default: "none",
     of: ["none", "mtls", "hello"],

@@ -11,7 +11,27 @@ import { constants } from "node:crypto"
 import type { Socket, TCPSocketListener } from "bun"
 import { setBacklog } from "./backlog.ts"
 
-const TLS_1_2 = 0x0303
+/** The numbers of the protocol versions on the wire. */
+const VERSIONS = { "1.2": 0x0303, "1.3": 0x0304 } as const
+
+/**
+ * The suites of TLS 1.2: ECDHE for forward secrecy, with an AEAD cipher. Without a list BoringSSL
+ * offers CBC suites too, and with an RSA key also suites without forward secrecy.
+ *
+ * The gateway's order counts, but in the brackets the device's: a device without AES hardware puts
+ * ChaCha20 first. Rejected: AES-128 in the brackets instead of AES-256. Many libraries prefer
+ * AES-256, then ChaCha20, then AES-128, and would get ChaCha20 on devices with AES hardware.
+ *
+ * The suites of TLS 1.3 all have AEAD ciphers and cannot be set. There the device's order counts.
+ */
+const TLS_1_2_SUITES = [
+  "[ECDHE-ECDSA-AES256-GCM-SHA384|ECDHE-ECDSA-CHACHA20-POLY1305|ECDHE-RSA-AES256-GCM-SHA384|ECDHE-RSA-CHACHA20-POLY1305]",
+  "ECDHE-ECDSA-AES128-GCM-SHA256",
+  "ECDHE-RSA-AES128-GCM-SHA256",
+].join(":")
+
+/** The longest plaintext of a record (RFC 8446, section 5.1), and BoringSSL's default. */
+const FULL_RECORD_BYTES = 16_384
 
 export interface TlsPortOptions {
   readonly host: string
@@ -26,6 +46,14 @@ export interface TlsPortOptions {
    * resumed, with TLS 1.2 neither.
    */
   readonly resumption: "tickets" | "none"
+  /** The lowest version of TLS that is accepted. */
+  readonly minVersion: keyof typeof VERSIONS
+  /**
+   * The longest plaintext of a record that is sent, 512 to 16,384. Handshake messages are split
+   * too. BoringSSL negotiates no record size (RFC 6066 section 4, RFC 8449), so it is the same for
+   * all devices.
+   */
+  readonly maxRecordBytes: number
 }
 
 /** The server certificate, its key and the client CAs, in PEM. */
@@ -107,7 +135,8 @@ export class TlsPort<Data> {
 
   #listen({ certPem, keyPem, clientCaPem }: ListenerTls, port: number, generation: number) {
     const handlers = this.#handlers
-    const { host, resumption } = this.#options
+    const { host, resumption, minVersion, maxRecordBytes } = this.#options
+    const noTickets = resumption === "none" ? constants.SSL_OP_NO_TICKET : 0
     const options = {
       hostname: host,
       port,
@@ -115,8 +144,9 @@ export class TlsPort<Data> {
       tls: {
         cert: certPem,
         key: keyPem,
-        minVersion: TLS_1_2,
-        secureOptions: resumption === "none" ? constants.SSL_OP_NO_TICKET : 0,
+        minVersion: VERSIONS[minVersion],
+        ciphers: TLS_1_2_SUITES,
+        secureOptions: constants.SSL_OP_CIPHER_SERVER_PREFERENCE | noTickets,
         rejectUnauthorized: true,
         ...(clientCaPem === null
           ? { requestCert: false }
@@ -125,7 +155,13 @@ export class TlsPort<Data> {
       },
       socket: {
         binaryType: "uint8array" as const,
-        open: (socket: Socket<Data>) => handlers.opened(socket),
+        open:
+          maxRecordBytes === FULL_RECORD_BYTES
+            ? (socket: Socket<Data>) => handlers.opened(socket)
+            : (socket: Socket<Data>) => {
+                socket.setMaxSendFragment(maxRecordBytes)
+                handlers.opened(socket)
+              },
         handshake: (socket: Socket<Data>, success: boolean, error: HandshakeError | null) =>
           handlers.handshook(socket, success, error, generation === this.#generation),
         data: (socket: Socket<Data>, chunk: Uint8Array) => handlers.received(socket, chunk),

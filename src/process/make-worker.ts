@@ -63,13 +63,14 @@ export function makeWorker(options: WorkerOptions): MadeWorker {
     keys: new FleetKeys(config.fleetSecret ?? crypto.randomUUID()),
     commandIds: new CommandIds(self, randomPart()),
     makeListener: (parts) => {
-      const { host, backlog, resumption } = config.device
+      const { host, backlog, resumption, minVersion, maxRecordBytes } = config.device
+      const tls = { resumption, minVersion, maxRecordBytes }
       const admission = { maxConnections, ...config.device.admission }
       const cpu = new CpuDemand(clock.steadyMs())
       const isBusy = () => cpu.isHigh(clock.steadyMs())
       const { addressLimits, proxyFrom, handshakeTimeoutMs } = config.device
       const options = {
-        ...{ host, port: devicePort, backlog, resumption, admission, isBusy },
+        ...{ host, port: devicePort, backlog, ...tls, admission, isBusy },
         ...{ addressLimits, proxyFrom, handshakeTimeoutMs },
       }
       return new Listener(options, parts)
