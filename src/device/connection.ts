@@ -20,8 +20,9 @@ import type { Command, Outcome } from "./command.ts"
 import type { Timeouts } from "./connections.ts"
 import { DeviceRate, type DeviceRateLimits } from "./device-rate.ts"
 import { type Decision, Endpoint } from "./endpoint.ts"
-import { Framer, LineTooLong } from "./framer.ts"
+import { type Framer, LineTooLong } from "./framer.ts"
 import type { Goodbye } from "./goodbye.ts"
+import { LineFramer } from "./line-framer.ts"
 import { Outgoing } from "./outgoing.ts"
 import { type DeviceSocket, type PeerInfo, UNKNOWN_PEER } from "./peer.ts"
 import type { ReorderLimits } from "./reorder-buffer.ts"
@@ -180,7 +181,7 @@ export class Connection {
       return
     }
     this.#lastActivityMs = this.#context.steadyMs()
-    this.#framer ??= new Framer(this.#context.limits.maxLineBytes)
+    this.#framer ??= new LineFramer(this.#context.limits.maxLineBytes)
     this.#framer.push(chunk)
     if (this.#pausedBy & (PAUSED_BY.window | PAUSED_BY.rate)) this.#accountHeld()
     else this.#pumpOrWait()

@@ -1,22 +1,20 @@
 /**
  * The framer: splits chunks of bytes into lines. This is the first stage that a line passes after
- * TLS.
- *
- * A line ends with LF. One CR before the LF is removed; all other bytes are opaque. Each call
- * returns one line, so that the caller can stop in the middle of a chunk while the window is full.
- * The rest of the chunk waits here unparsed.
+ * TLS. `line-framer.ts` splits at LF, `length-framer.ts` by a length before each line, and
+ * `framing.ts` chooses.
  *
  *   push(chunk) ─► next() ─► line … line ─► null       (null: needs more bytes)
  *                       └──► throws LineTooLong        (after that the framer must not be used)
  *
+ * Each call of `next` returns one line, so that the caller can stop in the middle of a chunk while
+ * the window is full. The rest of the chunk waits here unparsed.
+ *
  * Pure: no socket, no clock. Never decodes or trims. Bounds: an unfinished line holds at most
- * `maxLineBytes` + 1 bytes (the last one is a CR that may be removed), and `unfinished-lines.ts`
- * bounds the sum over all devices. The owner pauses its socket while the framer is not `drained`,
- * which bounds the bytes that are pushed and not taken.
+ * `maxLineBytes` and what delimits it, its buffer grows with the bytes that have arrived, and
+ * `unfinished-lines.ts` bounds the sum over all devices. The owner pauses its socket while the
+ * framer is not `drained`, which bounds the bytes that are pushed and not taken.
  */
 
-const LF = 10
-const CR = 13
 const EMPTY = new Uint8Array(0)
 const FIRST_PARTIAL_BYTES = 256
 
@@ -31,11 +29,11 @@ export class LineTooLong extends Error {
   }
 }
 
-export class Framer {
-  readonly #maxLineBytes: number
-  /** The bytes that were pushed and not taken start at `#position`. */
-  #chunk: Uint8Array = EMPTY
-  #position = 0
+export abstract class Framer {
+  protected readonly maxLineBytes: number
+  /** The bytes that were pushed and not taken start at `position`. */
+  protected chunk: Uint8Array = EMPTY
+  protected position = 0
   /**
    * The buffer of the unfinished line. It grows by doubling. Null while there is no unfinished
    * line.
@@ -44,20 +42,20 @@ export class Framer {
   #partialBytes = 0
 
   constructor(maxLineBytes: number) {
-    this.#maxLineBytes = maxLineBytes
+    this.maxLineBytes = maxLineBytes
   }
 
   /** True when each pushed byte was returned in a line or belongs to the unfinished line. */
   get drained(): boolean {
-    return this.#position === this.#chunk.length
+    return this.position === this.chunk.length
   }
 
   /** Bytes that were pushed and not returned in a line. */
   get heldBytes(): number {
-    return this.#chunk.length - this.#position + this.#partialBytes
+    return this.chunk.length - this.position + this.#partialBytes
   }
 
-  /** Bytes of the unfinished line, without unparsed ones. */
+  /** Bytes of the unfinished line, without unparsed ones. A length before it counts too. */
   get partialBytes(): number {
     return this.#partialBytes
   }
@@ -65,51 +63,40 @@ export class Framer {
   push(chunk: Uint8Array): void {
     // `slice` of a Buffer returns a view, `slice` of a Uint8Array a copy. Lines must be copies.
     const bytes = new Uint8Array(chunk.buffer, chunk.byteOffset, chunk.length)
-    this.#chunk = this.drained ? bytes : join(this.#chunk.subarray(this.#position), bytes)
-    this.#position = 0
+    this.chunk = this.drained ? bytes : join(this.chunk.subarray(this.position), bytes)
+    this.position = 0
   }
 
   /**
-   * The next line without its terminator, possibly empty; null when more bytes are needed. The line
-   * is a copy, so that keeping it does not keep its chunk of 80 KiB in memory.
+   * The next line without what delimits it, possibly empty; null when more bytes are needed. The
+   * line is a copy, so that keeping it does not keep its chunk of 80 KiB in memory.
    * @throws LineTooLong when a finished or unfinished line has more than `maxLineBytes` bytes.
    */
-  next(): Uint8Array | null {
-    const heldBytes = this.heldBytes
-    const chunk = this.#chunk
-    const start = this.#position
-    if (start === chunk.length) return null
-    const end = chunk.indexOf(LF, start)
-    if (end === -1) {
-      this.#keep(chunk, start)
-      return null
-    }
-    this.#position = end + 1
-    const line =
-      this.#partialBytes === 0
-        ? chunk.slice(start, withoutCr(chunk, start, end))
-        : this.#finishPartial(chunk, start, end)
-    if (this.#position === chunk.length) this.#release()
-    if (line.length > this.#maxLineBytes) {
-      throw new LineTooLong(line.length, this.#maxLineBytes, heldBytes)
-    }
-    return line
+  abstract next(): Uint8Array | null
+
+  /** Drops the chunk: all its bytes were taken. */
+  protected release(): void {
+    this.chunk = EMPTY
+    this.position = 0
   }
 
-  #release(): void {
-    this.#chunk = EMPTY
-    this.#position = 0
+  /** The byte at `index` of the held bytes. */
+  protected heldByte(index: number): number | undefined {
+    const inChunk = index - this.#partialBytes
+    return inChunk < 0 ? this.#partial?.[index] : this.chunk[this.position + inChunk]
   }
 
-  #keep(chunk: Uint8Array, start: number): void {
-    const tail = chunk.subarray(start)
+  /**
+   * Adds the rest of the chunk to the unfinished line.
+   * @param maxBytes how many bytes the unfinished line may get in all.
+   */
+  protected keep(maxBytes: number): void {
+    const tail = this.chunk.subarray(this.position)
     const bytes = this.#partialBytes + tail.length
-    const certain = tail[tail.length - 1] === CR ? bytes - 1 : bytes
-    this.#release()
-    if (certain > this.#maxLineBytes) throw new LineTooLong(certain, this.#maxLineBytes, bytes)
+    this.release()
     if (this.#partial === null || this.#partial.length < bytes) {
       const capacity = Math.max(FIRST_PARTIAL_BYTES, (this.#partial?.length ?? 0) * 2, bytes)
-      const grown = new Uint8Array(Math.min(capacity, Math.max(bytes, this.#maxLineBytes + 1)))
+      const grown = new Uint8Array(Math.min(capacity, Math.max(bytes, maxBytes)))
       if (this.#partial !== null) grown.set(this.#partial.subarray(0, this.#partialBytes))
       this.#partial = grown
     }
@@ -117,19 +104,19 @@ export class Framer {
     this.#partialBytes = bytes
   }
 
-  #finishPartial(chunk: Uint8Array, start: number, end: number): Uint8Array {
-    const whole = new Uint8Array(this.#partialBytes + end - start)
-    if (this.#partial !== null) whole.set(this.#partial.subarray(0, this.#partialBytes))
-    whole.set(chunk.subarray(start, end), this.#partialBytes)
+  /**
+   * Ends the unfinished line: returns its bytes without the first `skipped`, and those of the chunk
+   * from `start` to `end`.
+   */
+  protected finishPartial(skipped: number, start: number, end: number): Uint8Array {
+    const kept = this.#partial?.subarray(skipped, this.#partialBytes) ?? EMPTY
+    const whole = new Uint8Array(kept.length + end - start)
+    whole.set(kept)
+    whole.set(this.chunk.subarray(start, end), kept.length)
     this.#partial = null
     this.#partialBytes = 0
-    const length = withoutCr(whole, 0, whole.length)
-    return length === whole.length ? whole : whole.subarray(0, length)
+    return whole
   }
-}
-
-function withoutCr(bytes: Uint8Array, start: number, end: number): number {
-  return end > start && bytes[end - 1] === CR ? end - 1 : end
 }
 
 function join(a: Uint8Array, b: Uint8Array): Uint8Array {
