@@ -15,7 +15,7 @@ export class Counters {
   linesIn = 0
   lineBytesIn = 0
   emptyLines = 0
-  /** Bytes after the last LF of a connection that ended. */
+  /** Bytes of unfinished lines of connections that ended. */
   unterminatedBytes = 0
   /** Bytes received after the gateway had begun to close the connection. */
   bytesAfterClose = 0

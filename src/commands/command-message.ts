@@ -8,6 +8,7 @@
 
 import type { HeaderValue, MessageProperties } from "../broker/broker.ts"
 import { bodyFault, type Outcome } from "../device/command.ts"
+import type { LineFormat } from "../device/framing.ts"
 import { CONNECTION_ID, DEVICE_ID } from "../device/ids.ts"
 
 /** The number of times that the command was forwarded from worker to worker. */
@@ -76,7 +77,7 @@ export function readCommand(
   body: Uint8Array,
   properties: MessageProperties,
   nowMs: number,
-  maxLineBytes: number,
+  format: LineFormat,
 ): CommandMessage | Refusal {
   const headers = properties.headers ?? {}
   const connectionId = headers["connection_id"] ?? null
@@ -94,7 +95,7 @@ export function readCommand(
   if (seq === undefined) return invalid("to_device_seq is no integer from 0 to 2^53 - 1")
   const expiresAtMs = readExpiry(properties, nowMs)
   if (expiresAtMs === undefined) return invalid("expiration is no whole number of milliseconds")
-  const fault = bodyFault(body, maxLineBytes)
+  const fault = bodyFault(body, format)
   if (fault !== null) return fault
   return {
     target: { connectionId, deviceId },

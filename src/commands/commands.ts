@@ -12,6 +12,7 @@ import { OutboundMessages } from "../broker/outbound-messages.ts"
 import { fleetQueue, isGatewayQueue, type QueueNames } from "../broker/topology.ts"
 import type { Counters } from "../counters.ts"
 import type { Connection } from "../device/connection.ts"
+import type { LineFormat } from "../device/framing.ts"
 import type { WorkerProcess } from "../device/ids.ts"
 import type { FleetKeys } from "../fleet/fleet-keys.ts"
 import { Consumer } from "./consumer.ts"
@@ -21,11 +22,10 @@ import { Outcomes } from "./outcomes.ts"
 import { CommandRouter, type Locate } from "./router.ts"
 import { UnacknowledgedCommands } from "./unacknowledged-commands.ts"
 
-export interface CommandsOptions {
+export interface CommandsOptions extends LineFormat {
   readonly self: WorkerProcess
   readonly queues: QueueNames
   readonly maxCommandBytes: number
-  readonly maxLineBytes: number
   readonly sendTimeoutMs: number
   readonly nowMs: () => number
   readonly steadyMs: () => number
@@ -49,7 +49,7 @@ export class Commands {
 
   constructor(broker: Broker, options: CommandsOptions) {
     const { self, queues, counters, nowMs, steadyMs, keys, find, locate, commandIds } = options
-    const { mayServe, fault, maxLineBytes, maxCommandBytes } = options
+    const { mayServe, fault, framing, maxLineBytes, maxCommandBytes } = options
     const workerId = self.worker
     this.outboundMessages = new OutboundMessages(broker, counters, steadyMs)
     const { commandKey } = keys
@@ -64,7 +64,7 @@ export class Commands {
       nowMs,
     )
     this.consumer = new Consumer(router, this.outcomes, this.unacknowledged, {
-      ...{ workerId, nowMs, counters, keys, maxLineBytes, mayServe, fault },
+      ...{ workerId, nowMs, counters, keys, framing, maxLineBytes, mayServe, fault },
       isGatewayQueue: (queue) => isGatewayQueue(queues, queue),
     })
     this.sender = new HttpSender(broker, this.outboundMessages, router, this.outcomes, {

@@ -17,6 +17,7 @@ import type { Delivery, MessageProperties } from "../broker/broker.ts"
 import { WORKER_QUEUE_TTL_MS, workerOfQueue, workerQueue } from "../broker/topology.ts"
 import type { Counters } from "../counters.ts"
 import type { Connection } from "../device/connection.ts"
+import type { LineFormat } from "../device/framing.ts"
 import { asError } from "../errors.ts"
 import type { FleetKeys } from "../fleet/fleet-keys.ts"
 import {
@@ -40,9 +41,8 @@ import type { CommandRouter, Destination } from "./router.ts"
 import { MAX_HOPS } from "./routing.ts"
 import type { UnacknowledgedCommands } from "./unacknowledged-commands.ts"
 
-export interface ConsumerOptions {
+export interface ConsumerOptions extends LineFormat {
   readonly workerId: string
-  readonly maxLineBytes: number
   readonly nowMs: () => number
   readonly counters: Counters
   /**
@@ -118,9 +118,9 @@ export class Consumer {
   }
 
   #take(delivery: Delivery, readFrom: typeof readDelivery): void {
-    const { nowMs, maxLineBytes } = this.#options
+    const options = this.#options
     const refusal = this.#admit(delivery.properties)
-    const { read, deadLetter, origin } = readFrom(delivery, refusal, nowMs(), maxLineBytes)
+    const { read, deadLetter, origin } = readFrom(delivery, refusal, options.nowMs(), options)
     if ("outcome" in read) {
       this.#refuse(delivery, read, deadLetter)
       return

@@ -11,6 +11,7 @@
 import type { Delivery } from "../broker/broker.ts"
 import { isWorkerQueue, WORKER_QUEUE_TTL_MS } from "../broker/topology.ts"
 import type { Outcome } from "../device/command.ts"
+import type { LineFormat } from "../device/framing.ts"
 import {
   type CommandMessage,
   type Death,
@@ -72,9 +73,9 @@ export function readDelivery(
   { body, properties }: Delivery,
   refusal: Refusal | null,
   nowMs: number,
-  maxLineBytes: number,
+  format: LineFormat,
 ): ReadDelivery {
-  const read = refusal ?? readCommand(body, properties, nowMs, maxLineBytes)
+  const read = refusal ?? readCommand(body, properties, nowMs, format)
   const givenUp = readGivenUp(properties)
   const leftAtHops = readLeft(properties)
   if ("outcome" in read || (givenUp === null && leftAtHops === null)) {
@@ -90,7 +91,7 @@ export function readDeadLetter(
   { body, properties }: Delivery,
   refusal: Refusal | null,
   nowMs: number,
-  maxLineBytes: number,
+  format: LineFormat,
 ): ReadDelivery {
   const death = readDeath(properties)
   const given = readGivenUp(properties)
@@ -106,7 +107,7 @@ export function readDeadLetter(
     const waitedMs = undated ? WORKER_QUEUE_TTL_MS : 0
     restored.expiration = String(Math.max(0, Number(expiration) - waitedMs))
   }
-  const read = refusal ?? readCommand(body, restored, nowMs, maxLineBytes)
+  const read = refusal ?? readCommand(body, restored, nowMs, format)
   const leftIn = death?.queue ?? null
   if ("outcome" in read) {
     const deadLetter = { expired, forwards, leftAtHops }

@@ -9,6 +9,7 @@
 import { X509Certificate } from "node:crypto"
 import { accessSync, constants, readFileSync } from "node:fs"
 import * as v from "valibot"
+import { FRAMINGS, MAX_FRAMED_BYTES, OVERHEAD_BYTES } from "../device/framing.ts"
 import { errorText } from "../errors.ts"
 import { SETTINGS, type Settings, settings } from "./settings.ts"
 
@@ -131,16 +132,31 @@ function relations(settings: Partial<Settings>, values: Environment): string[] {
   if (isNumber(DEVICE_PORT) && DEVICE_PORT !== 0 && DEVICE_PORT === HTTP_PORT) {
     faults.push("DEVICE_PORT and HTTP_PORT: must be different ports")
   }
-  const { PUBLISH_WINDOW_BYTES: window, MAX_LINE_BYTES: line, MAX_OUTGOING_BYTES: out } = settings
-  if (isNumber(window) && isNumber(line) && window < line) {
+  faults.push(...lineFaults(settings, values))
+  return faults
+}
+
+/** Checks the bounds that must fit the longest line. */
+function lineFaults(settings: Partial<Settings>, values: Environment): string[] {
+  const { MAX_LINE_BYTES, PUBLISH_WINDOW_BYTES: window } = settings
+  const framing = FRAMINGS.find((name) => name === settings.DEVICE_FRAMING)
+  if (!isNumber(MAX_LINE_BYTES) || framing === undefined) return []
+  const faults: string[] = []
+  const max = MAX_FRAMED_BYTES[framing]
+  if (values["MAX_LINE_BYTES"] !== undefined && MAX_LINE_BYTES > max) {
+    faults.push(`MAX_LINE_BYTES: must be at most ${max} with DEVICE_FRAMING=${framing}`)
+  }
+  const line = Math.min(MAX_LINE_BYTES, max)
+  if (isNumber(window) && window < line) {
     faults.push("PUBLISH_WINDOW_BYTES: must be at least MAX_LINE_BYTES")
   }
-  const { MAX_PARTIAL_BYTES: partial } = settings
-  if (isNumber(partial) && isNumber(line) && partial <= line) {
-    faults.push("MAX_PARTIAL_BYTES: must be more than MAX_LINE_BYTES")
-  }
-  if (isNumber(out) && isNumber(line) && out <= line) {
-    faults.push("MAX_OUTGOING_BYTES: must be more than MAX_LINE_BYTES")
+  const overhead = OVERHEAD_BYTES[framing]
+  for (const name of ["MAX_PARTIAL_BYTES", "MAX_OUTGOING_BYTES"] as const) {
+    const bytes = settings[name]
+    if (isNumber(bytes) && bytes < line + overhead) {
+      const least = `MAX_LINE_BYTES + ${overhead}`
+      faults.push(`${name}: must be at least ${least} with DEVICE_FRAMING=${framing}`)
+    }
   }
   return faults
 }
@@ -224,7 +240,9 @@ function shape(settings: Settings, values: Environment, ca: string | null) {
       identifyTimeoutMs: settings.IDENTIFY_TIMEOUT_MS,
       denylistFile: settings.DENYLIST_FILE === "" ? null : settings.DENYLIST_FILE,
       ack: settings.DEVICE_ACK,
-      maxLineBytes: settings.MAX_LINE_BYTES,
+      framing: settings.DEVICE_FRAMING,
+      /** The default is a byte longer than a length of 2 bytes can say. */
+      maxLineBytes: Math.min(settings.MAX_LINE_BYTES, MAX_FRAMED_BYTES[settings.DEVICE_FRAMING]),
       linesPerS: settings.DEVICE_LINES_PER_S,
       bytesPerS: settings.DEVICE_BYTES_PER_S,
       /** Null to derive it from the open-files limit. */

@@ -10,6 +10,7 @@ import { availableParallelism, hostname } from "node:os"
 import * as v from "valibot"
 import { splitUrls, urlFault } from "../amqp/url.ts"
 import { CIDR_RANGE, cidrFault } from "../device/address.ts"
+import { FRAMINGS } from "../device/framing.ts"
 import { MIN_DISTINCT_CHARACTERS, SECRET_RANGE, secretFault } from "../device/hello-secret.ts"
 import { INSTANCE_ID } from "../device/ids.ts"
 import {
@@ -146,12 +147,17 @@ export const settings = v.object({
     of: ["off", "seq"],
     text: "seq: the device receives the line ACK n once the broker has confirmed its line n.",
   }),
+  DEVICE_FRAMING: choice({
+    default: "line",
+    of: FRAMINGS,
+    text: "What delimits lines, in both directions. line: LF. u16, u32: a big-endian length of 2 or 4 bytes before each line, which may then contain any bytes. It must be the same on all instances.",
+  }),
   MAX_LINE_BYTES: integer({
     default: 65_536,
     min: 1,
     max: 1_048_576,
     unit: "bytes",
-    text: "The longest line in either direction, without its terminator.",
+    text: "The longest line in either direction, without LF or length. With DEVICE_FRAMING=u16 the default and the maximum are 65535.",
   }),
   LINE_TIMEOUT_MS: integer({
     default: 30_000,
@@ -165,7 +171,7 @@ export const settings = v.object({
     min: 65_536,
     max: 4_294_967_296,
     unit: "bytes",
-    text: "Bytes of unfinished lines of one worker. Beyond it the device with the oldest unfinished line is closed (line_timeout). Must be more than MAX_LINE_BYTES.",
+    text: "Bytes of unfinished lines of one worker. Beyond it the device with the oldest unfinished line is closed (line_timeout). Must be at least MAX_LINE_BYTES and its LF or length.",
   }),
   DEVICE_LINES_PER_S: integer({
     default: 0,
@@ -179,7 +185,7 @@ export const settings = v.object({
     defaultText: "no limit",
     min: 0,
     max: 1_000_000_000,
-    text: "The same for the bytes of lines, without terminators.",
+    text: "The same for the bytes of lines, without LF or length.",
   }),
   MAX_CONNECTIONS: integer({
     default: 0,
@@ -295,7 +301,7 @@ export const settings = v.object({
     min: 1_024,
     max: 67_108_864,
     unit: "bytes",
-    text: "Bytes of commands that wait for the socket of one device. Beyond it commands end as slow_device. Must be more than MAX_LINE_BYTES.",
+    text: "Bytes of commands that wait for the socket of one device. Beyond it commands end as slow_device. Must be at least MAX_LINE_BYTES and its LF or length.",
   }),
   SEQ_GAP_TIMEOUT_MS: integer({
     default: 2_000,

@@ -15,6 +15,7 @@ import { identityOf, type PeerCertificate } from "./certificate-identity.ts"
 import type { CloseReason } from "./close-reason.ts"
 import type { Connection } from "./connection.ts"
 import { Denylist } from "./denylist.ts"
+import type { Framing } from "./framing.ts"
 import { FirstLine, verifyHello } from "./hello.ts"
 import { isDeviceName } from "./ids.ts"
 
@@ -22,6 +23,7 @@ export type DeviceAuth = "none" | "mtls" | "hello"
 
 export interface AuthenticatorOptions {
   readonly auth: DeviceAuth
+  readonly framing: Framing
   readonly helloSecrets: readonly string[]
   readonly nowMs: () => number
 }
@@ -77,7 +79,7 @@ export class Authenticator {
       case "mtls":
         return this.#byCertificate(peer)
       case "hello":
-        this.#firstLines.set(connection, new FirstLine())
+        this.#firstLines.set(connection, new FirstLine(this.#options.framing))
         return WAITING
     }
   }

@@ -3,6 +3,8 @@
  * command. A command exists from its arrival until its source has received its one outcome.
  */
 
+import type { LineFormat } from "./framing.ts"
+
 export const OUTCOMES = [
   /** The kernel has accepted all its bytes. Whether the device has read them is unknown. */
   "written",
@@ -32,7 +34,10 @@ export interface Recipient {
  * `offer` returns.
  */
 export interface Command {
-  /** The line without terminator: at most `MAX_LINE_BYTES` bytes, without LF and CR. */
+  /**
+   * The line without LF or length: at most `MAX_LINE_BYTES` bytes, and with `DEVICE_FRAMING=line`
+   * without LF and CR.
+   */
   readonly body: Uint8Array
   /** `to_device_seq`: a safe integer from 0, or null when the command is not numbered. */
   readonly seq: number | null
@@ -79,12 +84,12 @@ const CR = 13
 /** Why `body` is not a valid line, or null. */
 export function bodyFault(
   body: Uint8Array,
-  maxLineBytes: number,
+  { framing, maxLineBytes }: LineFormat,
 ): { outcome: "invalid" | "too_large"; detail: string } | null {
   if (body.length > maxLineBytes) {
     return { outcome: "too_large", detail: `${body.length} bytes, at most ${maxLineBytes}` }
   }
-  if (body.includes(LF) || body.includes(CR)) {
+  if (framing === "line" && (body.includes(LF) || body.includes(CR))) {
     return { outcome: "invalid", detail: "the line contains LF or CR" }
   }
   return null

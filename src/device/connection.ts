@@ -21,8 +21,8 @@ import type { Timeouts } from "./connections.ts"
 import { DeviceRate, type DeviceRateLimits } from "./device-rate.ts"
 import { type Decision, Endpoint } from "./endpoint.ts"
 import { type Framer, LineTooLong } from "./framer.ts"
+import { framedLine, type LineFormat, makeFramer } from "./framing.ts"
 import type { Goodbye } from "./goodbye.ts"
-import { LineFramer } from "./line-framer.ts"
 import { Outgoing } from "./outgoing.ts"
 import { type DeviceSocket, type PeerInfo, UNKNOWN_PEER } from "./peer.ts"
 import type { ReorderLimits } from "./reorder-buffer.ts"
@@ -35,8 +35,7 @@ const CLOSING_MS = 2_000
 export const PAUSED_BY = { window: 1, memory: 2, drain: 4, rate: 8 } as const
 export type PauseSource = keyof typeof PAUSED_BY
 
-export interface ConnectionLimits extends ReorderLimits, DeviceRateLimits {
-  readonly maxLineBytes: number
+export interface ConnectionLimits extends ReorderLimits, DeviceRateLimits, LineFormat {
   readonly maxOutgoingBytes: number
   readonly slowDeviceTimeoutMs: number
 }
@@ -181,7 +180,7 @@ export class Connection {
       return
     }
     this.#lastActivityMs = this.#context.steadyMs()
-    this.#framer ??= new LineFramer(this.#context.limits.maxLineBytes)
+    this.#framer ??= makeFramer(this.#context.limits)
     this.#framer.push(chunk)
     if (this.#pausedBy & (PAUSED_BY.window | PAUSED_BY.rate)) this.#accountHeld()
     else this.#pumpOrWait()
@@ -395,9 +394,10 @@ export class Connection {
 
   /** Unless a command is written in part. A device that takes no bytes gets none. */
   #sayGoodbye(reason: CloseReason, retryAfterMs: number | null): void {
-    if (this.#context.goodbye === null || this.outgoingBytes > 0) return
-    const text = this.#context.goodbye.textFor(reason, retryAfterMs)
-    if (text !== null) this.socket.write(Buffer.from(`${text}\n`))
+    const { goodbye, limits } = this.#context
+    if (goodbye === null || this.outgoingBytes > 0) return
+    const text = goodbye.textFor(reason, retryAfterMs)
+    if (text !== null) this.socket.write(framedLine(limits.framing, Buffer.from(text)))
   }
 
   /** Settles the waiting commands and calls `closed`, once. */
@@ -487,7 +487,8 @@ export class Connection {
       this.#settle(endpoint, command, "closed", "the connection has closed")
       return
     }
-    this.#outgoing ??= new Outgoing(this.#context.limits.maxOutgoingBytes)
+    const { maxOutgoingBytes, framing } = this.#context.limits
+    this.#outgoing ??= new Outgoing(maxOutgoingBytes, framing)
     if (this.#outgoing.push(command)) this.#context.flushSoon(this)
     else {
       const detail = `${this.#outgoing.bytes} bytes already wait for this device`

@@ -13,7 +13,7 @@ const BURST_MS = 2_000
 export interface DeviceRateLimits {
   /** 0 for no limit. */
   readonly linesPerS: number
-  /** Of lines without their terminators. 0 for no limit. */
+  /** Of lines without LF or length. 0 for no limit. */
   readonly bytesPerS: number
 }
 

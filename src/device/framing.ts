@@ -46,6 +46,13 @@ export function makeFramer({ framing, maxLineBytes }: LineFormat): Framer {
   }
 }
 
+/** The bytes of a line on the wire, with its LF or length. */
+export function framedLine(framing: Framing, line: Uint8Array): Uint8Array {
+  const bytes = new Uint8Array(line.length + OVERHEAD_BYTES[framing])
+  writeLine(framing, line, bytes, 0)
+  return bytes
+}
+
 /**
  * Writes a line to `target` from `at` on, with its LF or length.
  * @returns the number of bytes: `line.length + OVERHEAD_BYTES[framing]`.

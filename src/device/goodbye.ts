@@ -46,7 +46,7 @@ export class Goodbye {
 
   /**
    * @param retryAfterMs when it is known; otherwise the device gets the next slot.
-   * @returns the text without a terminator; null when the device gets none for this reason.
+   * @returns the text without LF or length; null when the device gets none for this reason.
    */
   textFor(reason: CloseReason, retryAfterMs: number | null = null): string | null {
     if (!REASONS.has(reason)) return null

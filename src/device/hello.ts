@@ -4,19 +4,20 @@
  * are accepted, so that they can be rotated.
  *
  * All secrets are compared, each in constant time, even after one has matched. Bound: a first line
- * of `MAX_HELLO_BYTES` bytes without its terminator.
+ * of `MAX_HELLO_BYTES` bytes without its LF or length.
  */
 
 import { createHmac, timingSafeEqual } from "node:crypto"
+import { type Framer, LineTooLong } from "./framer.ts"
+import { type Framing, makeFramer } from "./framing.ts"
 import { isDeviceName } from "./ids.ts"
 
 /**
- * The longest valid line has 200 bytes: "HELLO", an id of 128, a proof of 64, two spaces and a CR.
+ * The longest valid line has 199 bytes: "HELLO", an id of 128, a proof of 64 and two spaces.
  */
-export const MAX_HELLO_BYTES = 200
+export const MAX_HELLO_BYTES = 199
 
-const LF = 10
-const HELLO = /^HELLO ([A-Za-z0-9._:-]{1,128}) ([0-9A-Fa-f]{64})\r?$/
+const HELLO = /^HELLO ([A-Za-z0-9._:-]{1,128}) ([0-9A-Fa-f]{64})$/
 
 export type HelloVerdict =
   | { readonly kind: "proven"; readonly deviceId: string }
@@ -37,7 +38,7 @@ export function verifyHello(line: string, secrets: readonly string[]): HelloVerd
   return { kind: "proven", deviceId }
 }
 
-/** The HELLO line of a device, without terminator. */
+/** The HELLO line of a device, without LF or length. */
 export function helloLine(deviceId: string, secret: string): string {
   return `HELLO ${deviceId} ${digest(deviceId, secret).toString("hex")}`
 }
@@ -46,20 +47,29 @@ function digest(deviceId: string, secret: string): Buffer {
   return createHmac("sha256", secret).update(deviceId).digest()
 }
 
-/** Collects the first line of one connection. */
+/** Collects the first line of one connection, in the framing of the device port. */
 export class FirstLine {
-  #bytes = ""
+  readonly #framer: Framer
+
+  constructor(framing: Framing) {
+    this.#framer = makeFramer({ framing, maxLineBytes: MAX_HELLO_BYTES })
+  }
 
   /**
    * The line and the bytes after it; null while the line is unfinished; "too_long" above
    * `MAX_HELLO_BYTES`.
    */
   push(chunk: Uint8Array): { line: string; rest: Uint8Array } | "too_long" | null {
-    const end = chunk.indexOf(LF)
-    const part = end === -1 ? chunk : chunk.subarray(0, end)
-    if (this.#bytes.length + part.length > MAX_HELLO_BYTES) return "too_long"
-    // latin1 maps each byte to one character. The pattern of a HELLO matches ASCII only.
-    this.#bytes += Buffer.from(part.buffer, part.byteOffset, part.length).toString("latin1")
-    return end === -1 ? null : { line: this.#bytes, rest: chunk.subarray(end + 1) }
+    this.#framer.push(chunk)
+    try {
+      const line = this.#framer.next()
+      if (line === null) return null
+      const rest = chunk.subarray(chunk.length - this.#framer.heldBytes)
+      // latin1 maps each byte to one character. The pattern of a HELLO matches ASCII only.
+      return { line: Buffer.from(line).toString("latin1"), rest }
+    } catch (error) {
+      if (error instanceof LineTooLong) return "too_long"
+      throw error
+    }
   }
 }

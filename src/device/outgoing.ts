@@ -13,6 +13,7 @@
  */
 
 import type { Command } from "./command.ts"
+import { type Framing, framedLine, OVERHEAD_BYTES, writeLine } from "./framing.ts"
 
 /** The plaintext of one full TLS record. */
 export const BATCH_BYTES = 16_384
@@ -22,11 +23,11 @@ export const BATCH_BYTES = 16_384
  * taken.
  */
 const COMPACT_AFTER = 1024
-const LF = 10
 const EMPTY = new Uint8Array(0)
 
 export class Outgoing {
   readonly #maxBytes: number
+  readonly #framing: Framing
   #waiting: (Command | undefined)[] = []
   #waitingFrom = 0
   #batch: Command[] = []
@@ -36,8 +37,9 @@ export class Outgoing {
   #acceptedOfFirst = 0
   #bytes = 0
 
-  constructor(maxBytes: number) {
+  constructor(maxBytes: number, framing: Framing) {
     this.#maxBytes = maxBytes
+    this.#framing = framing
   }
 
   get empty(): boolean {
@@ -53,7 +55,7 @@ export class Outgoing {
    * queue.
    */
   push(command: Command): boolean {
-    const bytes = command.body.length + 1
+    const bytes = this.#bytesOf(command)
     if (this.#bytes > 0 && this.#bytes + bytes > this.#maxBytes) return false
     this.#waiting.push(command)
     this.#bytes += bytes
@@ -70,7 +72,7 @@ export class Outgoing {
       if (command === undefined) continue
       if (command.lost === true) {
         withdrawn.push(command)
-        this.#bytes -= command.body.length + 1
+        this.#bytes -= this.#bytesOf(command)
       } else kept.push(command)
     }
     this.#waiting = kept
@@ -90,7 +92,7 @@ export class Outgoing {
     for (;;) {
       const command = this.#waiting[this.#waitingFrom]
       if (command === undefined) break
-      const bytes = command.body.length + 1
+      const bytes = this.#bytesOf(command)
       if (command.expiresAtMs <= nowMs) {
         this.#takeWaiting()
         this.#bytes -= bytes
@@ -101,16 +103,12 @@ export class Outgoing {
         if (length > 0) break
         this.#takeWaiting()
         this.#offer(command)
-        this.#offered = new Uint8Array(bytes)
-        this.#offered.set(command.body)
-        this.#offered[bytes - 1] = LF
+        this.#offered = framedLine(this.#framing, command.body)
         return this.#offered
       }
       this.#takeWaiting()
       this.#offer(command)
-      scratch.set(command.body, length)
-      scratch[length + bytes - 1] = LF
-      length += bytes
+      length += writeLine(this.#framing, command.body, scratch, length)
     }
     this.#offered = scratch.subarray(0, length)
     return this.#offered
@@ -127,8 +125,9 @@ export class Outgoing {
     let accepted = this.#acceptedOfFirst + bytes
     let done = 0
     for (const command of this.#batch) {
-      if (accepted < command.body.length + 1) break
-      accepted -= command.body.length + 1
+      const commandBytes = this.#bytesOf(command)
+      if (accepted < commandBytes) break
+      accepted -= commandBytes
       written.push(command)
       done += 1
     }
@@ -149,6 +148,11 @@ export class Outgoing {
     this.#acceptedOfFirst = 0
     this.#bytes = 0
     return left
+  }
+
+  /** Bytes on the wire. */
+  #bytesOf(command: Command): number {
+    return command.body.length + OVERHEAD_BYTES[this.#framing]
   }
 
   #offer(command: Command): void {

@@ -1,8 +1,8 @@
 /**
  * The unfinished lines of all devices of a worker: lines whose first bytes were received, but not
- * their LF.
+ * their last one. The length before a line belongs to it.
  *
- *   first bytes ──began──► being read ─┬─ the line's LF ──────────────────────────► ended
+ *   first bytes ──began──► being read ─┬─ the line's last byte ───────────────────► ended
  *                             ▲   │    ├─ LINE_TIMEOUT_MS after its first byte ───► line_timeout
  *                  reading    │   │    └─ the oldest, above MAX_PARTIAL_BYTES ────► line_timeout
  *                  resumed    │   ▼

@@ -15,6 +15,7 @@ import { type Context, Hono } from "hono"
 import * as v from "valibot"
 import type { SendRequest, SendResult } from "../commands/http-sender.ts"
 import { bodyFault } from "../device/command.ts"
+import type { LineFormat } from "../device/framing.ts"
 import { DEVICE_ID } from "../device/ids.ts"
 import type { DeviceView } from "../fleet/device-view.ts"
 import type { FleetQuery, FleetQueryFailure } from "../fleet/fleet-query.ts"
@@ -30,8 +31,7 @@ export const MAX_MESSAGE_ID_BYTES = 255
 export const INCOMPLETE_BODY = "the request body is incomplete"
 const MAX_TTL_MS = 86_400_000
 
-export interface DevicesDependencies {
-  readonly maxLineBytes: number
+export interface DevicesDependencies extends LineFormat {
   /** `caller` is aborted when the client closes the connection. */
   readonly send: (request: SendRequest, caller: AbortSignal) => Promise<SendResult>
   readonly fleetQuery: Pick<FleetQuery, "list" | "describe" | "kick">
@@ -63,7 +63,7 @@ const jsonRequest = v.strictObject(
 )
 
 export function devices(dependencies: DevicesDependencies): Hono<HttpEnvironment> {
-  const { maxLineBytes, send } = dependencies
+  const { send } = dependencies
   const routes = new Hono<HttpEnvironment>()
   fleetRoutes(routes, dependencies)
 
@@ -72,7 +72,7 @@ export function devices(dependencies: DevicesDependencies): Hono<HttpEnvironment
     if (!DEVICE_ID.test(id)) return refuse(c, "invalid", `the id must match ${DEVICE_ID.source}`)
     const request = await readRequest(c, id)
     if (typeof request === "string") return refuse(c, "invalid", request)
-    const fault = bodyFault(request.body, maxLineBytes)
+    const fault = bodyFault(request.body, dependencies)
     if (fault !== null) return refuse(c, fault.outcome, fault.detail)
     return answer(c, await send(request, c.req.raw.signal))
   })

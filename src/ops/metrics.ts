@@ -135,7 +135,7 @@ export class WorkerMetrics {
     )
     counter(
       "owsla_unterminated_bytes_total",
-      "Bytes after the last LF of a closed connection, never published",
+      "Bytes of unfinished lines of closed connections, never published",
       () => c.unterminatedBytes,
     )
     counter(

@@ -100,6 +100,7 @@ function serveHttp(
   const routes = app({
     tokens: config.http.tokens,
     readTokens: config.http.readTokens,
+    framing: config.device.framing,
     maxLineBytes: config.device.maxLineBytes,
     version: VERSION,
     startedAtMs: Date.now(),

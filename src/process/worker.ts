@@ -128,6 +128,7 @@ export class Worker {
       ...{ self, ...clock, counters, keys, commandIds: parts.commandIds },
       queues: config.broker,
       maxCommandBytes: config.broker.maxCommandBytes,
+      framing: config.device.framing,
       maxLineBytes: config.device.maxLineBytes,
       sendTimeoutMs: config.http.sendTimeoutMs,
       find: (id) => this.#connections.find(id),

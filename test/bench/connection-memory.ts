@@ -29,6 +29,7 @@ const SOCKET: DeviceSocket = {
 }
 const DEADLINES = { handshakeTimeoutMs: 1e9, identifyTimeoutMs: 1e9, idleTimeoutMs: 1e9 }
 const LIMITS = {
+  framing: "line" as const,
   maxLineBytes: 65_536,
   maxOutgoingBytes: 1_048_576,
   slowDeviceTimeoutMs: 1e9,

@@ -18,12 +18,12 @@ import {
 import { CHEAP_RUNS, check } from "../support/property.ts"
 
 const NOW_MS = 1_770_000_000_000
-const MAX_LINE_BYTES = 20
+const FORMAT = { framing: "line", maxLineBytes: 20 } as const
 const BODY = Buffer.from("line")
 const TO_DEVICE = { device_id: "d" }
 
 function read(properties: MessageProperties, body: Uint8Array = BODY): CommandMessage | Refusal {
-  return readCommand(body, properties, NOW_MS, MAX_LINE_BYTES)
+  return readCommand(body, properties, NOW_MS, FORMAT)
 }
 
 function command(properties: MessageProperties): CommandMessage {
@@ -184,7 +184,7 @@ describe("expiration", () => {
         Buffer.from("x"),
         { headers: TO_DEVICE, expiration, timestamp },
         atMs,
-        10,
+        FORMAT,
       )
       expect(read).toMatchObject({ expiresAtMs: atMs + Number(expiration) })
     }
@@ -232,8 +232,8 @@ describe("the body", () => {
   const about = { headers: TO_DEVICE }
 
   test("at the bound, one more, and with an end of line in it", () => {
-    expect(read(about, new Uint8Array(MAX_LINE_BYTES))).not.toHaveProperty("outcome")
-    expect(refusal(about, new Uint8Array(MAX_LINE_BYTES + 1)).outcome).toBe("too_large")
+    expect(read(about, new Uint8Array(FORMAT.maxLineBytes))).not.toHaveProperty("outcome")
+    expect(refusal(about, new Uint8Array(FORMAT.maxLineBytes + 1)).outcome).toBe("too_large")
     expect(refusal(about, Buffer.from("a\nb")).outcome).toBe("invalid")
     expect(refusal(about, Buffer.from("a\r")).outcome).toBe("invalid")
   })
@@ -286,7 +286,7 @@ test("whatever the properties hold, the answer is whole: a command in its ranges
       expect(messageId).toBe(properties.messageId || null)
       expect(expiresAtMs).not.toBeNaN()
       expect(Number.isSafeInteger(hops) && hops >= 0).toBe(true)
-      expect(body.length).toBeLessThanOrEqual(MAX_LINE_BYTES)
+      expect(body.length).toBeLessThanOrEqual(FORMAT.maxLineBytes)
     }),
     CHEAP_RUNS,
   )

@@ -162,6 +162,7 @@ export class Subject {
     })
     this.consumer = new Consumer(router, this.outcomes, unacknowledged, {
       workerId: HERE,
+      framing: "line",
       maxLineBytes: MAX_LINE_BYTES,
       nowMs,
       counters,

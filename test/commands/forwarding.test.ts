@@ -35,7 +35,7 @@ function readAfter(properties: MessageProperties, laterMs: number): CommandMessa
     body,
     { ...others, headers: { device_id: "lock:1", ...headers } },
     NOW_MS + laterMs,
-    100,
+    { framing: "line", maxLineBytes: 100 },
   )
   if ("outcome" in read) throw new Error(read.detail)
   return read

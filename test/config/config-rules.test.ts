@@ -105,7 +105,7 @@ describe("rules between settings", () => {
     const out = { MAX_OUTGOING_BYTES: "2000", MAX_LINE_BYTES: "1999" }
     expect(faultsOf(out)).toEqual([])
     expect(faultsOf({ ...out, MAX_LINE_BYTES: "2000" })).toEqual([
-      "MAX_OUTGOING_BYTES: must be more than MAX_LINE_BYTES",
+      "MAX_OUTGOING_BYTES: must be at least MAX_LINE_BYTES + 1 with DEVICE_FRAMING=line",
     ])
   })
 
@@ -113,8 +113,38 @@ describe("rules between settings", () => {
     const partial = { MAX_PARTIAL_BYTES: "70000", MAX_LINE_BYTES: "69999" }
     expect(faultsOf(partial)).toEqual([])
     expect(faultsOf({ ...partial, MAX_LINE_BYTES: "70000" })).toEqual([
-      "MAX_PARTIAL_BYTES: must be more than MAX_LINE_BYTES",
+      "MAX_PARTIAL_BYTES: must be at least MAX_LINE_BYTES + 1 with DEVICE_FRAMING=line",
     ])
+  })
+
+  test.each([
+    ["u16", 2],
+    ["u32", 4],
+  ])("with DEVICE_FRAMING=%s both hold a line and its length", (framing, lengthBytes) => {
+    const line = 65_536 - lengthBytes
+    const bounds = { MAX_OUTGOING_BYTES: "65536", MAX_PARTIAL_BYTES: "65536" }
+    const set = { ...bounds, DEVICE_FRAMING: framing }
+    expect(faultsOf({ ...set, MAX_LINE_BYTES: String(line) })).toEqual([])
+    const rule = `must be at least MAX_LINE_BYTES + ${lengthBytes} with DEVICE_FRAMING=${framing}`
+    expect(faultsOf({ ...set, MAX_LINE_BYTES: String(line + 1) })).toEqual([
+      `MAX_PARTIAL_BYTES: ${rule}`,
+      `MAX_OUTGOING_BYTES: ${rule}`,
+    ])
+  })
+
+  test("a length of 2 bytes limits lines, and lowers the default", () => {
+    const u16 = { DEVICE_FRAMING: "u16" }
+    expect(load(u16).device.maxLineBytes).toBe(65_535)
+    expect(load({ ...u16, MAX_LINE_BYTES: "65535" }).device.maxLineBytes).toBe(65_535)
+    expect(load({ ...u16, MAX_LINE_BYTES: "100" }).device.maxLineBytes).toBe(100)
+    expect(faultsOf({ ...u16, MAX_LINE_BYTES: "65536" })).toEqual([
+      "MAX_LINE_BYTES: must be at most 65535 with DEVICE_FRAMING=u16",
+    ])
+    const longest = { MAX_LINE_BYTES: "1048576", MAX_OUTGOING_BYTES: "2000000" }
+    for (const DEVICE_FRAMING of ["line", "u32"]) {
+      expect(load({ ...longest, DEVICE_FRAMING }).device.maxLineBytes).toBe(1_048_576)
+    }
+    expect(load({ DEVICE_FRAMING: "u32" }).device.maxLineBytes).toBe(65_536)
   })
 
   test("certificates are checked", () => {

@@ -65,6 +65,7 @@ describe("defaults", () => {
         flapping: null,
         proxyFrom: null,
         ack: "off",
+        framing: "line",
         maxLineBytes: 65_536,
         maxConnections: null,
         admission: { maxWaiting: 10_000, perS: 0 },

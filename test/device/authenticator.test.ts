@@ -13,6 +13,7 @@ import { Denylist } from "../../src/device/denylist.ts"
 import { FirstLine, helloLine, MAX_HELLO_BYTES, verifyHello } from "../../src/device/hello.ts"
 import { ConnectionIds, incarnation, isDeviceName } from "../../src/device/ids.ts"
 import { check } from "../support/property.ts"
+import { bytesOf, concat, frame, textOf } from "./framer-harness.ts"
 
 const NOW_MS = Date.parse("2026-06-01T00:00:00Z")
 const FINGERPRINT = Array.from({ length: 32 }, (_, at) => (at + 160).toString(16).toUpperCase())
@@ -82,7 +83,6 @@ describe("a first line", () => {
       expect(helloLine("lock-17", secret)).toBe(`HELLO lock-17 ${proof}`)
       for (const line of [proof, proof.toUpperCase()].map((hex) => `HELLO lock-17 ${hex}`)) {
         expect(verifyHello(line, SECRETS)).toEqual({ kind: "proven", deviceId: "lock-17" })
-        expect(verifyHello(`${line}\r`, SECRETS)).toEqual({ kind: "proven", deviceId: "lock-17" })
       }
     }
   })
@@ -103,16 +103,20 @@ describe("a first line", () => {
 
   test("with one byte too many or too few is not a HELLO", () => {
     const line = helloLine("lock-17", SECRETS[0] ?? "")
-    for (const bad of [`${line}0`, line.slice(0, -1), `${line} `, ` ${line}`, `${line}\r\r`]) {
+    for (const bad of [`${line}0`, line.slice(0, -1), `${line} `, ` ${line}`, `${line}\r`]) {
       expect(verifyHello(bad, SECRETS).kind).toBe("malformed")
     }
   })
 
-  test("is assembled from any chunks", () => {
-    const sent = Buffer.from(`${helloLine("lock-17", SECRETS[0] ?? "")}\r\nfirst\nsecond`)
+  const hello = helloLine("lock-17", SECRETS[0] ?? "")
+  test.each([
+    ["line", bytesOf(`${hello}\r\nfirst\nsecond`)],
+    ["u16", concat([frame(2, hello), bytesOf("first\nsecond")])],
+    ["u32", concat([frame(4, hello), bytesOf("first\nsecond")])],
+  ] as const)("is assembled from any chunks: %s", (framing, sent) => {
     check(
       fc.property(fc.array(fc.nat(sent.length), { maxLength: 5 }), (cuts) => {
-        const first = new FirstLine()
+        const first = new FirstLine(framing)
         const ends = [...cuts, sent.length].sort((a, b) => a - b)
         let from = 0
         let after = ""
@@ -120,7 +124,7 @@ describe("a first line", () => {
         for (const end of ends) {
           const chunk = sent.subarray(from, end)
           from = end
-          if (line !== null) after += chunk.toString()
+          if (line !== null) after += textOf(chunk)
           else {
             const read = first.push(chunk)
             if (read === null || read === "too_long") continue
@@ -135,9 +139,18 @@ describe("a first line", () => {
   })
 
   test("holds a bounded number of bytes", () => {
-    const first = new FirstLine()
+    const first = new FirstLine("line")
     expect(first.push(Buffer.alloc(MAX_HELLO_BYTES, "a"))).toBeNull()
     expect(first.push(Buffer.from("a"))).toBe("too_long")
+  })
+
+  test.each([
+    ["u16", 2],
+    ["u32", 4],
+  ] as const)("of a length above the bound is too long before it comes: %s", (framing, bytes) => {
+    const length = (line: string) => frame(bytes, line).slice(0, bytes)
+    expect(new FirstLine(framing).push(length("a".repeat(MAX_HELLO_BYTES)))).toBeNull()
+    expect(new FirstLine(framing).push(length("a".repeat(MAX_HELLO_BYTES + 1)))).toBe("too_long")
   })
 })
 
@@ -227,7 +240,7 @@ describe("identity", () => {
     ...changes,
   })
   const identity = (auth: DeviceAuth) =>
-    new Authenticator({ auth, helloSecrets: SECRETS, nowMs: () => NOW_MS })
+    new Authenticator({ auth, framing: "line", helloSecrets: SECRETS, nowMs: () => NOW_MS })
 
   test("none: the connection id", () => {
     const verdict = identity("none").handshaken(connection, peer())

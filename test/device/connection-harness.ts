@@ -13,6 +13,7 @@ import { UnfinishedLines } from "../../src/device/unfinished-lines.ts"
 import { type TestCommand, testCommand } from "../support/commands.ts"
 
 export const LIMITS: ConnectionLimits = {
+  framing: "line",
   maxLineBytes: 20,
   maxOutgoingBytes: 60,
   slowDeviceTimeoutMs: 1_000,

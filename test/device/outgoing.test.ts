@@ -1,15 +1,17 @@
 /**
  * The outgoing queue with a socket that accepts any number of bytes. At each split, and in any
- * order of operations, the bytes on the wire are the commands with an LF each, and a command counts
+ * order of operations, the bytes on the wire are the commands in their framing, and a command counts
  * as written after its last byte.
  */
 
 import { describe, expect, test } from "bun:test"
 import fc from "fast-check"
 import type { Command } from "../../src/device/command.ts"
+import { OVERHEAD_BYTES } from "../../src/device/framing.ts"
 import { BATCH_BYTES, Outgoing } from "../../src/device/outgoing.ts"
 import { type TestCommand, testCommand } from "../support/commands.ts"
 import { CHEAP_RUNS, check, RUNS } from "../support/property.ts"
+import { CODECS, type Codec, LINE, textOf } from "./framer-harness.ts"
 
 const NEVER_MS = Number.POSITIVE_INFINITY
 
@@ -22,12 +24,8 @@ function lose(command: TestCommand): void {
   command.lost = true
 }
 
-function wireOf(commands: readonly Command[]): string {
-  return commands.map(({ body }) => `${textOf(body)}\n`).join("")
-}
-
-function textOf(bytes: Uint8Array): string {
-  return Buffer.from(bytes).toString("latin1")
+function wireOf(commands: readonly Command[], codec = LINE): string {
+  return textOf(codec.wireOf(commands.map(({ body }) => textOf(body))))
 }
 
 /**
@@ -44,11 +42,11 @@ function flush(outgoing: Outgoing, most: number, scratch = new Uint8Array(BATCH_
   return { wire, written, expired, offered: bytes.length }
 }
 
-describe("every split", () => {
+describe.each([...CODECS])("every split: $framing", (codec) => {
   const commands = () => ["one", "", "three", "4"].map((text) => command(text))
 
-  test("byte by byte, each command is written with its own LF, and once", () => {
-    const outgoing = new Outgoing(1_000)
+  test("byte by byte, each command is written with its last byte, and once", () => {
+    const outgoing = new Outgoing(1_000, codec.framing)
     const all = commands()
     for (const each of all) outgoing.push(each)
     let wire = ""
@@ -57,21 +55,24 @@ describe("every split", () => {
       const flushed = flush(outgoing, 1)
       wire += flushed.wire
       told.push(...flushed.written)
-      expect(wireOf(told)).toBe(wire.slice(0, wire.lastIndexOf("\n") + 1))
-      expect(outgoing.bytes).toBe(wireOf(all).length - wire.length)
+      expect(told).toEqual(all.slice(0, told.length))
+      expect(wireOf(told, codec).length).toBeLessThanOrEqual(wire.length)
+      const more = all.slice(0, told.length + 1)
+      if (more.length > told.length) expect(wire.length).toBeLessThan(wireOf(more, codec).length)
+      expect(outgoing.bytes).toBe(wireOf(all, codec).length - wire.length)
     }
-    expect([wire, told]).toEqual([wireOf(all), all])
+    expect([wire, told]).toEqual([wireOf(all, codec), all])
   })
 
   test("in each two parts and each three parts", () => {
-    const length = wireOf(commands()).length
+    const length = wireOf(commands(), codec).length
     for (let first = 0; first <= length; first += 1) {
       for (let second = 0; first + second <= length; second += 1) {
-        const outgoing = new Outgoing(1_000)
+        const outgoing = new Outgoing(1_000, codec.framing)
         const all = commands()
         for (const each of all) outgoing.push(each)
         const parts = [flush(outgoing, first), flush(outgoing, second), flush(outgoing, length)]
-        expect(parts.map(({ wire }) => wire).join("")).toBe(wireOf(all))
+        expect(parts.map(({ wire }) => wire).join("")).toBe(wireOf(all, codec))
         expect(parts.flatMap(({ written }) => written)).toEqual(all)
         expect([outgoing.empty, outgoing.bytes, outgoing.clear()]).toEqual([true, 0, []])
       }
@@ -80,7 +81,7 @@ describe("every split", () => {
 })
 
 test("after a partial accept the rest is offered unchanged, even when commands are pushed or expire", () => {
-  const outgoing = new Outgoing(1_000)
+  const outgoing = new Outgoing(1_000, "line")
   const scratch = new Uint8Array(BATCH_BYTES)
   const offered = command("offered", 100)
   const waiting = command("waiting", 100)
@@ -101,7 +102,7 @@ test("after a partial accept the rest is offered unchanged, even when commands a
 })
 
 test("bytes that the socket did not accept are offered again, because TLS may have encrypted them", () => {
-  const outgoing = new Outgoing(1_000)
+  const outgoing = new Outgoing(1_000, "line")
   outgoing.push(command("first", 100))
   expect(flush(outgoing, 0).offered).toBe(6)
   outgoing.push(command("second"))
@@ -112,7 +113,7 @@ test("bytes that the socket did not accept are offered again, because TLS may ha
 describe("expiry", () => {
   test("at its time and not before", () => {
     for (const [nowMs, isExpired] of [[99, false] as const, [100, true] as const]) {
-      const outgoing = new Outgoing(1_000)
+      const outgoing = new Outgoing(1_000, "line")
       const each = command("x", 100)
       outgoing.push(each)
       const expired: Command[] = []
@@ -122,7 +123,7 @@ describe("expiry", () => {
   })
 
   test("leaves out those in the middle and keeps the order of the others", () => {
-    const outgoing = new Outgoing(1_000)
+    const outgoing = new Outgoing(1_000, "line")
     const all = ["a", "b", "c", "d", "e"].map((text, i) => command(text, i % 2 ? 5 : NEVER_MS))
     for (const each of all) outgoing.push(each)
     const expired: Command[] = []
@@ -135,7 +136,7 @@ describe("expiry", () => {
 
 describe("bounds", () => {
   test("maxBytes counts an LF for each command, to the byte", () => {
-    const outgoing = new Outgoing(10)
+    const outgoing = new Outgoing(10, "line")
     expect(outgoing.push(command("1234"))).toBe(true)
     expect(outgoing.push(command("12345"))).toBe(false)
     expect(outgoing.push(command("1234"))).toBe(true)
@@ -147,7 +148,7 @@ describe("bounds", () => {
   })
 
   test("one command always fits an empty queue", () => {
-    const outgoing = new Outgoing(3)
+    const outgoing = new Outgoing(3, "line")
     expect(outgoing.push(command("12345"))).toBe(true)
     expect(outgoing.push(command(""))).toBe(false)
     expect(flush(outgoing, 100).wire).toBe("12345\n")
@@ -174,7 +175,7 @@ describe("bounds", () => {
       [65_537, 65_537],
     ],
   ])("commands of %j bytes go out in batches of %j", (sizes, batches) => {
-    const outgoing = new Outgoing(1_000_000)
+    const outgoing = new Outgoing(1_000_000, "line")
     const all = sizes.map((size, i) => command(String(i).repeat(size)))
     for (const each of all) outgoing.push(each)
     const flushes = batches.map(() => flush(outgoing, 1_000_000))
@@ -185,7 +186,7 @@ describe("bounds", () => {
   })
 
   test("a command larger than a batch, accepted in parts, does not depend on the shared buffer", () => {
-    const outgoing = new Outgoing(1_000_000)
+    const outgoing = new Outgoing(1_000_000, "line")
     const large = command("x".repeat(50_000))
     outgoing.push(large)
     outgoing.push(command("y"))
@@ -198,7 +199,7 @@ describe("bounds", () => {
   test("commands that were written are not kept while others wait", async () => {
     // A queue that never gets quite empty would else keep a thousand bodies of 64 KiB, far more
     // than `maxBytes`.
-    const outgoing = new Outgoing(1_048_576)
+    const outgoing = new Outgoing(1_048_576, "line")
     const references: WeakRef<Command>[] = []
     const pushOne = () => {
       const each = command("x".repeat(20_000))
@@ -225,7 +226,7 @@ describe("bounds", () => {
 
 describe("withdraw and clear", () => {
   test("withdraws the lost commands of which no byte was offered, and keeps the others in order", () => {
-    const outgoing = new Outgoing(1_000)
+    const outgoing = new Outgoing(1_000, "line")
     const [offered, lost, other] = [command("offered"), command("lost"), command("other")]
     outgoing.push(offered)
     flush(outgoing, 2)
@@ -242,7 +243,7 @@ describe("withdraw and clear", () => {
   })
 
   test("clear returns the unwritten commands in order, including one that was accepted in part", () => {
-    const outgoing = new Outgoing(1_000)
+    const outgoing = new Outgoing(1_000, "line")
     const all = ["a", "bb", "cc"].map((text) => command(text))
     for (const each of all.slice(0, 2)) outgoing.push(each)
     flush(outgoing, 3)
@@ -280,8 +281,9 @@ function steps(maxSize: number): fc.Arbitrary<Step[]> {
   return fc.array(step, { maxLength: 50, size: "max" })
 }
 
-function expectWire(sequence: readonly Step[], maxBytes: number): void {
-  const outgoing = new Outgoing(maxBytes)
+function expectWire(codec: Codec, sequence: readonly Step[], maxBytes: number): void {
+  const outgoing = new Outgoing(maxBytes, codec.framing)
+  const overhead = OVERHEAD_BYTES[codec.framing]
   const scratch = new Uint8Array(BATCH_BYTES)
   /** Every command that has not ended, in order, those offered first. */
   let left: Command[] = []
@@ -304,7 +306,7 @@ function expectWire(sequence: readonly Step[], maxBytes: number): void {
       if (reached === -1) expect(expired).toEqual(left)
       left = left.filter((each) => !expired.includes(each))
       for (const each of left) {
-        const length = wireOf([...rest, each]).length
+        const length = wireOf([...rest, each], codec).length
         if (length > bytes.length) break
         rest.push(each)
       }
@@ -313,7 +315,7 @@ function expectWire(sequence: readonly Step[], maxBytes: number): void {
       expect(bytes.length).toBeLessThanOrEqual(rest.length === 1 ? Infinity : BATCH_BYTES)
       expect(bytes.length > 0).toBe(left.length > 0)
     } else expect(expired).toEqual([])
-    expect(textOf(bytes)).toBe(wireOf(rest).slice(takenOfFirst()))
+    expect(textOf(bytes)).toBe(wireOf(rest, codec).slice(takenOfFirst()))
 
     const taken = Math.min(most, bytes.length)
     wire += textOf(bytes.subarray(0, taken))
@@ -322,11 +324,11 @@ function expectWire(sequence: readonly Step[], maxBytes: number): void {
     for (const each of written) {
       expect(left.shift()).toBe(each)
       offered -= 1
-      whole += wireOf([each])
+      whole += wireOf([each], codec)
       expect(wire.length).toBeGreaterThanOrEqual(whole.length)
     }
     const first = left[0]
-    if (offered > 0 && first) expect(takenOfFirst()).toBeLessThan(first.body.length + 1)
+    if (offered > 0 && first) expect(takenOfFirst()).toBeLessThan(first.body.length + overhead)
     else expect(takenOfFirst()).toBe(0)
   }
 
@@ -335,7 +337,7 @@ function expectWire(sequence: readonly Step[], maxBytes: number): void {
       case "push": {
         const each = command(String(made % 10).repeat(step.size), nowMs + step.ttlMs)
         made += 1
-        const fits = outgoing.bytes === 0 || outgoing.bytes + step.size + 1 <= maxBytes
+        const fits = outgoing.bytes === 0 || outgoing.bytes + step.size + overhead <= maxBytes
         expect(outgoing.push(each)).toBe(fits)
         if (fits) left.push(each)
         break
@@ -351,28 +353,37 @@ function expectWire(sequence: readonly Step[], maxBytes: number): void {
         expect(outgoing.withdrawLost()).toEqual(left.splice(offered))
         break
     }
-    expect(outgoing.bytes).toBe(wireOf(left).length - takenOfFirst())
+    expect(outgoing.bytes).toBe(wireOf(left, codec).length - takenOfFirst())
     expect(outgoing.empty).toBe(left.length === 0)
   }
-  expect(wireOf(left).startsWith(wire.slice(whole.length))).toBe(true)
+  expect(wireOf(left, codec).startsWith(wire.slice(whole.length))).toBe(true)
   const cleared = outgoing.clear()
   expect(cleared).toHaveLength(left.length)
   for (const [i, each] of cleared.entries()) expect(each).toBe(left[i] as Command)
 }
 
-test("any order of small commands, partial takes, expiry and loss", () => {
-  check(fc.property(steps(8), fc.integer({ min: 1, max: 60 }), expectWire), CHEAP_RUNS)
-})
+describe.each([...CODECS])("$framing", (codec) => {
+  test("any order of small commands, partial takes, expiry and loss", () => {
+    check(
+      fc.property(steps(8), fc.integer({ min: 1, max: 60 }), (sequence, maxBytes) =>
+        expectWire(codec, sequence, maxBytes),
+      ),
+      CHEAP_RUNS,
+    )
+  })
 
-test("the same with commands around the size of a batch", () => {
-  check(
-    fc.property(steps(BATCH_BYTES * 2), (sequence) => expectWire(sequence, BATCH_BYTES * 5)),
-    RUNS,
-  )
+  test("the same with commands around the size of a batch", () => {
+    check(
+      fc.property(steps(BATCH_BYTES * 2), (sequence) =>
+        expectWire(codec, sequence, BATCH_BYTES * 5),
+      ),
+      RUNS,
+    )
+  })
 })
 
 test("more commands than are cut off at a time keep their order", () => {
-  const outgoing = new Outgoing(1_000_000)
+  const outgoing = new Outgoing(1_000_000, "line")
   const all = Array.from({ length: 5_000 }, (_, i) => command(String(i)))
   for (const each of all) outgoing.push(each)
   const written: Command[] = []

@@ -65,6 +65,7 @@ class Subject {
   readonly closed: (readonly [string, CloseReason])[] = []
   readonly #context: ConnectionContext = {
     limits: {
+      framing: "line",
       maxLineBytes: 1,
       maxOutgoingBytes: 1,
       slowDeviceTimeoutMs: 1,

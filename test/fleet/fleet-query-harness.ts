@@ -65,6 +65,7 @@ export class Subject {
   readonly fleetQuery: FleetQuery
   readonly #context: ConnectionContext = {
     limits: {
+      framing: "line",
       maxLineBytes: 10,
       maxOutgoingBytes: 10,
       slowDeviceTimeoutMs: 1,

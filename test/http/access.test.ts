@@ -42,6 +42,7 @@ function subject(given: Pick<AppDependencies, "tokens" | "readTokens">) {
   const device = { device_id: "lock:1" } as DeviceView
   const app = localApp({
     ...given,
+    framing: "line",
     maxLineBytes: 64,
     version: "1",
     startedAtMs: 0,

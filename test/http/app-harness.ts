@@ -46,6 +46,7 @@ export function sidecar(changes: Partial<AppDependencies> = {}) {
   const routes = localApp({
     tokens: [],
     readTokens: [],
+    framing: "line",
     maxLineBytes: MAX_LINE_BYTES,
     version: "1.2.3",
     startedAtMs: 1_000,

@@ -59,6 +59,7 @@ class Subject {
       kick: one("kick"),
     }
     const others = {
+      framing: "line" as const,
       maxLineBytes: 16,
       version: "1.2.3",
       startedAtMs: 0,

@@ -30,6 +30,7 @@ function sidecar(tokens: readonly string[] = []) {
   const routes = localApp({
     tokens,
     readTokens: [],
+    framing: "line",
     maxLineBytes: 65_536,
     version: "1",
     startedAtMs: 0,

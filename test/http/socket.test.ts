@@ -37,6 +37,7 @@ beforeAll(async () => {
   const routes = app({
     tokens: [],
     readTokens: [],
+    framing: "line",
     maxLineBytes: MAX_LINE_BYTES,
     version: "1",
     startedAtMs: 0,

@@ -294,6 +294,7 @@ describe("a command that cannot be written, whatever its properties,", () => {
     })
     const consumer = new Consumer(router, outcomes, unacknowledged, {
       workerId: "gw.0",
+      framing: "line",
       maxLineBytes: 65_536,
       nowMs: Date.now,
       counters,

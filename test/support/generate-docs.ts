@@ -76,7 +76,7 @@ const GROUPS: readonly Group[] = [
   },
   {
     title: "Lines",
-    text: "The defaults suit lines of a few kilobytes. Change them when the firmware sends longer lines, sends them slowly, or keeps each line until it is acknowledged.",
+    text: "The defaults suit lines of a few kilobytes. Change them when the firmware sends longer lines, sends them slowly, or keeps each line until it is acknowledged. Set `DEVICE_FRAMING` when its messages may contain LF.",
     first: "DEVICE_ACK",
   },
   {
