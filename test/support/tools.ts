@@ -189,6 +189,11 @@ export function gnutlsDevice(options: ProgramDeviceOptions): ProgramDevice {
   return new DeviceProcess([...command, ...(options.args ?? []), options.host ?? "localhost"])
 }
 
+/** A device in Python, such as an example of the documentation. It may use no package. */
+export function pythonDevice(script: string, args: readonly string[]): ProgramDevice {
+  return new DeviceProcess([findProgram("python3", "python3"), script, ...args])
+}
+
 const CLOSE_TIMEOUT_MS = 5_000
 
 class DeviceProcess implements ProgramDevice {
