@@ -15,6 +15,14 @@ import { SETTINGS, type Settings, settings } from "./settings.ts"
 
 /** The default of RabbitMQ and of the AMQP client for a URL without a password. */
 const DEFAULT_PASSWORD = "guest"
+/** Settings that name files which must be readable at start. */
+const FILES = [
+  "TLS_CERT_FILE",
+  "TLS_KEY_FILE",
+  "TLS_CLIENT_CA_FILE",
+  "TOKEN_KEYS_FILE",
+  "DENYLIST_FILE",
+]
 const PEM_CERTIFICATE = /-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----/g
 
 export type Environment = Readonly<Record<string, string | undefined>>
@@ -51,7 +59,7 @@ export function loadConfig(
     faults.push(`${hosted ? "CLOUDAMQP_URL" : name}: ${issue.message}${quoted}`)
   }
   faults.push(...relations(parsed.output as Partial<Settings>, values))
-  for (const name of ["TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_CLIENT_CA_FILE", "DENYLIST_FILE"]) {
+  for (const name of FILES) {
     // Only files that are set: the gateway may still make those of the defaults.
     const reason = values[name] === undefined ? null : unreadable(values[name])
     if (reason !== null) faults.push(`${name}: ${reason}`)
@@ -121,6 +129,9 @@ function relations(settings: Partial<Settings>, values: Environment): string[] {
   const { PROXY_PROTOCOL, PROXY_FROM } = settings
   if (PROXY_PROTOCOL === "required" && Array.isArray(PROXY_FROM) && PROXY_FROM.length === 0) {
     faults.push("PROXY_FROM: needed with PROXY_PROTOCOL=required, the addresses of the proxies")
+  }
+  if (DEVICE_AUTH === "token" && settings.TOKEN_KEYS_FILE === "") {
+    faults.push("TOKEN_KEYS_FILE: needed with DEVICE_AUTH=token")
   }
   const queues = [settings.FROM_DEVICE_QUEUE, settings.TO_DEVICE_QUEUE, settings.UNDELIVERED_QUEUE]
   if (new Set(queues).size < queues.length) {
@@ -237,6 +248,8 @@ function shape(settings: Settings, values: Environment, ca: string | null) {
       /** Null when no device certificate is requested. */
       clientCaFile: settings.DEVICE_AUTH === "mtls" ? settings.TLS_CLIENT_CA_FILE : null,
       helloSecrets: settings.HELLO_SECRETS,
+      /** Null unless devices identify themselves by tokens. */
+      token: settings.DEVICE_AUTH === "token" ? tokenShape(settings) : null,
       identifyTimeoutMs: settings.IDENTIFY_TIMEOUT_MS,
       denylistFile: settings.DENYLIST_FILE === "" ? null : settings.DENYLIST_FILE,
       ack: settings.DEVICE_ACK,
@@ -309,6 +322,16 @@ function shape(settings: Settings, values: Environment, ca: string | null) {
   } as const
 }
 
+function tokenShape(settings: Settings) {
+  return {
+    keysFile: settings.TOKEN_KEYS_FILE,
+    /** Null when it is not checked. */
+    issuer: settings.TOKEN_ISSUER || null,
+    /** Null when it is not checked. */
+    audience: settings.TOKEN_AUDIENCE || null,
+  }
+}
+
 /** The passwords in the URLs, in an order that does not depend on the order of the URLs. */
 function passwordsOf(urls: readonly string[]): string {
   const passwords = urls.map((url) => decodeURIComponent(new URL(url).password) || DEFAULT_PASSWORD)
@@ -323,6 +346,11 @@ export function risks({ amqp, device }: Config): string[] {
   }
   if (device.auth === "none" && !isLoopback(device.host)) {
     found.push(`DEVICE_AUTH=none on ${device.host}: every device that reaches the port is admitted`)
+  }
+  if (device.token !== null && device.token.audience === null) {
+    found.push(
+      "TOKEN_AUDIENCE is not set: tokens that the issuer has made for other services are accepted too",
+    )
   }
   return found
 }

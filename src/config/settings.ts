@@ -114,8 +114,8 @@ export const settings = v.object({
   }),
   DEVICE_AUTH: choice({
     default: "none",
-    of: ["none", "mtls", "hello"],
-    text: "How a device proves its identity. none: no proof, and its device id is its connection id. mtls: by its certificate. hello: by its first line.",
+    of: ["none", "mtls", "hello", "token"],
+    text: "How a device proves its identity. none: no proof, and its device id is its connection id. mtls: by its certificate. hello: by its first line. token: by a signed token in its first line.",
   }),
   TLS_CLIENT_CA_FILE: text({
     default: "",
@@ -129,12 +129,30 @@ export const settings = v.object({
     text: "With DEVICE_AUTH=hello: secrets, separated by commas. A device proves its id with any one of them; use several for rotation. Make one with openssl rand -hex 32: a device's proof allows an offline search for a weak secret. A secret that the documentation shows is refused.",
     secret: true,
   }),
+  TOKEN_KEYS_FILE: text({
+    default: "",
+    match: /^.*$/,
+    range: "a path",
+    text: "With DEVICE_AUTH=token: the public keys that verify tokens, a JWK Set or PEM. Ed25519 keys verify EdDSA, P-256 keys ES256, RSA keys of at least 2,048 bits RS256. A change takes effect within 2 s, for devices that connect from then on.",
+  }),
+  TOKEN_ISSUER: text({
+    default: "",
+    match: /^.*$/,
+    range: "a text",
+    text: "With DEVICE_AUTH=token: the iss claim that tokens must have. Unset: not checked.",
+  }),
+  TOKEN_AUDIENCE: text({
+    default: "",
+    match: /^.*$/,
+    range: "a text",
+    text: "With DEVICE_AUTH=token: a value that the aud claim of tokens must have or contain. Set it when the issuer also makes tokens for other services. Unset: not checked, with a warning at the start.",
+  }),
   IDENTIFY_TIMEOUT_MS: integer({
     default: 5_000,
     min: 100,
     max: 600_000,
     unit: "ms",
-    text: "With DEVICE_AUTH=hello: a device whose first line is not complete this long after the handshake is closed (not_identified).",
+    text: "With DEVICE_AUTH=hello or token: a device whose first line is not complete this long after the handshake is closed (not_identified).",
   }),
   DENYLIST_FILE: text({
     default: "",

@@ -3,28 +3,36 @@
  * It runs after the TLS handshake and before admission. No line is read before it has accepted the
  * device.
  *
- *   handshake complete ─┬─ none ───────────────── denylist ──┬► accepted; with none, the device id is the connection id
- *                       ├─ mtls ── certificate ── denylist ──┤
- *                       └─ hello ─ first line ─── denylist ──┴► rejected: not_identified, refused, denied
+ *   handshake complete ─┬─ none ───────────────────────────── denylist ──┬► accepted; with none, the device id is the connection id
+ *                       ├─ mtls ── certificate ────────────── denylist ──┤
+ *                       ├─ hello ─ first line ─────────────── denylist ──┤
+ *                       └─ token ─ first line ─ verifying ─── denylist ──┴► rejected: not_identified, refused, denied, overloaded
  *
- * Decides only; the listener acts on the result. Bound: `MAX_HELLO_BYTES` of the first line for
- * each connection that is being identified.
+ * Decides only; the listener acts on the result. Only a token is verified asynchronously. Bounds:
+ * `MAX_HELLO_BYTES` or `MAX_TOKEN_LINE_BYTES` of the first line for each connection that is being
+ * identified, and those of `early-bytes.ts` while a token is verified.
  */
 
 import { identityOf, type PeerCertificate } from "./certificate-identity.ts"
 import type { CloseReason } from "./close-reason.ts"
 import type { Connection } from "./connection.ts"
 import { Denylist } from "./denylist.ts"
+import { EarlyBytes, MAX_EARLY_BYTES } from "./early-bytes.ts"
+import { FirstLine, type ReadLine } from "./first-line.ts"
 import type { Framing } from "./framing.ts"
-import { FirstLine, verifyHello } from "./hello.ts"
+import { MAX_HELLO_BYTES, verifyHello } from "./hello.ts"
 import { isDeviceName } from "./ids.ts"
+import { MAX_TOKEN_LINE_BYTES, tokenOf } from "./token-line.ts"
+import type { TokenVerifier } from "./token-verifier.ts"
 
-export type DeviceAuth = "none" | "mtls" | "hello"
+export type DeviceAuth = "none" | "mtls" | "hello" | "token"
 
 export interface AuthenticatorOptions {
   readonly auth: DeviceAuth
   readonly framing: Framing
   readonly helloSecrets: readonly string[]
+  /** Null unless `auth` is "token". */
+  readonly tokenVerifier: TokenVerifier | null
   readonly nowMs: () => number
 }
 
@@ -34,11 +42,18 @@ export type AuthResult =
       readonly deviceId: string
       /** SHA-256 of the device's certificate; null when it presented none. */
       readonly fingerprint: string | null
-      /** Bytes received after the HELLO line. */
+      /** When the connection must end, milliseconds since 1970; infinite without a token. */
+      readonly expiresAtMs: number
+      /** Bytes received after the first line. */
       readonly rest: Uint8Array
     }
   /** More bytes are needed. */
   | { readonly kind: "waiting" }
+  /**
+   * `settled` has the result. Until then pass further bytes to `received`. The result is void when
+   * the connection has ended by then.
+   */
+  | { readonly kind: "verifying"; readonly settled: Promise<AuthResult> }
   | { readonly kind: "rejected"; readonly reason: CloseReason; readonly detail: string }
 
 /** The peer of a completed TLS handshake. */
@@ -56,12 +71,23 @@ export interface TlsPeer {
   readonly issuersValidUntilMs: () => number
 }
 
+/** What identified a device. */
+interface Identified {
+  readonly deviceId: string
+  readonly fingerprint?: string | null
+  readonly expiresAtMs?: number
+  readonly rest?: Uint8Array
+}
+
 const NOTHING = new Uint8Array(0)
 const WAITING: AuthResult = { kind: "waiting" }
+const NEVER = Number.POSITIVE_INFINITY
 
 export class Authenticator {
   readonly #options: AuthenticatorOptions
   readonly #firstLines = new Map<Connection, FirstLine>()
+  /** Has the connections whose tokens are being verified. */
+  readonly #early = new EarlyBytes<Connection>()
   denylist = Denylist.none
 
   constructor(options: AuthenticatorOptions) {
@@ -69,31 +95,48 @@ export class Authenticator {
   }
 
   /**
-   * The result "waiting" means that the device must send its HELLO line: pass its bytes to
+   * The result "waiting" means that the device must send its first line: pass its bytes to
    * `received`.
    */
   handshaken(connection: Connection, peer: TlsPeer): AuthResult {
     switch (this.#options.auth) {
       case "none":
-        return this.#allow(connection.id, null, NOTHING)
+        return this.#allow({ deviceId: connection.id })
       case "mtls":
         return this.#byCertificate(peer)
       case "hello":
-        this.#firstLines.set(connection, new FirstLine(this.#options.framing))
+        this.#firstLines.set(connection, new FirstLine(this.#options.framing, MAX_HELLO_BYTES))
+        return WAITING
+      case "token":
+        this.#firstLines.set(connection, new FirstLine(this.#options.framing, MAX_TOKEN_LINE_BYTES))
         return WAITING
     }
   }
 
   /** Takes bytes from a device that is not identified yet. */
   received(connection: Connection, chunk: Uint8Array): AuthResult {
+    if (this.#early.has(connection)) return this.#keep(connection, chunk)
     const read = this.#firstLines.get(connection)?.push(chunk) ?? null
     if (read === null) return WAITING
     this.forget(connection)
     if (read === "too_long") return unknown("not_identified", "the first line is too long")
-    const verdict = verifyHello(read.line, this.#options.helloSecrets)
+    const { tokenVerifier } = this.#options
+    return tokenVerifier === null
+      ? this.#byHello(read)
+      : this.#byToken(connection, read, tokenVerifier)
+  }
+
+  /** Call this when a connection ends before it was identified. */
+  forget(connection: Connection): void {
+    this.#firstLines.delete(connection)
+    this.#early.drop(connection)
+  }
+
+  #byHello({ line, rest }: ReadLine): AuthResult {
+    const verdict = verifyHello(line, this.#options.helloSecrets)
     switch (verdict.kind) {
       case "proven":
-        return this.#allow(verdict.deviceId, null, read.rest)
+        return this.#allow({ deviceId: verdict.deviceId, rest })
       case "malformed":
         return unknown("not_identified", "the first line is not a HELLO")
       case "refused":
@@ -101,9 +144,31 @@ export class Authenticator {
     }
   }
 
-  /** Call this when a connection ends before it was identified. */
-  forget(connection: Connection): void {
-    this.#firstLines.delete(connection)
+  #byToken(connection: Connection, { line, rest }: ReadLine, verifier: TokenVerifier): AuthResult {
+    const token = tokenOf(line)
+    if (token === null) return unknown("not_identified", "the first line is not a TOKEN")
+    this.#early.begin(connection)
+    const kept = this.#keep(connection, rest)
+    if (kept.kind === "rejected") return kept
+    return { kind: "verifying", settled: this.#verified(connection, token, verifier) }
+  }
+
+  async #verified(
+    connection: Connection,
+    token: string,
+    verifier: TokenVerifier,
+  ): Promise<AuthResult> {
+    const verdict = await verifier.verify(token, this.#options.nowMs())
+    const rest = this.#early.take(connection)
+    if (verdict.kind === "refused") return unknown("refused", verdict.fault)
+    return this.#allow({ ...verdict, rest })
+  }
+
+  #keep(connection: Connection, chunk: Uint8Array): AuthResult {
+    if (this.#early.keep(connection, chunk)) return WAITING
+    this.forget(connection)
+    const detail = `${MAX_EARLY_BYTES} bytes already wait for the verification of tokens`
+    return unknown("overloaded", detail)
   }
 
   #byCertificate(peer: TlsPeer): AuthResult {
@@ -116,14 +181,22 @@ export class Authenticator {
     }
     const identity = identityOf(certificate, this.#options.nowMs())
     if ("fault" in identity) return unknown("refused", identity.fault)
-    return this.#allow(identity.deviceId, certificate.fingerprint256, NOTHING)
+    return this.#allow({
+      deviceId: identity.deviceId,
+      fingerprint: certificate.fingerprint256,
+    })
   }
 
-  #allow(deviceId: string, fingerprint: string | null, rest: Uint8Array): AuthResult {
+  #allow({
+    deviceId,
+    fingerprint = null,
+    expiresAtMs = NEVER,
+    rest = NOTHING,
+  }: Identified): AuthResult {
     if (this.denylist.denies(deviceId, fingerprint)) {
       return unknown("denied", `${deviceId} is on the denylist`)
     }
-    return { kind: "accepted", deviceId, fingerprint, rest }
+    return { kind: "accepted", deviceId, fingerprint, expiresAtMs, rest }
   }
 }
 

@@ -14,6 +14,8 @@ export const CLOSE_REASONS = [
   "not_identified",
   "refused",
   "denied",
+  /** The token of the device has expired since its admission. */
+  "expired",
   /** The gate is closed for this device. */
   "gated",
   /** The device has connected more than FLAP_LIMIT times within FLAP_WINDOW_MS. */

@@ -325,7 +325,9 @@ export class Connection {
         const stalledMs = this.#stalledSinceMs === null ? 0 : steadyMs - this.#stalledSinceMs
         // While the device is not read, its activity is unknown.
         const idleMs = this.#pausedBy === 0 ? steadyMs - this.#lastActivityMs : 0
-        if (stalledMs >= slowDeviceTimeoutMs) this.close("slow_device")
+        // By the system clock, because a token names its end by that.
+        if (this.#context.nowMs() >= this.#peer.expiresAtMs) this.close("expired")
+        else if (stalledMs >= slowDeviceTimeoutMs) this.close("slow_device")
         else if (idleMs >= deadlines.idleTimeoutMs) this.close("idle")
         else if (steadyMs >= this.#closesAtMs) this.#context.aged(this)
         break

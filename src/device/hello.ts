@@ -8,8 +8,6 @@
  */
 
 import { createHmac, timingSafeEqual } from "node:crypto"
-import { type Framer, LineTooLong } from "./framer.ts"
-import { type Framing, makeFramer } from "./framing.ts"
 import { isDeviceName } from "./ids.ts"
 
 /**
@@ -45,31 +43,4 @@ export function helloLine(deviceId: string, secret: string): string {
 
 function digest(deviceId: string, secret: string): Buffer {
   return createHmac("sha256", secret).update(deviceId).digest()
-}
-
-/** Collects the first line of one connection, in the framing of the device port. */
-export class FirstLine {
-  readonly #framer: Framer
-
-  constructor(framing: Framing) {
-    this.#framer = makeFramer({ framing, maxLineBytes: MAX_HELLO_BYTES })
-  }
-
-  /**
-   * The line and the bytes after it; null while the line is unfinished; "too_long" above
-   * `MAX_HELLO_BYTES`.
-   */
-  push(chunk: Uint8Array): { line: string; rest: Uint8Array } | "too_long" | null {
-    this.#framer.push(chunk)
-    try {
-      const line = this.#framer.next()
-      if (line === null) return null
-      const rest = chunk.subarray(chunk.length - this.#framer.heldBytes)
-      // latin1 maps each byte to one character. The pattern of a HELLO matches ASCII only.
-      return { line: Buffer.from(line).toString("latin1"), rest }
-    } catch (error) {
-      if (error instanceof LineTooLong) return "too_long"
-      throw error
-    }
-  }
 }

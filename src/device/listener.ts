@@ -12,6 +12,7 @@
 import type { X509Certificate } from "node:crypto"
 import type { Socket } from "bun"
 import type { Counters } from "../counters.ts"
+import { asError } from "../errors.ts"
 import { normalAddress } from "./address.ts"
 import { type AddressLimitOptions, AddressLimits } from "./address-limits.ts"
 import type { AdmissionLimits } from "./admission.ts"
@@ -303,17 +304,40 @@ export class Listener {
     switch (result.kind) {
       case "waiting":
         break
+      case "verifying":
+        void this.#verify(socket, connection, result.settled)
+        break
       case "rejected":
         this.#admitter.reject(connection, result.reason, result.detail)
         break
       case "accepted": {
-        const { deviceId, fingerprint, rest } = result
+        const { deviceId, fingerprint, expiresAtMs, rest } = result
         const tlsVersion = socket.getTLSVersion()
-        if (!this.#admitter.admit(connection, deviceId, { tlsVersion, fingerprint })) break
+        const peer = { tlsVersion, fingerprint, expiresAtMs }
+        if (!this.#admitter.admit(connection, deviceId, peer)) break
         this.#handshakes.admitted(socket)
         if (rest.length > 0) connection.received(rest)
         break
       }
+    }
+  }
+
+  /**
+   * Does not read the socket until the token is verified. The connection may close in the meantime.
+   */
+  async #verify(
+    socket: DeviceTlsSocket,
+    connection: Connection,
+    settled: Promise<AuthResult>,
+  ): Promise<void> {
+    socket.pause()
+    try {
+      const result = await settled
+      if (connection.state === "closed") return
+      socket.resume()
+      if (connection.state === "identifying") this.#perform(socket, connection, result)
+    } catch (error) {
+      this.#failed(socket, asError(error))
     }
   }
 

@@ -24,6 +24,12 @@ export interface PeerInfo {
   readonly tlsVersion: string
   /** SHA-256 of the device's certificate; null when it presented none. */
   readonly fingerprint: string | null
+  /** When the connection must end, milliseconds since 1970; infinite without a token. */
+  readonly expiresAtMs: number
 }
 
-export const UNKNOWN_PEER: PeerInfo = { tlsVersion: "", fingerprint: null }
+export const UNKNOWN_PEER: PeerInfo = {
+  tlsVersion: "",
+  fingerprint: null,
+  expiresAtMs: Number.POSITIVE_INFINITY,
+}

@@ -54,14 +54,16 @@ export type ToSupervisor =
   | { readonly kind: "denylist_taken" }
 
 /**
- * The first message: the configuration and the certificate, as the supervisor has read and checked
- * them. A worker reads no files, since a file could be missing or invalid when the worker is
- * replaced later.
+ * The first message: the configuration, the certificate and the keys of tokens, as the supervisor
+ * has read and checked them. A worker reads no files, since a file could be missing or invalid when
+ * the worker is replaced later.
  */
 export interface WorkerOrders {
   readonly kind: "serve"
   readonly config: Config
   readonly tls: ListenerTls
+  /** The text of `TOKEN_KEYS_FILE`; null unless devices identify themselves by tokens. */
+  readonly tokenKeys: string | null
 }
 
 /**
@@ -81,6 +83,8 @@ export type ToWorker =
   | WorkerOrders
   | { readonly kind: "certificate"; readonly tls: ListenerTls }
   | { readonly kind: "denylist"; readonly part: DenylistPart }
+  /** The new text of `TOKEN_KEYS_FILE`. */
+  | { readonly kind: "token_keys"; readonly text: string }
   | { readonly kind: "drain" }
   | { readonly kind: "empty"; readonly on: boolean }
   | { readonly kind: "snapshot_wanted"; readonly id: number }

@@ -11,6 +11,7 @@ import type { Config } from "../config/config.ts"
 import type { Counters } from "../counters.ts"
 import { incarnation, workerId } from "../device/ids.ts"
 import { Listener } from "../device/listener.ts"
+import type { TokenVerifier } from "../device/token-verifier.ts"
 import type { EventBus } from "../events.ts"
 import { FleetKeys } from "../fleet/fleet-keys.ts"
 import { app } from "../http/app.ts"
@@ -31,6 +32,8 @@ export interface WorkerOptions {
   readonly httpPort: number
   readonly events: EventBus
   readonly counters: Counters
+  /** Null unless devices identify themselves by tokens. */
+  readonly tokenVerifier: TokenVerifier | null
   /**
    * The snapshots of all processes of the instance, this worker's included; null when they cannot
    * be had.
@@ -47,7 +50,7 @@ export interface MadeWorker {
 }
 
 export function makeWorker(options: WorkerOptions): MadeWorker {
-  const { config, slot, devicePort, events, counters } = options
+  const { config, slot, devicePort, events, counters, tokenVerifier } = options
   const id = workerId(config.instanceId, slot)
   const self = { worker: id, incarnation: incarnation(Date.now(), Math.random()) }
   const limit = openFilesLimit()
@@ -59,7 +62,7 @@ export function makeWorker(options: WorkerOptions): MadeWorker {
       ? new EmbeddedBroker()
       : new AmqpBroker(config.amqp.urls, `owsla ${id}`, config.amqp.ca, config.broker.gatherMs)
   const worker = new Worker({
-    ...{ config, self, events, counters, broker, clock },
+    ...{ config, self, events, counters, broker, clock, tokenVerifier },
     keys: new FleetKeys(config.fleetSecret ?? crypto.randomUUID()),
     commandIds: new CommandIds(self, randomPart()),
     makeListener: (parts) => {

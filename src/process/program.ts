@@ -12,13 +12,14 @@ import { parseArgs } from "node:util"
 import { type Config, ConfigurationError, loadConfig } from "../config/config.ts"
 import { Counters } from "../counters.ts"
 import { workerId } from "../device/ids.ts"
-import type { ListenerTls } from "../device/tls-port.ts"
+import { TokenKeysError } from "../device/token-keys.ts"
 import { asError, errorText } from "../errors.ts"
 import { EventBus } from "../events.ts"
 import { CertificateError, ensureDevelopmentCertificates } from "../ops/certificates.ts"
 import { createLog, logEvents } from "../ops/log.ts"
 import { Output } from "../ops/output.ts"
 import { readListenerTls } from "../ops/server-certificate.ts"
+import { readTokenKeys } from "../ops/token-keys-file.ts"
 import { SupervisorChannel } from "./supervisor-channel.ts"
 import { exitOnUncaught } from "./uncaught.ts"
 
@@ -43,11 +44,13 @@ async function main(): Promise<void> {
   const { events, counters } = logged(config, alone ? 0 : null)
   if (config.tls.development) await developmentCertificates(config, events)
   const readTls = () => readListenerTls(config.tls, config.device.clientCaFile)
-  const tls = firstTls(readTls)
+  const { token } = config.device
+  const tls = await usable(readTls)
+  const tokenKeys = token === null ? null : await usable(() => readTokenKeys(token.keysFile))
   refuseTakenPorts(config)
   if (!alone) {
     const { Supervisor } = await import("./supervisor.ts")
-    new Supervisor(config, events, counters, MAIN_FILE, readTls).start(tls)
+    new Supervisor(config, events, counters, MAIN_FILE, readTls).start(tls, tokenKeys)
     return
   }
   const { runWorker } = await import("./worker-process.ts")
@@ -61,6 +64,7 @@ async function main(): Promise<void> {
     events,
     counters,
     tls,
+    tokenKeys,
     orders: { from: "signals", readTls },
   })
 }
@@ -69,9 +73,9 @@ async function main(): Promise<void> {
 async function workUnderSupervisor(role: WorkerRole): Promise<void> {
   const { runWorker } = await import("./worker-process.ts")
   const channel = new SupervisorChannel()
-  const { config, tls } = await channel.first()
+  const { config, tls, tokenKeys } = await channel.first()
   const orders = { from: "supervisor", channel } as const
-  await runWorker({ ...role, ...logged(config, role.slot), config, tls, orders })
+  await runWorker({ ...role, ...logged(config, role.slot), config, tls, tokenKeys, orders })
 }
 
 /** @param slot of a worker; null: the supervisor. */
@@ -132,12 +136,12 @@ async function developmentCertificates(config: Config, events: EventBus): Promis
   }
 }
 
-/** A certificate that cannot be used at the start is a fault of the configuration. */
-function firstTls(read: () => ListenerTls): ListenerTls {
+/** A file that cannot be used at the start is a fault of the configuration. */
+async function usable<T>(read: () => T | Promise<T>): Promise<T> {
   try {
-    return read()
+    return await read()
   } catch (error) {
-    if (!(error instanceof CertificateError)) throw error
+    if (!(error instanceof CertificateError || error instanceof TokenKeysError)) throw error
     exit(2, ["The configuration has faults:", `  ${error.message}`])
   }
 }

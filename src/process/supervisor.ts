@@ -25,6 +25,7 @@ import { forwardLines } from "../ops/forward-lines.ts"
 import { InstanceCounters } from "../ops/instance-counters.ts"
 import { supervisorMetrics } from "../ops/metrics.ts"
 import { Output } from "../ops/output.ts"
+import { TokenKeysFile } from "../ops/token-keys-file.ts"
 import { GATHER_TIMEOUT_MS, type Snapshot, type ToSupervisor, type ToWorker } from "./control.ts"
 import { DenylistFeed } from "./denylist-feed.ts"
 import { reloadOnHangup } from "./reload.ts"
@@ -78,6 +79,8 @@ export class Supervisor {
   readonly #readTls: () => ListenerTls
   /** The last valid certificate. */
   #tls: ListenerTls | null = null
+  /** The last valid text of `TOKEN_KEYS_FILE`. */
+  #tokenKeys: string | null = null
   readonly #denylist = new DenylistFeed()
   #ports: { devicePort: number; httpPort: number }
   #restarts = 0
@@ -111,9 +114,13 @@ export class Supervisor {
     this.#ports = { devicePort: config.device.port, httpPort: config.http.port }
   }
 
-  /** @param tls the certificate of the workers until SIGHUP. */
-  start(tls: ListenerTls): void {
+  /**
+   * @param tls the certificate of the workers until SIGHUP.
+   * @param tokenKeys the text of `TOKEN_KEYS_FILE`, until it changes.
+   */
+  start(tls: ListenerTls, tokenKeys: string | null): void {
     this.#tls = tls
+    this.#tokenKeys = tokenKeys
     onStopSignals(
       () => this.#drain(0, "drained"),
       () => this.#killAll("a second signal"),
@@ -123,8 +130,9 @@ export class Supervisor {
       (renewed) => this.#renew(renewed),
       (message) => this.#events.emit("notice", { message }),
     )
-    const { denylistFile } = this.#config.device
+    const { denylistFile, token } = this.#config.device
     if (denylistFile !== null) void this.#followDenylist(denylistFile)
+    if (token !== null && tokenKeys !== null) this.#followTokenKeys(token.keysFile, tokenKeys)
     this.#asking = setInterval(() => this.#askAll(), ASK_EVERY_MS)
     this.#spawn(0)
   }
@@ -169,7 +177,8 @@ export class Supervisor {
     void forwarding.then(() => this.#forwardings.delete(forwarding))
     this.#events.emit("worker_started", { slot, pid: child.pid })
     if (this.#tls === null) return
-    send(child, { kind: "serve", config: this.#config, tls: this.#tls })
+    const tokenKeys = this.#tokenKeys
+    send(child, { kind: "serve", config: this.#config, tls: this.#tls, tokenKeys })
     if (this.#isEmptied) send(child, { kind: "empty", on: true })
     this.#denylist.attach(key, (part) => send(child, { kind: "denylist", part }))
   }
@@ -183,6 +192,21 @@ export class Supervisor {
     )
     await file.follow()
     if (this.#denylist.isEmpty) await this.#denylist.replace(Denylist.none)
+  }
+
+  #followTokenKeys(path: string, inForce: string): void {
+    const file = new TokenKeysFile(
+      path,
+      inForce,
+      (text) => {
+        this.#tokenKeys = text
+        for (const { process: child } of this.#slots.values()) {
+          send(child, { kind: "token_keys", text })
+        }
+      },
+      (message) => this.#events.emit("notice", { message }),
+    )
+    void file.follow()
   }
 
   #renew(tls: ListenerTls): void {

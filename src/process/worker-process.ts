@@ -9,13 +9,16 @@
  * worker ignores SIGINT and SIGHUP, because a terminal sends them to both processes.
  */
 
-import { risks } from "../config/config.ts"
+import { type Config, risks } from "../config/config.ts"
 import { SWEEP_EVERY_MS } from "../device/connections.ts"
 import type { Denylist } from "../device/denylist.ts"
 import { tryPeeking } from "../device/peek.ts"
 import type { ListenerTls } from "../device/tls-port.ts"
+import { parseTokenKeys } from "../device/token-keys.ts"
+import type { TokenVerifier } from "../device/token-verifier.ts"
 import { asError, errorText } from "../errors.ts"
 import { DenylistFile } from "../ops/denylist-file.ts"
+import { TokenKeysFile } from "../ops/token-keys-file.ts"
 import type { ToWorker } from "./control.ts"
 import { FedDenylist } from "./denylist-feed.ts"
 import { type MadeWorker, makeWorker, type WorkerOptions } from "./make-worker.ts"
@@ -24,8 +27,10 @@ import { onStopSignals } from "./signals.ts"
 import type { SupervisorChannel } from "./supervisor-channel.ts"
 import type { Worker } from "./worker.ts"
 
-type ProcessOptions = Omit<WorkerOptions, "gather" | "empty"> & {
+type ProcessOptions = Omit<WorkerOptions, "gather" | "empty" | "tokenVerifier"> & {
   readonly tls: ListenerTls
+  /** The text of `TOKEN_KEYS_FILE`; null unless devices identify themselves by tokens. */
+  readonly tokenKeys: string | null
   /** The source of the worker's orders: a supervisor, or signals only. */
   readonly orders:
     | { readonly from: "supervisor"; readonly channel: SupervisorChannel }
@@ -35,11 +40,13 @@ type ProcessOptions = Omit<WorkerOptions, "gather" | "empty"> & {
 
 /** Resolves when the worker serves. With `DENYLIST_FILE` it first waits for the complete list. */
 export async function runWorker(options: ProcessOptions): Promise<void> {
-  const { config, events, orders } = options
-  const { denylistFile } = config.device
+  const { config, events, orders, tokenKeys } = options
+  const { denylistFile, token } = config.device
   const channel = orders.from === "supervisor" ? orders.channel : null
+  const tokenVerifier = await makeTokenVerifier(config, tokenKeys)
   const { worker, maxConnections }: MadeWorker = makeWorker({
     ...options,
+    tokenVerifier,
     gather: async (own) => (channel === null ? [await own()] : channel.gather()),
     empty: (on) => (channel === null ? worker.empty(on) : channel.send({ kind: "empty", on })),
   })
@@ -63,11 +70,17 @@ export async function runWorker(options: ProcessOptions): Promise<void> {
     tls = renewed
     if (state !== "waiting") worker.renew(renewed)
   }
+  const renewTokenKeys = (text: string) => {
+    if (tokenVerifier !== null) tokenVerifier.keys = parseTokenKeys(text)
+  }
 
   if (orders.from === "signals") {
     onStopSignals(drain, () => process.exit(1))
     const notice = (message: string) => events.emit("notice", { message })
     reloadOnHangup(orders.readTls, renew, notice)
+    if (token !== null && tokenKeys !== null) {
+      void new TokenKeysFile(token.keysFile, tokenKeys, renewTokenKeys, notice).follow()
+    }
     if (denylistFile !== null) {
       await new DenylistFile(denylistFile, (list) => worker.deny(list), notice).follow()
     }
@@ -81,7 +94,8 @@ export async function runWorker(options: ProcessOptions): Promise<void> {
       firstList.resolve()
     }
     const { channel } = orders
-    channel.listen({ drain, message: obeying({ worker, channel, drain, renew, deny }) })
+    const message = obeying({ worker, channel, drain, renew, renewTokenKeys, deny })
+    channel.listen({ drain, message })
     if (denylistFile !== null) await firstList.promise
   }
 
@@ -103,20 +117,41 @@ export async function runWorker(options: ProcessOptions): Promise<void> {
   }
 }
 
+/** Loads the library for tokens only when devices identify themselves by tokens. */
+async function makeTokenVerifier(
+  { device }: Config,
+  keys: string | null,
+): Promise<TokenVerifier | null> {
+  if (device.token === null || keys === null) return null
+  const { TokenVerifier } = await import("../device/token-verifier.ts")
+  return new TokenVerifier(device.token, parseTokenKeys(keys))
+}
+
 interface Obeying {
   readonly worker: Worker
   readonly channel: SupervisorChannel
   readonly drain: () => void
   readonly renew: (tls: ListenerTls) => void
+  readonly renewTokenKeys: (text: string) => void
   readonly deny: (denylist: Denylist) => void
 }
 
-function obeying({ worker, channel, drain, renew, deny }: Obeying): (message: ToWorker) => void {
+function obeying({
+  worker,
+  channel,
+  drain,
+  renew,
+  renewTokenKeys,
+  deny,
+}: Obeying): (message: ToWorker) => void {
   const denylist = new FedDenylist()
   return (message) => {
     switch (message.kind) {
       case "certificate":
         renew(message.tls)
+        break
+      case "token_keys":
+        renewTokenKeys(message.text)
         break
       case "drain":
         drain()

@@ -32,6 +32,7 @@ import type { Listener, ListenerParts } from "../device/listener.ts"
 import { BATCH_BYTES } from "../device/outgoing.ts"
 import { RefusalSummary } from "../device/refusal-summary.ts"
 import type { ListenerTls } from "../device/tls-port.ts"
+import type { TokenVerifier } from "../device/token-verifier.ts"
 import { UnfinishedLines } from "../device/unfinished-lines.ts"
 import { asError } from "../errors.ts"
 import type { EventBus } from "../events.ts"
@@ -72,6 +73,8 @@ export interface WorkerParts {
   readonly keys: FleetKeys
   readonly commandIds: CommandIds
   readonly broker: Broker
+  /** Null unless devices identify themselves by tokens. */
+  readonly tokenVerifier: TokenVerifier | null
   readonly makeListener: (parts: ListenerParts) => DeviceListener
   readonly serveHttp: (worker: Worker) => Promise<HttpServer>
 }
@@ -98,13 +101,13 @@ export class Worker {
   #isStopped = false
 
   constructor(parts: WorkerParts) {
-    const { config, self, events, counters, clock, keys, broker } = parts
+    const { config, self, events, counters, clock, keys, broker, tokenVerifier } = parts
     const notice = (message: string) => events.emit("notice", { message })
     this.#parts = parts
     this.#connections = new Connections(config.device)
     this.#unfinishedLines = new UnfinishedLines(config.device)
     this.#refusals = new RefusalSummary(notice)
-    this.#authenticator = new Authenticator({ ...config.device, nowMs: clock.nowMs })
+    this.#authenticator = new Authenticator({ ...config.device, tokenVerifier, nowMs: clock.nowMs })
     this.#lines = new LinePublisher(broker, {
       queue: config.broker.fromDeviceQueue,
       replyTo: workerQueue(self.worker),

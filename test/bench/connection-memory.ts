@@ -11,7 +11,7 @@ import { Connection, type ConnectionContext } from "../../src/device/connection.
 import { Connections } from "../../src/device/connections.ts"
 import { ConnectionIds } from "../../src/device/ids.ts"
 import { BATCH_BYTES } from "../../src/device/outgoing.ts"
-import type { DeviceSocket } from "../../src/device/peer.ts"
+import { type DeviceSocket, UNKNOWN_PEER } from "../../src/device/peer.ts"
 import { UnfinishedLines } from "../../src/device/unfinished-lines.ts"
 import { testCommand } from "../support/commands.ts"
 import { type BenchResult, round } from "./harness.ts"
@@ -45,7 +45,7 @@ const PARTS: readonly [string, (connection: Connection, at: number) => void][] =
     "admitted: identity, peer and place among the named",
     (connection, at) => {
       connection.identify()
-      const peer = { tlsVersion: "TLSv1.3", fingerprint: null }
+      const peer = { ...UNKNOWN_PEER, tlsVersion: "TLSv1.3" }
       connection.admit(`lock:${at}`, 1_750_000_000_000 + at, peer)
     },
   ],

@@ -37,6 +37,21 @@ describe("rules between settings", () => {
     expect(device.helloSecrets).toEqual([SECRET, OTHER_SECRET])
   })
 
+  test("DEVICE_AUTH=token needs TOKEN_KEYS_FILE, and one that can be read", () => {
+    const fault = "TOKEN_KEYS_FILE: needed with DEVICE_AUTH=token"
+    expect(faultsOf({ DEVICE_AUTH: "token" })).toEqual([fault])
+    const file = { DEVICE_AUTH: "token", TOKEN_KEYS_FILE: "/nowhere/keys" }
+    expect(() => loadConfig(file)).toThrow("1 fault")
+    expect(load(file).device.token).toEqual({
+      keysFile: "/nowhere/keys",
+      issuer: null,
+      audience: null,
+    })
+    const { device } = load({ ...file, TOKEN_ISSUER: "https://issuer/", TOKEN_AUDIENCE: "owsla" })
+    expect(device.token).toMatchObject({ issuer: "https://issuer/", audience: "owsla" })
+    expect(load({ TOKEN_KEYS_FILE: "/nowhere/keys" }).device.token).toBeNull()
+  })
+
   test.each([
     "0.0.0.0",
     "::",
@@ -63,6 +78,13 @@ describe("rules between settings", () => {
       ["DEVICE_AUTH=none on 0.0.0.0: every device that reaches the port is admitted"],
     ],
     [{ AMQP_URL, DEVICE_HOST: "0.0.0.0", DEVICE_AUTH: "hello", HELLO_SECRETS: SECRET }, []],
+    [
+      { AMQP_URL, DEVICE_AUTH: "token", TOKEN_KEYS_FILE: "keys" },
+      [
+        "TOKEN_AUDIENCE is not set: tokens that the issuer has made for other services are accepted too",
+      ],
+    ],
+    [{ AMQP_URL, DEVICE_AUTH: "token", TOKEN_KEYS_FILE: "keys", TOKEN_AUDIENCE: "a" }, []],
   ] satisfies [Environment, string[]][])("what is allowed and risky is told: %j", (set, told) => {
     expect(risks(load({ DEVICE_HOST: "127.0.0.1", ...set }))).toEqual(told)
   })

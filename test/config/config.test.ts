@@ -55,6 +55,7 @@ describe("defaults", () => {
         auth: "none",
         clientCaFile: null,
         helloSecrets: [],
+        token: null,
         identifyTimeoutMs: 5_000,
         denylistFile: null,
         linesPerS: 0,
@@ -187,7 +188,7 @@ describe("whole numbers", () => {
 
 describe("words", () => {
   test.each<[string, readonly string[]]>([
-    ["DEVICE_AUTH", ["none", "mtls", "hello"]],
+    ["DEVICE_AUTH", ["none", "mtls", "hello", "token"]],
     ["DEVICE_ACK", ["off", "seq"]],
     ["QUEUE_TYPE", ["quorum", "classic"]],
     ["LOG_LEVEL", ["debug", "info", "warn", "error"]],

@@ -1,18 +1,30 @@
 /**
  * The identity of a device: names in certificates, HELLO lines, the denylist, and the result in
- * each mode.
+ * each mode. `token-verifier.test.ts` has the tokens.
  */
 
 import { describe, expect, test } from "bun:test"
 import { createHmac } from "node:crypto"
 import fc from "fast-check"
-import { Authenticator, type DeviceAuth, type TlsPeer } from "../../src/device/authenticator.ts"
+import {
+  Authenticator,
+  type AuthResult,
+  type DeviceAuth,
+  type TlsPeer,
+} from "../../src/device/authenticator.ts"
 import { identityOf, type PeerCertificate } from "../../src/device/certificate-identity.ts"
 import type { Connection } from "../../src/device/connection.ts"
 import { Denylist } from "../../src/device/denylist.ts"
-import { FirstLine, helloLine, MAX_HELLO_BYTES, verifyHello } from "../../src/device/hello.ts"
+import { MAX_EARLY_BYTES } from "../../src/device/early-bytes.ts"
+import { FirstLine } from "../../src/device/first-line.ts"
+import type { Framing } from "../../src/device/framing.ts"
+import { helloLine, MAX_HELLO_BYTES, verifyHello } from "../../src/device/hello.ts"
 import { ConnectionIds, incarnation, isDeviceName } from "../../src/device/ids.ts"
+import { parseTokenKeys } from "../../src/device/token-keys.ts"
+import { MAX_TOKEN_LINE_BYTES } from "../../src/device/token-line.ts"
+import { TokenVerifier } from "../../src/device/token-verifier.ts"
 import { check } from "../support/property.ts"
+import { issuer, pemOf, token } from "../support/tokens.ts"
 import { bytesOf, concat, frame, textOf } from "./framer-harness.ts"
 
 const NOW_MS = Date.parse("2026-06-01T00:00:00Z")
@@ -116,7 +128,7 @@ describe("a first line", () => {
   ] as const)("is assembled from any chunks: %s", (framing, sent) => {
     check(
       fc.property(fc.array(fc.nat(sent.length), { maxLength: 5 }), (cuts) => {
-        const first = new FirstLine(framing)
+        const first = new FirstLine(framing, MAX_HELLO_BYTES)
         const ends = [...cuts, sent.length].sort((a, b) => a - b)
         let from = 0
         let after = ""
@@ -139,7 +151,7 @@ describe("a first line", () => {
   })
 
   test("holds a bounded number of bytes", () => {
-    const first = new FirstLine("line")
+    const first = new FirstLine("line", MAX_HELLO_BYTES)
     expect(first.push(Buffer.alloc(MAX_HELLO_BYTES, "a"))).toBeNull()
     expect(first.push(Buffer.from("a"))).toBe("too_long")
   })
@@ -149,8 +161,12 @@ describe("a first line", () => {
     ["u32", 4],
   ] as const)("of a length above the bound is too long before it comes: %s", (framing, bytes) => {
     const length = (line: string) => frame(bytes, line).slice(0, bytes)
-    expect(new FirstLine(framing).push(length("a".repeat(MAX_HELLO_BYTES)))).toBeNull()
-    expect(new FirstLine(framing).push(length("a".repeat(MAX_HELLO_BYTES + 1)))).toBe("too_long")
+    expect(
+      new FirstLine(framing, MAX_HELLO_BYTES).push(length("a".repeat(MAX_HELLO_BYTES))),
+    ).toBeNull()
+    expect(
+      new FirstLine(framing, MAX_HELLO_BYTES).push(length("a".repeat(MAX_HELLO_BYTES + 1))),
+    ).toBe("too_long")
   })
 })
 
@@ -240,7 +256,13 @@ describe("identity", () => {
     ...changes,
   })
   const identity = (auth: DeviceAuth) =>
-    new Authenticator({ auth, framing: "line", helloSecrets: SECRETS, nowMs: () => NOW_MS })
+    new Authenticator({
+      auth,
+      framing: "line",
+      helloSecrets: SECRETS,
+      tokenVerifier: null,
+      nowMs: () => NOW_MS,
+    })
 
   test("none: the connection id", () => {
     const verdict = identity("none").handshaken(connection, peer())
@@ -285,5 +307,125 @@ describe("identity", () => {
     expect(reasonOf("a".repeat(MAX_HELLO_BYTES + 1))).toBe("not_identified")
     expect(reasonOf(`HELLO lock-18 ${"0".repeat(64)}\n`)).toBe("refused")
     expect(reasonOf(`${helloLine("lock-17", SECRETS[0] ?? "")}\n`)).toBe("denied")
+  })
+
+  describe("token", () => {
+    const signer = issuer("EdDSA")
+    const exp = NOW_MS / 1_000 + 60
+    const good = `TOKEN ${token(signer, { sub: "lock-17", exp })}`
+    const byToken = (framing: Framing = "line") => {
+      const options = { issuer: null, audience: null }
+      return new Authenticator({
+        auth: "token",
+        framing,
+        helloSecrets: [],
+        tokenVerifier: new TokenVerifier(options, parseTokenKeys(pemOf(signer))),
+        nowMs: () => NOW_MS,
+      })
+    }
+    const bytes = bytesOf
+
+    /** Sends the text in one chunk. @returns the result, after the verification if there is one. */
+    async function resultOf(text: string, subject = byToken()): Promise<AuthResult> {
+      expect(subject.handshaken(connection, peer()).kind).toBe("waiting")
+      const result = subject.received(connection, bytes(text))
+      return result.kind === "verifying" ? await result.settled : result
+    }
+
+    test("waits for the first line, in any pieces, and has the end of the token", async () => {
+      const subject = byToken()
+      subject.handshaken(connection, peer())
+      expect(subject.received(connection, bytes(good.slice(0, 9))).kind).toBe("waiting")
+      const result = subject.received(connection, bytes(`${good.slice(9)}\r\n`))
+      expect(result.kind === "verifying" && (await result.settled)).toMatchObject({
+        kind: "accepted",
+        deviceId: "lock-17",
+        fingerprint: null,
+        expiresAtMs: exp * 1_000,
+        rest: new Uint8Array(0),
+      })
+    })
+
+    test.each([
+      ["u16", 2],
+      ["u32", 4],
+    ] as const)("takes the token as the first message of %s", async (framing, length) => {
+      const subject = byToken(framing)
+      subject.handshaken(connection, peer())
+      const sent = concat([frame(length, good), bytes("rest")])
+      const result = subject.received(connection, sent)
+      const settled = result.kind === "verifying" ? await result.settled : result
+      expect(settled.kind === "accepted" && textOf(settled.rest)).toBe("rest")
+    })
+
+    test("keeps the bytes that arrive during the verification, in order", async () => {
+      const subject = byToken()
+      subject.handshaken(connection, peer())
+      const result = subject.received(connection, bytes(`${good}\none\ntw`))
+      for (const chunk of ["o\nthr", "", "ee\n"]) {
+        expect(subject.received(connection, bytes(chunk)).kind).toBe("waiting")
+      }
+      const settled = result.kind === "verifying" ? await result.settled : result
+      expect(settled.kind === "accepted" && Buffer.from(settled.rest).toString()).toBe(
+        "one\ntwo\nthree\n",
+      )
+    })
+
+    test("keeps no more bytes than the bound, of all connections together", async () => {
+      const subject = byToken()
+      const other = { id: "other" } as Connection
+      for (const each of [connection, other]) subject.handshaken(each, peer())
+      const first = subject.received(connection, bytes(`${good}\n`))
+      const second = subject.received(other, bytes(`${good}\n`))
+      expect(subject.received(connection, new Uint8Array(MAX_EARLY_BYTES)).kind).toBe("waiting")
+      expect(subject.received(other, bytes("x"))).toMatchObject({
+        kind: "rejected",
+        reason: "overloaded",
+      })
+      for (const result of [first, second]) {
+        if (result.kind === "verifying") await result.settled
+      }
+      subject.handshaken(other, peer())
+      const again = subject.received(other, bytes(`${good}\n`))
+      expect(subject.received(other, new Uint8Array(MAX_EARLY_BYTES)).kind).toBe("waiting")
+      subject.forget(other)
+      const settled = again.kind === "verifying" ? await again.settled : again
+      expect(settled).toMatchObject({ kind: "accepted", rest: new Uint8Array(0) })
+    })
+
+    test("distinguishes not_identified, refused and denied", async () => {
+      const denying = byToken()
+      denying.denylist = Denylist.parse("lock-17").denylist
+      const reasonOf = async (text: string, subject = byToken()) => {
+        const result = await resultOf(text, subject)
+        return result.kind === "rejected" ? result.reason : result.kind
+      }
+      for (const line of [
+        "what",
+        "TOKEN",
+        "TOKEN ",
+        `TOKEN  ${good}`,
+        `token ${good}`,
+        `${good} `,
+      ]) {
+        expect([line, await reasonOf(`${line}\n`)]).toEqual([line, "not_identified"])
+      }
+      expect(await reasonOf("a".repeat(MAX_TOKEN_LINE_BYTES + 1))).toBe("not_identified")
+      expect(await reasonOf("TOKEN a.b.c\n")).toBe("refused")
+      expect(await reasonOf(`TOKEN ${"a".repeat(MAX_TOKEN_LINE_BYTES - 6)}\n`)).toBe("refused")
+      expect(await reasonOf(`TOKEN ${token(signer, { sub: "lock-17", exp: 1 })}\n`)).toBe("refused")
+      expect(await reasonOf(`${good}\n`, denying)).toBe("denied")
+      expect(await reasonOf(`${good}\n`)).toBe("accepted")
+    })
+
+    test("applies the denylist that is in force after the verification", async () => {
+      const subject = byToken()
+      subject.handshaken(connection, peer())
+      const result = subject.received(connection, bytes(`${good}\n`))
+      subject.denylist = Denylist.parse("lock-17").denylist
+      expect(result.kind === "verifying" && (await result.settled)).toMatchObject({
+        reason: "denied",
+      })
+    })
   })
 })

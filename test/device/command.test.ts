@@ -16,8 +16,9 @@ test("the outcomes are those of the documentation, in its order", () => {
 
 test("the close reasons are those of the documentation, in its order", () => {
   const contract =
-    "peer_closed not_proxied handshake_failed handshake_timeout not_identified refused denied gated flapping taken_over idle " +
-    "line_too_long line_timeout slow_device overloaded overloaded_address kicked aged drained fault"
+    "peer_closed not_proxied handshake_failed handshake_timeout not_identified refused denied expired " +
+    "gated flapping taken_over idle line_too_long line_timeout slow_device overloaded overloaded_address " +
+    "kicked aged drained fault"
   expect([...CLOSE_REASONS]).toEqual(contract.split(" ") as (typeof CLOSE_REASONS)[number][])
 })
 

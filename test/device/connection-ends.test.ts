@@ -10,6 +10,7 @@ import {
   IDENTIFY_TIMEOUT_MS,
   IDLE_TIMEOUT_MS,
   LIMITS,
+  PEER,
   START_MS,
   textOf,
 } from "./connection-harness.ts"
@@ -58,6 +59,28 @@ describe("deadlines", () => {
     harness.after(1)
     expect([connection.state, harness.reasons()]).toEqual(["closing", ["idle"]])
     expect(socket.calls).toEqual(["shutdown"])
+  })
+
+  test("expired, at the end of the token by the system clock, however active the device is", () => {
+    const harness = new Harness()
+    const { connection, socket } = harness.admit({ ...PEER, expiresAtMs: START_MS + 9_000 })
+    harness.after(3_999)
+    // The system clock is set.
+    harness.nowMs += 5_000
+    connection.received(bytesOf("a\n"))
+    harness.after(0)
+    expect(connection.state).toBe("open")
+    harness.after(1)
+    expect([connection.state, harness.reasons()]).toEqual(["closing", ["expired"]])
+    expect([socket.calls, harness.texts()]).toEqual([["shutdown"], ["a"]])
+  })
+
+  test("expired, also while the device is not read", () => {
+    const harness = new Harness()
+    const { connection } = harness.admit({ ...PEER, expiresAtMs: START_MS + 100 })
+    connection.pause("memory")
+    harness.after(100)
+    expect(harness.reasons()).toEqual(["expired"])
   })
 
   test("commands are no sign of the device's life", () => {

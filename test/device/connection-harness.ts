@@ -8,7 +8,7 @@ import type { Command, Outcome, Recipient } from "../../src/device/command.ts"
 import { Connection, type ConnectionLimits } from "../../src/device/connection.ts"
 import type { Goodbye } from "../../src/device/goodbye.ts"
 import { BATCH_BYTES } from "../../src/device/outgoing.ts"
-import type { DeviceSocket } from "../../src/device/peer.ts"
+import { type DeviceSocket, type PeerInfo, UNKNOWN_PEER } from "../../src/device/peer.ts"
 import { UnfinishedLines } from "../../src/device/unfinished-lines.ts"
 import { type TestCommand, testCommand } from "../support/commands.ts"
 
@@ -34,7 +34,7 @@ export const DEADLINES = {
 export const UNFINISHED = { maxPartialBytes: 100, lineTimeoutMs: 4_000 }
 export const CLOSING_MS = 2_000
 export const START_MS = 1_000_000
-export const PEER = { tlsVersion: "TLSv1.3", fingerprint: null }
+export const PEER = { ...UNKNOWN_PEER, tlsVersion: "TLSv1.3" }
 
 /**
  * More than any test needs. A flush without end must fail, since the time-out of a test cannot stop
@@ -216,9 +216,9 @@ export class Harness {
   }
 
   /** One that is open. */
-  admit(): { connection: Connection; socket: ScriptedSocket } {
+  admit(peer: PeerInfo = PEER): { connection: Connection; socket: ScriptedSocket } {
     const { connection, socket } = this.accept()
-    connection.admit("device-1", this.nowMs, PEER)
+    connection.admit("device-1", this.nowMs, peer)
     return { connection, socket }
   }
 

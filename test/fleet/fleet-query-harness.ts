@@ -6,6 +6,7 @@ import { Backpressure } from "../../src/device/backpressure.ts"
 import type { CloseReason } from "../../src/device/close-reason.ts"
 import { Connection, type ConnectionContext } from "../../src/device/connection.ts"
 import { Connections } from "../../src/device/connections.ts"
+import { UNKNOWN_PEER } from "../../src/device/peer.ts"
 import { UnfinishedLines } from "../../src/device/unfinished-lines.ts"
 import type { Channel } from "../../src/fleet/channel.ts"
 import type { DeviceView } from "../../src/fleet/device-view.ts"
@@ -121,7 +122,7 @@ export class Subject {
     }
     const connection = new Connection(at("gw.0", counter), socket, "192.0.2.1", this.#context)
     this.connections.add(connection)
-    const peer = { tlsVersion: "TLSv1.3", fingerprint: null }
+    const peer = { ...UNKNOWN_PEER, tlsVersion: "TLSv1.3" }
     connection.admit(deviceId, NOW_MS, peer)
     this.connections.enter(connection)
     return connection

@@ -14,7 +14,7 @@ import { Connection, type ConnectionContext } from "../../src/device/connection.
 import { SWEEP_EVERY_MS } from "../../src/device/connections.ts"
 import type { WorkerProcess } from "../../src/device/ids.ts"
 import type { ListenerParts } from "../../src/device/listener.ts"
-import type { DeviceSocket } from "../../src/device/peer.ts"
+import { type DeviceSocket, UNKNOWN_PEER } from "../../src/device/peer.ts"
 import { EventBus } from "../../src/events.ts"
 import { type DeviceListener, Worker } from "../../src/process/worker.ts"
 import { FLEET_KEYS, RANDOM_PART } from "./fleet-keys.ts"
@@ -176,6 +176,7 @@ export class SimulatedWorker {
       counters: this.counters,
       clock: { nowMs, steadyMs: nowMs, exactMs: nowMs },
       keys: FLEET_KEYS,
+      tokenVerifier: null,
       commandIds: new CommandIds(self, RANDOM_PART),
       broker: this.client,
       makeListener: (parts) => {
@@ -207,7 +208,7 @@ export class SimulatedWorker {
       this.devices.set(id, device)
       connections.add(connection)
       connection.identify()
-      const peer = { tlsVersion: "TLSv1.3", fingerprint: null }
+      const peer = { ...UNKNOWN_PEER, tlsVersion: "TLSv1.3" }
       admitter.admit(connection, deviceId ?? id, peer)
     })
     return device
