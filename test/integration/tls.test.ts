@@ -257,6 +257,8 @@ test(
       TLS_MAX_RECORD_BYTES: "512",
       MAX_OUTGOING_BYTES: "67108864",
       SEND_TIMEOUT_MS: "60000",
+      // Each command waits in a connection of its own.
+      MAX_HTTP_CONNECTIONS: "1000",
     })
     try {
       const device = await connectDevice({ port: gateway.devicePort })
