@@ -73,6 +73,7 @@ test("are confirmed when nothing else is written", async () => {
 test("are written before the connection closes", async () => {
   const lines = queue("closing")
   const broker = new AmqpBroker(rabbit.url, "gathering test", null, 100)
+  let confirmed = 0
   const publishChannel = broker.publishChannel(callbackListener(() => undefined))
   broker.start(
     { exchanges: [], queues: [lines], subscriptions: [] },
@@ -82,11 +83,17 @@ test("are written before the connection closes", async () => {
   const publish = (id: string) =>
     publishChannel.publish(
       { id, exchange: "", routingKey: lines.name, body: Buffer.from(id), properties: {} },
-      { id, settled: () => undefined },
+      {
+        id,
+        settled: (result) => {
+          if (result === "confirmed") confirmed += 1
+        },
+      },
     )
   for (let n = 0; n < 1_000; n += 1) publish(`m${n}`)
-  // The burst is written at the end of this tick; the last message waits for later ones.
-  await new Promise((resolve) => setImmediate(resolve))
+  // RabbitMQ discards messages that it has received and not routed when their connection closes.
+  await until(() => confirmed === 1_000, { what: "the burst to be confirmed" })
+  // The rate is that of the burst, so the last message waits for later ones.
   publish("the last")
   await broker.close()
   await until(async () => (await rabbit.queueDepth(lines.name)) === 1_001, {
