@@ -373,7 +373,9 @@ export class Listener {
   }
 }
 
-function addressOf({ remoteAddress }: DeviceTlsSocket): string {
+/** Empty once the peer has reset the connection. */
+function addressOf({ remoteAddress }: ProxiedSocket): string {
+  if (remoteAddress === undefined) return ""
   return normalAddress(remoteAddress) ?? remoteAddress
 }
 

@@ -26,7 +26,8 @@ const LOOK_EVERY_MS = 5
 const LOOKS_AT_ONCE = 200
 
 export interface ProxiedSocket extends PausableSocket, PeekableSocket {
-  readonly remoteAddress: string
+  /** Undefined once the peer has reset the connection. */
+  readonly remoteAddress: string | undefined
 }
 
 export interface ProxiedOptions<S> {
@@ -37,10 +38,13 @@ export interface ProxiedOptions<S> {
   readonly steadyMs: () => number
   /** The header was read. The socket is paused. */
   readonly arrived: (socket: S, address: string) => void
-  readonly refuse: (socket: S, reason: CloseReason, detail: string) => void
+  /** @param detail null for what is no reason to look: health checks of proxies close. */
+  readonly refuse: (socket: S, reason: CloseReason, detail: string | null) => void
 }
 
 interface Waiting {
+  /** Of the proxy. */
+  readonly address: string
   readonly sinceMs: number
   /** After a LOCAL header. */
   isRead: boolean
@@ -66,9 +70,14 @@ export class Proxied<S extends ProxiedSocket> {
   /** Takes an accepted socket. */
   take(socket: S): void {
     const { refuse, maxWaiting, steadyMs } = this.#options
-    const address = normalAddress(socket.remoteAddress)
+    const { remoteAddress } = socket
+    if (remoteAddress === undefined) {
+      refuse(socket, "peer_closed", null)
+      return
+    }
+    const address = normalAddress(remoteAddress)
     if (address === null || !this.#from.has(address)) {
-      refuse(socket, "not_proxied", `${socket.remoteAddress} is not in PROXY_FROM`)
+      refuse(socket, "not_proxied", `${remoteAddress} is not in PROXY_FROM`)
       return
     }
     if (this.#waiting.size >= maxWaiting()) {
@@ -76,7 +85,7 @@ export class Proxied<S extends ProxiedSocket> {
       return
     }
     socket.pause()
-    const waiting: Waiting = { sinceMs: steadyMs(), isRead: false }
+    const waiting: Waiting = { address, sinceMs: steadyMs(), isRead: false }
     if (this.#isDone(socket, waiting)) return
     this.#waiting.set(socket, waiting)
     this.#lookSoon()
@@ -119,10 +128,10 @@ export class Proxied<S extends ProxiedSocket> {
     const { arrived, refuse, timeoutMs, steadyMs } = this.#options
     const peeked = this.#peek.look(socket)
     if (peeked.kind === "closed") {
-      refuse(socket, "peer_closed", "closed before its PROXY header")
+      refuse(socket, "peer_closed", null)
       return true
     }
-    const own = normalAddress(socket.remoteAddress) ?? socket.remoteAddress
+    const own = waiting.address
     if (peeked.kind === "bytes") {
       if (waiting.isRead) {
         arrived(socket, own)

@@ -125,6 +125,7 @@ describe("behind load balancers, with device certificates", () => {
           what: "some health checks",
         })
         expect(await closedAs(gateway, "handshake_failed")).toBe(failedBefore)
+        expect(await gateway.metric("owsla_faults_total")).toBe(0)
         await device.send("another")
         expect(await device.nextLine()).toBe("ACK 1")
         device.terminate()
