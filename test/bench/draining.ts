@@ -16,6 +16,8 @@ export interface DrainingParameters {
   readonly devices: number
   /** Processes that drive them; a process may open 20,000 files. */
   readonly herds: number
+  /** Of each instance. */
+  readonly workers: number
   /** Devices of the instance that stays. */
   readonly connected: number
   readonly linesPerSecond: number
@@ -25,16 +27,22 @@ export interface DrainingParameters {
 const SIMULATOR = join(import.meta.dir, "../../src/simulator/main.ts")
 const SECRET = "a-secret-of-the-benches-0123456789"
 const GOODBYE = "BYE {reason} {retry_after_ms}"
-const LIMIT_MS = 180_000
+const LIMIT_MS = 120_000
 const LOOK_EVERY_MS = 200
 const WARMING_SECONDS = 2
 
 export async function draining(parameters: DrainingParameters): Promise<BenchResult> {
-  const { devices, herds: processes, connected, linesPerSecond, drainTimeoutMs } = parameters
+  const {
+    devices,
+    herds: processes,
+    workers,
+    connected,
+    linesPerSecond,
+    drainTimeoutMs,
+  } = parameters
   const settings = {
-    ...{ WORKERS: "1", DEVICE_ACK: "seq", DEVICE_AUTH: "hello", HELLO_SECRETS: SECRET },
+    ...{ WORKERS: String(workers), DEVICE_ACK: "seq", DEVICE_AUTH: "hello", HELLO_SECRETS: SECRET },
     ...{ GOODBYE_LINE: GOODBYE, DRAIN_TIMEOUT_MS: String(drainTimeoutMs) },
-    MAX_CONNECTIONS: "30000",
   }
   const bed = await makeBedWithBackEnd(settings)
   const { devicePort: port } = bed.gateway

@@ -196,10 +196,10 @@ export const BENCHES: Readonly<Record<string, Bench>> = {
       }),
   },
   draining: {
-    what: "One of two instances is stopped while the devices of the other one send lines of 100 bytes that are acknowledged (`DEVICE_ACK=seq`). The stopped one's devices obey `GOODBYE_LINE` and move to the other one. One worker each. Drivers, broker and back-end are on the same two cores.",
+    what: "One of two instances is stopped while the devices of the other one send lines of 100 bytes that are acknowledged (`DEVICE_ACK=seq`). The stopped one's devices obey `GOODBYE_LINE` and move to the other one. Two workers each. Drivers, broker and back-end are on the same two cores.",
     run: (smoke) =>
       draining({
-        ...{ devices: smoke ? 100 : 20_000, herds: 2 },
+        ...{ devices: smoke ? 100 : 20_000, herds: 2, workers: 2 },
         ...{ connected: smoke ? 10 : 100, linesPerSecond: smoke ? 200 : 500 },
         drainTimeoutMs: smoke ? 3_000 : 60_000,
       }),
