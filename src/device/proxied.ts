@@ -8,9 +8,9 @@
  *                  └─ nothing ──┤
  *                     yet       └─ the peer has closed ─────────────────────► refused: peer_closed
  *
- * A paused socket reports nothing, so the waiting ones are looked at again `LOOK_EVERY_MS`, at most
- * `LOOKS_AT_ONCE` in one tick. After a LOCAL header (a health check) the first byte of TLS is
- * awaited too: such a check often closes then.
+ * A paused socket reports nothing, so the waiting ones are looked at again: in the next tick, then
+ * every `LOOK_EVERY_MS`, at most `LOOKS_AT_ONCE` in one tick. After a LOCAL header (a health check)
+ * the first byte of TLS is awaited too: such a check often closes then.
  *
  * Bound: `maxWaiting`, beyond it connections are refused (overloaded).
  */
@@ -56,6 +56,7 @@ export class Proxied<S extends ProxiedSocket> {
   readonly #peek = new SocketPeek(MAX_HEADER_BYTES)
   /** In the order in which they are looked at next. */
   readonly #waiting = new Map<S, Waiting>()
+  #immediate: ReturnType<typeof setImmediate> | null = null
   #timer: ReturnType<typeof setTimeout> | null = null
 
   constructor(options: ProxiedOptions<S>) {
@@ -88,7 +89,11 @@ export class Proxied<S extends ProxiedSocket> {
     const waiting: Waiting = { address, sinceMs: steadyMs(), isRead: false }
     if (this.#isDone(socket, waiting)) return
     this.#waiting.set(socket, waiting)
-    this.#lookSoon()
+    // Most headers arrive right after the connection.
+    this.#immediate ??= setImmediate(() => {
+      this.#immediate = null
+      this.#lookAgain()
+    })
   }
 
   /** The socket has closed. @returns whether it waited. */
@@ -105,22 +110,19 @@ export class Proxied<S extends ProxiedSocket> {
     return sockets
   }
 
-  #lookSoon(): void {
-    this.#timer ??= setTimeout(() => {
-      this.#timer = null
-      this.#lookAgain()
-      if (this.#waiting.size > 0) this.#lookSoon()
-    }, LOOK_EVERY_MS)
-  }
-
   #lookAgain(): void {
     let looks = Math.min(LOOKS_AT_ONCE, this.#waiting.size)
     for (const [socket, waiting] of this.#waiting) {
-      if (looks === 0) return
+      if (looks === 0) break
       looks -= 1
       this.#waiting.delete(socket)
       if (!this.#isDone(socket, waiting)) this.#waiting.set(socket, waiting)
     }
+    if (this.#waiting.size === 0) return
+    this.#timer ??= setTimeout(() => {
+      this.#timer = null
+      this.#lookAgain()
+    }, LOOK_EVERY_MS)
   }
 
   /** @returns false when the socket must wait. */

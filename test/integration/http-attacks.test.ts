@@ -183,7 +183,7 @@ test.each([
     "/metrics/",
     "/metrics;x",
     "/metrics?x",
-    "/health?/../metrics",
+    "/nothing?/../metrics",
     "/ready/%2e./metrics",
   ],
   ...[
