@@ -10,9 +10,9 @@
  * Lines that were read stay in the framer of their connection until the window has room, even after
  * the connection has closed. No line is dropped.
  *
- * Bound: `maxHeldBytes` of complete lines. Beyond it, only bytes that the kernel handed over in the
- * same tick are added, and the listener refuses new connections. Unfinished lines have their own
- * bound (`unfinished-lines.ts`).
+ * Bounds: `maxHeldBytes` of complete lines, and a quarter of it of lines that wait for a rate.
+ * Beyond the first, only bytes that the kernel handed over in the same tick are added, and the
+ * listener refuses new connections. Unfinished lines have their own bound (`unfinished-lines.ts`).
  */
 
 export interface WaitingReader {
@@ -34,6 +34,7 @@ export class Backpressure {
   readonly #setSuspended: (suspended: boolean) => void
   readonly #waiting = new Set<WaitingReader>()
   #heldBytes = 0
+  #heldForRateBytes = 0
   #suspended = false
 
   /**
@@ -65,6 +66,19 @@ export class Backpressure {
   /** Appends `reader` to those that wait for room, unless it waits already. */
   wait(reader: WaitingReader): void {
     this.#waiting.add(reader)
+  }
+
+  /**
+   * Whether more lines may be held because their device has reached its rate. They do not count as
+   * held for the window, or devices at their rate would stop all others.
+   */
+  get hasRoomForRate(): boolean {
+    return this.#heldForRateBytes < this.#maxHeldBytes / 4
+  }
+
+  /** Adds to the bytes that are held for a device's rate. Negative for bytes no longer held. */
+  holdForRate(bytes: number): void {
+    this.#heldForRateBytes += bytes
   }
 
   /** Adds to the held bytes. Negative for bytes that are no longer held. */

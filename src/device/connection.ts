@@ -18,10 +18,10 @@ import type { Backpressure } from "./backpressure.ts"
 import type { CloseReason } from "./close-reason.ts"
 import type { Command, Outcome } from "./command.ts"
 import type { Timeouts } from "./connections.ts"
-import { DeviceRate, type DeviceRateLimits } from "./device-rate.ts"
+import type { DeviceRate } from "./device-rate.ts"
 import { type Decision, Endpoint } from "./endpoint.ts"
 import { type Framer, LineTooLong } from "./framer.ts"
-import { framedLine, type LineFormat, makeFramer } from "./framing.ts"
+import { framedLine, type LineFormat, makeFramer, OVERHEAD_BYTES } from "./framing.ts"
 import type { Goodbye } from "./goodbye.ts"
 import { Outgoing } from "./outgoing.ts"
 import { type DeviceSocket, type PeerInfo, UNKNOWN_PEER } from "./peer.ts"
@@ -35,7 +35,7 @@ const CLOSING_MS = 2_000
 export const PAUSED_BY = { window: 1, memory: 2, drain: 4, rate: 8 } as const
 export type PauseSource = keyof typeof PAUSED_BY
 
-export interface ConnectionLimits extends ReorderLimits, DeviceRateLimits, LineFormat {
+export interface ConnectionLimits extends ReorderLimits, LineFormat {
   readonly maxOutgoingBytes: number
   readonly slowDeviceTimeoutMs: number
 }
@@ -68,6 +68,8 @@ export interface ConnectionContext {
    * periodically.
    */
   readonly commandsWait: (connection: Connection) => void
+  /** The rate of a device; null without a limit. */
+  readonly rateOf: (deviceId: string, isNamed: boolean) => DeviceRate | null
   /**
    * Called when the device has reached its rate. From then on `sweepRate` must be called
    * periodically.
@@ -100,6 +102,8 @@ export class Connection {
   #pausedBy = 0
   /** Bytes reported to `backpressure`. */
   #heldBytes = 0
+  /** Bytes reported to it because the device has reached its rate. */
+  #heldForRateBytes = 0
   /** Bytes reported to `unfinishedLines`. */
   #partialBytes = 0
   #lastActivityMs: number
@@ -168,7 +172,7 @@ export class Connection {
     this.#lastActivityMs = this.#context.steadyMs()
     this.#endpoint = new Endpoint({ deviceId, connectionId: this.id, epoch }, this.#context.limits)
     this.#closesAtMs = this.#lastActivityMs + this.#context.lifetimeMs()
-    this.#rate = DeviceRate.of(this.#context.limits)
+    this.#rate = this.#context.rateOf(deviceId, deviceId !== this.id)
     if (this.#context.backpressure.suspended) this.#pausedBy |= PAUSED_BY.memory
     if (this.#pausedBy !== 0) this.socket.pause()
   }
@@ -190,6 +194,7 @@ export class Connection {
     if (this.pump()) return
     this.#context.counters.readingPaused.window += 1
     this.pause("window")
+    this.#accountHeld()
     this.#context.backpressure.wait(this)
   }
 
@@ -209,10 +214,8 @@ export class Connection {
         this.#accountPartial(ended)
         return false
       }
-      if (this.#rate?.isOver(this.#context.steadyMs()) && this.#reason === null) {
-        this.#reachRate()
-        break
-      }
+      // Without room the lines are taken, and the device is paused for longer.
+      if (this.#mustWaitForRate && backpressure.hasRoomForRate) break
       let line: Uint8Array | null
       try {
         line = framer.next()
@@ -225,13 +228,17 @@ export class Connection {
       }
       if (line === null) break
       ended = true
-      this.#rate?.spend(line.length, this.#context.steadyMs())
+      this.#rate?.spend(
+        line.length + OVERHEAD_BYTES[this.#context.limits.framing],
+        this.#context.steadyMs(),
+      )
       if (line.length === 0) counters.emptyLines += 1
       else this.#takeLine(line)
     }
-    this.#accountHeld()
+    if (this.#mustWaitForRate) this.#reachRate()
     if (this.#reason === null) this.resume("window")
-    else this.#countUnterminated()
+    this.#accountHeld()
+    if (this.#reason !== null) this.#countUnterminated()
     // Last, because it may close this connection.
     this.#accountPartial(ended)
     return true
@@ -242,9 +249,20 @@ export class Connection {
     if (this.#state !== "open" || !this.isPausedBy("rate")) return false
     if (this.#rate?.isOver(steadyMs)) return true
     if (!this.isPausedBy("window")) this.#pumpOrWait()
-    if (this.#rate?.isOver(steadyMs) && !this.drained) return true
+    if (this.#rate?.isOver(steadyMs)) return true
     this.resume("rate")
+    this.#accountHeld()
     return false
+  }
+
+  /** Takes the lines that wait for the rate. Call it while reading is paused by `drain`. */
+  takeAll(): void {
+    if (this.isPausedBy("rate") && !this.isPausedBy("window")) this.#pumpOrWait()
+  }
+
+  get #mustWaitForRate(): boolean {
+    if (this.#rate === null || this.#reason !== null || this.isPausedBy("drain")) return false
+    return this.#rate.isOver(this.#context.steadyMs())
   }
 
   #reachRate(): void {
@@ -506,10 +524,18 @@ export class Connection {
   #accountHeld(): void {
     const framer = this.#framer
     const held = framer?.drained === false ? framer.heldBytes - framer.partialBytes : 0
-    if (held === this.#heldBytes) return
-    const change = held - this.#heldBytes
-    this.#heldBytes = held
-    this.#context.backpressure.hold(change)
+    const waitsForRate = this.isPausedBy("rate") && !this.isPausedBy("window")
+    const heldForRate = waitsForRate ? held : 0
+    const { backpressure } = this.#context
+    if (heldForRate !== this.#heldForRateBytes) {
+      const change = heldForRate - this.#heldForRateBytes
+      this.#heldForRateBytes = heldForRate
+      backpressure.holdForRate(change)
+    }
+    const change = held - heldForRate - this.#heldBytes
+    if (change === 0) return
+    this.#heldBytes += change
+    backpressure.hold(change)
   }
 
   /**

@@ -50,16 +50,21 @@ export class Goodbye {
    */
   textFor(reason: CloseReason, retryAfterMs: number | null = null): string | null {
     if (!REASONS.has(reason)) return null
-    const afterMs = Math.min(retryAfterMs ?? this.#nextSlotInMs(), MAX_RETRY_AFTER_MS)
+    // A device that was taken over is connected already.
+    const slotMs = reason === "taken_over" ? 0 : null
+    const afterMs = Math.min(retryAfterMs ?? this.#afterMs(slotMs), MAX_RETRY_AFTER_MS)
     return this.#options.template
       .replaceAll("{reason}", reason)
       .replaceAll("{retry_after_ms}", String(Math.round(afterMs)))
   }
 
-  #nextSlotInMs(): number {
+  /** @param slotMs until its slot; null takes the next one. */
+  #afterMs(slotMs: number | null): number {
     const { steadyMs, returnsPerS, random } = this.#options
     const nowMs = steadyMs()
-    this.#slotAtMs = Math.max(nowMs, this.#slotAtMs) + 1_000 / returnsPerS()
-    return MIN_RETRY_AFTER_MS + (this.#slotAtMs - nowMs) + random() * RANDOM_MS
+    if (slotMs === null) {
+      this.#slotAtMs = Math.max(nowMs, this.#slotAtMs) + 1_000 / returnsPerS()
+    }
+    return MIN_RETRY_AFTER_MS + (slotMs ?? this.#slotAtMs - nowMs) + random() * RANDOM_MS
   }
 }

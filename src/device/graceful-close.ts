@@ -4,10 +4,12 @@
  * closed.
  *
  *   begin ─► not read ─► lines confirmed, nothing to write ─► closed
- *                 └───── not within `MAX_WAIT_MS` ──────────► closed
+ *                 └───── not within `MAX_WAIT_MS` ──────────► closed; aged: read again, tried later
  *
  * Lines that are not confirmed by then are still published; only their acknowledgements are not
- * sent. Pure: the time is passed in. Bound: the connections of the worker.
+ * sent. Lines that wait for the rate of the device are taken at once.
+ *
+ * Pure: the time is passed in. Bound: the connections of the worker.
  */
 
 import type { CloseReason } from "./close-reason.ts"
@@ -49,22 +51,24 @@ export class GracefulClose {
   begin(connection: Connection, reason: CloseReason, steadyMs: number): void {
     if (connection.state !== "open" || this.#closing.has(connection)) return
     connection.pause("drain")
+    connection.takeAll()
     this.#closing.set(connection, { reason, sinceMs: steadyMs, lastLine: null })
   }
 
   /** Call this every some milliseconds while `count` is not 0. */
   sweep(steadyMs: number): void {
     for (const [connection, closing] of this.#closing) {
-      if (connection.state === "open" && !this.#isDone(connection, closing, steadyMs)) continue
+      const isOpen = connection.state === "open"
+      const isDone = isOpen && this.#isDone(connection, closing)
+      if (isOpen && !isDone && steadyMs - closing.sinceMs < MAX_WAIT_MS) continue
       this.#closing.delete(connection)
-      connection.close(closing.reason)
+      // Nothing requires it to be closed now: it is tried again later.
+      if (isOpen && !isDone && closing.reason === "aged") connection.resume("drain")
+      else connection.close(closing.reason)
     }
   }
 
-  #isDone(connection: Connection, closing: Closing, steadyMs: number): boolean {
-    if (steadyMs - closing.sinceMs >= MAX_WAIT_MS) return true
-    // Lines that wait for the rate of the device are published when it is closed.
-    if (connection.isPausedBy("rate")) return true
+  #isDone(connection: Connection, closing: Closing): boolean {
     if (!connection.drained) return false
     closing.lastLine ??= this.#lines.taken()
     return this.#lines.confirmed() >= closing.lastLine && connection.outgoingBytes === 0

@@ -5,7 +5,7 @@
  *
  *   a device identifies itself ─► gate, bans, flapping ─┬─ null: admitted
  *                                                       └─ refused: gated, flapping
- *   set here ─► told to all workers              a worker joins ─► it is told all
+ *   set here ─► told to all workers              a worker joins ─► all are sent to it
  *
  * Bounds: those of `bans.ts` and `flapping.ts`.
  */
@@ -66,12 +66,12 @@ export class AdmissionRules {
     }
     const { flapping } = this.#options
     if (flapping === null || !isNamed) return null
-    const isOver = this.#flapping?.connected(deviceId, nowMs) === true
     let until = this.#bans.endOf(deviceId, nowMs)
-    if (until === null && isOver) {
-      const ban = this.#bans.add(deviceId, flapping.banMs, nowMs)
+    // Refused connections do not count: a device that goes on trying is refused for the ban only.
+    if (until === null && this.#flapping?.connectedHere(deviceId, nowMs) === true) {
+      const ban = this.#bans.add(deviceId, flapping.limit + 1, flapping.banMs, nowMs)
       until = ban.until
-      this.#flapping?.forget(deviceId)
+      this.#flapping.forget(deviceId)
       this.#options.broadcast({ type: "bans", bans: [ban] })
     }
     if (until === null) return null
@@ -81,7 +81,7 @@ export class AdmissionRules {
 
   /** A device has connected to another worker. */
   connectedElsewhere(deviceId: string, epoch: number): void {
-    this.#flapping?.connected(deviceId, epoch)
+    this.#flapping?.connectedElsewhere(deviceId, epoch)
   }
 
   setGate(request: GateRequest): GateState {
@@ -90,26 +90,31 @@ export class AdmissionRules {
     return this.#gate.state
   }
 
-  /** @returns whether the device was banned. */
-  lift(deviceId: string): boolean {
-    const ban = this.#bans.lift(deviceId, this.#options.nowMs())
-    if (ban === null) return false
+  /** @returns the ban that was lifted; null when the device has none. */
+  lift(deviceId: string): Ban | null {
+    const lifted = this.#bans.lift(deviceId, this.#options.nowMs())
+    if (lifted === null) return null
     this.#flapping?.forget(deviceId)
-    this.#options.broadcast({ type: "bans", bans: [ban] })
-    return true
+    this.#options.broadcast({ type: "bans", bans: [lifted.ended] })
+    return lifted.ban
   }
 
-  /** Takes what another worker tells. */
+  /** Applies a message of another worker. */
   heard(content: RulesContent): void {
     if (content.type === "gate") this.#gate.merge(content.gate)
-    else for (const ban of content.bans) this.#bans.merge(ban)
+    else {
+      for (const ban of content.bans) {
+        // Counting starts again with the ban, and when it is lifted.
+        if (this.#bans.merge(ban)) this.#flapping?.forget(ban.device_id)
+      }
+    }
   }
 
-  /** What a worker that joins the fleet must be told. */
+  /** The messages for a worker that joins the fleet. */
   all(): RulesContent[] {
     const contents: RulesContent[] = []
     if (this.#gate.state.set_at > 0) contents.push({ type: "gate", gate: this.#gate.state })
-    const bans = this.#bans.all()
+    const bans = this.#bans.all(this.#options.nowMs())
     for (let from = 0; from < bans.length; from += MAX_ROWS) {
       contents.push({ type: "bans", bans: bans.slice(from, from + MAX_ROWS) })
     }

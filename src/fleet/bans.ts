@@ -10,6 +10,8 @@
 import { BoundedMap } from "../structures/bounded-map.ts"
 
 const MAX_BANS = 10_000
+/** A lifted ban is kept this long: no older message about it is under way any more. */
+const LIFTED_KEPT_MS = 600_000
 
 /** Times in milliseconds since 1970. */
 export interface Ban {
@@ -18,6 +20,8 @@ export interface Ban {
   readonly at: number
   /** 0 when it was lifted. */
   readonly until: number
+  /** The connections that led to it. */
+  readonly connects: number
 }
 
 export class Bans {
@@ -29,38 +33,52 @@ export class Bans {
     return until > nowMs ? until : null
   }
 
-  add(deviceId: string, banMs: number, nowMs: number): Ban {
-    return this.#replace(deviceId, nowMs, (at) => at + banMs)
+  add(deviceId: string, connects: number, banMs: number, nowMs: number): Ban {
+    const at = this.#laterThanKnown(deviceId, nowMs)
+    const ban = { device_id: deviceId, at, until: at + banMs, connects }
+    this.#bans.add(deviceId, ban)
+    return ban
   }
 
-  /** @returns the lifted ban; null when the device has none. */
-  lift(deviceId: string, nowMs: number): Ban | null {
-    return this.endOf(deviceId, nowMs) === null ? null : this.#replace(deviceId, nowMs, () => 0)
+  /** @returns the ban and what replaces it; null when the device has none. */
+  lift(deviceId: string, nowMs: number): { readonly ban: Ban; readonly ended: Ban } | null {
+    const ban = this.#bans.get(deviceId)
+    if (ban === undefined || ban.until <= nowMs) return null
+    const ended = { ...ban, at: this.#laterThanKnown(deviceId, nowMs), until: 0 }
+    this.#bans.add(deviceId, ended)
+    return { ban, ended }
   }
 
-  /** Takes a ban that another worker has made or lifted, if it is later than the known one. */
-  merge(ban: Ban): void {
+  /**
+   * Takes a ban that another worker has made or lifted, if it is later than the known one.
+   * @returns whether it is.
+   */
+  merge(ban: Ban): boolean {
     const known = this.#bans.get(ban.device_id)
     // Of two at the same time all workers must choose the same one.
     const isLater =
       known === undefined || ban.at > known.at || (ban.at === known.at && ban.until > known.until)
     if (isLater) this.#bans.add(ban.device_id, ban)
+    return isLater
   }
 
-  /** All bans in force, and those that were lifted before their time. */
-  all(): Ban[] {
-    return [...this.#bans.values()]
+  /** All bans in force, and those that were lifted lately. Forgets the others. */
+  all(nowMs: number): Ban[] {
+    const kept: Ban[] = []
+    for (const ban of [...this.#bans.values()]) {
+      const isKept = ban.until === 0 ? ban.at > nowMs - LIFTED_KEPT_MS : ban.until > nowMs
+      if (isKept) kept.push(ban)
+      else this.#bans.delete(ban.device_id)
+    }
+    return kept
   }
 
   inForce(nowMs: number): Ban[] {
-    return this.all().filter(({ until }) => until > nowMs)
+    return this.all(nowMs).filter(({ until }) => until > nowMs)
   }
 
-  #replace(deviceId: string, nowMs: number, untilOf: (at: number) => number): Ban {
-    // Later than the known one, whose clock may be ahead.
-    const at = Math.max(nowMs, (this.#bans.get(deviceId)?.at ?? 0) + 1)
-    const ban = { device_id: deviceId, at, until: untilOf(at) }
-    this.#bans.add(deviceId, ban)
-    return ban
+  #laterThanKnown(deviceId: string, nowMs: number): number {
+    // Its clock may be ahead.
+    return Math.max(nowMs, (this.#bans.get(deviceId)?.at ?? 0) + 1)
   }
 }

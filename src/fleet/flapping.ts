@@ -1,6 +1,6 @@
 /**
  * Recognises devices that connect again and again: more than `limit` times within `windowMs`, on
- * whichever workers. Connections are told apart by their epochs, since workers announce the same
+ * any workers. Connections are told apart by their epochs, since workers announce the same
  * connection more than once.
  *
  * Pure: times are epochs. Bounds: `MAX_DEVICES`, the one that connected longest ago is forgotten;
@@ -25,19 +25,32 @@ export class Flapping {
     this.#limits = limits
   }
 
-  /** Counts a connection. @returns whether the device has connected more often than allowed. */
-  connected(deviceId: string, epoch: number): boolean {
-    const { limit, windowMs } = this.#limits
-    const before = this.#epochs.get(deviceId) ?? []
-    const isNew = epoch > (before.at(-1) ?? Number.NEGATIVE_INFINITY)
-    const epochs = isNew ? [...before, epoch] : before
-    const recent = epochs.filter((each) => each > epoch - windowMs).slice(-limit - 1)
-    this.#epochs.add(deviceId, recent)
-    return recent.length > limit
+  /**
+   * Counts a connection to this worker.
+   * @returns whether the device has connected more often than allowed.
+   */
+  connectedHere(deviceId: string, nowMs: number): boolean {
+    // The clock of the worker of the last connection may be ahead.
+    const last = this.#epochs.get(deviceId)?.at(-1) ?? Number.NEGATIVE_INFINITY
+    return this.#count(deviceId, Math.max(nowMs, last + 1)) > this.#limits.limit
+  }
+
+  /** Counts a connection to another worker, once. */
+  connectedElsewhere(deviceId: string, epoch: number): void {
+    const last = this.#epochs.get(deviceId)?.at(-1) ?? Number.NEGATIVE_INFINITY
+    if (epoch > last) this.#count(deviceId, epoch)
   }
 
   /** The device starts again from nothing. */
   forget(deviceId: string): void {
     this.#epochs.delete(deviceId)
+  }
+
+  #count(deviceId: string, epoch: number): number {
+    const { limit, windowMs } = this.#limits
+    const epochs = [...(this.#epochs.get(deviceId) ?? []), epoch]
+    const recent = epochs.filter((each) => each > epoch - windowMs).slice(-limit - 1)
+    this.#epochs.add(deviceId, recent)
+    return recent.length
   }
 }

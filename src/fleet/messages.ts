@@ -44,7 +44,9 @@ const view = v.record(v.string(), v.unknown())
 const holderMs = v.optional(v.pipe(v.number(), v.finite()))
 
 const timeMs = v.pipe(v.number(), v.safeInteger(), v.minValue(0))
-const ban = v.object({ device_id: id, at: timeMs, until: timeMs })
+const ban = v.object({ device_id: id, at: timeMs, until: timeMs, connects: timeMs })
+/** Longer than any ban. */
+const MAX_BAN_MS = 86_400_000
 
 const message = v.variant("type", [
   /** With `asks` each receiver answers with its own `alive`. */
@@ -122,7 +124,10 @@ const message = v.variant("type", [
   v.object({
     type: v.literal("bans"),
     ...sender,
-    bans: v.pipe(v.array(ban), v.maxLength(MAX_ROWS), v.readonly()),
+    bans: v.pipe(
+      rows,
+      v.transform((unchecked) => unchecked as readonly v.InferOutput<typeof ban>[]),
+    ),
   }),
 ])
 
@@ -158,7 +163,8 @@ export function parseFleetMessage(text: string, nowMs: number): ReadMessage | nu
   return checked.success ? checkRows(checked.output, nowMs) : null
 }
 
-function checkRows(message: FleetMessage, nowMs: number): ReadMessage {
+/** @returns null when the message as a whole is not valid. */
+function checkRows(message: FleetMessage, nowMs: number): ReadMessage | null {
   if (message.type === "there") {
     const devices = message.devices.filter((row) => isRegistration(row, message, nowMs))
     const refusedRows = message.devices.length - devices.length
@@ -171,6 +177,11 @@ function checkRows(message: FleetMessage, nowMs: number): ReadMessage {
       refusedRows: message.devices.length - devices.length,
     }
   }
+  if (message.type === "bans") {
+    const bans = message.bans.filter((row) => isBan(row, nowMs))
+    return { message: { ...message, bans }, refusedRows: message.bans.length - bans.length }
+  }
+  if (message.type === "gate" && message.gate.set_at > nowMs + MAX_EPOCH_AHEAD_MS) return null
   if (message.type !== "devices") return { message, refusedRows: 0 }
   const here = message.here.filter((row) => isRegistration(row, message, nowMs))
   const gone = message.gone.filter((row) => isDeregistration(row, message))
@@ -194,6 +205,13 @@ function isDeregistration(row: unknown, sender: Sender): boolean {
   return (
     Array.isArray(row) && row.length === 2 && isDevice(row[0]) && isConnectionOf(row[1], sender)
   )
+}
+
+function isBan(row: unknown, nowMs: number): boolean {
+  const checked = v.safeParse(ban, row)
+  if (!checked.success) return false
+  const { at, until } = checked.output
+  return at <= nowMs + MAX_EPOCH_AHEAD_MS && until <= at + MAX_BAN_MS
 }
 
 function isDevice(value: unknown): boolean {

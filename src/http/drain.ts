@@ -16,7 +16,7 @@ export function drain({ empty }: DrainDependencies): Hono {
 
   routes.post("/drain", (c) => {
     empty(true)
-    return c.json({ draining: true })
+    return c.json({ draining: true }, 202)
   })
 
   routes.delete("/drain", (c) => {

@@ -12,6 +12,7 @@ import type { CloseReason } from "../device/close-reason.ts"
 import type { GateState } from "../fleet/gate.ts"
 import type { WorkerReport } from "../process/control.ts"
 import type { AccessOf } from "./authorization.ts"
+import { shownGate } from "./rules.ts"
 
 export interface HealthDependencies {
   readonly gate: () => GateState
@@ -59,7 +60,8 @@ export function health(
       connections: sum(workers, ({ connections }) => connections),
       waiting: sum(workers, ({ admission }) => admission.waiting),
       estimated_wait_ms: allInMs(workers),
-      gate: gate(),
+      gate: shownGate(gate()),
+      draining: drainingOf(workers),
       workers,
     })
   })
@@ -91,6 +93,17 @@ function unready(report: WorkerReport): Unready | null {
   }
   if (refusing !== null) return { code: refusing, text: `devices are refused: ${refusing}` }
   return null
+}
+
+/** How far the drain of the instance is; null while there is none. */
+function drainingOf(workers: readonly WorkerReport[]) {
+  const drains = workers.flatMap(({ drain }) => drain ?? [])
+  if (drains.length === 0) return null
+  return {
+    closed: drains.reduce((sum, { closed }) => sum + closed, 0),
+    left: drains.reduce((sum, { left }) => sum + left, 0),
+    ends_at: Math.max(...drains.map(({ ends_at }) => ends_at)),
+  }
 }
 
 function sum(workers: readonly WorkerReport[], of: (worker: WorkerReport) => number): number {

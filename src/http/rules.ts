@@ -12,6 +12,8 @@ import { type Context, Hono } from "hono"
 import * as v from "valibot"
 import { DEVICE_ID } from "../device/ids.ts"
 import type { AdmissionRules } from "../fleet/admission-rules.ts"
+import type { Ban } from "../fleet/bans.ts"
+import type { GateState } from "../fleet/gate.ts"
 import { bodyFaults } from "./body-faults.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
 
@@ -47,15 +49,19 @@ const gateRequest = v.strictObject(
       null,
     ),
   },
-  "the body must be an object with open, and if needed prefix and retry_after_ms",
+  "the body must be an object with open, and may contain only prefix and retry_after_ms besides",
 )
 
 export function rules({ rules, reachesFleet }: RulesDependencies): Hono<HttpEnvironment> {
   const routes = new Hono<HttpEnvironment>()
   const away = (c: Context<HttpEnvironment>) =>
-    refuse(c, "broker_away", "the broker is away: the other workers would not learn of the change")
+    refuse(
+      c,
+      "broker_away",
+      "the broker is not available, so the change cannot reach the other workers; nothing was changed",
+    )
 
-  routes.get("/gate", (c) => c.json(rules.gate))
+  routes.get("/gate", (c) => c.json(shownGate(rules.gate)))
 
   routes.put("/gate", async (c) => {
     let body: unknown
@@ -68,18 +74,28 @@ export function rules({ rules, reachesFleet }: RulesDependencies): Hono<HttpEnvi
     if (!checked.success) {
       return refuse(c, "invalid", bodyFaults(checked.issues, gateRequest.entries))
     }
-    return reachesFleet() ? c.json(rules.setGate(checked.output)) : away(c)
+    return reachesFleet() ? c.json(shownGate(rules.setGate(checked.output))) : away(c)
   })
 
-  routes.get("/bans", (c) => c.json({ bans: rules.bans() }))
+  routes.get("/bans", (c) => c.json({ bans: rules.bans().map(shownBan) }))
 
   routes.delete("/bans/:id", (c) => {
     const id = c.req.param("id")
     if (!DEVICE_ID.test(id)) return refuse(c, "invalid", `the id must match ${DEVICE_ID.source}`)
     if (!reachesFleet()) return away(c)
-    if (!rules.lift(id)) return refuse(c, "not_found", "the device has no ban")
-    return c.json({ device_id: id })
+    const lifted = rules.lift(id)
+    if (lifted === null) return refuse(c, "not_found", "the device has no ban")
+    return c.json(shownBan(lifted))
   })
 
   return routes
+}
+
+/** The gate in the HTTP API. */
+export function shownGate({ open, prefix, retry_after_ms }: GateState) {
+  return { open, prefix, retry_after_ms }
+}
+
+function shownBan({ device_id: id, until, connects }: Ban) {
+  return { id, until, connects }
 }

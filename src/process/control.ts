@@ -23,8 +23,10 @@ export interface WorkerReport {
   readonly connections: number
   /** How far a drain is; null while there is none. */
   readonly drain: {
-    readonly connections_at_start: number
-    readonly connections_left: number
+    readonly closed: number
+    readonly left: number
+    /** When it should be over at the latest, milliseconds since 1970. */
+    readonly ends_at: number
   } | null
   readonly admission: AdmissionReport
   /**

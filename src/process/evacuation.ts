@@ -1,12 +1,19 @@
 /**
  * Empties a worker: closes its connections gracefully, oldest first, as many at a time as it is
- * asked for. No connection may be admitted after it was made.
+ * asked for. Admission must have stopped before.
  */
 
 import type { CloseReason } from "../device/close-reason.ts"
 import type { Connection } from "../device/connection.ts"
 import type { Connections } from "../device/connections.ts"
 import type { GracefulClose } from "../device/graceful-close.ts"
+
+export interface EvacuationOptions {
+  readonly reason: CloseReason
+  /** Milliseconds since 1970. */
+  readonly startedAtMs: number
+  readonly steadyMs: () => number
+}
 
 export class Evacuation {
   readonly #connections: Connections
@@ -16,18 +23,16 @@ export class Evacuation {
   /** Those whose closing was not begun. */
   readonly #rest: Iterator<Connection>
   readonly connectionsAtStart: number
+  readonly startedAtMs: number
   #allBegun = false
 
-  constructor(
-    connections: Connections,
-    gracefulClose: GracefulClose,
-    reason: CloseReason,
-    steadyMs: () => number,
-  ) {
+  constructor(connections: Connections, gracefulClose: GracefulClose, options: EvacuationOptions) {
+    const { reason, steadyMs, startedAtMs } = options
     this.#connections = connections
     this.#gracefulClose = gracefulClose
     this.#reason = reason
     this.#steadyMs = steadyMs
+    this.startedAtMs = startedAtMs
     this.connectionsAtStart = connections.count
     this.#rest = connections.values()
     for (const connection of connections.values()) {

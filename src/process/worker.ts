@@ -24,6 +24,7 @@ import { Backpressure } from "../device/backpressure.ts"
 import type { ConnectionContext } from "../device/connection.ts"
 import { Connections, PAUSED_MS, SWEEP_EVERY_MS } from "../device/connections.ts"
 import type { Denylist } from "../device/denylist.ts"
+import { DeviceRates } from "../device/device-rate.ts"
 import { FlushScheduler } from "../device/flush-scheduler.ts"
 import { Goodbye } from "../device/goodbye.ts"
 import { GracefulClose } from "../device/graceful-close.ts"
@@ -207,11 +208,12 @@ export class Worker {
       broker: this.#parts.broker.state,
       connections: this.#connections.count,
       drain: this.#evacuating && {
-        connections_at_start: this.#evacuating.connectionsAtStart,
-        connections_left: this.#connections.count,
+        closed: Math.max(0, this.#evacuating.connectionsAtStart - this.#connections.count),
+        left: this.#connections.count,
+        ends_at: this.#evacuating.startedAtMs + this.#parts.config.drainTimeoutMs,
       },
       consuming_paused: this.commands.unacknowledged.paused,
-      refusing: this.#listener.refusing,
+      refusing: this.#listener.refusing ?? (this.fleet.rules.isShut ? "gated" : null),
       admission: this.#listener.admission,
     }
   }
@@ -275,13 +277,19 @@ export class Worker {
   }
 
   get #admitsPerS(): number {
-    if (this.#state !== "serving") return 0
-    return Math.max(MIN_ADMITS_PER_S, this.#listener.bestRatePerS)
+    if (this.#state !== "serving" || this.#listener.refusing !== null) return 0
+    const { perS } = this.#parts.config.device.admission
+    const measured = Math.max(MIN_ADMITS_PER_S, this.#listener.bestRatePerS)
+    return perS === 0 ? measured : Math.min(perS, measured)
   }
 
   #evacuate(): Evacuation {
-    const { exactMs } = this.#parts.clock
-    this.#evacuating = new Evacuation(this.#connections, this.#gracefulClose, "drained", exactMs)
+    const { exactMs, nowMs } = this.#parts.clock
+    this.#evacuating = new Evacuation(this.#connections, this.#gracefulClose, {
+      reason: "drained",
+      startedAtMs: nowMs(),
+      steadyMs: exactMs,
+    })
     return this.#evacuating
   }
 
@@ -335,6 +343,7 @@ export class Worker {
   #connectionContext(): ConnectionContext {
     const { config, counters, clock, events } = this.#parts
     const { maxAgeMs } = config.device
+    const rates = new DeviceRates(config.device)
     return {
       limits: config.device,
       counters,
@@ -345,6 +354,7 @@ export class Worker {
       lines: this.#lines,
       flushSoon: new FlushScheduler().soon,
       commandsWait: (connection) => this.#connections.commandsWait(connection),
+      rateOf: (deviceId, isNamed) => rates.of(deviceId, isNamed),
       rateReached: (connection) => this.#connections.rateReached(connection),
       // 20 % more or less, so that devices that came together do not go together.
       lifetimeMs: () =>

@@ -35,8 +35,6 @@ const LIMITS = {
   slowDeviceTimeoutMs: 1e9,
   windowCommands: 64,
   gapTimeoutMs: 1_000,
-  linesPerS: 0,
-  bytesPerS: 0,
 }
 
 /** What happens to each connection, in this order; each is measured after it happened to all. */
@@ -105,6 +103,7 @@ function makeContext(): ConnectionContext {
     lines: { take: () => undefined },
     flushSoon: () => undefined,
     commandsWait: () => undefined,
+    rateOf: () => null,
     rateReached: () => undefined,
     lifetimeMs: () => Number.POSITIVE_INFINITY,
     aged: () => undefined,

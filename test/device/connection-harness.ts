@@ -6,6 +6,7 @@ import { Backpressure } from "../../src/device/backpressure.ts"
 import type { CloseReason } from "../../src/device/close-reason.ts"
 import type { Command, Outcome, Recipient } from "../../src/device/command.ts"
 import { Connection, type ConnectionLimits } from "../../src/device/connection.ts"
+import { type DeviceRateLimits, DeviceRates } from "../../src/device/device-rate.ts"
 import type { Goodbye } from "../../src/device/goodbye.ts"
 import { BATCH_BYTES } from "../../src/device/outgoing.ts"
 import { type DeviceSocket, type PeerInfo, UNKNOWN_PEER } from "../../src/device/peer.ts"
@@ -19,8 +20,6 @@ export const LIMITS: ConnectionLimits = {
   slowDeviceTimeoutMs: 1_000,
   windowCommands: 4,
   gapTimeoutMs: 50,
-  linesPerS: 0,
-  bytesPerS: 0,
 }
 export const HANDSHAKE_TIMEOUT_MS = 300
 export const IDLE_TIMEOUT_MS = 5_000
@@ -158,6 +157,7 @@ export class Harness {
   readonly flushDue = new Set<Connection>()
   readonly waiting = new Set<Connection>()
   readonly atRate = new Set<Connection>()
+  readonly rates: DeviceRates
   readonly aged: Connection[] = []
   lifetimeMs = Number.POSITIVE_INFINITY
   goodbye: Goodbye | null = null
@@ -170,8 +170,12 @@ export class Harness {
   readonly limits: ConnectionLimits
   onClosed: () => void = () => undefined
 
-  constructor(limits: Partial<ConnectionLimits> = {}, maxHeldBytes = 1_000_000) {
+  constructor(
+    { linesPerS = 0, bytesPerS = 0, ...limits }: Partial<ConnectionLimits & DeviceRateLimits> = {},
+    maxHeldBytes = 1_000_000,
+  ) {
     this.limits = { ...LIMITS, ...limits }
+    this.rates = new DeviceRates({ linesPerS, bytesPerS })
     this.backpressure = new Backpressure(maxHeldBytes, this.window, (suspended) => {
       this.suspensions.push(suspended)
       for (const connection of this.connections) {
@@ -201,6 +205,7 @@ export class Harness {
       },
       flushSoon: (connection) => this.flushDue.add(connection),
       commandsWait: (connection) => this.waiting.add(connection),
+      rateOf: (deviceId, isNamed) => this.rates.of(deviceId, isNamed),
       rateReached: (connection) => this.atRate.add(connection),
       lifetimeMs: () => this.lifetimeMs,
       aged: (connection) => this.aged.push(connection),

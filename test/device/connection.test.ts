@@ -68,7 +68,8 @@ describe("the rate of a device", () => {
     expect([socket.paused, connection.isPausedBy("rate"), connection.drained]).toEqual([
       ...[true, true, false],
     ])
-    expect(harness.backpressure.heldBytes).toBe(8)
+    // Or devices at their rate would stop all others.
+    expect(harness.backpressure.heldBytes).toBe(0)
     harness.after(499)
     expect(harness.texts()).toHaveLength(4)
     harness.after(1)
@@ -83,7 +84,7 @@ describe("the rate of a device", () => {
     expect(harness.backpressure.heldBytes).toBe(0)
     connection.received(bytesOf("!\n"))
     expect(harness.texts().at(-1)).toBe("rest!")
-    expect(harness.counters.readingPaused).toEqual({ window: 0, rate: 1 })
+    expect(harness.counters.readingPaused).toEqual({ window: 0, rate: 2 })
   })
 
   test("counts bytes, and empty lines as lines", () => {
@@ -91,7 +92,9 @@ describe("the rate of a device", () => {
     const first = bytes.admit().connection
     first.received(bytesOf("12345678\n9\n"))
     expect(bytes.texts()).toEqual(["12345678"])
-    bytes.after(250)
+    bytes.after(499)
+    expect(bytes.texts()).toEqual(["12345678"])
+    bytes.after(1)
     expect(bytes.texts()).toEqual(["12345678", "9"])
     const lines = new Harness({ linesPerS: 1 })
     const second = lines.admit().connection
@@ -131,7 +134,47 @@ describe("the rate of a device", () => {
     harness.after(1_000)
     expect([socket.paused, connection.isPausedBy("window")]).toEqual([true, true])
     harness.roomAgain(5)
-    expect([harness.texts(), socket.paused]).toEqual([["a", "b", "c"], false])
+    expect([harness.texts(), socket.paused]).toEqual([["a", "b", "c"], true])
+    harness.after(1_000)
+    expect(socket.paused).toBe(false)
+  })
+
+  test("many devices at their rates stop no other device: beyond a bound their lines are taken", () => {
+    const harness = new Harness({ linesPerS: 1 }, 400)
+    const flooding = Array.from({ length: 20 }, (_, n) => {
+      const { connection } = harness.accept()
+      connection.admit(`lock:${n}`, START_MS, PEER)
+      return connection
+    })
+    for (const connection of flooding) connection.received(bytesOf("12345678\n".repeat(4)))
+    expect([harness.suspensions, harness.backpressure.heldBytes]).toEqual([[], 0])
+    // 18 bytes of each wait, up to a quarter of 400 bytes.
+    expect(flooding.filter(({ drained }) => !drained)).toHaveLength(6)
+    expect(flooding.every((connection) => connection.isPausedBy("rate"))).toBe(true)
+    harness.after(2_000)
+    expect(flooding.filter(({ drained }) => !drained)).toHaveLength(0)
+    // Those whose lines were taken pay for them before they are read again.
+    expect(flooding.map((connection) => connection.isPausedBy("rate")).at(-1)).toBe(true)
+    expect(harness.lines).toHaveLength(80)
+  })
+
+  test("stays with a named device that connects again", () => {
+    const harness = new Harness({ linesPerS: 1 })
+    const admit = () => {
+      const { connection } = harness.accept()
+      connection.admit("lock:1", START_MS, PEER)
+      return connection
+    }
+    const first = admit()
+    first.received(bytesOf("a\nb\nc\nd\n"))
+    expect(harness.texts()).toEqual(["a", "b"])
+    first.socketClosed()
+    expect(harness.texts()).toEqual(["a", "b", "c", "d"])
+    const second = admit()
+    second.received(bytesOf("e\n"))
+    expect(harness.texts()).toHaveLength(4)
+    harness.after(3_000)
+    expect(harness.texts()).toEqual(["a", "b", "c", "d", "e"])
   })
 
   test("any lines at any times come out once, in order, and no faster", () => {

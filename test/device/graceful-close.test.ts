@@ -1,6 +1,7 @@
 /** Graceful closes: what they wait for, and for how long. */
 
 import { describe, expect, test } from "bun:test"
+import type { CloseReason } from "../../src/device/close-reason.ts"
 import { GracefulClose } from "../../src/device/graceful-close.ts"
 import { bytesOf, Harness } from "./connection-harness.ts"
 
@@ -11,11 +12,11 @@ class Subject extends Harness {
     confirmed: () => this.confirmed,
   })
 
-  begin() {
+  begin(reason: CloseReason = "aged") {
     const admitted = this.admit()
     return {
       ...admitted,
-      close: () => this.gracefulClose.begin(admitted.connection, "aged", this.steadyMs),
+      close: () => this.gracefulClose.begin(admitted.connection, reason, this.steadyMs),
     }
   }
 
@@ -82,12 +83,40 @@ describe("a connection", () => {
 
   test("is closed after five seconds, whatever is not confirmed", () => {
     const subject = new Subject()
-    const { connection, close } = subject.begin()
+    const { connection, close } = subject.begin("drained")
     connection.received(bytesOf("a\n"))
     close()
     subject.sweep(4_999)
     expect(connection.state).toBe("open")
     subject.sweep(1)
+    expect(connection.state).toBe("closing")
+  })
+
+  test("of an age is read again after five seconds, and tried later", () => {
+    const subject = new Subject()
+    const { connection, socket, close } = subject.begin()
+    connection.received(bytesOf("a\n"))
+    close()
+    subject.sweep(5_000)
+    expect(connection.state).toBe("open")
+    expect([socket.paused, subject.gracefulClose.count]).toEqual([false, 0])
+    close()
+    subject.confirmed = 1
+    subject.sweep()
+    expect(connection.state).toBe("closing")
+  })
+
+  test("at its rate has its lines taken at once, and acknowledged", () => {
+    const subject = new Subject({ linesPerS: 1 })
+    const { connection, close } = subject.begin()
+    connection.received(bytesOf("a\nb\nc\nd\n"))
+    expect(subject.texts()).toEqual(["a", "b"])
+    close()
+    expect(subject.texts()).toEqual(["a", "b", "c", "d"])
+    subject.sweep()
+    expect(connection.state).toBe("open")
+    subject.confirmed = 4
+    subject.sweep()
     expect(connection.state).toBe("closing")
   })
 
@@ -107,7 +136,7 @@ test("a connection that is not open, or is closed already, is left alone", () =>
   const { connection } = subject.accept()
   subject.gracefulClose.begin(connection, "aged", 0)
   expect(subject.gracefulClose.count).toBe(0)
-  const admitted = subject.begin()
+  const admitted = subject.begin("drained")
   admitted.connection.received(bytesOf("a\n"))
   admitted.close()
   subject.after(3_000)

@@ -74,7 +74,9 @@ describe("a device that connects too often", () => {
     const tries = Array.from({ length: 5 }, () => subject.connect("lock:1"))
     expect(tries).toEqual([null, null, null, "flapping", "flapping"])
     expect(subject.connect("lock:2")).toBeNull()
-    expect(subject.rules.bans()).toEqual([{ device_id: "lock:1", at: 1_004_000, until: 1_064_000 }])
+    expect(subject.rules.bans()).toEqual([
+      { device_id: "lock:1", at: 1_004_000, until: 1_064_000, connects: 4 },
+    ])
     subject.nowMs = 1_064_000 - 1
     expect(subject.rules.refusalOf("lock:1", true)).toEqual({
       reason: "flapping",
@@ -106,20 +108,64 @@ describe("a device that connects too often", () => {
   test("may connect again once its ban is lifted, as often as any other", () => {
     const subject = new Subject()
     for (let n = 0; n < 4; n += 1) subject.connect("lock:1", 10)
-    expect(subject.rules.lift("lock:1")).toBe(true)
-    expect(subject.rules.lift("lock:1")).toBe(false)
+    const [ban] = subject.rules.bans()
+    expect(subject.rules.lift("lock:1")).toEqual(ban ?? null)
+    expect(subject.rules.lift("lock:1")).toBeNull()
     const tries = Array.from({ length: 4 }, () => subject.connect("lock:1", 10))
     expect(tries).toEqual([null, null, null, "flapping"])
-    expect(subject.rules.lift("lock:2")).toBe(false)
+    expect(subject.rules.lift("lock:2")).toBeNull()
   })
+})
+
+test("a ban that is lifted elsewhere is over here too, and counting starts again", () => {
+  const [first, second] = [new Subject("gw1.0"), new Subject("gw2.0")]
+  for (let n = 0; n < 4; n += 1) first.connect("lock:1", 10)
+  for (const epoch of [1_000_001, 1_000_002, 1_000_003]) {
+    second.rules.connectedElsewhere("lock:1", epoch)
+  }
+  for (const content of first.told) second.rules.heard(content)
+  expect(second.connect("lock:1", 20)).toBe("flapping")
+  first.rules.lift("lock:1")
+  for (const content of first.told) second.rules.heard(content)
+  const tries = Array.from({ length: 4 }, () => second.connect("lock:1", 10))
+  expect(tries).toEqual([null, null, null, "flapping"])
+})
+
+test("a device that goes on trying is refused for the ban and no longer", () => {
+  const subject = new Subject()
+  while (subject.connect("lock:1") === null);
+  let refused = 0
+  while (subject.connect("lock:1") !== null) refused += 1
+  expect(refused).toBe(59)
+})
+
+test("a clock that is behind does not switch the counting off", () => {
+  const subject = new Subject()
+  subject.rules.connectedElsewhere("lock:1", subject.nowMs + 30_000)
+  const tries = Array.from({ length: 3 }, () => subject.connect("lock:1", 10))
+  expect(tries).toEqual([null, null, "flapping"])
+})
+
+test("bans that are over, and those lifted long ago, are sent to nobody", () => {
+  const subject = new Subject()
+  for (let n = 0; n < 4; n += 1) subject.connect("lock:1", 10)
+  for (let n = 0; n < 4; n += 1) subject.connect("lock:2", 10)
+  subject.rules.lift("lock:2")
+  expect(subject.rules.all()).toHaveLength(1)
+  subject.nowMs += 60_000
+  expect(subject.rules.all()).toEqual([
+    { type: "bans", bans: [expect.objectContaining({ device_id: "lock:2", until: 0 })] },
+  ])
+  subject.nowMs += 600_000
+  expect(subject.rules.all()).toEqual([])
 })
 
 test("a device that is forgotten among 50,000 others starts again", () => {
   const flapping = new Flapping({ limit: 1, windowMs: 10_000 })
-  flapping.connected("lock:1", 1)
-  for (let n = 0; n < 50_000; n += 1) flapping.connected(`bell:${n}`, 2)
-  expect(flapping.connected("lock:1", 3)).toBe(false)
-  expect(flapping.connected("lock:1", 4)).toBe(true)
+  flapping.connectedHere("lock:1", 1)
+  for (let n = 0; n < 50_000; n += 1) flapping.connectedHere(`bell:${n}`, 2)
+  expect(flapping.connectedHere("lock:1", 3)).toBe(false)
+  expect(flapping.connectedHere("lock:1", 4)).toBe(true)
 })
 
 test("a worker that joins is told all, in messages of at most 1,000 bans", () => {

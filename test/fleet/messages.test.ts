@@ -37,7 +37,7 @@ const MESSAGES: { readonly [T in FleetMessage["type"]]: Extract<FleetMessage, { 
     ...SENDER,
     gate: { open: false, prefix: "lock:", retry_after_ms: 5_000, set_at: 6, set_by: "gw1.0" },
   },
-  bans: { type: "bans", ...SENDER, bans: [{ device_id: "lock:1", at: 5, until: 6 }] },
+  bans: { type: "bans", ...SENDER, bans: [{ device_id: "lock:1", at: 5, until: 6, connects: 4 }] },
 }
 
 const read = (text: string) => parseFleetMessage(text, NOW_MS)

@@ -7,7 +7,6 @@ import { describe, expect, test } from "bun:test"
 import { ERROR_STATUS } from "../../src/http/errors.ts"
 import type { WorkerReport } from "../../src/process/control.ts"
 import { expectRefusal, SERVING, type Sidecar, sidecar, TOKENS } from "./app-harness.ts"
-import { NO_RULES } from "./no-rules.ts"
 
 describe("GET /health", () => {
   test("returns the state of the process and the sum of the connections of all workers", async () => {
@@ -23,7 +22,8 @@ describe("GET /health", () => {
       connections: 7,
       waiting: 0,
       estimated_wait_ms: 0,
-      gate: NO_RULES.rules.gate,
+      gate: { open: true, prefix: "", retry_after_ms: null },
+      draining: null,
       workers: [SERVING, other],
     })
   })

@@ -5,6 +5,6 @@ import type { AppDependencies } from "../../src/http/app.ts"
 const OPEN_GATE = { open: true, prefix: "", retry_after_ms: null, set_at: 0, set_by: "" } as const
 
 export const NO_RULES: Pick<AppDependencies, "rules" | "reachesFleet"> = {
-  rules: { gate: OPEN_GATE, setGate: () => OPEN_GATE, bans: () => [], lift: () => true },
+  rules: { gate: OPEN_GATE, setGate: () => OPEN_GATE, bans: () => [], lift: () => null },
   reachesFleet: () => true,
 }

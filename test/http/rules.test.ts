@@ -27,11 +27,11 @@ function subject(reachesFleet = true) {
 describe("the gate", () => {
   test("is open until it is closed, for all or for a prefix", async () => {
     const { rules, ask } = subject()
-    expect((await ask("GET", "/gate")).body).toMatchObject({ open: true, set_at: 0 })
+    expect((await ask("GET", "/gate")).body).toMatchObject({ open: true })
     const closed = await ask("PUT", "/gate", { open: false })
     expect([closed.status, closed.body]).toEqual([
       200,
-      { open: false, prefix: "", retry_after_ms: null, set_at: NOW_MS, set_by: "gw1.0" },
+      { open: false, prefix: "", retry_after_ms: null },
     ])
     expect(rules.isShut).toBe(true)
     const some = { open: false, prefix: "lock:", retry_after_ms: 5_000 }
@@ -78,11 +78,11 @@ describe("bans", () => {
     expect((await ask("GET", "/bans")).body).toEqual({ bans: [] })
     for (const epoch of [NOW_MS - 2, NOW_MS - 1]) rules.connectedElsewhere("lock:1", epoch)
     expect(rules.refusalOf("lock:1", true)?.reason).toBe("flapping")
-    const ban = { device_id: "lock:1", at: NOW_MS, until: NOW_MS + 60_000 }
+    const ban = { id: "lock:1", until: NOW_MS + 60_000, connects: 2 }
     expect((await ask("GET", "/bans")).body).toEqual({ bans: [ban] })
     expect(await ask("DELETE", "/bans/lock:1")).toEqual({
       status: 200,
-      body: { device_id: "lock:1" },
+      body: ban,
     })
     expect((await ask("GET", "/bans")).body).toEqual({ bans: [] })
     expect((await ask("DELETE", "/bans/lock:1")).status).toBe(404)

@@ -134,7 +134,7 @@ test(
     }
     expect(await answerTo(first, "lock:2")).toBe("ACK 0")
     const { body } = await act(second, "GET", "/bans")
-    expect(body["bans"]).toMatchObject([{ device_id: "lock:1" }])
+    expect(body["bans"]).toMatchObject([{ id: "lock:1", connects: 7 }])
     expect((await act(second, "DELETE", "/bans/lock:1")).status).toBe(200)
     await until(async () => (await answerTo(first, "lock:1")) === "ACK 0", {
       what: "the ban to be lifted",
