@@ -2,7 +2,7 @@
 
 usage: device-u16.py HOST PORT CA_FILE [FIRST_LINE]
 
-FIRST_LINE is needed with DEVICE_AUTH=hello: HELLO, the device id and its proof. The device sends
+FIRST_LINE is needed with DEVICE_AUTH=hello: HELLO, the device id and its proof. With DEVICE_AUTH=token: TOKEN and a JWT. The device sends
 one message of two lines, then prints each command and answers it. With DEVICE_FRAMING=u32 the
 length has four bytes: replace ">H" by ">I", and 2 by 4.
 """

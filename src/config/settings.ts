@@ -203,7 +203,7 @@ export const settings = v.object({
     defaultText: "no limit",
     min: 0,
     max: 1_000_000_000,
-    text: "The same for the bytes of lines, without LF or length.",
+    text: "Bytes of lines per second, with their LF or length, that are taken from one device, after a burst of two seconds' worth. Beyond it the device is not read until the rate allows its next line. 0 sets no limit.",
   }),
   MAX_CONNECTIONS: integer({
     default: 0,
@@ -243,7 +243,7 @@ export const settings = v.object({
   PROXY_PROTOCOL: choice({
     default: "off",
     of: ["off", "required"],
-    text: "required: each connection starts with a header of the PROXY protocol, version 1 or 2, from a proxy of PROXY_FROM. The address in it is the device's in presence, log, device list and limits. A connection without one is closed (not_proxied).",
+    text: "off: a connection starts with TLS, and its address is that of its socket. required: each connection starts with a header of the PROXY protocol, version 1 or 2, from a proxy of PROXY_FROM. The address in it is the device's in presence, log, device list and limits. A connection without one is closed (not_proxied).",
   }),
   PROXY_FROM: checkedList({
     faultOf: cidrFault,
@@ -255,14 +255,14 @@ export const settings = v.object({
     defaultText: "no limit",
     min: 0,
     max: 1_000_000,
-    text: "Connections from one IPv4 address, or one IPv6 /64, to one worker. More are refused before TLS (overloaded_address). Devices behind one NAT share an address. 0 sets no limit.",
+    text: "Connections from one IPv4 address, or one IPv6 /64, to each worker. More are refused before TLS (overloaded_address). Devices behind one NAT share an address. 0 sets no limit.",
   }),
   MAX_HANDSHAKES_PER_ADDRESS_PER_S: integer({
     default: 0,
     defaultText: "no limit",
     min: 0,
     max: 100_000,
-    text: "Connections per second that one worker takes from one IPv4 address, or one IPv6 /64, after a burst of as many. More are refused before TLS (overloaded_address). 0 sets no limit.",
+    text: "New connections per second that each worker accepts from one IPv4 address, or one IPv6 /64. One second's worth may come at once. More are refused before TLS (overloaded_address). 0 sets no limit.",
   }),
   FLAP_LIMIT: integer({
     default: 0,
@@ -284,7 +284,7 @@ export const settings = v.object({
     min: 1_000,
     max: 86_400_000,
     unit: "ms",
-    text: "How long a device is refused that connected too often.",
+    text: "How long a device that connected too often is refused.",
   }),
   IDLE_TIMEOUT_MS: integer({
     default: 600_000,
@@ -299,13 +299,13 @@ export const settings = v.object({
     min: 0,
     max: 2_592_000_000,
     unit: "ms",
-    text: "A connection is closed at this age, 20 % more or less by chance, once its lines are confirmed (aged). So devices spread over the instances again after one was added. 0 sets no limit.",
+    text: "Each connection is closed at a random age between 80 % and 120 % of this, once its lines are confirmed and nothing is being written (aged). So devices spread over the instances again after one was added. 0 sets no limit.",
   }),
   GOODBYE_LINE: text({
     default: "",
     match: (line) => Buffer.byteLength(line) <= 200 && !/\p{Cc}/u.test(line),
     range: "at most 200 bytes without control characters",
-    text: "The last line to a device before the gateway closes its connection as drained, kicked, aged, taken_over, denied, gated or flapping, such as BYE {reason} {retry_after_ms}. {retry_after_ms} is spread so that devices that wait for it come back no faster than the fleet can admit them. Empty: no such line.",
+    text: "The last line to a device before the gateway closes its connection as drained, kicked, aged, taken_over, denied, gated or flapping, such as BYE {reason} {retry_after_ms}. {retry_after_ms} is at most 3,600,000. For flapping it is the rest of the ban, for gated the gate's own if it has one. Otherwise it is spread so that devices that wait for it come back no faster than the fleet can admit them. No command should look like this line. Empty: no such line.",
   }),
   SLOW_DEVICE_TIMEOUT_MS: integer({
     default: 30_000,
@@ -428,7 +428,7 @@ export const settings = v.object({
   HTTP_READ_TOKENS: list({
     match: TOKEN,
     range: TOKEN_RANGE,
-    text: "Bearer tokens, separated by commas. Each gives access to GET routes only. None of them may be in HTTP_TOKENS. When only this list is set, no client can send commands or close connections.",
+    text: "Bearer tokens, separated by commas. Each gives access to GET routes only. None of them may be in HTTP_TOKENS. When only this list is set, no client can send commands, close connections or the gate, lift bans or drain.",
     secret: true,
   }),
   MAX_HTTP_CONNECTIONS: integer({
@@ -450,7 +450,7 @@ export const settings = v.object({
     min: 100,
     max: 280_000,
     unit: "ms",
-    text: "How long a drain may take after SIGTERM. Then the process ends without waiting for confirms.",
+    text: "How long a drain may take. Devices are closed evenly over 70 % of it, also after POST /drain. When it is over, the process ends without waiting for confirms. Set the grace period of the platform above it.",
   }),
   MAX_RESTARTS: integer({
     default: 5,

@@ -108,5 +108,7 @@ export async function tryPeeking(): Promise<string | null> {
   const rest = await read
   client.terminate()
   listening.stop(true)
-  return rest === PROBE.subarray(1).toString() ? null : "the kernel's buffer was not seen"
+  return rest === PROBE.subarray(1).toString()
+    ? null
+    : "recv with MSG_PEEK does not show the received bytes"
 }

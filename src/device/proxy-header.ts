@@ -59,7 +59,8 @@ const INCOMPLETE: ProxyHeader = { kind: "incomplete" }
 export function parseProxyHeader(bytes: Uint8Array): ProxyHeader {
   if (bytes.length === 0) return INCOMPLETE
   if (startsLike(bytes, V1_PREFIX)) return bytes.length < V1_PREFIX.length ? INCOMPLETE : v1(bytes)
-  if (!startsLike(bytes, V2_SIGNATURE)) return invalid("no PROXY header")
+  if (!startsLike(bytes, V2_SIGNATURE))
+    return invalid("the connection does not start with a PROXY header")
   return bytes.length < V2_FIXED_BYTES ? INCOMPLETE : v2(bytes)
 }
 
@@ -75,7 +76,7 @@ function v1(bytes: Uint8Array): ProxyHeader {
   const end = head.indexOf("\r\n")
   if (end === -1) {
     if (bytes.length < MAX_V1_BYTES) return INCOMPLETE
-    return invalid(`a version 1 header without CRLF in its first ${MAX_V1_BYTES} bytes`)
+    return invalid(`a PROXY header of version 1 without CRLF in its first ${MAX_V1_BYTES} bytes`)
   }
   const [family, source = "", destination = "", ...ports] = head.slice(6, end).split(" ")
   const found = (address: string | null): ProxyHeader => ({
@@ -85,12 +86,13 @@ function v1(bytes: Uint8Array): ProxyHeader {
   // Anything may follow UNKNOWN.
   if (family === "UNKNOWN") return found(null)
   const isAddress = family === "TCP4" ? isIPv4 : family === "TCP6" ? isIPv6 : null
-  if (isAddress === null) return invalid("a version 1 header for another protocol than TCP4, TCP6")
+  if (isAddress === null)
+    return invalid("a PROXY header of version 1 for another protocol than TCP4, TCP6")
   if (!isAddress(source) || !isAddress(destination) || source.includes("%")) {
-    return invalid(`a version 1 header with addresses that are not ${family}`)
+    return invalid(`a PROXY header of version 1 with addresses that are not ${family}`)
   }
   if (ports.length !== 2 || !ports.every(isPort)) {
-    return invalid("a version 1 header with ports that are not valid")
+    return invalid("a PROXY header of version 1 with ports that are not valid")
   }
   return found(normalAddress(source))
 }
@@ -102,18 +104,21 @@ function isPort(text: string): boolean {
 function v2(bytes: Uint8Array): ProxyHeader {
   const [versionAndCommand = 0, family = 0, high = 0, low = 0] = bytes.subarray(12, V2_FIXED_BYTES)
   const [version, command] = [versionAndCommand >> 4, versionAndCommand & 0x0f]
-  if (version !== VERSION_2) return invalid(`a binary header of version ${version}`)
-  if (command !== LOCAL && command !== PROXY) return invalid(`a header with command ${command}`)
+  if (version !== VERSION_2) return invalid(`unsupported PROXY header version ${version}`)
+  if (command !== LOCAL && command !== PROXY)
+    return invalid(`unknown command ${command} in the PROXY header`)
   const bodyBytes = high * 256 + low
   if (bodyBytes > MAX_V2_BODY_BYTES) {
-    return invalid(`a header of ${bodyBytes} bytes, at most ${MAX_V2_BODY_BYTES} are allowed`)
+    return invalid(`a PROXY header of ${bodyBytes} bytes, at most ${MAX_V2_BODY_BYTES} are allowed`)
   }
   const layout = FAMILIES.get(family)
   const isLocal = command === LOCAL
   // The family of a LOCAL header has no meaning.
   if (!isLocal) {
-    if (layout === undefined) return invalid(`a header for family and transport ${family}`)
-    if (bodyBytes < layout.bodyBytes) return invalid("a header too short for its addresses")
+    if (layout === undefined)
+      return invalid(`unsupported address family and transport ${family} in the PROXY header`)
+    if (bodyBytes < layout.bodyBytes)
+      return invalid("the PROXY header is too short for its addresses")
   }
   if (bytes.length < V2_FIXED_BYTES + bodyBytes) return INCOMPLETE
   const addressBytes = isLocal ? 0 : (layout?.addressBytes ?? 0)

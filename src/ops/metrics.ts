@@ -145,7 +145,7 @@ export class WorkerMetrics {
     )
     counterBy(
       "owsla_reading_paused_total",
-      "Times that reading from a device was paused because the publish window was full or the device had reached its rate",
+      "Times that reading from a device was paused, by cause. window: the publish window was full. rate: the device reached DEVICE_LINES_PER_S or DEVICE_BYTES_PER_S",
       "by",
       () => Object.entries(c.readingPaused),
     )

@@ -254,8 +254,8 @@ describe("with headers of any kind", () => {
   )
 
   const ENDED: readonly [string, string | Buffer, string][] = [
-    ["TLS without a header", Buffer.from([0x16, 3, 1, 2, 0, 1]), "no PROXY header"],
-    ["HTTP", "GET / HTTP/1.1\r\nHost: x\r\n\r\n", "no PROXY header"],
+    ["TLS without a header", Buffer.from([0x16, 3, 1, 2, 0, 1]), "does not start with"],
+    ["HTTP", "GET / HTTP/1.1\r\nHost: x\r\n\r\n", "does not start with"],
     ["a header that is too long", `PROXY TCP4 ${"1".repeat(300)}`, "without CRLF"],
     [
       "a binary header that announces too much",
