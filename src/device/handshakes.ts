@@ -41,6 +41,8 @@ export interface HandshakesOptions<S extends PausableSocket> {
   readonly isBusy: () => boolean
   /** Whether the gate is closed for all devices, and refused devices are not told so. */
   readonly isShut: () => boolean
+  /** While false, handshakes wait. */
+  readonly mayBegin: () => boolean
   /** Whether reading from all devices is suspended because `MAX_HELD_BYTES` is reached. */
   readonly suspended: () => boolean
   /** Creates the connection of a socket whose handshake starts. */
@@ -69,7 +71,7 @@ export class Handshakes<S extends PausableSocket> {
     this.#admission = new Admission(options.limits)
     this.#queue = new HandshakeQueue(this.#admission, {
       steadyMs: options.steadyMs,
-      open: () => !options.suspended(),
+      open: () => options.mayBegin() && !options.suspended(),
       begin: (socket, address) => this.#begin(socket, address),
     })
   }
@@ -123,7 +125,7 @@ export class Handshakes<S extends PausableSocket> {
       return
     }
     if (decision.kind === "replace_oldest") this.#replaceOldest()
-    const now = this.#admission.beginsInMs(steadyMs()) === 0
+    const now = this.#options.mayBegin() && this.#admission.beginsInMs(steadyMs()) === 0
     if (now && this.#queue.waiting === 0) {
       this.#begin(socket, address)
       return

@@ -74,6 +74,8 @@ export interface ListenerParts {
   readonly ids: ConnectionIds
   readonly authenticator: Authenticator
   readonly admitter: Admitter
+  /** While false, handshakes wait. */
+  readonly mayBegin: () => boolean
   /** Whether the gate is closed for all devices, and refused devices are not told so. */
   readonly isShut: () => boolean
   readonly hooks: ListenerHooks
@@ -95,7 +97,7 @@ export class Listener {
   #authorities: ClientAuthorities | null = null
 
   constructor(options: ListenerOptions, parts: ListenerParts) {
-    const { connections, context, ids, authenticator, admitter, isShut, hooks } = parts
+    const { connections, context, ids, authenticator, admitter, mayBegin, isShut, hooks } = parts
     this.#connections = connections
     this.#context = context
     this.#counters = context.counters
@@ -116,6 +118,7 @@ export class Listener {
       steadyMs: context.steadyMs,
       connectionCount: () => connections.count + (this.#proxied?.waiting ?? 0),
       isBusy: options.isBusy,
+      mayBegin,
       isShut,
       suspended: () => context.backpressure.suspended,
       begin: (socket, address) => this.#begin(socket, address),

@@ -5,7 +5,8 @@
  *
  *   a device identifies itself ─► gate, bans, flapping ─┬─ null: admitted
  *                                                       └─ refused: gated, flapping
- *   set here ─► told to all workers              a worker joins ─► all are sent to it
+ *   set here ─► sent to all workers              a worker joins ─► all are sent to it
+ *   set here or heard ─► the supervisor keeps them ─► a worker that is replaced
  *
  * Bounds: those of `bans.ts` and `flapping.ts`.
  */
@@ -25,8 +26,10 @@ export interface AdmissionRulesOptions {
   readonly flapping: (FlappingLimits & { readonly banMs: number }) | null
   readonly worker: string
   readonly nowMs: () => number
-  /** Tells all workers. */
+  /** Sends it to all workers. */
   readonly broadcast: (content: RulesContent) => void
+  /** The gate or a ban was set, here or elsewhere. */
+  readonly changed: () => void
 }
 
 export class AdmissionRules {
@@ -72,7 +75,7 @@ export class AdmissionRules {
       const ban = this.#bans.add(deviceId, flapping.limit + 1, flapping.banMs, nowMs)
       until = ban.until
       this.#flapping.forget(deviceId)
-      this.#options.broadcast({ type: "bans", bans: [ban] })
+      this.#tell({ type: "bans", bans: [ban] })
     }
     if (until === null) return null
     const detail = `${deviceId} connected more than ${flapping.limit} times within ${flapping.windowMs} ms`
@@ -86,7 +89,7 @@ export class AdmissionRules {
 
   setGate(request: GateRequest): GateState {
     this.#gate.set(request, this.#options.worker, this.#options.nowMs())
-    this.#options.broadcast({ type: "gate", gate: this.#gate.state })
+    this.#tell({ type: "gate", gate: this.#gate.state })
     return this.#gate.state
   }
 
@@ -95,7 +98,7 @@ export class AdmissionRules {
     const lifted = this.#bans.lift(deviceId, this.#options.nowMs())
     if (lifted === null) return null
     this.#flapping?.forget(deviceId)
-    this.#options.broadcast({ type: "bans", bans: [lifted.ended] })
+    this.#tell({ type: "bans", bans: [lifted.ended] })
     return lifted.ban
   }
 
@@ -108,6 +111,7 @@ export class AdmissionRules {
         if (this.#bans.merge(ban)) this.#flapping?.forget(ban.device_id)
       }
     }
+    this.#options.changed()
   }
 
   /** The messages for a worker that joins the fleet. */
@@ -119,5 +123,10 @@ export class AdmissionRules {
       contents.push({ type: "bans", bans: bans.slice(from, from + MAX_ROWS) })
     }
     return contents
+  }
+
+  #tell(content: RulesContent): void {
+    this.#options.broadcast(content)
+    this.#options.changed()
   }
 }

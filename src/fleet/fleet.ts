@@ -41,6 +41,8 @@ export interface FleetOptions {
   /** Devices that this worker can admit in a second. */
   readonly admitsPerS: () => number
   readonly flapping: AdmissionRulesOptions["flapping"]
+  /** The gate or a ban was set. */
+  readonly rulesChanged: () => void
 }
 
 export class Fleet {
@@ -87,6 +89,7 @@ export class Fleet {
     this.rules = new AdmissionRules({
       ...{ flapping: options.flapping, worker: self.worker, nowMs },
       broadcast: (content) => this.#channel.broadcast(content),
+      changed: options.rulesChanged,
     })
     this.presence = new Presence(broker, { workerId: self.worker, nowMs, steadyMs, counters })
   }

@@ -7,6 +7,7 @@ import type { Config } from "../config/config.ts"
 import type { CloseReason } from "../device/close-reason.ts"
 import type { AdmissionReport } from "../device/handshakes.ts"
 import type { ListenerTls } from "../device/tls-port.ts"
+import type { RulesContent } from "../fleet/admission-rules.ts"
 import type { MetricsSnapshot } from "../ops/metrics.ts"
 
 /** The status of one worker. */
@@ -47,6 +48,8 @@ export type ToSupervisor =
   | { readonly kind: "listening"; readonly devicePort: number; readonly httpPort: number }
   /** The worker cannot serve, and another attempt would fail too. */
   | { readonly kind: "unable"; readonly message: string }
+  /** The gate and bans, after each change. */
+  | { readonly kind: "rules"; readonly rules: readonly RulesContent[] }
   /** All workers of the instance must close their devices and take none; false: take them again. */
   | { readonly kind: "empty"; readonly on: boolean }
   /** Requests the snapshots of all workers. */
@@ -66,6 +69,8 @@ export interface WorkerOrders {
   readonly tls: ListenerTls
   /** The text of `TOKEN_KEYS_FILE`; null unless devices identify themselves by tokens. */
   readonly tokenKeys: string | null
+  /** The gate and bans; null when the instance does not know them yet. */
+  readonly rules: readonly RulesContent[] | null
 }
 
 /**

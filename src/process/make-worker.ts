@@ -13,6 +13,7 @@ import { incarnation, workerId } from "../device/ids.ts"
 import { Listener } from "../device/listener.ts"
 import type { TokenVerifier } from "../device/token-verifier.ts"
 import type { EventBus } from "../events.ts"
+import type { RulesContent } from "../fleet/admission-rules.ts"
 import { FleetKeys } from "../fleet/fleet-keys.ts"
 import { app } from "../http/app.ts"
 import { type HttpServer, serve } from "../http/server.ts"
@@ -39,6 +40,10 @@ export interface WorkerOptions {
    * be had.
    */
   readonly gather: (own: () => Promise<Snapshot>) => Promise<readonly Snapshot[] | null>
+  /** The gate and bans at the start; null when they are not known. */
+  readonly rules: readonly RulesContent[] | null
+  /** Gets the gate and bans after each change. */
+  readonly rulesChanged: (rules: readonly RulesContent[]) => void
   /** Empties all workers of the instance, or lets them take devices again. */
   readonly empty: (on: boolean) => void
 }
@@ -50,7 +55,7 @@ export interface MadeWorker {
 }
 
 export function makeWorker(options: WorkerOptions): MadeWorker {
-  const { config, slot, devicePort, events, counters, tokenVerifier } = options
+  const { config, slot, devicePort, events, counters, tokenVerifier, rules, rulesChanged } = options
   const id = workerId(config.instanceId, slot)
   const self = { worker: id, incarnation: incarnation(Date.now(), Math.random()) }
   const limit = openFilesLimit()
@@ -62,7 +67,7 @@ export function makeWorker(options: WorkerOptions): MadeWorker {
       ? new EmbeddedBroker()
       : new AmqpBroker(config.amqp.urls, `owsla ${id}`, config.amqp.ca, config.broker.gatherMs)
   const worker = new Worker({
-    ...{ config, self, events, counters, broker, clock, tokenVerifier },
+    ...{ config, self, events, counters, broker, clock, tokenVerifier, rules, rulesChanged },
     keys: new FleetKeys(config.fleetSecret ?? crypto.randomUUID()),
     commandIds: new CommandIds(self, randomPart()),
     makeListener: (parts) => {

@@ -65,6 +65,8 @@ async function main(): Promise<void> {
     counters,
     tls,
     tokenKeys,
+    // The embedded broker has no other workers.
+    rules: [],
     orders: { from: "signals", readTls },
   })
 }
@@ -73,9 +75,9 @@ async function main(): Promise<void> {
 async function workUnderSupervisor(role: WorkerRole): Promise<void> {
   const { runWorker } = await import("./worker-process.ts")
   const channel = new SupervisorChannel()
-  const { config, tls, tokenKeys } = await channel.first()
+  const { config, tls, tokenKeys, rules } = await channel.first()
   const orders = { from: "supervisor", channel } as const
-  await runWorker({ ...role, ...logged(config, role.slot), config, tls, tokenKeys, orders })
+  await runWorker({ ...role, ...logged(config, role.slot), config, tls, tokenKeys, rules, orders })
 }
 
 /** @param slot of a worker; null: the supervisor. */

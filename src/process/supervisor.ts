@@ -20,6 +20,7 @@ import { Denylist } from "../device/denylist.ts"
 import type { ListenerTls } from "../device/tls-port.ts"
 import { errorText } from "../errors.ts"
 import type { EventBus } from "../events.ts"
+import type { RulesContent } from "../fleet/admission-rules.ts"
 import { DenylistFile } from "../ops/denylist-file.ts"
 import { forwardLines } from "../ops/forward-lines.ts"
 import { InstanceCounters } from "../ops/instance-counters.ts"
@@ -70,6 +71,8 @@ export class Supervisor {
   readonly #intensity: RestartIntensity
   readonly #slots = new Map<number, Slot>()
   readonly #gatherings = new Map<number, Gathering>()
+  /** The gate and bans; null until a worker has sent them. */
+  #rules: readonly RulesContent[] | null = null
   /** By `POST /drain`: no worker takes devices. */
   #isEmptied = false
   readonly #instanceCounters = new InstanceCounters()
@@ -178,7 +181,8 @@ export class Supervisor {
     this.#events.emit("worker_started", { slot, pid: child.pid })
     if (this.#tls === null) return
     const tokenKeys = this.#tokenKeys
-    send(child, { kind: "serve", config: this.#config, tls: this.#tls, tokenKeys })
+    const rules = this.#rules
+    send(child, { kind: "serve", config: this.#config, tls: this.#tls, tokenKeys, rules })
     if (this.#isEmptied) send(child, { kind: "empty", on: true })
     this.#denylist.attach(key, (part) => send(child, { kind: "denylist", part }))
   }
@@ -232,6 +236,9 @@ export class Supervisor {
       case "unable":
         // After the start this is a death like any other, and the other workers keep serving.
         if (this.#state === "starting") this.#drain(1, message.message)
+        break
+      case "rules":
+        this.#rules = message.rules
         break
       case "empty":
         this.#empty(message.on)

@@ -27,7 +27,7 @@ import { onStopSignals } from "./signals.ts"
 import type { SupervisorChannel } from "./supervisor-channel.ts"
 import type { Worker } from "./worker.ts"
 
-type ProcessOptions = Omit<WorkerOptions, "gather" | "empty" | "tokenVerifier"> & {
+type ProcessOptions = Omit<WorkerOptions, "gather" | "empty" | "rulesChanged" | "tokenVerifier"> & {
   readonly tls: ListenerTls
   /** The text of `TOKEN_KEYS_FILE`; null unless devices identify themselves by tokens. */
   readonly tokenKeys: string | null
@@ -48,6 +48,7 @@ export async function runWorker(options: ProcessOptions): Promise<void> {
     ...options,
     tokenVerifier,
     gather: async (own) => (channel === null ? [await own()] : channel.gather()),
+    rulesChanged: (rules) => channel?.send({ kind: "rules", rules }),
     empty: (on) => (channel === null ? worker.empty(on) : channel.send({ kind: "empty", on })),
   })
   let { tls } = options

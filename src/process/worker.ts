@@ -37,6 +37,7 @@ import type { TokenVerifier } from "../device/token-verifier.ts"
 import { UnfinishedLines } from "../device/unfinished-lines.ts"
 import { asError } from "../errors.ts"
 import type { EventBus } from "../events.ts"
+import type { RulesContent } from "../fleet/admission-rules.ts"
 import { Fleet } from "../fleet/fleet.ts"
 import type { FleetKeys } from "../fleet/fleet-keys.ts"
 import type { HttpServer } from "../http/server.ts"
@@ -62,6 +63,10 @@ export type DeviceListener = Pick<
   | "stop"
 >
 
+/** The other workers send the gate and bans within this time after the broker is connected. */
+const RULES_ANSWER_MS = 300
+/** Without the broker devices are admitted all the same, after this time. */
+const RULES_TIMEOUT_MS = 2_000
 /** What a worker is taken to admit in a second until it has shown that it can admit more. */
 const MIN_ADMITS_PER_S = 100
 
@@ -73,6 +78,9 @@ export interface WorkerParts {
   readonly clock: Clock
   readonly keys: FleetKeys
   readonly commandIds: CommandIds
+  /** The gate and bans at the start; null when they are not known. */
+  readonly rules: readonly RulesContent[] | null
+  readonly rulesChanged: (rules: readonly RulesContent[]) => void
   readonly broker: Broker
   /** Null unless devices identify themselves by tokens. */
   readonly tokenVerifier: TokenVerifier | null
@@ -96,6 +104,8 @@ export class Worker {
   readonly #metrics: WorkerMetrics
   #http: HttpServer | null = null
   #sweptAtMs = Number.POSITIVE_INFINITY
+  /** Until the gate and bans are known, handshakes wait. */
+  #rulesKnownAtMs: number
   #drained: Promise<"done" | "cut_short"> | null = null
   /** Not null while it takes no devices: on request, or because it stops. */
   #evacuating: Evacuation | null = null
@@ -105,6 +115,7 @@ export class Worker {
     const { config, self, events, counters, clock, keys, broker, tokenVerifier } = parts
     const notice = (message: string) => events.emit("notice", { message })
     this.#parts = parts
+    this.#rulesKnownAtMs = parts.rules === null ? clock.steadyMs() + RULES_TIMEOUT_MS : 0
     this.#connections = new Connections(config.device)
     this.#unfinishedLines = new UnfinishedLines(config.device)
     this.#refusals = new RefusalSummary(notice)
@@ -144,6 +155,7 @@ export class Worker {
       ...{ self, ...clock, counters, keys, warn: notice },
       admitsPerS: () => this.#admitsPerS,
       flapping: config.device.flapping,
+      rulesChanged: () => parts.rulesChanged(this.fleet.rules.all()),
     })
     const { outboundMessages } = this.commands
     this.#brokerWatch = new BrokerWatch(broker, {
@@ -151,7 +163,11 @@ export class Worker {
       confirmTimeoutMs: config.broker.confirmTimeoutMs,
       publishers: [this.#lines, outboundMessages, this.fleet.presence],
       fleetConfirmedAtMs: () => this.fleet.confirmedAtMs,
-      ready: () => this.fleet.connected(),
+      ready: () => {
+        const answeredAtMs = clock.steadyMs() + RULES_ANSWER_MS
+        this.#rulesKnownAtMs = Math.min(this.#rulesKnownAtMs, answeredAtMs)
+        this.fleet.connected()
+      },
     })
     this.#listener = parts.makeListener({
       connections: this.#connections,
@@ -159,6 +175,7 @@ export class Worker {
       ids: new ConnectionIds(self),
       authenticator: this.#authenticator,
       admitter: this.#admitter(),
+      mayBegin: () => clock.steadyMs() >= this.#rulesKnownAtMs,
       // With a goodbye line devices learn after TLS when to come back.
       isShut: () => this.fleet.rules.isShut && config.device.goodbyeLine === "",
       hooks: {
@@ -171,6 +188,7 @@ export class Worker {
         fault: (error) => this.#fault(error, "listener"),
       },
     })
+    for (const content of parts.rules ?? []) this.fleet.rules.heard(content)
     this.#metrics = new WorkerMetrics(counters, () => this.#gauges())
   }
 

@@ -36,6 +36,7 @@ class Subject {
   count = 0
   suspended = false
   shut = false
+  mayBegin = true
   readonly handshakes: Handshakes<TestSocket>
 
   constructor(limits: AdmissionLimits, addressLimits: AddressLimits | null = null) {
@@ -45,6 +46,7 @@ class Subject {
       steadyMs: () => this.nowMs,
       connectionCount: () => this.count,
       isBusy: () => true,
+      mayBegin: () => this.mayBegin,
       isShut: () => this.shut,
       suspended: () => this.suspended,
       begin: (socket, remoteAddress) => {
@@ -179,4 +181,22 @@ test("refuses an address at its limit, and counts each way a connection ends", (
   subject.handshakes.left(waiting.queued)
   expect(subject.accept().refused).toBeNull()
   expect(subject.accept().refused).toBe("overloaded_address")
+})
+
+test("handshakes wait until they may begin, and then start in order of arrival", () => {
+  const subject = new Subject(LIMITS)
+  subject.mayBegin = false
+  const [first, second] = [subject.accept(), subject.accept()]
+  subject.handshakes.sweep(0)
+  expect([first.connection, second.connection]).toEqual([null, null])
+  expect(subject.handshakes.report.waiting).toBe(2)
+  subject.mayBegin = true
+  subject.handshakes.sweep(0)
+  expect([first.connection === null, second.connection === null]).toEqual([false, false])
+})
+
+test("a shut gate refuses before TLS", () => {
+  const subject = new Subject(LIMITS)
+  subject.shut = true
+  expect(subject.accept().refused).toBe("gated")
 })

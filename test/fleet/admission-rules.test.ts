@@ -14,6 +14,7 @@ const FLAPPING = { limit: 3, windowMs: 10_000, banMs: 60_000 }
 class Subject {
   nowMs = 1_000_000
   readonly told: RulesContent[] = []
+  changes = 0
   readonly rules: AdmissionRules
 
   constructor(worker = "gw1.0", flapping: typeof FLAPPING | null = FLAPPING) {
@@ -21,6 +22,9 @@ class Subject {
       ...{ flapping, worker },
       nowMs: () => this.nowMs,
       broadcast: (content) => this.told.push(content),
+      changed: () => {
+        this.changes += 1
+      },
     })
   }
 

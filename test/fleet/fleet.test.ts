@@ -38,6 +38,7 @@ class Subject {
       keys: FLEET_KEYS,
       admitsPerS: () => 0,
       flapping: null,
+      rulesChanged: () => undefined,
       warn: (message: string) => void this.warnings.push(message),
     }
     this.fleet = new Fleet(broker, new Connections(limits), options)

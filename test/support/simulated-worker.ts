@@ -178,6 +178,8 @@ export class SimulatedWorker {
       keys: FLEET_KEYS,
       tokenVerifier: null,
       commandIds: new CommandIds(self, RANDOM_PART),
+      rules: null,
+      rulesChanged: () => undefined,
       broker: this.client,
       makeListener: (parts) => {
         listenerParts = parts
