@@ -50,6 +50,9 @@ export async function draining(parameters: DrainingParameters): Promise<BenchRes
     ...{ AMQP_URL: bed.broker.url, ...settings },
     FROM_DEVICE_QUEUE: bed.queues.fromDevice,
     TO_DEVICE_QUEUE: bed.queues.toDevice,
+  }).catch(async (error: unknown) => {
+    await bed.stop()
+    throw error
   })
   const named = { port, auth: "hello", secret: SECRET }
   const sender = startChild("crowd.ts", { ...named, connections: connected })
