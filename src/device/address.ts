@@ -10,7 +10,7 @@ const MAPPED = /^::ffff:(\d+\.\d+\.\d+\.\d+)$/i
 /**
  * The address in its usual spelling: an IPv4 address that a socket for IPv6 reports
  * (`::ffff:192.0.2.1`) as IPv4, IPv6 as RFC 5952 writes it, without a zone.
- * @returns null when it is no address.
+ * @returns null when the text is not an address.
  */
 export function normalAddress(text: string): string | null {
   if (isIPv4(text)) return text
@@ -75,7 +75,7 @@ export class AddressBlocks {
   }
 }
 
-/** @returns bits: by default the width of the address; null when they are no number. */
+/** @returns bits: the full width by default; null when the text after `/` is not a number. */
 function split(text: string): { address: string; bits: number | null } {
   const [address = "", bits, ...more] = text.split("/")
   if (bits === undefined) return { address, bits: isIP(address) === 4 ? 32 : 128 }

@@ -1,6 +1,6 @@
 /**
- * Closes connections so that their devices lose nothing they could still get: a connection is read
- * no further, its lines are confirmed and acknowledged, its commands are written, and then it is
+ * Closes connections without losing lines, acknowledgements or commands: a connection is read no
+ * further, its lines are confirmed and acknowledged, its commands are written, and then it is
  * closed.
  *
  *   begin ─► not read ─► lines confirmed, nothing to write ─► closed
@@ -42,10 +42,6 @@ export class GracefulClose {
   /** Connections that are not closed yet. */
   get count(): number {
     return this.#closing.size
-  }
-
-  has(connection: Connection): boolean {
-    return this.#closing.has(connection)
   }
 
   begin(connection: Connection, reason: CloseReason, steadyMs: number): void {

@@ -31,7 +31,7 @@ import type { TokenKey } from "./token-keys.ts"
 
 /**
  * A token is accepted this long before its `nbf`, because the clock of its issuer may be ahead.
- * There is no tolerance for `exp`: it is also the time at which the connection is closed.
+ * `exp` has no tolerance, because the connection is closed at that time.
  */
 export const NBF_TOLERANCE_S = 5
 

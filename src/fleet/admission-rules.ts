@@ -104,14 +104,17 @@ export class AdmissionRules {
 
   /** Applies a message of another worker. */
   heard(content: RulesContent): void {
-    if (content.type === "gate") this.#gate.merge(content.gate)
-    else {
-      for (const ban of content.bans) {
-        // Counting starts again with the ban, and when it is lifted.
-        if (this.#bans.merge(ban)) this.#flapping?.forget(ban.device_id)
-      }
-    }
-    this.#options.changed()
+    const isChanged =
+      content.type === "gate" ? this.#gate.merge(content.gate) : this.#mergeBans(content.bans)
+    // Not for what was known: each worker sends all rules to a worker that joins.
+    if (isChanged) this.#options.changed()
+  }
+
+  #mergeBans(bans: readonly Ban[]): boolean {
+    const later = bans.filter((ban) => this.#bans.merge(ban))
+    // Counting starts again with the ban, and when it is lifted.
+    for (const ban of later) this.#flapping?.forget(ban.device_id)
+    return later.length > 0
   }
 
   /** The messages for a worker that joins the fleet. */

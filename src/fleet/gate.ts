@@ -33,16 +33,20 @@ export class Gate {
   }
 
   set(request: GateRequest, worker: string, nowMs: number): void {
-    // Later than the one before, whose clock may be ahead.
+    // The clock of the worker that set the gate before may be ahead.
     const setAt = Math.max(nowMs, this.#state.set_at + 1)
     this.#state = { ...request, set_at: setAt, set_by: worker }
   }
 
-  /** Takes the state that another worker knows, if it was set later. */
-  merge(other: GateState): void {
+  /**
+   * Takes the state that another worker knows, if it was set later.
+   * @returns whether it was.
+   */
+  merge(other: GateState): boolean {
     const { set_at, set_by } = this.#state
-    if (other.set_at < set_at || (other.set_at === set_at && other.set_by <= set_by)) return
+    if (other.set_at < set_at || (other.set_at === set_at && other.set_by <= set_by)) return false
     this.#state = other
+    return true
   }
 
   admits(deviceId: string): boolean {

@@ -2,9 +2,9 @@
  * The file of the denylist: read at start and followed, see `followed-file.ts`.
  *
  * A file that cannot be read, is empty or has more invalid lines than before is probably incomplete
- * or damaged. Using it would admit denied devices, so the last list stays in force. At start there
- * is no last list, and the valid lines are used. The file is read in pieces, so that the event loop
- * is not blocked.
+ * or damaged. Using it would admit denied devices, so the last list stays in force. At start no
+ * list is in force yet, so the valid lines are used. The file is read in pieces, so that the event
+ * loop is not blocked.
  *
  * Bound: `MAX_FILE_BYTES`.
  */

@@ -296,6 +296,11 @@ export class Worker {
 
   get #admitsPerS(): number {
     if (this.#state !== "serving" || this.#listener.refusing !== null) return 0
+    return this.#admissionRatePerS
+  }
+
+  /** Devices that this worker can admit in a second while it takes devices. */
+  get #admissionRatePerS(): number {
     const { perS } = this.#parts.config.device.admission
     const measured = Math.max(MIN_ADMITS_PER_S, this.#listener.bestRatePerS)
     return perS === 0 ? measured : Math.min(perS, measured)
@@ -396,9 +401,7 @@ export class Worker {
       template: goodbyeLine,
       // The other workers of this instance may close connections too. Without other instances the
       // devices come back to this one.
-      returnsPerS: () =>
-        this.fleet.othersAdmitPerS / config.workers ||
-        Math.max(MIN_ADMITS_PER_S, this.#listener.bestRatePerS),
+      returnsPerS: () => this.fleet.othersAdmitPerS / config.workers || this.#admissionRatePerS,
       steadyMs: clock.steadyMs,
       random: Math.random,
     })

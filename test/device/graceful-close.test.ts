@@ -32,7 +32,7 @@ describe("a connection", () => {
     const { connection, socket, close } = subject.begin()
     connection.received(bytesOf("a\nb\n"))
     close()
-    expect([socket.paused, subject.gracefulClose.has(connection)]).toEqual([true, true])
+    expect([socket.paused, subject.gracefulClose.count]).toEqual([true, 1])
     subject.sweep()
     subject.confirmed = 1
     subject.sweep()

@@ -242,6 +242,7 @@ fault(
         expect(response.status).toBe(200)
         await response.text()
         tookMs.push(performance.now() - askedAtMs)
+        // The period of the requests, not a wait for anything.
         await Bun.sleep(50)
       }
       for (const socket of slow) socket.destroy()

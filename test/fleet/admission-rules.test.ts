@@ -188,6 +188,9 @@ test("a worker that joins is told all, in messages of at most 1,000 bans", () =>
   for (const content of subject.rules.all()) other.rules.heard(content)
   expect(other.rules.bans()).toEqual(subject.rules.bans())
   expect(other.rules.gate).toEqual(subject.rules.gate)
+  const { changes } = other
+  for (const content of subject.rules.all()) other.rules.heard(content)
+  expect([changes, other.changes]).toEqual([4, 4])
 })
 
 test("workers agree once each has heard the others, in any order, with losses and repeats before", () => {

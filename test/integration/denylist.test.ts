@@ -19,6 +19,7 @@ import {
   writeAuthorities,
   writeClientCertificate,
 } from "../support/client-certificates.ts"
+import { expectClosed } from "../support/closed-connections.ts"
 import { startGateway, type TestGateway, testCaFile } from "../support/gateway.ts"
 import { connectDevice, type TestDevice } from "../support/tls-device.ts"
 import { findProgram } from "../support/tools.ts"
@@ -121,11 +122,11 @@ describe("DEVICE_AUTH=mtls", () => {
       async (_, of, write) => {
         const certificate = await deviceCertificate("leaver")
         const leaver = await connect(certificate)
-        await expectClosed("denied", 1, async () => {
+        await expectClosed(gateway, "denied", 1, async () => {
           write([of(certificate)])
           await within(leaver.closed, { what: "the device to be closed", timeoutMs: EFFECT_MS })
         })
-        await expectClosed("denied", TIMES, () => times(() => intrude(certificate)))
+        await expectClosed(gateway, "denied", TIMES, () => times(() => intrude(certificate)))
         write([])
         await letInAgain(certificate)
       },
@@ -134,12 +135,12 @@ describe("DEVICE_AUTH=mtls", () => {
     test("a fingerprint keeps out one certificate and not its device", async () => {
       const lost = await deviceCertificate("renewed")
       const device = await connect(lost)
-      await expectClosed("denied", 1, async () => {
+      await expectClosed(gateway, "denied", 1, async () => {
         deny([lost.fingerprint])
         await device.closed
       })
       const renewed = await connect(await deviceCertificate("renewed"))
-      await expectClosed("denied", TIMES, () => times(() => intrude(lost)))
+      await expectClosed(gateway, "denied", TIMES, () => times(() => intrude(lost)))
       await speak(renewed)
       renewed.end()
       deny([])
@@ -150,7 +151,7 @@ describe("DEVICE_AUTH=mtls", () => {
       const labelled = await connect(certificate)
       const other = await connect(await deviceCertificate("17"))
       await speak(labelled)
-      await expectClosed("denied", 1 + TIMES, async () => {
+      await expectClosed(gateway, "denied", 1 + TIMES, async () => {
         deny(["sha256:17"])
         await within(labelled.closed, { what: "the device to be closed", timeoutMs: EFFECT_MS })
         await times(() => intrude(certificate))
@@ -165,7 +166,7 @@ describe("DEVICE_AUTH=mtls", () => {
       deny([lost.fingerprint])
       await until(async () => !(await isLetIn(lost)), { what: "the list to be in force" })
       const target = await connect(await deviceCertificate("target"))
-      await expectClosed("denied", TIMES, () => times(() => intrude(lost)))
+      await expectClosed(gateway, "denied", TIMES, () => times(() => intrude(lost)))
       await speak(target)
       target.end()
       deny([])
@@ -195,7 +196,7 @@ describe("DEVICE_AUTH=mtls", () => {
       const before = warnings()
       spoil()
       await until(() => warnings() > before, { what: "a warning" })
-      await expectClosed("denied", TIMES, () => times(() => intrude(certificate)))
+      await expectClosed(gateway, "denied", TIMES, () => times(() => intrude(certificate)))
       rmSync(denylistFile, { recursive: true, force: true })
       deny([])
       await letInAgain(certificate)
@@ -211,7 +212,9 @@ describe("DEVICE_AUTH=mtls", () => {
         const connected = await connect(certificate)
         deny([line])
         await connected.closed
-        await expectClosed("denied", TIMES, () => expectNoComeback(certificate, version, session))
+        await expectClosed(gateway, "denied", TIMES, () =>
+          expectNoComeback(certificate, version, session),
+        )
         deny([])
         await letInAgain(certificate)
       }
@@ -225,8 +228,10 @@ describe("DEVICE_AUTH=mtls", () => {
         if (certificate === undefined || session === undefined)
           throw new Error("no session was kept")
         await until(() => Date.now() > expiry, { what: "it to expire" })
-        await expectClosed("refused", TIMES, () => times(() => intrude(certificate)))
-        await expectClosed("refused", TIMES, () => expectNoComeback(certificate, version, session))
+        await expectClosed(gateway, "refused", TIMES, () => times(() => intrude(certificate)))
+        await expectClosed(gateway, "refused", TIMES, () =>
+          expectNoComeback(certificate, version, session),
+        )
       },
       LIMIT_MS,
     )
@@ -248,11 +253,15 @@ describe("DEVICE_AUTH=mtls", () => {
     ])("of a certificate %s lets nobody in", async (_what, make) => {
       const certificate = await make()
       const session = join(directory, crypto.randomUUID())
-      await expectClosed("refused", 1, () => visit(certificate, version, ["-sess_out", session]))
+      await expectClosed(gateway, "refused", 1, () =>
+        visit(certificate, version, ["-sess_out", session]),
+      )
       // With TLS 1.3 there is none where the gateway closed before it had sent a ticket.
       if (!existsSync(session)) expect(version).toBe("-tls1_3")
       else {
-        await expectClosed("refused", TIMES, () => expectNoComeback(certificate, version, session))
+        await expectClosed(gateway, "refused", TIMES, () =>
+          expectNoComeback(certificate, version, session),
+        )
       }
     })
   })
@@ -261,7 +270,7 @@ describe("DEVICE_AUTH=mtls", () => {
     test("closes the older and is the one that commands reach", async () => {
       const older = await connect(await deviceCertificate("mover"))
       await speak(older)
-      await expectClosed("taken_over", 1, async () => {
+      await expectClosed(gateway, "taken_over", 1, async () => {
         const newer = await connect(await deviceCertificate("mover"))
         await older.closed
         await speak(newer)
@@ -276,7 +285,7 @@ describe("DEVICE_AUTH=mtls", () => {
 
     test("is the only one left when many come at once", async () => {
       const certificate = await deviceCertificate("herd")
-      await expectClosed("taken_over", TIMES - 1, async () => {
+      await expectClosed(gateway, "taken_over", TIMES - 1, async () => {
         const herd = await Promise.all(Array.from({ length: TIMES }, () => connect(certificate)))
         const open = new Set(herd)
         for (const device of herd) void device.closed.then(() => open.delete(device))
@@ -310,7 +319,7 @@ describe("DEVICE_AUTH=hello", () => {
     const [leaver, silent] = await Promise.all([connect(), connect()])
     await leaver.sendBytes(Buffer.from(hello))
     await speak(leaver)
-    await expectClosed("denied", 2, async () => {
+    await expectClosed(gateway, "denied", 2, async () => {
       deny(["leaver"])
       await within(leaver.closed, { what: "the device to be closed", timeoutMs: EFFECT_MS })
       // It was connected before the change and says who it is after it.
@@ -318,7 +327,7 @@ describe("DEVICE_AUTH=hello", () => {
       await silent.closed
     })
     const knock = () => intrude(undefined, `${hello}intruder\n`)
-    await expectClosed("denied", TIMES, () => times(knock))
+    await expectClosed(gateway, "denied", TIMES, () => times(knock))
     deny([])
     const letIn = () => isLetIn(undefined, `${hello}hello again\n`)
     await until(letIn, { what: "the device to be let in again" })
@@ -453,15 +462,4 @@ async function send(deviceId: string, body: string): Promise<string> {
     error?: { code: string }
   }
   return outcome ?? error?.code ?? ""
-}
-
-/** Runs `act` and waits until exactly `count` more connections have ended for `reason`. */
-async function expectClosed(reason: string, count: number, act: () => Promise<unknown>) {
-  const metric = () => gateway.metric("owsla_connections_closed_total", reason)
-  const before = await metric()
-  await act()
-  await until(async () => (await metric()) >= before + count, {
-    what: `${count} connections to end as ${reason}`,
-  })
-  expect(await metric()).toBe(before + count)
 }

@@ -10,6 +10,7 @@ import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { MAX_TOKEN_LINE_BYTES } from "../../src/device/token-line.ts"
 import { BackEnd } from "../support/back-end.ts"
+import { expectClosed } from "../support/closed-connections.ts"
 import { ownQueues, startGateway, type TestGateway } from "../support/gateway.ts"
 import { sharedRabbitMq, type TestBroker, uniqueNames } from "../support/rabbitmq.ts"
 import { connectDevice, type TestDevice } from "../support/tls-device.ts"
@@ -76,17 +77,6 @@ async function isAdmitted(first: string): Promise<boolean> {
   device.terminate()
   await device.closed
   return answer === "ACK 0"
-}
-
-/** Runs `act` and waits until exactly `count` more connections have ended for `reason`. */
-async function expectClosed(reason: string, count: number, act: () => Promise<unknown>) {
-  const metric = () => gateway.metric("owsla_connections_closed_total", reason)
-  const before = await metric()
-  await act()
-  await until(async () => (await metric()) >= before + count, {
-    what: `${count} connections to end as ${reason}`,
-  })
-  expect(await metric()).toBe(before + count)
 }
 
 function replaceKeys(text: string): void {
@@ -170,7 +160,7 @@ describe("with a supervisor and workers", () => {
 
   test("the connection ends as expired when exp passes, and takes its last lines along", async () => {
     const exp = Math.floor(Date.now() / 1_000) + 5
-    await expectClosed("expired", 1, async () => {
+    await expectClosed(gateway, "expired", 1, async () => {
       const device = await connect(firstLine(ES256, "brief", { exp }), "hello")
       expect(await device.nextLine()).toBe("ACK 0")
       const { by } = await within(device.closed, { what: "the end of the token" })
@@ -179,7 +169,7 @@ describe("with a supervisor and workers", () => {
     })
     const ends = () => backEnd.presence.filter((event) => event.device_id === "brief")
     await until(() => ends().some((event) => event.reason === "expired"), { what: "the event" })
-    await expectClosed("refused", 1, async () => {
+    await expectClosed(gateway, "refused", 1, async () => {
       expect(await isAdmitted(firstLine(ES256, "brief", { exp }))).toBe(false)
     })
   })
@@ -187,7 +177,7 @@ describe("with a supervisor and workers", () => {
   test("a new token of the same device takes over before the old one expires", async () => {
     const older = await connect(firstLine(EDDSA, "mover"), "hello")
     await older.nextLine()
-    await expectClosed("taken_over", 1, async () => {
+    await expectClosed(gateway, "taken_over", 1, async () => {
       const newer = await connect(firstLine(EDDSA, "mover"), "hello")
       expect(await newer.nextLine()).toBe("ACK 0")
       await older.closed
@@ -221,7 +211,7 @@ describe("with a supervisor and workers", () => {
       ["with empty parts", ".."],
     ])("%s is refused, and no line of its device is read", async (_what, text) => {
       const before = await gateway.metric("owsla_lines_in_total")
-      await expectClosed("refused", TIMES, async () => {
+      await expectClosed(gateway, "refused", TIMES, async () => {
         const attempts = Array.from({ length: TIMES }, () => isAdmitted(`TOKEN ${text}`))
         expect(new Set(await Promise.all(attempts))).toEqual(new Set([false]))
       })
@@ -235,7 +225,7 @@ describe("with a supervisor and workers", () => {
       ["a request", "GET / HTTP/1.1"],
       ["too long", `TOKEN ${"a".repeat(MAX_TOKEN_LINE_BYTES - 5)}`],
     ])("a first line that is %s is not one", async (_what, line) => {
-      await expectClosed("not_identified", TIMES, async () => {
+      await expectClosed(gateway, "not_identified", TIMES, async () => {
         const attempts = Array.from({ length: TIMES }, () => isAdmitted(line))
         expect(new Set(await Promise.all(attempts))).toEqual(new Set([false]))
       })
@@ -243,7 +233,7 @@ describe("with a supervisor and workers", () => {
 
     test("is not in the log, which has the fault", async () => {
       const text = token(EDDSA, claims("victim", { aud: "other" }))
-      await expectClosed("refused", 1, () => isAdmitted(`TOKEN ${text}`))
+      await expectClosed(gateway, "refused", 1, () => isAdmitted(`TOKEN ${text}`))
       const log = JSON.stringify(gateway.log)
       for (const part of text.split(".")) expect(log).not.toContain(part)
       // A worker logs the first refusal only, which the tests above have caused.
@@ -335,7 +325,7 @@ describe("with the embedded broker", () => {
   test("a device that sends no whole first line in time is closed", async () => {
     replaceKeys(pemOf(EDDSA))
     gateway = await startGateway({ ...settings, IDENTIFY_TIMEOUT_MS: "1000" })
-    await expectClosed("not_identified", 2, async () => {
+    await expectClosed(gateway, "not_identified", 2, async () => {
       const silent = await connectDevice({ port: gateway.devicePort })
       const slow = await connectDevice({ port: gateway.devicePort })
       await slow.sendBytes(Buffer.from(firstLine(EDDSA, "slow")))

@@ -229,6 +229,7 @@ describe("with headers of any kind", () => {
       const socket = await connect()
       for (const byte of Buffer.from("PROXY TCP6 2001:DB8::7 2001:db8::1 40000 8443\r\n")) {
         socket.write(Buffer.from([byte]))
+        // So that the bytes arrive in many pieces; how many does not matter.
         await Bun.sleep(2)
       }
       await handshake(socket)
