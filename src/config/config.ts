@@ -233,6 +233,7 @@ function shape(settings: Settings, values: Environment, ca: string | null) {
      * process only.
      */
     fleetSecret: embedded ? null : settings.FLEET_SECRET || passwordsOf(settings.AMQP_URL),
+    fleetShards: settings.FLEET_SHARDS,
     workers: embedded ? 1 : settings.WORKERS,
     drainTimeoutMs: settings.DRAIN_TIMEOUT_MS,
     tls: {

@@ -13,6 +13,7 @@ import { CIDR_RANGE, cidrFault } from "../device/address.ts"
 import { FRAMINGS } from "../device/framing.ts"
 import { MIN_DISTINCT_CHARACTERS, SECRET_RANGE, secretFault } from "../device/hello-secret.ts"
 import { INSTANCE_ID } from "../device/ids.ts"
+import { MAX_SHARDS } from "../fleet/shards.ts"
 import {
   checkedList,
   choice,
@@ -56,6 +57,12 @@ export const settings = v.object({
     range: `${SECRET_RANGE}, ${MIN_DISTINCT_CHARACTERS} of them different`,
     text: "The secret by which workers of all instances authenticate their messages. It must be the same on all instances of one broker. Set it when instances have different broker users.",
     secret: true,
+  }),
+  FLEET_SHARDS: integer({
+    default: 16,
+    min: 1,
+    max: MAX_SHARDS,
+    text: "The shards of the fleet's directory. Each shard has one worker as its keeper, who knows where the devices of that shard are and holds commands for them. It must be the same on all instances. More shards divide the work more evenly between workers: 16 serve up to 16 workers, and 1,024 serve 600.",
   }),
   INSTANCE_ID: text({
     default: defaultInstanceId(hostname()),

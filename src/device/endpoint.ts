@@ -42,7 +42,7 @@ export type Decision =
   | { readonly kind: "replace"; readonly command: Command; readonly waiting: Command }
 
 export class Endpoint {
-  readonly recipient: Recipient
+  #recipient: Recipient
   readonly #limits: ReorderLimits
   #state: "open" | "closed" = "open"
   #linesIn = 0
@@ -53,8 +53,17 @@ export class Endpoint {
   #remembered: RememberedIds | null = null
 
   constructor(recipient: Recipient, limits: ReorderLimits) {
-    this.recipient = recipient
+    this.#recipient = recipient
     this.#limits = limits
+  }
+
+  get recipient(): Recipient {
+    return this.#recipient
+  }
+
+  /** The connection is newer than another one, whose worker has a clock that is ahead. */
+  raiseEpoch(epoch: number): void {
+    this.#recipient = { ...this.#recipient, epoch }
   }
 
   get linesIn(): number {

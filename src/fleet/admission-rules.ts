@@ -21,13 +21,22 @@ export type RulesContent =
   | { readonly type: "gate"; readonly gate: GateState }
   | { readonly type: "bans"; readonly bans: readonly Ban[] }
 
+export interface FlappingRule extends FlappingLimits {
+  readonly banMs: number
+}
+
 export interface AdmissionRulesOptions {
   /** Null when devices may connect as often as they like. */
-  readonly flapping: (FlappingLimits & { readonly banMs: number }) | null
+  readonly flapping: FlappingRule | null
   readonly worker: string
   readonly nowMs: () => number
   /** Sends it to all workers. */
   readonly broadcast: (content: RulesContent) => void
+  /**
+   * Another worker has refused the device. A connection to this worker is the one too many, or an
+   * older one.
+   */
+  readonly banned: (deviceId: string, retryAfterMs: number) => void
   /** The gate or a ban was set, here or elsewhere. */
   readonly changed: () => void
 }
@@ -72,19 +81,18 @@ export class AdmissionRules {
     let until = this.#bans.endOf(deviceId, nowMs)
     // Refused connections do not count: a device that goes on trying is refused for the ban only.
     if (until === null && this.#flapping?.connectedHere(deviceId, nowMs) === true) {
-      const ban = this.#bans.add(deviceId, flapping.limit + 1, flapping.banMs, nowMs)
-      until = ban.until
-      this.#flapping.forget(deviceId)
-      this.#tell({ type: "bans", bans: [ban] })
+      until = this.#ban(deviceId, flapping)
     }
     if (until === null) return null
     const detail = `${deviceId} connected more than ${flapping.limit} times within ${flapping.windowMs} ms`
     return { reason: "flapping", detail, retryAfterMs: until - nowMs }
   }
 
-  /** A device has connected to another worker. */
+  /** A device, whose shard this worker keeps, has connected to another worker. */
   connectedElsewhere(deviceId: string, epoch: number): void {
-    this.#flapping?.connectedElsewhere(deviceId, epoch)
+    const { flapping, nowMs } = this.#options
+    if (flapping === null || this.#bans.endOf(deviceId, nowMs()) !== null) return
+    if (this.#flapping?.connectedElsewhere(deviceId, epoch)) this.#ban(deviceId, flapping)
   }
 
   setGate(request: GateRequest): GateState {
@@ -110,10 +118,22 @@ export class AdmissionRules {
     if (isChanged) this.#options.changed()
   }
 
+  /** @returns when the ban ends. */
+  #ban(deviceId: string, { limit, banMs }: FlappingRule): number {
+    const ban = this.#bans.add(deviceId, limit + 1, banMs, this.#options.nowMs())
+    this.#flapping?.forget(deviceId)
+    this.#tell({ type: "bans", bans: [ban] })
+    return ban.until
+  }
+
   #mergeBans(bans: readonly Ban[]): boolean {
     const later = bans.filter((ban) => this.#bans.merge(ban))
     // Counting starts again with the ban, and when it is lifted.
-    for (const ban of later) this.#flapping?.forget(ban.device_id)
+    for (const { device_id: deviceId, until } of later) {
+      this.#flapping?.forget(deviceId)
+      const leftMs = until - this.#options.nowMs()
+      if (leftMs > 0) this.#options.banned(deviceId, leftMs)
+    }
     return later.length > 0
   }
 

@@ -35,10 +35,13 @@ export class Flapping {
     return this.#count(deviceId, Math.max(nowMs, last + 1)) > this.#limits.limit
   }
 
-  /** Counts a connection to another worker, once. */
-  connectedElsewhere(deviceId: string, epoch: number): void {
+  /**
+   * Counts a connection to another worker, once.
+   * @returns whether the device has connected more often than allowed.
+   */
+  connectedElsewhere(deviceId: string, epoch: number): boolean {
     const last = this.#epochs.get(deviceId)?.at(-1) ?? Number.NEGATIVE_INFINITY
-    if (epoch > last) this.#count(deviceId, epoch)
+    return epoch > last && this.#count(deviceId, epoch) > this.#limits.limit
   }
 
   /** The device starts again from nothing. */

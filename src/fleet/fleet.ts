@@ -1,13 +1,13 @@
 /**
  * A worker's membership in the fleet. The fleet is all workers of all instances on one broker. This
- * class composes the members, the announcer, the locator, the fleet query and presence.
+ * class composes the members, the directory, the locator, the fleet query and presence.
  *
- *   admitted, closed ─► announcer, presence ─► broker
- *   fleet queue ─► channel ─► members, announcer, locator, fleet query
+ *   admitted, closed ─► registrar, presence ─► broker
+ *   fleet queue ─► channel ─► members, keeper, registrar, locator, fleet query
  *
- * No worker stores the location of all devices. Each worker knows its own devices, caches the
- * announced locations of others, and asks the fleet when the cache has no answer. Bounds: those of
- * its parts.
+ * No worker stores the location of all devices. Each worker knows its own devices and keeps the
+ * locations of the devices of its shards. It asks the keeper of another shard, or the whole fleet
+ * when the keeper does not know. Bounds: those of its parts.
  */
 
 import type { Broker, Delivery } from "../broker/broker.ts"
@@ -17,21 +17,50 @@ import type { Connection } from "../device/connection.ts"
 import type { Connections } from "../device/connections.ts"
 import type { WorkerProcess } from "../device/ids.ts"
 import { AdmissionRules, type AdmissionRulesOptions } from "./admission-rules.ts"
-import { Announcer } from "./announcer.ts"
 import { Channel } from "./channel.ts"
 import { instanceOf } from "./device-view.ts"
+import { Directory, type Found } from "./directory.ts"
 import type { FleetKeys } from "./fleet-keys.ts"
 import { FleetQuery } from "./fleet-query.ts"
+import { Keeper, type KeeperOptions } from "./keeper.ts"
+import { KeeperLookUps } from "./keeper-look-ups.ts"
+import { Keepers } from "./keepers.ts"
 import { LocationCache } from "./location-cache.ts"
 import { Locator } from "./locator.ts"
-import { ALIVE_EVERY_MS, Members, REJOIN_MS } from "./members.ts"
+import { Members, REJOIN_MS } from "./members.ts"
 import type { FleetMessage } from "./messages.ts"
 import { Presence } from "./presence.ts"
+import { Registrar } from "./registrar.ts"
+import { isNewer, type Registration } from "./registration.ts"
 
 const TELL_UNVERIFIED_EVERY_MS = 60_000
+/** The other workers answer within this time after the broker connection has returned. */
+const ACQUAINT_MS = 400
+/** Workers that came at the same time say within this time which shards they keep. */
+const CLAIMS_MS = 150
+const REVIEW_AFTER_MS = 50
+/** Registrations of processes that have ended are removed in this interval. */
+const PURGE_EVERY_MS = 10_000
+
+/** What else depends on who keeps a shard. */
+export interface KeeperHooks {
+  /** This worker keeps the shard now. */
+  gained(shard: number): void
+  lost(shard: number): void
+  /** See `KeeperOptions.hasHeld`. */
+  readonly registered: KeeperOptions["hasHeld"]
+}
 
 export interface FleetOptions {
   readonly self: WorkerProcess
+  /** `FLEET_SHARDS`, the same on all instances. */
+  readonly shards: number
+  readonly keeping: KeeperHooks
+  /**
+   * Called once for each named device after its admission, within about a second, with whether
+   * commands are held for it.
+   */
+  readonly registrationAnswered: (deviceId: string, connectionId: string, hasHeld: boolean) => void
   readonly nowMs: () => number
   /** Milliseconds of a monotonic clock. */
   readonly steadyMs: () => number
@@ -50,14 +79,22 @@ export class Fleet {
   readonly fleetQuery: FleetQuery
   readonly presence: Presence
   readonly rules: AdmissionRules
+  readonly keepers: Keepers
   readonly #members = new Members()
   readonly #locationCache = new LocationCache()
   readonly #channel: Channel
-  readonly #announcer: Announcer
+  readonly #directory: Directory
+  readonly #keeper: Keeper
+  readonly #keeperLookUps: KeeperLookUps
+  readonly #registrar: Registrar
   readonly #connections: Connections
   readonly #options: FleetOptions
   #toldAliveAtMs = 0
   #connectedAtMs = Number.NEGATIVE_INFINITY
+  #purgedAtMs = 0
+  #reviewIsDue = false
+  /** The state of members and claims at the last review. */
+  #reviewed = ""
   #leaving = false
   /** The value of `fleetMessagesUnverified` at the last warning. */
   #toldUnverified = 0
@@ -69,11 +106,37 @@ export class Fleet {
     this.#connections = connections
     const opened = () => this.locator.opened()
     this.#channel = new Channel(broker, opened, { self, steadyMs, nowMs, counters, keys })
-    this.#announcer = new Announcer(this.#channel, connections, this.#locationCache)
-    this.locator = new Locator(this.#channel, this.#members, this.#locationCache, {
-      steadyMs,
-      counters,
+    this.keepers = new Keepers(self, options.shards, this.#members)
+    this.#directory = new Directory(options.shards)
+    this.#keeper = new Keeper(this.#channel, this.#members, this.#directory, {
+      ...{ self, steadyMs, hasHeld: options.keeping.registered },
+      own: (deviceId) => this.#own(deviceId),
+      takenOver: (registration) => this.#takenOver(registration),
+      connected: (deviceId, epoch) => this.rules.connectedElsewhere(deviceId, epoch),
     })
+    this.#registrar = new Registrar(this.#channel, this.#members, this.keepers, this.#keeper, {
+      steadyMs,
+      isCurrent: ([deviceId, connectionId]) =>
+        connections.named().get(deviceId)?.id === connectionId,
+      devices: () => this.#registrations(),
+      raised: (registration) => this.#raised(registration),
+      answered: options.registrationAnswered,
+    })
+    this.#keeperLookUps = new KeeperLookUps(
+      this.#channel,
+      this.#members,
+      this.keepers,
+      this.#keeper,
+      this.#locationCache,
+      steadyMs,
+    )
+    this.locator = new Locator(
+      this.#channel,
+      this.#members,
+      this.#locationCache,
+      (deviceId, found) => this.#keeperLookUps.find(deviceId, found),
+      { steadyMs, counters },
+    )
     this.fleetQuery = new FleetQuery(
       self,
       this.#channel,
@@ -89,6 +152,8 @@ export class Fleet {
     this.rules = new AdmissionRules({
       ...{ flapping: options.flapping, worker: self.worker, nowMs },
       broadcast: (content) => this.#channel.broadcast(content),
+      banned: (deviceId, retryAfterMs) =>
+        connections.named().get(deviceId)?.close("flapping", retryAfterMs),
       changed: options.rulesChanged,
     })
     this.presence = new Presence(broker, { workerId: self.worker, nowMs, steadyMs, counters })
@@ -104,9 +169,18 @@ export class Fleet {
     return this.#channel.confirmedAtMs
   }
 
-  gauges(): { locationCache: number; lookUps: number; members: number; presence: number } {
+  gauges(): {
+    locationCache: number
+    directory: number
+    keptShards: number
+    lookUps: number
+    members: number
+    presence: number
+  } {
     return {
       locationCache: this.#locationCache.count,
+      directory: this.#directory.count,
+      keptShards: this.keepers.kept.size,
       lookUps: this.locator.pendingCount,
       members: this.#members.count,
       presence: this.presence.count,
@@ -114,17 +188,19 @@ export class Fleet {
   }
 
   /**
-   * True when the broker has confirmed all announcements and presence events of this worker, or is
+   * True when the broker has confirmed all registrations and presence events of this worker, or is
    * not available.
    */
   get settled(): boolean {
     if (!this.#channel.open) return true
-    return this.#announcer.pendingCount === 0 && this.presence.count === 0
+    const pending = this.#registrar.pendingCount + this.#keeper.pendingCount
+    return pending === 0 && this.presence.count === 0
   }
 
-  /** The epoch of the device's newest connection that other workers have announced. */
+  /** The epoch of the device's newest connection to another worker, if this worker knows it. */
   epochElsewhere(deviceId: string): number | undefined {
-    return this.#locationCache.epochOf(deviceId)
+    const found = this.#directory.find(deviceId)
+    return found?.registration[2] ?? this.#locationCache.epochOf(deviceId)
   }
 
   /** Devices that the workers of other instances can admit in a second. */
@@ -134,7 +210,8 @@ export class Fleet {
   }
 
   admitted(connection: Connection): void {
-    this.#announcer.come(connection)
+    const registration = registrationOf(connection)
+    if (registration !== null) this.#registrar.come(registration)
     this.presence.connected(connection)
   }
 
@@ -145,7 +222,7 @@ export class Fleet {
     const { deviceId, connectionId } = recipient
     const named = deviceId !== connectionId
     if (named && !this.#connections.named().has(deviceId)) {
-      this.#announcer.gone(deviceId, connectionId)
+      this.#registrar.gone(deviceId, connectionId)
     }
     this.presence.disconnected(connection, reason)
   }
@@ -171,12 +248,19 @@ export class Fleet {
    */
   sweep(steadyMs: number): void {
     if (this.#channel.open) this.#members.sweep(steadyMs)
+    this.#keeperLookUps.sweep()
     this.locator.sweep(steadyMs)
     this.fleetQuery.sweep()
     this.#tellUnverified(steadyMs)
+    this.#reviewAndRegister()
     if (!this.#channel.open || this.#leaving) return
-    this.#announcer.sweep(steadyMs)
-    if (steadyMs - this.#toldAliveAtMs >= ALIVE_EVERY_MS) this.#tellAlive(steadyMs, false)
+    if (steadyMs - this.#purgedAtMs >= PURGE_EVERY_MS) {
+      this.#purgedAtMs = steadyMs
+      this.#directory.purge((process) => !this.#members.has(process))
+    }
+    if (steadyMs - this.#toldAliveAtMs >= this.#members.aliveEveryMs) {
+      this.#tellAlive(steadyMs, false)
+    }
   }
 
   /**
@@ -187,8 +271,14 @@ export class Fleet {
     const steadyMs = this.#options.steadyMs()
     this.#connectedAtMs = steadyMs
     this.#members.resumed(steadyMs)
+    this.keepers.restart(this.#options.nowMs())
+    this.#directory.restart()
     this.#tellAlive(steadyMs, true)
-    this.#announcer.announceAll(steadyMs)
+    this.#registrar.connected(steadyMs + ACQUAINT_MS + CLAIMS_MS)
+    // Not at the next sweep: a device with two connections must not wait for it.
+    for (const ms of [ACQUAINT_MS, ACQUAINT_MS + CLAIMS_MS]) {
+      setTimeout(() => this.#reviewAndRegister(), ms)
+    }
     // Set while the broker was away, or unknown to the workers that started meanwhile.
     for (const content of this.rules.all()) this.#channel.broadcast(content)
     this.locator.opened()
@@ -197,6 +287,7 @@ export class Fleet {
   /** The worker drains: other workers stop waiting for its answers. */
   leave(): void {
     this.#leaving = true
+    this.#review()
     this.#channel.broadcast({ type: "leaving" })
   }
 
@@ -222,7 +313,47 @@ export class Fleet {
   }
 
   #alive(asks: boolean) {
-    return { type: "alive", asks, admits_per_s: this.#options.admitsPerS() } as const
+    const { of, since, version, shards } = this.keepers.claim
+    const keeps = { of, since, version, shards: [...shards] }
+    return { type: "alive", asks, admits_per_s: this.#options.admitsPerS(), keeps } as const
+  }
+
+  /** Many workers may tell their claims at the same time. */
+  #reviewSoon(): void {
+    if (this.#reviewIsDue) return
+    this.#reviewIsDue = true
+    setTimeout(() => {
+      this.#reviewIsDue = false
+      this.#reviewAndRegister()
+    }, REVIEW_AFTER_MS)
+  }
+
+  #reviewAndRegister(): void {
+    if (!this.#channel.open) return
+    this.#review()
+    this.#registrar.sweep()
+  }
+
+  /** Decides again which shards this worker keeps, after a member or a claim has changed. */
+  #review(): void {
+    const steadyMs = this.#options.steadyMs()
+    const isNew = steadyMs < this.#connectedAtMs + ACQUAINT_MS
+    const state = this.#leaving ? "leaving" : isNew ? "new" : "serving"
+    const reviewed = `${this.#members.changes} ${this.keepers.changes} ${state}`
+    if (reviewed === this.#reviewed) return
+    this.#reviewed = reviewed
+    const { gained, lost } = this.keepers.review(state)
+    for (const shard of lost) {
+      this.#directory.lose(shard)
+      this.#options.keeping.lost(shard)
+    }
+    for (const shard of gained) {
+      this.#directory.gain(shard)
+      this.#options.keeping.gained(shard)
+    }
+    if (gained.length === 0) return
+    this.#tellAlive(steadyMs, false)
+    this.#registrar.gained(gained)
   }
 
   #heard(message: FleetMessage): void {
@@ -235,6 +366,7 @@ export class Fleet {
     switch (message.type) {
       case "alive":
         this.#members.admits(from, incarnation, message.admits_per_s ?? 0)
+        if (this.keepers.heard({ worker: from, incarnation }, message.keeps)) this.#reviewSoon()
         if (message.asks && !this.#leaving) {
           const to = { worker: from, incarnation }
           this.#channel.tell(to, this.#alive(false))
@@ -242,10 +374,22 @@ export class Fleet {
         }
         break
       case "devices":
-        for (const [deviceId, , epoch] of message.here) {
-          this.rules.connectedElsewhere(deviceId, epoch)
-        }
-        this.#announcer.heard(message)
+        this.#devices(message)
+        break
+      case "kept":
+        this.#registrar.kept(message)
+        break
+      case "newer":
+        for (const registration of message.devices) this.#takenOver(registration)
+        break
+      case "find": {
+        const found = this.#keeper.find(message.devices)
+        const to = { worker: from, incarnation }
+        this.#channel.tell(to, { type: "found", ask: message.ask, ...found })
+        break
+      }
+      case "found":
+        this.#keeperLookUps.answered(message)
         break
       case "gate":
       case "bans":
@@ -270,6 +414,62 @@ export class Fleet {
     }
   }
 
+  /** Handles what another worker registers here as their keeper, or tells all workers. */
+  #devices(message: Extract<FleetMessage, { type: "devices" }>): void {
+    this.#keeper.heard(message)
+    if (message.n !== undefined) return
+    const { from, incarnation, here, gone } = message
+    for (const deregistration of gone) this.#locationCache.gone(deregistration)
+    const newer: Registration[] = []
+    for (const registration of here) {
+      const [deviceId, connectionId, epoch] = registration
+      const own = this.#own(deviceId)?.registration
+      if (own === undefined) this.#locationCache.moved(registration, this.#options.steadyMs())
+      else if (isNewer(epoch, connectionId, own[2], own[1])) this.#takenOver(registration)
+      else newer.push(own)
+    }
+    if (newer.length === 0) return
+    this.#channel.tell({ worker: from, incarnation }, { type: "devices", here: newer, gone: [] })
+  }
+
+  /** Another worker has a connection of the device. If it is newer, this worker's ends. */
+  #takenOver(registration: Registration): void {
+    const [deviceId, connectionId, epoch] = registration
+    const own = this.#connections.named().get(deviceId)
+    const recipient = own?.endpoint?.recipient
+    if (own === undefined || recipient === undefined) return
+    if (!isNewer(epoch, connectionId, recipient.epoch, recipient.connectionId)) {
+      // The keeper does not know this connection yet.
+      this.#registrar.again([deviceId, recipient.connectionId, recipient.epoch])
+      return
+    }
+    this.#locationCache.add(registration, this.#options.steadyMs())
+    own.close("taken_over")
+  }
+
+  /** The keeper has given this worker's connection a larger epoch. */
+  #raised([deviceId, connectionId, epoch]: Registration): void {
+    const own = this.#connections.named().get(deviceId)
+    if (own === undefined || own.id !== connectionId) return
+    own.endpoint?.raiseEpoch(epoch)
+    this.presence.connected(own)
+  }
+
+  #own(deviceId: string): Found | undefined {
+    const connection = this.#connections.named().get(deviceId)
+    const registration = connection && registrationOf(connection)
+    if (!registration) return undefined
+    const { steadyMs, nowMs } = this.#options
+    return { registration, atMs: steadyMs() - (nowMs() - registration[2]) }
+  }
+
+  *#registrations(): Generator<Registration> {
+    for (const connection of this.#connections.named().values()) {
+      const registration = registrationOf(connection)
+      if (registration !== null) yield registration
+    }
+  }
+
   /** Answers which of the devices in a look-up are connected to this worker. */
   #where({ from, incarnation, ask, devices }: Extract<FleetMessage, { type: "where" }>): void {
     const named = this.#connections.named()
@@ -280,4 +480,11 @@ export class Fleet {
     })
     this.#channel.tell({ worker: from, incarnation }, { type: "there", ask, devices: here })
   }
+}
+
+/** Null when the device id is the connection id, which contains the worker. */
+function registrationOf(connection: Connection): Registration | null {
+  const recipient = connection.endpoint?.recipient
+  if (recipient === undefined || recipient.deviceId === recipient.connectionId) return null
+  return [recipient.deviceId, recipient.connectionId, recipient.epoch]
 }

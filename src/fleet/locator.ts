@@ -1,13 +1,14 @@
 /**
  * The locator: finds the worker that holds a named device.
  *
- *   locate ─┬─ announced by a responsive worker ──► that worker
+ *   locate ─┬─ located before, and that worker answers ──► that worker
+ *           ├─ its keeper knows (`keeper-look-ups.ts`) ──► that worker, or nowhere
  *           └─ otherwise: ask all workers ─┬─ one holds it ────────────► that worker
  *                (many devices a message)  ├─ none holds it ───────────► nowhere
  *                                          ├─ some do not answer ──────► nowhere, after `ASK_TIMEOUT_MS`
  *                                          └─ broker connection lost ──► asked again when it returns
  *
- * An announcement is a hint and may be outdated. A caller for whom it was wrong asks without it.
+ * A location is a hint and may be outdated. A caller for whom it was wrong asks all workers.
  * "Nowhere" is not final during the first `ACQUAINT_MS` of a broker connection, because not all
  * members are known yet. During the first `REJOIN_MS` it is not final while a member that was known
  * before has not announced itself again, because it may still be connecting.
@@ -44,6 +45,9 @@ interface Question {
   readonly deadlineMs: number
 }
 
+/** Asks a device's keeper. @param found called once; null when all workers must be asked. */
+export type AskKeeper = (deviceId: string, found: (place: Located | null) => void) => void
+
 export interface LocatorOptions {
   /** Milliseconds of a monotonic clock. */
   readonly steadyMs: () => number
@@ -55,6 +59,9 @@ export class Locator {
   readonly #members: Members
   readonly #locationCache: LocationCache
   readonly #options: LocatorOptions
+  readonly #askKeeper: AskKeeper
+  /** Callers by device id, for devices whose keepers are asked. */
+  readonly #atKeepers = new Map<string, Found[]>()
   readonly #wanted = new Map<string, Found[]>()
   readonly #questions = new Map<number, Question>()
   #nextAsk = 0
@@ -66,39 +73,55 @@ export class Locator {
     channel: Channel,
     members: Members,
     locationCache: LocationCache,
+    askKeeper: AskKeeper,
     options: LocatorOptions,
   ) {
     this.#channel = channel
     this.#members = members
     this.#locationCache = locationCache
+    this.#askKeeper = askKeeper
     this.#options = options
   }
 
   /** The number of devices in open look-ups. */
   get pendingCount(): number {
-    let count = this.#wanted.size
+    let count = this.#wanted.size + this.#atKeepers.size
     for (const { devices } of this.#questions.values()) count += devices.size
     return count
   }
 
   /**
-   * @param trusting whether to use the location cache; false when its answer was wrong before.
+   * @param trusting whether hints may answer; false when one was wrong before.
    * @param found called once, possibly before the call returns.
    */
   locate(deviceId: string, trusting: boolean, found: Found): void {
-    const place = trusting ? this.#announced(deviceId) : null
+    if (!trusting) {
+      this.#askAll(deviceId, [found])
+      return
+    }
+    const place = this.#cached(deviceId)
     if (place !== null) {
       found(place)
       return
     }
-    const waiting = this.#wanted.get(deviceId)
-    if (waiting === undefined) this.#wanted.set(deviceId, [found])
-    else waiting.push(found)
-    this.#askSoon()
+    const waiting = this.#atKeepers.get(deviceId)
+    if (waiting !== undefined) {
+      waiting.push(found)
+      return
+    }
+    this.#atKeepers.set(deviceId, [found])
+    this.#askKeeper(deviceId, (answer) => {
+      const callers = this.#atKeepers.get(deviceId) ?? []
+      this.#atKeepers.delete(deviceId)
+      if (callers.length === 0) return
+      if (answer === null) this.#askAll(deviceId, callers)
+      else tell(callers, answer)
+    })
   }
 
   /** The caller of `locate` does not wait any more. `found` will not be called. */
   forget(deviceId: string, found: Found): void {
+    without(this.#atKeepers.get(deviceId), found)
     without(this.#wanted.get(deviceId), found)
     if (this.#wanted.get(deviceId)?.length === 0) this.#wanted.delete(deviceId)
     for (const { devices } of this.#questions.values()) without(devices.get(deviceId), found)
@@ -118,9 +141,7 @@ export class Locator {
     if (question === undefined) return
     for (const registration of devices) {
       const [deviceId, connectionId] = registration
-      // Update the cache: the worker's announcement may arrive later, and the cached location is
-      // wrong.
-      this.#locationCache.here(registration)
+      this.#locationCache.add(registration, this.#options.steadyMs())
       const waiting = question.devices.get(deviceId)
       const holder = processOfConnection(connectionId)
       if (waiting === undefined || holder === null) continue
@@ -141,8 +162,13 @@ export class Locator {
     this.#askSoon()
   }
 
-  #announced(deviceId: string): Located | null {
-    const connectionId = this.#locationCache.find(deviceId)
+  #askAll(deviceId: string, callers: readonly Found[]): void {
+    this.#wanted.set(deviceId, [...(this.#wanted.get(deviceId) ?? []), ...callers])
+    this.#askSoon()
+  }
+
+  #cached(deviceId: string): Located | null {
+    const connectionId = this.#locationCache.find(deviceId, this.#options.steadyMs())
     const holder = connectionId === undefined ? null : processOfConnection(connectionId)
     if (connectionId === undefined || holder === null) return null
     if (!this.#members.answers(holder)) return null

@@ -2,9 +2,9 @@
  * The members of the fleet: the other known workers, of this instance and of other instances.
  *
  *   unknown ──message──► heard_of ◄──message── silent      any ──leaving──► left
- *                           └──missed an answer,──►┘       any ──no message for `FORGET_AFTER_MS`──► unknown
+ *                           └──missed an answer,──►┘       any ──no message for `FORGET_AFTER`──► unknown
  *                              or no message for
- *                              `SILENT_AFTER_MS`
+ *                              `SILENT_AFTER`
  *
  * A silent member may have died, so the location cache is not used for its devices. But questions
  * still wait for its answer, because it or this worker may only be slow. A member that has left
@@ -16,15 +16,19 @@
 
 import type { WorkerProcess } from "../device/ids.ts"
 
-/** The interval of a member's `alive` messages. */
+/** The interval of a member's `alive` messages in a fleet of up to 100 workers. */
 export const ALIVE_EVERY_MS = 2_000
-const SILENT_AFTER_MS = 6_000
+/** In a larger fleet; then a member handles 50 `alive` messages a second. */
+const ALIVE_MS_PER_MEMBER = 20
+/** In intervals of `alive` messages. */
+const SILENT_AFTER = 3
+const FORGET_AFTER = 10
 /**
  * Counted from the return of the broker connection. Longer than the longest delay between two
  * connection attempts.
  */
 export const REJOIN_MS = 7_000
-export const FORGET_AFTER_MS = 20_000
+export const FORGET_AFTER_MS = FORGET_AFTER * ALIVE_EVERY_MS
 /** Far more members than one broker has connections for. */
 export const MAX_MEMBERS = 4_096
 
@@ -43,9 +47,17 @@ export class Members {
    * return.
    */
   readonly #unheard = new Set<string>()
+  #changes = 0
 
   get count(): number {
-    return this.known().length
+    let count = 0
+    for (const { state } of this.#members.values()) if (state !== "left") count += 1
+    return count
+  }
+
+  /** Differs after a member has come, gone or changed its state. */
+  get changes(): number {
+    return this.#changes
   }
 
   heard(worker: string, incarnation: string, steadyMs: number): void {
@@ -53,7 +65,7 @@ export class Members {
     const member = this.#members.get(worker)
     if (member?.incarnation === incarnation) {
       member.heardAtMs = steadyMs
-      if (member.state === "silent") member.state = "heard_of"
+      if (member.state === "silent") this.#enter(member, "heard_of")
     } else if (
       member === undefined ? this.#members.size < MAX_MEMBERS : incarnation > member.incarnation
     ) {
@@ -64,6 +76,7 @@ export class Members {
         admitsPerS: 0,
         state: "heard_of",
       })
+      this.#changes += 1
     }
   }
 
@@ -91,7 +104,7 @@ export class Members {
   left(worker: string, incarnation: string): void {
     this.#unheard.delete(worker)
     const member = this.#members.get(worker)
-    if (member?.incarnation === incarnation) member.state = "left"
+    if (member?.incarnation === incarnation) this.#enter(member, "left")
   }
 
   admits(worker: string, incarnation: string, perS: number): void {
@@ -111,23 +124,53 @@ export class Members {
   /** The member did not answer in time. */
   missed(worker: string): void {
     const member = this.#members.get(worker)
-    if (member?.state === "heard_of") member.state = "silent"
+    if (member?.state === "heard_of") this.#enter(member, "silent")
   }
 
   sweep(steadyMs: number): void {
+    const aliveEveryMs = this.aliveEveryMs
     for (const [worker, member] of this.#members) {
       const quietMs = steadyMs - member.heardAtMs
-      if (quietMs > SILENT_AFTER_MS && member.state === "heard_of") member.state = "silent"
-      if (quietMs <= FORGET_AFTER_MS) continue
+      if (quietMs > SILENT_AFTER * aliveEveryMs && member.state === "heard_of") {
+        this.#enter(member, "silent")
+      }
+      if (quietMs <= FORGET_AFTER * aliveEveryMs) continue
       this.#members.delete(worker)
       this.#unheard.delete(worker)
+      this.#changes += 1
     }
+  }
+
+  /**
+   * The interval of `alive` messages. It grows with the fleet, since each message goes to all
+   * members.
+   */
+  get aliveEveryMs(): number {
+    return Math.max(ALIVE_EVERY_MS, ALIVE_MS_PER_MEMBER * this.#members.size)
   }
 
   /** Whether this process of the worker is in the state `heard_of`. */
   answers({ worker, incarnation }: WorkerProcess): boolean {
     const member = this.#members.get(worker)
     return member?.incarnation === incarnation && member.state === "heard_of"
+  }
+
+  /** Whether this process has sent a message within `FORGET_AFTER_MS` and has not left. */
+  knows({ worker, incarnation }: WorkerProcess): boolean {
+    const member = this.#members.get(worker)
+    return member?.incarnation === incarnation && member.state !== "left"
+  }
+
+  /** As `knows`, and also for a process that has left. */
+  has({ worker, incarnation }: WorkerProcess): boolean {
+    return this.#members.get(worker)?.incarnation === incarnation
+  }
+
+  /** The processes that have not left. */
+  *processes(): Generator<WorkerProcess> {
+    for (const [worker, { incarnation, state }] of this.#members) {
+      if (state !== "left") yield { worker, incarnation }
+    }
   }
 
   /**
@@ -141,5 +184,10 @@ export class Members {
   /** The workers whose answers a question must wait for. */
   known(): string[] {
     return [...this.#members].flatMap(([worker, { state }]) => (state === "left" ? [] : [worker]))
+  }
+
+  #enter(member: Member, state: Member["state"]): void {
+    member.state = state
+    this.#changes += 1
   }
 }

@@ -3,7 +3,10 @@
  * of one worker.
  *
  *   alive, leaving                  membership in the fleet
- *   devices                         announces devices that have connected or disconnected
+ *   devices ──► kept                registers devices that have connected or disconnected, with the keepers of their shards
+ *                                   or, when no keeper is known, with all workers
+ *   newer                           tells a worker of newer connections of devices that it holds
+ *   find ──► found                  asks a keeper where these devices are
  *   where ──► there                 asks which of these devices a worker holds
  *   list ──► listed                 asks for the devices of a worker
  *   describe ──► described          asks for the description of one connection
@@ -11,14 +14,15 @@
  *   gate, bans                      which devices the fleet refuses (`admission-rules.ts`)
  *
  * Each row of a message is validated separately: an invalid row does not affect the others. A
- * member can register only its own connections, with an epoch at most `MAX_EPOCH_AHEAD_MS` ahead of
- * the clock: a device with a larger one could never be taken over. Pure: schemas and their check.
- * Bound: `MAX_ROWS` devices in each message.
+ * member can register only its own connections; a keeper tells of those of others. No epoch is more
+ * than `MAX_EPOCH_AHEAD_MS` ahead of the clock: a device with a larger one could never be taken
+ * over. Pure: schemas and their check. Bounds: `MAX_ROWS` devices in each message; `MAX_SHARDS`.
  */
 
 import * as v from "valibot"
 import { CONNECTION_ID, DEVICE_ID, processOfConnection } from "../device/ids.ts"
 import type { Deregistration, Registration } from "./registration.ts"
+import { MAX_SHARDS } from "./shards.ts"
 
 export const MAX_ROWS = 1_000
 
@@ -38,6 +42,14 @@ const deregistrations = v.pipe(
   rows,
   v.transform((unchecked) => unchecked as readonly Deregistration[]),
 )
+const deviceIds = v.pipe(
+  rows,
+  v.transform((unchecked) => unchecked as readonly string[]),
+)
+const shard = v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(MAX_SHARDS - 1))
+const shards = v.pipe(v.array(shard), v.maxLength(MAX_SHARDS))
+/** Counts the registration messages from one process to another. */
+const count = v.pipe(v.number(), v.safeInteger(), v.minValue(0))
 /** Unchecked; `readDeviceView` checks each row separately. */
 const view = v.record(v.string(), v.unknown())
 /** Milliseconds of the monotonic clock of the process that holds the connection. */
@@ -56,6 +68,15 @@ const message = v.variant("type", [
     asks: v.boolean(),
     /** How many devices the sender can admit in a second, as far as it knows. */
     admits_per_s: v.optional(v.pipe(v.number(), v.minValue(0), v.maxValue(1e6))),
+    /** The shards that the sender keeps. Earlier versions keep none. */
+    keeps: v.optional(
+      v.object({
+        of: v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(MAX_SHARDS)),
+        since: count,
+        version: count,
+        shards,
+      }),
+    ),
   }),
   v.object({ type: v.literal("leaving"), ...sender }),
   v.object({
@@ -63,15 +84,38 @@ const message = v.variant("type", [
     ...sender,
     here: registrations,
     gone: deregistrations,
+    /** Set in a message to a keeper, which answers with `kept`. */
+    n: v.optional(count),
+    /** The sender begins to tell the keeper all its devices of these shards. */
+    tells: v.optional(shards),
+    /** With this message the sender has told all its devices of these shards. */
+    told: v.optional(shards),
+  }),
+  /** The keeper has handled all messages up to `n`. */
+  v.object({
+    type: v.literal("kept"),
+    ...sender,
+    n: count,
+    /** Connections whose epoch is larger now, since they are newer than others by arrival. */
+    raised: registrations,
+    /** Of the devices that have connected, those with held commands. */
+    held: deviceIds,
+  }),
+  v.object({ type: v.literal("newer"), ...sender, devices: registrations }),
+  v.object({ type: v.literal("find"), ...sender, ask, devices: deviceIds }),
+  /** `absent`: the devices that no worker holds. Of all others the keeper does not know. */
+  v.object({
+    type: v.literal("found"),
+    ...sender,
+    ask,
+    devices: registrations,
+    absent: deviceIds,
   }),
   v.object({
     type: v.literal("where"),
     ...sender,
     ask,
-    devices: v.pipe(
-      rows,
-      v.transform((unchecked) => unchecked as readonly string[]),
-    ),
+    devices: deviceIds,
   }),
   v.object({ type: v.literal("there"), ...sender, ask, devices: registrations }),
   v.object({
@@ -165,16 +209,42 @@ export function parseFleetMessage(text: string, nowMs: number): ReadMessage | nu
 
 /** @returns null when the message as a whole is not valid. */
 function checkRows(message: FleetMessage, nowMs: number): ReadMessage | null {
-  if (message.type === "there") {
-    const devices = message.devices.filter((row) => isRegistration(row, message, nowMs))
-    const refusedRows = message.devices.length - devices.length
-    return { message: { ...message, devices }, refusedRows }
-  }
-  if (message.type === "where") {
-    const devices = message.devices.filter(isDevice)
-    return {
-      message: { ...message, devices },
-      refusedRows: message.devices.length - devices.length,
+  switch (message.type) {
+    case "there": {
+      const devices = message.devices.filter((row) => isRegistrationOf(row, message, nowMs))
+      return {
+        message: { ...message, devices },
+        refusedRows: message.devices.length - devices.length,
+      }
+    }
+    case "newer": {
+      const devices = message.devices.filter((row) => isRegistration(row, nowMs))
+      return {
+        message: { ...message, devices },
+        refusedRows: message.devices.length - devices.length,
+      }
+    }
+    case "found": {
+      const devices = message.devices.filter((row) => isRegistration(row, nowMs))
+      const absent = message.absent.filter(isDevice)
+      const left = devices.length + absent.length
+      const refusedRows = message.devices.length + message.absent.length - left
+      return { message: { ...message, devices, absent }, refusedRows }
+    }
+    case "kept": {
+      const raised = message.raised.filter((row) => isRegistration(row, nowMs))
+      const held = message.held.filter(isDevice)
+      const left = raised.length + held.length
+      const refusedRows = message.raised.length + message.held.length - left
+      return { message: { ...message, raised, held }, refusedRows }
+    }
+    case "find":
+    case "where": {
+      const devices = message.devices.filter(isDevice)
+      return {
+        message: { ...message, devices },
+        refusedRows: message.devices.length - devices.length,
+      }
     }
   }
   if (message.type === "bans") {
@@ -183,7 +253,7 @@ function checkRows(message: FleetMessage, nowMs: number): ReadMessage | null {
   }
   if (message.type === "gate" && message.gate.set_at > nowMs + MAX_EPOCH_AHEAD_MS) return null
   if (message.type !== "devices") return { message, refusedRows: 0 }
-  const here = message.here.filter((row) => isRegistration(row, message, nowMs))
+  const here = message.here.filter((row) => isRegistrationOf(row, message, nowMs))
   const gone = message.gone.filter((row) => isDeregistration(row, message))
   const refusedRows = message.here.length - here.length + message.gone.length - gone.length
   return { message: { ...message, here, gone }, refusedRows }
@@ -194,11 +264,17 @@ interface Sender {
   readonly incarnation: string
 }
 
-function isRegistration(row: unknown, sender: Sender, nowMs: number): boolean {
-  if (!Array.isArray(row) || row.length !== 3) return false
-  const [deviceId, connectionId, epoch] = row
-  if (!isDevice(deviceId) || !isConnectionOf(connectionId, sender)) return false
+/** A fourth element, 1, marks a device that has just connected. */
+function isRegistration(row: unknown, nowMs: number): row is Registration {
+  if (!Array.isArray(row) || row.length < 3 || row.length > 4) return false
+  const [deviceId, connectionId, epoch, fresh = 1] = row
+  if (!isDevice(deviceId) || fresh !== 1) return false
+  if (typeof connectionId !== "string" || processOfConnection(connectionId) === null) return false
   return Number.isSafeInteger(epoch) && epoch >= 0 && epoch <= nowMs + MAX_EPOCH_AHEAD_MS
+}
+
+function isRegistrationOf(row: unknown, sender: Sender, nowMs: number): boolean {
+  return isRegistration(row, nowMs) && isConnectionOf(row[1], sender)
 }
 
 function isDeregistration(row: unknown, sender: Sender): boolean {

@@ -3,8 +3,16 @@
  * one device. Pure.
  */
 
-/** A device's connection and its epoch (milliseconds since 1970). */
-export type Registration = readonly [deviceId: string, connectionId: string, epoch: number]
+/**
+ * A device's connection and its epoch (milliseconds since 1970). `fresh` is 1 when the device has
+ * just connected, and absent when the registration is repeated.
+ */
+export type Registration = readonly [
+  deviceId: string,
+  connectionId: string,
+  epoch: number,
+  fresh?: 1,
+]
 /** A device's connection that has closed. */
 export type Deregistration = readonly [deviceId: string, connectionId: string]
 

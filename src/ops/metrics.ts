@@ -32,6 +32,8 @@ export interface Gauges {
   readonly outboundMessages: number
   readonly brokerReady: boolean
   readonly locationCache: number
+  readonly directory: number
+  readonly keptShards: number
   readonly lookUps: number
   readonly members: number
   readonly presence: number
@@ -248,6 +250,16 @@ export class WorkerMetrics {
       "owsla_devices_located",
       "Devices of other workers in the location cache",
       () => gauges().locationCache,
+    )
+    gauge(
+      "owsla_directory_devices",
+      "Devices of other workers that the fleet's directory has in this instance",
+      () => gauges().directory,
+    )
+    gauge(
+      "owsla_directory_shards",
+      "Shards of the fleet's directory that workers of this instance keep",
+      () => gauges().keptShards,
     )
     gauge(
       "owsla_location_lookups",

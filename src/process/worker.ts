@@ -152,7 +152,9 @@ export class Worker {
       fault: (error, where) => this.#fault(error, where),
     })
     this.fleet = new Fleet(broker, this.#connections, {
-      ...{ self, ...clock, counters, keys, warn: notice },
+      ...{ self, ...clock, counters, keys, warn: notice, shards: config.fleetShards },
+      keeping: { gained: () => undefined, lost: () => undefined, registered: () => false },
+      registrationAnswered: () => undefined,
       admitsPerS: () => this.#admitsPerS,
       flapping: config.device.flapping,
       rulesChanged: () => parts.rulesChanged(this.fleet.rules.all()),

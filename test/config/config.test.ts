@@ -46,6 +46,7 @@ describe("defaults", () => {
       instanceId: defaultInstanceId(hostname()),
       amqp: null,
       fleetSecret: null,
+      fleetShards: 16,
       workers: 1,
       drainTimeoutMs: 60_000,
       tls: { certFile: "certs/server.crt", keyFile: "certs/server.key", development: true },

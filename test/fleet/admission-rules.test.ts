@@ -13,6 +13,7 @@ const FLAPPING = { limit: 3, windowMs: 10_000, banMs: 60_000 }
 
 class Subject {
   nowMs = 1_000_000
+  readonly banned: (readonly [string, number])[] = []
   readonly told: RulesContent[] = []
   changes = 0
   readonly rules: AdmissionRules
@@ -22,6 +23,7 @@ class Subject {
       ...{ flapping, worker },
       nowMs: () => this.nowMs,
       broadcast: (content) => this.told.push(content),
+      banned: (deviceId, retryAfterMs) => this.banned.push([deviceId, retryAfterMs]),
       changed: () => {
         this.changes += 1
       },
@@ -170,6 +172,23 @@ test("a device that is forgotten among 50,000 others starts again", () => {
   for (let n = 0; n < 50_000; n += 1) flapping.connectedHere(`bell:${n}`, 2)
   expect(flapping.connectedHere("lock:1", 3)).toBe(false)
   expect(flapping.connectedHere("lock:1", 4)).toBe(true)
+})
+
+test("the keeper of a device counts its connections to other workers, and bans it", () => {
+  const [keeper, holder] = [new Subject("gw1.0"), new Subject("gw2.0")]
+  for (let n = 1; n <= FLAPPING.limit; n += 1) {
+    keeper.rules.connectedElsewhere("lock:1", keeper.nowMs + n)
+    // The same connection again does not count.
+    keeper.rules.connectedElsewhere("lock:1", keeper.nowMs + n)
+  }
+  expect(keeper.told).toEqual([])
+  keeper.rules.connectedElsewhere("lock:1", keeper.nowMs + FLAPPING.limit + 1)
+  expect(keeper.rules.bans()).toMatchObject([{ device_id: "lock:1" }])
+  for (const content of keeper.told) holder.rules.heard(content)
+  expect(holder.banned).toEqual([["lock:1", FLAPPING.banMs]])
+  // While it is banned it is not counted.
+  keeper.rules.connectedElsewhere("lock:1", keeper.nowMs + FLAPPING.limit + 2)
+  expect(keeper.told).toHaveLength(1)
 })
 
 test("a worker that joins is told all, in messages of at most 1,000 bans", () => {

@@ -38,6 +38,9 @@ class Subject {
       keys: FLEET_KEYS,
       admitsPerS: () => 0,
       flapping: null,
+      shards: 16,
+      keeping: { gained: () => undefined, lost: () => undefined, registered: () => false },
+      registrationAnswered: () => undefined,
       rulesChanged: () => undefined,
       warn: (message: string) => void this.warnings.push(message),
     }
@@ -151,11 +154,12 @@ describe("messages with the fields of the schema and values of any type", () => 
   )
   const value = fc.oneof(known, fc.array(row, { maxLength: 4 }), fc.jsonValue())
   const types = ["alive", "leaving", "devices", "where", "there", "list", "listed"].concat(
-    ...[["describe", "described", "kick", "kicked"]],
+    ...[["describe", "described", "kick", "kicked", "kept", "newer", "find", "found"]],
   )
   const fields = [
     ...["from", "incarnation", "asks", "here", "gone", "ask", "devices", "prefix", "after"],
-    ...["limit", "total", "connection", "device", "clock_ms", "until_ms", "overdue"],
+    ...["limit", "total", "connection", "device", "clock_ms", "until_ms", "overdue", "n", "told"],
+    ...["tells", "raised", "held", "absent", "keeps"],
   ]
   const message = fc
     .tuple(fc.constantFrom(...types), fc.dictionary(fc.constantFrom(...fields), value))

@@ -50,10 +50,13 @@ class Subject {
   readonly members = new Members()
   readonly locationCache = new LocationCache()
   readonly counters = new Counters()
+  /** Look-ups at keepers that are not answered. */
+  readonly atKeeper = new Map<string, (place: Located | null) => void>()
   readonly locator = new Locator(
     this.channel as unknown as Channel,
     this.members,
     this.locationCache,
+    (deviceId, found) => void this.atKeeper.set(deviceId, found),
     { steadyMs: () => this.nowMs, counters: this.counters },
   )
 
@@ -93,18 +96,18 @@ function turn(): Promise<void> {
   return new Promise((resolve) => setImmediate(resolve))
 }
 
-describe("an announced device", () => {
-  test("is with the responsive member that announced it, at once and without a question", async () => {
+describe("a device that was located before", () => {
+  test("is with the responsive member that held it, at once and without a question", async () => {
     const subject = new Subject("gw.1")
-    subject.locationCache.here(["lock:1", at("gw.1"), 5])
+    subject.locationCache.add(["lock:1", at("gw.1"), 5], subject.nowMs)
     expect(subject.locate("lock:1", true)).toEqual([withWorker("gw.1")])
     await turn()
     expect(subject.channel.asked).toEqual([])
   })
 
-  test("is looked up by a caller for whom the announcement was wrong", async () => {
+  test("is looked up at all workers by a caller for whom that was wrong", async () => {
     const subject = new Subject("gw.1")
-    subject.locationCache.here(["lock:1", at("gw.1"), 5])
+    subject.locationCache.add(["lock:1", at("gw.1"), 5], subject.nowMs)
     expect(subject.locate("lock:1", false)).toEqual([])
     await turn()
     expect(subject.channel.asked).toEqual([{ type: "where", ask: 0, devices: ["lock:1"] }])
@@ -112,36 +115,65 @@ describe("an announced device", () => {
 
   test("is looked up when that member is silent", async () => {
     const subject = new Subject("gw.1", "gw.2")
-    subject.locationCache.here(["lock:1", at("gw.1"), 5])
+    subject.locationCache.add(["lock:1", at("gw.1"), 5], subject.nowMs)
     subject.members.missed("gw.1")
     expect(subject.locate("lock:1", true)).toEqual([])
-    await turn()
-    expect(subject.channel.asked.length).toBe(1)
+    expect([...subject.atKeeper.keys()]).toEqual(["lock:1"])
   })
 
   test("is looked up when that process was replaced", async () => {
     const subject = new Subject("gw.1")
-    subject.locationCache.here(["lock:1", at("gw.1"), 5])
+    subject.locationCache.add(["lock:1", at("gw.1"), 5], subject.nowMs)
     subject.members.heard("gw.1", "mb2k3f9zzzzz", NOW_MS)
     expect(subject.locate("lock:1", true)).toEqual([])
-    await turn()
-    expect(subject.channel.asked.length).toBe(1)
+    expect([...subject.atKeeper.keys()]).toEqual(["lock:1"])
   })
 
   test("is looked up when that worker is unknown", async () => {
     const subject = new Subject("gw.1")
-    subject.locationCache.here(["lock:1", at("gw.7"), 5])
+    subject.locationCache.add(["lock:1", at("gw.7"), 5], subject.nowMs)
     expect(subject.locate("lock:1", true)).toEqual([])
-    await turn()
-    expect(subject.channel.asked.length).toBe(1)
+    expect([...subject.atKeeper.keys()]).toEqual(["lock:1"])
   })
 
   test("is looked up when the announced connection id is not valid", async () => {
     const subject = new Subject("gw.1")
-    subject.locationCache.here(["lock:1", "made-up", 5])
+    subject.locationCache.add(["lock:1", "made-up", 5], subject.nowMs)
     expect(subject.locate("lock:1", true)).toEqual([])
+    expect([...subject.atKeeper.keys()]).toEqual(["lock:1"])
+  })
+})
+
+describe("a look-up at the keeper", () => {
+  test("ends where the keeper says, for all callers", async () => {
+    const subject = new Subject("gw.1")
+    const places = [subject.locate("lock:1", true), subject.locate("lock:1", true)]
+    expect(subject.locator.pendingCount).toBe(1)
+    subject.atKeeper.get("lock:1")?.(withWorker("gw.1"))
     await turn()
-    expect(subject.channel.asked.length).toBe(1)
+    expect(places).toEqual([[withWorker("gw.1")], [withWorker("gw.1")]])
+    expect(subject.channel.asked).toEqual([])
+    expect(subject.locator.pendingCount).toBe(0)
+  })
+
+  test("goes on at all workers when the keeper does not know", async () => {
+    const subject = new Subject("gw.1")
+    const places = subject.locate("lock:1", true)
+    subject.atKeeper.get("lock:1")?.(null)
+    await turn()
+    subject.answer("gw.1", 0, "lock:1")
+    expect(places).toEqual([withWorker("gw.1")])
+  })
+
+  test("is forgotten", async () => {
+    const subject = new Subject("gw.1")
+    const places: Located[] = []
+    const found = (place: Located) => places.push(place)
+    subject.locator.locate("lock:1", true, found)
+    subject.locator.forget("lock:1", found)
+    subject.atKeeper.get("lock:1")?.(null)
+    await turn()
+    expect([places, subject.channel.asked, subject.locator.pendingCount]).toEqual([[], [], 0])
   })
 })
 

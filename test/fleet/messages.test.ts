@@ -24,6 +24,22 @@ const MESSAGES: { readonly [T in FleetMessage["type"]]: Extract<FleetMessage, { 
     here: [["lock:1", CONNECTION, 1_750_000_000_000]],
     gone: [["bell:2", CONNECTION]],
   },
+  kept: {
+    type: "kept",
+    ...SENDER,
+    n: 3,
+    raised: [["lock:1", "gw.9.mb2k3f9zq7x2.1a", 7]],
+    held: ["lock:1"],
+  },
+  newer: { type: "newer", ...SENDER, devices: [["lock:1", "gw.9.mb2k3f9zq7x2.1a", 7]] },
+  find: { type: "find", ...SENDER, ask: 8, devices: ["lock:1", "bell:2"] },
+  found: {
+    type: "found",
+    ...SENDER,
+    ask: 8,
+    devices: [["lock:1", "gw.9.mb2k3f9zq7x2.1a", 7]],
+    absent: ["bell:2"],
+  },
   where: { type: "where", ...SENDER, ask: 0, devices: ["lock:1", "bell:2"] },
   there: { type: "there", ...SENDER, ask: 1, devices: [["lock:1", CONNECTION, 5]] },
   list: { type: "list", ...SENDER, ask: 2, prefix: "lock", after: "", limit: 100 },
@@ -66,6 +82,35 @@ describe("a message", () => {
 })
 
 describe("fields that an earlier version does not send are optional", () => {
+  test("the claim of a worker", () => {
+    const keeps = { of: 16, since: 5, version: 1, shards: [0, 15] }
+    expect(changed("alive", { keeps })).toEqual({ ...MESSAGES.alive, keeps })
+    for (const wrong of [{ ...keeps, of: 0 }, { ...keeps, shards: [-1] }, { of: 16 }, null]) {
+      expect(changed("alive", { keeps: wrong })).toBeNull()
+    }
+  })
+
+  test("the number of a registration message, and what it begins and ends to tell", () => {
+    const told = { n: 3, tells: [0, 15], told: [0, 15] }
+    expect(changed("devices", told)).toEqual({ ...MESSAGES.devices, ...told })
+    for (const wrong of [{ n: -1 }, { tells: ["0"] }, { told: [4_096] }]) {
+      expect(changed("devices", wrong)).toBeNull()
+    }
+  })
+
+  test("the mark of a device that has just connected", () => {
+    const row = ["lock:1", CONNECTION, 5]
+    expect(changed("devices", { here: [[...row, 1]] })).toMatchObject({ here: [[...row, 1]] })
+    expect(
+      changed("devices", {
+        here: [
+          [...row, 2],
+          [...row, 1, 1],
+        ],
+      }),
+    ).toMatchObject({ here: [] })
+  })
+
   test("the deadline of a kick and the clock for it", () => {
     const told = { clock_ms: 5.25, until_ms: 7.5, overdue: true }
     for (const [type, name] of [

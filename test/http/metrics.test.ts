@@ -31,6 +31,8 @@ const GAUGES: Gauges = {
   outboundMessages: 7,
   brokerReady: true,
   locationCache: 8,
+  directory: 14,
+  keptShards: 16,
   lookUps: 11,
   members: 9,
   presence: 10,

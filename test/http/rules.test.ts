@@ -11,6 +11,7 @@ function subject(reachesFleet = true) {
     ...{ flapping: { limit: 1, windowMs: 60_000, banMs: 60_000 }, worker: "gw1.0" },
     nowMs: () => NOW_MS,
     broadcast: () => undefined,
+    banned: () => undefined,
     changed: () => undefined,
   })
   const { routes } = sidecar({ rules, reachesFleet: () => reachesFleet })

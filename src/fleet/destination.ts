@@ -1,0 +1,155 @@
+/**
+ * The changes on their way to one keeper, or to all workers: the latest change of each device, many
+ * in one message.
+ *
+ *   add ─► waiting ─► message (one at a time, `gathered.ts`) ─┬─ confirmed ─► unanswered ──kept──► done
+ *                                                             ├─ returned ──► the process has ended
+ *                                                             └─ otherwise ─► lost
+ *
+ * To all workers there is no answer. Bounds: one change for each device; `MAX_ROWS` in a message.
+ */
+
+import type { PublishResult } from "../broker/broker.ts"
+import type { WorkerProcess } from "../device/ids.ts"
+import type { Channel } from "./channel.ts"
+import { Gathered } from "./gathered.ts"
+import { MAX_ROWS } from "./messages.ts"
+import type { Deregistration, Registration } from "./registration.ts"
+
+export type Change = Registration | Deregistration
+
+interface Unanswered {
+  readonly sentAtMs: number
+  readonly here: readonly Registration[]
+}
+
+export interface DestinationOptions {
+  readonly channel: Channel
+  /** The keeper; null for all workers. */
+  readonly keeper: WorkerProcess | null
+  /** Milliseconds of a monotonic clock. */
+  readonly steadyMs: () => number
+  /** Whether the connection of a registration is still the one of its device. */
+  readonly isCurrent: (registration: Registration) => boolean
+  /** A message was not confirmed. */
+  readonly failed: (result: Exclude<PublishResult, "confirmed">) => void
+}
+
+export class Destination {
+  readonly #options: DestinationOptions
+  readonly #changes = new Map<string, Change>()
+  /** Shards of which this worker begins to tell all its devices. */
+  #tells: number[] = []
+  /** The same shards, until all those devices are sent. */
+  #told: number[] = []
+  readonly #unanswered = new Map<number, Unanswered>()
+  readonly #gathered: Gathered
+  #next = 0
+
+  constructor(options: DestinationOptions) {
+    this.#options = options
+    this.#gathered = new Gathered((ended) => this.#send(ended))
+  }
+
+  /** Changes that are not sent yet, and messages that are not answered yet. */
+  get pendingCount(): number {
+    return this.#changes.size + this.#told.length + this.#unanswered.size
+  }
+
+  /** @returns the changes that were not sent or not answered. */
+  clear(): readonly Change[] {
+    const left = [...this.overdue(0), ...this.#changes.values()]
+    this.#changes.clear()
+    this.#tells = []
+    this.#told = []
+    return left
+  }
+
+  /** A registration whose connection has closed meanwhile is left out. */
+  add(change: Change): void {
+    if (!isDeregistration(change) && !this.#options.isCurrent(change)) return
+    this.#changes.set(change[0], change)
+    this.#gathered.soon()
+  }
+
+  /** Tells all devices of these shards: `devices` are those of this worker. */
+  tellAll(shards: readonly number[], devices: Iterable<Registration>): void {
+    this.#tells.push(...shards)
+    this.#told.push(...shards)
+    for (const device of devices) {
+      if (!this.#changes.has(device[0])) this.#changes.set(device[0], device)
+    }
+    this.#gathered.soon()
+  }
+
+  /**
+   * The keeper has handled all messages up to this one.
+   * @returns the registrations of those that were not answered before.
+   */
+  answered(n: number): readonly Registration[] {
+    const answered: Registration[] = []
+    for (const [sent, { here }] of this.#unanswered) {
+      if (sent > n) break
+      this.#unanswered.delete(sent)
+      answered.push(...here)
+    }
+    return answered
+  }
+
+  /** Registrations of messages that were sent `timeoutMs` ago and are not answered. Once each. */
+  overdue(timeoutMs: number): readonly Registration[] {
+    const overdue: Registration[] = []
+    const beforeMs = this.#options.steadyMs() - timeoutMs
+    for (const [n, { sentAtMs, here }] of this.#unanswered) {
+      if (sentAtMs > beforeMs) break
+      this.#unanswered.delete(n)
+      overdue.push(...here)
+    }
+    return overdue
+  }
+
+  #send(ended: () => void): boolean {
+    const { channel, keeper, steadyMs, isCurrent, failed } = this.#options
+    // When the channel opens again, all devices of this worker are told.
+    if (!channel.open) return false
+    const here: Registration[] = []
+    const gone: Deregistration[] = []
+    for (const [deviceId, change] of this.#changes) {
+      if (here.length + gone.length === MAX_ROWS) break
+      this.#changes.delete(deviceId)
+      if (isDeregistration(change)) gone.push(change)
+      else if (isCurrent(change)) here.push(keeper === null ? withoutMark(change) : change)
+    }
+    const tells = this.#tells
+    const told = this.#changes.size === 0 ? this.#told : []
+    if (here.length + gone.length + tells.length + told.length === 0) return false
+    this.#tells = []
+    if (told.length > 0) this.#told = []
+    const settled = (result: PublishResult) => {
+      ended()
+      if (result !== "confirmed") failed(result)
+    }
+    if (keeper === null) channel.broadcast({ type: "devices", here, gone }, settled)
+    else {
+      const n = this.#next
+      this.#next += 1
+      if (here.length > 0) this.#unanswered.set(n, { sentAtMs: steadyMs(), here })
+      const shards = {
+        ...(tells.length > 0 ? { tells } : {}),
+        ...(told.length > 0 ? { told } : {}),
+      }
+      channel.tell(keeper, { type: "devices", here, gone, n, ...shards }, settled)
+    }
+    if (this.#changes.size > 0) this.#gathered.soon()
+    return true
+  }
+}
+
+function isDeregistration(change: Change): change is Deregistration {
+  return change.length === 2
+}
+
+/** Earlier versions refuse rows with a mark. */
+function withoutMark([deviceId, connectionId, epoch]: Registration): Registration {
+  return [deviceId, connectionId, epoch]
+}

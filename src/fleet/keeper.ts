@@ -1,0 +1,217 @@
+/**
+ * The keeper: keeps the directory of this worker's shards, and decides between two connections of
+ * one device.
+ *
+ *   devices ─► directory ─┬─ newer than the registered one ─► newer ─► the worker of the older one, which closes it
+ *                         ├─ older ─────────────────────────► newer ─► the worker that registers it, which closes it
+ *                         └─ older by its epoch, but `ARRIVAL_MS` later ─► its epoch is raised: it is the newer one
+ *   all that came from one worker ─► kept
+ *   find ─► found: where each device is, or that no worker holds it
+ *
+ * The clocks of two machines may differ. So a device that has just connected is newer than a
+ * connection that was registered long ago, whatever their epochs say. Bounds: those of the
+ * directory; one answer and one notice for each member.
+ */
+
+import { processOfConnection, type WorkerProcess } from "../device/ids.ts"
+import type { Channel } from "./channel.ts"
+import { type Directory, type Found, keyOf } from "./directory.ts"
+import { Gathered } from "./gathered.ts"
+import type { Members } from "./members.ts"
+import { type FleetMessage, MAX_ROWS } from "./messages.ts"
+import { isNewer, type Registration } from "./registration.ts"
+
+/** More than a registration needs to arrive. */
+const ARRIVAL_MS = 2_000
+
+export interface KeeperOptions {
+  readonly self: WorkerProcess
+  /** Milliseconds of a monotonic clock. */
+  readonly steadyMs: () => number
+  /** This worker's open connection of a device. */
+  readonly own: (deviceId: string) => Found | undefined
+  /** This worker's connection of the device is older than this one. */
+  readonly takenOver: (registration: Registration) => void
+  /** A device has just connected to another worker. */
+  readonly connected: (deviceId: string, epoch: number) => void
+  /** A device has registered. @returns whether commands are held for it. */
+  readonly hasHeld: (registration: Registration, at: WorkerProcess) => boolean
+}
+
+/** What the keeper answers for one registration. */
+export interface Kept {
+  /** The larger epoch that the connection has from now on; null when it keeps its own. */
+  readonly raised: number | null
+  readonly hasHeld: boolean
+}
+
+type Devices = Extract<FleetMessage, { type: "devices" }>
+
+/** What waits to be sent to one process. */
+class Outbox {
+  n = 0
+  isAnswerDue = false
+  raised: Registration[] = []
+  held: string[] = []
+  readonly newer = new Map<string, Registration>()
+  readonly gathered: Gathered
+
+  get rows(): number {
+    return Math.max(this.raised.length, this.held.length)
+  }
+
+  constructor(send: (outbox: Outbox, ended: () => void) => boolean) {
+    this.gathered = new Gathered((ended) => send(this, ended))
+  }
+}
+
+export class Keeper {
+  readonly #channel: Channel
+  readonly #members: Members
+  readonly #directory: Directory
+  readonly #options: KeeperOptions
+  /** By process. */
+  readonly #outboxes = new Map<string, Outbox>()
+
+  constructor(channel: Channel, members: Members, directory: Directory, options: KeeperOptions) {
+    this.#channel = channel
+    this.#members = members
+    this.#directory = directory
+    this.#options = options
+  }
+
+  /** Answers and notices that are not sent yet. */
+  get pendingCount(): number {
+    let count = 0
+    for (const { isAnswerDue, newer } of this.#outboxes.values()) {
+      count += newer.size + (isAnswerDue ? 1 : 0)
+    }
+    return count
+  }
+
+  /** Handles the changes of another worker, as far as their shards are kept here. */
+  heard({ from, incarnation, here, gone, n, tells = [], told = [] }: Devices): void {
+    const sender = { worker: from, incarnation }
+    for (const shard of tells) this.#directory.tells(shard, sender)
+    for (const [deviceId, connectionId] of gone) this.#directory.remove(deviceId, connectionId)
+    const outbox = n === undefined ? null : this.#outboxTo(sender)
+    // An answer has at most as many rows as a message may have.
+    if (outbox !== null && outbox.rows + here.length > MAX_ROWS) this.#answer(sender, outbox)
+    for (const registration of here) {
+      const [deviceId, connectionId, epoch, isFresh] = registration
+      if (!this.#directory.keeps(deviceId)) continue
+      if (isFresh === 1) this.#options.connected(deviceId, epoch)
+      const { raised, hasHeld } = this.#register(registration, sender)
+      if (outbox === null) continue
+      if (raised !== null) outbox.raised.push([deviceId, connectionId, raised])
+      if (hasHeld) outbox.held.push(deviceId)
+    }
+    for (const shard of told) this.#directory.hasTold(shard, sender)
+    if (outbox === null || n === undefined) return
+    outbox.n = n
+    outbox.isAnswerDue = true
+    outbox.gathered.soon()
+  }
+
+  /** A device of this worker has connected, or is registered again, in a shard that is kept here. */
+  registerOwn(registration: Registration): Kept {
+    return this.#register(registration, this.#options.self)
+  }
+
+  /** Where the devices are, and which of them no worker holds. Of the others nothing is known. */
+  find(deviceIds: readonly string[]): { devices: Registration[]; absent: string[] } {
+    const devices: Registration[] = []
+    const absent: string[] = []
+    for (const deviceId of deviceIds) {
+      const found = this.#options.own(deviceId) ?? this.#directory.find(deviceId)
+      if (found === undefined) {
+        if (this.#directory.isComplete(deviceId, this.#members.processes())) absent.push(deviceId)
+      } else if (this.#isThere(found)) devices.push(found.registration)
+    }
+    return { devices, absent }
+  }
+
+  #register(registration: Registration, at: WorkerProcess): Kept {
+    const { steadyMs, own, hasHeld } = this.#options
+    const [deviceId, connectionId, epoch, isFresh] = registration
+    const isOwn = at === this.#options.self
+    const atMs = steadyMs()
+    const known = (isOwn ? undefined : own(deviceId)) ?? this.#directory.find(deviceId)
+    let raised: number | null = null
+    if (known !== undefined && known.registration[1] !== connectionId) {
+      const [, knownConnection, knownEpoch] = known.registration
+      if (!isNewer(epoch, connectionId, knownEpoch, knownConnection)) {
+        const isLater = isFresh === 1 && atMs - known.atMs > ARRIVAL_MS && this.#isThere(known)
+        if (!isLater) {
+          this.#tellNewer(at, known.registration)
+          return { raised: null, hasHeld: false }
+        }
+        raised = knownEpoch + 1
+      }
+      const holder = processOfConnection(knownConnection)
+      const newest = [deviceId, connectionId, raised ?? epoch] as const
+      if (holder !== null) this.#tellNewer(holder, newest)
+    }
+    // Devices of this worker are found without the directory.
+    if (isOwn) this.#directory.remove(deviceId)
+    else this.#directory.set([deviceId, connectionId, raised ?? epoch], atMs)
+    return { raised, hasHeld: hasHeld([deviceId, connectionId, raised ?? epoch], at) }
+  }
+
+  /** Whether the process that holds the connection is known to answer. */
+  #isThere({ registration }: Found): boolean {
+    const holder = processOfConnection(registration[1])
+    if (holder === null) return false
+    return keyOf(holder) === keyOf(this.#options.self) || this.#members.answers(holder)
+  }
+
+  #tellNewer(to: WorkerProcess, registration: Registration): void {
+    if (keyOf(to) === keyOf(this.#options.self)) {
+      this.#options.takenOver(registration)
+      return
+    }
+    const outbox = this.#outboxTo(to)
+    outbox.newer.set(registration[0], registration)
+    outbox.gathered.soon()
+  }
+
+  #outboxTo(process: WorkerProcess): Outbox {
+    const key = keyOf(process)
+    let outbox = this.#outboxes.get(key)
+    if (outbox === undefined) {
+      outbox = new Outbox((from, ended) => this.#send(process, from, ended))
+      this.#outboxes.set(key, outbox)
+    }
+    return outbox
+  }
+
+  /** Sends both messages of an outbox. It is removed when it is empty. */
+  #send(to: WorkerProcess, outbox: Outbox, ended: () => void): boolean {
+    if (!this.#channel.open || (!outbox.isAnswerDue && outbox.newer.size === 0)) {
+      this.#outboxes.delete(keyOf(to))
+      return false
+    }
+    if (outbox.isAnswerDue) this.#answer(to, outbox)
+    const devices = [...outbox.newer.values()].slice(0, MAX_ROWS)
+    for (const [deviceId] of devices) outbox.newer.delete(deviceId)
+    // Sends again what could not be sent, or removes the empty outbox.
+    outbox.gathered.soon()
+    if (devices.length === 0) queueMicrotask(ended)
+    else {
+      this.#channel.tell(to, { type: "newer", devices }, (result) => {
+        if (result === "cut" || result === "nacked") {
+          for (const device of devices) outbox.newer.set(device[0], device)
+        }
+        ended()
+      })
+    }
+    return true
+  }
+
+  /** When the answer is lost, the worker tells the registrations to all workers. */
+  #answer(to: WorkerProcess, outbox: Outbox): void {
+    const { n, raised, held } = outbox
+    Object.assign(outbox, { isAnswerDue: false, raised: [], held: [] })
+    this.#channel.tell(to, { type: "kept", n, raised, held })
+  }
+}

@@ -1,0 +1,200 @@
+/**
+ * Registrations and look-ups in a small fleet (`fleet-network.ts`): what happens, how fast, and
+ * with how many messages.
+ */
+
+import { describe, expect, test } from "bun:test"
+import type { Located } from "../../src/fleet/locator.ts"
+import { FleetNetwork, type NetworkWorker } from "../support/fleet-network.ts"
+import { mulberry32 } from "../support/random.ts"
+
+const SETTLED_MS = 2_000
+
+function fleetOf(workers: number, options: { skewOf?: (worker: number) => number } = {}) {
+  const network = new FleetNetwork({ shards: 256, random: mulberry32(1), ...options })
+  for (let at = 0; at < workers; at += 1) network.start(at)
+  network.pass(SETTLED_MS)
+  return network
+}
+
+function at(network: FleetNetwork, index: number): NetworkWorker {
+  const worker = network.workers[index]
+  if (worker === undefined) throw new Error(`no worker ${index}`)
+  return worker
+}
+
+function keeperOf(network: FleetNetwork, deviceId: string): NetworkWorker {
+  for (const worker of network.workers) {
+    const { keepers } = worker.fleet
+    const shard = Bun.hash.xxHash32(deviceId) % keepers.shards
+    if (keepers.kept.has(shard)) return worker
+  }
+  throw new Error(`nobody keeps the shard of ${deviceId}`)
+}
+
+/** A device that worker 2 keeps, so that workers 0 and 1 are others. */
+function keptBy(network: FleetNetwork, index: number): string {
+  for (let n = 0; n < 1_000; n += 1) {
+    if (keeperOf(network, `lock:${n}`) === at(network, index)) return `lock:${n}`
+  }
+  throw new Error("no such device")
+}
+
+function located(worker: NetworkWorker, deviceId: string, trusting = true): Located[] {
+  const places: Located[] = []
+  worker.locate(deviceId, trusting, (place) => places.push(place))
+  return places
+}
+
+describe("a device that connects elsewhere", () => {
+  test("has one connection soon, the newer one", () => {
+    for (const keeper of [0, 1, 2]) {
+      const network = fleetOf(3)
+      const name = keptBy(network, keeper)
+      const older = at(network, 0).come(name)
+      network.pass(500)
+      const newer = at(network, 1).come(name)
+      network.pass(100)
+      expect([older.closedBecause, newer.closedBecause]).toEqual(["taken_over", null])
+    }
+  })
+
+  test("has one connection within a second when its keeper is paused, killed or cut off", () => {
+    for (const fault of ["pause", "kill", "cut"] as const) {
+      const network = fleetOf(3)
+      const name = keptBy(network, 2)
+      const older = at(network, 0).come(name)
+      network.pass(500)
+      at(network, 2)[fault]()
+      const newer = at(network, 1).come(name)
+      network.pass(1_000)
+      expect([fault, older.closedBecause, newer.closedBecause]).toEqual([fault, "taken_over", null])
+    }
+  })
+
+  test("keeps the later connection when the clock of its worker is behind, with a larger epoch", () => {
+    for (const keeper of [0, 1, 2]) {
+      const network = fleetOf(3, { skewOf: (worker) => (worker === 0 ? 60_000 : 0) })
+      const name = keptBy(network, keeper)
+      const older = at(network, 0).come(name)
+      network.pass(5_000)
+      const newer = at(network, 1).come(name)
+      network.pass(100)
+      expect([older.closedBecause, newer.closedBecause]).toEqual(["taken_over", null])
+      const epochs = [older, newer].map(
+        ({ connection }) => connection.endpoint?.recipient.epoch ?? 0,
+      )
+      expect(epochs[1]).toBeGreaterThan(epochs[0] as number)
+      // The event of the later connection has the larger epoch too.
+      expect(located(at(network, 2), name, false)).toEqual([])
+      network.pass(100)
+      expect(at(network, 1).fleet.settled).toBe(true)
+    }
+  })
+
+  test("is known to the worker that keeps its shard after all, when the workers change", () => {
+    const network = fleetOf(2)
+    const names = Array.from({ length: 40 }, (_, n) => `lock:${n}`)
+    for (const name of names) at(network, 0).come(name)
+    network.pass(200)
+    network.start(2)
+    network.pass(SETTLED_MS)
+    expect(at(network, 2).fleet.keepers.kept.size).toBeGreaterThan(0)
+    at(network, 1).counters.locationsAsked = 0
+    const places = names.map((name) => located(at(network, 1), name))
+    network.pass(100)
+    for (const place of places) expect(place).toMatchObject([{ kind: "worker", worker: "gw0.0" }])
+    expect(at(network, 1).counters.locationsAsked).toBe(0)
+  })
+})
+
+describe("the keeper's answer", () => {
+  test("says whether commands are held for the device", () => {
+    const network = fleetOf(3)
+    const [held, other] = [keptBy(network, 2), "bell:1"]
+    network.held.add(held)
+    at(network, 0).come(held)
+    at(network, 0).come(other)
+    network.pass(100)
+    expect(at(network, 0).answered).toHaveLength(2)
+    expect(at(network, 0).answered).toContainEqual(
+      expect.objectContaining({ deviceId: held, hasHeld: true }),
+    )
+    expect(at(network, 0).answered).toContainEqual(
+      expect.objectContaining({ deviceId: other, hasHeld: false }),
+    )
+  })
+
+  test("counts as no after about a second, when it does not come", () => {
+    const network = fleetOf(3)
+    const name = keptBy(network, 2)
+    network.held.add(name)
+    at(network, 2).pause()
+    at(network, 0).come(name)
+    network.pass(1_300)
+    expect(at(network, 0).answered).toMatchObject([{ deviceId: name, hasHeld: false }])
+  })
+})
+
+describe("a look-up", () => {
+  test("asks the keeper only, and the next one nobody", () => {
+    const network = fleetOf(4)
+    const name = keptBy(network, 2)
+    at(network, 0).come(name)
+    network.pass(200)
+    const { counters } = at(network, 1)
+    const [sent, asked] = [counters.fleetMessagesSent, counters.locationsAsked]
+    const place = located(at(network, 1), name)
+    network.pass(20)
+    expect(place).toMatchObject([{ kind: "worker", worker: "gw0.0" }])
+    expect(located(at(network, 1), name)).toHaveLength(1)
+    expect([counters.fleetMessagesSent - sent, counters.locationsAsked - asked]).toEqual([1, 0])
+  })
+
+  test("asks all workers before it says that none has the device, in a small fleet", () => {
+    const network = fleetOf(4)
+    const place = located(at(network, 1), "lock:absent")
+    network.pass(50)
+    expect(place).toMatchObject([{ kind: "nowhere" }])
+    expect(at(network, 1).counters.locationsAsked).toBe(1)
+  })
+
+  test("asks the keeper twice, and not all workers, in a large fleet", () => {
+    const network = fleetOf(40)
+    const name = keptBy(network, 2)
+    const place = located(at(network, 1), name)
+    network.pass(90)
+    expect(place).toEqual([])
+    network.pass(60)
+    expect(place).toMatchObject([{ kind: "nowhere" }])
+    expect(at(network, 1).counters.locationsAsked).toBe(0)
+  })
+
+  test("finds a device whose keeper does not answer", () => {
+    for (const fault of ["pause", "kill", "cut"] as const) {
+      const network = fleetOf(3)
+      const name = keptBy(network, 2)
+      at(network, 0).come(name)
+      network.pass(200)
+      at(network, 2)[fault]()
+      const place = located(at(network, 1), name)
+      network.pass(1_300)
+      expect([fault, ...place]).toMatchObject([fault, { kind: "worker", worker: "gw0.0" }])
+    }
+  })
+})
+
+test("a device that connects or goes costs as many messages in a large fleet as in a small one", () => {
+  const costs = [3, 16, 40].map((workers) => {
+    const network = fleetOf(workers)
+    const name = keptBy(network, 2)
+    const before = network.routed
+    at(network, 0).come(name)
+    network.pass(60)
+    at(network, 0).go(name)
+    network.pass(60)
+    return network.routed - before
+  })
+  // Registered and answered, both times.
+  expect(costs).toEqual([4, 4, 4])
+})
