@@ -171,7 +171,7 @@ describe("imports", () => {
     amqp: ["broker", "structures"],
     fleet: ["broker", "commands", "device", "structures"],
     commands: ["broker", "device", "fleet", "structures"],
-    config: ["amqp", "device"],
+    config: ["amqp", "device", "fleet"],
     http: ["broker", "commands", "device", "fleet", "process"],
   }
 

@@ -113,7 +113,7 @@ export class Keeper {
     outbox.gathered.soon()
   }
 
-  /** A device of this worker has connected, or is registered again, in a shard that is kept here. */
+  /** A device of this worker, whose shard is kept here, has connected or is registered again. */
   registerOwn(registration: Registration): Kept {
     return this.#register(registration, this.#options.self)
   }

@@ -12,10 +12,10 @@
  * Workers that use another number of shards, or an earlier version, keep none. While there is one,
  * `hasForeign` is true.
  *
- * Rejected: a direct exchange with the shards as routing keys, to which each keeper binds its queue.
- * It would need the permissions to declare and bind at run time, a change of bindings for each
- * worker that comes or goes, and a message for each shard. Messages to the keeper's own queue carry
- * the rows of all its shards.
+ * Rejected: a direct exchange with the shards as routing keys, to which each keeper binds its
+ * queue. It would need the permissions to declare and bind at run time, a change of bindings for
+ * each worker that comes or goes, and a message for each shard. Messages to the keeper's own queue
+ * carry the rows of all its shards.
  *
  * Pure. Bounds: `MAX_MEMBERS` claims with at most `FLEET_SHARDS` shards.
  */

@@ -42,7 +42,9 @@ export interface RegistrarOptions {
   readonly devices: () => Iterable<Registration>
   /** The keeper says that a connection is newer than its epoch says. */
   readonly raised: (registration: Registration) => void
-  /** Called once for each device that has connected, when its keeper has answered, or not in time. */
+  /**
+   * Called once for each device that has connected, when its keeper has answered, or not in time.
+   */
   readonly answered: (deviceId: string, connectionId: string, hasHeld: boolean) => void
 }
 
@@ -217,7 +219,7 @@ export class Registrar {
     else this.#unplaced.set(deviceId, change)
   }
 
-  /** Tells each worker that claims shards all devices of the shards that it did not claim before. */
+  /** Tells each keeper all devices of the shards that it did not claim before. */
   #tellClaimants(): void {
     this.#claimsSeen = this.#keepers.changes
     const claiming = new Set<string>()

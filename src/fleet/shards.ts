@@ -3,8 +3,8 @@
  * one worker keeps each shard. Which one, rendezvous hashing says: of all workers the one with the
  * highest rank for the shard. So a worker that comes or goes moves only its own shards. Pure.
  *
- * Sources: xxHash32 of the UTF-8 bytes (seed 0), and the finalizer of MurmurHash3. Both are the same
- * on each machine and with each version of Bun.
+ * Sources: xxHash32 of the UTF-8 bytes (seed 0), and the finalizer of MurmurHash3. Both are the
+ * same on each machine and with each version of Bun.
  */
 
 /** The most shards that `FLEET_SHARDS` allows. */

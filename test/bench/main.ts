@@ -213,12 +213,11 @@ export const BENCHES: Readonly<Record<string, Bench>> = {
       }),
   },
   registry: {
-    what: "What it costs that every worker can find a device, for each that comes or goes, at 1,000 a second: by announcements between workers, which is what the gateway does, beside a binding for each device at the broker, in turn.",
+    what: "What it costs the whole fleet that each worker can find each device, for each that comes or goes, at 1,000 a second, in fleets of several sizes in turn; and how long a look-up of a device elsewhere takes. The fleet part of the gateway with its presence events, without sockets.",
     run: (smoke) =>
       registry({
-        devices: smoke ? 50 : 20_000,
-        perSecond: smoke ? 0 : 1_000,
-        rounds: smoke ? 1 : 2,
+        ...{ workers: smoke ? 2 : 16, devices: smoke ? 40 : 16_000 },
+        ...{ perSecond: smoke ? 200 : 1_000, finds: smoke ? 5 : 200, rounds: smoke ? 1 : 3 },
       }),
   },
   waves: {

@@ -1,26 +1,22 @@
 /**
- * One worker of the `registry` bench: the part of a gateway that makes its devices known to the
- * others, in one of two ways, and nothing else of it.
+ * One worker of the `registry` bench: the fleet part of a gateway, with devices that have no
+ * sockets, and nothing else of it.
  *
- *   announce   the product's: devices that come and go are told on `owsla.fleet`, many a message
- *   bind       a binding for each device in a direct exchange, to this worker's queue
- *
- *   stdout {"ready": 1} ─► stdin "come" or "go" ─► stdout {"done": ms}
- *                       ─► stdin "status" ─► stdout {"known": n}
+ *   stdout {"ready": 1} ─► stdin "acquainted" ─► stdout {"members": n, "shards": kept}
+ *                       ─► stdin "come" or "go" ─► stdout {"done": ms}
+ *                       ─► stdin "find" ─► stdout {"p50": ms, "p99": ms, "wrong": n}
  */
 
 import { parseArgs } from "node:util"
-import type { AMQPChannel } from "@cloudamqp/amqp-client"
 import { AmqpBroker } from "../../src/amqp/broker.ts"
-import { BatchingClient } from "../../src/amqp/client.ts"
-import { EXCHANGES, FLEET_EXCHANGE, fleetQueue } from "../../src/broker/topology.ts"
+import { FLEET_EXCHANGE, fleetQueue, PRESENCE_EXCHANGE } from "../../src/broker/topology.ts"
 import { Counters } from "../../src/counters.ts"
 import type { Connection } from "../../src/device/connection.ts"
-import { Connections } from "../../src/device/connections.ts"
+import { Connections, SWEEP_EVERY_MS } from "../../src/device/connections.ts"
+import { Endpoint } from "../../src/device/endpoint.ts"
 import { ConnectionIds, incarnation } from "../../src/device/ids.ts"
-import { Announcer } from "../../src/fleet/announcer.ts"
-import { Channel } from "../../src/fleet/channel.ts"
-import { LocationCache } from "../../src/fleet/location-cache.ts"
+import { Fleet } from "../../src/fleet/fleet.ts"
+import type { Located } from "../../src/fleet/locator.ts"
 import { FLEET_KEYS } from "../support/fleet-keys.ts"
 import { until } from "../support/wait.ts"
 import { report } from "./child.ts"
@@ -28,139 +24,140 @@ import { report } from "./child.ts"
 const { values } = parseArgs({
   options: {
     url: { type: "string", default: "" },
-    way: { type: "string", default: "announce" },
-    worker: { type: "string", default: "bench.0" },
+    worker: { type: "string", default: "0" },
+    workers: { type: "string", default: "1" },
+    shards: { type: "string", default: "16" },
     devices: { type: "string", default: "0" },
-    /** Devices that come, or go, in a second; 0: as fast as they go. */
+    /** Devices that come, or go, in a second. */
     rate: { type: "string", default: "0" },
+    /** Devices of the next worker that are looked up. */
+    finds: { type: "string", default: "0" },
   },
 })
-const rate = Number(values.rate)
-/** Devices of one turn of the event loop, when no rate is set. */
-const MAX_A_TURN = 20
-/** Bind requests that the broker has not answered; the AMQP client pins a buffer for each. */
-const MAX_UNANSWERED = 500
-const BINDINGS = "bench.devices"
-
-interface Way {
-  readonly come: (at: number) => void
-  readonly gone: (at: number) => void
-  /** True when the broker has everything. */
-  readonly settled: () => boolean
-  readonly hasRoom: () => boolean
-  readonly known: () => number
-}
-
-const self = { worker: values.worker, incarnation: incarnation(Date.now(), Math.random()) }
-const ids = new ConnectionIds(self)
-const connections = Array.from({ length: Number(values.devices) }, (_, at) => {
-  const recipient = { deviceId: `device-${at}`, connectionId: ids.mint(), epoch: Date.now() }
-  // All that an announcer asks of a connection.
-  return { endpoint: { recipient }, id: recipient.connectionId } as Connection
+const [worker, workers, devices, rate] = [
+  Number(values.worker),
+  Number(values.workers),
+  Number(values.devices),
+  Number(values.rate),
+]
+const steadyMs = () => performance.now()
+const self = { worker: `bench.${worker}`, incarnation: incarnation(Date.now(), Math.random()) }
+const connections = new Connections({
+  ...{ handshakeTimeoutMs: 1e9, identifyTimeoutMs: 1e9, idleTimeoutMs: 1e9 },
 })
-const recipientOf = (at: number) => {
-  const recipient = connections[at]?.endpoint?.recipient
-  if (recipient === undefined) throw new Error(`no device ${at}`)
-  return recipient
+const broker = new AmqpBroker(values.url, self.worker)
+const fleet = new Fleet(broker, connections, {
+  self,
+  shards: Number(values.shards),
+  keeping: { gained: () => undefined, lost: () => undefined, registered: () => false },
+  registrationAnswered: () => undefined,
+  nowMs: Date.now,
+  steadyMs,
+  counters: new Counters(),
+  keys: FLEET_KEYS,
+  warn: () => undefined,
+  admitsPerS: () => 100,
+  flapping: null,
+  rulesChanged: () => undefined,
+})
+const ids = new ConnectionIds(self)
+const own = Array.from({ length: devices }, (_, at) => {
+  const id = ids.mint()
+  const deviceId = nameOf(worker, at)
+  const connection = {
+    ...{ id, state: "open", remoteAddress: "192.0.2.1", peer: { tlsVersion: "TLSv1.3" } },
+    endpoint: new Endpoint(
+      { deviceId, connectionId: id, epoch: Date.now() },
+      { windowCommands: 1, gapTimeoutMs: 1 },
+    ),
+    close: () => undefined,
+  }
+  return connection as unknown as Connection
+})
+
+function nameOf(ofWorker: number, at: number): string {
+  return `device-${ofWorker}-${at}`
 }
 
-async function announcing(): Promise<Way> {
-  const counters = new Counters()
-  const broker = new AmqpBroker(values.url, values.worker)
-  const locationCache = new LocationCache()
-  const channel = new Channel(broker, () => undefined, {
-    self,
-    steadyMs: () => performance.now(),
-    nowMs: Date.now,
-    counters,
-    keys: FLEET_KEYS,
-  })
-  const deadlines = { handshakeTimeoutMs: 1e4, identifyTimeoutMs: 1e4, idleTimeoutMs: 1e4 }
-  const announcer = new Announcer(channel, new Connections(deadlines), locationCache)
-  const queue = fleetQueue(self)
-  const args = { "x-queue-type": "classic", "x-expires": 60_000 }
-  broker.start(
-    {
-      exchanges: EXCHANGES,
-      queues: [
-        {
-          name: queue,
-          boundTo: [{ exchange: FLEET_EXCHANGE, routingKey: "" }],
-          durable: true,
-          arguments: args,
+function come(connection: Connection): void {
+  connections.enter(connection)
+  fleet.admitted(connection)
+}
+
+function go(connection: Connection): void {
+  connections.leave(connection)
+  fleet.closed(connection, "peer_closed")
+}
+
+/** @returns milliseconds from the last device's turn until the keepers have everything. */
+async function all(act: (connection: Connection) => void): Promise<number> {
+  const startedAtMs = steadyMs()
+  for (let at = 0; at < own.length; ) {
+    const due = Math.min(own.length, Math.floor(((steadyMs() - startedAtMs) / 1_000) * rate))
+    for (; at < due; at += 1) act(own[at] as Connection)
+    await Bun.sleep(1)
+  }
+  const lastAtMs = steadyMs()
+  await until(() => fleet.settled, { what: "the registrations", timeoutMs: 60_000 })
+  return steadyMs() - lastAtMs
+}
+
+/** Looks up devices of the next worker, one after the other. */
+async function find(): Promise<{ p50: number; p99: number; wrong: number }> {
+  const tookMs: number[] = []
+  let wrong = 0
+  for (let n = 0; n < Number(values.finds); n += 1) {
+    const sinceMs = steadyMs()
+    const deviceId = nameOf((worker + 1) % workers, n % devices)
+    const place = await new Promise<Located>((found) => fleet.locator.locate(deviceId, true, found))
+    tookMs.push(steadyMs() - sinceMs)
+    if (place.kind !== "worker") wrong += 1
+    await Bun.sleep(1)
+  }
+  tookMs.sort((a, b) => a - b)
+  const quantile = (q: number) => tookMs[Math.floor(q * (tookMs.length - 1))] ?? 0
+  return { p50: quantile(0.5), p99: quantile(0.99), wrong }
+}
+
+const queue = fleetQueue(self)
+broker.start(
+  {
+    exchanges: [
+      { name: FLEET_EXCHANGE, type: "fanout" },
+      { name: PRESENCE_EXCHANGE, type: "topic" },
+    ],
+    queues: [
+      {
+        name: queue,
+        boundTo: [{ exchange: FLEET_EXCHANGE, routingKey: "" }],
+        durable: false,
+        transient: true,
+        arguments: { "x-queue-type": "classic", "x-expires": 60_000 },
+      },
+    ],
+    subscriptions: [
+      {
+        queue,
+        prefetch: 180,
+        deliver: (delivery) => {
+          delivery.acknowledge()
+          fleet.deliver(delivery)
         },
-      ],
-      subscriptions: [
-        {
-          queue,
-          prefetch: 1_000,
-          deliver: (delivery) => {
-            delivery.acknowledge()
-            const message = channel.read(delivery)
-            if (message?.type === "devices") announcer.heard(message)
-          },
-        },
-      ],
-    },
-    { stateChanged: () => undefined, warning: () => undefined },
-  )
-  await until(() => broker.state.kind === "ready", { what: "the broker" })
-  return {
-    come: (at) => announcer.come(connections[at] as Connection),
-    gone: (at) => announcer.gone(recipientOf(at).deviceId, recipientOf(at).connectionId),
-    settled: () => announcer.pendingCount === 0,
-    hasRoom: () => true,
-    known: () => locationCache.count,
-  }
-}
-
-async function binding(): Promise<Way> {
-  const client = new BatchingClient(values.url)
-  await client.connect()
-  const channel: AMQPChannel = await client.channel()
-  const queue = `bench.queue.${values.worker}`
-  await channel.exchangeDeclare(BINDINGS, "direct", { durable: true })
-  await channel.queueDeclare(queue, { durable: true })
-  let unanswered = 0
-  let bound = 0
-  const ask = (request: Promise<unknown>, change: number) => {
-    unanswered += 1
-    void request.then(() => {
-      unanswered -= 1
-      bound += change
-    })
-  }
-  return {
-    come: (at) => ask(channel.queueBind(queue, BINDINGS, recipientOf(at).deviceId), 1),
-    gone: (at) => ask(channel.queueUnbind(queue, BINDINGS, recipientOf(at).deviceId), -1),
-    settled: () => unanswered === 0,
-    hasRoom: () => unanswered < MAX_UNANSWERED,
-    known: () => bound,
-  }
-}
-
-/** @returns milliseconds from the last device's turn until the broker had everything. */
-async function all(way: Way, act: (at: number) => void): Promise<number> {
-  const startedAtMs = performance.now()
-  for (let at = 0; at < connections.length; ) {
-    const passedMs = performance.now() - startedAtMs
-    const due = rate === 0 ? at + MAX_A_TURN : Math.floor((passedMs / 1000) * rate)
-    while (at < Math.min(due, connections.length) && way.hasRoom()) {
-      act(at)
-      at += 1
-    }
-    await (rate === 0 ? new Promise(setImmediate) : Bun.sleep(1))
-  }
-  const lastAtMs = performance.now()
-  await until(way.settled, { what: "the broker to have everything", timeoutMs: 60_000 })
-  return performance.now() - lastAtMs
-}
-
-const way = await (values.way === "bind" ? binding() : announcing())
+      },
+    ],
+  },
+  { stateChanged: () => undefined, warning: () => undefined },
+)
+await until(() => broker.state.kind === "ready", { what: "the broker" })
+fleet.connected()
+setInterval(() => fleet.sweep(steadyMs()), SWEEP_EVERY_MS)
 report({ ready: 1 })
 for await (const line of console) {
-  if (line === "come") report({ done: await all(way, way.come) })
-  if (line === "go") report({ done: await all(way, way.gone) })
-  if (line === "status") report({ known: way.known() })
+  if (line === "acquainted") {
+    report({ members: fleet.gauges().members, shards: fleet.gauges().keptShards })
+  }
+  if (line === "come") report({ done: await all(come) })
+  if (line === "go") report({ done: await all(go) })
+  if (line === "find") report(await find())
 }
 process.exit(0)

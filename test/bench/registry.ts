@@ -1,82 +1,118 @@
 /**
- * The registry: what it costs that every worker can find a device, by announcements (the product's
- * way) beside a binding for each device at the broker, in turn (A B A B) in one run. One worker has
- * devices that come and go; one other takes part, as there is at least one other in a fleet.
+ * The registry: what it costs, over the whole fleet, that each worker can find each device. Fleets
+ * of several sizes in turn in one run; the same devices come and go in each, at the same rate, so
+ * the figures of two sizes show what a further worker costs. The workers are the fleet part of a
+ * gateway, with presence and without sockets.
  */
 
 import { cpuSeconds } from "../support/gateway.ts"
 import { until } from "../support/wait.ts"
-import { startChild } from "./child.ts"
+import { type Child, startChild } from "./child.ts"
 import { type BenchResult, benchBroker, median, round } from "./harness.ts"
 import { cpuOf } from "./subject.ts"
 
 export interface RegistryParameters {
+  /** The largest fleet; the others have a half, a quarter … of it, down to 2. */
+  readonly workers: number
+  /** Of the whole fleet. */
   readonly devices: number
-  /** 0: as fast as they go. */
   readonly perSecond: number
+  /** Devices that each worker looks up. */
+  readonly finds: number
   readonly rounds: number
 }
 
-const WAYS = ["announce", "bind"] as const
-type Way = (typeof WAYS)[number]
-
 interface Costs {
-  /** CPU for each device that came or went, us. */
-  readonly holder: number
-  readonly other: number
+  /** CPU of all workers for each device that came or went, without what they need when idle, us. */
+  readonly workers: number
+  /** CPU of all workers when nothing happens, cores. */
+  readonly idle: number
   readonly broker: number
-  /** From the last device until the broker had everything, ms. */
+  /** From the last device until the keepers had everything, ms. */
   readonly behindMs: number
+  readonly findP99Ms: number
+  readonly wrong: number
 }
 
+const IDLE_MS = 3_000
+
 export async function registry(parameters: RegistryParameters): Promise<BenchResult> {
-  const { devices, perSecond, rounds } = parameters
-  const measured: Record<Way, Costs[]> = { announce: [], bind: [] }
-  for (let round = 0; round < rounds; round += 1) {
-    for (const way of WAYS) measured[way].push(await once(way, devices, perSecond))
+  const sizes: number[] = []
+  for (let size = 2; size <= parameters.workers; size *= 2) sizes.push(size)
+  const measured = new Map<number, Costs[]>(sizes.map((size) => [size, []]))
+  for (let n = 0; n < parameters.rounds; n += 1) {
+    for (const size of sizes) measured.get(size)?.push(await once(size, parameters))
   }
   const figures: Record<string, number> = {}
-  for (const way of WAYS) {
-    const of = (part: keyof Costs) => round(median(measured[way].map((costs) => costs[part])))
-    figures[`${way}: CPU of the holder a change, us`] = of("holder")
-    figures[`${way}: CPU of one other worker a change, us`] = of("other")
-    figures[`${way}: CPU of the broker a change, us`] = of("broker")
-    figures[`${way}: behind at the end, ms`] = of("behindMs")
+  for (const [size, costs] of measured) {
+    const of = (part: keyof Costs, digits = 1) =>
+      round(median(costs.map((each) => each[part])) * digits) / digits
+    figures[`${size} workers: CPU of all workers a change, us`] = of("workers")
+    figures[`${size} workers: CPU of all workers when idle, cores`] = of("idle", 1_000)
+    figures[`${size} workers: CPU of the broker a change, us`] = of("broker")
+    figures[`${size} workers: behind at the end, ms`] = of("behindMs")
+    figures[`${size} workers: look-up elsewhere p99, ms`] = of("findP99Ms", 10)
+    figures[`${size} workers: look-ups without the device`] = of("wrong")
   }
   return { bench: "registry", parameters: { ...parameters }, figures }
 }
 
-async function once(way: Way, devices: number, rate: number): Promise<Costs> {
+async function once(size: number, parameters: RegistryParameters): Promise<Costs> {
+  const { devices, perSecond, finds } = parameters
   const [broker, leave] = await benchBroker()
-  const holder = startChild("registry-member.ts", { url: broker.url, way, devices, rate })
-  const other = startChild("registry-member.ts", { url: broker.url, way, worker: "bench.1" })
+  const shares = { devices: Math.floor(devices / size), rate: perSecond / size, finds }
+  const members = Array.from({ length: size }, (_, worker) =>
+    startChild("registry-member.ts", { url: broker.url, worker, workers: size, ...shares }),
+  )
   try {
-    await Promise.all([holder.told("ready"), other.told("ready")])
+    await Promise.all(members.map((member) => member.told("ready")))
+    await until(() => acquainted(members, size), { what: "the fleet", timeoutMs: 60_000 })
     const cpu = () => ({
-      holder: cpuSeconds(holder.pid),
-      other: cpuSeconds(other.pid),
+      workers: members.reduce((sum, { pid }) => sum + cpuSeconds(pid), 0),
       broker: cpuOf(broker.processIds()),
+      atMs: performance.now(),
     })
+    const quiet = cpu()
+    await Bun.sleep(IDLE_MS)
     const before = cpu()
-    let behindMs = 0
-    for (const [word, known] of [
-      ["come", devices],
-      ["go", 0],
-    ] as const) {
-      holder.say(word)
-      behindMs = Math.max(behindMs, (await holder.told("done"))["done"] ?? 0)
-      const knowing = way === "announce" ? other : holder
-      const isKnown = async () => {
-        knowing.say("status")
-        return (await knowing.told("known"))["known"] === known
-      }
-      await until(isKnown, { what: `${known} devices to be known`, timeoutMs: 60_000 })
+    const idle = (before.workers - quiet.workers) / ((before.atMs - quiet.atMs) / 1_000)
+    const idleBroker = (before.broker - quiet.broker) / ((before.atMs - quiet.atMs) / 1_000)
+    const done = async (word: string) => {
+      for (const member of members) member.say(word)
+      const told = await Promise.all(members.map((member) => member.told("done")))
+      return Math.max(...told.map(({ done: ms }) => ms ?? 0))
     }
+    const cameMs = await done("come")
+    const came = cpu()
+    for (const member of members) member.say("find")
+    const found = await Promise.all(members.map((member) => member.told("p99")))
+    const finished = cpu()
+    const wentMs = await done("go")
     const after = cpu()
-    const each = (part: keyof typeof before) => ((after[part] - before[part]) / devices / 2) * 1e6
-    return { holder: each("holder"), other: each("other"), broker: each("broker"), behindMs }
+    const changes = 2 * shares.devices * size
+    const seconds = (came.atMs - before.atMs + after.atMs - finished.atMs) / 1_000
+    const each = (part: "workers" | "broker", idleCores: number) => {
+      const spent = came[part] - before[part] + after[part] - finished[part]
+      return ((spent - idleCores * seconds) / changes) * 1e6
+    }
+    return {
+      workers: each("workers", idle),
+      idle,
+      broker: each("broker", idleBroker),
+      behindMs: Math.max(cameMs, wentMs),
+      findP99Ms: Math.max(...found.map(({ p99 }) => p99 ?? 0)),
+      wrong: found.reduce((sum, { wrong }) => sum + (wrong ?? 0), 0),
+    }
   } finally {
-    await Promise.all([holder.stop(), other.stop()])
+    await Promise.all(members.map((member) => member.stop()))
     await leave()
   }
+}
+
+/** Whether all workers know each other, and each shard has one keeper. */
+async function acquainted(members: readonly Child[], size: number): Promise<boolean> {
+  for (const member of members) member.say("acquainted")
+  const told = await Promise.all(members.map((member) => member.told("members")))
+  const shards = told.reduce((sum, each) => sum + (each["shards"] ?? 0), 0)
+  return shards === 16 && told.every((each) => each["members"] === size - 1)
 }
