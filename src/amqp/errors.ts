@@ -34,6 +34,8 @@ export type BrokerError =
       readonly resource: string | null
     }
   | { readonly kind: "not_found" }
+  /** The queue exists and does not answer: its node is down, or it has no leader. */
+  | { readonly kind: "unavailable" }
   /** The host refused the TCP connection: no broker listens there. */
   | { readonly kind: "connection_refused" }
   /** Another connection uses the queue exclusively. */
@@ -50,6 +52,8 @@ const UNACKNOWLEDGED = /\bun-?ack(ed|nowledged)\b/i
 const LIMITED = /\b(too many|more than|limit|max|maximum|exceed\w*)\b/i
 const LIMIT = /\b(?:more than|limit|max|maximum|exceed\w*)\D{0,20}(\d+)/i
 const REFUSED = / (?:(configure|write|read) )?access to \w+ '([^']*)'/
+/** RabbitMQ has the code 404 for these too. */
+const UNAVAILABLE = / due to timeout| is down or inaccessible/
 const CODE = /\((\d{3})\)$/
 
 export function readBrokerError(text: string): BrokerError {
@@ -65,7 +69,7 @@ export function readBrokerError(text: string): BrokerError {
       return { kind: "access_refused", permission, resource }
     }
     case "404":
-      return { kind: "not_found" }
+      return { kind: UNAVAILABLE.test(text) ? "unavailable" : "not_found" }
     case "405":
       return { kind: "locked" }
     case "406":

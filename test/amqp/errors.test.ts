@@ -29,6 +29,14 @@ test.each<[string, BrokerError]>([
     { kind: "not_found" },
   ],
   [
+    "channel 3 closed: NOT_FOUND - failed to perform operation on queue 'a' in vhost '/' due to timeout (404)",
+    { kind: "unavailable" },
+  ],
+  [
+    "channel 3 closed: NOT_FOUND - home node 'rabbit@one' of durable queue 'a' in vhost '/' is down or inaccessible (404)",
+    { kind: "unavailable" },
+  ],
+  [
     "channel 1 closed: ACCESS_REFUSED - access to queue 'q' in vhost '/' refused for user 'u' (403)",
     refused(null, "q"),
   ],
