@@ -16,14 +16,17 @@ import type {
   BrokerListener,
   BrokerSetup,
   BrokerState,
+  ExchangeDeclaration,
   PublishChannel,
   PublishChannelListener,
   QueueDeclaration,
+  Subscription,
 } from "../broker/broker.ts"
 import { lowerLimit } from "../broker/prefetch.ts"
+import { errorText } from "../errors.ts"
 import { type BatchingClient, PUBLISH_FRAME_MAX } from "./client.ts"
 import { AmqpConnection, type AmqpConnectionHooks } from "./connection.ts"
-import { declareAll } from "./declarations.ts"
+import { declareAll, queueExists } from "./declarations.ts"
 import { readBrokerError } from "./errors.ts"
 import { AmqpPublishChannel } from "./publish-channel.ts"
 import { Subscriptions } from "./subscriptions.ts"
@@ -46,7 +49,11 @@ export class AmqpBroker implements Broker {
   readonly #publishChannels: AttachableChannel[] = []
   #setup: BrokerSetup = { exchanges: [], queues: [], subscriptions: [] }
   #listener: BrokerListener | null = null
-  #declareAgain: (() => Promise<void>) | null = null
+  /** The client of the publishing connection. */
+  #client: BatchingClient | null = null
+  #redeclaring: BatchingClient | null = null
+  /** The queues of `declare`, by name. */
+  readonly #declared = new Map<string, QueueDeclaration>()
   readonly #subscriptions = new Subscriptions({
     failed: (reason) => this.#consuming.reset(reason),
     lockedChanged: () => {
@@ -54,6 +61,8 @@ export class AmqpBroker implements Broker {
       if (queue !== null) this.#warnOnce(`${queue} locked`, lockedMessage(queue))
       this.#up()
     },
+    declare: (client, queue) => this.#declare(client, [], [queue]),
+    warn: (about, message) => this.#warnOnce(about, message),
   })
   #lastLoss = "not connected yet"
   #blockedReason: string | null = null
@@ -86,7 +95,7 @@ export class AmqpBroker implements Broker {
       lost: (reason) => {
         this.#lastLoss = reason
         this.#blockedReason = null
-        this.#declareAgain = null
+        this.#client = null
         for (const publishChannel of this.#publishChannels) publishChannel.detach()
         this.#changed()
       },
@@ -149,16 +158,35 @@ export class AmqpBroker implements Broker {
     return publishChannel
   }
 
+  subscribe(queue: QueueDeclaration, subscription: Subscription): void {
+    this.#subscriptions.add(queue, subscription)
+  }
+
+  unsubscribe(queueName: string): void {
+    this.#subscriptions.remove(queueName)
+  }
+
+  async exists(queueName: string): Promise<boolean> {
+    return queueExists(this.#connected(), queueName)
+  }
+
+  async declare(queue: QueueDeclaration): Promise<void> {
+    await this.#declare(this.#connected(), [], [queue])
+    this.#declared.set(queue.name, queue)
+  }
+
   redeclare(): void {
-    const declareAgain = this.#declareAgain
-    if (declareAgain === null) return
+    const client = this.#client
     // Called for each returned message; one declaration at a time is enough.
-    this.#declareAgain = null
-    declareAgain().then(
+    if (client === null || this.#redeclaring === client) return
+    this.#redeclaring = client
+    this.#declareShared(client).then(
       () => {
-        this.#declareAgain ??= declareAgain
+        if (this.#redeclaring === client) this.#redeclaring = null
       },
-      (error: unknown) => this.reset(String(error)),
+      (error: unknown) => {
+        if (this.#client === client) this.reset(String(error))
+      },
     )
   }
 
@@ -190,6 +218,8 @@ export class AmqpBroker implements Broker {
 
   async #close(): Promise<void> {
     this.#closed = true
+    this.#client = null
+    this.#subscriptions.close()
     await Promise.all([this.#publishing.close(), this.#consuming.close()])
     for (const publishChannel of this.#publishChannels) publishChannel.detach()
     this.#changed()
@@ -205,11 +235,8 @@ export class AmqpBroker implements Broker {
   }
 
   async #setUpPublishing(client: BatchingClient): Promise<void> {
-    const shared = this.#setup.queues.filter(
-      ({ exclusive, transient }) => !(exclusive || transient),
-    )
-    await this.#declare(client, shared)
-    this.#declareAgain = () => this.#declare(client, shared)
+    this.#client = client
+    await this.#declareShared(client)
     const opened: [AttachableChannel, AMQPChannel][] = []
     for (const publishChannel of this.#publishChannels) {
       const channel = await client.channel()
@@ -222,14 +249,37 @@ export class AmqpBroker implements Broker {
   }
 
   async #setUpConsuming(client: BatchingClient): Promise<void> {
-    await this.#declare(client, this.#setup.queues)
+    await this.#declare(client, this.#setup.exchanges, this.#setup.queues)
     await this.#subscriptions.subscribe(client)
   }
 
-  #declare(client: BatchingClient, queues: readonly QueueDeclaration[]): Promise<void> {
-    return declareAll(client, this.#setup.exchanges, queues, (about, message) =>
-      this.#warnOnce(about, message),
-    )
+  #connected(): BatchingClient {
+    const client = this.#publishing.up ? this.#client : null
+    if (client === null) throw new Error(`not connected: ${this.#lastLoss}`)
+    return client
+  }
+
+  /** Declares what both connections use. A queue of the setup that cannot be declared rejects. */
+  async #declareShared(client: BatchingClient): Promise<void> {
+    await this.#declare(client, this.#setup.exchanges, this.#setup.queues.filter(isShared))
+    const atRunTime = [...this.#declared.values(), ...this.#subscriptions.queuesAtRunTime]
+    for (const queue of atRunTime.filter(isShared)) {
+      try {
+        await this.#declare(client, [], [queue])
+      } catch (error) {
+        // A lost connection is not a refusal.
+        if (this.#client !== client) throw error
+        this.#warnOnce(`${queue.name} undeclared`, errorText(error))
+      }
+    }
+  }
+
+  #declare(
+    client: BatchingClient,
+    exchanges: readonly ExchangeDeclaration[],
+    queues: readonly QueueDeclaration[],
+  ): Promise<void> {
+    return declareAll(client, exchanges, queues, (about, message) => this.#warnOnce(about, message))
   }
 
   /**
@@ -251,6 +301,11 @@ export class AmqpBroker implements Broker {
     this.#warned.add(about)
     this.#listener?.warning(message)
   }
+}
+
+/** False for a queue of the consuming connection only. */
+function isShared({ exclusive = false, transient = false }: QueueDeclaration): boolean {
+  return !(exclusive || transient)
 }
 
 function lockedMessage(queue: string): string {

@@ -67,6 +67,23 @@ export async function declareAll(
   await declare.end()
 }
 
+/** Checks whether a queue exists, on a channel of its own. Rejects when the broker cannot tell. */
+export async function queueExists(client: BatchingClient, name: string): Promise<boolean> {
+  const channel = await client.channel()
+  channel.onerror = () => undefined
+  try {
+    await channel.queueDeclare(name, { passive: true })
+  } catch (error) {
+    const { kind } = readBrokerError(errorText(error))
+    if (kind === "not_found") return false
+    // A queue that is exclusive to another connection exists.
+    if (kind === "locked") return true
+    throw error
+  }
+  await channel.close()
+  return true
+}
+
 class Declarer {
   readonly #client: BatchingClient
   readonly #warn: Warn

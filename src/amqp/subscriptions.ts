@@ -1,65 +1,57 @@
 /**
- * The subscriptions of one broker over AMQP: a channel each on the consuming connection, opened
- * again on each new connection.
+ * The subscriptions of one broker over AMQP, those of the setup and those that were made at run
+ * time: a consumer each on the consuming connection (`queue-consumer.ts`), on each new connection.
  *
- *   none ──subscribe──► subscribed ──connection lost──► none
- *            │  └──queue in use elsewhere──► locked ──every `LOCKED_RETRY_MS`──► subscribed
- *            └──paused──► none, until it is resumed
+ *   setup     subscribe ─► open ─┬─ locked ────► again every `LOCKED_RETRY_MS`
+ *                                └─ failed ────► the connection is dropped
+ *   run time  add ─► declare ─► open ─┬─ locked ────► again every `LOCKED_RETRY_MS`
+ *                                     └─ failed ────► warning, again every `FAILED_RETRY_MS`
  *
- * A locked queue delays no other subscription. The lock may belong to this client's previous
- * connection, whose loss the broker has not detected yet, or to another instance with the same
- * name. A quorum queue keeps the consumer of a partitioned node until that node is back. When this
- * client had the queue before and it stays locked for `STALE_CONSUMER_MS`, one consumer is taken
- * for such a stale one and does not prevent the subscription. Bound: the prefetch of each
- * subscription.
+ * A locked queue delays no other subscription, and a failure at run time disturbs none. On a
+ * connection that is made while paused there are no subscriptions until it is replaced. Bound: the
+ * prefetch of each subscription, and `limit` for all together.
  */
 
-import type { AMQPChannel } from "@cloudamqp/amqp-client"
-import type { Subscription } from "../broker/broker.ts"
+import type { QueueDeclaration, Subscription } from "../broker/broker.ts"
 import { divided } from "../broker/prefetch.ts"
 import { errorText } from "../errors.ts"
 import type { BatchingClient } from "./client.ts"
-import { Acknowledgements, AmqpDelivery } from "./delivery.ts"
-import { QueueInUse, readBrokerError } from "./errors.ts"
+import type { Warn } from "./declarations.ts"
+import { readBrokerError } from "./errors.ts"
+import { QueueConsumer } from "./queue-consumer.ts"
 
 const LOCKED_RETRY_MS = 1_000
-/**
- * Longer than a broker needs to detect a reset connection, and short enough to wait for in a
- * partition.
- */
-const STALE_CONSUMER_MS = 5_000
+const FAILED_RETRY_MS = 2_000
 /**
  * Enough for hundreds at once. If it were too short, commands would be redelivered, and none lost.
  */
 const ACKNOWLEDGEMENTS_MS = 200
 
 export interface SubscriptionsHooks {
-  /** A consumer or its channel has ended, so the caller must reconnect. */
+  /** The caller must reconnect. */
   readonly failed: (reason: string) => void
-  /** A queue has become locked, or no longer is. */
+  /** A queue of the setup has become locked, or no longer is. */
   readonly lockedChanged: () => void
+  readonly declare: (client: BatchingClient, queue: QueueDeclaration) => Promise<void>
+  readonly warn: Warn
+}
+
+interface RunTimeSubscription {
+  readonly queue: QueueDeclaration
+  readonly consumer: QueueConsumer
 }
 
 export class Subscriptions {
   readonly #hooks: SubscriptionsHooks
-  #wanted: readonly Subscription[] = []
+  #setup: readonly QueueConsumer[] = []
+  readonly #atRunTime = new Map<string, RunTimeSubscription>()
+  /** Null when no subscription may be opened. */
   #client: BatchingClient | null = null
-  #channels: AMQPChannel[] = []
-  #consumers: { cancel(): Promise<unknown> }[] = []
-  readonly #locked = new Set<Subscription>()
-  /** Exclusive subscriptions that this client had on an earlier connection. */
-  readonly #had = new Set<Subscription>()
-  /** The time since which each is locked, over all connections, on a monotonic clock. */
-  readonly #lockedSinceMs = new Map<Subscription, number>()
-  /** Those that may have had deliveries on this connection. */
-  readonly #subscribed = new Set<Subscription>()
-  #retry: ReturnType<typeof setTimeout> | null = null
-  #complete = false
   #paused = false
   #stopped = false
   /**
    * The limit of unacknowledged deliveries of all together, when the broker allows less than the
-   * setup.
+   * subscriptions.
    */
   limit: number | null = null
 
@@ -67,15 +59,14 @@ export class Subscriptions {
     this.#hooks = hooks
   }
 
-  /** A locked queue, or null. */
+  /** A locked queue of the setup, or null. */
   get lockedQueue(): string | null {
-    for (const { queue } of this.#locked) return queue
-    return null
+    return this.#setup.find(({ locked }) => locked)?.queue ?? null
   }
 
   /** True when the connection has no subscriptions because it was made while paused. */
   get missing(): boolean {
-    return !this.#complete
+    return this.#client === null
   }
 
   set paused(paused: boolean) {
@@ -84,44 +75,64 @@ export class Subscriptions {
 
   /** The limit of unacknowledged deliveries of all together. */
   get prefetch(): number {
-    return this.limit ?? this.#wanted.reduce((sum, { prefetch }) => sum + prefetch, 0)
+    return this.limit ?? sum(this.#consumers.map(({ subscription }) => subscription.prefetch))
+  }
+
+  /** The queues of the subscriptions that were made at run time. */
+  get queuesAtRunTime(): QueueDeclaration[] {
+    return [...this.#atRunTime.values()].map(({ queue }) => queue)
   }
 
   want(subscriptions: readonly Subscription[]): void {
-    this.#wanted = subscriptions
+    this.#setup = subscriptions.map((each) => this.#consumerOf(each, this.#hooks.failed))
   }
 
-  /** Subscribes on a new connection. A lock does not reject; any other failure does. */
+  /** @throws when the queue has a subscription that was made at run time. */
+  add(queue: QueueDeclaration, subscription: Subscription): void {
+    const { name } = queue
+    if (this.#atRunTime.has(name)) throw new Error(`${name} has a subscription`)
+    const consumer = this.#consumerOf(subscription, (reason) =>
+      // Later, because a connection that is lost ends its channels before it is known to be lost.
+      queueMicrotask(() => this.#failedAtRunTime(added, this.#client, reason)),
+    )
+    const added = { queue, consumer }
+    this.#atRunTime.set(name, added)
+    void this.#openAtRunTime(added)
+  }
+
+  remove(queue: string): void {
+    this.#atRunTime.get(queue)?.consumer.close()
+    this.#atRunTime.delete(queue)
+  }
+
+  /**
+   * Subscribes on a new connection. A lock does not reject, nor does a subscription that was made
+   * at run time; any other failure does.
+   */
   async subscribe(client: BatchingClient): Promise<void> {
-    this.#client = client
     if (this.#paused) return
-    for (const subscription of this.#wanted) await this.#subscribe(client, subscription)
-    this.#complete = true
+    this.#client = client
+    // One that is added meanwhile opens itself.
+    const atRunTime = [...this.#atRunTime.values()]
+    for (const consumer of this.#setup) await this.#open(client, consumer)
+    for (const added of atRunTime) void this.#openAtRunTime(added)
   }
 
   /** The connection is lost, with its channels and deliveries. */
   lost(): void {
-    if (this.#retry !== null) clearTimeout(this.#retry)
-    this.#retry = null
     this.#client = null
-    this.#channels = []
-    this.#consumers = []
-    this.#complete = false
-    this.#locked.clear()
-    const subscribed = [...this.#subscribed]
-    this.#subscribed.clear()
-    // Later, because the loss may have been detected within a call of `acknowledge`.
-    queueMicrotask(() => {
-      for (const subscription of subscribed) subscription.lost?.()
-    })
+    for (const consumer of this.#consumers) consumer.lost()
   }
 
   /** Cancels all consumers. Deliveries can still be acknowledged. */
   async stop(): Promise<void> {
     this.#stopped = true
-    const consumers = this.#consumers
-    this.#consumers = []
-    await Promise.allSettled(consumers.map((consumer) => consumer.cancel()))
+    await Promise.allSettled(this.#consumers.map((consumer) => consumer.stop()))
+  }
+
+  /** Opens no more subscriptions. */
+  close(): void {
+    this.#client = null
   }
 
   /**
@@ -130,109 +141,82 @@ export class Subscriptions {
    */
   async handOverAcknowledgements(): Promise<void> {
     await Bun.sleep(ACKNOWLEDGEMENTS_MS)
-    await Promise.allSettled(this.#channels.map((channel) => channel.close()))
+    await Promise.allSettled(this.#consumers.map((consumer) => consumer.closeChannel()))
   }
 
-  async #subscribe(client: BatchingClient, subscription: Subscription): Promise<void> {
-    const { untilClose = false } = subscription
-    if (this.#stopped && !untilClose) return
-    const channel = await client.channel()
-    let ended = (_reason: string): void => undefined
-    channel.onerror = (reason) => ended(reason)
-    const prefetch = this.#prefetchOf(subscription)
-    await channel.basicQos(prefetch)
-    const { exclusive = false } = subscription
-    const options = { noAck: false, exclusive }
+  get #consumers(): QueueConsumer[] {
+    return [...this.#setup, ...[...this.#atRunTime.values()].map(({ consumer }) => consumer)]
+  }
+
+  #consumerOf(subscription: Subscription, ended: (reason: string) => void): QueueConsumer {
+    const consumer = new QueueConsumer(subscription, ended)
+    if (this.#stopped) void consumer.stop()
+    return consumer
+  }
+
+  async #open(client: BatchingClient, consumer: QueueConsumer): Promise<void> {
+    const wasLocked = consumer.locked
+    await consumer.open(client, this.#shareOf(consumer))
+    if (consumer.locked !== wasLocked) this.#hooks.lockedChanged()
+    if (!consumer.locked) return
+    const again = () =>
+      this.#open(client, consumer).catch((error: unknown) => this.#hooks.failed(String(error)))
+    consumer.retryLater(again, LOCKED_RETRY_MS)
+  }
+
+  async #openAtRunTime(added: RunTimeSubscription): Promise<void> {
+    const client = this.#client
+    const { queue, consumer } = added
+    if (client === null || consumer.stopped) return
     try {
-      const stale = exclusive && this.#hasStaleConsumer(subscription) ? 1 : 0
-      if (exclusive) await refuseOthers(channel, subscription.queue, stale)
-      let cancelled = false
-      let began = false
-      const acknowledgements = new Acknowledgements(client, channel, prefetch)
-      this.#subscribed.add(subscription)
-      client.take(channel.id, {
-        content: (content) => {
-          // The broker redelivers what cannot be acknowledged, and deliveries of a consumer that
-          // was cancelled at once.
-          if (channel.closed || (this.#stopped && !began && !untilClose)) return
-          const delivery = new AmqpDelivery(subscription.queue, acknowledgements, content)
-          subscription.deliver(delivery, prefetch)
-        },
-        cancelled: () => {
-          cancelled = true
-        },
-      })
-      const consumer = await channel.basicConsume(subscription.queue, options, () => undefined)
-      // Cancelled before the client processed consume-ok: it has no registered consumer and would
-      // report nothing.
-      if (cancelled || channel.closed) throw new Error(`${subscription.queue}: cancelled at once`)
-      if (exclusive) {
-        // Another consumer may have started meanwhile. Then both leave, and the first to return
-        // stays.
-        await refuseOthers(channel, subscription.queue, stale + 1).catch((error: unknown) =>
-          consumer.cancel().then(() => Promise.reject(error)),
-        )
+      await this.#hooks.declare(client, queue)
+      if (this.#client !== client) return
+      const share = this.#shareOf(consumer)
+      if (this.#exceedsLimit(share)) {
+        this.#hooks.failed(`dividing the prefetch again, with ${queue.name}`)
+        return
       }
-      ended = this.#hooks.failed
-      began = !this.#stopped
-      this.#channels.push(channel)
-      if (exclusive) this.#had.add(subscription)
-      this.#lockedSinceMs.delete(subscription)
-      if (untilClose) {
-        // `stop` does not cancel these.
-      } else if (this.#stopped) await consumer.cancel()
-      else this.#consumers.push(consumer)
-      // Rejects when the broker cancels the consumer, for example because its queue was deleted.
-      consumer.wait().catch((error: unknown) => this.#hooks.failed(String(error)))
+      await consumer.open(client, share)
     } catch (error) {
-      if (!isLocked(error)) throw error
-      // A lock may have closed the channel or not.
-      if (!channel.closed) await channel.close()
-      // Deliveries before the lock was detected are lost with the channel.
-      if (this.#subscribed.delete(subscription)) queueMicrotask(() => subscription.lost?.())
-      if (!this.#lockedSinceMs.has(subscription)) {
-        this.#lockedSinceMs.set(subscription, performance.now())
-      }
-      if (!this.#locked.has(subscription)) {
-        this.#locked.add(subscription)
-        this.#hooks.lockedChanged()
-      }
-      const retryMs = LOCKED_RETRY_MS * (0.5 + Math.random())
-      this.#retry ??= setTimeout(() => this.#retryLocked(), retryMs)
+      this.#failedAtRunTime(added, client, errorText(error))
       return
     }
-    if (this.#locked.delete(subscription)) this.#hooks.lockedChanged()
-  }
-
-  #hasStaleConsumer(subscription: Subscription): boolean {
-    const sinceMs = this.#lockedSinceMs.get(subscription) ?? Number.POSITIVE_INFINITY
-    return this.#had.has(subscription) && performance.now() - sinceMs >= STALE_CONSUMER_MS
-  }
-
-  #prefetchOf(subscription: Subscription): number {
-    if (this.limit === null) return subscription.prefetch
-    const weights = this.#wanted.map(({ prefetch }) => prefetch)
-    return divided(this.limit, weights)[this.#wanted.indexOf(subscription)] ?? 1
-  }
-
-  #retryLocked(): void {
-    const client = this.#client
-    this.#retry = null
-    if (client === null) return
-    for (const subscription of this.#locked) {
-      this.#subscribe(client, subscription).catch((error: unknown) =>
-        this.#hooks.failed(String(error)),
-      )
+    if (!consumer.locked) return
+    if (consumer.lockedForLong) {
+      const message = `${queue.name} is not consumed: another connection uses it exclusively`
+      this.#hooks.warn(`${queue.name} locked`, message)
     }
+    consumer.retryLater(() => this.#openAtRunTime(added), LOCKED_RETRY_MS)
+  }
+
+  #failedAtRunTime(added: RunTimeSubscription, client: BatchingClient | null, reason: string) {
+    const { queue, consumer } = added
+    // With the connection, each subscription is opened again.
+    if (client === null || this.#client !== client || consumer.stopped) return
+    const message = `${queue.name} is not consumed, trying again every few seconds: ${reason}`
+    this.#hooks.warn(`${queue.name} ${readBrokerError(reason).kind}`, message)
+    consumer.drop().catch(() => undefined)
+    consumer.retryLater(() => this.#openAtRunTime(added), FAILED_RETRY_MS)
+  }
+
+  /**
+   * True when the others hold too much of `limit` for a new consumer, because they were opened
+   * before it came. AMQP cannot lower the prefetch of a consumer, so the connection is made again.
+   */
+  #exceedsLimit(share: number): boolean {
+    const consumers = this.#consumers
+    if (this.limit === null || consumers.length > this.limit) return false
+    return sum(consumers.map(({ prefetch }) => prefetch)) + share > this.limit
+  }
+
+  #shareOf(consumer: QueueConsumer): number {
+    if (this.limit === null) return consumer.subscription.prefetch
+    const consumers = this.#consumers
+    const weights = consumers.map(({ subscription }) => subscription.prefetch)
+    return divided(this.limit, weights)[consumers.indexOf(consumer)] ?? 1
   }
 }
 
-function isLocked(error: unknown): boolean {
-  return error instanceof QueueInUse || readBrokerError(errorText(error)).kind === "locked"
-}
-
-/** Quorum queues allow other consumers beside an exclusive one, so consumers are counted. */
-async function refuseOthers(channel: AMQPChannel, queue: string, max: number): Promise<void> {
-  const { consumerCount } = await channel.queueDeclare(queue, { passive: true })
-  if (consumerCount > max) throw new QueueInUse(queue)
+function sum(numbers: readonly number[]): number {
+  return numbers.reduce((total, number) => total + number, 0)
 }

@@ -108,13 +108,17 @@ export interface Delivery {
   readonly body: Uint8Array
   readonly properties: MessageProperties
   readonly redelivered: boolean
-  /** True once its connection is lost: the delivery cannot be acknowledged any more. */
+  /**
+   * True once its connection is lost or its subscription has ended: the delivery cannot be
+   * acknowledged any more.
+   */
   readonly lost: boolean
-  /** Does nothing once the connection is lost: the broker redelivers the message then. */
+  /** Does nothing once the delivery is lost: the broker redelivers the message then. */
   acknowledge(): void
   /**
    * True once the broker has certainly processed the acknowledgement. Before that, a lost
-   * connection may have lost the acknowledgement too, and the broker redelivers the message.
+   * connection or `unsubscribe` may have lost the acknowledgement too, and the broker redelivers
+   * the message.
    */
   readonly settled: boolean
 }
@@ -123,7 +127,10 @@ export interface Subscription {
   readonly queue: string
   /** Continues after `stopConsuming`, until the broker is closed. */
   readonly untilClose?: boolean
-  /** Fails, and is retried, while the queue has another consumer. */
+  /**
+   * Fails, and is retried, while the queue has another consumer. A client that had the queue on an
+   * earlier connection ignores one such consumer after some seconds, because it may be its own.
+   */
   readonly exclusive?: boolean
   /** The limit of unacknowledged deliveries. */
   readonly prefetch: number
@@ -134,8 +141,9 @@ export interface Subscription {
    */
   readonly deliver: (delivery: Delivery, prefetch: number) => void
   /**
-   * Called once for each lost connection, after its deliveries are `lost` and before the first
-   * delivery of the next connection. Never called within another call to the broker.
+   * Called once for each lost connection, and for `unsubscribe`, after its deliveries are `lost`
+   * and before the first delivery of the next connection. Never called within another call to the
+   * broker.
    */
   readonly lost?: () => void
 }
@@ -197,7 +205,33 @@ export interface Broker {
   start(setup: BrokerSetup, listener: BrokerListener): void
   /** A new publish channel. To be called before `start`. */
   publishChannel<T>(listener: PublishChannelListener<T>): PublishChannel<T>
-  /** Declares the queues again, after a message was returned because its queue was deleted. */
+  /**
+   * Declares a queue and consumes it, now and on each later connection, until `unsubscribe`. May be
+   * called in any state, also before `start`. When it fails, or the queue has another consumer and
+   * the subscription is exclusive, it is retried every few seconds, with a warning. Neither affects
+   * the state or other subscriptions.
+   *
+   * @param subscription for that queue. Another prefetch needs `unsubscribe` and `subscribe`.
+   * @throws when the queue has a subscription of this kind.
+   */
+  subscribe(queue: QueueDeclaration, subscription: Subscription): void
+  /**
+   * Ends a subscription of `subscribe`. Its unacknowledged deliveries are lost and return to the
+   * queue, and no more follow. Does nothing when there is no such subscription.
+   */
+  unsubscribe(queueName: string): void
+  /**
+   * Whether the broker has this queue. Rejects when the connection is lost or the check fails
+   * otherwise, for example because the queue is not available. Waits while the broker is blocked.
+   */
+  exists(queueName: string): Promise<boolean>
+  /**
+   * Declares a queue that is not exclusive to a connection, now and on each later connection.
+   * Rejects when the connection is lost or the queue cannot be declared; then it is not declared
+   * later. Waits while the broker is blocked.
+   */
+  declare(queue: QueueDeclaration): Promise<void>
+  /** Declares all queues again, after a message was returned because its queue was deleted. */
   redeclare(): void
   /** Drops the current connection, for example one without publisher confirms, and reconnects. */
   reset(reason: string): void

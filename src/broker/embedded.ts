@@ -19,6 +19,7 @@ import type {
   PublishChannel,
   PublishChannelListener,
   PublishResult,
+  QueueDeclaration,
   Subscription,
 } from "./broker.ts"
 
@@ -34,6 +35,8 @@ interface StoredMessage {
 interface Consumer {
   readonly subscription: Subscription
   readonly unacknowledged: Set<StoredMessage>
+  /** Its subscription has ended, and its deliveries are lost. */
+  ended: boolean
 }
 
 interface Queue {
@@ -44,6 +47,13 @@ interface Queue {
   consumers: Consumer[]
   nextConsumer: number
   dropped: number
+}
+
+interface RunTimeSubscription {
+  readonly queue: QueueDeclaration
+  readonly subscription: Subscription
+  /** Null before the start, and when consuming was stopped before. */
+  consumer: Consumer | null
 }
 
 /** Receives a copy of each message that arrives in a queue. */
@@ -59,10 +69,13 @@ export class EmbeddedBroker implements Broker {
   readonly #exchanges = new Map<string, Map<string, Queue[]>>()
   readonly #taps = new Map<string, Set<Tap>>()
   readonly #publishers: { opened(): void }[] = []
+  /** The subscriptions that were made at run time, by queue. */
+  readonly #atRunTime = new Map<string, RunTimeSubscription>()
   #listener: BrokerListener | null = null
   #state: BrokerState = { kind: "away", reason: "not started" }
   #sweep: ReturnType<typeof setInterval> | null = null
   #paused = false
+  #stopped = false
 
   constructor(nowMs: () => number = Date.now) {
     this.#nowMs = nowMs
@@ -75,29 +88,9 @@ export class EmbeddedBroker implements Broker {
   start(setup: BrokerSetup, listener: BrokerListener): void {
     this.#listener = listener
     for (const { name } of setup.exchanges) this.#exchanges.set(name, new Map())
-    for (const { name, arguments: args, boundTo = [] } of setup.queues) {
-      const deadLetterTo = args["x-dead-letter-routing-key"]
-      const messageTtlMs = args["x-message-ttl"]
-      const queue: Queue = {
-        name,
-        deadLetterTo: typeof deadLetterTo === "string" ? deadLetterTo : null,
-        messageTtlMs: typeof messageTtlMs === "number" ? messageTtlMs : Number.POSITIVE_INFINITY,
-        messages: [],
-        consumers: [],
-        nextConsumer: 0,
-        dropped: 0,
-      }
-      this.#queues.set(name, queue)
-      for (const { exchange, routingKey } of boundTo) {
-        const keys = this.#exchanges.get(exchange)
-        keys?.set(routingKey, [...(keys.get(routingKey) ?? []), queue])
-      }
-    }
-    for (const subscription of setup.subscriptions) {
-      this.#queues
-        .get(subscription.queue)
-        ?.consumers.push({ subscription, unacknowledged: new Set() })
-    }
+    for (const queue of setup.queues) this.#declare(queue)
+    for (const subscription of setup.subscriptions) this.#consume(subscription)
+    for (const added of this.#atRunTime.values()) this.#begin(added)
     this.#sweep = setInterval(() => this.#expire(), 100)
     this.#sweep.unref()
     // Later, as with a real connection.
@@ -112,6 +105,38 @@ export class EmbeddedBroker implements Broker {
   publishChannel<T>(listener: PublishChannelListener<T>): PublishChannel<T> {
     this.#publishers.push(listener)
     return new EmbeddedPublishChannel(this, listener)
+  }
+
+  subscribe(queue: QueueDeclaration, subscription: Subscription): void {
+    if (this.#atRunTime.has(queue.name)) throw new Error(`${queue.name} has a subscription`)
+    const added = { queue, subscription, consumer: null }
+    this.#atRunTime.set(queue.name, added)
+    if (this.#listener !== null) this.#begin(added)
+  }
+
+  unsubscribe(queueName: string): void {
+    const consumer = this.#atRunTime.get(queueName)?.consumer ?? null
+    this.#atRunTime.delete(queueName)
+    const queue = this.#queues.get(queueName)
+    if (consumer === null || queue === undefined) return
+    queue.consumers = queue.consumers.filter((each) => each !== consumer)
+    const returned = [...consumer.unacknowledged]
+    for (const message of returned) message.redelivered = true
+    queue.messages.unshift(...returned)
+    consumer.unacknowledged.clear()
+    consumer.ended = true
+    queueMicrotask(() => consumer.subscription.lost?.())
+    this.#deliver(queue)
+  }
+
+  async exists(queueName: string): Promise<boolean> {
+    this.#requireConnection()
+    return this.#queues.has(queueName)
+  }
+
+  async declare(queue: QueueDeclaration): Promise<void> {
+    this.#requireConnection()
+    this.#declare(queue)
   }
 
   redeclare(): void {}
@@ -136,6 +161,7 @@ export class EmbeddedBroker implements Broker {
 
   /** Deliveries stay unacknowledged and can still be acknowledged. */
   stopConsuming(): Promise<void> {
+    this.#stopped = true
     for (const queue of this.#queues.values()) {
       queue.consumers = queue.consumers.filter(({ subscription }) => subscription.untilClose)
     }
@@ -166,6 +192,46 @@ export class EmbeddedBroker implements Broker {
       this.#deliver(queue)
     }
     return "confirmed"
+  }
+
+  #requireConnection(): void {
+    if (this.#state.kind !== "ready") throw new Error(`not connected: ${this.#state.kind}`)
+  }
+
+  /** A queue that exists is used as it is. */
+  #declare({ name, arguments: args, boundTo = [] }: QueueDeclaration): void {
+    if (this.#queues.has(name)) return
+    const deadLetterTo = args["x-dead-letter-routing-key"]
+    const messageTtlMs = args["x-message-ttl"]
+    const queue: Queue = {
+      name,
+      deadLetterTo: typeof deadLetterTo === "string" ? deadLetterTo : null,
+      messageTtlMs: typeof messageTtlMs === "number" ? messageTtlMs : Number.POSITIVE_INFINITY,
+      messages: [],
+      consumers: [],
+      nextConsumer: 0,
+      dropped: 0,
+    }
+    this.#queues.set(name, queue)
+    for (const { exchange, routingKey } of boundTo) {
+      const keys = this.#exchanges.get(exchange)
+      keys?.set(routingKey, [...(keys.get(routingKey) ?? []), queue])
+    }
+  }
+
+  #begin(added: RunTimeSubscription): void {
+    if (this.#state.kind === "closed") return
+    this.#declare(added.queue)
+    if (this.#stopped && added.subscription.untilClose !== true) return
+    added.consumer = this.#consume(added.subscription)
+    const queue = this.#queues.get(added.queue.name)
+    if (queue !== undefined) this.#deliver(queue)
+  }
+
+  #consume(subscription: Subscription): Consumer {
+    const consumer = { subscription, unacknowledged: new Set<StoredMessage>(), ended: false }
+    this.#queues.get(subscription.queue)?.consumers.push(consumer)
+    return consumer
   }
 
   #byName(name: string): Queue[] | undefined {
@@ -207,20 +273,28 @@ export class EmbeddedBroker implements Broker {
         continue
       }
       consumer.unacknowledged.add(message)
+      let acknowledged = false
       const delivery: Delivery = {
         queue: queue.name,
         body: message.body,
         properties: message.properties,
         redelivered: message.redelivered,
-        lost: false,
+        get lost() {
+          return consumer.ended
+        },
         acknowledge: () => {
-          if (consumer.unacknowledged.delete(message)) this.#deliver(queue)
+          if (!consumer.unacknowledged.delete(message)) return
+          acknowledged = true
+          this.#deliver(queue)
         },
         get settled() {
-          return !consumer.unacknowledged.has(message)
+          return acknowledged
         },
       }
-      queueMicrotask(() => consumer.subscription.deliver(delivery, consumer.subscription.prefetch))
+      queueMicrotask(() => {
+        if (consumer.ended) return
+        consumer.subscription.deliver(delivery, consumer.subscription.prefetch)
+      })
     }
   }
 

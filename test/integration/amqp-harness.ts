@@ -11,6 +11,7 @@ import type {
   PublishChannel,
   PublishResult,
   QueueDeclaration,
+  Subscription,
 } from "../../src/broker/broker.ts"
 import { type CallbackPublish, callbackListener } from "../support/publish-channels.ts"
 import { type PrivateBroker, startRabbitMq, uniqueNames } from "../support/rabbitmq.ts"
@@ -106,13 +107,9 @@ export class User {
 
   /** @param consumed each as exclusively as it is declared. */
   start(queues: QueueDeclaration[] = [], consumed: QueueDeclaration[] = [], prefetch = 1_000) {
-    const deliver = (delivery: Delivery) => {
-      this.deliveries.push(delivery)
-      this.onDelivery(delivery)
-    }
-    const subscriptions = consumed.map(({ name: queue, exclusive = false }) => {
-      return { queue, prefetch, deliver, exclusive }
-    })
+    const subscriptions = consumed.map(({ name, exclusive = false }) =>
+      this.#subscription(name, { prefetch, exclusive }),
+    )
     this.broker.start(
       { exchanges: [], queues, subscriptions },
       {
@@ -120,6 +117,19 @@ export class User {
         warning: (message) => this.warnings.push(message),
       },
     )
+  }
+
+  /** Subscribes to a queue at run time. */
+  subscribe(queue: QueueDeclaration, options: Partial<Subscription> = {}): void {
+    this.broker.subscribe(queue, this.#subscription(queue.name, options))
+  }
+
+  #subscription(queue: string, options: Partial<Subscription>): Subscription {
+    const deliver = (delivery: Delivery) => {
+      this.deliveries.push(delivery)
+      this.onDelivery(delivery)
+    }
+    return { queue, prefetch: 1_000, deliver, ...options }
   }
 
   async ready(): Promise<this> {

@@ -117,6 +117,34 @@ async function proxy(meddle: Meddle | null = null, host?: string): Promise<AmqpP
 
 const urlOf = (port: number, host = "127.0.0.1") => `amqp://guest:guest@${host}:${port}`
 
+/** A proxy that closes a connection after this many deliveries, and their numbers. */
+async function limitingProxy(limit: number) {
+  const deliveries = new Map<number, number>()
+  const text = `CONNECTION_FORCED - Too many unacked messages (max ${limit})`
+  const close = Buffer.concat([
+    Buffer.from([320 >> 8, 320 & 0xff, text.length]),
+    Buffer.from(text),
+    Buffer.alloc(4),
+  ])
+  const limiting = await proxy((frame, { number }) => {
+    if (methodOf(frame) !== DELIVER) return [frame]
+    const count = (deliveries.get(number) ?? 0) + 1
+    deliveries.set(number, count)
+    return count > limit ? [methodFrame(0, 10, 50, close)] : [frame]
+  })
+  return { limiting, deliveries, text }
+}
+
+/** @param expected the name and the prefetch of each consumer, separated by a tab. */
+async function consumersToBe(expected: readonly string[]): Promise<void> {
+  const consumers = async () =>
+    (await rabbit.ctl("list_consumers", "queue_name", "prefetch_count")).trim().split("\n")
+  await until(async () => Bun.deepEquals((await consumers()).toSorted(), expected.toSorted()), {
+    what: `the consumers ${expected.join(", ")}`,
+    timeoutMs: LIMIT_MS,
+  })
+}
+
 describe("a broker that closes connections with too many unacknowledged messages", () => {
   test(
     "is given fewer from the next connection on, by the limit that it names, and a warning names PREFETCH",
@@ -129,35 +157,48 @@ describe("a broker that closes connections with too many unacknowledged messages
           for (let n = 0; n < 40; n += 1) await on.basicPublish("", name, "", { deliveryMode: 2 })
         }
       })
-      const deliveries = new Map<number, number>()
-      const limit = 10
-      const text = `CONNECTION_FORCED - Too many unacked messages (max ${limit})`
-      const close = Buffer.concat([
-        Buffer.from([320 >> 8, 320 & 0xff, text.length]),
-        Buffer.from(text),
-        Buffer.alloc(4),
-      ])
-      const limiting = await proxy((frame, { number }) => {
-        if (methodOf(frame) !== DELIVER) return [frame]
-        const count = (deliveries.get(number) ?? 0) + 1
-        deliveries.set(number, count)
-        return count > limit ? [methodFrame(0, 10, 50, close)] : [frame]
-      })
+      const { limiting, deliveries, text } = await limitingProxy(10)
       const user = new User(urlOf(limiting.port)).start({ queues }, [20, 10])
       await until(() => user.warnings.length > 0, { what: "a warning" })
       await user.ready()
       // Of the 8 that are left when each has 1, as 20 to 10.
-      const consumers = async () =>
-        (await rabbit.ctl("list_consumers", "queue_name", "prefetch_count")).trim().split("\n")
-      const expected = [`${queues[0]?.name}\t6`, `${queues[1]?.name}\t3`]
-      await until(async () => Bun.deepEquals((await consumers()).toSorted(), expected.toSorted()), {
-        what: "the consumers to have the smaller shares",
-        timeoutMs: LIMIT_MS,
-      })
+      await consumersToBe([`${queues[0]?.name}\t6`, `${queues[1]?.name}\t3`])
       const last = Math.max(...deliveries.keys())
       await until(() => deliveries.get(last) === 9, { what: "nine deliveries" })
       expect(user.warnings).toEqual([expect.stringContaining(text)])
       expect(user.warnings[0]).toContain("set PREFETCH=10")
+    },
+    LIMIT_MS,
+  )
+
+  test(
+    "divides the limit again when a queue is subscribed at run time",
+    async () => {
+      const [first, second, third] = [queue("first"), queue("second"), queue("third")]
+      await asDeclared(first)
+      await declared(async (on) => {
+        await on.confirmSelect()
+        for (let n = 0; n < 20; n += 1) {
+          await on.basicPublish("", first.name, "", { deliveryMode: 2 })
+        }
+      })
+      const { limiting } = await limitingProxy(10)
+      const user = new User(urlOf(limiting.port)).start({ queues: [first, second] }, [20, 10])
+      await until(() => user.warnings.length > 0, { what: "a warning" })
+      await user.ready()
+      const deliver = () => undefined
+      user.broker.subscribe(third, { queue: third.name, prefetch: 10, deliver })
+      // Of the 7 that are left when each has 1, as 20 to 10 to 10.
+      await consumersToBe([`${first.name}\t4`, `${second.name}\t2`, `${third.name}\t2`])
+      // The rest suffices for the same share again.
+      await user.ready()
+      const states = user.states.length
+      user.broker.unsubscribe(third.name)
+      await consumersToBe([`${first.name}\t4`, `${second.name}\t2`])
+      user.broker.subscribe(third, { queue: third.name, prefetch: 10, deliver })
+      await consumersToBe([`${first.name}\t4`, `${second.name}\t2`, `${third.name}\t2`])
+      expect(user.states.length).toBe(states)
+      expect(user.warnings.length).toBe(1)
     },
     LIMIT_MS,
   )

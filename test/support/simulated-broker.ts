@@ -204,7 +204,7 @@ export class SimulatedBroker {
     return this.#queues.get(name)
   }
 
-  declare({ exchanges, queues }: BrokerSetup): void {
+  declare({ exchanges, queues }: Pick<BrokerSetup, "exchanges" | "queues">): void {
     for (const { name } of exchanges) {
       if (!this.#bindings.has(name)) this.#bindings.set(name, new Map())
     }
@@ -542,7 +542,10 @@ class LaneChannel {
 }
 
 type ToClient = { readonly delivery: Delivery } | { readonly cancelled: () => void }
-type ToBroker = { readonly acknowledged: Message } | { readonly cancel: () => void }
+type ToBroker =
+  | { readonly acknowledged: Message }
+  | { readonly cancel: () => void }
+  | { readonly close: true }
 
 /** What one subscription has on its way, on one connection. */
 class ConsumerChannel {
@@ -556,6 +559,8 @@ class ConsumerChannel {
   readonly #toClient: ToClient[] = []
   #toBroker: ToBroker[] = []
   #cancelled = false
+  /** The client has closed it: its deliveries are lost, and no more come. */
+  #isClosed = false
   /** Acknowledgements that were processed, and how many of them the client knows of. */
   #acknowledgements = 0
   #taken = 0
@@ -593,7 +598,8 @@ class ConsumerChannel {
       ),
       broker.addStep(
         () => `answer the fence of ${where}`,
-        () => this.#knownTaken < this.#taken && session.attached && client.reading,
+        () =>
+          this.#knownTaken < this.#taken && session.attached && client.reading && !this.#isClosed,
         () => {
           this.#knownTaken = this.#taken
         },
@@ -606,6 +612,16 @@ class ConsumerChannel {
     this.#toBroker.push({ cancel: done })
   }
 
+  get isClosed(): boolean {
+    return this.#isClosed
+  }
+
+  /** The client closes the channel. The broker returns what it then has unacknowledged. */
+  close(): void {
+    this.#isClosed = true
+    this.#toBroker.push({ close: true })
+  }
+
   takeOne(): boolean {
     if (this.#session.isEnded) return false
     const first = this.#toBroker.shift()
@@ -613,6 +629,8 @@ class ConsumerChannel {
     if ("acknowledged" in first) {
       this.unacknowledged.delete(first.acknowledged)
       this.#taken += 1
+    } else if ("close" in first) {
+      this.leave()
     } else {
       this.#cancelled = true
       this.#queue.consumers.delete(this)
@@ -650,6 +668,7 @@ class ConsumerChannel {
     const { body, redelivered } = message
     const properties = this.#counted(message)
     let number = 0
+    const isLost = () => this.#isClosed || !session.attached
     const isSettled = () => number > 0 && number <= this.#knownTaken
     this.#toClient.push({
       delivery: {
@@ -658,10 +677,10 @@ class ConsumerChannel {
         properties,
         redelivered,
         get lost() {
-          return !session.attached
+          return isLost()
         },
         acknowledge: () => {
-          if (!session.attached) return
+          if (isLost()) return
           if (number > 0) return
           this.#acknowledgements += 1
           number = this.#acknowledgements
@@ -682,7 +701,7 @@ class ConsumerChannel {
 
   #arrive(): void {
     const first = this.#toClient.shift()
-    if (first === undefined) return
+    if (first === undefined || ("delivery" in first && this.#isClosed)) return
     if ("delivery" in first) {
       this.#broker.options.delivered?.(this.#client.name, first.delivery, this.#queue.name)
     }
@@ -701,6 +720,19 @@ class ConsumerChannel {
     const first = this.#toBroker[0]
     return first !== undefined && "acknowledged" in first ? first.acknowledged : undefined
   }
+}
+
+interface RunTimeSubscription {
+  readonly queue: QueueDeclaration
+  readonly subscription: Subscription
+  /** Null while it is not subscribed on the present connection. */
+  channel: ConsumerChannel | null
+}
+
+/** A question to the broker that it has not answered yet. */
+interface Question {
+  readonly answer: () => void
+  readonly reject: (error: Error) => void
 }
 
 class SimulatedPublishChannel<T> implements PublishChannel<T> {
@@ -737,6 +769,9 @@ export class SimulatedClient implements Broker {
   #mayConsume = false
   #toSubscribe: Subscription[] = []
   #locked: Subscription[] = []
+  readonly #atRunTime = new Map<string, RunTimeSubscription>()
+  readonly #declared = new Map<string, QueueDeclaration>()
+  #questions: Question[] = []
   #paused = false
   #missing = false
   #stopped = false
@@ -778,10 +813,20 @@ export class SimulatedClient implements Broker {
     add(
       "subscribes to a queue that was locked",
       () =>
-        this.#locked.length > 0 &&
+        this.#locked.some((locked) => this.#isFree(locked)) &&
         this.#toSubscribe.length === 0 &&
         this.#consuming?.isEnded !== true,
-      () => this.#subscribe(this.#locked.shift()),
+      () => this.#subscribe(this.#takeFree()),
+    )
+    add(
+      "subscribes at run time",
+      () => this.#nextAtRunTime() !== undefined,
+      () => this.#subscribeAtRunTime(),
+    )
+    add(
+      "is answered",
+      () => this.#questions.length > 0 && this.#publishing?.isEnded === false,
+      () => this.#questions.shift()?.answer(),
     )
     add(
       "declares its queues again",
@@ -820,6 +865,31 @@ export class SimulatedClient implements Broker {
     return lane
   }
 
+  subscribe(queue: QueueDeclaration, subscription: Subscription): void {
+    if (this.#atRunTime.has(queue.name)) throw new Error(`${queue.name} has a subscription`)
+    this.#atRunTime.set(queue.name, { queue, subscription, channel: null })
+  }
+
+  unsubscribe(queueName: string): void {
+    const added = this.#atRunTime.get(queueName)
+    this.#atRunTime.delete(queueName)
+    const channel = added?.channel ?? null
+    if (channel === null) return
+    channel.close()
+    queueMicrotask(() => channel.subscription.lost?.())
+  }
+
+  exists(queueName: string): Promise<boolean> {
+    return this.#ask(() => this.#broker.hasQueue(queueName))
+  }
+
+  declare(queue: QueueDeclaration): Promise<void> {
+    return this.#ask(() => {
+      this.#broker.declare({ exchanges: [], queues: [queue] })
+      this.#declared.set(queue.name, queue)
+    })
+  }
+
   redeclare(): void {
     this.#redeclaring = true
   }
@@ -846,7 +916,7 @@ export class SimulatedClient implements Broker {
     this.#locked = this.#locked.filter(goesOn)
     const consumers = this.#consuming?.consumers ?? []
     const cancelled = consumers
-      .filter(({ subscription }) => !goesOn(subscription))
+      .filter(({ subscription, isClosed }) => !goesOn(subscription) && !isClosed)
       .map((consumer) => new Promise<void>((done) => consumer.cancel(done)))
     this.#cancelling = Promise.withResolvers()
     // Whoever waits for an answer on a connection that is lost is told that it is.
@@ -881,6 +951,8 @@ export class SimulatedClient implements Broker {
     this.#state = "dead"
     this.#toSubscribe = []
     this.#locked = []
+    this.#atRunTime.clear()
+    this.#questions = []
     for (const lane of this.#lanes) {
       lane.channel?.abandon()
       lane.channel = null
@@ -896,7 +968,7 @@ export class SimulatedClient implements Broker {
   #connectPublishing(): void {
     const setup = this.#setup
     if (setup === null) return
-    this.#broker.declare(setup)
+    this.#declareAll(setup)
     const session = new Session(this.#broker, `${this.name} publishing`)
     for (const [at] of this.#lanes.entries()) {
       session.lanes.push(new LaneChannel(this.#broker, this, session, at))
@@ -938,6 +1010,52 @@ export class SimulatedClient implements Broker {
     if (this.#toSubscribe.length === 0) this.#up()
   }
 
+  #isFree({ queue }: Pick<Subscription, "queue">): boolean {
+    return (this.#broker.queue(queue)?.consumers.size ?? 0) === 0
+  }
+
+  #takeFree(): Subscription | undefined {
+    const at = this.#locked.findIndex((locked) => this.#isFree(locked))
+    return this.#locked.splice(at, 1)[0]
+  }
+
+  #nextAtRunTime(): RunTimeSubscription | undefined {
+    const session = this.#consuming
+    if (this.#state !== "open" || this.#missing) return undefined
+    if (session === null || session.isEnded) return undefined
+    for (const added of this.#atRunTime.values()) {
+      const { channel, subscription } = added
+      const { untilClose = false, exclusive = false } = subscription
+      if (channel !== null || (this.#stopped && !untilClose)) continue
+      if (!exclusive || this.#isFree(subscription)) return added
+    }
+    return undefined
+  }
+
+  #subscribeAtRunTime(): void {
+    const added = this.#nextAtRunTime()
+    const session = this.#consuming
+    if (added === undefined || session === null) return
+    this.#broker.declare({ exchanges: [], queues: [added.queue] })
+    const queue = this.#broker.queue(added.queue.name)
+    if (queue === undefined) return
+    added.channel = new ConsumerChannel(this.#broker, this, session, added.subscription, queue)
+    session.consumers.push(added.channel)
+  }
+
+  #ask<T>(answer: () => T): Promise<T> {
+    const { promise, resolve, reject } = Promise.withResolvers<T>()
+    if (this.#publishing === null) reject(new Error(`not connected: ${this.#lastLoss}`))
+    else this.#questions.push({ answer: () => resolve(answer()), reject })
+    return promise
+  }
+
+  #declareAll({ exchanges, queues }: BrokerSetup): void {
+    const atRunTime = [...this.#atRunTime.values()].map(({ queue }) => queue)
+    const all = [...queues, ...this.#declared.values(), ...atRunTime]
+    this.#broker.declare({ exchanges, queues: all })
+  }
+
   #up(): void {
     if (this.#publishing !== null) this.#changed()
   }
@@ -951,13 +1069,16 @@ export class SimulatedClient implements Broker {
       this.#publishing = null
       for (const lane of this.#lanes) lane.channel = null
       for (const channel of session.lanes) channel.cut()
+      this.#rejectQuestions()
     } else {
       this.#consuming = null
       this.#toSubscribe = []
       this.#locked = []
+      for (const added of this.#atRunTime.values()) added.channel = null
       this.#cancelling?.resolve()
+      const lost = session.consumers.filter(({ isClosed }) => !isClosed)
       queueMicrotask(() => {
-        for (const { subscription } of session.consumers) subscription.lost?.()
+        for (const { subscription } of lost) subscription.lost?.()
       })
     }
     this.#changed()
@@ -965,7 +1086,12 @@ export class SimulatedClient implements Broker {
 
   #redeclare(): void {
     this.#redeclaring = false
-    if (this.#setup !== null) this.#broker.declare(this.#setup)
+    if (this.#setup !== null) this.#declareAll(this.#setup)
+  }
+
+  #rejectQuestions(): void {
+    for (const { reject } of this.#questions) reject(new Error(`not connected: ${this.#lastLoss}`))
+    this.#questions = []
   }
 
   #sayGoodbye(): void {
@@ -978,6 +1104,7 @@ export class SimulatedClient implements Broker {
     for (const lane of this.#lanes) lane.channel = null
     this.#publishing = null
     this.#consuming = null
+    this.#rejectQuestions()
     for (const step of this.#steps) this.#broker.removeStep(step)
     this.#changed()
     this.#closed.resolve()

@@ -166,7 +166,7 @@ export class SimulatedFleet {
       },
     })
     const replies = { name: REPLIES, durable: true, arguments: {} }
-    this.broker.declare({ exchanges: [], queues: [replies], subscriptions: [] })
+    this.broker.declare({ exchanges: [], queues: [replies] })
     for (let slot = 0; slot < options.workers; slot += 1) this.start(slot)
   }
 

@@ -298,5 +298,5 @@ function listenToPresence(fleet: SimulatedFleet): void {
     arguments: {},
     boundTo: [{ exchange: PRESENCE_EXCHANGE, routingKey: "#" }],
   }
-  fleet.broker.declare({ exchanges: [], queues: [queue], subscriptions: [] })
+  fleet.broker.declare({ exchanges: [], queues: [queue] })
 }

@@ -15,6 +15,7 @@ import type {
   PublishChannel,
   PublishResult,
   QueueDeclaration,
+  Subscription,
 } from "../../../src/broker/broker.ts"
 import { EmbeddedBroker } from "../../../src/broker/embedded.ts"
 import { AmqpProxy } from "../../support/amqp-proxy.ts"
@@ -95,10 +96,20 @@ export class User {
     subscribed: Record<string, number> = {},
     untilClose: readonly string[] = [],
   ): void {
-    const subscriptions = Object.entries(subscribed).map(([queue, prefetch]) => ({
+    const subscriptions = Object.entries(subscribed).map(([queue, prefetch]) =>
+      this.subscription(queue, { prefetch, untilClose: untilClose.includes(queue) }),
+    )
+    this.broker.start(
+      { exchanges: [], queues, subscriptions },
+      { stateChanged: (state) => this.states.push(state.kind), warning: () => undefined },
+    )
+  }
+
+  /** A subscription that records its deliveries and losses. */
+  subscription(queue: string, options: Partial<Subscription> = {}): Subscription {
+    return {
       queue,
-      prefetch,
-      untilClose: untilClose.includes(queue),
+      prefetch: 100,
       lost: () => {
         // No delivery of the lost connection is left to be acknowledged, and the next connection
         // has none yet.
@@ -109,11 +120,13 @@ export class User {
         this.deliveries.push(delivery)
         this.onDelivery(delivery)
       },
-    }))
-    this.broker.start(
-      { exchanges: [], queues, subscriptions },
-      { stateChanged: (state) => this.states.push(state.kind), warning: () => undefined },
-    )
+      ...options,
+    }
+  }
+
+  /** Subscribes to a queue at run time. */
+  subscribe(queue: QueueDeclaration, options: Partial<Subscription> = {}): void {
+    this.broker.subscribe(queue, this.subscription(queue.name, options))
   }
 
   async ready(): Promise<this> {
