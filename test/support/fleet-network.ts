@@ -403,6 +403,16 @@ class NetworkBroker implements Broker {
 
   start(): void {}
 
+  subscribe(): void {}
+
+  unsubscribe(): void {}
+
+  async exists(): Promise<boolean> {
+    return false
+  }
+
+  async declare(): Promise<void> {}
+
   redeclare(): void {}
 
   reset(): void {}
