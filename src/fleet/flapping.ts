@@ -1,6 +1,6 @@
 /**
  * Recognises devices that connect again and again: more than `limit` times within `windowMs`, on
- * any workers. Connections are told apart by their epochs, since workers announce the same
+ * any workers. Connections are told apart by their epochs, since workers register the same
  * connection more than once.
  *
  * Pure: times are epochs. Bounds: `MAX_DEVICES`, the one that connected longest ago is forgotten;

@@ -2,7 +2,8 @@
  * The fleet query: answers the operator's requests about the fleet. It asks all workers for their
  * devices, or asks the worker that holds a connection to describe or to close it.
  *
- *   list ─► all workers ─► listed … ─► merged when all have answered, or after the time-out
+ *   list ─► all workers, for their shares of the page ─► listed … ─► merged ─┬─ the page is full ─► answer
+ *                                                                            └─ a worker's share was too small ─► it is asked again
  *   describe, kick ─► this worker, or the process in the connection id, or the worker that the locator finds
  *   kick elsewhere ─► describe ─► described, with the holder's clock ─► kick, valid until a time of that clock
  *
@@ -22,7 +23,9 @@ import type { Counters } from "../counters.ts"
 import type { Connection } from "../device/connection.ts"
 import type { Connections } from "../device/connections.ts"
 import { processOfConnection, type WorkerProcess } from "../device/ids.ts"
+import { Smallest } from "../structures/smallest.ts"
 import type { Channel } from "./channel.ts"
+import { type DeviceList, type ListRequest, Page, type WorkerPage } from "./device-page.ts"
 import { type DeviceView, deviceView, readDeviceView } from "./device-view.ts"
 import type { Located, Locator } from "./locator.ts"
 import type { Members } from "./members.ts"
@@ -34,25 +37,6 @@ import { type Inquiry, MAX_QUESTIONS, type QuestionFailure, Questions } from "./
  * connected).
  */
 const QUESTION_TIMEOUT_MS = 3_000
-
-export interface ListRequest {
-  /** Only device ids that start with this. */
-  readonly prefix: string
-  /** Only device ids after this one, in the order of character codes; "" for all. */
-  readonly after: string
-  readonly limit: number
-}
-
-export interface DeviceList {
-  /** Sorted by device id. */
-  readonly devices: readonly DeviceView[]
-  /** The number of matching devices, including those beyond the limit. */
-  readonly total: number
-  /** The number of workers whose answer arrived in time and could be parsed completely. */
-  readonly answered: number
-  /** The number of known workers of the fleet. */
-  readonly workers: number
-}
 
 export type FleetQueryFailure = QuestionFailure
 
@@ -101,32 +85,48 @@ export class FleetQuery {
   async list(request: ListRequest, caller?: AbortSignal): Promise<DeviceList | FleetQueryFailure> {
     // Without the broker the other workers are unknown, and a partial list would look complete.
     if (!this.#channel.open) return "unreachable"
-    const own = this.#list(request)
     const awaited = this.#members.known()
+    const inquiry = this.#inquiry(caller)
+    const page = new Page(request, awaited.length + 1)
+    page.add(this.#self.worker, this.#list(page.request))
     const answers =
       awaited.length === 0
         ? []
-        : await this.#questions.ask(awaited, this.#inquiry(caller), (ask, settled) =>
-            this.#channel.broadcast({ type: "list", ask, ...request }, settled),
+        : await this.#questions.ask(awaited, inquiry, (ask, settled) =>
+            this.#channel.broadcast({ type: "list", ask, ...page.request }, settled),
           )
     if (typeof answers === "string") return answers
-    const devices = [...own.devices]
-    let total = own.total
-    let answered = 1
-    for (const answer of answers) {
-      if (answer.type !== "listed") continue
-      const views = answer.devices.map((row) => this.#read(row)).filter((view) => view !== null)
-      devices.push(...views)
-      total += answer.total
-      // An answer with an invalid row must not count as complete.
-      if (views.length === answer.devices.length) answered += 1
+    for (const answer of answers)
+      if (answer.type === "listed") page.add(answer.from, this.#listed(answer))
+    const rest = await this.#rest(page, inquiry)
+    if (typeof rest === "string") return rest
+    return { ...page.list(), workers: 1 + this.#members.count }
+  }
+
+  /** Asks the workers again whose devices could be missing in the page. */
+  async #rest(page: Page, inquiry: Inquiry): Promise<FleetQueryFailure | null> {
+    const { limit, prefix } = page.wanted
+    const asked: Promise<readonly Answer[] | FleetQueryFailure>[] = []
+    for (const { worker, after } of page.unfinished()) {
+      const request = { prefix, after, limit }
+      if (worker === this.#self.worker) {
+        page.add(worker, this.#list(request))
+        continue
+      }
+      const process = this.#members.processOf(worker)
+      if (process === null) continue
+      const told = this.#questions.ask([worker], inquiry, (ask, settled) =>
+        this.#channel.tell(process, { type: "list", ask, ...request }, settled),
+      )
+      asked.push(told)
     }
-    return {
-      devices: devices.sort(byDevice).slice(0, request.limit),
-      total,
-      answered,
-      workers: 1 + this.#members.count,
+    for (const answers of await Promise.all(asked)) {
+      if (typeof answers === "string") return answers
+      for (const answer of answers) {
+        if (answer.type === "listed") page.add(answer.from, this.#listed(answer))
+      }
     }
+    return null
   }
 
   /**
@@ -286,18 +286,28 @@ export class FleetQuery {
     return view
   }
 
-  #list({ prefix, after, limit }: ListRequest): { devices: DeviceView[]; total: number } {
-    const fitting: { id: string; connection: Connection }[] = []
+  #listed({ devices, total }: Extract<Answer, { type: "listed" }>): WorkerPage {
+    const views = devices.map((row) => this.#read(row)).filter((view) => view !== null)
+    // An answer with an invalid row must not count as complete.
+    const isComplete = views.length === devices.length
+    return { devices: views, total, hasMore: devices.length < total, isComplete }
+  }
+
+  #list({ prefix, after, limit }: ListRequest): WorkerPage {
+    const first = new Smallest<{ id: string; connection: Connection }>(limit, (a, b) => a.id < b.id)
+    let total = 0
     this.#connections.forEach((connection) => {
       const id = connection.endpoint?.recipient.deviceId
       if (connection.state !== "open" || id === undefined) return
-      if (id > after && id.startsWith(prefix)) fitting.push({ id, connection })
+      if (id <= after || !id.startsWith(prefix)) return
+      total += 1
+      first.add({ id, connection })
     })
-    fitting.sort((a, b) => (a.id < b.id ? -1 : 1))
-    const views = fitting
-      .slice(0, limit)
-      .map(({ connection }) => deviceView(connection, this.#self, this.#options.nowMs()))
-    return { devices: views.filter((view) => view !== null), total: fitting.length }
+    const views = first.values.map(({ connection }) =>
+      deviceView(connection, this.#self, this.#options.nowMs()),
+    )
+    const devices = views.filter((view) => view !== null)
+    return { devices, total, hasMore: first.values.length < total, isComplete: true }
   }
 }
 
@@ -306,9 +316,4 @@ type Unnumbered<T> = T extends unknown ? Omit<T, "ask"> : never
 
 function rowOf(device: DeviceView | null): Record<string, unknown> | null {
   return device === null ? null : { ...device }
-}
-
-function byDevice(a: DeviceView, b: DeviceView): number {
-  if (a.device_id !== b.device_id) return a.device_id < b.device_id ? -1 : 1
-  return a.connection_id < b.connection_id ? -1 : 1
 }

@@ -166,6 +166,13 @@ export class Members {
     return this.#members.get(worker)?.incarnation === incarnation
   }
 
+  /** The process of a worker; null when it is not known or has left. */
+  processOf(worker: string): WorkerProcess | null {
+    const member = this.#members.get(worker)
+    if (member === undefined || member.state === "left") return null
+    return { worker, incarnation: member.incarnation }
+  }
+
   /** The processes that have not left. */
   *processes(): Generator<WorkerProcess> {
     for (const [worker, { incarnation, state }] of this.#members) {

@@ -5,8 +5,9 @@
 
 import { describe, expect, test } from "bun:test"
 import { Counters } from "../../src/counters.ts"
+import type { DeviceList, ListRequest } from "../../src/fleet/device-page.ts"
 import type { DeviceView } from "../../src/fleet/device-view.ts"
-import type { DeviceList, FleetQueryFailure, ListRequest } from "../../src/fleet/fleet-query.ts"
+import type { FleetQueryFailure } from "../../src/fleet/fleet-query.ts"
 import type { AppDependencies } from "../../src/http/app.ts"
 import { localApp } from "../support/local-app.ts"
 import { NO_RULES } from "./no-rules.ts"
