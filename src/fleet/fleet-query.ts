@@ -206,15 +206,24 @@ export class FleetQuery {
     if (processOfConnection(id) !== null) return this.#elsewhere(act, id, inquiry)
     if (!this.#channel.open) return "unreachable"
     if (this.#questions.count + this.#lookUps.size >= MAX_QUESTIONS) return "busy"
-    const place = await this.#locate(id, inquiry)
-    if (typeof place === "string") return place
-    if (this.#questions.isOver(inquiry)) return "timeout"
-    if (place.kind === "worker") return this.#elsewhere(act, place.connectionId, inquiry)
+    // A hint may be wrong: then all workers are asked.
+    for (const trusting of [true, false]) {
+      const place = await this.#locate(id, trusting, inquiry)
+      if (typeof place === "string") return place
+      if (this.#questions.isOver(inquiry)) return "timeout"
+      if (place.kind === "nowhere") break
+      const device = await this.#elsewhere(act, place.connectionId, inquiry)
+      if (device !== null) return device
+    }
     // The device may have connected to this worker during the look-up.
     return this.#perform(act, this.#connections.find(id))
   }
 
-  #locate(id: string, { deadlineMs, caller }: Inquiry): Promise<Located | FleetQueryFailure> {
+  #locate(
+    id: string,
+    trusting: boolean,
+    { deadlineMs, caller }: Inquiry,
+  ): Promise<Located | FleetQueryFailure> {
     const { promise, resolve } = Promise.withResolvers<Located | FleetQueryFailure>()
     const end = (result: Located | FleetQueryFailure) => {
       this.#lookUps.delete(lookUp)
@@ -226,7 +235,7 @@ export class FleetQuery {
     const lookUp = { deadlineMs, end }
     this.#lookUps.add(lookUp)
     caller?.addEventListener("abort", hungUp)
-    this.#locator.locate(id, false, end)
+    this.#locator.locate(id, trusting, end)
     return promise
   }
 

@@ -127,12 +127,25 @@ describe.each(ACTS)("to %s", (act, answer, closes) => {
   test("a device by its id asks the worker that was found", async () => {
     const subject = new Subject("gw.1")
     const result = subject.fleetQuery[act]("lock:1")
-    expect(subject.located).toMatchObject([{ id: "lock:1", trusting: false }])
+    expect(subject.located).toMatchObject([{ id: "lock:1", trusting: true }])
     subject.located[0]?.found({ kind: "worker", worker: "gw.1", connectionId: at("gw.1") })
     await settled()
     expect(subject.channel.said).toMatchObject([{ type: "describe", connection: at("gw.1") }])
     await answerAll(subject)
     expect((await result) as unknown).toEqual(elsewhere)
+  })
+
+  test("a device by its id is looked up at all workers when the hint was wrong", async () => {
+    const subject = new Subject("gw.1", "gw.2")
+    const result = subject.fleetQuery[act]("lock:1")
+    subject.located[0]?.found({ kind: "worker", worker: "gw.1", connectionId: at("gw.1") })
+    await settled()
+    const answer = { type: "described", incarnation: INCARNATION, ask: 0, device: null } as const
+    subject.fleetQuery.answered({ ...answer, from: "gw.1" })
+    await settled()
+    expect(subject.located).toMatchObject([{ trusting: true }, { id: "lock:1", trusting: false }])
+    subject.located[1]?.found({ kind: "nowhere", detail: "" })
+    expect(await result).toBeNull()
   })
 
   test("a device by its id that is nowhere: not found", async () => {
