@@ -24,9 +24,9 @@ import type {
 import { fleetQueue } from "../../src/broker/topology.ts"
 import { Counters } from "../../src/counters.ts"
 import type { CloseReason } from "../../src/device/close-reason.ts"
+import type { Recipient } from "../../src/device/command.ts"
 import type { Connection } from "../../src/device/connection.ts"
 import { Connections, SWEEP_EVERY_MS } from "../../src/device/connections.ts"
-import { Endpoint } from "../../src/device/endpoint.ts"
 import { ConnectionIds, incarnation, type WorkerProcess } from "../../src/device/ids.ts"
 import { Fleet } from "../../src/fleet/fleet.ts"
 import type { Located } from "../../src/fleet/locator.ts"
@@ -34,7 +34,6 @@ import { FLEET_KEYS } from "./fleet-keys.ts"
 
 const STARTED_AT_MS = 1_750_000_000_000
 const NO_DEADLINES = { handshakeTimeoutMs: 1e9, identifyTimeoutMs: 1e9, idleTimeoutMs: 1e9 }
-const NO_COMMANDS = { windowCommands: 1, gapTimeoutMs: 1 }
 
 interface Event {
   readonly atMs: number
@@ -196,12 +195,56 @@ function isBefore(a: Event, b: Event): boolean {
   return a.atMs === b.atMs ? a.order < b.order : a.atMs < b.atMs
 }
 
-/** A device without a socket. */
-export interface NetworkDevice {
-  readonly connection: Connection
-  readonly deviceId: string
+/** A device without a socket, and what the fleet asks of its connection. Small: there may be millions. */
+export class NetworkDevice {
+  readonly id: string
+  readonly worker: NetworkWorker
   readonly connectedAtMs: number
-  closedBecause: CloseReason | null
+  recipient: Recipient
+  closedBecause: CloseReason | null = null
+
+  constructor(worker: NetworkWorker, recipient: Recipient) {
+    this.id = recipient.connectionId
+    this.worker = worker
+    this.connectedAtMs = worker.network.nowMs
+    this.recipient = recipient
+  }
+
+  get connection(): Connection {
+    return this as unknown as Connection
+  }
+
+  get endpoint() {
+    return this
+  }
+
+  get peer() {
+    return { tlsVersion: "TLSv1.3" }
+  }
+
+  get remoteAddress() {
+    return "192.0.2.1"
+  }
+
+  get linesIn() {
+    return 0
+  }
+
+  get linesOut() {
+    return 0
+  }
+
+  get state() {
+    return this.closedBecause === null ? "open" : "closed"
+  }
+
+  raiseEpoch(epoch: number): void {
+    this.recipient = { ...this.recipient, epoch }
+  }
+
+  close(reason: CloseReason): void {
+    this.worker.close(this, reason)
+  }
 }
 
 export class NetworkWorker {
@@ -276,17 +319,7 @@ export class NetworkWorker {
     const elsewhere = this.fleet.epochElsewhere(deviceId)
     const epoch = this.#connections.nextEpoch(deviceId, this.epochNow, elsewhere)
     const id = this.#ids.mint()
-    const endpoint = new Endpoint({ deviceId, connectionId: id, epoch }, NO_COMMANDS)
-    const device: NetworkDevice = {
-      connection: {
-        ...{ id, endpoint, state: "open", remoteAddress: "192.0.2.1" },
-        peer: { tlsVersion: "TLSv1.3" },
-        close: (reason: CloseReason) => this.#close(device, reason),
-      } as unknown as Connection,
-      deviceId,
-      connectedAtMs: this.network.nowMs,
-      closedBecause: null,
-    }
+    const device = new NetworkDevice(this, { deviceId, connectionId: id, epoch })
     this.network.run(this, () => {
       const before = this.#connections.enter(device.connection)
       before?.close("taken_over")
@@ -298,7 +331,7 @@ export class NetworkWorker {
 
   go(deviceId: string): void {
     const device = this.devices.get(deviceId)
-    if (device !== undefined) this.network.run(this, () => this.#close(device, "peer_closed"))
+    if (device !== undefined) this.network.run(this, () => this.close(device, "peer_closed"))
   }
 
   locate(deviceId: string, trusting: boolean, found: (place: Located) => void): void {
@@ -359,10 +392,11 @@ export class NetworkWorker {
     this.network.at(atMs, this, () => this.fleet.deliver(message as Delivery))
   }
 
-  #close(device: NetworkDevice, reason: CloseReason): void {
+  close(device: NetworkDevice, reason: CloseReason): void {
     if (device.closedBecause !== null) return
     device.closedBecause = reason
-    if (this.devices.get(device.deviceId) === device) this.devices.delete(device.deviceId)
+    const { deviceId } = device.recipient
+    if (this.devices.get(deviceId) === device) this.devices.delete(deviceId)
     this.#connections.leave(device.connection)
     this.fleet.closed(device.connection, reason)
   }
