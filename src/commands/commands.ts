@@ -69,6 +69,7 @@ export class Commands {
     })
     this.sender = new HttpSender(broker, this.outboundMessages, router, this.outcomes, {
       ...{ nowMs, counters, replyQueue: fleetQueue(self), timeoutMs: options.sendTimeoutMs },
+      maxLineBytes,
     })
   }
 

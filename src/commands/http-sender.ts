@@ -14,7 +14,13 @@
 import type { Broker, Delivery, MessageProperties } from "../broker/broker.ts"
 import type { OutboundMessages } from "../broker/outbound-messages.ts"
 import type { Counters } from "../counters.ts"
-import type { Command, Outcome, Recipient } from "../device/command.ts"
+import {
+  type Command,
+  isKept,
+  type Outcome,
+  type Recipient,
+  type Reply,
+} from "../device/command.ts"
 import type { Outcomes, Receipt } from "./outcomes.ts"
 import { readReceipt, receipt } from "./outcomes.ts"
 import type { CommandRouter, Destination } from "./router.ts"
@@ -43,6 +49,8 @@ export type SendResult =
 export interface HttpSenderOptions {
   readonly replyQueue: string
   readonly timeoutMs: number
+  /** Of a line from a device, which a receipt may contain. */
+  readonly maxLineBytes: number
   readonly nowMs: () => number
   readonly counters: Counters
 }
@@ -115,9 +123,9 @@ export class HttpSender {
       request,
       expiresAtMs,
       correlationId,
-      (outcome, detail, recipient) => {
+      (outcome, detail, recipient, reply) => {
         this.#unsettled -= 1
-        this.#settled(command, outcome, detail, recipient)
+        this.#settled(command, outcome, detail, recipient, reply)
       },
     )
     if (destination.kind === "device") this.#locate(command, destination.deviceId)
@@ -130,7 +138,7 @@ export class HttpSender {
     const { correlationId } = delivery.properties
     // An invalid receipt is ignored, and the request ends with its time-out.
     if (correlationId === undefined || !this.#pending.has(correlationId)) return
-    const receipt = readReceipt(delivery.body)
+    const receipt = readReceipt(delivery.body, this.#options.maxLineBytes)
     if (receipt !== null) this.#answer(correlationId, receipt)
   }
 
@@ -167,14 +175,15 @@ export class HttpSender {
     outcome: Outcome,
     detail: string,
     recipient: Recipient | null,
+    reply: Reply | null = null,
   ): void {
     const { counters, nowMs } = this.#options
     counters.commandsSettled[outcome] += 1
-    if (outcome !== "written" && outcome !== "duplicate") {
+    if (isKept(outcome)) {
       const { body, properties } = command
       this.#outcomes.keep(body, properties, outcome, detail, { done: () => undefined })
     }
-    this.#answer(command.correlationId, receipt(outcome, detail, recipient, null, nowMs()))
+    this.#answer(command.correlationId, receipt(outcome, detail, recipient, null, nowMs(), reply))
   }
 
   #forward(command: HttpCommand, queue: string): void {

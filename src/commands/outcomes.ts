@@ -1,8 +1,10 @@
 /**
  * Stores the outcomes of commands.
  *
- *   written, duplicate ────────────────────────► receipt, if requested ──► acknowledge
+ *   written, or no longer wanted ──────────────► receipt, if requested ──► acknowledge
  *   other ──► copy in the undelivered queue ───► receipt, if requested ──► acknowledge
+ *
+ * No longer wanted: duplicate, superseded, cancelled (`isKept`).
  *
  * The delivery is acknowledged when the broker has confirmed copy and receipt, or has refused the
  * receipt (see `late-receipts.ts`). When the delivery is lost before the first confirm, and no byte
@@ -18,7 +20,14 @@ import type { FinalResult } from "../broker/publish-window.ts"
 import { pickedHeaders, republishable } from "../broker/republishing.ts"
 import { OWN_QUEUE_PREFIX } from "../broker/topology.ts"
 import type { Counters } from "../counters.ts"
-import { OUTCOMES, type Outcome, type Recipient } from "../device/command.ts"
+import {
+  isKept,
+  isWritten,
+  OUTCOMES,
+  type Outcome,
+  type Recipient,
+  type Reply,
+} from "../device/command.ts"
 import { INTERNAL_HEADERS, type Target } from "./command-message.ts"
 import { LateReceipts } from "./late-receipts.ts"
 import type { CommandKeeper, QueuedCommand } from "./queued-command.ts"
@@ -32,8 +41,10 @@ const DETAIL_HEADER = "owsla-detail"
  */
 const ESSENTIAL_HEADERS = ["connection_id", "device_id", "to_device_seq"]
 const SHORT_CHARACTERS = 256
-/** More than the longest receipt has. */
+/** More than the longest receipt has without its reply. */
 const MAX_RECEIPT_BYTES = 65_536
+/** JSON may escape one byte as six characters. */
+const JSON_BYTES_PER_BYTE = 6
 
 /** The fields of a receipt and of the answer to an HTTP request. */
 export interface Receipt {
@@ -45,6 +56,16 @@ export interface Receipt {
   /** Milliseconds since 1970. */
   readonly at: number
   readonly detail: string
+  /** With the outcome `answered` only. */
+  readonly reply?: ReplyContent
+}
+
+/** A reply in JSON. */
+export interface ReplyContent {
+  /** The line as text, or in base64 when it is not UTF-8. */
+  readonly line: string
+  readonly encoding: "utf-8" | "base64"
+  readonly from_device_seq: number
 }
 
 const text = v.nullable(v.string())
@@ -55,11 +76,21 @@ const receiptSchema = v.object({
   epoch: v.nullable(v.number()),
   at: v.number(),
   detail: v.string(),
+  reply: v.exactOptional(
+    v.object({
+      line: v.string(),
+      encoding: v.picklist(["utf-8", "base64"]),
+      from_device_seq: v.number(),
+    }),
+  ),
 })
 
-/** Parses a receipt; null when it is invalid, for example of another version. */
-export function readReceipt(body: Uint8Array): Receipt | null {
-  if (body.length > MAX_RECEIPT_BYTES) return null
+/**
+ * Parses a receipt; null when it is invalid, for example of another version.
+ * @param maxLineBytes of a line from a device.
+ */
+export function readReceipt(body: Uint8Array, maxLineBytes: number): Receipt | null {
+  if (body.length > MAX_RECEIPT_BYTES + JSON_BYTES_PER_BYTE * maxLineBytes) return null
   try {
     const checked = v.safeParse(receiptSchema, JSON.parse(Buffer.from(body).toString()))
     return checked.success ? checked.output : null
@@ -74,6 +105,7 @@ export function receipt(
   recipient: Recipient | null,
   target: Target | null,
   atMs: number,
+  reply: Reply | null = null,
 ): Receipt {
   return {
     outcome,
@@ -82,6 +114,19 @@ export function receipt(
     epoch: recipient?.epoch ?? null,
     at: atMs,
     detail,
+    ...(reply === null ? {} : { reply: replyContent(reply) }),
+  }
+}
+
+const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true })
+
+function replyContent({ line, fromDeviceSeq }: Reply): ReplyContent {
+  const from_device_seq = fromDeviceSeq
+  try {
+    return { line: utf8.decode(line), encoding: "utf-8", from_device_seq }
+  } catch {
+    const base64 = Buffer.from(line.buffer, line.byteOffset, line.length).toString("base64")
+    return { line: base64, encoding: "base64", from_device_seq }
   }
 }
 
@@ -138,11 +183,13 @@ export class Outcomes implements CommandKeeper {
     outcome: Outcome,
     detail: string,
     recipient: Recipient | null,
+    reply: Reply | null = null,
     properties = command.delivery.properties,
   ): void {
     command.state = "ending"
     command.connection = null
-    if (outcome === "written" && command.delivery.properties.replyTo === undefined) {
+    const written = isWritten(outcome)
+    if (written && command.delivery.properties.replyTo === undefined) {
       this.stands(command, outcome, detail)
       this.#unacknowledged.acknowledge(command)
       return
@@ -156,7 +203,7 @@ export class Outcomes implements CommandKeeper {
       stands = true
       this.stands(command, outcome, detail)
     }
-    if (outcome === "written") stand()
+    if (written) stand()
     // Called before each publish. The broker may have a message that was cut off. If the delivery
     // is lost too, the message is not repeated, because another worker may get the command and
     // settle it.
@@ -164,14 +211,14 @@ export class Outcomes implements CommandKeeper {
     const sendReceipt = () => {
       const { replyTo } = command.delivery.properties
       if (replyTo !== undefined) {
-        const body = this.#receipt(command, outcome, detail, recipient)
+        const body = this.#receipt(command, outcome, detail, recipient, reply)
         this.#sendReceipt(command, replyTo, body, { wanted, begun, stand })
         return
       }
       stand()
       this.#unacknowledged.acknowledge(command)
     }
-    if (outcome === "written" || outcome === "duplicate") {
+    if (!isKept(outcome)) {
       sendReceipt()
       return
     }
@@ -202,7 +249,7 @@ export class Outcomes implements CommandKeeper {
     const reduced: MessageProperties = { headers: kept }
     if (replyTo !== undefined) reduced.replyTo = replyTo
     if (correlationId !== undefined) reduced.correlationId = correlationId
-    this.settle(command, "invalid", detail, null, reduced)
+    this.settle(command, "invalid", detail, null, null, reduced)
   }
 
   /**
@@ -271,13 +318,15 @@ export class Outcomes implements CommandKeeper {
     outcome: Outcome,
     detail: string,
     recipient: Recipient | null,
+    reply: Reply | null,
   ): Buffer {
     const { headers } = command.delivery.properties
     const target = {
       connectionId: stringOrNull(headers?.["connection_id"]),
       deviceId: stringOrNull(headers?.["device_id"]),
     }
-    return Buffer.from(JSON.stringify(receipt(outcome, detail, recipient, target, this.#nowMs())))
+    const atMs = this.#nowMs()
+    return Buffer.from(JSON.stringify(receipt(outcome, detail, recipient, target, atMs, reply)))
   }
 
   #sendReceipt(command: QueuedCommand, replyTo: string, body: Buffer, storing: Storing): void {

@@ -15,7 +15,7 @@
  */
 
 import type { Delivery } from "../broker/broker.ts"
-import type { Command, Outcome, Recipient } from "../device/command.ts"
+import type { Command, Outcome, Recipient, Reply } from "../device/command.ts"
 import type { Connection } from "../device/connection.ts"
 import type { CommandMessage } from "./command-message.ts"
 import type { LostCommand } from "./lost-commands.ts"
@@ -47,6 +47,7 @@ export interface CommandKeeper {
     outcome: Outcome,
     detail: string,
     recipient: Recipient | null,
+    reply?: Reply,
   ): void
   acknowledge(command: QueuedCommand): void
   replace(waiting: QueuedCommand, command: QueuedCommand): void
@@ -104,8 +105,8 @@ export class QueuedCommand implements Command {
     return this.delivery.lost
   }
 
-  settle(outcome: Outcome, detail: string, recipient: Recipient | null): void {
-    this.#keeper.settle(this, outcome, detail, recipient)
+  settle(outcome: Outcome, detail: string, recipient: Recipient | null, reply?: Reply): void {
+    this.#keeper.settle(this, outcome, detail, recipient, reply)
   }
 
   acknowledge(): void {

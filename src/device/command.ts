@@ -17,9 +17,32 @@ export const OUTCOMES = [
   "slow_device",
   /** The connection closed before the command was written. */
   "closed",
+  /** It was written, and the device has sent the line that it asked for. */
+  "answered",
+  /** It was written, and the line that it asked for did not come. */
+  "no_reply",
+  /** A newer command with its `supersede_key` took its place before it was offered to the socket. */
+  "superseded",
+  /** An operator or a back-end took it back while it was held. */
+  "cancelled",
+  /** The device is not connected, and no more commands can be held. */
+  "hold_full",
 ] as const
 
 export type Outcome = (typeof OUTCOMES)[number]
+
+/** Whether the kernel has accepted all bytes of a command with this outcome. */
+export function isWritten(outcome: Outcome): boolean {
+  return outcome === "written" || outcome === "answered" || outcome === "no_reply"
+}
+
+/** Outcomes of commands that were not written and need not be: another one was, or nobody wants them. */
+const UNWANTED: ReadonlySet<Outcome> = new Set(["duplicate", "superseded", "cancelled"])
+
+/** Whether a command with this outcome is kept in the undelivered queue. */
+export function isKept(outcome: Outcome): boolean {
+  return !isWritten(outcome) && !UNWANTED.has(outcome)
+}
 
 /** The connection at which a command ended. Receipts contain these fields. */
 export interface Recipient {
@@ -27,6 +50,12 @@ export interface Recipient {
   readonly connectionId: string
   /** Milliseconds since 1970 when the connection was admitted. */
   readonly epoch: number
+}
+
+/** The line with which a device has answered a command. */
+export interface Reply {
+  readonly line: Uint8Array
+  readonly fromDeviceSeq: number
 }
 
 /**
@@ -62,8 +91,11 @@ export interface Command {
   readonly lost: boolean
   /** Set to true when bytes of the command are offered to a socket. */
   isOffered: boolean
-  /** The outcome of the command. */
-  settle(outcome: Outcome, detail: string, recipient: Recipient | null): void
+  /**
+   * The outcome of the command.
+   * @param reply with the outcome `answered` only.
+   */
+  settle(outcome: Outcome, detail: string, recipient: Recipient | null, reply?: Reply): void
   /**
    * This is a repeated delivery of a command. Another delivery of the same command has or gets the
    * outcome.

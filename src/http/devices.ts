@@ -121,6 +121,10 @@ function answer(c: Context<HttpEnvironment>, result: SendResult): Response {
       const { outcome, connection_id, epoch } = result
       return c.json({ outcome, connection_id, epoch })
     }
+    case "answered": {
+      const { outcome, connection_id, epoch, reply } = result
+      return c.json({ outcome, connection_id, epoch, reply })
+    }
     case "unreachable":
       return refuse(
         c,

@@ -16,13 +16,17 @@ export const ERROR_STATUS = {
   closed: 404,
   duplicate: 409,
   late: 409,
+  superseded: 409,
+  cancelled: 409,
   too_large: 413,
   unsupported_encoding: 415,
+  hold_full: 429,
   internal: 500,
   broker_away: 503,
   slow_device: 503,
   busy: 503,
   expired: 504,
+  no_reply: 504,
   timeout: 504,
 } as const satisfies Record<string, ContentfulStatusCode>
 

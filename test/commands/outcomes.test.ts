@@ -19,15 +19,13 @@ import { Outcomes, receipt } from "../../src/commands/outcomes.ts"
 import { QueuedCommand } from "../../src/commands/queued-command.ts"
 import { UnacknowledgedCommands } from "../../src/commands/unacknowledged-commands.ts"
 import { Counters } from "../../src/counters.ts"
-import { OUTCOMES, type Outcome } from "../../src/device/command.ts"
+import { isKept, OUTCOMES, type Outcome } from "../../src/device/command.ts"
 
 const LONGEST_WAIT_MS = 5_000
 const NOW_MS = 1_750_000_000_123
 const UNDELIVERED = "to_device.undelivered"
 const REPLIES = "replies"
-/** The outcomes after which nothing is left to be delivered. */
-const NOT_KEPT: readonly Outcome[] = ["written", "duplicate"]
-const KEPT = OUTCOMES.filter((outcome) => !NOT_KEPT.includes(outcome))
+const KEPT = OUTCOMES.filter(isKept)
 const RECIPIENT = { connectionId: "gw.0.x.1", deviceId: "thermostat:7", epoch: 1_750_000_000_000 }
 
 beforeEach(() => {

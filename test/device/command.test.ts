@@ -6,12 +6,21 @@
 import { describe, expect, test } from "bun:test"
 import fc from "fast-check"
 import { CLOSE_REASONS } from "../../src/device/close-reason.ts"
-import { bodyFault, OUTCOMES } from "../../src/device/command.ts"
+import { bodyFault, isKept, isWritten, OUTCOMES } from "../../src/device/command.ts"
 import { CHEAP_RUNS, check } from "../support/property.ts"
 
 test("the outcomes are those of the documentation, in its order", () => {
-  const contract = "written offline expired invalid too_large duplicate late slow_device closed"
+  const contract =
+    "written offline expired invalid too_large duplicate late slow_device closed answered no_reply " +
+    "superseded cancelled hold_full"
   expect([...OUTCOMES]).toEqual(contract.split(" ") as (typeof OUTCOMES)[number][])
+})
+
+test("a command is written, or kept in the undelivered queue, or nobody wants it any more", () => {
+  expect(OUTCOMES.filter(isWritten)).toEqual(["written", "answered", "no_reply"])
+  const neither = OUTCOMES.filter((outcome) => !isWritten(outcome) && !isKept(outcome))
+  expect(neither).toEqual(["duplicate", "superseded", "cancelled"])
+  expect(OUTCOMES.filter((outcome) => isWritten(outcome) && isKept(outcome))).toEqual([])
 })
 
 test("the close reasons are those of the documentation, in its order", () => {

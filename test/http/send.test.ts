@@ -339,6 +339,7 @@ describe("POST /devices/:id/send: outcomes", () => {
     { result: SendResult; status: number; code: string }
   > = {
     written: { result: WRITTEN, status: 200, code: "" },
+    answered: { result: { ...WRITTEN, outcome: "answered" }, status: 200, code: "" },
     offline: { result: { ...receipt, outcome: "offline" }, status: 404, code: "offline" },
     closed: { result: { ...receipt, outcome: "closed" }, status: 404, code: "closed" },
     duplicate: { result: { ...receipt, outcome: "duplicate" }, status: 409, code: "duplicate" },
@@ -350,6 +351,10 @@ describe("POST /devices/:id/send: outcomes", () => {
       status: 503,
       code: "slow_device",
     },
+    no_reply: { result: { ...receipt, outcome: "no_reply" }, status: 504, code: "no_reply" },
+    superseded: { result: { ...receipt, outcome: "superseded" }, status: 409, code: "superseded" },
+    cancelled: { result: { ...receipt, outcome: "cancelled" }, status: 409, code: "cancelled" },
+    hold_full: { result: { ...receipt, outcome: "hold_full" }, status: 429, code: "hold_full" },
     expired: { result: { ...receipt, outcome: "expired" }, status: 504, code: "expired" },
     unreachable: { result: { outcome: "unreachable" }, status: 503, code: "broker_away" },
     busy: { result: { outcome: "busy" }, status: 503, code: "busy" },
