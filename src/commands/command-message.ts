@@ -10,6 +10,7 @@ import type { HeaderValue, MessageProperties } from "../broker/broker.ts"
 import { bodyFault, type Outcome } from "../device/command.ts"
 import type { LineFormat } from "../device/framing.ts"
 import { CONNECTION_ID, DEVICE_ID } from "../device/ids.ts"
+import { type CommandOptions, readOptions } from "./command-options.ts"
 
 /** The number of times that the command was forwarded from worker to worker. */
 export const HOPS_HEADER = "owsla-hops"
@@ -65,6 +66,13 @@ export interface CommandMessage {
   readonly commandId: string | null
   /** It was a redelivery at a worker that forwarded it. */
   readonly redelivered: boolean
+  readonly options: CommandOptions
+}
+
+/** What a command may be. */
+export interface CommandFormat extends LineFormat {
+  /** The longest time for which a command may wait for its reply. */
+  readonly maxReplyMs: number
 }
 
 export interface Refusal {
@@ -77,7 +85,7 @@ export function readCommand(
   body: Uint8Array,
   properties: MessageProperties,
   nowMs: number,
-  format: LineFormat,
+  format: CommandFormat,
 ): CommandMessage | Refusal {
   const headers = properties.headers ?? {}
   const connectionId = headers["connection_id"] ?? null
@@ -95,6 +103,8 @@ export function readCommand(
   if (seq === undefined) return invalid("to_device_seq is no integer from 0 to 2^53 - 1")
   const expiresAtMs = readExpiry(properties, nowMs)
   if (expiresAtMs === undefined) return invalid("expiration is no whole number of milliseconds")
+  const options = readOptions(headers, format.maxReplyMs)
+  if (typeof options === "string") return invalid(options)
   const fault = bodyFault(body, format)
   if (fault !== null) return fault
   return {
@@ -106,6 +116,7 @@ export function readCommand(
     hops: readInteger(headers[HOPS_HEADER]) ?? 0,
     commandId: readText(headers[COMMAND_ID_HEADER]),
     redelivered: headers[REDELIVERED_HEADER] === true,
+    options,
   }
 }
 

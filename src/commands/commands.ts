@@ -12,9 +12,9 @@ import { OutboundMessages } from "../broker/outbound-messages.ts"
 import { fleetQueue, isGatewayQueue, type QueueNames } from "../broker/topology.ts"
 import type { Counters } from "../counters.ts"
 import type { Connection } from "../device/connection.ts"
-import type { LineFormat } from "../device/framing.ts"
 import type { WorkerProcess } from "../device/ids.ts"
 import type { FleetKeys } from "../fleet/fleet-keys.ts"
+import type { CommandFormat } from "./command-message.ts"
 import { Consumer } from "./consumer.ts"
 import type { CommandIds } from "./forwarding.ts"
 import { HttpSender } from "./http-sender.ts"
@@ -22,7 +22,7 @@ import { Outcomes } from "./outcomes.ts"
 import { CommandRouter, type Locate } from "./router.ts"
 import { UnacknowledgedCommands } from "./unacknowledged-commands.ts"
 
-export interface CommandsOptions extends LineFormat {
+export interface CommandsOptions extends CommandFormat {
   readonly self: WorkerProcess
   readonly queues: QueueNames
   readonly maxCommandBytes: number
@@ -49,7 +49,7 @@ export class Commands {
 
   constructor(broker: Broker, options: CommandsOptions) {
     const { self, queues, counters, nowMs, steadyMs, keys, find, locate, commandIds } = options
-    const { mayServe, fault, framing, maxLineBytes, maxCommandBytes } = options
+    const { mayServe, fault, framing, maxLineBytes, maxReplyMs, maxCommandBytes } = options
     const workerId = self.worker
     this.outboundMessages = new OutboundMessages(broker, counters, steadyMs)
     const { commandKey } = keys
@@ -64,7 +64,7 @@ export class Commands {
       nowMs,
     )
     this.consumer = new Consumer(router, this.outcomes, this.unacknowledged, {
-      ...{ workerId, nowMs, counters, keys, framing, maxLineBytes, mayServe, fault },
+      ...{ workerId, nowMs, counters, keys, framing, maxLineBytes, maxReplyMs, mayServe, fault },
       isGatewayQueue: (queue) => isGatewayQueue(queues, queue),
     })
     this.sender = new HttpSender(broker, this.outboundMessages, router, this.outcomes, {

@@ -17,10 +17,10 @@ import type { Delivery, MessageProperties } from "../broker/broker.ts"
 import { WORKER_QUEUE_TTL_MS, workerOfQueue, workerQueue } from "../broker/topology.ts"
 import type { Counters } from "../counters.ts"
 import type { Connection } from "../device/connection.ts"
-import type { LineFormat } from "../device/framing.ts"
 import { asError } from "../errors.ts"
 import type { FleetKeys } from "../fleet/fleet-keys.ts"
 import {
+  type CommandFormat,
   type CommandMessage,
   GIVEN_UP_HEADER,
   LEFT_HEADER,
@@ -41,7 +41,7 @@ import type { CommandRouter, Destination } from "./router.ts"
 import { MAX_HOPS } from "./routing.ts"
 import type { UnacknowledgedCommands } from "./unacknowledged-commands.ts"
 
-export interface ConsumerOptions extends LineFormat {
+export interface ConsumerOptions extends CommandFormat {
   readonly workerId: string
   readonly nowMs: () => number
   readonly counters: Counters

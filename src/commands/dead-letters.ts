@@ -11,8 +11,8 @@
 import type { Delivery } from "../broker/broker.ts"
 import { isWorkerQueue, WORKER_QUEUE_TTL_MS } from "../broker/topology.ts"
 import type { Outcome } from "../device/command.ts"
-import type { LineFormat } from "../device/framing.ts"
 import {
+  type CommandFormat,
   type CommandMessage,
   type Death,
   GIVEN_UP_HEADER,
@@ -73,7 +73,7 @@ export function readDelivery(
   { body, properties }: Delivery,
   refusal: Refusal | null,
   nowMs: number,
-  format: LineFormat,
+  format: CommandFormat,
 ): ReadDelivery {
   const read = refusal ?? readCommand(body, properties, nowMs, format)
   const givenUp = readGivenUp(properties)
@@ -91,7 +91,7 @@ export function readDeadLetter(
   { body, properties }: Delivery,
   refusal: Refusal | null,
   nowMs: number,
-  format: LineFormat,
+  format: CommandFormat,
 ): ReadDelivery {
   const death = readDeath(properties)
   const given = readGivenUp(properties)

@@ -6,9 +6,10 @@
  *                   └─ nowhere ─► offline
  *
  * A command that was not written is copied to the undelivered queue. A command without `ttlMs` is
- * valid while its request waits. After that this worker neither writes nor forwards it, and in the
- * queue of another worker it expires at the end of `timeoutMs`. Bounds: `MAX_PENDING` requests,
- * commands without an outcome, and outbound messages; `timeoutMs` for each request.
+ * valid for `timeoutMs`, while its request waits. After that this worker neither writes nor
+ * forwards it, and in the queue of another worker it expires. Bounds: `MAX_PENDING` requests,
+ * commands without an outcome, and outbound messages; `timeoutMs` for each request, and the time
+ * for its reply.
  */
 
 import type { Broker, Delivery, MessageProperties } from "../broker/broker.ts"
@@ -20,7 +21,10 @@ import {
   type Outcome,
   type Recipient,
   type Reply,
+  type TraceContext,
 } from "../device/command.ts"
+import type { ReplyRequest } from "../device/reply-request.ts"
+import { type CommandOptions, optionHeaders } from "./command-options.ts"
 import type { Outcomes, Receipt } from "./outcomes.ts"
 import { readReceipt, receipt } from "./outcomes.ts"
 import type { CommandRouter, Destination } from "./router.ts"
@@ -32,9 +36,10 @@ export interface SendRequest {
   readonly id: string
   /** One line, which was validated. */
   readonly body: Uint8Array
-  /** Milliseconds after which the command is not written; null for the time of the request. */
+  /** Milliseconds after which the command is not written; null for `timeoutMs`. */
   readonly ttlMs: number | null
   readonly messageId: string | null
+  readonly options: CommandOptions
 }
 
 export type SendResult =
@@ -111,7 +116,7 @@ export class HttpSender {
       if (request.ttlMs === null) command.expiresAtMs = 0
       this.#answer(correlationId, { outcome: "timeout" })
     }
-    const timer = setTimeout(giveUp, timeoutMs)
+    const timer = setTimeout(giveUp, timeoutMs + (request.options.reply?.timeoutMs ?? 0))
     caller?.addEventListener("abort", giveUp)
     this.#pending.set(correlationId, (result) => {
       clearTimeout(timer)
@@ -233,6 +238,9 @@ class HttpCommand implements Command {
   isOffered = false
   readonly body: Uint8Array
   readonly messageId: string | null
+  readonly supersedeKey: string | null
+  readonly reply: ReplyRequest | null
+  readonly trace: TraceContext | null
   /** 0 once its request has ended. */
   expiresAtMs: number
   readonly properties: MessageProperties
@@ -249,6 +257,10 @@ class HttpCommand implements Command {
     this.body = request.body
     this.messageId = request.messageId
     this.expiresAtMs = expiresAtMs
+    const { supersedeKey, reply, trace } = request.options
+    this.supersedeKey = supersedeKey
+    this.reply = reply
+    this.trace = trace
     this.properties = propertiesOf(request)
     this.correlationId = correlationId
     this.settle = settle
@@ -262,9 +274,9 @@ class HttpCommand implements Command {
   withdraw(): void {}
 }
 
-function propertiesOf({ id, messageId }: SendRequest): MessageProperties {
+function propertiesOf({ id, messageId, options }: SendRequest): MessageProperties {
   return {
-    headers: { device_id: id },
+    headers: { device_id: id, ...optionHeaders(options) },
     ...(messageId === null ? {} : { messageId }),
     appId: "owsla",
   }

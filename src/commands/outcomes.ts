@@ -9,8 +9,10 @@
  * The delivery is acknowledged when the broker has confirmed copy and receipt, or has refused the
  * receipt (see `late-receipts.ts`). When the delivery is lost before the first confirm, and no byte
  * was offered to a socket, nothing else is published: the next delivery decides. If it comes to
- * this worker, it gets the same outcome. After the first confirm the outcome stands. This class
- * does not decide on outcomes. Bound: one entry for each unacknowledged delivery.
+ * this worker, it gets the same outcome. After the first confirm the outcome stands. A superseded
+ * command has the same outcome at its next delivery also when nothing was published: it must not be
+ * written after the newer one. This class does not decide on outcomes. Bound: one entry for each
+ * unacknowledged delivery.
  */
 
 import * as v from "valibot"
@@ -29,6 +31,7 @@ import {
   type Reply,
 } from "../device/command.ts"
 import { INTERNAL_HEADERS, type Target } from "./command-message.ts"
+import { readTrace } from "./command-options.ts"
 import { LateReceipts } from "./late-receipts.ts"
 import type { CommandKeeper, QueuedCommand } from "./queued-command.ts"
 import type { UnacknowledgedCommands } from "./unacknowledged-commands.ts"
@@ -197,6 +200,7 @@ export class Outcomes implements CommandKeeper {
     const begun = () => {
       command.decided = { outcome, detail, recipient }
     }
+    if (outcome === "superseded") begun()
     let stands = false
     const stand = () => {
       if (stands) return
@@ -331,12 +335,14 @@ export class Outcomes implements CommandKeeper {
 
   #sendReceipt(command: QueuedCommand, replyTo: string, body: Buffer, storing: Storing): void {
     const { wanted, begun, stand } = storing
-    const { correlationId } = command.delivery.properties
+    const { correlationId, headers } = command.delivery.properties
+    const trace = headers === undefined ? null : readTrace(headers)
     const properties: MessageProperties = {
       contentType: "application/json",
       type: "owsla.receipt",
       appId: "owsla",
       ...(correlationId === undefined ? {} : { correlationId }),
+      ...(trace === null ? {} : { headers: { ...trace } }),
     }
     const done = (result: FinalResult) => {
       if (result === "withdrawn") {

@@ -8,16 +8,18 @@
  *   routing, at_connection (no byte offered), forwarding and ending (nothing offered or published) ──lost──► dropped
  *
  * routing: its device is looked up. at_connection: it is in the reorder buffer or the outgoing
- * queue. forwarding: it is published to the queue of another worker. ending: it has an outcome, and
- * copy and receipt are published.
+ * queue, or was written and waits for its reply. forwarding: it is published to the queue of
+ * another worker. ending: it has an outcome, and copy and receipt are published.
  *
  * Its delivery is replaced when the command is redelivered before it has an outcome.
  */
 
 import type { Delivery } from "../broker/broker.ts"
-import type { Command, Outcome, Recipient, Reply } from "../device/command.ts"
+import type { Command, Outcome, Recipient, Reply, TraceContext } from "../device/command.ts"
 import type { Connection } from "../device/connection.ts"
+import type { ReplyRequest } from "../device/reply-request.ts"
 import type { CommandMessage } from "./command-message.ts"
+import { NO_OPTIONS } from "./command-options.ts"
 import type { LostCommand } from "./lost-commands.ts"
 
 export interface Decided {
@@ -60,6 +62,9 @@ export class QueuedCommand implements Command {
   readonly seq: number | null
   readonly messageId: string | null
   readonly expiresAtMs: number
+  readonly supersedeKey: string | null
+  readonly reply: ReplyRequest | null
+  readonly trace: TraceContext | null
   readonly redelivered: boolean
   readonly forwarded: boolean
   readonly #keeper: CommandKeeper
@@ -90,6 +95,10 @@ export class QueuedCommand implements Command {
     this.seq = message?.seq ?? null
     this.messageId = message?.messageId ?? null
     this.expiresAtMs = message?.expiresAtMs ?? Number.POSITIVE_INFINITY
+    const { supersedeKey, reply, trace } = message?.options ?? NO_OPTIONS
+    this.supersedeKey = supersedeKey
+    this.reply = reply
+    this.trace = trace
     this.redelivered = delivery.redelivered || message?.redelivered === true
     this.forwarded = (message?.commandId ?? null) !== null
     this.#keeper = keeper

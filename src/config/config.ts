@@ -297,6 +297,7 @@ function shape(settings: Settings, values: Environment, ca: string | null) {
       slowDeviceTimeoutMs: settings.SLOW_DEVICE_TIMEOUT_MS,
       gapTimeoutMs: settings.SEQ_GAP_TIMEOUT_MS,
       windowCommands: settings.SEQ_WINDOW,
+      maxReplyMs: settings.MAX_REPLY_MS,
     },
     broker: {
       fromDeviceQueue: settings.FROM_DEVICE_QUEUE,

@@ -342,6 +342,13 @@ export const settings = v.object({
     unit: "commands",
     text: "Numbered commands of one connection that may wait for a missing number. Beyond it the oldest gap is given up.",
   }),
+  MAX_REPLY_MS: integer({
+    default: 60_000,
+    min: 1,
+    max: 600_000,
+    unit: "ms",
+    text: "The largest reply_timeout_ms of a command. It should be the same on all instances.",
+  }),
   FROM_DEVICE_QUEUE: text({
     default: "from_device",
     match: QUEUE_NAME,
@@ -450,7 +457,7 @@ export const settings = v.object({
     min: 100,
     max: 60_000,
     unit: "ms",
-    text: "How long POST /devices/:id/send waits for the outcome (timeout).",
+    text: "How long POST /devices/:id/send waits for the outcome (timeout). For a command that waits for a reply, reply_timeout_ms is added.",
   }),
   DRAIN_TIMEOUT_MS: integer({
     default: 60_000,

@@ -4,6 +4,7 @@
  */
 
 import type { LineFormat } from "./framing.ts"
+import type { ReplyRequest } from "./reply-request.ts"
 
 export const OUTCOMES = [
   /** The kernel has accepted all its bytes. Whether the device has read them is unknown. */
@@ -21,7 +22,9 @@ export const OUTCOMES = [
   "answered",
   /** It was written, and the line that it asked for did not come. */
   "no_reply",
-  /** A newer command with its `supersede_key` took its place before it was offered to the socket. */
+  /**
+   * A newer command with its `supersede_key` took its place before it was offered to the socket.
+   */
   "superseded",
   /** An operator or a back-end took it back while it was held. */
   "cancelled",
@@ -36,7 +39,7 @@ export function isWritten(outcome: Outcome): boolean {
   return outcome === "written" || outcome === "answered" || outcome === "no_reply"
 }
 
-/** Outcomes of commands that were not written and need not be: another one was, or nobody wants them. */
+/** Outcomes of commands that were not written, and that need not be written any more. */
 const UNWANTED: ReadonlySet<Outcome> = new Set(["duplicate", "superseded", "cancelled"])
 
 /** Whether a command with this outcome is kept in the undelivered queue. */
@@ -50,6 +53,12 @@ export interface Recipient {
   readonly connectionId: string
   /** Milliseconds since 1970 when the connection was admitted. */
   readonly epoch: number
+}
+
+/** The headers of W3C Trace Context. They are passed on unchanged and not interpreted. */
+export interface TraceContext {
+  readonly traceparent?: string
+  readonly tracestate?: string
 }
 
 /** The line with which a device has answered a command. */
@@ -75,6 +84,14 @@ export interface Command {
    * Milliseconds since 1970. Not written at or after this time; `Infinity` when it does not expire.
    */
   readonly expiresAtMs: number
+  /**
+   * Of the commands of a connection with the same key, only the newest is written; see
+   * `supersede-keys.ts`. Null without a key.
+   */
+  readonly supersedeKey: string | null
+  /** The line that it waits for after it was written; null when it waits for none. */
+  readonly reply: ReplyRequest | null
+  readonly trace: TraceContext | null
   /** The way by which it came; the gateway itself makes commands of "gateway". */
   readonly cameBy: "delivery" | "http" | "gateway"
   /** The `redelivered` flag of the delivery: the broker may have delivered this command before. */

@@ -7,19 +7,21 @@
  *
  * From the device: socket ─► framer ─► endpoint (numbers the line) ─► `lines` (the publish window).
  * To the device:   endpoint (decides) ─► outgoing ─► socket, one write in each tick.
+ * A command with a reply: socket ─► waiting replies ─► a line that matches, or the end of its time.
  *
  * Never calls the broker and never throws into the socket's callbacks. Settles each command exactly
  * once. Lines that were read are still published after the connection has closed. Bounds: those of
- * framer, endpoint and outgoing. The sweep terminates a closing socket after `CLOSING_MS`.
+ * framer, endpoint, outgoing and waiting replies. The sweep terminates a closing socket after
+ * `CLOSING_MS`.
  */
 
 import type { Counters } from "../counters.ts"
 import type { Backpressure } from "./backpressure.ts"
 import type { CloseReason } from "./close-reason.ts"
-import type { Command, Outcome } from "./command.ts"
+import type { Command, Outcome, Reply } from "./command.ts"
 import type { Timeouts } from "./connections.ts"
 import type { DeviceRate } from "./device-rate.ts"
-import { type Decision, Endpoint } from "./endpoint.ts"
+import { type Decision, Endpoint, SUPERSEDED } from "./endpoint.ts"
 import { type Framer, LineTooLong } from "./framer.ts"
 import { framedLine, type LineFormat, makeFramer, OVERHEAD_BYTES } from "./framing.ts"
 import type { Goodbye } from "./goodbye.ts"
@@ -27,6 +29,7 @@ import { Outgoing } from "./outgoing.ts"
 import { type DeviceSocket, type PeerInfo, UNKNOWN_PEER } from "./peer.ts"
 import type { ReorderLimits } from "./reorder-buffer.ts"
 import type { UnfinishedLines } from "./unfinished-lines.ts"
+import { type AskingCommand, MAX_WAITING_REPLIES, WaitingReplies } from "./waiting-replies.ts"
 
 /** How long the gateway waits for the peer to close its side, before it terminates the socket. */
 const CLOSING_MS = 2_000
@@ -44,8 +47,11 @@ export type ConnectionState = "handshaking" | "identifying" | "open" | "closing"
 
 /** The next stage of a line. */
 export interface LineHandler {
-  /** Takes a line for publishing; called only while `backpressure.hasRoom`. */
-  take(connection: Connection, seq: number, line: Uint8Array): void
+  /**
+   * Takes a line for publishing; called only while `backpressure.hasRoom`.
+   * @param answered the command that the line answers; null without one.
+   */
+  take(connection: Connection, seq: number, line: Uint8Array, answered: Command | null): void
 }
 
 /** Dependencies that all connections of a worker share. */
@@ -68,6 +74,11 @@ export interface ConnectionContext {
    * periodically.
    */
   readonly commandsWait: (connection: Connection) => void
+  /**
+   * Called when a written command waits for its reply. From then on `sweepReplies` must be called
+   * periodically.
+   */
+  readonly repliesWait: (connection: Connection) => void
   /** The rate of a device; null without a limit. */
   readonly rateOf: (deviceId: string, isNamed: boolean) => DeviceRate | null
   /**
@@ -97,6 +108,8 @@ export class Connection {
   readonly #context: ConnectionContext
   #framer: Framer | null = null
   #outgoing: Outgoing | null = null
+  /** Null until the first command with a reply. */
+  #replies: WaitingReplies | null = null
   /** Null without a limit, and until the connection is admitted. */
   #rate: DeviceRate | null = null
   #pausedBy = 0
@@ -150,6 +163,11 @@ export class Connection {
 
   get outgoingBytes(): number {
     return this.#outgoing?.bytes ?? 0
+  }
+
+  /** True while commands wait for replies, or to be written and then for replies. */
+  get awaitsReplies(): boolean {
+    return this.#replies !== null && this.#replies.count > 0
   }
 
   /** True when all lines that were read have been passed on for publishing. */
@@ -298,6 +316,7 @@ export class Connection {
     if (endpoint === null) return
     const unoffered = this.#outgoing?.withdrawLost() ?? []
     const unreleased = endpoint.withdrawLost(unoffered)
+    for (const command of unoffered) this.#asksNoMore(command)
     for (const command of [...unoffered, ...unreleased]) command.withdraw()
   }
 
@@ -323,6 +342,23 @@ export class Connection {
     this.#perform(endpoint, endpoint.expire(nowMs))
     this.#context.counters.gapsSkipped += endpoint.gaps - gaps
     return endpoint.heldCommands > 0
+  }
+
+  /**
+   * Ends the commands whose replies did not come in time, and those that have expired while they
+   * waited behind a command with `reply_next`. True while commands wait for replies.
+   */
+  sweepReplies(nowMs: number, steadyMs: number): boolean {
+    const endpoint = this.#endpoint
+    const replies = this.#replies
+    if (endpoint === null || replies === null) return false
+    for (const command of replies.expire(steadyMs)) {
+      this.#replied(endpoint, command, "no_reply", noLine(command.reply.timeoutMs))
+    }
+    for (const command of this.#outgoing?.expire(nowMs) ?? []) {
+      this.#settle(endpoint, command, "expired", "before it was written")
+    }
+    return this.awaitsReplies
   }
 
   /** Enforces the deadlines of this connection. */
@@ -434,6 +470,9 @@ export class Connection {
       for (const command of this.#outgoing?.clear() ?? []) {
         this.#settle(endpoint, command, outcome, `the connection ended: ${reason}`)
       }
+      for (const command of this.#replies?.clear() ?? []) {
+        this.#replied(endpoint, command, "no_reply", `the connection ended: ${reason}`)
+      }
       this.#perform(endpoint, held)
     }
     if (this.drained) this.#countUnterminated()
@@ -469,7 +508,8 @@ export class Connection {
         this.#settle(endpoint, command, "expired", "before it was written")
       for (const command of written) {
         endpoint.written(command)
-        command.settle("written", "", endpoint.recipient)
+        if (asksReply(command)) this.#awaitReply(endpoint, command)
+        else command.settle("written", "", endpoint.recipient)
       }
       if (accepted < offered || (offered === 0 && expired.length === 0)) return
     }
@@ -480,7 +520,39 @@ export class Connection {
     const { counters } = this.#context
     counters.linesIn += 1
     counters.lineBytesIn += line.length
-    this.#context.lines.take(this, this.#endpoint.numberLine(), line)
+    const seq = this.#endpoint.numberLine()
+    const answered = this.#replies === null ? null : this.#replies.match(line)
+    this.#context.lines.take(this, seq, line, answered)
+    if (answered === null) return
+    this.#replied(this.#endpoint, answered, "answered", "", { line, fromDeviceSeq: seq })
+  }
+
+  /** The command was written. */
+  #awaitReply(endpoint: Endpoint, command: AskingCommand): void {
+    // A source has closed the connection meanwhile.
+    if (this.#ended || this.#replies === null) {
+      this.#replied(endpoint, command, "no_reply", `the connection ended: ${this.#reason}`)
+      return
+    }
+    this.#replies.written(command, this.#context.steadyMs())
+    this.#context.repliesWait(this)
+  }
+
+  #replied(
+    endpoint: Endpoint,
+    command: AskingCommand,
+    outcome: "answered" | "no_reply",
+    detail: string,
+    reply?: Reply,
+  ): void {
+    this.#outgoing?.replyEnded(command)
+    if (this.#outgoing?.empty === false) this.#context.flushSoon(this)
+    command.settle(outcome, detail, endpoint.recipient, reply)
+  }
+
+  /** The command ends before it was written. */
+  #asksNoMore(command: Command): void {
+    if (asksReply(command)) this.#replies?.remove(command)
   }
 
   #perform(endpoint: Endpoint, decisions: readonly Decision[]): void {
@@ -498,6 +570,11 @@ export class Connection {
         case "replace":
           decision.command.replace(decision.waiting)
           break
+        case "supersede":
+          if (this.#outgoing?.remove(decision.command) === true) {
+            this.#settle(endpoint, decision.command, "superseded", SUPERSEDED)
+          }
+          break
       }
     }
   }
@@ -509,15 +586,25 @@ export class Connection {
     }
     const { maxOutgoingBytes, framing } = this.#context.limits
     this.#outgoing ??= new Outgoing(maxOutgoingBytes, framing)
-    if (this.#outgoing.push(command)) this.#context.flushSoon(this)
-    else {
+    if (asksReply(command)) {
+      this.#replies ??= new WaitingReplies()
+      if (!this.#replies.add(command)) {
+        const detail = `${MAX_WAITING_REPLIES} commands already wait for replies of this device`
+        this.#settle(endpoint, command, "slow_device", detail)
+        return
+      }
+    }
+    if (!this.#outgoing.push(command)) {
       const detail = `${this.#outgoing.bytes} bytes already wait for this device`
       this.#settle(endpoint, command, "slow_device", detail)
+      return
     }
+    this.#context.flushSoon(this)
   }
 
   #settle(endpoint: Endpoint, command: Command, outcome: Outcome, detail: string): void {
     endpoint.unwritten(command)
+    this.#asksNoMore(command)
     command.settle(outcome, detail, endpoint.recipient)
   }
 
@@ -561,4 +648,12 @@ export class Connection {
     this.#framer = null
     this.#accountPartial(false)
   }
+}
+
+function asksReply(command: Command): command is AskingCommand {
+  return command.reply !== null
+}
+
+function noLine(timeoutMs: number): string {
+  return `no matching line within ${timeoutMs} ms`
 }

@@ -31,6 +31,8 @@ export class Connections {
   readonly #named = new Map<string, Connection>()
   /** Connections with commands in their reorder buffers. */
   readonly #waiting = new Set<Connection>()
+  /** Connections with written commands that wait for replies. */
+  readonly #replying = new Set<Connection>()
   /** Connections that are not read because of their rate. */
   readonly #atRate = new Set<Connection>()
   #nextSweepOfAllMs = 0
@@ -50,6 +52,7 @@ export class Connections {
   remove(connection: Connection): void {
     this.#all.delete(connection.id)
     this.#waiting.delete(connection)
+    this.#replying.delete(connection)
     this.#atRate.delete(connection)
     this.leave(connection)
   }
@@ -98,6 +101,10 @@ export class Connections {
     this.#waiting.add(connection)
   }
 
+  repliesWait(connection: Connection): void {
+    this.#replying.add(connection)
+  }
+
   rateReached(connection: Connection): void {
     this.#atRate.add(connection)
   }
@@ -131,13 +138,16 @@ export class Connections {
 
   /**
    * Call this every `SWEEP_EVERY_MS`.
-   * @param nowMs milliseconds since 1970, for gaps in the numbers of commands.
+   * @param nowMs milliseconds since 1970, for gaps in the numbers of commands and expirations.
    * @param steadyMs milliseconds of a monotonic clock, so that setting the system clock closes no
    * device.
    */
   sweep(nowMs: number, steadyMs: number): void {
     for (const connection of this.#waiting) {
       if (!connection.sweepCommands(nowMs)) this.#waiting.delete(connection)
+    }
+    for (const connection of this.#replying) {
+      if (!connection.sweepReplies(nowMs, steadyMs)) this.#replying.delete(connection)
     }
     for (const connection of this.#atRate) {
       if (!connection.sweepRate(steadyMs)) this.#atRate.delete(connection)

@@ -8,12 +8,13 @@
  *                   ├─ (none)         it waits in the reorder buffer
  *                   ├─ settle         it ends here: duplicate, late, invalid or closed
  *                   ├─ acknowledge    it is a redelivery or forward of a command that was written or waits here
- *                   └─ replace        it is the forward of a command that waits here from a redelivery
+ *                   ├─ replace        it is the forward of a command that waits here from a redelivery
+ *                   └─ supersede      an older command with its key, which the outgoing queue has, ends
  *
  * Pure: takes data and the time and returns decisions, which `connection.ts` performs. Uses no
- * socket and no timer. Bounds: those of the reorder buffer and of the remembered ids, both created
- * when the first command needs them. There are at most as many released commands as wait for the
- * socket.
+ * socket and no timer. Bounds: those of the reorder buffer, the remembered ids and the supersede
+ * keys, each created when the first command needs them. There are at most as many released commands
+ * as wait for the socket.
  */
 
 import type { Command, Outcome, Recipient } from "./command.ts"
@@ -24,6 +25,10 @@ import {
   ReorderBuffer,
   type ReorderLimits,
 } from "./reorder-buffer.ts"
+import { type KeyedCommand, SupersedeKeys } from "./supersede-keys.ts"
+
+/** The detail of the outcome `superseded`. */
+export const SUPERSEDED = "a newer command with its supersede_key"
 
 export type Decision =
   | { readonly kind: "write"; readonly command: Command }
@@ -40,6 +45,8 @@ export type Decision =
    * is acknowledged.
    */
   | { readonly kind: "replace"; readonly command: Command; readonly waiting: Command }
+  /** `command` ends as `superseded`, unless it is no longer in the outgoing queue. */
+  | { readonly kind: "supersede"; readonly command: Command }
 
 export class Endpoint {
   #recipient: Recipient
@@ -51,6 +58,7 @@ export class Endpoint {
   /** Released commands by number, until `written` or `unwritten` is called for them. */
   #released: Map<number, NumberedCommand> | null = null
   #remembered: RememberedIds | null = null
+  #keys: SupersedeKeys | null = null
 
   constructor(recipient: Recipient, limits: ReorderLimits) {
     this.#recipient = recipient
@@ -98,16 +106,18 @@ export class Endpoint {
       this.#reorder ??= new ReorderBuffer(this.#limits)
       const released: NumberedCommand[] = []
       const verdict = this.#reorder.offer(command, nowMs, released)
-      this.#release(released, decisions)
       if (verdict === "too_far") {
-        decisions.push(settle(command, "invalid", tooFar(command.seq, this.#reorder.farthest)))
-        return decisions
+        return [settle(command, "invalid", tooFar(command.seq, this.#reorder.farthest))]
       }
-      if (verdict === "late" || verdict === "duplicate") {
-        decisions.push(this.#used(command, verdict))
-        return decisions
-      }
-    } else decisions.push({ kind: "write", command })
+      if (verdict === "late" || verdict === "duplicate") return [this.#used(command, verdict)]
+      const superseded = this.#supersede(command, released, decisions)
+      this.#release(released, decisions, superseded)
+      if (superseded === command) return decisions
+    } else {
+      const superseded = this.#supersede(command, [], decisions)
+      if (superseded === command) return decisions
+      decisions.push({ kind: "write", command })
+    }
     if (command.messageId !== null) {
       this.#remembered ??= new RememberedIds()
       this.#remembered.waiting(command.messageId, command)
@@ -127,12 +137,14 @@ export class Endpoint {
   /** Call this when the socket has accepted all bytes of a command. */
   written(command: Command): void {
     this.#linesOut += 1
+    this.#keys?.forget(command)
     if (command.seq !== null) this.#released?.delete(command.seq)
     if (command.messageId !== null) this.#remembered?.written(command.messageId, command)
   }
 
   /** Call this when a command ended after the decision "write" and was not written. */
   unwritten(command: Command): void {
+    this.#keys?.forget(command)
     if (command.messageId !== null) this.#remembered?.forget(command.messageId, command)
     if (command.seq === null || this.#released?.get(command.seq) !== command) return
     this.#released.delete(command.seq)
@@ -156,6 +168,7 @@ export class Endpoint {
     const unreleased = this.#reorder?.withdrawLost() ?? []
     if (lowest !== Number.POSITIVE_INFINITY) this.#reorder?.rewind(lowest)
     for (const command of [...unoffered, ...unreleased]) {
+      this.#keys?.forget(command)
       if (command.messageId !== null) this.#remembered?.forget(command.messageId, command)
     }
     return unreleased
@@ -190,12 +203,42 @@ export class Endpoint {
     )
   }
 
-  #release(released: readonly NumberedCommand[], decisions: Decision[]): void {
+  /** @param superseded is not written, if it is among them. */
+  #release(
+    released: readonly NumberedCommand[],
+    decisions: Decision[],
+    superseded: Command | null = null,
+  ): void {
     for (const command of released) {
       this.#released ??= new Map()
       this.#released.set(command.seq, command)
-      decisions.push({ kind: "write", command })
+      if (command === superseded) decisions.push(settleSuperseded(command))
+      else decisions.push({ kind: "write", command })
     }
+  }
+
+  /**
+   * Decides which of two commands with one key is written.
+   *
+   * @param released the commands that may be written now. `#release` settles one of them.
+   * @returns the command that ends as `superseded`: this one or an older one; null without one.
+   */
+  #supersede(
+    command: Command,
+    released: readonly NumberedCommand[],
+    decisions: Decision[],
+  ): Command | null {
+    if (!isKeyed(command)) return null
+    this.#keys ??= new SupersedeKeys()
+    const superseded = this.#keys.take(command)
+    if (superseded === null || released.some((each) => each === superseded)) return superseded
+    if (isNumbered(superseded) && this.isHeld(superseded)) this.#reorder?.vacate(superseded)
+    else if (superseded !== command) {
+      decisions.push({ kind: "supersede", command: superseded })
+      return superseded
+    }
+    decisions.push(settleSuperseded(superseded))
+    return superseded
   }
 
   /**
@@ -262,6 +305,10 @@ function isSame(a: Command, b: Command): boolean {
   )
 }
 
+function isKeyed(command: Command): command is KeyedCommand {
+  return command.supersedeKey !== null
+}
+
 function isNumbered(command: Command): command is NumberedCommand {
   return command.seq !== null
 }
@@ -269,6 +316,10 @@ function isNumbered(command: Command): command is NumberedCommand {
 function tooFar(seq: number, farthest: number): string {
   const next = farthest - MAX_SEQ_AHEAD
   return `to_device_seq ${seq} is more than ${MAX_SEQ_AHEAD} beyond the next number, ${next}`
+}
+
+function settleSuperseded(command: Command): Decision {
+  return settle(command, "superseded", SUPERSEDED)
 }
 
 function settle(command: Command, outcome: Outcome, detail: string): Decision {

@@ -6,6 +6,9 @@
  *   begin ─► not read ─► lines confirmed, nothing to write ─► closed
  *                 └───── not within `MAX_WAIT_MS` ──────────► closed; aged: read again, tried later
  *
+ * While commands wait for replies, the connection is read all the same: otherwise the replies could
+ * not arrive.
+ *
  * Lines that are not confirmed by then are still published; only their acknowledgements are not
  * sent. Lines that wait for the rate of the device are taken at once.
  *
@@ -27,6 +30,8 @@ export interface ConfirmedLines {
 interface Closing {
   readonly reason: CloseReason
   readonly sinceMs: number
+  /** Whether it is read no further. */
+  isStopped: boolean
   /** The value of `taken` after the last line of the connection; null while lines wait for room. */
   lastLine: number | null
 }
@@ -46,9 +51,9 @@ export class GracefulClose {
 
   begin(connection: Connection, reason: CloseReason, steadyMs: number): void {
     if (connection.state !== "open" || this.#closing.has(connection)) return
-    connection.pause("drain")
-    connection.takeAll()
-    this.#closing.set(connection, { reason, sinceMs: steadyMs, lastLine: null })
+    const closing = { reason, sinceMs: steadyMs, isStopped: false, lastLine: null }
+    this.#closing.set(connection, closing)
+    this.#stopReading(connection, closing)
   }
 
   /** Call this every some milliseconds while `count` is not 0. */
@@ -64,8 +69,22 @@ export class GracefulClose {
     }
   }
 
+  /** Stops reading, or begins again when commands wait for replies. */
+  #stopReading(connection: Connection, closing: Closing): void {
+    if (closing.isStopped !== connection.awaitsReplies) return
+    closing.isStopped = !closing.isStopped
+    if (closing.isStopped) {
+      connection.pause("drain")
+      connection.takeAll()
+    } else {
+      closing.lastLine = null
+      connection.resume("drain")
+    }
+  }
+
   #isDone(connection: Connection, closing: Closing): boolean {
-    if (!connection.drained) return false
+    this.#stopReading(connection, closing)
+    if (!closing.isStopped || !connection.drained) return false
     closing.lastLine ??= this.#lines.taken()
     return this.#lines.confirmed() >= closing.lastLine && connection.outgoingBytes === 0
   }

@@ -8,6 +8,10 @@
  * may already have encrypted those bytes in a record. So only commands that are still waiting can
  * expire.
  *
+ * A command that waits for the next line of the device (`reply_next`) stays in the queue, and so do
+ * all commands behind it, until the one before has its reply (`replyEnded`). So commands keep their
+ * order.
+ *
  * Pure: no socket, no clock. Bounds: `maxBytes` of waiting and offered bytes, beyond which `push`
  * refuses a command. A batch has at most `BATCH_BYTES`, or consists of one longer command.
  */
@@ -36,6 +40,8 @@ export class Outgoing {
   /** Bytes of the first command of the batch that were accepted. */
   #acceptedOfFirst = 0
   #bytes = 0
+  /** The offered command that waits for the next line; null without one. */
+  #asking: Command | null = null
 
   constructor(maxBytes: number, framing: Framing) {
     this.#maxBytes = maxBytes
@@ -66,18 +72,22 @@ export class Outgoing {
    * Removes and returns, in order, the lost commands of which no byte was offered to the socket.
    */
   withdrawLost(): Command[] {
-    const withdrawn: Command[] = []
-    const kept: Command[] = []
-    for (const command of this.#waiting.slice(this.#waitingFrom)) {
-      if (command === undefined) continue
-      if (command.lost === true) {
-        withdrawn.push(command)
-        this.#bytes -= this.#bytesOf(command)
-      } else kept.push(command)
-    }
-    this.#waiting = kept
-    this.#waitingFrom = 0
-    return withdrawn
+    return this.#removeWaiting((command) => command.lost)
+  }
+
+  /** Removes and returns, in order, the commands that have expired. */
+  expire(nowMs: number): Command[] {
+    return this.#removeWaiting((command) => command.expiresAtMs <= nowMs)
+  }
+
+  /** False when the command does not wait: bytes of it were offered, or it has left the queue. */
+  remove(command: Command): boolean {
+    return this.#removeWaiting((each) => each === command).length > 0
+  }
+
+  /** The reply of a written command came, or will not come. */
+  replyEnded(command: Command): void {
+    if (this.#asking === command) this.#asking = null
   }
 
   /**
@@ -99,6 +109,7 @@ export class Outgoing {
         expired.push(command)
         continue
       }
+      if (this.#asking !== null && asksForNext(command)) break
       if (length + bytes > BATCH_BYTES) {
         if (length > 0) break
         this.#takeWaiting()
@@ -147,6 +158,7 @@ export class Outgoing {
     this.#offered = EMPTY
     this.#acceptedOfFirst = 0
     this.#bytes = 0
+    this.#asking = null
     return left
   }
 
@@ -158,6 +170,22 @@ export class Outgoing {
   #offer(command: Command): void {
     this.#batch.push(command)
     if (command.isOffered === false) command.isOffered = true
+    if (asksForNext(command)) this.#asking = command
+  }
+
+  #removeWaiting(isRemoved: (command: Command) => boolean): Command[] {
+    const removed: Command[] = []
+    const kept: Command[] = []
+    for (const command of this.#waiting.slice(this.#waitingFrom)) {
+      if (command === undefined) continue
+      if (isRemoved(command)) {
+        removed.push(command)
+        this.#bytes -= this.#bytesOf(command)
+      } else kept.push(command)
+    }
+    this.#waiting = kept
+    this.#waitingFrom = 0
+    return removed
   }
 
   #takeWaiting(): void {
@@ -168,4 +196,8 @@ export class Outgoing {
     this.#waiting = this.#waiting.slice(taken)
     this.#waitingFrom = 0
   }
+}
+
+function asksForNext({ reply }: Command): boolean {
+  return reply !== null && reply.condition.kind === "next"
 }

@@ -8,16 +8,21 @@
  *              ├─ released before, or held ───► duplicate
  *              └─ too far above the next one ─► too_far; the state does not change
  *
+ * A held command that has ended (`vacate`) leaves its number used: the commands after it are
+ * released when that number is the next one, and a command that uses the number again is late. The
+ * time from which the gap below it is given up stays the same, so commands that supersede each
+ * other do not keep a gap open.
+ *
  * When released commands are lost before they were offered to the socket, the broker redelivers
  * them. `rewind` then makes their numbers the next ones again. Numbers that were skipped in the
  * meantime stay skipped.
  *
- * Pure: the time is passed in. Bounds: `windowCommands` held commands. When the buffer is full, the
- * lowest gap is given up at once; a heap finds it in logarithmic time. A command is held for at
- * most `gapTimeoutMs`; then all gaps below it are given up. `SKIPPED_RANGES` gaps are remembered. A
- * number below the oldest of them is called late, because late commands are kept in the undelivered
- * queue and duplicates are not. A number more than `MAX_SEQ_AHEAD` above the next one is refused: a
- * gap up to 2^53 - 1 would leave no numbers for the connection.
+ * Pure: the time is passed in. Bounds: `windowCommands` held commands and used numbers. When the
+ * buffer is full, the lowest gap is given up at once; a heap finds it in logarithmic time. A
+ * command is held for at most `gapTimeoutMs`; then all gaps below it are given up. `SKIPPED_RANGES`
+ * gaps are remembered. A number below the oldest of them is called late, because late commands are
+ * kept in the undelivered queue and duplicates are not. A number more than `MAX_SEQ_AHEAD` above
+ * the next one is refused: a gap up to 2^53 - 1 would leave no numbers for the connection.
  */
 
 import { MinHeap } from "../structures/min-heap.ts"
@@ -40,7 +45,8 @@ export type NumberedCommand = Command & { readonly seq: number }
 export type ReorderVerdict = "released" | "held" | "duplicate" | "late" | "too_far"
 
 interface Held {
-  readonly command: NumberedCommand
+  /** Null when the command has ended and its number is used. */
+  readonly command: NumberedCommand | null
   readonly arrivedAtMs: number
 }
 
@@ -57,13 +63,15 @@ export class ReorderBuffer {
   /** The largest value that `#next` has had. It differs from `#next` only after `rewind`. */
   #high = 0
   #gaps = 0
+  /** The entries of `#held` without a command. */
+  #vacant = 0
 
   constructor(limits: ReorderLimits) {
     this.#limits = limits
   }
 
   get heldCount(): number {
-    return this.#held.size
+    return this.#held.size - this.#vacant
   }
 
   /** The number of gaps given up since the connection was admitted. */
@@ -81,7 +89,7 @@ export class ReorderBuffer {
 
   /** The command held under this number, if any. */
   heldAt(seq: number): NumberedCommand | undefined {
-    return this.#held.get(seq)?.command
+    return this.#held.get(seq)?.command ?? undefined
   }
 
   /**
@@ -91,6 +99,7 @@ export class ReorderBuffer {
   offer(command: NumberedCommand, nowMs: number, released: NumberedCommand[]): ReorderVerdict {
     const { seq } = command
     if (seq < this.#high && this.#wasSkipped(seq)) return "late"
+    if (this.#held.get(seq)?.command === null) return "late"
     if (seq < this.#next || this.#held.has(seq)) return "duplicate"
     if (seq > this.farthest) return "too_far"
     if (seq > this.#next) {
@@ -137,9 +146,10 @@ export class ReorderBuffer {
 
   /** Removes all held commands and returns them in the order of their numbers. */
   clear(): NumberedCommand[] {
-    const left = [...this.#held.values()].map((held) => held.command)
+    const left = [...this.#held.values()].flatMap(({ command }) => command ?? [])
     this.#held.clear()
     this.#lowestHeld.clear()
+    this.#vacant = 0
     return left.sort((a, b) => a.seq - b.seq)
   }
 
@@ -147,9 +157,19 @@ export class ReorderBuffer {
    * Removes the lost commands among the held ones and returns them in the order of their numbers.
    */
   withdrawLost(): NumberedCommand[] {
-    const lost = [...this.#held.values()].flatMap(({ command }) => (command.lost ? [command] : []))
+    const lost = [...this.#held.values()].flatMap(({ command }) =>
+      command?.lost === true ? [command] : [],
+    )
     for (const { seq } of lost) this.#held.delete(seq)
     return lost.sort((a, b) => a.seq - b.seq)
+  }
+
+  /** The held command has ended. Its number stays used. */
+  vacate({ seq }: NumberedCommand): void {
+    const held = this.#held.get(seq)
+    if (held === undefined || held.command === null) return
+    this.#held.set(seq, { command: null, arrivedAtMs: held.arrivedAtMs })
+    this.#vacant += 1
   }
 
   /**
@@ -185,7 +205,10 @@ export class ReorderBuffer {
       const held = this.#held.get(this.#next)
       if (!held) return
       this.#held.delete(this.#next)
-      released.push(held.command)
+      if (held.command === null) {
+        this.#vacant -= 1
+        this.unwritten(this.#next)
+      } else released.push(held.command)
       this.#advance()
     }
   }

@@ -13,6 +13,7 @@
 
 import { Hono } from "hono"
 import { bodyLimit } from "hono/body-limit"
+import { MAX_OPTION_BYTES } from "../commands/command-options.ts"
 import type { Counters } from "../counters.ts"
 import { authorization, isReading, suffices } from "./authorization.ts"
 import {
@@ -50,11 +51,11 @@ export interface AppDependencies
 }
 
 /**
- * JSON may escape one byte as six characters, and the body also contains a message id and field
- * names.
+ * JSON may escape one byte as six characters, and the body also contains a message id, a supersede
+ * key, a reply condition and field names.
  */
 export function maxBodyBytes(maxLineBytes: number): number {
-  return (maxLineBytes + MAX_MESSAGE_ID_BYTES) * 6 + 1_024
+  return (maxLineBytes + MAX_MESSAGE_ID_BYTES + 2 * MAX_OPTION_BYTES) * 6 + 1_024
 }
 
 export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {

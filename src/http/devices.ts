@@ -13,9 +13,10 @@
 
 import { type Context, Hono } from "hono"
 import * as v from "valibot"
+import type { CommandFormat } from "../commands/command-message.ts"
+import { readOptions } from "../commands/command-options.ts"
 import type { SendRequest, SendResult } from "../commands/http-sender.ts"
 import { bodyFault } from "../device/command.ts"
-import type { LineFormat } from "../device/framing.ts"
 import { DEVICE_ID } from "../device/ids.ts"
 import type { DeviceView } from "../fleet/device-view.ts"
 import type { FleetQuery, FleetQueryFailure } from "../fleet/fleet-query.ts"
@@ -31,7 +32,7 @@ export const MAX_MESSAGE_ID_BYTES = 255
 export const INCOMPLETE_BODY = "the request body is incomplete"
 const MAX_TTL_MS = 86_400_000
 
-export interface DevicesDependencies extends LineFormat {
+export interface DevicesDependencies extends CommandFormat {
   /** `caller` is aborted when the client closes the connection. */
   readonly send: (request: SendRequest, caller: AbortSignal) => Promise<SendResult>
   readonly fleetQuery: Pick<FleetQuery, "list" | "describe" | "kick">
@@ -56,6 +57,12 @@ const entries = {
       v.maxBytes(MAX_MESSAGE_ID_BYTES, `must be at most ${MAX_MESSAGE_ID_BYTES} bytes`),
     ),
   ),
+  // `readOptions` checks the values of these.
+  supersede_key: v.optional(v.string("must be a string")),
+  reply_token: v.optional(v.string("must be a string")),
+  reply_prefix: v.optional(v.string("must be a string")),
+  reply_next: v.optional(v.literal(true, "must be true")),
+  reply_timeout_ms: v.optional(v.number("must be a number")),
 }
 const jsonRequest = v.strictObject(
   entries,
@@ -70,7 +77,7 @@ export function devices(dependencies: DevicesDependencies): Hono<HttpEnvironment
   routes.post("/devices/:id/send", async (c) => {
     const id = c.req.param("id")
     if (!DEVICE_ID.test(id)) return refuse(c, "invalid", `the id must match ${DEVICE_ID.source}`)
-    const request = await readRequest(c, id)
+    const request = await readRequest(c, id, dependencies)
     if (typeof request === "string") return refuse(c, "invalid", request)
     const fault = bodyFault(request.body, dependencies)
     if (fault !== null) return refuse(c, fault.outcome, fault.detail)
@@ -81,16 +88,26 @@ export function devices(dependencies: DevicesDependencies): Hono<HttpEnvironment
 }
 
 /** The request, or why it is not valid. */
-async function readRequest(c: Context<HttpEnvironment>, id: string): Promise<SendRequest | string> {
+async function readRequest(
+  c: Context<HttpEnvironment>,
+  id: string,
+  { maxReplyMs }: CommandFormat,
+): Promise<SendRequest | string> {
   let bytes: ArrayBuffer
   try {
     bytes = await c.req.arrayBuffer()
   } catch {
     return INCOMPLETE_BODY
   }
+  const trace = {
+    traceparent: c.req.header("traceparent"),
+    tracestate: c.req.header("tracestate"),
+  }
   const contentType = c.req.header("content-type")?.split(";")[0]?.trim().toLowerCase()
   if (contentType === "text/plain") {
-    return { id, body: new Uint8Array(bytes), ttlMs: null, messageId: null }
+    const options = readOptions(trace, maxReplyMs)
+    if (typeof options === "string") return options
+    return { id, body: new Uint8Array(bytes), ttlMs: null, messageId: null, options }
   }
   if (contentType !== "application/json") {
     return "the content type must be text/plain or application/json"
@@ -103,8 +120,10 @@ async function readRequest(c: Context<HttpEnvironment>, id: string): Promise<Sen
   }
   const checked = v.safeParse(jsonRequest, parsed)
   if (!checked.success) return bodyFaults(checked.issues, entries)
-  const { line, ttl_ms: ttlMs = null, message_id: messageId = null } = checked.output
-  return { id, body: new TextEncoder().encode(line), ttlMs, messageId }
+  const { line, ttl_ms: ttlMs = null, message_id: messageId = null, ...fields } = checked.output
+  const options = readOptions({ ...fields, ...trace }, maxReplyMs)
+  if (typeof options === "string") return options
+  return { id, body: new TextEncoder().encode(line), ttlMs, messageId, options }
 }
 
 /**
@@ -132,7 +151,11 @@ function answer(c: Context<HttpEnvironment>, result: SendResult): Response {
         "this worker does not hold the device, and the broker is not available",
       )
     case "timeout":
-      return refuse(c, "timeout", "no outcome within SEND_TIMEOUT_MS")
+      return refuse(
+        c,
+        "timeout",
+        "no outcome within SEND_TIMEOUT_MS, and reply_timeout_ms for a command with a reply",
+      )
     case "busy":
       return refuse(c, "busy", "too many requests wait for an outcome, or this worker is stopping")
     default:

@@ -34,6 +34,7 @@ const STOP_LOOK_EVERY_MS = 10
 export interface HttpOptions {
   readonly host: string
   readonly sendTimeoutMs: number
+  readonly maxReplyMs: number
   readonly maxConnections: number
   /** The server has closed a connection. */
   readonly closed: (reason: HttpCloseReason) => void
@@ -56,11 +57,12 @@ const steadyMs = () => performance.now()
 /** Rejects when the address cannot be bound. */
 export async function serve(
   routes: { readonly fetch: Fetch },
-  { host, sendTimeoutMs, maxConnections, closed, fault }: HttpOptions,
+  { host, sendTimeoutMs, maxReplyMs, maxConnections, closed, fault }: HttpOptions,
   port: number,
 ): Promise<HttpServer> {
-  // Longer than SEND_TIMEOUT_MS and than the interval of keep-alives in event streams.
-  const answerMs = sendTimeoutMs + 10_000
+  // Longer than a command with a reply takes, and than the interval of keep-alives in event
+  // streams.
+  const answerMs = sendTimeoutMs + maxReplyMs + 10_000
   const connections = new HttpConnections<Socket>({ max: maxConnections, answerMs })
   const close = (connection: Socket, reason: HttpCloseReason) => {
     connections.closed(connection)

@@ -18,6 +18,9 @@ export class Acknowledgement implements Command {
   readonly messageId = null
   readonly bodyHash = null
   readonly expiresAtMs = Number.POSITIVE_INFINITY
+  readonly supersedeKey = null
+  readonly reply = null
+  readonly trace = null
   readonly redelivered = false
   readonly forwarded = false
   readonly lost = false

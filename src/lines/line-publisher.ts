@@ -7,9 +7,10 @@
  * window has no room and reading from devices pauses.
  */
 
-import type { Broker, OutgoingMessage } from "../broker/broker.ts"
+import type { Broker, HeaderValue, MessageProperties, OutgoingMessage } from "../broker/broker.ts"
 import { Publisher } from "../broker/publisher.ts"
 import type { Counters } from "../counters.ts"
+import type { Command } from "../device/command.ts"
 import type { Connection } from "../device/connection.ts"
 import { Acknowledgement } from "./acknowledgement.ts"
 
@@ -19,6 +20,8 @@ export interface Line {
   readonly seq: number
   readonly body: Uint8Array
   readonly readAtMs: number
+  /** The command that it answers; null without one. */
+  readonly answered: Command | null
 }
 
 export interface LinesOptions {
@@ -38,6 +41,18 @@ export interface LinesOptions {
   readonly relieved: () => void
 }
 
+interface LineHeaders extends Record<string, HeaderValue> {
+  connection_id: string
+  device_id: string
+  from_device_seq: number
+  epoch: number
+}
+
+interface LineProperties extends MessageProperties {
+  messageId: string
+  readonly timestamp: Date
+}
+
 /**
  * The message of a line. One object is refilled for each publish, to avoid an allocation for each
  * line.
@@ -47,12 +62,18 @@ class LineMessage implements OutgoingMessage {
   readonly exchange = ""
   readonly routingKey: string
   body: Uint8Array = new Uint8Array(0)
-  readonly properties
+  readonly properties: LineProperties
+  readonly #headers: LineHeaders = {
+    connection_id: "",
+    device_id: "",
+    from_device_seq: 0,
+    epoch: 0,
+  }
 
   constructor(queue: string, replyTo: string) {
     this.routingKey = queue
     this.properties = {
-      headers: { connection_id: "", device_id: "", from_device_seq: 0, epoch: 0 },
+      headers: this.#headers,
       deliveryMode: 2,
       messageId: "",
       replyTo,
@@ -61,20 +82,26 @@ class LineMessage implements OutgoingMessage {
     }
   }
 
-  fill({ connection, seq, body, readAtMs }: Line): this {
+  fill({ connection, seq, body, readAtMs, answered }: Line): this {
     const recipient = connection.endpoint?.recipient
     if (recipient === undefined) throw new Error("a line of a connection that was not admitted")
-    const { headers } = this.properties
+    const headers = this.#headers
     headers.connection_id = recipient.connectionId
     headers.device_id = recipient.deviceId
     headers.from_device_seq = seq
     headers.epoch = recipient.epoch
+    this.properties.headers = answered === null ? headers : { ...headers, ...inReplyTo(answered) }
     this.id = `${recipient.connectionId}:${seq}`
     this.properties.messageId = this.id
     this.properties.timestamp.setTime(readAtMs)
     this.body = body
     return this
   }
+}
+
+/** The headers by which a back-end finds the command that the line answers. */
+function inReplyTo({ messageId, trace }: Command): Record<string, HeaderValue> {
+  return { ...(messageId === null ? {} : { in_reply_to: messageId }), ...trace }
 }
 
 export class LinePublisher {
@@ -135,8 +162,9 @@ export class LinePublisher {
   }
 
   /** Accepts one line. Call it only while the window has room. */
-  take(connection: Connection, seq: number, body: Uint8Array): void {
-    this.#publisher.publish({ connection, seq, body, readAtMs: this.#nowMs() }, body.length)
+  take(connection: Connection, seq: number, body: Uint8Array, answered: Command | null): void {
+    const line = { connection, seq, body, readAtMs: this.#nowMs(), answered }
+    this.#publisher.publish(line, body.length)
   }
 
   stop(): void {

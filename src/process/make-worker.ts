@@ -110,6 +110,7 @@ function serveHttp(
     readTokens: config.http.readTokens,
     framing: config.device.framing,
     maxLineBytes: config.device.maxLineBytes,
+    maxReplyMs: config.device.maxReplyMs,
     version: VERSION,
     startedAtMs: Date.now(),
     nowMs: Date.now,
@@ -133,5 +134,6 @@ function serveHttp(
   const closed = (reason: keyof Counters["httpConnectionsClosed"]) => {
     counters.httpConnectionsClosed[reason] += 1
   }
-  return serve(routes, { ...config.http, maxConnections, closed, fault }, httpPort)
+  const { maxReplyMs } = config.device
+  return serve(routes, { ...config.http, maxReplyMs, maxConnections, closed, fault }, httpPort)
 }

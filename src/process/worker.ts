@@ -145,6 +145,7 @@ export class Worker {
       maxCommandBytes: config.broker.maxCommandBytes,
       framing: config.device.framing,
       maxLineBytes: config.device.maxLineBytes,
+      maxReplyMs: config.device.maxReplyMs,
       sendTimeoutMs: config.http.sendTimeoutMs,
       find: (id) => this.#connections.find(id),
       locate: (deviceId, trusting, found) => this.fleet.locator.locate(deviceId, trusting, found),
@@ -379,6 +380,7 @@ export class Worker {
       lines: this.#lines,
       flushSoon: new FlushScheduler().soon,
       commandsWait: (connection) => this.#connections.commandsWait(connection),
+      repliesWait: (connection) => this.#connections.repliesWait(connection),
       rateOf: (deviceId, isNamed) => rates.of(deviceId, isNamed),
       rateReached: (connection) => this.#connections.rateReached(connection),
       // 20 % more or less, so that devices that came together do not go together.

@@ -103,6 +103,7 @@ function makeContext(): ConnectionContext {
     lines: { take: () => undefined },
     flushSoon: () => undefined,
     commandsWait: () => undefined,
+    repliesWait: () => undefined,
     rateOf: () => null,
     rateReached: () => undefined,
     lifetimeMs: () => Number.POSITIVE_INFINITY,

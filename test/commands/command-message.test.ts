@@ -15,10 +15,11 @@ import {
   readCommand,
   readDeath,
 } from "../../src/commands/command-message.ts"
+import { NO_OPTIONS } from "../../src/commands/command-options.ts"
 import { CHEAP_RUNS, check } from "../support/property.ts"
 
 const NOW_MS = 1_770_000_000_000
-const FORMAT = { framing: "line", maxLineBytes: 20 } as const
+const FORMAT = { framing: "line", maxLineBytes: 20, maxReplyMs: 60_000 } as const
 const BODY = Buffer.from("line")
 const TO_DEVICE = { device_id: "d" }
 
@@ -47,6 +48,7 @@ test("the least that makes a command", () => {
     hops: 0,
     commandId: null,
     redelivered: false,
+    options: NO_OPTIONS,
   })
 })
 
@@ -72,6 +74,7 @@ test("everything a command can have", () => {
     hops: 2,
     commandId: "gw1.0.x.7",
     redelivered: false,
+    options: NO_OPTIONS,
   })
 })
 

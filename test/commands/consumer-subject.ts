@@ -164,6 +164,7 @@ export class Subject {
       workerId: HERE,
       framing: "line",
       maxLineBytes: MAX_LINE_BYTES,
+      maxReplyMs: 60_000,
       nowMs,
       counters,
       mayServe: (worker) => this.heard.has(worker),

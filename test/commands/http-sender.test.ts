@@ -10,6 +10,7 @@ import { EmbeddedBroker } from "../../src/broker/embedded.ts"
 import { OutboundMessages } from "../../src/broker/outbound-messages.ts"
 import { workerQueue } from "../../src/broker/topology.ts"
 import { COMMAND_ID_HEADER } from "../../src/commands/command-message.ts"
+import { NO_OPTIONS } from "../../src/commands/command-options.ts"
 import { CommandIds } from "../../src/commands/forwarding.ts"
 import { HttpSender, type SendRequest, type SendResult } from "../../src/commands/http-sender.ts"
 import { Outcomes, type Receipt } from "../../src/commands/outcomes.ts"
@@ -142,7 +143,7 @@ class Subject {
   async send(id: string, request: Partial<SendRequest> = {}, caller?: AbortSignal) {
     const answers: SendResult[] = []
     const body = Buffer.from("switch on")
-    const whole = { id, body, ttlMs: null, messageId: null, ...request }
+    const whole = { id, body, ttlMs: null, messageId: null, options: NO_OPTIONS, ...request }
     void this.sender.send(whole, caller).then((result) => answers.push(result))
     const [message] = this.broker.published.slice(this.#nextSend)
     this.#nextSend = this.broker.published.length
@@ -284,7 +285,7 @@ describe("a command for nobody", () => {
     const outcomes = new Set<string>()
     for (let n = 0; n < MAX_PENDING + 1_000; n += 1) {
       const body = Buffer.from("x")
-      const request = { id: CLOSED, body, ttlMs: null, messageId: null }
+      const request = { id: CLOSED, body, ttlMs: null, messageId: null, options: NO_OPTIONS }
       outcomes.add((await subject.sender.send(request)).outcome)
     }
     // Outbound messages are said to be bounded by the requests that wait, and none of these waits
@@ -470,7 +471,13 @@ describe("a command for another worker's connection", () => {
 describe("too many requests that wait", () => {
   test("are busy, and make room when they are answered", async () => {
     const subject = await new Subject().start()
-    const request = { id: OWN, body: Buffer.from("x"), ttlMs: null, messageId: null }
+    const request = {
+      id: OWN,
+      body: Buffer.from("x"),
+      ttlMs: null,
+      messageId: null,
+      options: NO_OPTIONS,
+    }
     const waiting = Array.from({ length: MAX_PENDING }, () => subject.sender.send(request))
     const { answers } = await subject.send(OWN)
     expect(answers).toEqual([{ outcome: "busy" }])

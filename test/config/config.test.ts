@@ -84,6 +84,7 @@ describe("defaults", () => {
         slowDeviceTimeoutMs: 30_000,
         gapTimeoutMs: 2_000,
         windowCommands: 1_024,
+        maxReplyMs: 60_000,
       },
       broker: {
         fromDeviceQueue: "from_device",

@@ -156,6 +156,7 @@ export class Harness {
   readonly closed: { connection: Connection; reason: CloseReason }[] = []
   readonly flushDue = new Set<Connection>()
   readonly waiting = new Set<Connection>()
+  readonly replying = new Set<Connection>()
   readonly atRate = new Set<Connection>()
   readonly rates: DeviceRates
   readonly aged: Connection[] = []
@@ -205,6 +206,7 @@ export class Harness {
       },
       flushSoon: (connection) => this.flushDue.add(connection),
       commandsWait: (connection) => this.waiting.add(connection),
+      repliesWait: (connection) => this.replying.add(connection),
       rateOf: (deviceId, isNamed) => this.rates.of(deviceId, isNamed),
       rateReached: (connection) => this.atRate.add(connection),
       lifetimeMs: () => this.lifetimeMs,
@@ -239,6 +241,9 @@ export class Harness {
     this.steadyMs += ms
     for (const connection of [...this.waiting]) {
       if (!connection.sweepCommands(this.nowMs)) this.waiting.delete(connection)
+    }
+    for (const connection of this.replying) {
+      if (!connection.sweepReplies(this.nowMs, this.steadyMs)) this.replying.delete(connection)
     }
     for (const connection of this.atRate) {
       if (!connection.sweepRate(this.steadyMs)) this.atRate.delete(connection)

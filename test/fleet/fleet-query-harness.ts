@@ -82,6 +82,7 @@ export class Subject {
     lines: { take: () => undefined },
     flushSoon: () => undefined,
     commandsWait: () => undefined,
+    repliesWait: () => undefined,
     rateOf: () => null,
     rateReached: () => undefined,
     lifetimeMs: () => Number.POSITIVE_INFINITY,

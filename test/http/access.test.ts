@@ -44,6 +44,7 @@ function subject(given: Pick<AppDependencies, "tokens" | "readTokens">) {
     ...given,
     framing: "line",
     maxLineBytes: 64,
+    maxReplyMs: 60_000,
     version: "1",
     startedAtMs: 0,
     nowMs: () => 0,

@@ -9,6 +9,7 @@ import { localApp } from "../support/local-app.ts"
 import { NO_RULES } from "./no-rules.ts"
 
 export const MAX_LINE_BYTES = 16
+export const MAX_REPLY_MS = 60_000
 export const TOKENS = ["first-token-0123456789", "second.token~ABC+/-_==", "third-token-9876543210"]
 export const SERVING: WorkerReport = {
   worker: "gw1.0",
@@ -48,6 +49,7 @@ export function sidecar(changes: Partial<AppDependencies> = {}) {
     readTokens: [],
     framing: "line",
     maxLineBytes: MAX_LINE_BYTES,
+    maxReplyMs: MAX_REPLY_MS,
     version: "1.2.3",
     startedAtMs: 1_000,
     nowMs: () => 6_999,

@@ -62,6 +62,7 @@ class Subject {
     const others = {
       framing: "line" as const,
       maxLineBytes: 16,
+      maxReplyMs: 60_000,
       version: "1.2.3",
       startedAtMs: 0,
       nowMs: () => 0,

@@ -32,6 +32,7 @@ function sidecar(tokens: readonly string[] = []) {
     readTokens: [],
     framing: "line",
     maxLineBytes: 65_536,
+    maxReplyMs: 60_000,
     version: "1",
     startedAtMs: 0,
     nowMs: () => 0,

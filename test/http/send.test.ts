@@ -1,6 +1,7 @@
 /** `POST /devices/:id/send`: bodies, refusals, ids and outcomes. */
 
 import { describe, expect, test } from "bun:test"
+import { NO_OPTIONS } from "../../src/commands/command-options.ts"
 import type { SendResult } from "../../src/commands/http-sender.ts"
 import { maxBodyBytes } from "../../src/http/app.ts"
 import {
@@ -21,7 +22,9 @@ describe("POST /devices/:id/send: what becomes a command", () => {
     expect(response.headers.get("content-type")).toStartWith("application/json")
     const { connection_id, epoch } = WRITTEN
     expect(await response.json()).toEqual({ outcome: "written", connection_id, epoch })
-    expect(sent).toEqual([{ id: "d", body: line, ttlMs: null, messageId: null }])
+    expect(sent).toEqual([
+      { id: "d", body: line, ttlMs: null, messageId: null, options: NO_OPTIONS },
+    ])
   })
 
   test.each(["text/plain;charset=utf-8", "TEXT/Plain ; charset=utf-8"])("%s too", async (type) => {
@@ -35,13 +38,17 @@ describe("POST /devices/:id/send: what becomes a command", () => {
     const body = JSON.stringify({ line: "on\t\0é😀", ttl_ms: 1_500, message_id: "m-1" })
     expect((await post(body, type)).status).toBe(200)
     const line = new TextEncoder().encode("on\t\0é😀")
-    expect(sent).toEqual([{ id: "d", body: line, ttlMs: 1_500, messageId: "m-1" }])
+    expect(sent).toEqual([
+      { id: "d", body: line, ttlMs: 1_500, messageId: "m-1", options: NO_OPTIONS },
+    ])
   })
 
   test("JSON with only the line", async () => {
     const { postJson, sent } = sidecar()
     expect((await postJson({ line: "" })).status).toBe(200)
-    expect(sent).toEqual([{ id: "d", body: new Uint8Array(), ttlMs: null, messageId: null }])
+    expect(sent).toEqual([
+      { id: "d", body: new Uint8Array(), ttlMs: null, messageId: null, options: NO_OPTIONS },
+    ])
   })
 
   test("an empty text is the empty line", async () => {

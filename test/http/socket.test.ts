@@ -39,6 +39,7 @@ beforeAll(async () => {
     readTokens: [],
     framing: "line",
     maxLineBytes: MAX_LINE_BYTES,
+    maxReplyMs: 60_000,
     version: "1",
     startedAtMs: 0,
     nowMs: () => 0,
@@ -71,6 +72,7 @@ beforeAll(async () => {
     {
       host: "127.0.0.1",
       sendTimeoutMs: 5_000,
+      maxReplyMs: 60_000,
       maxConnections: 64,
       closed: () => undefined,
       fault: (error) => faults.push(error),

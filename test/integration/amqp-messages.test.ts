@@ -296,6 +296,7 @@ describe("a command that cannot be written, whatever its properties,", () => {
       workerId: "gw.0",
       framing: "line",
       maxLineBytes: 65_536,
+      maxReplyMs: 60_000,
       nowMs: Date.now,
       counters,
       mayServe: () => false,

@@ -92,7 +92,7 @@ class Subject {
     for (const body of bodies) {
       const seq = this.#next.get(connection) ?? 0
       this.#next.set(connection, seq + 1)
-      this.lines.take(connection, seq, Buffer.from(body))
+      this.lines.take(connection, seq, Buffer.from(body), null)
     }
     await settled()
   }
@@ -121,7 +121,7 @@ describe("a line", () => {
   test("becomes one message with exactly the fields of the contract", async () => {
     const subject = await new Subject().start()
     const body = new Uint8Array([0, 255, 32, 9])
-    subject.lines.take(connection("gw.0.x.1", "thermostat:7"), 0, body)
+    subject.lines.take(connection("gw.0.x.1", "thermostat:7"), 0, body, null)
     const [message, ...others] = subject.broker.published
     expect(others).toEqual([])
     expect(message).toMatchObject({ id: "gw.0.x.1:0", exchange: "", routingKey: QUEUE, body })
@@ -142,7 +142,8 @@ describe("a line", () => {
 
   test("has its number, however large", async () => {
     const subject = await new Subject().start()
-    for (const seq of [2 ** 31, 2 ** 53 - 1]) subject.lines.take(connection("c"), seq, Buffer.of(1))
+    for (const seq of [2 ** 31, 2 ** 53 - 1])
+      subject.lines.take(connection("c"), seq, Buffer.of(1), null)
     const numbers = subject.broker.published.map(({ id, properties }) => [
       id,
       properties.messageId,

@@ -11,6 +11,7 @@ import {
   GIVEN_UP_HEADER,
   HOPS_HEADER,
 } from "../../src/commands/command-message.ts"
+import { NO_OPTIONS } from "../../src/commands/command-options.ts"
 import type { SendResult } from "../../src/commands/http-sender.ts"
 import type { Outcome } from "../../src/device/command.ts"
 import { incarnation } from "../../src/device/ids.ts"
@@ -288,7 +289,7 @@ export class SimulatedFleet {
     const expirationMs = ttlMs ?? this.#limits.sendTimeoutMs
     const command = this.#command("http", { deviceId: id, messageId, expirationMs }, worker)
     this.#byHttp.set(command.body, command)
-    const request = { id, body: Buffer.from(command.body), ttlMs, messageId }
+    const request = { id, body: Buffer.from(command.body), ttlMs, messageId, options: NO_OPTIONS }
     worker.send(request, (result) => command.answers.push(result))
     return command
   }

@@ -1,0 +1,74 @@
+/**
+ * The commands of one connection that wait for a reply (`reply-request.ts`).
+ *
+ *   add ─► to be written ─► written ─┬─ match: a line from the device ─► answered
+ *              │                     ├─ expire: no line in time ───────► no_reply
+ *              └─ remove             └─ clear: the connection ends ────► no_reply
+ *
+ * A line answers at most one command: of those that were written, the oldest one that it matches.
+ *
+ * Pure: the time is passed in. Bound: `MAX_WAITING_REPLIES` commands, including those that are not
+ * written yet.
+ */
+
+import type { Command } from "./command.ts"
+import { matches, type ReplyRequest } from "./reply-request.ts"
+
+export const MAX_WAITING_REPLIES = 64
+
+export type AskingCommand = Command & { readonly reply: ReplyRequest }
+
+export class WaitingReplies {
+  /** In the order in which they are written, with the end of their time; null before. */
+  readonly #untilMs = new Map<AskingCommand, number | null>()
+
+  get count(): number {
+    return this.#untilMs.size
+  }
+
+  /** False when too many commands wait. */
+  add(command: AskingCommand): boolean {
+    if (this.#untilMs.size >= MAX_WAITING_REPLIES) return false
+    this.#untilMs.set(command, null)
+    return true
+  }
+
+  /** The command ended before it was written. */
+  remove(command: AskingCommand): void {
+    this.#untilMs.delete(command)
+  }
+
+  written(command: AskingCommand, steadyMs: number): void {
+    this.#untilMs.set(command, steadyMs + command.reply.timeoutMs)
+  }
+
+  /** The command that this line answers, which waits no longer; null when there is none. */
+  match(line: Uint8Array): AskingCommand | null {
+    for (const [command, untilMs] of this.#untilMs) {
+      if (untilMs === null) return null
+      if (!matches(command.reply.condition, line)) continue
+      this.#untilMs.delete(command)
+      return command
+    }
+    return null
+  }
+
+  /** Removes and returns the commands whose time is over. */
+  expire(steadyMs: number): AskingCommand[] {
+    const over: AskingCommand[] = []
+    for (const [command, untilMs] of this.#untilMs) {
+      if (untilMs !== null && untilMs <= steadyMs) over.push(command)
+    }
+    for (const command of over) this.#untilMs.delete(command)
+    return over
+  }
+
+  /** Removes all commands and returns those that were written. */
+  clear(): AskingCommand[] {
+    const written = [...this.#untilMs].flatMap(([command, untilMs]) =>
+      untilMs === null ? [] : [command],
+    )
+    this.#untilMs.clear()
+    return written
+  }
+}
