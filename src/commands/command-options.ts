@@ -28,6 +28,9 @@ export interface CommandOptions {
 
 export const NO_OPTIONS: CommandOptions = { supersedeKey: null, reply: null, trace: null }
 
+const encoder = new TextEncoder()
+const decoder = new TextDecoder("utf-8", { ignoreBOM: true })
+
 type Headers = Readonly<Record<string, HeaderValue>>
 
 /** The options, or why they are not valid. */
@@ -76,8 +79,8 @@ function readReply(headers: Headers, maxReplyMs: number): ReplyRequest | string 
   const isNext = next === true || next === "true"
   if (next !== null && !isNext && next !== false) return "reply_next must be true"
   const conditions: ReplyCondition[] = []
-  if (token !== null) conditions.push({ kind: "token", token: Buffer.from(token) })
-  if (prefix !== null) conditions.push({ kind: "prefix", prefix: Buffer.from(prefix) })
+  if (token !== null) conditions.push({ kind: "token", token: encoder.encode(token) })
+  if (prefix !== null) conditions.push({ kind: "prefix", prefix: encoder.encode(prefix) })
   if (isNext) conditions.push({ kind: "next" })
   const [condition, ...others] = conditions
   if (condition === undefined && timeout === null) return null
@@ -97,9 +100,9 @@ function readReply(headers: Headers, maxReplyMs: number): ReplyRequest | string 
 function conditionHeader(condition: ReplyCondition): Headers {
   switch (condition.kind) {
     case "token":
-      return { reply_token: Buffer.from(condition.token).toString() }
+      return { reply_token: decoder.decode(condition.token) }
     case "prefix":
-      return { reply_prefix: Buffer.from(condition.prefix).toString() }
+      return { reply_prefix: decoder.decode(condition.prefix) }
     case "next":
       return { reply_next: true }
   }
@@ -108,11 +111,11 @@ function conditionHeader(condition: ReplyCondition): Headers {
 /** A text that is not UTF-8 has lone surrogates (`escaped-text.ts`). */
 function isOption(value: HeaderValue): value is string {
   if (typeof value !== "string" || value === "" || !value.isWellFormed()) return false
-  return Buffer.byteLength(value) <= MAX_OPTION_BYTES
+  return value.length <= MAX_OPTION_BYTES && encoder.encode(value).length <= MAX_OPTION_BYTES
 }
 
 function hasWordEnd(token: string): boolean {
-  return [...Buffer.from(token)].some(isWordEnd)
+  return encoder.encode(token).some(isWordEnd)
 }
 
 /** 0 when it is not a whole number. */

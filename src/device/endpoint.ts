@@ -102,22 +102,20 @@ export class Endpoint {
     const repeated = this.#repeated(command)
     if (repeated) return [repeated]
     const decisions: Decision[] = []
+    let released: readonly Command[] = [command]
     if (isNumbered(command)) {
       this.#reorder ??= new ReorderBuffer(this.#limits)
-      const released: NumberedCommand[] = []
-      const verdict = this.#reorder.offer(command, nowMs, released)
+      const inOrder: NumberedCommand[] = []
+      const verdict = this.#reorder.offer(command, nowMs, inOrder)
       if (verdict === "too_far") {
         return [settle(command, "invalid", tooFar(command.seq, this.#reorder.farthest))]
       }
       if (verdict === "late" || verdict === "duplicate") return [this.#used(command, verdict)]
-      const superseded = this.#supersede(command, released, decisions)
-      this.#release(released, decisions, superseded)
-      if (superseded === command) return decisions
-    } else {
-      const superseded = this.#supersede(command, [], decisions)
-      if (superseded === command) return decisions
-      decisions.push({ kind: "write", command })
+      released = inOrder
     }
+    const superseded = this.#supersede(command, released, decisions)
+    this.#release(released, decisions, superseded)
+    if (superseded === command) return decisions
     if (command.messageId !== null) {
       this.#remembered ??= new RememberedIds()
       this.#remembered.waiting(command.messageId, command)
@@ -205,13 +203,15 @@ export class Endpoint {
 
   /** @param superseded is not written, if it is among them. */
   #release(
-    released: readonly NumberedCommand[],
+    released: readonly Command[],
     decisions: Decision[],
     superseded: Command | null = null,
   ): void {
     for (const command of released) {
-      this.#released ??= new Map()
-      this.#released.set(command.seq, command)
+      if (isNumbered(command)) {
+        this.#released ??= new Map()
+        this.#released.set(command.seq, command)
+      }
       if (command === superseded) decisions.push(settleSuperseded(command))
       else decisions.push({ kind: "write", command })
     }
@@ -220,24 +220,23 @@ export class Endpoint {
   /**
    * Decides which of two commands with one key is written.
    *
-   * @param released the commands that may be written now. `#release` settles one of them.
+   * @param released the commands that may be written now.
    * @returns the command that ends as `superseded`: this one or an older one; null without one.
    */
   #supersede(
     command: Command,
-    released: readonly NumberedCommand[],
+    released: readonly Command[],
     decisions: Decision[],
   ): Command | null {
     if (!isKeyed(command)) return null
     this.#keys ??= new SupersedeKeys()
     const superseded = this.#keys.take(command)
-    if (superseded === null || released.some((each) => each === superseded)) return superseded
-    if (isNumbered(superseded) && this.isHeld(superseded)) this.#reorder?.vacate(superseded)
-    else if (superseded !== command) {
-      decisions.push({ kind: "supersede", command: superseded })
-      return superseded
-    }
-    decisions.push(settleSuperseded(superseded))
+    // `#release` settles it.
+    if (superseded === null || released.includes(superseded)) return superseded
+    if (isNumbered(superseded) && this.isHeld(superseded)) {
+      this.#reorder?.vacate(superseded)
+      decisions.push(settleSuperseded(superseded))
+    } else decisions.push({ kind: "supersede", command: superseded })
     return superseded
   }
 

@@ -99,8 +99,9 @@ export class ReorderBuffer {
   offer(command: NumberedCommand, nowMs: number, released: NumberedCommand[]): ReorderVerdict {
     const { seq } = command
     if (seq < this.#high && this.#wasSkipped(seq)) return "late"
-    if (this.#held.get(seq)?.command === null) return "late"
-    if (seq < this.#next || this.#held.has(seq)) return "duplicate"
+    const held = this.#held.get(seq)
+    if (held?.command === null) return "late"
+    if (seq < this.#next || held !== undefined) return "duplicate"
     if (seq > this.farthest) return "too_far"
     if (seq > this.#next) {
       this.#hold(command, nowMs)

@@ -4,7 +4,7 @@ import { expect } from "bun:test"
 import { Counters } from "../../src/counters.ts"
 import { Backpressure } from "../../src/device/backpressure.ts"
 import type { CloseReason } from "../../src/device/close-reason.ts"
-import type { Command, Outcome, Recipient } from "../../src/device/command.ts"
+import type { Command, Outcome, Recipient, Reply } from "../../src/device/command.ts"
 import { Connection, type ConnectionLimits } from "../../src/device/connection.ts"
 import { type DeviceRateLimits, DeviceRates } from "../../src/device/device-rate.ts"
 import type { Goodbye } from "../../src/device/goodbye.ts"
@@ -95,6 +95,8 @@ export interface Told {
   readonly outcome: Outcome | "acknowledged" | "withdrawn"
   readonly detail: string
   readonly recipient: Recipient | null
+  /** With the outcome `answered` only. */
+  readonly reply?: Reply
 }
 
 /** A back-end: sends commands and records their outcomes in order. */
@@ -104,15 +106,21 @@ export class BackEnd {
   onSettled: (told: Told) => void = () => undefined
 
   command(text: string, about: Partial<Command> = {}): TestCommand {
-    const tell = (outcome: Told["outcome"], detail = "", recipient: Recipient | null = null) => {
-      this.told.push({ command, outcome, detail, recipient })
+    const tell = (
+      outcome: Told["outcome"],
+      detail = "",
+      recipient: Recipient | null = null,
+      reply?: Reply,
+    ) => {
+      const told = { command, outcome, detail, recipient }
+      this.told.push(reply === undefined ? told : { ...told, reply })
       if (this.told.length > MAX_CALLS) throw new Error("a flush without end: too many outcomes")
     }
     const command = testCommand({
       body: bytesOf(text),
       ...about,
-      settle: (outcome, detail, recipient) => {
-        tell(outcome, detail, recipient)
+      settle: (outcome, detail, recipient, reply) => {
+        tell(outcome, detail, recipient, reply)
         this.onSettled({ command, outcome, detail, recipient })
       },
       acknowledge: () => tell("acknowledged"),
@@ -152,7 +160,12 @@ export class Harness {
       return this.room > 0
     },
   }
-  readonly lines: { connection: Connection; seq: number; text: string }[] = []
+  readonly lines: {
+    connection: Connection
+    seq: number
+    text: string
+    answered: Command | null
+  }[] = []
   readonly closed: { connection: Connection; reason: CloseReason }[] = []
   readonly flushDue = new Set<Connection>()
   readonly waiting = new Set<Connection>()
@@ -198,10 +211,10 @@ export class Harness {
       nowMs: () => this.nowMs,
       steadyMs: () => this.steadyMs,
       lines: {
-        take: (connection, seq, line) => {
+        take: (connection, seq, line, answered) => {
           expect(this.backpressure.hasRoom).toBe(true)
           this.window.room -= 1
-          this.lines.push({ connection, seq, text: textOf(line) })
+          this.lines.push({ connection, seq, text: textOf(line), answered })
         },
       },
       flushSoon: (connection) => this.flushDue.add(connection),
