@@ -3,7 +3,9 @@
 import { expect, test } from "bun:test"
 import fc from "fast-check"
 import { CLOSE_REASONS, type CloseReason } from "../../src/device/close-reason.ts"
+import { isWritten, OUTCOMES } from "../../src/device/command.ts"
 import type { Connection } from "../../src/device/connection.ts"
+import type { ReplyCondition, ReplyRequest } from "../../src/device/reply-request.ts"
 import { CHEAP_RUNS, check } from "../support/property.ts"
 import {
   bytesOf,
@@ -16,7 +18,7 @@ import {
 
 type Step =
   | { readonly kind: "receive"; readonly text: string }
-  | { readonly kind: "offer"; readonly n: number; readonly ttlMs: number }
+  | { readonly kind: "offer"; readonly n: number; readonly ttlMs: number; readonly asks: boolean }
   | { readonly kind: "misuse"; readonly text: string; readonly about: Authenticator }
   | { readonly kind: "redeliver"; readonly which: number }
   | { readonly kind: "socket"; readonly room: number }
@@ -27,43 +29,46 @@ type Step =
   | { readonly kind: "close"; readonly reason: CloseReason }
   | { readonly kind: "socketClosed" }
 
-const step: fc.Arbitrary<Step> = fc.oneof(
-  {
-    weight: 6,
-    arbitrary: fc.record({
-      kind: fc.constant("receive" as const),
-      text: fc
-        .array(fc.constantFrom("a", "bc", "\r", "\n", "\n", "\r\n", "\0", "\xff"), {
-          maxLength: 20,
-          size: "max",
-        })
-        .map((parts) => parts.join("")),
-    }),
-  },
-  {
-    weight: 8,
-    arbitrary: fc.record({
-      kind: fc.constant("offer" as const),
-      n: fc.nat(11),
-      ttlMs: fc.oneof(fc.constant(Number.POSITIVE_INFINITY), fc.nat(60)),
-    }),
-  },
-  {
-    weight: 3,
-    arbitrary: fc.record({ kind: fc.constant("redeliver" as const), which: fc.nat(15) }),
-  },
-  { weight: 5, arbitrary: fc.record({ kind: fc.constant("socket" as const), room: fc.nat(30) }) },
-  { weight: 5, arbitrary: fc.constant({ kind: "flush" } as const) },
-  { weight: 3, arbitrary: fc.record({ kind: fc.constant("after" as const), ms: fc.nat(600) }) },
-  { weight: 4, arbitrary: fc.record({ kind: fc.constant("room" as const), room: fc.nat(4) }) },
-  {
-    weight: 2,
-    arbitrary: fc.record({
-      kind: fc.constantFrom("pause" as const, "resume" as const),
-      source: fc.constantFrom("memory" as const, "drain" as const),
-    }),
-  },
-)
+/** @param asks whether commands wait for replies. */
+const stepWith = (asks: fc.Arbitrary<boolean>): fc.Arbitrary<Step> =>
+  fc.oneof(
+    {
+      weight: 6,
+      arbitrary: fc.record({
+        kind: fc.constant("receive" as const),
+        text: fc
+          .array(fc.constantFrom("a", "bc", "\r", "\n", "\n", "\r\n", "\0", "\xff"), {
+            maxLength: 20,
+            size: "max",
+          })
+          .map((parts) => parts.join("")),
+      }),
+    },
+    {
+      weight: 8,
+      arbitrary: fc.record({
+        kind: fc.constant("offer" as const),
+        n: fc.nat(11),
+        ttlMs: fc.oneof(fc.constant(Number.POSITIVE_INFINITY), fc.nat(60)),
+        asks,
+      }),
+    },
+    {
+      weight: 3,
+      arbitrary: fc.record({ kind: fc.constant("redeliver" as const), which: fc.nat(15) }),
+    },
+    { weight: 5, arbitrary: fc.record({ kind: fc.constant("socket" as const), room: fc.nat(30) }) },
+    { weight: 5, arbitrary: fc.constant({ kind: "flush" } as const) },
+    { weight: 3, arbitrary: fc.record({ kind: fc.constant("after" as const), ms: fc.nat(600) }) },
+    { weight: 4, arbitrary: fc.record({ kind: fc.constant("room" as const), room: fc.nat(4) }) },
+    {
+      weight: 2,
+      arbitrary: fc.record({
+        kind: fc.constantFrom("pause" as const, "resume" as const),
+        source: fc.constantFrom("memory" as const, "drain" as const),
+      }),
+    },
+  )
 const ending: fc.Arbitrary<Step> = fc.oneof(
   fc.record({ kind: fc.constant("close" as const), reason: fc.constantFrom(...CLOSE_REASONS) }),
   fc.constant({ kind: "socketClosed" } as const),
@@ -75,6 +80,7 @@ function sequenceOf(step: fc.Arbitrary<Step>): fc.Arbitrary<Step[]> {
   return fc.tuple(before, ending, after).map(([first, end, last]) => [...first, end, ...last])
 }
 
+const step = stepWith(fc.constant(false))
 const sequence = sequenceOf(step)
 
 interface Authenticator {
@@ -83,9 +89,22 @@ interface Authenticator {
 }
 
 /** What belongs to n is always the same: a number and an id, one of them, or neither. */
-function identityOf(n: number): Authenticator {
+function identityOf(n: number) {
   const kind = n % 4
-  return { seq: kind < 2 ? n : null, messageId: kind % 2 === 0 ? `id-${n}` : null }
+  return {
+    seq: kind < 2 ? n : null,
+    messageId: kind % 2 === 0 ? `id-${n}` : null,
+    supersedeKey: n % 5 === 0 ? "k" : null,
+  }
+}
+
+const NEXT: ReplyCondition = { kind: "next" }
+const PREFIX: ReplyCondition = { kind: "prefix", prefix: bytesOf("a") }
+
+/** The reply that command n waits for, if any. */
+function replyOf(n: number): ReplyRequest | null {
+  if (n % 3 === 2) return null
+  return { condition: n % 3 === 0 ? NEXT : PREFIX, timeoutMs: 300 }
 }
 
 /** And its body, of 0 to 12 bytes. */
@@ -121,7 +140,8 @@ function run(steps: readonly Step[], react: (harness: Harness, connection: Conne
         break
       case "offer": {
         const expiresAtMs = harness.nowMs + step.ttlMs
-        const about = { ...identityOf(step.n), expiresAtMs }
+        const reply = step.asks ? replyOf(step.n) : null
+        const about = { ...identityOf(step.n), expiresAtMs, reply }
         connection.offer(backEnd.command(bodyOf(step.n), about))
         break
       }
@@ -173,10 +193,12 @@ function run(steps: readonly Step[], react: (harness: Harness, connection: Conne
   return { harness, connection, socket, received }
 }
 
+const WRITTEN: ReadonlySet<string> = new Set(OUTCOMES.filter(isWritten))
+
 /**
  * Checks the conditions that hold after any order of operations.
  * @param inOrder whether commands were settled in the order of writes. They are not when sources
- * act on it.
+ * act on it, or when commands wait for replies.
  */
 function expectWhole(done: ReturnType<typeof run>, inOrder = true): void {
   const { harness, connection, socket, received } = done
@@ -185,7 +207,9 @@ function expectWhole(done: ReturnType<typeof run>, inOrder = true): void {
 
   for (const command of backEnd.sent) expect(backEnd.outcomesOf(command)).toHaveLength(1)
   expect(backEnd.told).toHaveLength(backEnd.sent.length)
-  const written = backEnd.bodies("written")
+  const written = backEnd.told.flatMap(({ command, outcome }) =>
+    WRITTEN.has(outcome) ? [textOf(command.body)] : [],
+  )
   const wire = socket.wire.split("\n").slice(0, -1)
   if (inOrder) expect(wire).toEqual(written)
   else expect(wire.toSorted()).toEqual(written.toSorted())
@@ -218,6 +242,24 @@ function expectWhole(done: ReturnType<typeof run>, inOrder = true): void {
 test("any order of operations: each command is settled once, all bytes and lines are complete, nothing is held", () => {
   check(
     fc.property(sequence, (steps) => expectWhole(run(steps, () => undefined))),
+    CHEAP_RUNS,
+  )
+})
+
+test("any order, with commands that wait for replies: each has one outcome, each line answers one", () => {
+  const steps = sequenceOf(stepWith(fc.boolean()))
+  check(
+    fc.property(steps, (steps) => {
+      const done = run(steps, () => undefined)
+      expectWhole(done, false)
+      const { backEnd, lines } = done.harness
+      const answered = backEnd.told.filter(({ outcome }) => outcome === "answered")
+      const marked = lines.filter((line) => line.answered !== null)
+      expect(marked.map(({ seq }) => seq)).toEqual(
+        answered.flatMap(({ reply }) => reply?.fromDeviceSeq ?? []),
+      )
+      expect(marked.map((line) => line.answered)).toEqual(answered.map(({ command }) => command))
+    }),
     CHEAP_RUNS,
   )
 })

@@ -14,6 +14,7 @@ export interface About {
   readonly messageId?: string | null
   readonly redelivered?: boolean
   readonly forwarded?: boolean
+  readonly supersedeKey?: string | null
 }
 
 export function command(about: About = {}): Command {

@@ -96,8 +96,15 @@ class Performer {
           this.#noteWrite(decision.command)
           break
         case "settle":
+          this.endpoint.unwritten(decision.command)
           this.#end(decision.command, decision.outcome)
           break
+        case "supersede": {
+          const at = this.waiting.indexOf(decision.command)
+          expect(at).not.toBe(-1)
+          this.drop(at, "superseded")
+          break
+        }
         case "acknowledge":
           this.#end(decision.command, "acknowledged")
           break
@@ -202,7 +209,8 @@ test("numbers and ids used once, redelivered at any time: each command has one o
   // What belongs to n is always the same: a number and an id, one of them, or neither.
   const about = fc.nat(9).map((n): About => {
     const kind = n % 4
-    return { seq: kind < 2 ? n : null, messageId: kind % 2 === 0 ? `id-${n}` : null }
+    const supersedeKey = n % 3 === 0 ? "k" : null
+    return { seq: kind < 2 ? n : null, messageId: kind % 2 === 0 ? `id-${n}` : null, supersedeKey }
   })
   check(
     fc.property(stepsWith(about), window, (steps, window) => expectOneEnd(steps, window)),
@@ -214,6 +222,7 @@ test("numbers and ids used twice for different commands: each command has one ou
   const about = fc.record({
     seq: fc.option(fc.nat(6)),
     messageId: fc.option(fc.constantFrom("a", "b", "c")),
+    supersedeKey: fc.option(fc.constantFrom("k", "l")),
   })
   check(
     fc.property(stepsWith(about), window, (steps, window) => expectOneEnd(steps, window)),
@@ -225,6 +234,7 @@ test("the same with any of them marked redelivered, as after a crash of another 
   const about = fc.record({
     seq: fc.option(fc.nat(6)),
     messageId: fc.option(fc.constantFrom("a", "b", "c")),
+    supersedeKey: fc.option(fc.constantFrom("k", "l")),
     redelivered: fc.boolean(),
   })
   check(

@@ -412,6 +412,67 @@ describe("clear, withdraw and rewind", () => {
   })
 })
 
+describe("a held command that has ended", () => {
+  const GONE = 2
+
+  /** Numbers 1 to 3 are held, and the second of them has ended. */
+  function vacated() {
+    const buffer = new ReorderBuffer({ windowCommands: 10, gapTimeoutMs: GAP_TIMEOUT_MS })
+    for (const seq of [1, GONE, 3]) buffer.offer(numbered(seq), 0, [])
+    buffer.vacate(numbered(GONE))
+    return buffer
+  }
+
+  test("is not released, and its number is used", () => {
+    const buffer = vacated()
+    expect([buffer.heldCount, buffer.heldAt(GONE)]).toEqual([2, undefined])
+    expect(buffer.offer(numbered(GONE), 0, [])).toBe("late")
+    const out: NumberedCommand[] = []
+    expect(buffer.offer(numbered(0), 0, out)).toBe("released")
+    expect([seqsOf(out), buffer.gaps, buffer.heldCount]).toEqual([[0, 1, 3], 0, 0])
+    expect(buffer.offer(numbered(GONE), 0, [])).toBe("late")
+    expect(buffer.offer(numbered(4), 0, [])).toBe("released")
+  })
+
+  test("as the highest one: the next number is the one after it", () => {
+    const buffer = new ReorderBuffer({ windowCommands: 10, gapTimeoutMs: GAP_TIMEOUT_MS })
+    buffer.offer(numbered(1), 0, [])
+    buffer.vacate(numbered(1))
+    const out: NumberedCommand[] = []
+    buffer.offer(numbered(0), 0, out)
+    expect(buffer.offer(numbered(2), 0, out)).toBe("released")
+    expect(seqsOf(out)).toEqual([0, 2])
+  })
+
+  test("is neither cleared nor withdrawn", () => {
+    expect(seqsOf(vacated().clear())).toEqual([1, 3])
+    const buffer = new ReorderBuffer({ windowCommands: 10, gapTimeoutMs: GAP_TIMEOUT_MS })
+    for (const seq of [1, GONE]) buffer.offer({ ...numbered(seq), lost: true }, 0, [])
+    buffer.vacate(numbered(GONE))
+    expect(seqsOf(buffer.withdrawLost())).toEqual([1])
+    expect(buffer.clear()).toEqual([])
+  })
+
+  test("gives up the gap below it when its time is over", () => {
+    const buffer = new ReorderBuffer({ windowCommands: 10, gapTimeoutMs: GAP_TIMEOUT_MS })
+    buffer.offer(numbered(1), 0, [])
+    buffer.vacate(numbered(1))
+    buffer.offer(numbered(2), GAP_TIMEOUT_MS - 1, [])
+    const out: NumberedCommand[] = []
+    buffer.expire(GAP_TIMEOUT_MS, out)
+    expect([seqsOf(out), buffer.gaps]).toEqual([[2], 1])
+  })
+
+  test("keeps its place in a full buffer", () => {
+    const buffer = new ReorderBuffer({ windowCommands: 2, gapTimeoutMs: GAP_TIMEOUT_MS })
+    for (const seq of [2, 4]) buffer.offer(numbered(seq), 0, [])
+    buffer.vacate(numbered(2))
+    const out: NumberedCommand[] = []
+    expect(buffer.offer(numbered(6), 0, out)).toBe("held")
+    expect([seqsOf(out), buffer.gaps, buffer.heldCount]).toEqual([[], 1, 2])
+  })
+})
+
 test("the memory of one buffer stays bounded over 200,000 gaps", () => {
   const buffer = new ReorderBuffer({ windowCommands: 1, gapTimeoutMs: 0 })
   const command = numbered(0)
