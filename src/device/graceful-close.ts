@@ -53,7 +53,7 @@ export class GracefulClose {
     if (connection.state !== "open" || this.#closing.has(connection)) return
     const closing = { reason, sinceMs: steadyMs, isStopped: false, lastLine: null }
     this.#closing.set(connection, closing)
-    this.#stopReading(connection, closing)
+    this.#adjustReading(connection, closing)
   }
 
   /** Call this every some milliseconds while `count` is not 0. */
@@ -70,7 +70,7 @@ export class GracefulClose {
   }
 
   /** Stops reading, or begins again when commands wait for replies. */
-  #stopReading(connection: Connection, closing: Closing): void {
+  #adjustReading(connection: Connection, closing: Closing): void {
     if (closing.isStopped !== connection.awaitsReplies) return
     closing.isStopped = !closing.isStopped
     if (closing.isStopped) {
@@ -83,7 +83,7 @@ export class GracefulClose {
   }
 
   #isDone(connection: Connection, closing: Closing): boolean {
-    this.#stopReading(connection, closing)
+    this.#adjustReading(connection, closing)
     if (!closing.isStopped || !connection.drained) return false
     closing.lastLine ??= this.#lines.taken()
     return this.#lines.confirmed() >= closing.lastLine && connection.outgoingBytes === 0

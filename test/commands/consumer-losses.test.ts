@@ -100,6 +100,35 @@ describe("a command whose delivery is lost", () => {
     expect([subject.unacknowledged.count, subject.counters.commandsSettled.written]).toEqual([0, 1])
   })
 
+  test("after it was superseded ends so at its next delivery too, and is not written", async () => {
+    const subject = await new Subject().start()
+    const headers = { connection_id: OWN, supersede_key: "k" }
+    const first = await subject.deliver({ ...asked, headers })
+    first.lost = true
+    subject.connection.settle("superseded")
+    await subject.lose(first)
+    // Nothing of the outcome was published.
+    expect([subject.receipts(), subject.unacknowledged.count]).toEqual([[], 0])
+    const again = await subject.redeliver(first)
+    expect([subject.connection.offered.length, again.acknowledged]).toEqual([0, 1])
+    expect(subject.receipts()).toMatchObject([{ outcome: "superseded" }])
+    expect(subject.counters.commandsSettled.superseded).toBe(1)
+  })
+
+  test("while it waits for a reply is not written again, and has one outcome", async () => {
+    const subject = await new Subject().start()
+    const headers = { connection_id: OWN, reply_next: true }
+    const first = await subject.deliver({ ...asked, headers })
+    subject.connection.writing = true
+    await subject.lose(first)
+    const again = await subject.redeliver(first)
+    expect([subject.connection.offered.length, again.acknowledged]).toEqual([1, 0])
+    subject.connection.settle("no_reply")
+    await settled()
+    expect(again.acknowledged).toBe(1)
+    expect(subject.receipts()).toMatchObject([{ outcome: "no_reply" }])
+  })
+
   test("is one of several that are alike: as many are written as there are", async () => {
     const subject = await new Subject().start()
     const [offered, waiting] = [await subject.deliver(asked), await subject.deliver(asked)]

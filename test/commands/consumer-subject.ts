@@ -20,7 +20,7 @@ import { Outcomes } from "../../src/commands/outcomes.ts"
 import { CommandRouter, type Place } from "../../src/commands/router.ts"
 import { UnacknowledgedCommands } from "../../src/commands/unacknowledged-commands.ts"
 import { Counters } from "../../src/counters.ts"
-import type { Command } from "../../src/device/command.ts"
+import type { Command, Outcome } from "../../src/device/command.ts"
 import type { Connection } from "../../src/device/connection.ts"
 import { FLEET_KEYS, RANDOM_PART } from "../support/fleet-keys.ts"
 
@@ -83,7 +83,7 @@ export class ScriptedConnection {
   }
 
   /** Ends the oldest command that it was offered. */
-  settle(outcome: "written" | "closed"): void {
+  settle(outcome: Outcome): void {
     const command = this.offered.shift()
     command?.settle(outcome, "", RECIPIENT)
   }

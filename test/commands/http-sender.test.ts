@@ -10,7 +10,7 @@ import { EmbeddedBroker } from "../../src/broker/embedded.ts"
 import { OutboundMessages } from "../../src/broker/outbound-messages.ts"
 import { workerQueue } from "../../src/broker/topology.ts"
 import { COMMAND_ID_HEADER } from "../../src/commands/command-message.ts"
-import { NO_OPTIONS } from "../../src/commands/command-options.ts"
+import { type CommandOptions, NO_OPTIONS } from "../../src/commands/command-options.ts"
 import { CommandIds } from "../../src/commands/forwarding.ts"
 import { HttpSender, type SendRequest, type SendResult } from "../../src/commands/http-sender.ts"
 import { Outcomes, type Receipt } from "../../src/commands/outcomes.ts"
@@ -247,6 +247,56 @@ describe("a command for a connection of this worker", () => {
     await settled()
     expect(answers.length).toBe(1)
     expect(subject.kept()).toEqual(["slow_device"])
+  })
+})
+
+describe("a command with a reply", () => {
+  const REPLY_MS = 2_000
+  const options: CommandOptions = {
+    supersedeKey: "k",
+    reply: { condition: { kind: "next" }, timeoutMs: REPLY_MS },
+    trace: { traceparent: "00-4bf92f35-00f067aa-01" },
+  }
+
+  test("has as much more time, and is valid no longer than another", async () => {
+    const subject = await new Subject().start()
+    const { answers } = await subject.send(OWN, { options })
+    const [command] = subject.connection.offered
+    expect(command).toMatchObject({ ...options, expiresAtMs: NOW_MS + TIMEOUT_MS })
+    jest.advanceTimersByTime(TIMEOUT_MS + REPLY_MS - 1)
+    await settled()
+    expect(answers).toEqual([])
+    const reply = { line: Buffer.from("r1"), fromDeviceSeq: 3 }
+    command?.settle("answered", "", RECIPIENT, reply)
+    await settled()
+    expect(answers).toMatchObject([
+      { outcome: "answered", reply: { line: "r1", encoding: "utf-8", from_device_seq: 3 } },
+    ])
+    expect(subject.kept()).toEqual([])
+  })
+
+  test("is answered timeout after that", async () => {
+    const subject = await new Subject().start()
+    const { answers } = await subject.send(OWN, { options })
+    jest.advanceTimersByTime(TIMEOUT_MS + REPLY_MS)
+    await settled()
+    expect(answers).toEqual([{ outcome: "timeout" }])
+  })
+
+  test("is forwarded with all that it asks for, and its receipt is the answer", async () => {
+    const subject = await new Subject().start()
+    const { answers, message } = await subject.send(OTHER, { options })
+    expect(message?.properties.headers).toMatchObject({
+      supersede_key: "k",
+      reply_next: true,
+      reply_timeout_ms: REPLY_MS,
+      traceparent: "00-4bf92f35-00f067aa-01",
+    })
+    jest.advanceTimersByTime(TIMEOUT_MS)
+    const reply = { line: "AA==", encoding: "base64", from_device_seq: 3 } as const
+    const receipt: Receipt = { ...RECEIPT, outcome: "answered", reply }
+    await subject.reply(message?.properties.correlationId, receipt)
+    expect(answers).toEqual([receipt])
   })
 })
 

@@ -15,7 +15,7 @@ import { EmbeddedBroker } from "../../src/broker/embedded.ts"
 import { OutboundMessages } from "../../src/broker/outbound-messages.ts"
 import { INTERNAL_HEADERS } from "../../src/commands/command-message.ts"
 import { MAX_LATE, MAX_LATE_OF_QUEUE, RETRY_FOR_MS } from "../../src/commands/late-receipts.ts"
-import { Outcomes, receipt } from "../../src/commands/outcomes.ts"
+import { Outcomes, type Receipt, readReceipt, receipt } from "../../src/commands/outcomes.ts"
 import { QueuedCommand } from "../../src/commands/queued-command.ts"
 import { UnacknowledgedCommands } from "../../src/commands/unacknowledged-commands.ts"
 import { Counters } from "../../src/counters.ts"
@@ -23,6 +23,7 @@ import { isKept, OUTCOMES, type Outcome } from "../../src/device/command.ts"
 
 const LONGEST_WAIT_MS = 5_000
 const NOW_MS = 1_750_000_000_123
+const MAX_LINE_BYTES = 100_000
 const UNDELIVERED = "to_device.undelivered"
 const REPLIES = "replies"
 const KEPT = OUTCOMES.filter(isKept)
@@ -208,6 +209,51 @@ describe.each([...OUTCOMES])("a command that ends as %s", (outcome) => {
     expect(subject.replies.length).toBe(1)
     expect(subject.outboundMessages.count).toBe(0)
   })
+})
+
+describe("the receipt of an answered command", () => {
+  async function receiptOf(line: Uint8Array) {
+    const subject = await new Subject().start()
+    const command = subject.take(new TestDelivery(ASKING))
+    command.settle("answered", "", RECIPIENT, { line, fromDeviceSeq: 7 })
+    await settled()
+    return subject.receipts()[0]
+  }
+
+  test("contains the line as text", async () => {
+    expect(await receiptOf(Buffer.from("\ufeffr1 é"))).toMatchObject({
+      outcome: "answered",
+      reply: { line: "\ufeffr1 é", encoding: "utf-8", from_device_seq: 7 },
+    })
+  })
+
+  test("contains a line that is not UTF-8 in base64", async () => {
+    // A part of a larger buffer, as lines are.
+    const line = Buffer.from([0, 114, 255, 0]).subarray(1, 3)
+    expect(await receiptOf(line)).toMatchObject({
+      reply: { line: Buffer.from([114, 255]).toString("base64"), encoding: "base64" },
+    })
+  })
+
+  test("is read by another worker, however long the line is", async () => {
+    for (const line of [Buffer.alloc(MAX_LINE_BYTES), Buffer.alloc(MAX_LINE_BYTES, 255)]) {
+      const told = await receiptOf(line)
+      expect(readReceipt(Buffer.from(JSON.stringify(told)), MAX_LINE_BYTES)).toEqual(
+        told as Receipt,
+      )
+    }
+  })
+})
+
+test("a receipt has the trace context of its command, also of one that is not valid", async () => {
+  const subject = await new Subject().start()
+  const trace = { traceparent: "00-4bf92f35-00f067aa-01", tracestate: "a=1" }
+  const headers = { ...HEADERS, ...trace, other: "x" }
+  subject.settle(new TestDelivery({ ...ASKING, headers }), "invalid", "why", null)
+  await settled()
+  expect(subject.replies[0]?.properties.headers).toMatchObject(trace)
+  expect(subject.replies[0]?.properties.headers).not.toHaveProperty("other")
+  expect(subject.undelivered[0]?.properties.headers).toMatchObject(trace)
 })
 
 describe("the copy in the undelivered queue", () => {

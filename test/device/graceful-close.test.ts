@@ -120,6 +120,54 @@ describe("a connection", () => {
     expect(connection.state).toBe("closing")
   })
 
+  test("is read while a command waits for its reply, then no further", () => {
+    const subject = new Subject()
+    const { connection, socket, close } = subject.begin("drained")
+    const reply = { condition: { kind: "next" }, timeoutMs: 60_000 } as const
+    const ask = (text: string) => {
+      connection.offer(subject.backEnd.command(text, { reply }))
+      subject.flush()
+    }
+    ask("a")
+    close()
+    expect(socket.paused).toBe(false)
+    subject.sweep()
+    connection.received(bytesOf("1\n"))
+    subject.sweep()
+    expect([socket.paused, connection.state]).toEqual([true, "open"])
+    // Another one before the line is confirmed.
+    ask("b")
+    subject.sweep()
+    expect(socket.paused).toBe(false)
+    connection.received(bytesOf("2\n"))
+    subject.confirmed = 2
+    subject.sweep()
+    expect([connection.state, subject.backEnd.bodies("answered")]).toEqual(["closing", ["a", "b"]])
+  })
+
+  test("waits for a reply until its time is over, and five seconds at most", () => {
+    const subject = new Subject()
+    const begin = (timeoutMs: number) => {
+      const begun = subject.begin("drained")
+      const reply = { condition: { kind: "next" }, timeoutMs } as const
+      begun.connection.offer(subject.backEnd.command(String(timeoutMs), { reply }))
+      subject.flush()
+      begun.close()
+      return begun.connection
+    }
+    const [short, long] = [begin(1_000), begin(60_000)]
+    subject.sweep(1_000)
+    expect([short.state, long.state]).toEqual(["closing", "open"])
+    // A sign of life, so that it is not idle.
+    long.received(bytesOf("\n"))
+    subject.sweep(4_000)
+    expect(long.state).toBe("closing")
+    expect(subject.backEnd.told.map(({ outcome, detail }) => [outcome, detail])).toEqual([
+      ["no_reply", "no matching line within 1000 ms"],
+      ["no_reply", "the connection ended: drained"],
+    ])
+  })
+
   test("that ends meanwhile keeps its own reason", () => {
     const subject = new Subject()
     const { connection, close } = subject.begin()

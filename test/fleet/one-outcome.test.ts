@@ -17,16 +17,20 @@ import { test } from "bun:test"
 import fc from "fast-check"
 import { WORKER_QUEUE_TTL_MS } from "../../src/broker/topology.ts"
 import { MAX_HOPS } from "../../src/commands/routing.ts"
+import { isKept, isWritten, type Outcome } from "../../src/device/command.ts"
+import { SWEEP_EVERY_MS } from "../../src/device/connections.ts"
 import type { PresenceEvent } from "../../src/fleet/presence.ts"
 import { isNewer } from "../../src/fleet/registration.ts"
 import { check } from "../support/property.ts"
 import {
   REPLIES,
+  REPLY_TIMEOUT_MS,
   type SeenConnection,
   type SentCommand,
   type SimulatedFleet,
 } from "../support/simulated-fleet.ts"
 import {
+  MAX_ACTIONS,
   NAMES,
   type Performed,
   PRESENCE,
@@ -44,7 +48,11 @@ const ORDERS = 1_000
  * that notice each.
  */
 const { gapTimeoutMs, slowDeviceTimeoutMs } = DEFAULT_LIMITS
-const ENDS_WITHIN_MS = 2 * WORKER_QUEUE_TTL_MS + gapTimeoutMs + slowDeviceTimeoutMs + 1_000
+const LONGEST_REPLY_MS = REPLY_TIMEOUT_MS + SWEEP_EVERY_MS
+/** Commands that wait for the next line wait for each other. */
+const MAX_REPLIES_MS = MAX_ACTIONS * LONGEST_REPLY_MS
+const ENDS_WITHIN_MS =
+  2 * WORKER_QUEUE_TTL_MS + gapTimeoutMs + slowDeviceTimeoutMs + MAX_REPLIES_MS + 1_000
 /** How long a dead worker counts as a member that answers; see `members.ts`. */
 const BELIEVED_MS = 7_000
 /** Several times the steps of the busiest scenario. More steps mean a loop. */
@@ -83,12 +91,12 @@ function verifyScenario(each: Scenario): void {
 /** All observations about one command. */
 interface Evidence {
   readonly command: SentCommand
-  readonly outcomes: readonly string[]
+  readonly outcomes: readonly Outcome[]
   /** The connections on whose wire the command is, once for each occurrence. */
   readonly wires: readonly SeenConnection[]
   /** The outcomes of the copies in the undelivered queue. */
   readonly kept: readonly unknown[]
-  readonly receipts: readonly { outcome: string; connection_id: string | null }[]
+  readonly receipts: readonly { outcome: Outcome; connection_id: string | null }[]
   /** Whether the worker of the HTTP request has ended before the request was finished. */
   readonly entryLost: boolean
   /** Whether the HTTP request was answered with `unreachable` or `busy`. */
@@ -199,9 +207,13 @@ function verifyRepeats({ fleet, jumped }: Performed, evidence: Evidence): void {
     const byOne = command.endings.filter(({ process }) => process === one)
     if (byOne.length > mostByOne) fail(`has more than ${mostByOne} outcomes from ${one}`)
   }
-  // So a command that was not redelivered is not written twice. There is one outcome "written" for
-  // each time that the command is on the wire.
-  if (wires.length !== outcomes.filter((outcome) => outcome === "written").length) {
+  // So a command that was not redelivered is not written twice. There is one outcome of a written
+  // command for each time that the command is on the wire.
+  // One that waited for its reply at a worker that was killed has none there, and starts again.
+  const killed = wires.filter(({ worker }) => worker.ended === "killed").length
+  const mostUnended = command.asks === null ? 0 : killed
+  const unended = wires.length - outcomes.filter(isWritten).length
+  if (unended < 0 || unended > mostUnended) {
     fail(`is ${wires.length} times on the wire`)
   }
 }
@@ -234,14 +246,14 @@ function verifyReceipts(fleet: SimulatedFleet, evidence: Evidence): void {
   // through; one that was killed before does not.
   const untold = command.endings.some(({ outcome, process: one }) => {
     const worker = fleet.allWorkers.find(({ process }) => process.name === one)
-    return outcome === "written" && (worker?.ended === "killed" || worker?.ended === "cut_short")
+    return isWritten(outcome) && (worker?.ended === "killed" || worker?.ended === "cut_short")
   })
   const unseen = mistakable || (untold && command.disturbed.requeued > 0)
   if (command.wantsReceipt && receipts.length === 0 && !unseen) fail("has no receipt")
   if (!command.wantsReceipt && receipts.length > 0) fail("has a receipt that nobody wanted")
   for (const { outcome, connection_id } of receipts) {
     if (!outcomes.some((each) => each === outcome)) fail(`was told to be ${outcome}`)
-    if (outcome === "written" && !wires.some(({ id }) => id === connection_id)) {
+    if (isWritten(outcome) && !wires.some(({ id }) => id === connection_id)) {
       fail(`was told to be written to ${connection_id}`)
     }
   }
@@ -258,7 +270,7 @@ function verifyAnswers({ command, outcomes, wires, entryLost, fail }: Evidence):
   // The outcome is not known yet, or the request was refused; see `verifyEnds`.
   if (["timeout", "unreachable", "busy"].includes(answer.outcome)) return
   if (!outcomes.some((each) => each === answer.outcome)) fail(`was answered ${answer.outcome}`)
-  if (answer.outcome !== "written") return
+  if (!isWritten(answer.outcome as Outcome)) return
   if (!wires.some(({ id }) => id === (answer as { connection_id: string }).connection_id)) {
     fail("was answered with another connection")
   }
@@ -279,8 +291,15 @@ function verifyMeaning(performed: Performed, evidence: Evidence): void {
   for (const { outcome, atMs } of command.endings) {
     // A command that was offered to a socket is offered again, even if it has expired by then.
     const offered = wires.some(({ device }) => device.socket.stalled)
-    if (outcome === "written" && atMs >= command.expiresAtMs && !offered) {
-      fail("was written too late")
+    // Its reply comes later than it is written, and later still when the worker was not run.
+    const isTimely = command.asks === null || !jumped
+    const writtenByMs = atMs - (command.asks === null ? 0 : LONGEST_REPLY_MS)
+    const isLate = isTimely && writtenByMs >= command.expiresAtMs
+    if (isWritten(outcome) && isLate && !offered) fail("was written too late")
+    const asked = outcome === "answered" || outcome === "no_reply"
+    if (asked !== (isWritten(outcome) && command.asks !== null)) fail(`asked and is ${outcome}`)
+    if (outcome === "superseded" && rivals(fleet, command).length === 0) {
+      fail("is superseded by nothing")
     }
     if (outcome === "late" && command.seq === null) fail("is late without a number")
     if (outcome === "duplicate" && calm && namesakes(fleet, command, false).length === 0) {
@@ -300,7 +319,9 @@ function verifyMeaning(performed: Performed, evidence: Evidence): void {
   )
   if (!fleet.isOpen(on) || !stays || !newest || on.device.socket.stalled) return
   for (const outcome of outcomes) {
-    if (!["written", "expired", "duplicate", "late"].includes(outcome)) fail("is not at its device")
+    const isThere = isWritten(outcome) || outcome === "superseded"
+    if (!isThere && !["expired", "duplicate", "late"].includes(outcome))
+      fail("is not at its device")
   }
 }
 
@@ -396,8 +417,11 @@ function verifyLocators(fleet: SimulatedFleet, name: string): void {
   }
 }
 
-function isKept(outcome: string): boolean {
-  return outcome !== "written" && outcome !== "duplicate"
+/** Other commands with its supersede key. */
+function rivals(fleet: SimulatedFleet, command: SentCommand): SentCommand[] {
+  return fleet.commands.filter(
+    (other) => other !== command && other.supersedeKey === command.supersedeKey,
+  )
 }
 
 /**

@@ -1,7 +1,11 @@
 /** `POST /devices/:id/send`: bodies, refusals, ids and outcomes. */
 
 import { describe, expect, test } from "bun:test"
-import { NO_OPTIONS } from "../../src/commands/command-options.ts"
+import {
+  type CommandOptions,
+  MAX_OPTION_BYTES,
+  NO_OPTIONS,
+} from "../../src/commands/command-options.ts"
 import type { SendResult } from "../../src/commands/http-sender.ts"
 import { maxBodyBytes } from "../../src/http/app.ts"
 import {
@@ -9,6 +13,7 @@ import {
   chunked,
   expectRefusal,
   MAX_LINE_BYTES,
+  MAX_REPLY_MS,
   sidecar,
   WRITTEN,
 } from "./app-harness.ts"
@@ -41,6 +46,37 @@ describe("POST /devices/:id/send: what becomes a command", () => {
     expect(sent).toEqual([
       { id: "d", body: line, ttlMs: 1_500, messageId: "m-1", options: NO_OPTIONS },
     ])
+  })
+
+  test("JSON with a supersede key and a reply, and the trace context of the request", async () => {
+    const { routes, sent } = sidecar()
+    const trace = { traceparent: "00-4bf92f35-00f067aa-01", tracestate: "a=1" }
+    const body = { line: "x", supersede_key: "k", reply_token: "r1", reply_timeout_ms: 200 }
+    const response = await routes.request("/devices/d/send", {
+      method: "POST",
+      headers: { "content-type": "application/json", ...trace },
+      body: JSON.stringify(body),
+    })
+    expect(response.status).toBe(200)
+    const reply = {
+      condition: { kind: "token", token: new TextEncoder().encode("r1") },
+      timeoutMs: 200,
+    }
+    expect(sent[0]?.options).toEqual({ supersedeKey: "k", reply, trace } as CommandOptions)
+    await routes.request("/devices/d/send", {
+      method: "POST",
+      headers: { "content-type": "text/plain", ...trace },
+      body: "x",
+    })
+    expect(sent[1]?.options).toEqual({ supersedeKey: null, reply: null, trace })
+  })
+
+  test("the reply of an answered command is in the answer", async () => {
+    const reply = { line: "r1 on", encoding: "utf-8", from_device_seq: 7 } as const
+    const { postText } = sidecar({ send: async () => ({ ...WRITTEN, outcome: "answered", reply }) })
+    const { connection_id, epoch } = WRITTEN
+    const response = await postText("x")
+    expect(await response.json()).toEqual({ outcome: "answered", connection_id, epoch, reply })
   })
 
   test("JSON with only the line", async () => {
@@ -81,6 +117,9 @@ describe("POST /devices/:id/send: what becomes a command", () => {
       line: "\0".repeat(MAX_LINE_BYTES),
       ttl_ms: 86_400_000,
       message_id: "\u0001".repeat(255),
+      supersede_key: "\u0001".repeat(MAX_OPTION_BYTES),
+      reply_prefix: "\u0001".repeat(MAX_OPTION_BYTES),
+      reply_timeout_ms: MAX_REPLY_MS,
     }
     const response = await postJson(body)
     expect(await response.text()).toContain("written")
@@ -138,6 +177,19 @@ describe("POST /devices/:id/send: what is refused", () => {
     ["message_id null", object({ line: "x", message_id: null }), "message_id"],
     ["256 bytes", object({ line: "x", message_id: "m".repeat(256) }), "message_id"],
     ["256 bytes as 128 é", object({ line: "x", message_id: "é".repeat(128) }), "message_id"],
+    ["supersede_key 5", object({ line: "x", supersede_key: 5 }), "supersede_key"],
+    ["supersede_key empty", object({ line: "x", supersede_key: "" }), "supersede_key"],
+    ["129 bytes", object({ line: "x", supersede_key: "k".repeat(129) }), "supersede_key"],
+    ["two replies", object({ line: "x", reply_token: "a", reply_next: true }), "exactly one"],
+    ["reply_token of words", object({ line: "x", reply_token: "a b" }), "reply_token"],
+    ['reply_next "true"', object({ line: "x", reply_next: "true" }), "reply_next"],
+    ["reply_next false", object({ line: "x", reply_next: false }), "reply_next"],
+    ["a time and no reply", object({ line: "x", reply_timeout_ms: 5 }), "exactly one"],
+    [
+      "more than MAX_REPLY_MS",
+      object({ line: "x", reply_next: true, reply_timeout_ms: MAX_REPLY_MS + 1 }),
+      "reply_timeout_ms",
+    ],
     ["LF", object({ line: "a\nb" }), "LF"],
     ["LF alone", object({ line: "\n" }), "LF"],
     ["CR", object({ line: "a\rb" }), "CR"],

@@ -11,6 +11,7 @@ import { Counters } from "../../src/counters.ts"
 import type { Command } from "../../src/device/command.ts"
 import type { Connection } from "../../src/device/connection.ts"
 import { LinePublisher } from "../../src/lines/line-publisher.ts"
+import { testCommand } from "../support/commands.ts"
 
 const LONGEST_WAIT_MS = 5_000
 const READ_AT_MS = 1_750_000_000_123
@@ -116,6 +117,37 @@ function connection(connectionId: string, deviceId = connectionId): Connection {
   }
   return { id: connectionId, endpoint: { recipient }, offer } as unknown as Connection
 }
+
+describe("a line that answers a command", () => {
+  const trace = { traceparent: "00-4bf92f35-00f067aa-01", tracestate: "a=1" }
+
+  test("names the command and has its trace context, and the next line has neither", async () => {
+    const subject = await new Subject().start()
+    const from = connection("gw.0.x.1")
+    subject.lines.take(from, 0, Buffer.of(1), testCommand({ messageId: "m", trace }))
+    subject.lines.take(from, 1, Buffer.of(1), testCommand({ trace: { traceparent: "x" } }))
+    subject.lines.take(from, 2, Buffer.of(1), null)
+    const headers = subject.broker.published.map(({ properties }) => properties.headers)
+    const common = { connection_id: "gw.0.x.1", device_id: "gw.0.x.1", epoch: 1_750_000_000_000 }
+    expect(headers).toEqual([
+      { ...common, from_device_seq: 0, in_reply_to: "m", ...trace },
+      { ...common, from_device_seq: 1, traceparent: "x" },
+      { ...common, from_device_seq: 2 },
+    ])
+  })
+
+  test("names it also when it is published again", async () => {
+    const subject = await new Subject().start()
+    subject.broker.results.push("nacked")
+    subject.lines.take(connection("c"), 0, Buffer.of(1), testCommand({ messageId: "m" }))
+    await settled()
+    await subject.waitOut()
+    const ids = subject.broker.published.map(
+      ({ properties }) => properties.headers?.["in_reply_to"],
+    )
+    expect(ids).toEqual(["m", "m"])
+  })
+})
 
 describe("a line", () => {
   test("becomes one message with exactly the fields of the contract", async () => {

@@ -11,7 +11,7 @@ import {
   GIVEN_UP_HEADER,
   HOPS_HEADER,
 } from "../../src/commands/command-message.ts"
-import { NO_OPTIONS } from "../../src/commands/command-options.ts"
+import { type CommandOptions, optionHeaders } from "../../src/commands/command-options.ts"
 import type { SendResult } from "../../src/commands/http-sender.ts"
 import type { Outcome } from "../../src/device/command.ts"
 import { incarnation } from "../../src/device/ids.ts"
@@ -41,6 +41,10 @@ export interface Ending {
   readonly atMs: number
 }
 
+/** The line that a command waits for: the next one, or one that begins so. */
+export type Asked = "next" | "r"
+export const REPLY_TIMEOUT_MS = 2_000
+
 export interface SentCommand {
   readonly number: number
   readonly by: "queue" | "http"
@@ -52,6 +56,8 @@ export interface SentCommand {
   /** Never to be written at this time or later. */
   readonly expiresAtMs: number
   readonly wantsReceipt: boolean
+  readonly supersedeKey: string | null
+  readonly asks: Asked | null
   readonly atStep: number
   readonly atMs: number
   /** The worker that the request came to. */
@@ -97,6 +103,8 @@ export interface Publishing {
   /** Whether it says when it was sent. */
   readonly dated?: boolean
   readonly wantsReceipt?: boolean
+  readonly supersedeKey?: string | null
+  readonly asks?: Asked | null
   /** Default: `to_device`. */
   readonly queue?: string
 }
@@ -257,6 +265,11 @@ export class SimulatedFleet {
     if (seen.worker.state !== "gone") seen.worker.read(seen.device)
   }
 
+  /** The device sends a line. */
+  says(seen: SeenConnection, line: string): void {
+    if (this.isOpen(seen)) seen.worker.receive(seen.device, line)
+  }
+
   /** A back-end publishes a command; null when there is no such queue. */
   publish(publishing: Publishing): SentCommand | null {
     const { queue = QUEUES.toDeviceQueue, expirationMs = null } = publishing
@@ -266,6 +279,7 @@ export class SimulatedFleet {
     if (command.deviceId !== null) headers["device_id"] = command.deviceId
     if (command.connectionId !== null) headers["connection_id"] = command.connectionId
     if (command.seq !== null) headers["to_device_seq"] = command.seq
+    Object.assign(headers, optionHeaders(optionsOf(command)))
     const properties: MessageProperties = { headers }
     if (command.messageId !== null) properties.messageId = command.messageId
     if (expirationMs !== null) properties.expiration = String(expirationMs)
@@ -282,14 +296,17 @@ export class SimulatedFleet {
   send(
     slot: number,
     id: string,
-    { messageId = null, ttlMs = null }: { messageId?: string | null; ttlMs?: number | null } = {},
+    asked: Pick<Publishing, "messageId" | "supersedeKey" | "asks"> & { ttlMs?: number | null } = {},
   ): SentCommand | null {
+    const { ttlMs = null, ...about } = asked
     const worker = this.workers[slot]
     if (worker === undefined || worker.state === "gone") return null
     const expirationMs = ttlMs ?? this.#limits.sendTimeoutMs
-    const command = this.#command("http", { deviceId: id, messageId, expirationMs }, worker)
+    const command = this.#command("http", { deviceId: id, ...about, expirationMs }, worker)
     this.#byHttp.set(command.body, command)
-    const request = { id, body: Buffer.from(command.body), ttlMs, messageId, options: NO_OPTIONS }
+    const { messageId } = command
+    const options = optionsOf(command)
+    const request = { id, body: Buffer.from(command.body), ttlMs, messageId, options }
     worker.send(request, (result) => command.answers.push(result))
     return command
   }
@@ -453,6 +470,8 @@ export class SimulatedFleet {
       body: publishing.body ?? `${by === "http" ? "h" : "c"}${number}`,
       expiresAtMs: expires ? sentAtMs + expirationMs : Number.POSITIVE_INFINITY,
       wantsReceipt: publishing.wantsReceipt ?? false,
+      supersedeKey: publishing.supersedeKey ?? null,
+      asks: publishing.asks ?? null,
       atStep: this.steps,
       atMs: this.nowMs,
       entry,
@@ -496,11 +515,11 @@ export class SimulatedFleet {
   #watchHttp(worker: SimulatedWorker, command: TestCommand): void {
     if (command.cameBy !== "http") return
     const settle = command.settle
-    command.settle = (outcome, detail, recipient) => {
+    command.settle = (outcome, detail, recipient, reply) => {
       const found = this.#byHttp.get(Buffer.from(command.body).toString())
       this.#ended(worker, found, outcome, detail)
       this.#endsOnConnection = true
-      settle(outcome, detail, recipient)
+      settle(outcome, detail, recipient, reply)
       this.#endsOnConnection = false
     }
   }
@@ -522,6 +541,15 @@ export class SimulatedFleet {
       atMs: this.nowMs,
     })
   }
+}
+
+function optionsOf({ supersedeKey, asks }: SentCommand): CommandOptions {
+  const condition =
+    asks === "next"
+      ? ({ kind: "next" } as const)
+      : ({ kind: "prefix", prefix: Buffer.from("r") } as const)
+  const reply = asks === null ? null : { condition, timeoutMs: REPLY_TIMEOUT_MS }
+  return { supersedeKey, reply, trace: null }
 }
 
 /** Two slots of one instance, then those of another. */

@@ -16,7 +16,7 @@ import { QUEUES } from "./simulated-worker.ts"
 /** Few, so that scenarios meet the same again. */
 export const NAMES = ["a", "b"] as const
 const MESSAGE_IDS = ["m0", "m1"]
-const MAX_ACTIONS = 40
+export const MAX_ACTIONS = 40
 /** Takes every message of the presence exchange. */
 export const PRESENCE = "presence"
 
@@ -43,12 +43,17 @@ function seldom<T>(arbitrary: fc.Arbitrary<T>, freq: number): fc.Arbitrary<T | n
     .chain((drawn) => (drawn === freq - 1 ? arbitrary : fc.constant(null)))
 }
 
+const supersedeKey = seldom(fc.constantFrom("k", "l"), 3)
+const asks = seldom(fc.constantFrom("next" as const, "r" as const), 4)
+
 const command = fc.record({
   seq: seldom(fc.nat({ max: 3 }), 3),
   messageId: seldom(fc.constantFrom(...MESSAGE_IDS), 3),
   expirationMs: seldom(fc.constantFrom(0, 300, 5_000, 20_000, 40_000), 4),
   dated: fc.boolean(),
   wantsReceipt: fc.boolean(),
+  supersedeKey,
+  asks,
 })
 
 function of<A extends string, T extends object>(
@@ -69,9 +74,13 @@ const send = of("send", {
   to: fc.oneof(name, nth),
   messageId: seldom(fc.constantFrom(...MESSAGE_IDS), 3),
   ttlMs: seldom(fc.constantFrom(300, 5_000), 3),
+  supersedeKey,
+  asks,
 })
 const connect = of("connect", { slot, name: mostly(name, 4) })
 const hangUp = of("hang_up", { nth })
+/** The device sends a line. */
+const say = of("say", { nth, line: fc.constantFrom("r", "other") })
 /** The device reads so many bytes more. */
 const read = of("read", { nth, room: fc.constantFrom(0, 1, 2, 4, Number.POSITIVE_INFINITY) })
 const cut = of("cut", {
@@ -97,6 +106,7 @@ const action = fc.oneof(
   { weight: 2, arbitrary: send },
   { weight: 5, arbitrary: connect },
   { weight: 1, arbitrary: hangUp },
+  { weight: 3, arbitrary: say },
   { weight: 3, arbitrary: read },
   { weight: 4, arbitrary: cut },
   { weight: 1, arbitrary: kill },
@@ -144,6 +154,7 @@ const slowDevices = fc.record({
       { weight: 1, arbitrary: publishToWorker },
       { weight: 4, arbitrary: cut },
       { weight: 4, arbitrary: read },
+      { weight: 2, arbitrary: say },
       { weight: 1, arbitrary: connect },
       { weight: 1, arbitrary: hangUp },
       { weight: 8, arbitrary: run },
@@ -249,9 +260,10 @@ function act(fleet: SimulatedFleet, action: Action, workers: number): void {
       break
     }
     case "send": {
-      const { to, messageId, ttlMs } = action
+      const { to, messageId, ttlMs, supersedeKey, asks } = action
       const id = typeof to === "string" ? to : connection(to)?.id
-      if (id !== undefined) fleet.send(at(action.slot), id, { messageId, ttlMs })
+      if (id !== undefined)
+        fleet.send(at(action.slot), id, { messageId, ttlMs, supersedeKey, asks })
       break
     }
     case "connect":
@@ -260,6 +272,11 @@ function act(fleet: SimulatedFleet, action: Action, workers: number): void {
     case "hang_up": {
       const seen = connection(action.nth)
       if (seen !== undefined) fleet.hangUp(seen)
+      break
+    }
+    case "say": {
+      const seen = connection(action.nth)
+      if (seen !== undefined) fleet.says(seen, action.line)
       break
     }
     case "read": {

@@ -227,6 +227,11 @@ export class SimulatedWorker {
     this.process.run(() => device.connection.flush())
   }
 
+  /** The device sends a line. */
+  receive(device: HeldDevice, line: string): void {
+    this.process.run(() => device.connection.received(Buffer.from(`${line}\n`)))
+  }
+
   /** `answered` is called when the promise of `HttpSender.send` has resolved. */
   send(request: SendRequest, answered: (result: SendResult) => void): void {
     this.process.run(() => void this.worker.commands.sender.send(request).then(answered))
