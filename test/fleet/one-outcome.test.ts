@@ -252,15 +252,27 @@ function verifyReceipts(fleet: SimulatedFleet, evidence: Evidence): void {
   if (command.wantsReceipt && receipts.length === 0 && !unseen) fail("has no receipt")
   if (!command.wantsReceipt && receipts.length > 0) fail("has a receipt that nobody wanted")
   for (const { outcome, connection_id } of receipts) {
-    if (!outcomes.some((each) => each === outcome)) fail(`was told to be ${outcome}`)
+    const isKnown = outcomes.some((each) => each === outcome)
+    if (!isKnown && !mayBeForgotten(evidence, outcome)) fail(`was told to be ${outcome}`)
     if (isWritten(outcome) && !wires.some(({ id }) => id === connection_id)) {
       fail(`was told to be written to ${connection_id}`)
     }
   }
 }
 
+/**
+ * Of a command that is neither written nor kept only the receipt is stored. When its worker is lost
+ * before the broker has confirmed that, the command starts again.
+ */
+function mayBeForgotten({ command }: Evidence, outcome: Outcome): boolean {
+  const { requeued, cut, abandoned } = command.disturbed
+  const isStored = isWritten(outcome) || isKept(outcome)
+  return !isStored && requeued + cut + abandoned > 0
+}
+
 /** Each request has exactly one answer, and it is correct. */
-function verifyAnswers({ command, outcomes, wires, entryLost, fail }: Evidence): void {
+function verifyAnswers(evidence: Evidence): void {
+  const { command, outcomes, wires, entryLost, fail } = evidence
   const [answer, ...others] = command.answers
   if (others.length > 0) fail("has more than one answer")
   if (answer === undefined) {
@@ -269,8 +281,10 @@ function verifyAnswers({ command, outcomes, wires, entryLost, fail }: Evidence):
   }
   // The outcome is not known yet, or the request was refused; see `verifyEnds`.
   if (["timeout", "unreachable", "busy"].includes(answer.outcome)) return
-  if (!outcomes.some((each) => each === answer.outcome)) fail(`was answered ${answer.outcome}`)
-  if (!isWritten(answer.outcome as Outcome)) return
+  const outcome = answer.outcome as Outcome
+  const isKnown = outcomes.some((each) => each === outcome)
+  if (!isKnown && !mayBeForgotten(evidence, outcome)) fail(`was answered ${outcome}`)
+  if (!isWritten(outcome)) return
   if (!wires.some(({ id }) => id === (answer as { connection_id: string }).connection_id)) {
     fail("was answered with another connection")
   }
@@ -298,7 +312,8 @@ function verifyMeaning(performed: Performed, evidence: Evidence): void {
     if (isWritten(outcome) && isLate && !offered) fail("was written too late")
     const asked = outcome === "answered" || outcome === "no_reply"
     if (asked !== (isWritten(outcome) && command.asks !== null)) fail(`asked and is ${outcome}`)
-    if (outcome === "superseded" && rivals(fleet, command).length === 0) {
+    // Without an id its own forward may supersede its redelivery.
+    if (outcome === "superseded" && requeued === 0 && rivals(fleet, command).length === 0) {
       fail("is superseded by nothing")
     }
     if (outcome === "late" && command.seq === null) fail("is late without a number")

@@ -15,6 +15,8 @@ export interface BackEndCommand {
   readonly messageId?: string
   /** Milliseconds. */
   readonly expiration?: number
+  /** Further headers. */
+  readonly headers?: Record<string, string | number | boolean>
   /** Default: the queue for all commands. */
   readonly queue?: string
 }
@@ -26,6 +28,13 @@ export interface ReceivedReceipt {
   readonly epoch: number | null
   readonly at: number
   readonly detail: string
+  readonly reply?: {
+    readonly line: string
+    readonly encoding: string
+    readonly from_device_seq: number
+  }
+  /** Of the message. */
+  readonly headers: Record<string, unknown>
   /** The index of the command among those that were sent. */
   readonly command: number
   readonly receivedAtMs: number
@@ -64,6 +73,7 @@ export class BackEnd {
     seq: number
     device: string
     replyTo: string
+    headers: Record<string, unknown>
   }[] = []
   readonly #client: AMQPClient
   readonly #queues: Queues
@@ -95,6 +105,7 @@ export class BackEnd {
       ...(device === undefined ? {} : { device_id: device }),
       ...(connection === undefined ? {} : { connection_id: connection }),
       ...(seq === undefined ? {} : { to_device_seq: BigInt(seq) }),
+      ...command.headers,
     }
     await this.#channel?.basicPublish("", command.queue ?? this.#queues.TO_DEVICE_QUEUE, body, {
       headers,
@@ -129,7 +140,8 @@ export class BackEnd {
     await consume(name, (message) => {
       const receipt = JSON.parse(message.bodyString() ?? "")
       const command = Number(message.properties.correlationId)
-      this.receipts.push({ ...receipt, command, receivedAtMs: performance.now() })
+      const headers = message.properties.headers ?? {}
+      this.receipts.push({ ...receipt, command, headers, receivedAtMs: performance.now() })
     })
     await consume(presence, (message) => {
       this.presence.push({ key: message.routingKey, ...JSON.parse(message.bodyString() ?? "") })
@@ -149,6 +161,7 @@ export class BackEnd {
         device: String(device_id),
         seq: Number(from_device_seq),
         replyTo: String(message.properties.replyTo),
+        headers: message.properties.headers ?? {},
       })
     })
   }
