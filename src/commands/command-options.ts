@@ -7,7 +7,7 @@
  *
  * Numbers may also be strings of digits and `reply_next` the string "true", because command-line
  * publishers can only send strings. Bounds: `MAX_OPTION_BYTES` for each text, `maxReplyMs`, and
- * `MAX_TRACE_CHARACTERS`, beyond which a header of the trace context is ignored.
+ * `MAX_TRACE_BYTES`, beyond which a header of the trace context is ignored.
  */
 
 import type { HeaderValue } from "../broker/broker.ts"
@@ -17,8 +17,11 @@ import { isWordEnd, type ReplyCondition, type ReplyRequest } from "../device/rep
 /** The longest `supersede_key`, `reply_token` and `reply_prefix`, in bytes of UTF-8. */
 export const MAX_OPTION_BYTES = 128
 export const DEFAULT_REPLY_TIMEOUT_MS = 5_000
-/** W3C Trace Context, section 3.3.1.5: the length of `tracestate` that is to be passed on. */
-export const MAX_TRACE_CHARACTERS = 512
+/**
+ * W3C Trace Context, section 3.3.1.5: the length of `tracestate` that is to be passed on. The
+ * headers of a line must fit a frame.
+ */
+export const MAX_TRACE_BYTES = 512
 
 export interface CommandOptions {
   readonly supersedeKey: string | null
@@ -111,7 +114,11 @@ function conditionHeader(condition: ReplyCondition): Headers {
 /** A text that is not UTF-8 has lone surrogates (`escaped-text.ts`). */
 function isOption(value: HeaderValue): value is string {
   if (typeof value !== "string" || value === "" || !value.isWellFormed()) return false
-  return value.length <= MAX_OPTION_BYTES && encoder.encode(value).length <= MAX_OPTION_BYTES
+  return isWithin(value, MAX_OPTION_BYTES)
+}
+
+function isWithin(text: string, maxBytes: number): boolean {
+  return text.length <= maxBytes && encoder.encode(text).length <= maxBytes
 }
 
 function hasWordEnd(token: string): boolean {
@@ -127,5 +134,5 @@ function readTimeout(value: HeaderValue): number {
 }
 
 function isTrace(value: HeaderValue): value is string {
-  return typeof value === "string" && value !== "" && value.length <= MAX_TRACE_CHARACTERS
+  return typeof value === "string" && value !== "" && isWithin(value, MAX_TRACE_BYTES)
 }

@@ -99,7 +99,10 @@ class LineMessage implements OutgoingMessage {
   }
 }
 
-/** The headers by which a back-end finds the command that the line answers. */
+/**
+ * The headers by which a back-end finds the command that the line answers. They are bounded, so
+ * that the headers of a line fit a frame.
+ */
 function inReplyTo({ messageId, trace }: Command): Record<string, HeaderValue> {
   return { ...(messageId === null ? {} : { in_reply_to: messageId }), ...trace }
 }

@@ -6,7 +6,7 @@ import type { HeaderValue } from "../../src/broker/broker.ts"
 import {
   type CommandOptions,
   MAX_OPTION_BYTES,
-  MAX_TRACE_CHARACTERS,
+  MAX_TRACE_BYTES,
   NO_OPTIONS,
   optionHeaders,
   readOptions,
@@ -107,10 +107,13 @@ describe("a trace context", () => {
   })
 
   test("without a usable value there is none, which is no fault", () => {
-    const tooLong = "x".repeat(MAX_TRACE_CHARACTERS + 1)
+    const tooLong = "x".repeat(MAX_TRACE_BYTES + 1)
     expect(read({ traceparent: 7, tracestate: tooLong })).toBe(NO_OPTIONS)
     expect(read({ traceparent, tracestate: tooLong }).trace).toEqual({ traceparent })
-    const longest = "x".repeat(MAX_TRACE_CHARACTERS)
+    expect(read({ traceparent, tracestate: "é".repeat(MAX_TRACE_BYTES) }).trace).toEqual({
+      traceparent,
+    })
+    const longest = "x".repeat(MAX_TRACE_BYTES)
     expect(read({ traceparent, tracestate: longest }).trace?.tracestate).toBe(longest)
   })
 })
