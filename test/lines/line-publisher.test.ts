@@ -5,8 +5,10 @@
  */
 
 import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test"
+import { FrameWriter } from "../../src/amqp/frame-writer.ts"
 import type { OutgoingMessage, PublishResult } from "../../src/broker/broker.ts"
 import { EmbeddedBroker } from "../../src/broker/embedded.ts"
+import { MAX_TRACE_BYTES } from "../../src/commands/command-options.ts"
 import { Counters } from "../../src/counters.ts"
 import type { Command } from "../../src/device/command.ts"
 import type { Connection } from "../../src/device/connection.ts"
@@ -118,6 +120,9 @@ function connection(connectionId: string, deviceId = connectionId): Connection {
   return { id: connectionId, endpoint: { recipient }, offer } as unknown as Connection
 }
 
+/** AMQP 0-9-1, section 4.2.3. */
+const SMALLEST_FRAME = 4_096
+
 describe("a line that answers a command", () => {
   const trace = { traceparent: "00-4bf92f35-00f067aa-01", tracestate: "a=1" }
 
@@ -134,6 +139,21 @@ describe("a line that answers a command", () => {
       { ...common, from_device_seq: 1, traceparent: "x" },
       { ...common, from_device_seq: 2 },
     ])
+  })
+
+  test("fits the smallest frame of AMQP, whatever it names", async () => {
+    const subject = await new Subject().start()
+    const longest = "x".repeat(MAX_TRACE_BYTES)
+    const about = {
+      messageId: "m".repeat(255),
+      trace: { traceparent: longest, tracestate: longest },
+    }
+    const from = connection("c".repeat(128), "d".repeat(128))
+    subject.lines.take(from, 0, Buffer.of(1), testCommand(about))
+    const [message] = subject.broker.published
+    const writer = new FrameWriter(2 * SMALLEST_FRAME)
+    writer.publish(1, message as OutgoingMessage, SMALLEST_FRAME)
+    expect(writer.length).toBeGreaterThan(2 * MAX_TRACE_BYTES)
   })
 
   test("names it also when it is published again", async () => {
