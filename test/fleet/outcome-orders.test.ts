@@ -19,6 +19,8 @@ const ENDS_WITHIN_MS = 60_000
 describe("a forwarded command", () => {
   test("follows a device that moves twice, and is written once", () => {
     const fleet = settled(3)
+    // Until each shard has a keeper.
+    fleet.pass(1_000)
     connect(fleet, 1, "a")
     const command = publish(fleet, { deviceId: "a", queue: queueOf(0), wantsReceipt: true })
     fleet.settle(/"c0" comes/)
