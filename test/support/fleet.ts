@@ -35,12 +35,16 @@ export class TestFleet {
     this.#environment = environment
   }
 
-  /** Starts `instances` of two workers each, and waits until all workers know each other. */
+  /**
+   * Starts `instances` of two workers each, and waits until all workers know each other.
+   * @param broker ended with the fleet; default a node of its own.
+   */
   static async start(
     instances: number,
     environment: Record<string, string> = {},
+    broker?: PrivateBroker,
   ): Promise<TestFleet> {
-    const fleet = new TestFleet(await startRabbitMq(), environment)
+    const fleet = new TestFleet(broker ?? (await startRabbitMq()), environment)
     await Promise.all(Array.from({ length: instances }, (_, at) => fleet.startInstance(at)))
     await fleet.acquainted()
     await fleet.connectBackEnd()
