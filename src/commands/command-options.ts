@@ -67,7 +67,7 @@ export function readTrace(headers: Headers): TraceContext | null {
   return { ...(isParent ? { traceparent } : {}), ...(isState ? { tracestate } : {}) }
 }
 
-const OPTION_RULE = `must be 1 to ${MAX_OPTION_BYTES} bytes of UTF-8`
+export const OPTION_RULE = `must be 1 to ${MAX_OPTION_BYTES} bytes of UTF-8`
 const TOKEN_RULE = "must have no space and no tab"
 
 function readReply(headers: Headers, maxReplyMs: number): ReplyRequest | string | null {
@@ -111,8 +111,11 @@ function conditionHeader(condition: ReplyCondition): Headers {
   }
 }
 
-/** A text that is not UTF-8 has lone surrogates (`escaped-text.ts`). */
-function isOption(value: HeaderValue): value is string {
+/**
+ * Whether this is a valid text of an option. A text that is not UTF-8 has lone surrogates
+ * (`escaped-text.ts`).
+ */
+export function isOption(value: HeaderValue): value is string {
   if (typeof value !== "string" || value === "" || !value.isWellFormed()) return false
   return isWithin(value, MAX_OPTION_BYTES)
 }

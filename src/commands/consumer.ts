@@ -37,6 +37,7 @@ import {
 } from "./dead-letters.ts"
 import type { Outcomes } from "./outcomes.ts"
 import { QueuedCommand } from "./queued-command.ts"
+import { refuseReplyTo } from "./reply-to.ts"
 import type { CommandRouter, Destination } from "./router.ts"
 import { MAX_HOPS } from "./routing.ts"
 import type { UnacknowledgedCommands } from "./unacknowledged-commands.ts"
@@ -56,13 +57,6 @@ export interface ConsumerOptions extends CommandFormat {
   /** Called with an exception of the handling of a delivery. */
   readonly fault: (error: Error, queue: string) => void
 }
-
-/**
- * RabbitMQ's direct reply-to. The broker replaces it by an address of the sender, except in
- * messages that came by AMQP 1.0. It closes a channel that publishes with this `reply_to` and does
- * not consume from it.
- */
-const DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
 
 export class Consumer {
   readonly #options: ConsumerOptions
@@ -152,17 +146,7 @@ export class Consumer {
    */
   #admit(properties: MessageProperties): Refusal | null {
     const { keys, isGatewayQueue } = this.#options
-    const { replyTo } = properties
-    if (keys.admit(properties) || replyTo === undefined) return null
-    const isDirectReply = replyTo === DIRECT_REPLY_TO
-    if (!isDirectReply && !isGatewayQueue(replyTo)) return null
-    // A receipt in a queue of the gateway would be taken for a line, a command or another receipt.
-    // A message with direct reply-to would close the channel on which it is published again.
-    delete properties.replyTo
-    const detail = isDirectReply
-      ? `reply_to must name a queue, not ${DIRECT_REPLY_TO}`
-      : `reply_to names a queue of the gateway: ${replyTo}`
-    return { outcome: "invalid", detail }
+    return keys.admit(properties) ? null : refuseReplyTo(properties, isGatewayQueue)
   }
 
   #refuse(delivery: Delivery, { outcome, detail }: Refusal, deadLetter: DeadLetter | null): void {

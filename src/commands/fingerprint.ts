@@ -17,6 +17,11 @@ const CHANGED_HEADER = /^(owsla-|CC$|BCC$)/
 const SEED = crypto.getRandomValues(new BigUint64Array(1))[0] ?? 0n
 
 export function fingerprint(body: Uint8Array, properties: MessageProperties): string {
+  return `${Bun.hash(body, SEED)} ${Bun.hash(contentOf(properties), SEED)} ${body.length}`
+}
+
+/** The content of the properties as text, the same in all processes. */
+export function contentOf(properties: MessageProperties): string {
   const { headers = {}, timestamp } = properties
   const names = Object.keys(headers).filter(
     (name) => !CHANGED_HEADER.test(name) && !BROKERS_OWN.test(name),
@@ -36,8 +41,7 @@ export function fingerprint(body: Uint8Array, properties: MessageProperties): st
     names.sort().map((name) => [name, headers[name]]),
   ]
   // The same integer may be a number or a bigint.
-  const text = JSON.stringify(said, (_, value: unknown) =>
+  return JSON.stringify(said, (_, value: unknown) =>
     typeof value === "bigint" || typeof value === "number" ? `number ${value}` : value,
   )
-  return `${Bun.hash(body, SEED)} ${Bun.hash(text, SEED)} ${body.length}`
 }

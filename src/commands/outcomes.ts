@@ -133,6 +133,21 @@ function replyContent({ line, fromDeviceSeq }: Reply): ReplyContent {
   }
 }
 
+/** The properties of the receipt for a message with these properties. */
+export function receiptProperties({
+  correlationId,
+  headers,
+}: MessageProperties): MessageProperties {
+  const trace = headers === undefined ? null : readTrace(headers)
+  return {
+    contentType: "application/json",
+    type: "owsla.receipt",
+    appId: "owsla",
+    ...(correlationId === undefined ? {} : { correlationId }),
+    ...(trace === null ? {} : { headers: { ...trace } }),
+  }
+}
+
 interface Storing extends Required<Pick<OutboundOptions, "wanted" | "begun">> {
   /** To be called when the outcome can no longer change. */
   readonly stand: () => void
@@ -335,15 +350,7 @@ export class Outcomes implements CommandKeeper {
 
   #sendReceipt(command: QueuedCommand, replyTo: string, body: Buffer, storing: Storing): void {
     const { wanted, begun, stand } = storing
-    const { correlationId, headers } = command.delivery.properties
-    const trace = headers === undefined ? null : readTrace(headers)
-    const properties: MessageProperties = {
-      contentType: "application/json",
-      type: "owsla.receipt",
-      appId: "owsla",
-      ...(correlationId === undefined ? {} : { correlationId }),
-      ...(trace === null ? {} : { headers: { ...trace } }),
-    }
+    const properties = receiptProperties(command.delivery.properties)
     const done = (result: FinalResult) => {
       if (result === "withdrawn") {
         this.#withdrawn(command, () => this.#sendReceipt(command, replyTo, body, storing))
