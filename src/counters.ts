@@ -47,6 +47,8 @@ export class Counters {
   receiptsSent = 0
   outboundRepublished = 0
   receiptsUnroutable = 0
+  /** Broadcasts that this worker has coordinated. `commandsSettled` counts their lines. */
+  broadcasts = 0
 
   locationsAsked = 0
   fleetMessagesSent = 0

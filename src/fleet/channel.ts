@@ -21,8 +21,11 @@ import { type FleetContent, type FleetMessage, parseFleetMessage } from "./messa
 
 /** The maximum of unconfirmed messages. */
 const MAX_IN_FLIGHT = 1_000
-/** More than the size of a message with `MAX_ROWS` of the largest rows. */
-const MAX_MESSAGE_BYTES = 2_097_152
+/**
+ * More than the size of a message with `MAX_ROWS` of the largest rows, and of a broadcast of the
+ * longest line to `MAX_BROADCAST_IDS` of the longest ids.
+ */
+const MAX_MESSAGE_BYTES = 3_145_728
 
 interface Publish {
   readonly id: string

@@ -1,9 +1,9 @@
 /**
  * A worker's membership in the fleet. The fleet is all workers of all instances on one broker. This
- * class composes the members, the directory, the locator, the fleet query and presence.
+ * class composes the members, the directory, the locator, the fleet query, broadcasts and presence.
  *
  *   admitted, closed ─► registrar, presence ─► broker
- *   fleet queue ─► channel ─► members, keeper, registrar, locator, fleet query
+ *   fleet queue ─► channel ─► members, keeper, registrar, locator, fleet query, broadcasts
  *
  * No worker stores the location of all devices. Each worker knows its own devices and keeps the
  * locations of the devices of its shards. It asks the keeper of another shard, or the whole fleet
@@ -17,6 +17,7 @@ import type { Connection } from "../device/connection.ts"
 import type { Connections } from "../device/connections.ts"
 import type { WorkerProcess } from "../device/ids.ts"
 import { AdmissionRules, type AdmissionRulesOptions } from "./admission-rules.ts"
+import { Broadcasts } from "./broadcasts.ts"
 import { Channel } from "./channel.ts"
 import { instanceOf } from "./device-view.ts"
 import { Directory, type Found } from "./directory.ts"
@@ -77,6 +78,7 @@ export interface FleetOptions {
 export class Fleet {
   readonly locator: Locator
   readonly fleetQuery: FleetQuery
+  readonly broadcasts: Broadcasts
   readonly presence: Presence
   readonly rules: AdmissionRules
   readonly keepers: Keepers
@@ -149,6 +151,9 @@ export class Fleet {
         counters,
       },
     )
+    this.broadcasts = new Broadcasts(this.#channel, this.#members, connections, {
+      ...{ self, steadyMs, counters },
+    })
     this.rules = new AdmissionRules({
       ...{ flapping: options.flapping, worker: self.worker, nowMs },
       broadcast: (content) => this.#channel.broadcast(content),
@@ -251,6 +256,7 @@ export class Fleet {
     this.#keeperLookUps.sweep()
     this.locator.sweep(steadyMs)
     this.fleetQuery.sweep()
+    this.broadcasts.sweep(steadyMs)
     this.#tellUnverified(steadyMs)
     this.#reviewAndRegister()
     if (!this.#channel.open || this.#leaving) return
@@ -284,9 +290,10 @@ export class Fleet {
     this.locator.opened()
   }
 
-  /** The worker drains: other workers stop waiting for its answers. */
+  /** The worker drains: it ends its broadcasts, and other workers stop waiting for its answers. */
   leave(): void {
     this.#leaving = true
+    this.broadcasts.stop()
     this.#review()
     this.#channel.broadcast({ type: "leaving" })
   }
@@ -410,6 +417,13 @@ export class Fleet {
       case "described":
       case "kicked":
         this.fleetQuery.answered(message)
+        break
+      case "broadcast":
+      case "broadcast_matched":
+      case "broadcast_go":
+      case "broadcast_report":
+      case "broadcast_end":
+        this.broadcasts.heard(message)
         break
     }
   }

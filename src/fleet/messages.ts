@@ -12,15 +12,19 @@
  *   describe ──► described          asks for the description of one connection
  *   kick ──► kicked                 asks to close one connection
  *   gate, bans                      which devices the fleet refuses (`admission-rules.ts`)
+ *   broadcast ──► broadcast_matched, broadcast_go ──► broadcast_report, broadcast_end
+ *                                   writes a line to many devices (`broadcasts.ts`)
  *
  * Each row of a message is validated separately: an invalid row does not affect the others. A
  * member can register only its own connections; a keeper tells of those of others. No epoch is more
  * than `MAX_EPOCH_AHEAD_MS` ahead of the clock: a device with a larger one could never be taken
- * over. Pure: schemas and their check. Bounds: `MAX_ROWS` devices in each message; `MAX_SHARDS`.
+ * over. Pure: schemas and their check. Bounds: `MAX_ROWS` devices in each message,
+ * `MAX_BROADCAST_IDS` in a broadcast; `MAX_SHARDS`.
  */
 
 import * as v from "valibot"
 import { CONNECTION_ID, DEVICE_ID, processOfConnection } from "../device/ids.ts"
+import { MAX_BROADCAST_IDS, MAX_PER_S } from "./broadcast-request.ts"
 import type { Deregistration, Registration } from "./registration.ts"
 import { MAX_SHARDS } from "./shards.ts"
 
@@ -55,10 +59,30 @@ const view = v.record(v.string(), v.unknown())
 /** Milliseconds of the monotonic clock of the process that holds the connection. */
 const holderMs = v.optional(v.pipe(v.number(), v.finite()))
 
-const timeMs = v.pipe(v.number(), v.safeInteger(), v.minValue(0))
+const wholeNumber = v.pipe(v.number(), v.safeInteger(), v.minValue(0))
+const timeMs = wholeNumber
 const ban = v.object({ device_id: id, at: timeMs, until: timeMs, connects: timeMs })
 /** Longer than any ban. */
 const MAX_BAN_MS = 86_400_000
+
+const broadcastId = v.pipe(v.string(), v.maxLength(64))
+const audience = v.variant("kind", [
+  v.object({ kind: v.literal("all") }),
+  v.object({ kind: v.literal("prefix"), prefix: v.pipe(v.string(), v.maxLength(128)) }),
+  v.object({
+    kind: v.literal("ids"),
+    ids: v.pipe(
+      v.array(v.unknown()),
+      v.maxLength(MAX_BROADCAST_IDS),
+      v.transform((unchecked) => unchecked as readonly string[]),
+    ),
+  }),
+])
+/** Of a later version, they may have names that are not known here. */
+const lineCounts = v.pipe(
+  v.record(v.pipe(v.string(), v.regex(/^[a-z_]{1,32}$/)), wholeNumber),
+  v.maxEntries(32),
+)
 
 const message = v.variant("type", [
   /** With `asks` each receiver answers with its own `alive`. */
@@ -173,6 +197,39 @@ const message = v.variant("type", [
       v.transform((unchecked) => unchecked as readonly v.InferOutput<typeof ban>[]),
     ),
   }),
+  v.object({
+    type: v.literal("broadcast"),
+    ...sender,
+    id: broadcastId,
+    key: v.nullable(broadcastId),
+    again: v.boolean(),
+    to: audience,
+    /** Base64. */
+    line: v.string(),
+    supersede_key: v.nullable(v.string()),
+  }),
+  /** `matched` is null when the worker has no room. `outcomes`: of lines that it wrote before. */
+  v.object({
+    type: v.literal("broadcast_matched"),
+    ...sender,
+    id: broadcastId,
+    matched: v.nullable(wholeNumber),
+    outcomes: lineCounts,
+  }),
+  v.object({
+    type: v.literal("broadcast_go"),
+    ...sender,
+    id: broadcastId,
+    per_s: v.pipe(v.number(), v.gtValue(0), v.maxValue(MAX_PER_S)),
+  }),
+  v.object({
+    type: v.literal("broadcast_report"),
+    ...sender,
+    id: broadcastId,
+    outcomes: lineCounts,
+    ended: v.boolean(),
+  }),
+  v.object({ type: v.literal("broadcast_end"), ...sender, id: broadcastId }),
 ])
 
 export type FleetMessage = v.InferOutput<typeof message>
@@ -185,6 +242,8 @@ export type FleetContent = FleetMessage extends infer M
   : never
 
 export type Answer = Extract<FleetMessage, { type: "there" | "listed" | "described" | "kicked" }>
+
+export type BroadcastMessage = Extract<FleetMessage, { type: `broadcast${string}` }>
 
 export interface ReadMessage {
   readonly message: FleetMessage
@@ -246,6 +305,11 @@ function checkRows(message: FleetMessage, nowMs: number): ReadMessage | null {
         refusedRows: message.devices.length - devices.length,
       }
     }
+  }
+  if (message.type === "broadcast" && message.to.kind === "ids") {
+    const { to } = message
+    const ids = to.ids.filter(isDevice)
+    return { message: { ...message, to: { ...to, ids } }, refusedRows: to.ids.length - ids.length }
   }
   if (message.type === "bans") {
     const bans = message.bans.filter((row) => isBan(row, nowMs))

@@ -195,6 +195,11 @@ export class WorkerMetrics {
       Object.entries(c.commandsSettled),
     )
     counter(
+      "owsla_broadcasts_total",
+      "Broadcasts begun by this instance; owsla_commands_total counts their lines",
+      () => c.broadcasts,
+    )
+    counter(
       "owsla_dead_letters_total",
       "Commands dead-lettered by the broker and received from owsla.dead_letters",
       () => c.deadLettersReceived,

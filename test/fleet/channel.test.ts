@@ -9,6 +9,7 @@ import { EmbeddedBroker } from "../../src/broker/embedded.ts"
 import { FLEET_MESSAGE_TYPE } from "../../src/broker/setup.ts"
 import { EXCHANGES, FLEET_EXCHANGE, fleetQueue } from "../../src/broker/topology.ts"
 import { Counters } from "../../src/counters.ts"
+import { MAX_BROADCAST_IDS } from "../../src/fleet/broadcast-request.ts"
 import { Channel } from "../../src/fleet/channel.ts"
 import type { FleetKeys } from "../../src/fleet/fleet-keys.ts"
 import { type FleetMessage, MAX_ROWS } from "../../src/fleet/messages.ts"
@@ -246,7 +247,7 @@ describe("a message that is received", () => {
 
   test("and is larger than any message of a member is dropped before it is parsed", () => {
     const { channel, counters } = new Subject()
-    const large = { ...alive, more: "x".repeat(2_097_152) }
+    const large = { ...alive, more: "x".repeat(3_145_728) }
     expect(channel.read(delivery(large, fleetQueue(OTHER)))).toBeNull()
     expect(counters.fleetMessagesUnverified).toBe(1)
   })
@@ -256,6 +257,17 @@ describe("a message that is received", () => {
     const rows = Array.from({ length: MAX_ROWS }, (_, n) => String(n).padStart(128, "d"))
     const where = { type: "where", from: "gw.1", incarnation: "i", ask: 0, devices: rows }
     expect(channel.read(delivery(where, fleetQueue(OTHER)))).not.toBeNull()
+  })
+
+  test("with the longest broadcast is read", () => {
+    const { channel } = new Subject()
+    const ids = Array.from({ length: MAX_BROADCAST_IDS }, (_, n) => String(n).padStart(128, "d"))
+    const broadcast = {
+      ...{ type: "broadcast", from: "gw.1", incarnation: "i", id: crypto.randomUUID() },
+      ...{ key: "k".repeat(43), again: true, to: { kind: "ids", ids } },
+      ...{ line: Buffer.alloc(1_048_576).toString("base64"), supersede_key: "s".repeat(128) },
+    }
+    expect(channel.read(delivery(broadcast, fleetQueue(OTHER)))).toEqual(broadcast as never)
   })
 
   test("with invalid rows is read without them, and they are counted", () => {

@@ -53,6 +53,24 @@ const MESSAGES: { readonly [T in FleetMessage["type"]]: Extract<FleetMessage, { 
     ...SENDER,
     gate: { open: false, prefix: "lock:", retry_after_ms: 5_000, set_at: 6, set_by: "gw1.0" },
   },
+  broadcast: {
+    type: "broadcast",
+    ...SENDER,
+    ...{ id: "b1", key: null, again: false, line: "b3Blbg==", supersede_key: "door" },
+    to: { kind: "ids", ids: ["lock:1", CONNECTION] },
+  },
+  broadcast_matched: {
+    type: "broadcast_matched",
+    ...SENDER,
+    ...{ id: "b1", matched: 5, outcomes: { written: 2, closed: 1 } },
+  },
+  broadcast_go: { type: "broadcast_go", ...SENDER, id: "b1", per_s: 12.5 },
+  broadcast_report: {
+    type: "broadcast_report",
+    ...SENDER,
+    ...{ id: "b1", outcomes: { written: 5 }, ended: true },
+  },
+  broadcast_end: { type: "broadcast_end", ...SENDER, id: "b1" },
   bans: { type: "bans", ...SENDER, bans: [{ device_id: "lock:1", at: 5, until: 6, connects: 4 }] },
 }
 
@@ -183,6 +201,18 @@ describe("an invalid message", () => {
     ["described", { device: "lock:1" }],
     ["kick", { connection: null }],
     ["kicked", { device: true }],
+    ["broadcast", { id: "x".repeat(65) }],
+    ["broadcast", { to: { kind: "ids", ids: "lock:1" } }],
+    ["broadcast", { to: { kind: "ids", ids: new Array(10_001).fill("lock:1") } }],
+    ["broadcast", { to: { kind: "tag" } }],
+    ["broadcast", { line: 7 }],
+    ["broadcast_matched", { matched: -1 }],
+    ["broadcast_matched", { outcomes: { written: 0.5 } }],
+    ["broadcast_matched", { outcomes: { "no outcome": 1 } }],
+    ["broadcast_go", { per_s: 0 }],
+    ["broadcast_go", { per_s: 100_001 }],
+    ["broadcast_report", { outcomes: [1] }],
+    ["broadcast_report", { ended: 1 }],
   ]
 
   test.each(WRONG)("is a %s with an invalid field: %j", (type, change) => {
