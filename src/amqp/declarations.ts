@@ -16,7 +16,6 @@
 
 import type { AMQPChannel } from "@cloudamqp/amqp-client"
 import type { Binding, ExchangeDeclaration, QueueDeclaration } from "../broker/broker.ts"
-import { COMMANDS_EXCHANGE } from "../broker/topology.ts"
 import { asError, errorText } from "../errors.ts"
 import type { BatchingClient } from "./client.ts"
 import { readBrokerError } from "./errors.ts"
@@ -38,8 +37,11 @@ interface Declaration {
   readonly check: ((on: AMQPChannel) => Promise<unknown>) | null
   /** The permissions that `act` needs, for brokers that do not name the missing one. */
   readonly needs: (resource: string) => string
-  /** When it cannot be declared, there is a warning and no error. */
-  readonly optional: boolean
+  /**
+   * The exchange that back-ends cannot publish to when it cannot be declared. Then there is a
+   * warning and no error. Null when it is required.
+   */
+  readonly optionalFor: string | null
   /** Added to the warning that it exists with other arguments. */
   readonly advice: (argument: string | null) => string
 }
@@ -96,13 +98,13 @@ class Declarer {
   }
 
   async one(declaration: Declaration): Promise<void> {
-    const { what, optional } = declaration
+    const { what, optionalFor } = declaration
     try {
       await this.#declare(declaration)
     } catch (error) {
       // A lost connection is not a refusal.
-      if (!optional || this.#client.closed) throw error
-      this.#warn(what, `back-ends cannot publish to ${COMMANDS_EXCHANGE}: ${errorText(error)}`)
+      if (optionalFor === null || this.#client.closed) throw error
+      this.#warn(what, `back-ends cannot publish to ${optionalFor}: ${errorText(error)}`)
     }
   }
 
@@ -167,13 +169,14 @@ class Declarer {
 
 function exchangeDeclaration(exchange: ExchangeDeclaration): Declaration {
   const { name, type, optional = false } = exchange
+  const optionalFor = optional ? name : null
   return {
     what: `exchange ${name}`,
     name,
     act: (on) => on.exchangeDeclare(name, type, { durable: true }),
     check: (on) => on.exchangeDeclare(name, type, { passive: true }),
     needs: () => CONFIGURE,
-    optional,
+    optionalFor,
     advice: noAdvice,
   }
 }
@@ -193,7 +196,7 @@ function queueDeclaration(queue: QueueDeclaration, client: BatchingClient): Decl
     act: (on) => on.queueDeclare(name, params, args),
     check: (on) => on.queueDeclare(name, { passive: true }),
     needs: (resource) => (resource === name ? own : WRITE),
-    optional: false,
+    optionalFor: null,
     // A queue of another type has no delivery limit. The gateway cannot see policies.
     advice: (argument) => (limited && argument !== "x-queue-type" ? deliveryLimitAdvice(name) : ""),
   }
@@ -207,7 +210,7 @@ function binding(queue: string, bound: Binding): Declaration {
     act: (on) => on.queueBind(queue, exchange, routingKey),
     check: null,
     needs: (resource) => (resource === exchange ? READ : WRITE),
-    optional,
+    optionalFor: optional ? exchange : null,
     advice: noAdvice,
   }
 }

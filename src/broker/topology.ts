@@ -5,6 +5,7 @@
  *   to_device              commands, consumed by every worker of every instance
  *   to_device.undelivered  commands that were not written, for the operator
  *   owsla.worker.<id>      commands for the connections of one worker
+ *   owsla.broadcasts       broadcasts, each taken by one worker, which coordinates it
  *   owsla.dead_letters     commands that the broker dead-lettered: expired, or not consumed by their worker
  *   owsla.fleet.<id>       messages between workers, and receipts of commands that came by HTTP
  *
@@ -14,6 +15,7 @@
  *   owsla.presence         devices that connect and disconnect (topic)
  *   owsla.commands         commands, with the name of their queue as routing key (direct); a back-end needs write
  *                          permission for this exchange only, not for all queues through the default exchange
+ *   owsla.broadcast        to the queue of broadcasts (fanout), with a permission of its own for the same reason
  *
  * Bounds: a command waits at most `WORKER_QUEUE_TTL_MS` in the queue of a worker, then it is
  * dead-lettered. An unused worker queue is deleted after `WORKER_QUEUE_EXPIRES_MS`. Messages
@@ -43,15 +45,18 @@ const FLEET_MAX_BYTES = 67_108_864
 export const FLEET_EXCHANGE = "owsla.fleet"
 export const PRESENCE_EXCHANGE = "owsla.presence"
 export const COMMANDS_EXCHANGE = "owsla.commands"
+export const BROADCAST_EXCHANGE = "owsla.broadcast"
 
 export const EXCHANGES: readonly ExchangeDeclaration[] = [
   { name: FLEET_EXCHANGE, type: "fanout" },
   { name: PRESENCE_EXCHANGE, type: "topic" },
   // Optional, so that an instance starts with the broker permissions of an earlier version.
   { name: COMMANDS_EXCHANGE, type: "direct", optional: true },
+  { name: BROADCAST_EXCHANGE, type: "fanout", optional: true },
 ]
 
 export const DEAD_LETTERS = "owsla.dead_letters"
+export const BROADCASTS = "owsla.broadcasts"
 
 /** The prefix of all queues except those of the settings, whose names must not have it. */
 export const OWN_QUEUE_PREFIX = "owsla."
@@ -136,6 +141,19 @@ export function queueDeclarations(names: QueueNames, self: WorkerProcess): Queue
       },
     },
   ]
+}
+
+/**
+ * The queue of broadcasts. It is consumed by `Broker.subscribe`, so that an instance works without
+ * it when it has the permissions of an earlier version.
+ */
+export function broadcastsQueue({ queueType }: Pick<QueueNames, "queueType">): QueueDeclaration {
+  return {
+    name: BROADCASTS,
+    boundTo: [{ exchange: BROADCAST_EXCHANGE, routingKey: "", optional: true }],
+    durable: true,
+    arguments: { "x-queue-type": queueType },
+  }
 }
 
 /** With the name of the queue as routing key, as in the default exchange. */

@@ -13,7 +13,8 @@
 import type { Broker } from "../broker/broker.ts"
 import { BrokerWatch } from "../broker/broker-watch.ts"
 import { brokerSetup } from "../broker/setup.ts"
-import { workerQueue } from "../broker/topology.ts"
+import { broadcastsQueue, isGatewayQueue, workerQueue } from "../broker/topology.ts"
+import { BroadcastConsumer } from "../commands/broadcast-consumer.ts"
 import { Commands } from "../commands/commands.ts"
 import type { CommandIds } from "../commands/forwarding.ts"
 import type { Config } from "../config/config.ts"
@@ -92,6 +93,7 @@ export class Worker {
   readonly #parts: WorkerParts
   readonly fleet: Fleet
   readonly commands: Commands
+  readonly #broadcasts: BroadcastConsumer
   readonly #lines: LinePublisher
   readonly #backpressure: Backpressure
   readonly #unfinishedLines: UnfinishedLines
@@ -160,7 +162,14 @@ export class Worker {
       flapping: config.device.flapping,
       rulesChanged: () => parts.rulesChanged(this.fleet.rules.all()),
     })
-    const { outboundMessages } = this.commands
+    const { outboundMessages, outcomes } = this.commands
+    this.#broadcasts = new BroadcastConsumer(this.fleet.broadcasts, outboundMessages, outcomes, {
+      ...{ nowMs: clock.nowMs, counters, keys },
+      framing: config.device.framing,
+      maxLineBytes: config.device.maxLineBytes,
+      isGatewayQueue: (queue) => isGatewayQueue(config.broker, queue),
+      fault: (error, queue) => this.#fault(error, queue),
+    })
     this.#brokerWatch = new BrokerWatch(broker, {
       ...{ counters, events, steadyMs: clock.exactMs, outboundMessages },
       confirmTimeoutMs: config.broker.confirmTimeoutMs,
@@ -252,6 +261,7 @@ export class Worker {
     const wasPaused = sinceMs > PAUSED_MS
     this.#sweptAtMs = atMs
     this.#listener.sweep(sinceMs - SWEEP_EVERY_MS)
+    this.#broadcasts.sweep(atMs)
     this.commands.sweep(atMs, broker.state.kind === "away" ? 0 : Math.max(0, sinceMs))
     this.#connections.sweep(clock.nowMs(), atMs)
     this.#gracefulClose.sweep(atMs)
@@ -332,6 +342,7 @@ export class Worker {
         closeAll: () => evacuation.closeAll(),
         stopServing: async () => {
           this.commands.sender.stop()
+          this.#broadcasts.stop()
           this.fleet.leave()
           await broker.stopConsuming()
         },
@@ -362,6 +373,12 @@ export class Worker {
     const setup = brokerSetup(config.broker, self, {
       ...{ consumer, unacknowledged, sender, fleet: this.fleet },
       fault: (error, queue) => this.#fault(error, queue),
+    })
+    const queue = broadcastsQueue(config.broker)
+    broker.subscribe(queue, {
+      queue: queue.name,
+      prefetch: 1,
+      deliver: (delivery) => this.#broadcasts.deliver(delivery),
     })
     broker.start(setup, this.#brokerWatch)
   }

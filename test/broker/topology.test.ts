@@ -5,6 +5,9 @@
 
 import { describe, expect, test } from "bun:test"
 import {
+  BROADCAST_EXCHANGE,
+  BROADCASTS,
+  broadcastsQueue,
   COMMANDS_EXCHANGE,
   DEAD_LETTERS,
   EXCHANGES,
@@ -110,6 +113,7 @@ test("the fleet's exchange goes to all, presence is by topic, commands go by the
     { name: FLEET_EXCHANGE, type: "fanout" },
     { name: PRESENCE_EXCHANGE, type: "topic" },
     { name: COMMANDS_EXCHANGE, type: "direct", optional: true },
+    { name: BROADCAST_EXCHANGE, type: "fanout", optional: true },
   ])
 })
 
@@ -124,6 +128,15 @@ test.each([NAMES.toDeviceQueue, workerQueue(WORKER)])(
     ])
   },
 )
+
+test("broadcasts come by their exchange only, and neither expire nor overflow", () => {
+  expect(broadcastsQueue({ queueType: "quorum" })).toEqual({
+    name: BROADCASTS,
+    boundTo: [{ exchange: BROADCAST_EXCHANGE, routingKey: "", optional: true }],
+    durable: true,
+    arguments: { "x-queue-type": "quorum" },
+  })
+})
 
 test("the gateway's queues are those of the settings, and all whose names begin with its prefix", () => {
   const names = { ...NAMES, queueType: "quorum" } as const
