@@ -457,7 +457,7 @@ export const settings = v.object({
     min: 100,
     max: 60_000,
     unit: "ms",
-    text: "How long POST /devices/:id/send waits for the outcome (timeout). For a command that waits for a reply, reply_timeout_ms is added.",
+    text: "How long POST /devices/:id/send waits for the outcome (timeout), and POST /broadcasts for its counts. For a command that waits for a reply, reply_timeout_ms is added.",
   }),
   DRAIN_TIMEOUT_MS: integer({
     default: 60_000,

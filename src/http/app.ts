@@ -1,6 +1,6 @@
 /**
- * The HTTP API: health, metrics, the devices of the fleet, and commands. Combines the groups of
- * routes with the rules that they share, in this order:
+ * The HTTP API: health, metrics, the devices of the fleet, commands and broadcasts. Combines the
+ * groups of routes with the rules that they share, in this order:
  *
  * - without tokens, only requests of programs on this machine are served
  * - bearer tokens
@@ -8,7 +8,7 @@
  * - a bound on request bodies
  *
  * All errors are JSON and contain no secret and no stack. Holds no state. Bound: `maxBodyBytes` for
- * each request.
+ * each request, and room for the ids of a broadcast.
  */
 
 import { Hono } from "hono"
@@ -16,6 +16,7 @@ import { bodyLimit } from "hono/body-limit"
 import { MAX_OPTION_BYTES } from "../commands/command-options.ts"
 import type { Counters } from "../counters.ts"
 import { authorization, isReading, suffices } from "./authorization.ts"
+import { type BroadcastsDependencies, broadcasts, MAX_IDS_BYTES } from "./broadcasts.ts"
 import {
   type DevicesDependencies,
   devices,
@@ -31,7 +32,8 @@ import { type MetricsDependencies, metrics } from "./metrics.ts"
 import { type RulesDependencies, rules } from "./rules.ts"
 
 export interface AppDependencies
-  extends DevicesDependencies,
+  extends BroadcastsDependencies,
+    DevicesDependencies,
     DrainDependencies,
     Omit<HealthDependencies, "gate">,
     MetricsDependencies,
@@ -104,13 +106,16 @@ export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
     }
     return next()
   })
-  const limit = bodyLimit({
-    maxSize: maxBodyBytes(dependencies.maxLineBytes),
-    onError: (c) => refuse(c, "too_large", "the request body is too large"),
-  })
+  const limitOf = (maxSize: number) =>
+    bodyLimit({
+      maxSize,
+      onError: (c) => refuse(c, "too_large", "the request body is too large"),
+    })
+  const limit = limitOf(maxBodyBytes(dependencies.maxLineBytes))
+  const broadcastLimit = limitOf(maxBodyBytes(dependencies.maxLineBytes) + MAX_IDS_BYTES)
   routes.use(async (c, next) => {
     try {
-      return await limit(c, next)
+      return await (c.req.path === "/broadcasts" ? broadcastLimit : limit)(c, next)
     } catch {
       // The client closed the connection while its body was read. Errors of routes are handled by
       // `onError`.
@@ -119,6 +124,7 @@ export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
   })
   routes.route("/", metrics(dependencies))
   routes.route("/", devices(dependencies))
+  routes.route("/", broadcasts(dependencies))
   routes.route("/", drain(dependencies))
   routes.route("/", rules(dependencies))
   if (dependencies.messages !== null) routes.route("/", messages(dependencies.messages))

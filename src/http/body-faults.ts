@@ -16,3 +16,11 @@ export function bodyFaults(
   })
   return texts.join("; ")
 }
+
+/**
+ * A lone surrogate has no UTF-8 encoding. The encoder would replace it, and the device would get
+ * other bytes.
+ */
+export function wellFormed() {
+  return v.check((value: string) => value.isWellFormed(), "must be well-formed Unicode")
+}

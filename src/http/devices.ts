@@ -20,7 +20,7 @@ import { bodyFault } from "../device/command.ts"
 import { DEVICE_ID } from "../device/ids.ts"
 import type { DeviceView } from "../fleet/device-view.ts"
 import type { FleetQuery, FleetQueryFailure } from "../fleet/fleet-query.ts"
-import { bodyFaults } from "./body-faults.ts"
+import { bodyFaults, wellFormed } from "./body-faults.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
 
 /** A `message_id` is an AMQP short string. */
@@ -124,14 +124,6 @@ async function readRequest(
   const options = readOptions({ ...fields, ...trace }, maxReplyMs)
   if (typeof options === "string") return options
   return { id, body: new TextEncoder().encode(line), ttlMs, messageId, options }
-}
-
-/**
- * A lone surrogate has no UTF-8 encoding. The encoder would replace it, and the device would get
- * other bytes.
- */
-function wellFormed() {
-  return v.check((value: string) => value.isWellFormed(), "must be well-formed Unicode")
 }
 
 function answer(c: Context<HttpEnvironment>, result: SendResult): Response {

@@ -32,7 +32,7 @@ export const ERROR_STATUS = {
 
 export type ErrorCode = keyof typeof ERROR_STATUS
 
-/** Seconds after which a client may retry a request that got a 503. */
+/** Seconds after which a client may retry a request that got a 503 or 429. */
 const RETRY_AFTER_S = "1"
 
 /** The variables that `app.ts` sets in the context of each request. */
@@ -40,10 +40,17 @@ export interface HttpEnvironment {
   Variables: { refused: (code: ErrorCode) => void }
 }
 
-/** Counts the error and returns its response. */
-export function refuse(c: Context<HttpEnvironment>, code: ErrorCode, message: string): Response {
-  const status = ERROR_STATUS[code]
-  if (status === 503) c.header("Retry-After", RETRY_AFTER_S)
+/**
+ * Counts the error and returns its response.
+ * @param status instead of the one of its code.
+ */
+export function refuse(
+  c: Context<HttpEnvironment>,
+  code: ErrorCode,
+  message: string,
+  status: ContentfulStatusCode = ERROR_STATUS[code],
+): Response {
+  if (status === 503 || status === 429) c.header("Retry-After", RETRY_AFTER_S)
   c.get("refused")(code)
   return c.json({ error: { code, message } }, status)
 }

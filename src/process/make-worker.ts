@@ -123,6 +123,7 @@ function serveHttp(
       return snapshots && summed(snapshots.map(({ metrics }) => metrics))
     },
     send: (request, caller) => worker.commands.sender.send(request, caller),
+    broadcast: (request) => worker.fleet.broadcasts.send(request, config.http.sendTimeoutMs),
     fleetQuery: worker.fleet.fleetQuery,
     empty,
     rules: worker.fleet.rules,

@@ -26,6 +26,7 @@ const ROUTES: Readonly<Record<string, "everybody" | "see" | "act">> = {
   "PUT /gate": "act",
   "GET /bans": "see",
   "DELETE /bans/:id": "act",
+  "POST /broadcasts": "act",
   "POST /drain": "act",
   "DELETE /drain": "act",
 }
@@ -33,6 +34,7 @@ const ACT_TOKEN = "act-token-0123456789"
 const READ_TOKEN = "read-token-0123456789"
 const BOTH = { tokens: ["old-act-token-0123456789", ACT_TOKEN], readTokens: [READ_TOKEN] }
 const READ_ONLY = { tokens: [], readTokens: ["old-read-token-0123456789", READ_TOKEN] }
+const BROADCAST = '{"to":"all","line":"open"}'
 const NO_TOKENS = { tokens: [], readTokens: [] }
 
 /** The app, and whether a request came as far as a device or the fleet. */
@@ -73,6 +75,10 @@ function subject(given: Pick<AppDependencies, "tokens" | "readTokens">) {
         return { device_id: id, at: 1, until: 2, connects: 3 }
       },
     },
+    broadcast: async ({ audience }) => {
+      acts.push(`broadcast ${audience.kind}`)
+      return { kind: "counts", workers: 1, matched: 0, outcomes: { written: 0 }, unfinished: 0 }
+    },
     empty: (on) => acts.push(`empty ${on}`),
     send: async ({ id }: SendRequest) => {
       acts.push(`send ${id}`)
@@ -87,7 +93,7 @@ function subject(given: Pick<AppDependencies, "tokens" | "readTokens">) {
     const response = await app.request(path.replace(":id", "lock:1"), {
       method,
       headers: { "content-type": "text/plain", ...headers },
-      ...(method === "POST" ? { body: "open" } : {}),
+      ...(method === "POST" ? { body: path === "/broadcasts" ? BROADCAST : "open" } : {}),
       ...(method === "PUT" ? { body: '{"open":false}' } : {}),
     })
     const isStream = response.headers.get("content-type")?.startsWith("text/event-stream") === true

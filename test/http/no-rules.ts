@@ -1,10 +1,11 @@
-/** The part of an app's dependencies that knows the gate and bans, for tests of other parts. */
+/** The parts of an app's dependencies that know the gate, bans and broadcasts, for tests of others. */
 
 import type { AppDependencies } from "../../src/http/app.ts"
 
 const OPEN_GATE = { open: true, prefix: "", retry_after_ms: null, set_at: 0, set_by: "" } as const
 
-export const NO_RULES: Pick<AppDependencies, "rules" | "reachesFleet"> = {
+export const NO_RULES: Pick<AppDependencies, "rules" | "reachesFleet" | "broadcast"> = {
   rules: { gate: OPEN_GATE, setGate: () => OPEN_GATE, bans: () => [], lift: () => null },
   reachesFleet: () => true,
+  broadcast: async () => ({ kind: "busy" }),
 }

@@ -1,0 +1,132 @@
+/**
+ * `POST /broadcasts`: one line for all devices that are connected now, or for some of them.
+ *
+ * The response has the counts once the last line has its outcome, or those so far after
+ * `SEND_TIMEOUT_MS`; the broadcast goes on then, and also when the client has closed the
+ * connection. Bounds: `MAX_BROADCAST_IDS` ids; those of `broadcasts.ts`.
+ */
+
+import { type Context, Hono } from "hono"
+import * as v from "valibot"
+import { MAX_OPTION_BYTES } from "../commands/command-options.ts"
+import { bodyFault } from "../device/command.ts"
+import type { LineFormat } from "../device/framing.ts"
+import { DEVICE_ID } from "../device/ids.ts"
+import {
+  type BroadcastRequest,
+  type BroadcastResult,
+  DEFAULT_PER_S,
+  MAX_BROADCAST_IDS,
+  MAX_BROADCASTS,
+  MAX_PER_S,
+  shownCounts,
+} from "../fleet/broadcast-request.ts"
+import { bodyFaults, wellFormed } from "./body-faults.ts"
+import { type HttpEnvironment, refuse } from "./errors.ts"
+
+export interface BroadcastsDependencies extends LineFormat {
+  readonly broadcast: (request: BroadcastRequest) => Promise<BroadcastResult>
+}
+
+/** An id in quotation marks, with its comma and a space. */
+const ID_BYTES = 132
+
+/** In addition to those of a body with a line. */
+export const MAX_IDS_BYTES = MAX_BROADCAST_IDS * ID_BYTES
+
+const TOO_MANY = 429
+const AUDIENCES = 'must be "all", {"prefix": …} or {"ids": […]}'
+const entries = {
+  to: v.union(
+    [
+      v.literal("all"),
+      v.strictObject(
+        { prefix: v.pipe(v.string(AUDIENCES), v.regex(/^[A-Za-z0-9._:-]{1,128}$/, AUDIENCES)) },
+        AUDIENCES,
+      ),
+      v.strictObject(
+        {
+          ids: v.pipe(
+            v.array(v.pipe(v.string(AUDIENCES), v.regex(DEVICE_ID, AUDIENCES)), AUDIENCES),
+            v.maxLength(MAX_BROADCAST_IDS, `must have at most ${MAX_BROADCAST_IDS} ids`),
+          ),
+        },
+        AUDIENCES,
+      ),
+    ],
+    AUDIENCES,
+  ),
+  line: v.pipe(v.string("must be a string"), wellFormed()),
+  per_s: v.optional(
+    v.pipe(
+      v.number("must be a number"),
+      v.integer("must be a whole number"),
+      v.minValue(1, "must be at least 1"),
+      v.maxValue(MAX_PER_S, `must be at most ${MAX_PER_S}`),
+    ),
+    DEFAULT_PER_S,
+  ),
+  supersede_key: v.optional(
+    v.pipe(
+      v.string("must be a string"),
+      wellFormed(),
+      v.nonEmpty("must not be empty"),
+      v.maxBytes(MAX_OPTION_BYTES, `must be at most ${MAX_OPTION_BYTES} bytes`),
+    ),
+  ),
+}
+const jsonRequest = v.strictObject(
+  entries,
+  `the body must be an object with ${Object.keys(entries).join(", ")} and nothing else`,
+)
+
+export function broadcasts(dependencies: BroadcastsDependencies): Hono<HttpEnvironment> {
+  const routes = new Hono<HttpEnvironment>()
+
+  routes.post("/broadcasts", async (c) => {
+    let body: unknown
+    try {
+      body = await c.req.json()
+    } catch {
+      return refuse(c, "invalid", "the body is not JSON in UTF-8")
+    }
+    const checked = v.safeParse(jsonRequest, body, { abortPipeEarly: true })
+    if (!checked.success) return refuse(c, "invalid", bodyFaults(checked.issues, entries))
+    const { to, line, per_s: perS, supersede_key: supersedeKey = null } = checked.output
+    const request = {
+      ...{ audience: audienceOf(to), line: new TextEncoder().encode(line), perS, supersedeKey },
+    }
+    const fault = bodyFault(request.line, dependencies)
+    if (fault !== null) return refuse(c, fault.outcome, fault.detail)
+    return answer(c, await dependencies.broadcast(request))
+  })
+
+  return routes
+}
+
+function audienceOf(to: v.InferOutput<typeof entries.to>): BroadcastRequest["audience"] {
+  if (to === "all") return { kind: "all" }
+  return "prefix" in to ? { kind: "prefix", ...to } : { kind: "ids", ...to }
+}
+
+function answer(c: Context<HttpEnvironment>, result: BroadcastResult): Response {
+  switch (result.kind) {
+    case "counts":
+      return c.json(shownCounts(result))
+    case "busy":
+      return refuse(
+        c,
+        "busy",
+        `${MAX_BROADCASTS} broadcasts are being written, or this worker is stopping`,
+        TOO_MANY,
+      )
+    case "unreachable":
+      return refuse(
+        c,
+        "broker_away",
+        "the broker is not available, and the other workers are reached through it; nothing was written",
+      )
+    case "invalid":
+      return refuse(c, "invalid", result.detail)
+  }
+}
