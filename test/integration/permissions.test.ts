@@ -125,6 +125,23 @@ test(
 )
 
 test(
+  "an instance that finds no queue of broadcasts works without it, and says so",
+  async () => {
+    await broker.ctl("delete_queue", "-p", vhost, "owsla.broadcasts")
+    const user = name("finds-its-queues")
+    gateway = await startGateway({
+      AMQP_URL: urlFor(`${user}:a-password`),
+      WORKERS: String(WORKERS),
+    })
+    await goesThrough(gateway)
+    const says = /^owsla\.broadcasts is not consumed.* queue owsla\.broadcasts does not exist/
+    expect(warningsIn(gateway).map(({ msg }) => msg)).toContainEqual(expect.stringMatching(says))
+    expect(await gateway.stop()).toBe(0)
+  },
+  LIMIT_MS,
+)
+
+test(
   "one that finds none says which is missing, with the permission",
   async () => {
     await broker.ctl("delete_queue", "-p", vhost, "to_device")
@@ -241,8 +258,34 @@ describe("with the permissions of the protocol's documentation", () => {
       }
       await refused((channel) => channel.basicPublish("", "from_device", "a forged line"))
       await refused((channel) => channel.basicPublish("owsla.fleet", "", "forged"))
+      await refused((channel) => channel.basicPublish("owsla.broadcast", "", "forged"))
       await refused((channel) => channel.basicPublish("owsla.presence", "device.connected", "{}"))
       await refused((channel) => channel.queueDeclare("owsla.worker.evil.0", { durable: true }))
+    },
+    LIMIT_MS,
+  )
+
+  test(
+    "a back-end that may send broadcasts sends one, and gets its receipt",
+    async () => {
+      const channel = await channelOf("a back-end that may send broadcasts")
+      await channel.queueDeclare("backend.counts", { durable: true })
+      const receipts = await consume(channel, "backend.counts")
+      const device = await connectDevice({ port: running.devicePort })
+      const admitted = async () => {
+        const { total } = (await (await running.fetch("/devices")).json()) as { total: number }
+        return total === 1
+      }
+      await until(admitted, { what: "one device" })
+      const headers = { to: "all" }
+      const properties = { headers, replyTo: "backend.counts" }
+      await channel.basicPublish("owsla.broadcast", "", "to all", properties, true)
+      await device.waitLines(1)
+      expect(device.lines.map(String)).toEqual(["to all"])
+      await until(() => receipts.length === 1, { what: "the receipt" })
+      expect(JSON.parse(receipts[0]?.bodyString() ?? "")).toMatchObject({ matched: 1 })
+      device.end()
+      await channel.queueDelete("backend.counts")
     },
     LIMIT_MS,
   )
