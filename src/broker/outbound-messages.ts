@@ -92,15 +92,18 @@ export class OutboundMessages {
    * periodically.
    *
    * @param sentByMs messages that were sent at this time or before are ended.
-   * @param confirmedAtMs the time of the last confirm on another publish channel. While the broker
-   * confirms nothing at all, no message is ended.
+   * @param confirmedAtMs the time of the last confirm on another publish channel. A message is
+   * ended only when the broker has confirmed another one since: one that was sent later on this
+   * channel, or any on the other. Confirms of earlier messages prove nothing: a broker that fails
+   * has sent them before.
    */
   giveUp(sentByMs: number, confirmedAtMs: number): void {
     if (this.#publisher.count === 0) return
-    const aliveAtMs = Math.max(confirmedAtMs, this.#publisher.confirmedAtMs)
+    const aliveAtMs = Math.max(confirmedAtMs, this.#publisher.confirmedSentAtMs)
+    // Times are those of ticks. A confirm in the same tick may have come before the send.
     this.#publisher.giveUp(
-      Math.min(sentByMs, aliveAtMs),
-      ({ whenUnconfirmed }) => whenUnconfirmed === "final",
+      sentByMs,
+      ({ item, sentAtMs }) => sentAtMs < aliveAtMs && item.whenUnconfirmed === "final",
     )
   }
 

@@ -55,6 +55,7 @@ export class Publisher<T> implements PublishChannelListener<Entry<T>> {
   #timer: ReturnType<typeof setTimeout> | null = null
   #attempt = 0
   #confirmedAtMs = Number.NEGATIVE_INFINITY
+  #confirmedSentAtMs = Number.NEGATIVE_INFINITY
   #wasFull = false
   /**
    * Empty between calls of `#done`. They are never nested, because a publish channel settles after
@@ -107,9 +108,11 @@ export class Publisher<T> implements PublishChannelListener<Entry<T>> {
     return this.#options.describe(item).id
   }
 
-  /** The time of the last confirm; `-Infinity` before the first. */
-  get confirmedAtMs(): number {
-    return this.#confirmedAtMs
+  /**
+   * The time at which the newest confirmed message was sent; `-Infinity` before the first confirm.
+   */
+  get confirmedSentAtMs(): number {
+    return this.#confirmedSentAtMs
   }
 
   /**
@@ -117,8 +120,8 @@ export class Publisher<T> implements PublishChannelListener<Entry<T>> {
    * accepts nothing while the broker confirms others. A later confirm of such a message has no
    * effect.
    */
-  giveUp(sentByMs: number, mayEnd: (item: T) => boolean): void {
-    const given = this.#window.sentBy(sentByMs).filter(({ item }) => mayEnd(item))
+  giveUp(sentByMs: number, mayEnd: (entry: Entry<T>) => boolean): void {
+    const given = this.#window.sentBy(sentByMs).filter(mayEnd)
     for (const entry of given) this.settled(entry, "given_up")
   }
 
@@ -150,6 +153,7 @@ export class Publisher<T> implements PublishChannelListener<Entry<T>> {
       case "confirmed":
         this.#attempt = 0
         this.#confirmedAtMs = this.#options.steadyMs()
+        this.#confirmedSentAtMs = Math.max(this.#confirmedSentAtMs, entry.sentAtMs)
         this.#done(entry, result)
         break
       case "unencodable":

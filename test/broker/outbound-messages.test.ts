@@ -65,7 +65,8 @@ class ScriptedBroker extends EmbeddedBroker {
 class Subject {
   readonly broker = new ScriptedBroker()
   readonly counters = new Counters()
-  readonly outboundMessages = new OutboundMessages(this.broker, this.counters, () => 1_000)
+  nowMs = 1_000
+  readonly outboundMessages = new OutboundMessages(this.broker, this.counters, () => this.nowMs)
   /** `<body> <result>` of each post that has ended. */
   readonly done: string[] = []
 
@@ -274,6 +275,33 @@ describe("a post", () => {
     subject.outboundMessages.giveUp(1_000, 1_001)
     expect(subject.done).toEqual(["receipt given_up"])
     expect(subject.outboundMessages.count).toBe(1)
+  })
+
+  test("is not given up when the broker has confirmed only messages sent before", async () => {
+    const subject = await new Subject().start()
+    subject.send("q", "before")
+    subject.broker.results.push("never")
+    subject.outboundMessages.send(
+      "q",
+      Buffer.from("receipt"),
+      {},
+      {
+        whenReturned: "final",
+        whenUnconfirmed: "final",
+        done: (result) => void subject.done.push(`receipt ${result}`),
+      },
+    )
+    subject.nowMs = 1_001
+    await settled()
+    expect(subject.done).toEqual(["before confirmed"])
+    subject.outboundMessages.giveUp(1_000, Number.NEGATIVE_INFINITY)
+    // A confirm of another channel in the tick in which the receipt was sent.
+    subject.outboundMessages.giveUp(1_000, 1_000)
+    expect(subject.done).toEqual(["before confirmed"])
+    subject.send("q", "after")
+    await settled()
+    subject.outboundMessages.giveUp(1_000, Number.NEGATIVE_INFINITY)
+    expect(subject.done).toEqual(["before confirmed", "after confirmed", "receipt given_up"])
   })
 
   test("may be sent from within the end of another", async () => {
