@@ -264,14 +264,14 @@ export class Endpoint {
     const waiting = byId ?? bySeq
     // The waiting command has its own delivery, which decides the outcome.
     if (waiting !== undefined && isSame(waiting, command)) {
-      if (redelivered) return { kind: "acknowledge", command }
       // When the redelivery is lost too, the broker may deliver the command to the worker that has
       // forwarded it. That worker acknowledges it, because the forward is stored. So the forward is
-      // kept, and not the redelivery.
+      // kept, and not the redelivery. This also holds when the forward is itself redelivered.
       if (forwarded && waiting.redelivered && this.#remembered?.hasForward(waiting) !== true) {
         if (messageId !== null) this.#remembered?.forwardCame(messageId)
         return { kind: "replace", command, waiting }
       }
+      if (redelivered) return { kind: "acknowledge", command }
     }
     return byId === undefined ? null : duplicate
   }

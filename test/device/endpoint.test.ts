@@ -203,6 +203,17 @@ describe("the forward of a command that was written from a redelivery", () => {
     expect(brief(endpoint.offer(third, 0))).toEqual([["duplicate", third]])
   })
 
+  test.each([{ messageId: "m" }, { messageId: "m", seq: 1 }, { seq: 1 }])(
+    "replaces the redelivery also when it is redelivered itself: %p",
+    (about) => {
+      const endpoint = endpointOf()
+      const waiting = command({ ...about, redelivered: true })
+      endpoint.offer(waiting, 0)
+      const again = command({ ...about, forwarded: true, redelivered: true })
+      expect(endpoint.offer(again, 0)).toEqual([{ kind: "replace", command: again, waiting }])
+    },
+  )
+
   test("is a duplicate when it was not forwarded, differs, or when the first was not a redelivery", () => {
     for (const [before, after] of [
       [redelivery, command({ messageId: "m" })],

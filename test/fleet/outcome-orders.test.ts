@@ -179,6 +179,21 @@ describe("a command whose delivery is lost while it is forwarded, and that comes
     expect(receipts(fleet, command)).toEqual(["written"])
   })
 
+  test("before the forward, which is redelivered too, and is lost again while it waits for a number: it is written once", () => {
+    const { fleet, device, command } = forwardedAndLost(1)
+    const other = /gw0.0.* connects to consume/
+    fleet.cut(1, ["consuming"])
+    fleet.settle(/"c0" comes|gw0.0.* connects to consume/)
+    fleet.step(redelivery)
+    fleet.settle(other)
+    fleet.cut(1, ["consuming"])
+    // The worker that has forwarded the command gets what is delivered from `to_device`.
+    fleet.settle(/gw0.1.* connects to consume/)
+    fleet.calm()
+    expect(wires(fleet, command)).toEqual([device.id])
+    expect(receipts(fleet, command)).toEqual(["written"])
+  })
+
   test("before the forward, and is then sent once more by its back-end: that one is a duplicate", () => {
     const { fleet, device, command } = forwardedAndLost()
     fleet.calm()
