@@ -181,7 +181,7 @@ describe("imports", () => {
     amqp: ["broker", "structures"],
     fleet: ["broker", "commands", "device", "structures"],
     commands: ["broker", "device", "fleet", "structures"],
-    config: ["amqp", "device", "fleet"],
+    config: ["amqp", "broker", "device", "fleet"],
     http: ["broker", "commands", "device", "fleet", "process"],
   }
 

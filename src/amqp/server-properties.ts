@@ -4,6 +4,7 @@
  * the gateway's queues. Pure.
  */
 
+import type { QueueDeclaration } from "../broker/broker.ts"
 import { FieldReader, uint32, viewOf } from "./field-reader.ts"
 import { CONNECTION_START, FRAME_HEAD } from "./protocol.ts"
 
@@ -30,9 +31,9 @@ export function serverOf(frame: Uint8Array): BrokerServer | null {
  * limit and refuse a negative one.
  */
 export function argumentsFor(
-  args: Readonly<Record<string, string | number>>,
+  args: Readonly<QueueDeclaration["arguments"]>,
   server: BrokerServer,
-): Record<string, string | number> {
+): QueueDeclaration["arguments"] {
   return args["x-queue-type"] === "quorum" && hasDeliveryLimit(server)
     ? { ...args, "x-delivery-limit": -1 }
     : { ...args }

@@ -174,7 +174,7 @@ export interface QueueDeclaration {
    * Declared exclusive on brokers without such queues.
    */
   readonly transient?: boolean
-  readonly arguments: Record<string, string | number>
+  readonly arguments: Record<string, string | number | boolean>
 }
 
 export type BrokerState =

@@ -152,11 +152,15 @@ export class EmbeddedBroker implements Broker {
     for (const queue of this.#queues.values()) this.#deliver(queue)
   }
 
-  /** Calls `tap` for the next messages of one queue. Returns a function that ends this. */
-  tap(queue: string, tap: Tap): () => void {
-    const taps = this.#taps.get(queue) ?? new Set()
-    this.#taps.set(queue, taps.add(tap))
-    return () => taps.delete(tap)
+  /** Calls `tap` for the next messages of these queues. Returns a function that ends this. */
+  tap(queues: readonly string[], tap: Tap): () => void {
+    for (const queue of queues) {
+      const taps = this.#taps.get(queue) ?? new Set()
+      this.#taps.set(queue, taps.add(tap))
+    }
+    return () => {
+      for (const queue of queues) this.#taps.get(queue)?.delete(tap)
+    }
   }
 
   /** Deliveries stay unacknowledged and can still be acknowledged. */

@@ -1,7 +1,7 @@
 /**
  * The queues and exchanges: names, arguments, and the reasons for them. Pure.
  *
- *   from_device            lines, for the back-ends to consume
+ *   from_device            lines, for the back-ends to consume; with partitions from_device.0, from_device.1, …
  *   to_device              commands, consumed by every worker of every instance
  *   to_device.undelivered  commands that were not written, for the operator
  *   owsla.worker.<id>      commands for the connections of one worker
@@ -81,21 +81,37 @@ export function fleetQueue({ worker, incarnation }: WorkerProcess): string {
 }
 
 export interface QueueNames {
+  /** The queue of lines, or the name of its partitions without their numbers. */
   readonly fromDeviceQueue: string
+  /** 1: the queue is not divided. */
+  readonly fromDevicePartitions: number
   readonly toDeviceQueue: string
   readonly undeliveredQueue: string
   readonly queueType: "quorum" | "classic"
 }
 
+/** The queues of lines: one, or the partitions by their numbers. */
+export function lineQueues(queue: string, partitions: number): string[] {
+  if (partitions === 1) return [queue]
+  return Array.from({ length: partitions }, (_, partition) => `${queue}.${partition}`)
+}
+
+/** Whether this is the name of a partition, for any number of partitions. */
+export function isPartitionOf(fromDeviceQueue: string, queue: string): boolean {
+  const prefix = `${fromDeviceQueue}.`
+  return queue.startsWith(prefix) && /^\d+$/.test(queue.slice(prefix.length))
+}
+
 /**
  * Whether this is a queue of the gateway, of any instance. Receipts of a back-end's commands must
- * not go there.
+ * not go there. Partitions count always, because another instance may have them already.
  */
 export function isGatewayQueue(names: QueueNames, queue: string): boolean {
   const { fromDeviceQueue, toDeviceQueue, undeliveredQueue } = names
   return (
     queue.startsWith(OWN_QUEUE_PREFIX) ||
-    [fromDeviceQueue, toDeviceQueue, undeliveredQueue].includes(queue)
+    [fromDeviceQueue, toDeviceQueue, undeliveredQueue].includes(queue) ||
+    isPartitionOf(fromDeviceQueue, queue)
   )
 }
 
@@ -109,15 +125,19 @@ export function queueDeclarations(names: QueueNames, self: WorkerProcess): Queue
       ? { "x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish" }
       : {}),
   }
-  const durable = (name: string, args: Record<string, string | number>): QueueDeclaration => ({
+  const durable = (name: string, args: QueueDeclaration["arguments"]): QueueDeclaration => ({
     name,
     durable: true,
     arguments: { ...type, ...args },
   })
+  // One consumer at a time keeps the order of a partition. Without partitions the back-ends decide.
+  const forLines = names.fromDevicePartitions === 1 ? {} : { "x-single-active-consumer": true }
   return [
     durable(DEAD_LETTERS, {}),
     durable(names.undeliveredQueue, {}),
-    durable(names.fromDeviceQueue, {}),
+    ...lineQueues(names.fromDeviceQueue, names.fromDevicePartitions).map((queue) =>
+      durable(queue, forLines),
+    ),
     takingCommands(durable(names.toDeviceQueue, deadLettering)),
     takingCommands(
       durable(workerQueue(self.worker), {

@@ -9,6 +9,7 @@
 import { X509Certificate } from "node:crypto"
 import { accessSync, constants, readFileSync } from "node:fs"
 import * as v from "valibot"
+import { isPartitionOf } from "../broker/topology.ts"
 import { FRAMINGS, MAX_FRAMED_BYTES, OVERHEAD_BYTES } from "../device/framing.ts"
 import { errorText } from "../errors.ts"
 import { SETTINGS, type Settings, settings } from "./settings.ts"
@@ -133,18 +134,26 @@ function relations(settings: Partial<Settings>, values: Environment): string[] {
   if (DEVICE_AUTH === "token" && settings.TOKEN_KEYS_FILE === "") {
     faults.push("TOKEN_KEYS_FILE: needed with DEVICE_AUTH=token")
   }
-  const queues = [settings.FROM_DEVICE_QUEUE, settings.TO_DEVICE_QUEUE, settings.UNDELIVERED_QUEUE]
-  if (new Set(queues).size < queues.length) {
-    faults.push(
-      "FROM_DEVICE_QUEUE, TO_DEVICE_QUEUE and UNDELIVERED_QUEUE: must be different queues",
-    )
-  }
+  faults.push(...queueFaults(settings))
   const { DEVICE_PORT, HTTP_PORT } = settings
   if (isNumber(DEVICE_PORT) && DEVICE_PORT !== 0 && DEVICE_PORT === HTTP_PORT) {
     faults.push("DEVICE_PORT and HTTP_PORT: must be different ports")
   }
   faults.push(...lineFaults(settings, values))
   return faults
+}
+
+/** Checks that no queue has two purposes. */
+function queueFaults(settings: Partial<Settings>): string[] {
+  const { FROM_DEVICE_QUEUE, FROM_DEVICE_PARTITIONS, TO_DEVICE_QUEUE, UNDELIVERED_QUEUE } = settings
+  const queues = [FROM_DEVICE_QUEUE, TO_DEVICE_QUEUE, UNDELIVERED_QUEUE]
+  if (new Set(queues).size < queues.length) {
+    return ["FROM_DEVICE_QUEUE, TO_DEVICE_QUEUE and UNDELIVERED_QUEUE: must be different queues"]
+  }
+  if (FROM_DEVICE_PARTITIONS === 1 || FROM_DEVICE_QUEUE === undefined) return []
+  return Object.entries({ TO_DEVICE_QUEUE, UNDELIVERED_QUEUE })
+    .filter(([, queue]) => queue !== undefined && isPartitionOf(FROM_DEVICE_QUEUE, queue))
+    .map(([name]) => `${name}: must not be the name of a partition with FROM_DEVICE_PARTITIONS`)
 }
 
 /** Checks the bounds that must fit the longest line. */
@@ -301,6 +310,7 @@ function shape(settings: Settings, values: Environment, ca: string | null) {
     },
     broker: {
       fromDeviceQueue: settings.FROM_DEVICE_QUEUE,
+      fromDevicePartitions: settings.FROM_DEVICE_PARTITIONS,
       toDeviceQueue: settings.TO_DEVICE_QUEUE,
       undeliveredQueue: settings.UNDELIVERED_QUEUE,
       queueType: settings.QUEUE_TYPE,

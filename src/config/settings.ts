@@ -355,6 +355,13 @@ export const settings = v.object({
     range: "a queue's name",
     text: "The queue of lines from devices to back-ends.",
   }),
+  FROM_DEVICE_PARTITIONS: integer({
+    default: 1,
+    min: 1,
+    max: 64,
+    unit: "queues",
+    text: "Above 1 the lines are divided over so many queues by a hash of the device id. Their names are FROM_DEVICE_QUEUE, a dot and the number of the partition, from 0. The broker delivers each of them to one consumer at a time. Must be the same on all instances.",
+  }),
   TO_DEVICE_QUEUE: text({
     default: "to_device",
     match: QUEUE_NAME,

@@ -1,16 +1,17 @@
 /**
- * Publishes the lines of this worker's devices to the queue `from_device`. This is the last stage
- * that a line passes.
+ * Publishes the lines of this worker's devices to the queue `from_device` or to its partitions
+ * (`partitions.ts`). This is the last stage that a line passes.
  *
  * A line is kept until the broker has confirmed it. A line that the broker returns is published
  * again. Bounds: `PUBLISH_WINDOW_LINES` and `PUBLISH_WINDOW_BYTES`. When either is reached, the
- * window has no room and reading from devices pauses.
+ * window has no room and reading from devices pauses. The partitions share the window: when one of
+ * them accepts nothing, the others continue until lines for it fill the window.
  */
 
 import type { Broker, HeaderValue, MessageProperties, OutgoingMessage } from "../broker/broker.ts"
 import { Publisher } from "../broker/publisher.ts"
 import type { Counters } from "../counters.ts"
-import type { Command } from "../device/command.ts"
+import type { Command, Recipient } from "../device/command.ts"
 import type { Connection } from "../device/connection.ts"
 import { Acknowledgement } from "./acknowledgement.ts"
 
@@ -25,7 +26,8 @@ export interface Line {
 }
 
 export interface LinesOptions {
-  readonly queue: string
+  /** The queue for the lines of a connection. Always the same one for the same connection. */
+  readonly queueOf: (recipient: Recipient) => string
   /** The queue of this worker. Back-ends can send commands for its connections to it. */
   readonly replyTo: string
   readonly windowLines: number
@@ -60,7 +62,7 @@ interface LineProperties extends MessageProperties {
 class LineMessage implements OutgoingMessage {
   id = ""
   readonly exchange = ""
-  readonly routingKey: string
+  routingKey = ""
   body: Uint8Array = new Uint8Array(0)
   readonly properties: LineProperties
   readonly #headers: LineHeaders = {
@@ -69,9 +71,10 @@ class LineMessage implements OutgoingMessage {
     from_device_seq: 0,
     epoch: 0,
   }
+  readonly #queueOf: LinesOptions["queueOf"]
 
-  constructor(queue: string, replyTo: string) {
-    this.routingKey = queue
+  constructor({ queueOf, replyTo }: Pick<LinesOptions, "queueOf" | "replyTo">) {
+    this.#queueOf = queueOf
     this.properties = {
       headers: this.#headers,
       deliveryMode: 2,
@@ -85,6 +88,7 @@ class LineMessage implements OutgoingMessage {
   fill({ connection, seq, body, readAtMs, answered }: Line): this {
     const recipient = connection.endpoint?.recipient
     if (recipient === undefined) throw new Error("a line of a connection that was not admitted")
+    this.routingKey = this.#queueOf(recipient)
     const headers = this.#headers
     headers.connection_id = recipient.connectionId
     headers.device_id = recipient.deviceId
@@ -113,7 +117,7 @@ export class LinePublisher {
 
   constructor(broker: Broker, options: LinesOptions) {
     const { counters, acknowledges } = options
-    const message = new LineMessage(options.queue, options.replyTo)
+    const message = new LineMessage(options)
     this.#nowMs = options.nowMs
     this.#publisher = new Publisher<Line>(broker, {
       limits: {

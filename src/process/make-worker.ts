@@ -6,6 +6,7 @@
 import { AmqpBroker } from "../amqp/broker.ts"
 import type { Broker } from "../broker/broker.ts"
 import { EmbeddedBroker } from "../broker/embedded.ts"
+import { lineQueues } from "../broker/topology.ts"
 import { CommandIds } from "../commands/forwarding.ts"
 import type { Config } from "../config/config.ts"
 import type { Counters } from "../counters.ts"
@@ -104,7 +105,8 @@ function serveHttp(
     counters.faults += 1
     events.emit("fault", { error, where: "http" })
   }
-  const { fromDeviceQueue } = config.broker
+  const { fromDeviceQueue, fromDevicePartitions } = config.broker
+  const queues = lineQueues(fromDeviceQueue, fromDevicePartitions)
   const routes = app({
     tokens: config.http.tokens,
     readTokens: config.http.readTokens,
@@ -128,8 +130,7 @@ function serveHttp(
     empty,
     rules: worker.fleet.rules,
     reachesFleet: () => worker.fleet.isConnected,
-    messages:
-      broker instanceof EmbeddedBroker ? { tap: (tap) => broker.tap(fromDeviceQueue, tap) } : null,
+    messages: broker instanceof EmbeddedBroker ? { tap: (tap) => broker.tap(queues, tap) } : null,
     fault,
   })
   const closed = (reason: keyof Counters["httpConnectionsClosed"]) => {

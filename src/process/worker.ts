@@ -13,7 +13,7 @@
 import type { Broker } from "../broker/broker.ts"
 import { BrokerWatch } from "../broker/broker-watch.ts"
 import { brokerSetup } from "../broker/setup.ts"
-import { broadcastsQueue, isGatewayQueue, workerQueue } from "../broker/topology.ts"
+import { broadcastsQueue, isGatewayQueue, lineQueues, workerQueue } from "../broker/topology.ts"
 import { BroadcastConsumer } from "../commands/broadcast-consumer.ts"
 import { Commands } from "../commands/commands.ts"
 import type { CommandIds } from "../commands/forwarding.ts"
@@ -43,6 +43,7 @@ import { Fleet } from "../fleet/fleet.ts"
 import type { FleetKeys } from "../fleet/fleet-keys.ts"
 import type { HttpServer } from "../http/server.ts"
 import { LinePublisher } from "../lines/line-publisher.ts"
+import { queueByDevice } from "../lines/partitions.ts"
 import { type Gauges, WorkerMetrics } from "../ops/metrics.ts"
 import type { Clock } from "../tick-clock.ts"
 import type { Snapshot, WorkerReport } from "./control.ts"
@@ -122,8 +123,9 @@ export class Worker {
     this.#unfinishedLines = new UnfinishedLines(config.device)
     this.#refusals = new RefusalSummary(notice)
     this.#authenticator = new Authenticator({ ...config.device, tokenVerifier, nowMs: clock.nowMs })
+    const { fromDeviceQueue, fromDevicePartitions } = config.broker
     this.#lines = new LinePublisher(broker, {
-      queue: config.broker.fromDeviceQueue,
+      queueOf: queueByDevice(lineQueues(fromDeviceQueue, fromDevicePartitions)),
       replyTo: workerQueue(self.worker),
       windowLines: config.broker.windowLines,
       windowBytes: config.broker.windowBytes,

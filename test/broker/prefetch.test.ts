@@ -38,7 +38,7 @@ describe("a limit on unacknowledged messages", () => {
     const queues = { fromDeviceQueue: "f", toDeviceQueue: "t", undeliveredQueue: "u" }
     const ignore = () => undefined
     const { subscriptions } = brokerSetup(
-      { ...queues, queueType: "quorum", prefetch },
+      { ...queues, fromDevicePartitions: 1, queueType: "quorum", prefetch },
       { worker: "i.0", incarnation: "x" },
       {
         consumer: { deliver: ignore, deliverDeadLetter: ignore },

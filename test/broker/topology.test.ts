@@ -31,8 +31,8 @@ const WORKER = workerId("gw1", 0)
 const SELF = { worker: WORKER, incarnation: incarnation(1_770_000_000_000, 0.5) }
 const FLEET_QUEUE = fleetQueue(SELF)
 
-function declared(queueType: "quorum" | "classic") {
-  const all = queueDeclarations({ ...NAMES, queueType }, SELF)
+function declared(queueType: "quorum" | "classic", fromDevicePartitions = 1) {
+  const all = queueDeclarations({ ...NAMES, fromDevicePartitions, queueType }, SELF)
   return new Map(all.map((queue) => [queue.name, queue]))
 }
 
@@ -120,10 +120,7 @@ test("the fleet's exchange goes to all, presence is by topic, commands go by the
 test.each([NAMES.toDeviceQueue, workerQueue(WORKER)])(
   "commands for %s reach it by the commands' exchange, under its name",
   (name) => {
-    const queue = queueDeclarations({ ...NAMES, queueType: "quorum" }, SELF).find(
-      (each) => each.name === name,
-    )
-    expect(queue?.boundTo).toEqual([
+    expect(declared("quorum").get(name)?.boundTo).toEqual([
       { exchange: COMMANDS_EXCHANGE, routingKey: name, optional: true },
     ])
   },
@@ -138,11 +135,29 @@ test("broadcasts come by their exchange only, and neither expire nor overflow", 
   })
 })
 
-test("the gateway's queues are those of the settings, and all whose names begin with its prefix", () => {
-  const names = { ...NAMES, queueType: "quorum" } as const
-  const own = [...Object.values(NAMES), DEAD_LETTERS, workerQueue("another.0"), "owsla.later"]
-  for (const queue of own) expect(isGatewayQueue(names, queue)).toBe(true)
-  for (const queue of ["replies", "", `${NAMES.toDeviceQueue}.replies`, "owsla"]) {
+test("partitions take the place of the queue of lines, each with one active consumer", () => {
+  const queues = declared("quorum", 3)
+  const partitions = ["from_device.0", "from_device.1", "from_device.2"]
+  const lines = [...queues.keys()].filter((name) => name.startsWith(NAMES.fromDeviceQueue))
+  expect(lines).toEqual(partitions)
+  for (const name of partitions) {
+    expect(queues.get(name)).toEqual({
+      name,
+      durable: true,
+      arguments: { "x-queue-type": "quorum", "x-single-active-consumer": true },
+    })
+  }
+})
+
+test("the gateway's queues are those of the settings, partitions, and all whose names begin with its prefix", () => {
+  const names = { ...NAMES, fromDevicePartitions: 1, queueType: "quorum" } as const
+  const partitions = ["from_device.0", "from_device.63"]
+  const others = [DEAD_LETTERS, workerQueue("another.0"), "owsla.later"]
+  for (const queue of [...Object.values(NAMES), ...partitions, ...others]) {
+    expect(isGatewayQueue(names, queue)).toBe(true)
+  }
+  const foreign = ["replies", "", "to_device.replies", "owsla", "from_device.", "from_device.a1"]
+  for (const queue of [...foreign, "from_device.1.replies", "from_device0", "to_device.1"]) {
     expect(isGatewayQueue(names, queue)).toBe(false)
   }
 })

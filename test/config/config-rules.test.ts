@@ -22,6 +22,16 @@ import {
 } from "./config-harness.ts"
 
 describe("rules between settings", () => {
+  test("only with partitions no other queue may have the name of one", () => {
+    const queues = { FROM_DEVICE_QUEUE: "lines", TO_DEVICE_QUEUE: "lines.3" }
+    expect(faultsOf(queues)).toEqual([])
+    expect(faultsOf({ ...queues, FROM_DEVICE_PARTITIONS: "2" })).toEqual([
+      "TO_DEVICE_QUEUE: must not be the name of a partition with FROM_DEVICE_PARTITIONS",
+    ])
+    const other = { FROM_DEVICE_PARTITIONS: "2", UNDELIVERED_QUEUE: "from_device.x" }
+    expect(faultsOf(other)).toEqual([])
+  })
+
   test("DEVICE_AUTH=mtls needs TLS_CLIENT_CA_FILE, and one that can be read", () => {
     const fault = "TLS_CLIENT_CA_FILE: needed with DEVICE_AUTH=mtls"
     expect(faultsOf({ DEVICE_AUTH: "mtls" })).toEqual([fault])

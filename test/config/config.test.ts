@@ -88,6 +88,7 @@ describe("defaults", () => {
       },
       broker: {
         fromDeviceQueue: "from_device",
+        fromDevicePartitions: 1,
         toDeviceQueue: "to_device",
         undeliveredQueue: "to_device.undelivered",
         queueType: "quorum",

@@ -12,7 +12,7 @@ import { MAX_TRACE_BYTES } from "../../src/commands/command-options.ts"
 import { Counters } from "../../src/counters.ts"
 import type { Command } from "../../src/device/command.ts"
 import type { Connection } from "../../src/device/connection.ts"
-import { LinePublisher } from "../../src/lines/line-publisher.ts"
+import { LinePublisher, type LinesOptions } from "../../src/lines/line-publisher.ts"
 import { testCommand } from "../support/commands.ts"
 
 const LONGEST_WAIT_MS = 5_000
@@ -53,6 +53,7 @@ class ScriptedBroker extends EmbeddedBroker {
 const acknowledged: string[] = []
 
 interface Options {
+  queueOf?: LinesOptions["queueOf"]
   windowLines?: number
   windowBytes?: number
 }
@@ -66,9 +67,9 @@ class Subject {
   nowMs = READ_AT_MS
   readonly #next = new Map<Connection, number>()
 
-  constructor({ windowLines = 100, windowBytes = 1e6 }: Options = {}) {
+  constructor({ windowLines = 100, windowBytes = 1e6, queueOf = () => QUEUE }: Options = {}) {
     this.lines = new LinePublisher(this.broker, {
-      queue: QUEUE,
+      queueOf,
       replyTo: "owsla.worker.gw.0",
       windowLines,
       windowBytes,
@@ -82,8 +83,8 @@ class Subject {
     })
   }
 
-  async start(): Promise<this> {
-    const queues = [{ name: QUEUE, durable: true, arguments: {} }]
+  async start(...names: string[]): Promise<this> {
+    const queues = [QUEUE, ...names].map((name) => ({ name, durable: true, arguments: {} }))
     const listener = { stateChanged: () => undefined, warning: () => undefined }
     this.broker.start({ exchanges: [], queues, subscriptions: [] }, listener)
     await settled()
@@ -222,7 +223,7 @@ describe("a line", () => {
   test("keeps its own fields in the broker while others follow", async () => {
     const subject = await new Subject().start()
     const seen: unknown[] = []
-    subject.broker.tap(QUEUE, (_body, properties) => seen.push(properties))
+    subject.broker.tap([QUEUE], (_body, properties) => seen.push(properties))
     await subject.take(connection("c"), "a")
     subject.nowMs += 5_000
     await subject.take(connection("d"), "b")
@@ -293,6 +294,24 @@ describe("lines that the broker does not take", () => {
     await subject.waitOut()
     expect(subject.broker.bodies()).toEqual(["c0", "d0", "c1", "c0", "c1"])
     expect(subject.confirmed).toEqual(["c:0", "d:0", "c:1"])
+  })
+
+  test("keep the order in their partition, and make those of another one no repeats", async () => {
+    const subject = await new Subject({
+      queueOf: ({ deviceId }) => `${QUEUE}.${deviceId}`,
+    }).start(`${QUEUE}.0`, `${QUEUE}.1`)
+    const [c, d, e] = [connection("c", "0"), connection("d", "1"), connection("e", "0")]
+    subject.broker.results.push("nacked", "confirmed", "confirmed", "confirmed", "nacked")
+    const taken = [subject.take(c, "c0"), subject.take(d, "d0"), subject.take(c, "c1")]
+    await Promise.all([...taken, subject.take(e, "e0", "e1")])
+    await subject.waitOut()
+    const bodies = (queue: string) =>
+      subject.broker.published
+        .filter(({ routingKey }) => routingKey === queue)
+        .map(({ body }) => Buffer.from(body).toString())
+    expect(bodies(`${QUEUE}.0`)).toEqual(["c0", "c1", "e0", "e1", "c0", "c1", "e1"])
+    expect(bodies(`${QUEUE}.1`)).toEqual(["d0"])
+    expect(subject.confirmed).toEqual(["c:0", "d:0", "c:1", "e:0", "e:1"])
   })
 
   test("are kept when they are stopped, and no timer publishes them", async () => {

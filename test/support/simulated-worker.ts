@@ -23,6 +23,7 @@ import { SimulatedProcess } from "./simulated-process.ts"
 
 export const QUEUES = {
   fromDeviceQueue: "from_device",
+  fromDevicePartitions: 1,
   toDeviceQueue: "to_device",
   undeliveredQueue: "to_device.undelivered",
   queueType: "quorum",
