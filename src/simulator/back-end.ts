@@ -1,7 +1,7 @@
 /**
  * The simulated back-end: consumes the lines of devices, writes them to the ledger, and then
- * acknowledges them. With `--command-every` it answers every n-th line with a command, and measures
- * the time until the device's answer arrives.
+ * acknowledges them. With partitions it consumes all of them. With `--command-every` it answers
+ * every n-th line with a command, and measures the time until the device's answer arrives.
  *
  *   delivery ─► read ─► batch ─► ledger ─► acknowledged, many at once
  *
@@ -66,6 +66,8 @@ export class BackEnd {
   readonly #options: BackEndOptions
   readonly #ledger: LedgerFile | null
   readonly #lines: TakenLines | null
+  /** At most half of the limit of one consumer, so that none waits for others. */
+  readonly #maxBatch: number
   readonly #taken: (run: string, device: string, attempt: number, n: number) => void
   readonly #consuming: BrokerLink
   readonly #publishing: BrokerLink
@@ -92,6 +94,8 @@ export class BackEnd {
     this.#ledger = ledger
     this.#lines = ledger === null ? null : new TakenLines(ledger)
     this.#taken = taken
+    const { prefetch, fromDevice } = options
+    this.#maxBatch = Math.min(MAX_BATCH, Math.ceil(prefetch / fromDevice.length / 2))
     const urls = splitUrls(options.amqpUrl)
     this.#consuming = new BrokerLink(urls, "owsla simulator consume", {
       setUp: (client) => this.#consume(client),
@@ -158,18 +162,22 @@ export class BackEnd {
     this.#commanding = false
   }
 
-  /** No message for `QUIET_MS`, no outstanding answer, and an empty queue. */
+  /** No message for `QUIET_MS`, no outstanding answer, and empty queues. */
   async drained(): Promise<boolean> {
     const quiet = () => performance.now() - this.#lastTakenMs >= QUIET_MS
     return quiet() && this.#sentAtMs.size === 0 && (await this.left()) === 0 && quiet()
   }
 
-  /** Ready messages in the queue, or null when the broker does not answer. */
+  /** Ready messages in the queues, or null when the broker does not answer. */
   async left(): Promise<number | null> {
+    const channel = this.#channel
+    if (channel === null) return null
     try {
-      const passive = { passive: true }
-      const state = await this.#channel?.queueDeclare(this.#options.fromDevice, passive)
-      return state?.messageCount ?? null
+      let left = 0
+      for (const queue of this.#options.fromDevice) {
+        left += (await channel.queueDeclare(queue, { passive: true })).messageCount
+      }
+      return left
     } catch {
       // The queue does not exist, which closes the channel. The connection opens it again.
       return null
@@ -189,13 +197,16 @@ export class BackEnd {
     const channel = await client.channel()
     const failed = (reason: string) => this.#consuming.reset(reason)
     channel.onerror = failed
-    await channel.basicQos(this.#options.prefetch)
+    const { fromDevice, prefetch } = this.#options
+    // The limit of each consumer: quorum queues have none for a channel.
+    await channel.basicQos(Math.ceil(prefetch / fromDevice.length))
     this.#channel = channel
-    const { fromDevice } = this.#options
-    const consumer = await channel.basicConsume(fromDevice, { noAck: false }, (message) =>
-      this.#take(message, channel),
-    )
-    consumer.wait().catch((error: unknown) => failed(String(error)))
+    for (const queue of fromDevice) {
+      const consumer = await channel.basicConsume(queue, { noAck: false }, (message) =>
+        this.#take(message, channel),
+      )
+      consumer.wait().catch((error: unknown) => failed(String(error)))
+    }
   }
 
   #take(message: AMQPMessage, channel: AMQPChannel): void {
@@ -209,7 +220,7 @@ export class BackEnd {
     this.counts.taken += 1
     if (message.redelivered) this.counts.redelivered += 1
     this.#read(message, nowMs)
-    if (this.#batched >= Math.min(MAX_BATCH, Math.ceil(this.#options.prefetch / 2))) this.flush()
+    if (this.#batched >= this.#maxBatch) this.flush()
   }
 
   #read(message: AMQPMessage, nowMs: number): void {

@@ -72,6 +72,10 @@ const VALUES = {
   }),
   "amqp-url": any({ default: "", text: "URL of the broker, for --backend" }),
   "from-device": any({ default: "from_device", text: "queue that the back-end consumes" }),
+  partitions: integer({
+    ...{ default: 1, min: 1, max: 64 },
+    text: "the gateway's FROM_DEVICE_PARTITIONS: the back-end consumes all of them",
+  }),
   "to-device": any({ default: "to_device", text: "queue for the back-end's commands" }),
   prefetch: integer({
     ...{ default: 2_000, min: 1, max: 65_535 },

@@ -4,6 +4,7 @@
  */
 
 import { splitUrls, urlFault } from "../amqp/url.ts"
+import { lineQueues } from "../broker/topology.ts"
 import { type Flags, parseFlags } from "./flags.ts"
 import { type GoodbyeReader, goodbyeReader } from "./goodbye.ts"
 import { HOSTILE_KINDS, HOSTILE_MAX, type HostileKind } from "./hostile-kinds.ts"
@@ -15,7 +16,8 @@ export type Auth =
 
 export interface BackEndOptions {
   readonly amqpUrl: string
-  readonly fromDevice: string
+  /** The queues of lines: one, or all partitions. */
+  readonly fromDevice: readonly string[]
   readonly toDevice: string
   readonly prefetch: number
   /** 0: no commands. */
@@ -188,7 +190,10 @@ function authOf({ values, faults, given }: Flags): Auth {
 
 function backEndOf({ values, faults, given, on }: Flags): BackEndOptions | null {
   if (!on("backend")) {
-    const names = ["from-device", "to-device", "prefetch", "command-every", "amqp-url"] as const
+    const names = [
+      ...(["from-device", "partitions", "to-device"] as const),
+      ...(["prefetch", "command-every", "amqp-url"] as const),
+    ]
     for (const name of names) if (given(name)) faults.push(`--${name} goes with --backend`)
     return null
   }
@@ -199,7 +204,7 @@ function backEndOf({ values, faults, given, on }: Flags): BackEndOptions | null 
   }
   return {
     amqpUrl: values["amqp-url"],
-    fromDevice: values["from-device"],
+    fromDevice: lineQueues(values["from-device"], values.partitions),
     toDevice: values["to-device"],
     prefetch: values.prefetch,
     commandEvery: values["command-every"],

@@ -63,12 +63,17 @@ describe("a run", () => {
     expect(run(...URL_OF_BROKER, "--from-device", "lines", "--command-every", "7").backEnd).toEqual(
       {
         amqpUrl: "amqp://guest:hunter2@localhost",
-        fromDevice: "lines",
+        fromDevice: ["lines"],
         toDevice: "to_device",
         prefetch: 2000,
         commandEvery: 7,
       },
     )
+  })
+
+  test("with --partitions its back-end consumes as many queues", () => {
+    const { backEnd } = run(...URL_OF_BROKER, "--from-device", "lines", "--partitions", "3")
+    expect(backEnd?.fromDevice).toEqual(["lines.0", "lines.1", "lines.2"])
   })
 
   test("knows who devices are", () => {
@@ -135,6 +140,7 @@ describe("faults", () => {
     [["--devices", "0"], "--devices 0 leaves nothing to do"],
     [["--amqp-url", "amqp://localhost"], "--amqp-url goes with --backend"],
     [["--command-every", "5"], "--command-every goes with --backend"],
+    [["--partitions", "2"], "--partitions goes with --backend"],
     [["--backend"], "--backend needs --amqp-url"],
     [["--allow-lost", "5"], "--allow-lost goes with verify only"],
     [["verify"], "verify needs --ledger"],
@@ -165,5 +171,5 @@ test("help is given whatever else is asked, and names every flag that is read", 
   const { length } = usage()
     .matchAll(/^ {2}--[a-z-]+/gm)
     .toArray()
-  expect(length).toBe(35)
+  expect(length).toBe(36)
 })
