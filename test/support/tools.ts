@@ -194,6 +194,14 @@ export function pythonDevice(script: string, args: readonly string[]): ProgramDe
   return new DeviceProcess([findProgram("python3", "python3"), script, ...args])
 }
 
+/** A back-end in Python that uses pika, such as an example of the documentation. */
+export function pikaBackEnd(script: string, args: readonly string[]) {
+  return Bun.spawn([pythonWithPika(), script, ...args], {
+    env: { PATH: DEBIAN_PATH, LC_ALL: "C.UTF-8" },
+    stdio: ["ignore", "pipe", "inherit"],
+  })
+}
+
 const CLOSE_TIMEOUT_MS = 5_000
 
 class DeviceProcess implements ProgramDevice {
