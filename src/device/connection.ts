@@ -33,6 +33,11 @@ import { type AskingCommand, MAX_WAITING_REPLIES, WaitingReplies } from "./waiti
 
 /** How long the gateway waits for the peer to close its side, before it terminates the socket. */
 const CLOSING_MS = 2_000
+/**
+ * A connection of an age that could not be closed gracefully, for example because the broker is
+ * away, is not read for some seconds. So the next try is much later.
+ */
+const AGED_AGAIN_MS = 60_000
 
 /** Why a connection is not being read. */
 export const PAUSED_BY = { window: 1, memory: 2, drain: 4, rate: 8 } as const
@@ -88,7 +93,7 @@ export interface ConnectionContext {
   readonly rateReached: (connection: Connection) => void
   /** How long a connection that is admitted now may stay; `Infinity` without a limit. */
   readonly lifetimeMs: () => number
-  /** Called in each sweep in which the connection is older than that. */
+  /** Called when the connection is older than that, and again after each `AGED_AGAIN_MS`. */
   readonly aged: (connection: Connection) => void
   /** Null when devices get no goodbye line. */
   readonly goodbye: Goodbye | null
@@ -383,7 +388,10 @@ export class Connection {
         if (this.#context.nowMs() >= this.#peer.expiresAtMs) this.close("expired")
         else if (stalledMs >= slowDeviceTimeoutMs) this.close("slow_device")
         else if (idleMs >= deadlines.idleTimeoutMs) this.close("idle")
-        else if (steadyMs >= this.#closesAtMs) this.#context.aged(this)
+        else if (steadyMs >= this.#closesAtMs) {
+          this.#closesAtMs = steadyMs + AGED_AGAIN_MS
+          this.#context.aged(this)
+        }
         break
       }
       case "closing":

@@ -4,7 +4,7 @@
  * closed.
  *
  *   begin ─► not read ─► lines confirmed, nothing to write ─► closed
- *                 └───── not within `MAX_WAIT_MS` ──────────► closed; aged: read again, tried later
+ *                 └───── not within `MAX_WAIT_MS` ──────────► closed; aged: read again, tried a minute later
  *
  * While commands wait for replies, the connection is read all the same: otherwise the replies could
  * not arrive.

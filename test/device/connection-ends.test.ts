@@ -277,6 +277,23 @@ describe("closing", () => {
   })
 })
 
+describe("the age of a connection", () => {
+  test("is reported once when it is reached, and again each minute while it stays open", () => {
+    const harness = new Harness()
+    harness.lifetimeMs = 30_000
+    const { connection } = harness.admit()
+    const reportedAtMs: number[] = []
+    while (harness.steadyMs < 200_000) {
+      // It is not idle.
+      connection.received(bytesOf("\n"))
+      const before = harness.aged.length
+      harness.after(500)
+      if (harness.aged.length > before) reportedAtMs.push(harness.steadyMs)
+    }
+    expect(reportedAtMs).toEqual([30_000, 90_000, 150_000])
+  })
+})
+
 describe("reentrant closes", () => {
   test("the socket closes during a write: the connection and each command end once", () => {
     const harness = new Harness()
