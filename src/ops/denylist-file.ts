@@ -16,56 +16,38 @@ import { FollowedFile, TooLargeError } from "./followed-file.ts"
 const MAX_FILE_BYTES = 134_217_728
 const PIECE_BYTES = 65_536
 
-export class DenylistFile {
-  readonly #file: FollowedFile<DenylistReader>
+/**
+ * @param changed called with the first list and after each change. The file is not checked again
+ * until it resolves.
+ * @param warn called once for each new problem with the file.
+ */
+export function followedDenylist(
+  path: string,
+  changed: (denylist: Denylist) => void | Promise<void>,
+  warn: (message: string) => void,
+): FollowedFile<DenylistReader> {
   /** The number of invalid lines in the file in force; null when no file was used yet. */
-  #faultyInForce: number | null = null
-
-  /**
-   * @param changed called with the first list and after each change. The file is not checked again
-   * until it resolves.
-   * @param warn called once for each new problem with the file.
-   */
-  constructor(
-    path: string,
-    changed: (denylist: Denylist) => void | Promise<void>,
-    warn: (message: string) => void,
-  ) {
-    this.#file = new FollowedFile({
-      setting: "DENYLIST_FILE",
-      path,
-      maxBytes: MAX_FILE_BYTES,
-      read: readDenylist,
-      reasonToKeep: (read) => reasonToKeep(read, this.#faultyInForce),
-      use: async (read) => {
-        this.#faultyInForce = read.faultyLines
-        await changed(read.denylist)
-        if (read.faultyLines > 0) warn(`DENYLIST_FILE: ${faultsOf(read)}`)
-        if (read.surplusLines > 0) {
-          warn(
-            `DENYLIST_FILE: ${read.surplusLines} line(s) beyond the limit of ${MAX_DENIED} are ignored`,
-          )
-        }
-      },
-      consequence: () =>
-        this.#faultyInForce === null ? "no device is denied" : "the last list stays in force",
-      warn,
-    })
-  }
-
-  /** Resolves when the first list is in force, or when the file cannot be read. */
-  follow(): Promise<void> {
-    return this.#file.follow()
-  }
-
-  stop(): void {
-    this.#file.stop()
-  }
-
-  /** Reads the file if it has changed. Calls during a look share its result. */
-  look(): Promise<void> {
-    return this.#file.look()
-  }
+  let faultyInForce: number | null = null
+  return new FollowedFile({
+    setting: "DENYLIST_FILE",
+    path,
+    maxBytes: MAX_FILE_BYTES,
+    read: readDenylist,
+    reasonToKeep: (read) => reasonToKeep(read, faultyInForce),
+    use: async (read) => {
+      faultyInForce = read.faultyLines
+      await changed(read.denylist)
+      if (read.faultyLines > 0) warn(`DENYLIST_FILE: ${faultsOf(read)}`)
+      if (read.surplusLines > 0) {
+        warn(
+          `DENYLIST_FILE: ${read.surplusLines} line(s) beyond the limit of ${MAX_DENIED} are ignored`,
+        )
+      }
+    },
+    consequence: () =>
+      faultyInForce === null ? "no device is denied" : "the last list stays in force",
+    warn,
+  })
 }
 
 /**

@@ -31,52 +31,33 @@ export async function readTokenKeys(path: string): Promise<string> {
   }
 }
 
-export class TokenKeysFile {
-  readonly #file: FollowedFile<string>
-  #inForce: string
-
-  /**
-   * @param inForce the text whose keys are in force.
-   * @param changed called with a text that differs and can be used.
-   * @param warn called once for each new problem with the file.
-   */
-  constructor(
-    path: string,
-    inForce: string,
-    changed: (text: string) => void,
-    warn: (message: string) => void,
-  ) {
-    this.#inForce = inForce
-    const options = {
-      setting: SETTING,
-      path,
-      maxBytes: MAX_FILE_BYTES,
-      read: readText,
-      reasonToKeep,
-      use: (text: string) => {
-        if (text === this.#inForce) return
-        this.#inForce = text
-        changed(text)
-      },
-      consequence: () => "the last keys stay in force",
-      warn,
-    }
-    this.#file = new FollowedFile(options, true)
+/**
+ * @param firstText the text whose keys are in force.
+ * @param changed called with a text that differs and can be used.
+ * @param warn called once for each new problem with the file.
+ */
+export function followedTokenKeys(
+  path: string,
+  firstText: string,
+  changed: (text: string) => void,
+  warn: (message: string) => void,
+): FollowedFile<string> {
+  let inForce = firstText
+  const options = {
+    setting: SETTING,
+    path,
+    maxBytes: MAX_FILE_BYTES,
+    read: readText,
+    reasonToKeep,
+    use: (text: string) => {
+      if (text === inForce) return
+      inForce = text
+      changed(text)
+    },
+    consequence: () => "the last keys stay in force",
+    warn,
   }
-
-  /** Resolves after the first look. */
-  follow(): Promise<void> {
-    return this.#file.follow()
-  }
-
-  stop(): void {
-    this.#file.stop()
-  }
-
-  /** Reads the file if it has changed. Calls during a look share its result. */
-  look(): Promise<void> {
-    return this.#file.look()
-  }
+  return new FollowedFile(options, true)
 }
 
 async function readText(path: string): Promise<string> {

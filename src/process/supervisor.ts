@@ -21,12 +21,12 @@ import type { ListenerTls } from "../device/tls-port.ts"
 import { errorText } from "../errors.ts"
 import type { EventBus } from "../events.ts"
 import type { RulesContent } from "../fleet/admission-rules.ts"
-import { DenylistFile } from "../ops/denylist-file.ts"
+import { followedDenylist } from "../ops/denylist-file.ts"
 import { forwardLines } from "../ops/forward-lines.ts"
 import { InstanceCounters } from "../ops/instance-counters.ts"
 import { supervisorMetrics } from "../ops/metrics.ts"
 import { Output } from "../ops/output.ts"
-import { TokenKeysFile } from "../ops/token-keys-file.ts"
+import { followedTokenKeys } from "../ops/token-keys-file.ts"
 import { GATHER_TIMEOUT_MS, type Snapshot, type ToSupervisor, type ToWorker } from "./control.ts"
 import { DenylistFeed } from "./denylist-feed.ts"
 import { reloadOnHangup } from "./reload.ts"
@@ -189,7 +189,7 @@ export class Supervisor {
 
   /** When the list cannot be read, workers that wait for their first list get an empty one. */
   async #followDenylist(path: string): Promise<void> {
-    const file = new DenylistFile(
+    const file = followedDenylist(
       path,
       (list) => this.#denylist.replace(list),
       (message) => this.#events.emit("notice", { message }),
@@ -199,7 +199,7 @@ export class Supervisor {
   }
 
   #followTokenKeys(path: string, inForce: string): void {
-    const file = new TokenKeysFile(
+    const file = followedTokenKeys(
       path,
       inForce,
       (text) => {

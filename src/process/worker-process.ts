@@ -17,8 +17,8 @@ import type { ListenerTls } from "../device/tls-port.ts"
 import { parseTokenKeys } from "../device/token-keys.ts"
 import type { TokenVerifier } from "../device/token-verifier.ts"
 import { asError, errorText } from "../errors.ts"
-import { DenylistFile } from "../ops/denylist-file.ts"
-import { TokenKeysFile } from "../ops/token-keys-file.ts"
+import { followedDenylist } from "../ops/denylist-file.ts"
+import { followedTokenKeys } from "../ops/token-keys-file.ts"
 import type { ToWorker } from "./control.ts"
 import { FedDenylist } from "./denylist-feed.ts"
 import { type MadeWorker, makeWorker, type WorkerOptions } from "./make-worker.ts"
@@ -80,10 +80,10 @@ export async function runWorker(options: ProcessOptions): Promise<void> {
     const notice = (message: string) => events.emit("notice", { message })
     reloadOnHangup(orders.readTls, renew, notice)
     if (token !== null && tokenKeys !== null) {
-      void new TokenKeysFile(token.keysFile, tokenKeys, renewTokenKeys, notice).follow()
+      void followedTokenKeys(token.keysFile, tokenKeys, renewTokenKeys, notice).follow()
     }
     if (denylistFile !== null) {
-      await new DenylistFile(denylistFile, (list) => worker.deny(list), notice).follow()
+      await followedDenylist(denylistFile, (list) => worker.deny(list), notice).follow()
     }
   } else {
     process.on("SIGTERM", drain)

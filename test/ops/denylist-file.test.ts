@@ -20,7 +20,7 @@ import {
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import type { Denylist } from "../../src/device/denylist.ts"
-import { DenylistFile } from "../../src/ops/denylist-file.ts"
+import { followedDenylist } from "../../src/ops/denylist-file.ts"
 import { deferred, until } from "../support/wait.ts"
 
 const MAX_FILE_BYTES = 134_217_728
@@ -42,7 +42,7 @@ class Subject {
   readonly warnings: string[] = []
   /** For each list that was passed on: which of the devices a, b and c it denies. */
   readonly told: string[] = []
-  readonly file = new DenylistFile(
+  readonly file = followedDenylist(
     this.path,
     (denylist) => {
       this.told.push(["a", "b", "c"].filter((id) => denylist.denies(id, null)).join(""))
@@ -451,7 +451,7 @@ describe("a file that", () => {
     const path = join(folder, "denied")
     writeFileSync(path, `\uFEFF# é ü 漢\n${ids.join("\r\n")}\n# 漢字`)
     const warnings: string[] = []
-    const file = new DenylistFile(
+    const file = followedDenylist(
       path,
       (list) => void lists.push(list),
       (message) => warnings.push(message),
@@ -479,7 +479,7 @@ describe("following", () => {
     const told: number[] = []
     const path = join(folder, "denied")
     writeFileSync(path, "a\n")
-    const file = new DenylistFile(
+    const file = followedDenylist(
       path,
       (list) => {
         told.push(list.size)

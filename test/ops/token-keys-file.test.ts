@@ -15,7 +15,7 @@ import {
 } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
-import { readTokenKeys, TokenKeysFile } from "../../src/ops/token-keys-file.ts"
+import { followedTokenKeys, readTokenKeys } from "../../src/ops/token-keys-file.ts"
 import { issuer, jwksOf, pemOf } from "../support/tokens.ts"
 
 const MAX_FILE_BYTES = 262_144
@@ -74,14 +74,14 @@ describe("at start", () => {
 describe("later", () => {
   let changed: string[]
   let warnings: string[]
-  let file: TokenKeysFile
+  let file: ReturnType<typeof followedTokenKeys>
 
   beforeEach(async () => {
     changed = []
     warnings = []
     writeFileSync(path, FIRST)
     const warn = (message: string) => warnings.push(message)
-    file = new TokenKeysFile(path, FIRST, (text) => changed.push(text), warn)
+    file = followedTokenKeys(path, FIRST, (text) => changed.push(text), warn)
     await file.look()
   })
 
