@@ -8,6 +8,7 @@
  *   set here ─► sent to all workers              a worker joins ─► all are sent to it
  *   set here or heard ─► the supervisor keeps them ─► a worker that is replaced
  *
+ * All are sent again after a message was dropped, or the broker connection was lost (`fleet.ts`).
  * Bounds: those of `bans.ts` and `flapping.ts`.
  */
 

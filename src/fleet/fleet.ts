@@ -10,7 +10,7 @@
  * when the keeper does not know. Bounds: those of its parts.
  */
 
-import type { Broker, Delivery } from "../broker/broker.ts"
+import type { Broker, Delivery, PublishResult } from "../broker/broker.ts"
 import type { Counters } from "../counters.ts"
 import type { CloseReason } from "../device/close-reason.ts"
 import type { Connection } from "../device/connection.ts"
@@ -98,6 +98,11 @@ export class Fleet {
   /** The state of members and claims at the last review. */
   #reviewed = ""
   #leaving = false
+  /** A message with the gate or bans was dropped, because the channel was full, or is lost. */
+  #rulesDropped = false
+  readonly #rulesSettled = (result: PublishResult): void => {
+    if (result === "cut") this.#rulesDropped = true
+  }
   /** The value of `fleetMessagesUnverified` at the last warning. */
   #toldUnverified = 0
   #toldUnverifiedAtMs = Number.NEGATIVE_INFINITY
@@ -156,7 +161,7 @@ export class Fleet {
     })
     this.rules = new AdmissionRules({
       ...{ flapping: options.flapping, worker: self.worker, nowMs },
-      broadcast: (content) => this.#channel.broadcast(content),
+      broadcast: (content) => this.#channel.broadcast(content, this.#rulesSettled),
       banned: (deviceId, retryAfterMs) =>
         connections.named().get(deviceId)?.close("flapping", retryAfterMs),
       changed: options.rulesChanged,
@@ -267,6 +272,7 @@ export class Fleet {
     if (steadyMs - this.#toldAliveAtMs >= this.#members.aliveEveryMs) {
       this.#tellAlive(steadyMs, false)
     }
+    if (this.#rulesDropped && this.#channel.hasRoom) this.#broadcastRules()
   }
 
   /**
@@ -286,7 +292,7 @@ export class Fleet {
       setTimeout(() => this.#reviewAndRegister(), ms)
     }
     // Set while the broker was away, or unknown to the workers that started meanwhile.
-    for (const content of this.rules.all()) this.#channel.broadcast(content)
+    this.#broadcastRules()
     this.locator.opened()
   }
 
@@ -300,6 +306,11 @@ export class Fleet {
 
   stop(): void {
     this.presence.stop()
+  }
+
+  #broadcastRules(): void {
+    this.#rulesDropped = false
+    for (const content of this.rules.all()) this.#channel.broadcast(content, this.#rulesSettled)
   }
 
   #tellUnverified(steadyMs: number): void {
@@ -377,7 +388,9 @@ export class Fleet {
         if (message.asks && !this.#leaving) {
           const to = { worker: from, incarnation }
           this.#channel.tell(to, this.#alive(false))
-          for (const content of this.rules.all()) this.#channel.tell(to, content)
+          for (const content of this.rules.all()) {
+            this.#channel.tell(to, content, this.#rulesSettled)
+          }
         }
         break
       case "devices":

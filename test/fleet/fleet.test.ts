@@ -141,6 +141,41 @@ describe.each([3_600_000, -3_600_000])("setting the clock by %d ms", (ms) => {
   })
 })
 
+describe("the gate", () => {
+  const CLOSED = { open: false, prefix: "", retry_after_ms: null }
+  const MAX_IN_FLIGHT = 1_000
+
+  test("that was set while the channel was full is sent once there is room", async () => {
+    const subject = new Subject()
+    subject.open()
+    for (let n = 0; n < MAX_IN_FLIGHT; n += 1) subject.fleet.rules.setGate(CLOSED)
+    subject.fleet.rules.setGate({ ...CLOSED, open: true })
+    const gates = () => subject.published.flatMap((said) => (said.type === "gate" ? said.gate : []))
+    await turns()
+    subject.pass(250)
+    expect(gates().at(-1)?.open).toBe(false)
+    const before = gates().length
+
+    subject.script.settle("confirmed", MAX_IN_FLIGHT)
+    subject.pass(250)
+    subject.pass(250)
+    expect(gates().slice(before)).toEqual([subject.fleet.rules.gate])
+    expect(subject.fleet.rules.gate.open).toBe(true)
+  })
+
+  test("that was dropped is not sent twice after the broker connection has returned", async () => {
+    const subject = new Subject()
+    subject.open()
+    subject.fleet.rules.setGate(CLOSED)
+    subject.cut()
+    await turns()
+    const before = subject.published.length
+    subject.open()
+    subject.pass(250)
+    expect(subject.published.slice(before).filter(({ type }) => type === "gate")).toHaveLength(1)
+  })
+})
+
 describe("messages with the fields of the schema and values of any type", () => {
   const known = fc.constantFrom(
     ...[OTHER.from, OTHER.incarnation, CONNECTION, SELF.worker, "gw.9", "lock:1", "", "."],
