@@ -1,9 +1,10 @@
 /**
- * `bun run bench [name …] [--smoke] [--json] [--page] [--beside <port>,<pid>]`: runs the benches,
- * all or those named, one after the other, and prints their figures with what they were measured
- * on; with `--page` they become their tables in docs/PERFORMANCE.md. With `--beside` those that can
- * compare put any other TLS line server, which runs already, under the same load in turn with the
- * gateway.
+ * `bun run bench [name …] [--smoke] [--json] [--page] [--beside <port>,<pid>] [--cluster]`: runs the
+ * benches, all or those named, one after the other, and prints their figures with what they were
+ * measured on; with `--page` they become their tables in docs/PERFORMANCE.md. With `--beside` those
+ * that can compare put any other TLS line server, which runs already, under the same load in turn
+ * with the gateway. With `--cluster` those that can use a cluster of three brokers, which needs
+ * root.
  */
 
 import { readFileSync, writeFileSync } from "node:fs"
@@ -20,6 +21,7 @@ import { goalsTable } from "./goals.ts"
 import { type BenchResult, commit, machine } from "./harness.ts"
 import { hostile } from "./hostile.ts"
 import { lines } from "./lines.ts"
+import { partitions } from "./partitions.ts"
 import { queued } from "./queued.ts"
 import { registry } from "./registry.ts"
 import { returning } from "./returning.ts"
@@ -35,9 +37,11 @@ interface Bench {
   /** One sentence for the page. */
   readonly what: string
   /** Smoke parameters run with the tests, so that no bench rots. */
-  readonly run: (smoke: boolean, beside: Beside | null) => Promise<BenchResult>
+  readonly run: (smoke: boolean, beside: Beside | null, onCluster: boolean) => Promise<BenchResult>
   /** Puts another server under the same load when there is one. */
   readonly compares?: true
+  /** Runs on a cluster of brokers too. */
+  readonly clusters?: true
 }
 
 /** From here on it is the driver that is measured. */
@@ -121,6 +125,15 @@ export const BENCHES: Readonly<Record<string, Bench>> = {
         ...{ connections: smoke ? 10 : 200, linesEach: smoke ? 100 : 1_000, lineBytes: 100 },
         ...{ handshakes: smoke ? 60 : 8_000, atOnce: 32, rounds: smoke ? 1 : 3 },
       }),
+  },
+  partitions: {
+    what: "Lines a second from devices to back-ends with `FROM_DEVICE_PARTITIONS=4`, beside one queue, in turn. Each queue has one consumer in a process of its own. Two workers. Drivers, broker and consumers are on the same two cores. `--cluster` uses three nodes of RabbitMQ.",
+    run: (smoke, _beside, onCluster) =>
+      partitions({
+        ...{ partitions: 4, connections: smoke ? 20 : 200, linesEach: smoke ? 100 : 1_000 },
+        ...{ lineBytes: 100, rounds: smoke ? 1 : 3, nodes: onCluster ? 3 : 1 },
+      }),
+    clusters: true,
   },
   bursts: {
     what: "Bursts of lines into one worker, faster than the broker takes them: it is stopped every other quarter of a second.",
@@ -238,6 +251,7 @@ async function main(): Promise<number> {
       json: { type: "boolean", default: false },
       page: { type: "boolean", default: false },
       beside: { type: "string" },
+      cluster: { type: "boolean", default: false },
     },
   })
   const beside = values.beside === undefined ? null : readBeside(values.beside)
@@ -245,7 +259,10 @@ async function main(): Promise<number> {
     console.error("--beside is <port>,<pid>: where the other server listens, and its process")
     return 2
   }
-  const able = Object.keys(BENCHES).filter((name) => !beside || BENCHES[name]?.compares)
+  const { cluster } = values
+  const able = Object.keys(BENCHES)
+    .filter((name) => !beside || BENCHES[name]?.compares)
+    .filter((name) => !cluster || BENCHES[name]?.clusters)
   const names = positionals.length > 0 ? positionals : able
   const unknown = names.filter((name) => !(name in BENCHES))
   if (unknown.length > 0) {
@@ -254,13 +271,12 @@ async function main(): Promise<number> {
   }
   const unable = names.filter((name) => !able.includes(name))
   if (unable.length > 0) {
-    console.error(
-      `only ${able.join(" and ")} compare with another server, not ${unable.join(", ")}`,
-    )
+    const what = cluster ? "run on a cluster" : "compare with another server"
+    console.error(`only ${able.join(" and ")} ${what}, not ${unable.join(", ")}`)
     return 2
   }
-  if (values.page && (values.smoke || beside !== null)) {
-    console.error("--page is for benches in their full size, without another server")
+  if (values.page && (values.smoke || beside !== null || cluster)) {
+    console.error("--page is for benches in their full size, without another server or a cluster")
     return 2
   }
   const measuredOn = { machine: machine(), commit: commit(), date: new Date().toISOString() }
@@ -269,7 +285,7 @@ async function main(): Promise<number> {
   const failed: string[] = []
   const measure = async (name: string) => {
     try {
-      const result = await BENCHES[name]?.run(values.smoke, beside)
+      const result = await BENCHES[name]?.run(values.smoke, beside, cluster)
       if (result === undefined) return
       results.push(result)
       if (values.json) console.log(JSON.stringify({ ...measuredOn, ...result }))

@@ -20,7 +20,7 @@ afterAll(() => broker?.dispose(), 60_000)
 test.each(Object.keys(BENCHES))(
   "bench %s runs",
   async (name) => {
-    const result = await BENCHES[name]?.run(true, null)
+    const result = await BENCHES[name]?.run(true, null, false)
     expect(result?.bench).toBe(name)
     if (result !== undefined) results.push(result)
     for (const value of Object.values(result?.figures ?? {})) {
@@ -45,7 +45,7 @@ test.each(Object.keys(BENCHES).filter((name) => BENCHES[name]?.compares))(
     const other = await bareServer()
     try {
       const [pid = 0] = other.pids()
-      const result = await BENCHES[name]?.run(true, { port: other.port, pid })
+      const result = await BENCHES[name]?.run(true, { port: other.port, pid }, false)
       const figures = Object.keys(result?.figures ?? {})
       expect(figures.filter((figure) => figure.includes("beside")).length).toBeGreaterThan(0)
       expect(await other.admitted()).toBeGreaterThan(0)
