@@ -480,6 +480,7 @@ export class Fleet {
     if (own === undefined || own.id !== connectionId) return
     own.endpoint?.raiseEpoch(epoch)
     this.presence.connected(own)
+    this.#registrar.again([deviceId, connectionId, epoch])
   }
 
   #own(deviceId: string): Found | undefined {

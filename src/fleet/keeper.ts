@@ -4,12 +4,13 @@
  *
  *   devices ─► directory ─┬─ newer than the registered one ─► newer ─► the worker of the older one, which closes it
  *                         ├─ older ─────────────────────────► newer ─► the worker that registers it, which closes it
- *                         └─ older by its epoch, but `ARRIVAL_MS` later ─► its epoch is raised: it is the newer one
+ *                         └─ older by its epoch, but `ARRIVAL_MS` later ─► its worker registers it with a larger epoch
  *   all that came from one worker ─► kept
  *   find ─► found: where each device is, or that no worker holds it
  *
  * The clocks of two machines may differ. So a device that has just connected is newer than a
- * connection that was registered long ago, whatever their epochs say. Bounds: those of the
+ * connection that was registered long ago, whatever their epochs say. Both connections stay until
+ * the worker has registered the larger epoch: its connection may have closed. Bounds: those of the
  * directory; one answer and one notice for each member.
  */
 
@@ -40,7 +41,9 @@ export interface KeeperOptions {
 
 /** What the keeper answers for one registration. */
 export interface Kept {
-  /** The larger epoch that the connection has from now on; null when it keeps its own. */
+  /**
+   * The larger epoch with which the connection must be registered again; null when it is registered.
+   */
   readonly raised: number | null
   readonly hasHeld: boolean
 }
@@ -137,25 +140,21 @@ export class Keeper {
     const isOwn = at === this.#options.self
     const atMs = steadyMs()
     const known = (isOwn ? undefined : own(deviceId)) ?? this.#directory.find(deviceId)
-    let raised: number | null = null
     if (known !== undefined && known.registration[1] !== connectionId) {
       const [, knownConnection, knownEpoch] = known.registration
       if (!isNewer(epoch, connectionId, knownEpoch, knownConnection)) {
         const isLater = isFresh === 1 && atMs - known.atMs > ARRIVAL_MS && this.#isThere(known)
-        if (!isLater) {
-          this.#tellNewer(at, known.registration)
-          return { raised: null, hasHeld: false }
-        }
-        raised = knownEpoch + 1
+        if (isLater) return { raised: knownEpoch + 1, hasHeld: false }
+        this.#tellNewer(at, known.registration)
+        return { raised: null, hasHeld: false }
       }
       const holder = processOfConnection(knownConnection)
-      const newest = [deviceId, connectionId, raised ?? epoch] as const
-      if (holder !== null) this.#tellNewer(holder, newest)
+      if (holder !== null) this.#tellNewer(holder, [deviceId, connectionId, epoch])
     }
     // Devices of this worker are found without the directory.
     if (isOwn) this.#directory.remove(deviceId)
-    else this.#directory.set([deviceId, connectionId, raised ?? epoch], atMs)
-    return { raised, hasHeld: hasHeld([deviceId, connectionId, raised ?? epoch], at) }
+    else this.#directory.set([deviceId, connectionId, epoch], atMs)
+    return { raised: null, hasHeld: hasHeld([deviceId, connectionId, epoch], at) }
   }
 
   /** Whether the process that holds the connection is known to answer. */

@@ -120,7 +120,7 @@ const message = v.variant("type", [
     type: v.literal("kept"),
     ...sender,
     n: count,
-    /** Connections whose epoch is larger now, since they are newer than others by arrival. */
+    /** Connections that must be registered again with this larger epoch: they came later. */
     raised: registrations,
     /** Of the devices that have connected, those with held commands. */
     held: deviceIds,

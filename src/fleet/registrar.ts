@@ -40,7 +40,7 @@ export interface RegistrarOptions {
   readonly isCurrent: DestinationOptions["isCurrent"]
   /** The registrations of all named devices of this worker. */
   readonly devices: () => Iterable<Registration>
-  /** The keeper says that a connection is newer than its epoch says. */
+  /** A connection is newer than its epoch says: call `again` with this epoch if it is open. */
   readonly raised: (registration: Registration) => void
   /**
    * Called once for each device that has connected, when its keeper has answered, or not in time.
@@ -145,12 +145,14 @@ export class Registrar {
   /** Handles the answer of a keeper. */
   kept({ from, incarnation, n, raised, held }: Extract<FleetMessage, { type: "kept" }>): void {
     const process = { worker: from, incarnation }
-    for (const registration of raised) this.#options.raised(registration)
     const hasHeld = new Set(held)
+    const isRaised = new Set(raised.map(([, connectionId]) => connectionId))
     const answered = this.#told.get(keyOf(process))?.destination.answered(n) ?? []
     for (const [deviceId, connectionId] of answered) {
+      if (isRaised.has(connectionId)) continue
       this.#answered(deviceId, connectionId, hasHeld.has(deviceId))
     }
+    for (const registration of raised) this.#options.raised(registration)
   }
 
   /** The connection of this worker is not known to the keeper, or not as the newest one. */
@@ -209,9 +211,10 @@ export class Registrar {
     if (this.#keepers.hasForeign) this.#everyone.add(change)
     if (this.#keepers.kept.has(shard)) {
       if (change.length === 2) return
+      const [, connectionId] = change
       const { raised, hasHeld } = this.#keeper.registerOwn(change)
-      if (raised !== null) this.#options.raised([change[0], change[1], raised])
-      if (change[3] === 1) this.#answered(change[0], change[1], hasHeld)
+      if (raised === null) this.#answered(deviceId, connectionId, hasHeld)
+      else this.#options.raised([deviceId, connectionId, raised])
       return
     }
     if (claimants.some(({ process }) => this.#members.answers(process))) return
