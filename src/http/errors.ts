@@ -32,7 +32,7 @@ export const ERROR_STATUS = {
 
 export type ErrorCode = keyof typeof ERROR_STATUS
 
-/** Seconds after which a client may retry a request that got a 503 or 429. */
+/** Seconds after which a client may retry a request that got a 503, or was refused as `busy`. */
 const RETRY_AFTER_S = "1"
 
 /** The variables that `app.ts` sets in the context of each request. */
@@ -50,7 +50,7 @@ export function refuse(
   message: string,
   status: ContentfulStatusCode = ERROR_STATUS[code],
 ): Response {
-  if (status === 503 || status === 429) c.header("Retry-After", RETRY_AFTER_S)
+  if (status === 503 || code === "busy") c.header("Retry-After", RETRY_AFTER_S)
   c.get("refused")(code)
   return c.json({ error: { code, message } }, status)
 }

@@ -431,7 +431,7 @@ describe("POST /devices/:id/send: outcomes", () => {
       }
       const message = await expectRefusal(gateway, response, status, code)
       if ("detail" in result) expect(message).toBe("why it ended")
-      expect(response.headers.has("retry-after")).toBe(status === 503 || status === 429)
+      expect(response.headers.has("retry-after")).toBe(status === 503)
     })
   }
 
