@@ -42,7 +42,8 @@ export interface KeeperOptions {
 /** What the keeper answers for one registration. */
 export interface Kept {
   /**
-   * The larger epoch with which the connection must be registered again; null when it is registered.
+   * The larger epoch with which the connection must be registered again; null when it is
+   * registered.
    */
   readonly raised: number | null
   readonly hasHeld: boolean
@@ -52,19 +53,20 @@ type Devices = Extract<FleetMessage, { type: "devices" }>
 
 /** What waits to be sent to one process. */
 class Outbox {
+  readonly process: WorkerProcess
   n = 0
   isAnswerDue = false
   raised: Registration[] = []
   held: string[] = []
+  refused: string[] = []
   readonly newer = new Map<string, Registration>()
-  readonly gathered: Gathered
 
-  get rows(): number {
-    return Math.max(this.raised.length, this.held.length)
+  constructor(process: WorkerProcess) {
+    this.process = process
   }
 
-  constructor(send: (outbox: Outbox, ended: () => void) => boolean) {
-    this.gathered = new Gathered((ended) => send(this, ended))
+  get rows(): number {
+    return Math.max(this.raised.length, this.held.length, this.refused.length)
   }
 }
 
@@ -75,6 +77,7 @@ export class Keeper {
   readonly #options: KeeperOptions
   /** By process. */
   readonly #outboxes = new Map<string, Outbox>()
+  readonly #gathered = new Gathered((ended) => this.#send(ended))
 
   constructor(channel: Channel, members: Members, directory: Directory, options: KeeperOptions) {
     this.#channel = channel
@@ -97,12 +100,16 @@ export class Keeper {
     const sender = { worker: from, incarnation }
     for (const shard of tells) this.#directory.tells(shard, sender)
     for (const [deviceId, connectionId] of gone) this.#directory.remove(deviceId, connectionId)
-    const outbox = n === undefined ? null : this.#outboxTo(sender)
     // An answer has at most as many rows as a message may have.
-    if (outbox !== null && outbox.rows + here.length > MAX_ROWS) this.#answer(sender, outbox)
+    const rows = this.#outboxes.get(keyOf(sender))?.rows ?? 0
+    if (rows + here.length > MAX_ROWS) this.#sendAll()
+    const outbox = n === undefined ? null : this.#outboxTo(sender)
     for (const registration of here) {
       const [deviceId, connectionId, epoch, isFresh] = registration
-      if (!this.#directory.keeps(deviceId)) continue
+      if (!this.#directory.keeps(deviceId)) {
+        outbox?.refused.push(deviceId)
+        continue
+      }
       if (isFresh === 1) this.#options.connected(deviceId, epoch)
       const { raised, hasHeld } = this.#register(registration, sender)
       if (outbox === null) continue
@@ -113,7 +120,7 @@ export class Keeper {
     if (outbox === null || n === undefined) return
     outbox.n = n
     outbox.isAnswerDue = true
-    outbox.gathered.soon()
+    this.#gathered.soon()
   }
 
   /** A device of this worker, whose shard is kept here, has connected or is registered again. */
@@ -171,46 +178,47 @@ export class Keeper {
     }
     const outbox = this.#outboxTo(to)
     outbox.newer.set(registration[0], registration)
-    outbox.gathered.soon()
+    this.#gathered.soon()
   }
 
   #outboxTo(process: WorkerProcess): Outbox {
     const key = keyOf(process)
-    let outbox = this.#outboxes.get(key)
-    if (outbox === undefined) {
-      outbox = new Outbox((from, ended) => this.#send(process, from, ended))
-      this.#outboxes.set(key, outbox)
-    }
+    const outbox = this.#outboxes.get(key) ?? new Outbox(process)
+    this.#outboxes.set(key, outbox)
     return outbox
   }
 
-  /** Sends both messages of an outbox. It is removed when it is empty. */
-  #send(to: WorkerProcess, outbox: Outbox, ended: () => void): boolean {
-    if (!this.#channel.open || (!outbox.isAnswerDue && outbox.newer.size === 0)) {
-      this.#outboxes.delete(keyOf(to))
-      return false
-    }
-    if (outbox.isAnswerDue) this.#answer(to, outbox)
-    const devices = [...outbox.newer.values()].slice(0, MAX_ROWS)
-    for (const [deviceId] of devices) outbox.newer.delete(deviceId)
-    // Sends again what could not be sent, or removes the empty outbox.
-    outbox.gathered.soon()
-    if (devices.length === 0) queueMicrotask(ended)
-    else {
-      this.#channel.tell(to, { type: "newer", devices }, (result) => {
-        if (result === "cut" || result === "nacked") {
-          for (const device of devices) outbox.newer.set(device[0], device)
-        }
-        ended()
-      })
-    }
+  #send(ended: () => void): boolean {
+    if (this.#outboxes.size === 0) return false
+    this.#sendAll()
+    queueMicrotask(ended)
     return true
   }
 
-  /** When the answer is lost, the worker tells the registrations to all workers. */
-  #answer(to: WorkerProcess, outbox: Outbox): void {
-    const { n, raised, held } = outbox
-    Object.assign(outbox, { isAnswerDue: false, raised: [], held: [] })
-    this.#channel.tell(to, { type: "kept", n, raised, held })
+  /**
+   * The notices to all workers go before the answers: a worker that has its answer need not tell
+   * its registrations to all. When messages cannot be sent, all workers register again.
+   */
+  #sendAll(): void {
+    const outboxes = [...this.#outboxes.values()]
+    this.#outboxes.clear()
+    if (!this.#channel.open) return
+    for (const { process, newer } of outboxes) {
+      const rows = [...newer.values()]
+      for (let from = 0; from < rows.length; from += MAX_ROWS) {
+        this.#tellRows(process, rows.slice(from, from + MAX_ROWS))
+      }
+    }
+    for (const { process, isAnswerDue, n, raised, held, refused } of outboxes) {
+      if (isAnswerDue) this.#channel.tell(process, { type: "kept", n, raised, held, refused })
+    }
+  }
+
+  #tellRows(process: WorkerProcess, devices: Registration[]): void {
+    this.#channel.tell(process, { type: "newer", devices }, (result) => {
+      // The messages in flight have reached their bound.
+      const isDropped = result === "cut" && this.#channel.open
+      if (isDropped) for (const device of devices) this.#tellNewer(process, device)
+    })
   }
 }

@@ -124,6 +124,8 @@ const message = v.variant("type", [
     raised: registrations,
     /** Of the devices that have connected, those with held commands. */
     held: deviceIds,
+    /** Devices that are not registered: the sender does not keep their shards any more. */
+    refused: deviceIds,
   }),
   v.object({ type: v.literal("newer"), ...sender, devices: registrations }),
   v.object({ type: v.literal("find"), ...sender, ask, devices: deviceIds }),
@@ -293,9 +295,10 @@ function checkRows(message: FleetMessage, nowMs: number): ReadMessage | null {
     case "kept": {
       const raised = message.raised.filter((row) => isRegistration(row, nowMs))
       const held = message.held.filter(isDevice)
-      const left = raised.length + held.length
-      const refusedRows = message.raised.length + message.held.length - left
-      return { message: { ...message, raised, held }, refusedRows }
+      const refused = message.refused.filter(isDevice)
+      const left = raised.length + held.length + refused.length
+      const sent = message.raised.length + message.held.length + message.refused.length
+      return { message: { ...message, raised, held, refused }, refusedRows: sent - left }
     }
     case "find":
     case "where": {

@@ -7,7 +7,8 @@
  *
  * A keeper that a worker hears of is told all its devices of the new shards, and then each change.
  * Without an answer within `KEPT_TIMEOUT_MS` a registration goes to all workers too, and the keeper
- * counts as silent. So a device has two connections for a moment only, even when its keeper is dead
+ * counts as silent. So does a registration that is refused, since that worker does not keep the
+ * shard any more. So a device has two connections for a moment only, even when its keeper is dead
  * or paused. All devices are told again when the broker connection returns, and every `REPEAT_MS`,
  * since a message may be lost.
  *
@@ -143,14 +144,25 @@ export class Registrar {
   }
 
   /** Handles the answer of a keeper. */
-  kept({ from, incarnation, n, raised, held }: Extract<FleetMessage, { type: "kept" }>): void {
+  kept({
+    from,
+    incarnation,
+    n,
+    raised,
+    held,
+    refused,
+  }: Extract<FleetMessage, { type: "kept" }>): void {
     const process = { worker: from, incarnation }
     const hasHeld = new Set(held)
     const isRaised = new Set(raised.map(([, connectionId]) => connectionId))
     const answered = this.#told.get(keyOf(process))?.destination.answered(n) ?? []
-    for (const [deviceId, connectionId] of answered) {
-      if (isRaised.has(connectionId)) continue
-      this.#answered(deviceId, connectionId, hasHeld.has(deviceId))
+    const isRefused = new Set(refused)
+    for (const registration of answered) {
+      const [deviceId, connectionId] = registration
+      if (isRefused.has(deviceId)) this.#everyone.add(registration)
+      else if (!isRaised.has(connectionId)) {
+        this.#answered(deviceId, connectionId, hasHeld.has(deviceId))
+      }
     }
     for (const registration of raised) this.#options.raised(registration)
   }

@@ -30,6 +30,7 @@ const MESSAGES: { readonly [T in FleetMessage["type"]]: Extract<FleetMessage, { 
     n: 3,
     raised: [["lock:1", "gw.9.mb2k3f9zq7x2.1a", 7]],
     held: ["lock:1"],
+    refused: ["bell:2"],
   },
   newer: { type: "newer", ...SENDER, devices: [["lock:1", "gw.9.mb2k3f9zq7x2.1a", 7]] },
   find: { type: "find", ...SENDER, ask: 8, devices: ["lock:1", "bell:2"] },
