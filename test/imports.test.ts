@@ -33,6 +33,8 @@ const PURE = [
   "src/commands/lost-commands.ts",
   "src/commands/forwarding.ts",
   "src/commands/reply-to.ts",
+  "src/commands/hold/held-command.ts",
+  "src/commands/hold/held-index.ts",
   "src/broker/republishing.ts",
   "src/broker/publish-window.ts",
   "src/commands/routing.ts",

@@ -35,6 +35,19 @@ export const LEFT_HEADER = "owsla-left"
 export const MEMBER_HEADER = "owsla-member"
 /** Milliseconds since 1970; AMQP's `expiration` restarts in each queue. */
 export const EXPIRES_AT_HEADER = "owsla-expires-at"
+/** Of an entry in the log of held commands (`hold/held-command.ts`): when it was first held. */
+export const HELD_AT_HEADER = "owsla-held-at"
+export const HELD_NUMBER_HEADER = "owsla-held-number"
+/** Of a tombstone: the id of the command that has ended. */
+export const HELD_ENDED_HEADER = "owsla-held-ended"
+export const HELD_MARKER_HEADER = "owsla-held-marker"
+/**
+ * The command is to be held by the worker that gets it, because its device is not connected. The
+ * value is true.
+ */
+export const HOLD_HEADER = "owsla-hold"
+/** The command was held, and the worker that gets it holds its connection. The value is true. */
+export const HELD_HEADER = "owsla-held"
 
 /**
  * Headers between workers. Copies in the undelivered queue do not have them, since an operator may
@@ -48,6 +61,12 @@ export const INTERNAL_HEADERS: readonly string[] = [
   LEFT_HEADER,
   EXPIRES_AT_HEADER,
   MEMBER_HEADER,
+  HELD_AT_HEADER,
+  HELD_NUMBER_HEADER,
+  HELD_ENDED_HEADER,
+  HELD_MARKER_HEADER,
+  HOLD_HEADER,
+  HELD_HEADER,
 ]
 
 /** The connection that a command is for, by its own id or by the id of its device. */
