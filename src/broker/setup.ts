@@ -2,7 +2,8 @@
  * The exchanges, queues and subscriptions of a worker. Names and arguments are in `topology.ts`.
  *
  * An exception of the fleet or the sender is reported as a defect. Bound: `PREFETCH` for all queues
- * together, divided by `SHARES`.
+ * together, divided by `SHARES`; with more shards than a quarter of it, one more for each log of
+ * held commands that this worker keeps.
  */
 
 import type { WorkerProcess } from "../device/ids.ts"
@@ -26,6 +27,18 @@ export const FLEET_MESSAGE_TYPE = "owsla.fleet"
  * covers messages in flight only. Dead letters are rare.
  */
 const SHARES = { fleet: 2, toDevice: 4, worker: 3, deadLetters: 1 }
+/** The part of `PREFETCH` for the logs of held commands: one of this many. */
+const HELD_PART = 11
+/** With many shards their logs need more. They leave at least three quarters to the others. */
+const MAX_HELD_PART = 4
+
+/**
+ * The prefetch of the log of each shard's held commands. One worker may keep all shards, and their
+ * number changes: so the share is divided by all of them.
+ */
+export function heldPrefetch(prefetch: number, shards: number): number {
+  return Math.max(1, Math.floor(prefetch / HELD_PART / shards))
+}
 
 /** The handlers of deliveries. */
 export interface Handlers {
@@ -39,16 +52,18 @@ export interface Handlers {
     lost(): void
   }
   readonly fleet: { deliver(delivery: Delivery): void }
-  readonly sender: { deliverReceipt(delivery: Delivery): void }
+  readonly receipts: { deliverReceipt(delivery: Delivery): void }
   readonly fault: (error: Error, queue: string) => void
 }
 
 export function brokerSetup(
-  names: QueueNames & { readonly prefetch: number },
+  names: QueueNames & { readonly prefetch: number; readonly shards: number },
   self: WorkerProcess,
-  { consumer, unacknowledged, fleet, sender, fault }: Handlers,
+  { consumer, unacknowledged, fleet, receipts, fault }: Handlers,
 ): BrokerSetup {
-  const shares = divided(names.prefetch, Object.values(SHARES))
+  const { prefetch, shards } = names
+  const held = Math.min(shards * heldPrefetch(prefetch, shards), prefetch / MAX_HELD_PART)
+  const shares = divided(prefetch - Math.floor(held), Object.values(SHARES))
   const [fleetShare = 1, toDevice = 1, worker = 1, deadLetters = 1] = shares
   const fleetName = fleetQueue(self)
   const lost = () => unacknowledged.lost()
@@ -62,7 +77,7 @@ export function brokerSetup(
     delivery.acknowledge()
     try {
       if (delivery.properties.type === FLEET_MESSAGE_TYPE) fleet.deliver(delivery)
-      else sender.deliverReceipt(delivery)
+      else receipts.deliverReceipt(delivery)
     } catch (error) {
       fault(asError(error), fleetName)
     }

@@ -8,6 +8,7 @@
  *   owsla.broadcasts       broadcasts, each taken by one worker, which coordinates it
  *   owsla.dead_letters     commands that the broker dead-lettered: expired, or not consumed by their worker
  *   owsla.fleet.<id>       messages between workers, and receipts of commands that came by HTTP
+ *   owsla.held.<shard>     commands that are held until their devices connect; made when the first is held
  *
  * and the exchanges:
  *
@@ -174,6 +175,15 @@ export function broadcastsQueue({ queueType }: Pick<QueueNames, "queueType">): Q
     durable: true,
     arguments: { "x-queue-type": queueType },
   }
+}
+
+/** The log of the held commands of one shard; see `commands/hold/held-log.ts`. */
+export function heldQueue(
+  { queueType }: Pick<QueueNames, "queueType">,
+  shard: number,
+): QueueDeclaration {
+  const name = `${OWN_QUEUE_PREFIX}held.${shard}`
+  return { name, durable: true, arguments: { "x-queue-type": queueType } }
 }
 
 /** With the name of the queue as routing key, as in the default exchange. */
