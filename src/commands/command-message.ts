@@ -9,8 +9,8 @@
 import type { HeaderValue, MessageProperties } from "../broker/broker.ts"
 import { bodyFault, type Outcome } from "../device/command.ts"
 import type { LineFormat } from "../device/framing.ts"
-import { CONNECTION_ID, DEVICE_ID } from "../device/ids.ts"
-import { type CommandOptions, readOptions } from "./command-options.ts"
+import { CONNECTION_ID, DEVICE_ID, workerOfConnection } from "../device/ids.ts"
+import { type CommandOptions, type OptionLimits, readOptions } from "./command-options.ts"
 
 /** The number of times that the command was forwarded from worker to worker. */
 export const HOPS_HEADER = "owsla-hops"
@@ -86,13 +86,14 @@ export interface CommandMessage {
   /** It was a redelivery at a worker that forwarded it. */
   readonly redelivered: boolean
   readonly options: CommandOptions
+  /** This worker is asked to hold it, because its device is not connected. */
+  readonly isHoldRequest: boolean
+  /** It was held, and comes from the keeper of its shard to its connection. */
+  readonly isHeld: boolean
 }
 
 /** What a command may be. */
-export interface CommandFormat extends LineFormat {
-  /** The longest time for which a command may wait for its reply. */
-  readonly maxReplyMs: number
-}
+export interface CommandFormat extends LineFormat, OptionLimits {}
 
 export interface Refusal {
   readonly outcome: Extract<Outcome, "invalid" | "too_large">
@@ -122,8 +123,15 @@ export function readCommand(
   if (seq === undefined) return invalid("to_device_seq is no integer from 0 to 2^53 - 1")
   const expiresAtMs = readExpiry(properties, nowMs)
   if (expiresAtMs === undefined) return invalid("expiration is no whole number of milliseconds")
-  const options = readOptions(headers, format.maxReplyMs)
+  const options = readOptions(headers, format)
   if (typeof options === "string") return invalid(options)
+  const isHeld = headers[HELD_HEADER] === true
+  if (options.holdMs !== null && !isHeld) {
+    if (connectionId !== null || deviceId === null || workerOfConnection(deviceId) !== null) {
+      return invalid("hold_ms needs a device_id: a connection does not return")
+    }
+    if (seq !== null) return invalid("hold_ms and to_device_seq: numbers are those of a connection")
+  }
   const fault = bodyFault(body, format)
   if (fault !== null) return fault
   return {
@@ -136,6 +144,8 @@ export function readCommand(
     commandId: readText(headers[COMMAND_ID_HEADER]),
     redelivered: headers[REDELIVERED_HEADER] === true,
     options,
+    isHoldRequest: headers[HOLD_HEADER] === true && options.holdMs !== null,
+    isHeld,
   }
 }
 

@@ -1,13 +1,13 @@
 /**
- * The optional fields of a command, which are AMQP headers of the same names: what it supersedes,
- * the reply that it waits for, and its trace context. Pure.
+ * The optional fields of a command, which are AMQP headers of the same names: how long it may be
+ * held, what it supersedes, the reply that it waits for, and its trace context. Pure.
  *
  *   headers ─► readOptions ─► options, or the reason for which the command is invalid
  *   HTTP    ─► optionHeaders, for the message of a command that is forwarded or kept
  *
  * Numbers may also be strings of digits and `reply_next` the string "true", because command-line
- * publishers can only send strings. Bounds: `MAX_OPTION_BYTES` for each text, `maxReplyMs`, and
- * `MAX_TRACE_BYTES`, beyond which a header of the trace context is ignored.
+ * publishers can only send strings. Bounds: `MAX_OPTION_BYTES` for each text, those of
+ * `OptionLimits`, and `MAX_TRACE_BYTES`, beyond which a header of the trace context is ignored.
  */
 
 import type { HeaderValue } from "../broker/broker.ts"
@@ -23,13 +23,27 @@ export const DEFAULT_REPLY_TIMEOUT_MS = 5_000
  */
 export const MAX_TRACE_BYTES = 512
 
+export interface OptionLimits {
+  /** The longest time for which a command may be held. */
+  readonly maxHoldMs: number
+  /** The longest time for which a command may wait for its reply. */
+  readonly maxReplyMs: number
+}
+
 export interface CommandOptions {
+  /** How long it is held when its device is not connected; null when it is not held. */
+  readonly holdMs: number | null
   readonly supersedeKey: string | null
   readonly reply: ReplyRequest | null
   readonly trace: TraceContext | null
 }
 
-export const NO_OPTIONS: CommandOptions = { supersedeKey: null, reply: null, trace: null }
+export const NO_OPTIONS: CommandOptions = {
+  holdMs: null,
+  supersedeKey: null,
+  reply: null,
+  trace: null,
+}
 
 const encoder = new TextEncoder()
 const decoder = new TextDecoder("utf-8", { ignoreBOM: true })
@@ -37,19 +51,26 @@ const decoder = new TextDecoder("utf-8", { ignoreBOM: true })
 type Headers = Readonly<Record<string, HeaderValue>>
 
 /** The options, or why they are not valid. */
-export function readOptions(headers: Headers, maxReplyMs: number): CommandOptions | string {
+export function readOptions(headers: Headers, limits: OptionLimits): CommandOptions | string {
+  const { maxHoldMs, maxReplyMs } = limits
+  const hold = headers["hold_ms"] ?? null
+  const holdMs = hold === null ? null : readMs(hold)
+  if (holdMs !== null && (holdMs < 1 || holdMs > maxHoldMs)) {
+    return `hold_ms must be a whole number from 1 to ${maxHoldMs} (MAX_HOLD_MS)`
+  }
   const key = headers["supersede_key"] ?? null
   if (key !== null && !isOption(key)) return `supersede_key ${OPTION_RULE}`
   const reply = readReply(headers, maxReplyMs)
   if (typeof reply === "string") return reply
   const trace = readTrace(headers)
-  if (key === null && reply === null && trace === null) return NO_OPTIONS
-  return { supersedeKey: key, reply, trace }
+  if (holdMs === null && key === null && reply === null && trace === null) return NO_OPTIONS
+  return { holdMs, supersedeKey: key, reply, trace }
 }
 
 /** The headers that `readOptions` reads. */
-export function optionHeaders({ supersedeKey, reply, trace }: CommandOptions): Headers {
+export function optionHeaders({ holdMs, supersedeKey, reply, trace }: CommandOptions): Headers {
   return {
+    ...(holdMs === null ? {} : { hold_ms: holdMs }),
     ...(supersedeKey === null ? {} : { supersede_key: supersedeKey }),
     ...(reply === null
       ? {}
@@ -93,7 +114,7 @@ function readReply(headers: Headers, maxReplyMs: number): ReplyRequest | string 
   if (timeout === null) {
     return { condition, timeoutMs: Math.min(DEFAULT_REPLY_TIMEOUT_MS, maxReplyMs) }
   }
-  const timeoutMs = readTimeout(timeout)
+  const timeoutMs = readMs(timeout)
   if (timeoutMs < 1 || timeoutMs > maxReplyMs) {
     return `reply_timeout_ms must be a whole number from 1 to ${maxReplyMs} (MAX_REPLY_MS)`
   }
@@ -129,8 +150,8 @@ function hasWordEnd(token: string): boolean {
 }
 
 /** 0 when it is not a whole number. */
-function readTimeout(value: HeaderValue): number {
-  const digits = typeof value === "string" && /^[0-9]{1,9}$/.test(value)
+function readMs(value: HeaderValue): number {
+  const digits = typeof value === "string" && /^[0-9]{1,12}$/.test(value)
   if (!digits && typeof value !== "number" && typeof value !== "bigint") return 0
   const number = Number(value)
   return Number.isSafeInteger(number) ? number : 0

@@ -19,7 +19,7 @@ import { NO_OPTIONS } from "../../src/commands/command-options.ts"
 import { CHEAP_RUNS, check } from "../support/property.ts"
 
 const NOW_MS = 1_770_000_000_000
-const FORMAT = { framing: "line", maxLineBytes: 20, maxReplyMs: 60_000 } as const
+const FORMAT = { framing: "line", maxLineBytes: 20, maxReplyMs: 60_000, maxHoldMs: 1_000 } as const
 const BODY = Buffer.from("line")
 const TO_DEVICE = { device_id: "d" }
 
@@ -49,6 +49,8 @@ test("the least that makes a command", () => {
     commandId: null,
     redelivered: false,
     options: NO_OPTIONS,
+    isHoldRequest: false,
+    isHeld: false,
   })
 })
 
@@ -75,6 +77,8 @@ test("everything a command can have", () => {
     commandId: "gw1.0.x.7",
     redelivered: false,
     options: NO_OPTIONS,
+    isHoldRequest: false,
+    isHeld: false,
   })
 })
 

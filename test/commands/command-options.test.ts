@@ -13,11 +13,11 @@ import {
 } from "../../src/commands/command-options.ts"
 import { CHEAP_RUNS, check } from "../support/property.ts"
 
-const MAX_REPLY_MS = 60_000
+const LIMITS = { maxReplyMs: 60_000, maxHoldMs: 1_000_000 }
 type Headers = Record<string, HeaderValue>
 
 function read(headers: Headers): CommandOptions {
-  const options = readOptions(headers, MAX_REPLY_MS)
+  const options = readOptions(headers, LIMITS)
   if (typeof options === "string") throw new Error(options)
   return options
 }
@@ -56,7 +56,8 @@ describe("a reply", () => {
   })
 
   test("waits no longer than MAX_REPLY_MS by default", () => {
-    expect(readOptions({ reply_next: true }, 2_000)).toMatchObject({ reply: { timeoutMs: 2_000 } })
+    const limits = { ...LIMITS, maxReplyMs: 2_000 }
+    expect(readOptions({ reply_next: true }, limits)).toMatchObject({ reply: { timeoutMs: 2_000 } })
   })
 })
 
@@ -89,7 +90,7 @@ test.each<[string, Headers]>([
   ["reply_timeout_ms", { reply_next: true, reply_timeout_ms: "1e3" }],
   ["reply_timeout_ms", { reply_next: true, reply_timeout_ms: true }],
 ])("%s is refused: %p", (named, headers) => {
-  const fault = readOptions(headers, MAX_REPLY_MS)
+  const fault = readOptions(headers, LIMITS)
   expect(fault).toBeString()
   expect(fault).toContain(named)
 })
@@ -135,6 +136,7 @@ const trace = fc.oneof(
 
 test("the headers of any options are read as the same options", () => {
   const options: fc.Arbitrary<CommandOptions> = fc.record({
+    holdMs: fc.option(fc.integer({ min: 1, max: 1_000_000 })),
     supersedeKey: fc.option(text),
     reply: fc.option(fc.record({ condition, timeoutMs: fc.integer({ min: 1, max: 60_000 }) })),
     trace: fc.option(trace),
@@ -148,14 +150,14 @@ test("the headers of any options are read as the same options", () => {
 test("whatever the headers are, there are options or a reason", () => {
   const names = ["supersede_key", "reply_token", "reply_prefix", "reply_next", "reply_timeout_ms"]
   const headers = fc.dictionary(
-    fc.constantFrom(...names, "traceparent", "tracestate"),
+    fc.constantFrom(...names, "hold_ms", "traceparent", "tracestate"),
     fc.anything({ withBigInt: true, withDate: true }) as fc.Arbitrary<HeaderValue>,
   )
   check(
     fc.property(headers, (each) => {
-      const options = readOptions(each, MAX_REPLY_MS)
+      const options = readOptions(each, LIMITS)
       if (typeof options === "string") expect(options).not.toBe("")
-      else expect(readOptions({ ...optionHeaders(options) }, MAX_REPLY_MS)).toEqual(options)
+      else expect(readOptions({ ...optionHeaders(options) }, LIMITS)).toEqual(options)
     }),
     CHEAP_RUNS,
   )

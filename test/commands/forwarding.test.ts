@@ -35,7 +35,7 @@ function readAfter(properties: MessageProperties, laterMs: number): CommandMessa
     body,
     { ...others, headers: { device_id: "lock:1", ...headers } },
     NOW_MS + laterMs,
-    { framing: "line", maxLineBytes: 100, maxReplyMs: 60_000 },
+    { framing: "line", maxLineBytes: 100, maxReplyMs: 60_000, maxHoldMs: 1_000 },
   )
   if ("outcome" in read) throw new Error(read.detail)
   return read
