@@ -31,7 +31,7 @@ type Entry = { -readonly [K in keyof HeldEntry]: HeldEntry[K] }
 export type HoldVerdict =
   | { readonly kind: "added"; readonly entry: HeldEntry }
   /** The same command is held already. */
-  | { readonly kind: "known" }
+  | { readonly kind: "known"; readonly heldUntilMs: number }
   /** Another command of the device with its message id is held. */
   | { readonly kind: "duplicate" }
   | { readonly kind: "full"; readonly detail: string }
@@ -91,13 +91,15 @@ export class HeldIndex {
    * message id and body is the same one.
    */
   offer(command: HeldCommand, redelivered: boolean, room: HeldRoom): HoldVerdict {
-    if (this.#entries.has(command.id)) return { kind: "known" }
+    const same = this.#entries.get(command.id)
+    if (same !== undefined) return known(same)
     const { deviceId, messageId, supersedeKey, body } = command
     let held = 0
     let superseded = 0
-    for (const { command: other, state } of this.of(deviceId)) {
+    for (const entry of this.of(deviceId)) {
+      const { command: other, state } = entry
       if (messageId !== null && other.messageId === messageId) {
-        return redelivered && isEqual(other.body, body) ? { kind: "known" } : { kind: "duplicate" }
+        return redelivered && isEqual(other.body, body) ? known(entry) : { kind: "duplicate" }
       }
       if (state === "ending") continue
       held += 1
@@ -245,6 +247,10 @@ export class HeldIndex {
     const entry = this.#entries.get(id)
     if (entry?.state === from) entry.state = to
   }
+}
+
+function known({ command }: HeldEntry): HoldVerdict {
+  return { kind: "known", heldUntilMs: command.expiresAtMs }
 }
 
 function full(detail: string): HoldVerdict {
