@@ -100,6 +100,8 @@ export interface Command {
   readonly bodyHash: bigint | number | null
   /** True when another worker consumed the command and forwarded it. */
   readonly forwarded: boolean
+  /** True when it was held until its device connected; see `hold-back.ts`. */
+  readonly wasHeld: boolean
   /**
    * True once the delivery of the command can no longer be acknowledged. The broker redelivers or
    * dead-letters the command, and that decides its outcome, unless bytes of it were offered to the

@@ -25,6 +25,7 @@ import { type Decision, Endpoint, SUPERSEDED } from "./endpoint.ts"
 import { type Framer, LineTooLong } from "./framer.ts"
 import { framedLine, type LineFormat, makeFramer, OVERHEAD_BYTES } from "./framing.ts"
 import type { Goodbye } from "./goodbye.ts"
+import { HoldBack } from "./hold-back.ts"
 import { Outgoing } from "./outgoing.ts"
 import { type DeviceSocket, type PeerInfo, UNKNOWN_PEER } from "./peer.ts"
 import type { ReorderLimits } from "./reorder-buffer.ts"
@@ -115,6 +116,8 @@ export class Connection {
   #outgoing: Outgoing | null = null
   /** Null until the first command with a reply. */
   #replies: WaitingReplies | null = null
+  /** Null unless newer commands wait for held ones. */
+  #holdBack: HoldBack | null = null
   /** Null without a limit, and until the connection is admitted. */
   #rate: DeviceRate | null = null
   #pausedBy = 0
@@ -305,10 +308,63 @@ export class Connection {
       command.settle("offline", "not admitted yet", null)
       return
     }
-    const gaps = this.#endpoint.gaps
-    this.#perform(this.#endpoint, this.#endpoint.offer(command, this.#context.nowMs()))
-    this.#context.counters.gapsSkipped += this.#endpoint.gaps - gaps
-    if (this.#endpoint.heldCommands > 0) this.#context.commandsWait(this)
+    const holdBack = this.#holdBack
+    if (holdBack !== null && command.cameBy !== "gateway") {
+      if (!command.wasHeld) {
+        holdBack.wait(command)
+        return
+      }
+      holdBack.isHeld(this.#context.steadyMs())
+      if (holdBack.supersedes(command)) {
+        const detail = "by a newer command with its supersede_key"
+        command.settle("superseded", detail, this.#endpoint.recipient)
+        return
+      }
+    }
+    this.#take(this.#endpoint, command)
+  }
+
+  #take(endpoint: Endpoint, command: Command): void {
+    const gaps = endpoint.gaps
+    this.#perform(endpoint, endpoint.offer(command, this.#context.nowMs()))
+    this.#context.counters.gapsSkipped += endpoint.gaps - gaps
+    if (endpoint.heldCommands > 0) this.#context.commandsWait(this)
+  }
+
+  /** Newer commands wait from now on, until it is known that no held ones come before them. */
+  holdBack(): void {
+    if (this.#reason === null) this.#holdBack ??= new HoldBack(this.#context.steadyMs())
+  }
+
+  /** The keeper of held commands has answered whether the device has any. */
+  heldAnswered(hasHeld: boolean): void {
+    if (hasHeld) this.#holdBack?.isHeld(this.#context.steadyMs())
+    else this.releaseHeldBack()
+  }
+
+  isHeldBack(command: Command): boolean {
+    return this.#holdBack?.includes(command) === true
+  }
+
+  /** All held commands have been written, or newer commands must not wait longer. */
+  releaseHeldBack(): void {
+    const endpoint = this.#endpoint
+    const holdBack = this.#holdBack
+    this.#holdBack = null
+    if (endpoint === null || holdBack === null) return
+    for (const command of holdBack.clear()) this.#take(endpoint, command)
+  }
+
+  #sweepHeldBack(holdBack: HoldBack, steadyMs: number): void {
+    const endpoint = this.#endpoint
+    // A held command is being written, or waits for its reply.
+    if (this.outgoingBytes > 0 || this.awaitsReplies) holdBack.isHeld(steadyMs)
+    if (holdBack.isOver(steadyMs)) this.releaseHeldBack()
+    else if (endpoint !== null) {
+      for (const command of holdBack.expire(this.#context.nowMs())) {
+        this.#settle(endpoint, command, "expired", "while older commands were written")
+      }
+    }
   }
 
   /**
@@ -322,7 +378,8 @@ export class Connection {
     const unoffered = this.#outgoing?.withdrawLost() ?? []
     const unreleased = endpoint.withdrawLost(unoffered)
     for (const command of unoffered) this.#asksNoMore(command)
-    for (const command of [...unoffered, ...unreleased]) command.withdraw()
+    const heldBack = this.#holdBack?.withdrawLost() ?? []
+    for (const command of [...unoffered, ...unreleased, ...heldBack]) command.withdraw()
   }
 
   /** Gives up the lowest gap in the numbers of waiting commands, before `SEQ_GAP_TIMEOUT_MS`. */
@@ -392,6 +449,7 @@ export class Connection {
           this.#closesAtMs = steadyMs + AGED_AGAIN_MS
           this.#context.aged(this)
         }
+        if (this.#holdBack !== null) this.#sweepHeldBack(this.#holdBack, steadyMs)
         break
       }
       case "closing":
@@ -482,6 +540,11 @@ export class Connection {
         this.#replied(endpoint, command, "no_reply", `the connection ended: ${reason}`)
       }
       this.#perform(endpoint, held)
+      const heldBack = this.#holdBack?.clear() ?? []
+      this.#holdBack = null
+      for (const command of heldBack) {
+        this.#settle(endpoint, command, "closed", `the connection ended: ${reason}`)
+      }
     }
     if (this.drained) this.#countUnterminated()
     this.#context.closed(this, reason)

@@ -23,6 +23,7 @@ export class Acknowledgement implements Command {
   readonly trace = null
   readonly redelivered = false
   readonly forwarded = false
+  readonly wasHeld = false
   readonly lost = false
   isOffered = false
   readonly body: Uint8Array

@@ -19,6 +19,7 @@ export function testCommand(about: Partial<Command> = {}): TestCommand {
     redelivered: false,
     bodyHash: null,
     forwarded: false,
+    wasHeld: false,
     lost: false,
     isOffered: false,
     settle: () => undefined,
