@@ -308,6 +308,11 @@ function shape(settings: Settings, values: Environment, ca: string | null) {
       windowCommands: settings.SEQ_WINDOW,
       maxReplyMs: settings.MAX_REPLY_MS,
     },
+    hold: {
+      maxHoldMs: settings.MAX_HOLD_MS,
+      maxPerDevice: settings.MAX_HELD_PER_DEVICE,
+      maxHeld: settings.MAX_HELD,
+    },
     broker: {
       fromDeviceQueue: settings.FROM_DEVICE_QUEUE,
       fromDevicePartitions: settings.FROM_DEVICE_PARTITIONS,

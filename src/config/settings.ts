@@ -349,6 +349,27 @@ export const settings = v.object({
     unit: "ms",
     text: "The largest reply_timeout_ms of a command. It should be the same on all instances.",
   }),
+  MAX_HOLD_MS: integer({
+    default: 604_800_000,
+    min: 1,
+    max: 31_536_000_000,
+    unit: "ms",
+    text: "The largest hold_ms of a command: how long it may be held for a device that is not connected. It should be the same on all instances.",
+  }),
+  MAX_HELD_PER_DEVICE: integer({
+    default: 50,
+    min: 1,
+    max: 1_000,
+    unit: "commands",
+    text: "Commands that are held for one device. One more ends as hold_full.",
+  }),
+  MAX_HELD: integer({
+    default: 100_000,
+    min: 1,
+    max: 10_000_000,
+    unit: "commands",
+    text: "Commands that are held in the whole fleet. One more ends as hold_full. Workers tell each other their numbers about every two seconds, so the bound may be exceeded by what arrives in that time.",
+  }),
   FROM_DEVICE_QUEUE: text({
     default: "from_device",
     match: QUEUE_NAME,
@@ -426,7 +447,7 @@ export const settings = v.object({
     min: 65_536,
     max: 4_294_967_296,
     unit: "bytes",
-    text: "Bytes of unacknowledged commands of one worker. Beyond it consuming pauses.",
+    text: "Bytes of unacknowledged commands of one worker. Beyond it consuming pauses. The commands that a worker keeps held have the same bound of their own, and beyond it commands end as hold_full.",
   }),
   HTTP_HOST: text({
     default: "127.0.0.1",

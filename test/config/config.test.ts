@@ -86,6 +86,7 @@ describe("defaults", () => {
         windowCommands: 1_024,
         maxReplyMs: 60_000,
       },
+      hold: { maxHoldMs: 604_800_000, maxPerDevice: 50, maxHeld: 100_000 },
       broker: {
         fromDeviceQueue: "from_device",
         fromDevicePartitions: 1,
