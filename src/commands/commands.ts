@@ -3,13 +3,14 @@
  *
  *   broker ─► consumer ─┐                       ┌─► connection ─► outcomes ─► outbound messages ─► broker
  *   HTTP ───► sender ───┴─► router ─────────────┴─► outbound messages ─► another worker
+ *                               └─► keeper (of held commands) ─► its log at the broker ─► outbound messages ─► …
  *
  * Bounds: those of the stages.
  */
 
-import type { Broker } from "../broker/broker.ts"
+import type { Broker, Delivery } from "../broker/broker.ts"
 import { OutboundMessages } from "../broker/outbound-messages.ts"
-import { fleetQueue, isGatewayQueue, type QueueNames } from "../broker/topology.ts"
+import { fleetQueue, isGatewayQueue, type QueueNames, workerQueue } from "../broker/topology.ts"
 import type { Counters } from "../counters.ts"
 import type { Connection } from "../device/connection.ts"
 import type { WorkerProcess } from "../device/ids.ts"
@@ -17,6 +18,8 @@ import type { FleetKeys } from "../fleet/fleet-keys.ts"
 import type { CommandFormat } from "./command-message.ts"
 import { Consumer } from "./consumer.ts"
 import type { CommandIds } from "./forwarding.ts"
+import { HeldForwards } from "./hold/held-forwards.ts"
+import { HoldKeeper, type HoldKeeperOptions } from "./hold/keeper.ts"
 import { HttpSender } from "./http-sender.ts"
 import { Outcomes } from "./outcomes.ts"
 import { CommandRouter, type Locate } from "./router.ts"
@@ -35,6 +38,12 @@ export interface CommandsOptions extends CommandFormat {
   /** The open connection of this worker with this connection or device id. */
   readonly find: (id: string) => Connection | undefined
   readonly locate: Locate
+  readonly hold: Pick<
+    HoldKeeperOptions,
+    "shardOf" | "prefetch" | "maxPerDevice" | "maxHeld" | "heldElsewhere" | "locate" | "done"
+  >
+  /** The process that keeps the held commands of a device; null when none is known. */
+  readonly keeperOf: (deviceId: string) => WorkerProcess | null
   /** Whether the fleet knows this worker, or may not know it yet. */
   readonly mayServe: (worker: string) => boolean
   readonly fault: (error: Error, where: string) => void
@@ -46,10 +55,12 @@ export class Commands {
   readonly outcomes: Outcomes
   readonly consumer: Consumer
   readonly sender: HttpSender
+  readonly keeper: HoldKeeper
 
   constructor(broker: Broker, options: CommandsOptions) {
     const { self, queues, counters, nowMs, steadyMs, keys, find, locate, commandIds } = options
     const { mayServe, fault, framing, maxLineBytes, maxReplyMs, maxCommandBytes } = options
+    const { maxHoldMs, keeperOf } = options
     const workerId = self.worker
     this.outboundMessages = new OutboundMessages(broker, counters, steadyMs)
     const { commandKey } = keys
@@ -63,14 +74,31 @@ export class Commands {
       queues.undeliveredQueue,
       nowMs,
     )
+    const replyQueue = fleetQueue(self)
+    const forwards = new HeldForwards(router, { replyQueue, maxLineBytes, nowMs, steadyMs })
+    this.keeper = new HoldKeeper(broker, this.outboundMessages, this.outcomes, forwards, {
+      ...options.hold,
+      ...{ self, queues, keys, counters, nowMs, steadyMs, maxBytes: maxCommandBytes },
+      foreign: (delivery) => this.consumer.deliverForeign(delivery),
+    })
+    const keeperQueueOf = (deviceId: string) => {
+      const keeper = keeperOf(deviceId)
+      return keeper && workerQueue(keeper.worker)
+    }
     this.consumer = new Consumer(router, this.outcomes, this.unacknowledged, {
       ...{ workerId, nowMs, counters, keys, framing, maxLineBytes, maxReplyMs, mayServe, fault },
+      ...{ maxHoldMs, keeper: this.keeper, keeperQueueOf },
       isGatewayQueue: (queue) => isGatewayQueue(queues, queue),
     })
     this.sender = new HttpSender(broker, this.outboundMessages, router, this.outcomes, {
-      ...{ nowMs, counters, replyQueue: fleetQueue(self), timeoutMs: options.sendTimeoutMs },
-      maxLineBytes,
+      ...{ nowMs, counters, replyQueue, timeoutMs: options.sendTimeoutMs },
+      ...{ maxLineBytes, keeperQueueOf },
     })
+  }
+
+  /** Handles a receipt from the fleet queue of this worker. */
+  deliverReceipt(delivery: Delivery): void {
+    if (!this.keeper.deliverReceipt(delivery)) this.sender.deliverReceipt(delivery)
   }
 
   /** True when every command has its outcome and every outcome is stored. */
@@ -79,6 +107,7 @@ export class Commands {
       this.unacknowledged.count === 0 &&
       this.sender.pendingCount === 0 &&
       this.outboundMessages.count === 0 &&
+      this.keeper.unsettledCount === 0 &&
       this.outcomes.late.count === 0
     )
   }
@@ -91,7 +120,14 @@ export class Commands {
   sweep(atMs: number, connectedMs: number): void {
     this.unacknowledged.pass(connectedMs)
     this.consumer.sweep()
+    this.keeper.sweep(atMs)
     this.outcomes.late.sweep(atMs)
+  }
+
+  /** The worker drains: others hold commands. */
+  leave(): void {
+    this.keeper.leave()
+    this.consumer.leave()
   }
 
   stop(): void {

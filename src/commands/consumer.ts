@@ -4,7 +4,7 @@
  *
  *   to_device, owsla.worker.<id> ─► read ─► known? ─► router ─┬─ here ────► connection ─► (later) its outcome
  *   owsla.dead_letters ───────────┘                           ├─ queue ───► forwarded; acknowledged once it is stored
- *                                                             └─ nowhere ─► offline
+ *                                                             └─ nowhere ─► offline, or held (`hold/`)
  *
  * What a delivery says is read by `dead-letters.ts` and `command-message.ts`.
  *
@@ -14,15 +14,22 @@
  */
 
 import type { Delivery, MessageProperties } from "../broker/broker.ts"
-import { WORKER_QUEUE_TTL_MS, workerOfQueue, workerQueue } from "../broker/topology.ts"
+import {
+  OWN_QUEUE_PREFIX,
+  WORKER_QUEUE_TTL_MS,
+  workerOfQueue,
+  workerQueue,
+} from "../broker/topology.ts"
 import type { Counters } from "../counters.ts"
 import type { Connection } from "../device/connection.ts"
+import { workerOfConnection } from "../device/ids.ts"
 import { asError } from "../errors.ts"
 import type { FleetKeys } from "../fleet/fleet-keys.ts"
 import {
   type CommandFormat,
   type CommandMessage,
   GIVEN_UP_HEADER,
+  HOLD_HEADER,
   LEFT_HEADER,
   type Refusal,
 } from "./command-message.ts"
@@ -35,10 +42,12 @@ import {
   readDeadLetter,
   readDelivery,
 } from "./dead-letters.ts"
+import { ownProperties } from "./hold/held-command.ts"
+import type { HoldKeeper } from "./hold/keeper.ts"
 import type { Outcomes } from "./outcomes.ts"
-import { QueuedCommand } from "./queued-command.ts"
+import { type CommandKeeper, QueuedCommand } from "./queued-command.ts"
 import { refuseReplyTo } from "./reply-to.ts"
-import type { CommandRouter, Destination } from "./router.ts"
+import type { CommandRouter, Destination, KeeperQueueOf } from "./router.ts"
 import { MAX_HOPS } from "./routing.ts"
 import type { UnacknowledgedCommands } from "./unacknowledged-commands.ts"
 
@@ -56,13 +65,24 @@ export interface ConsumerOptions extends CommandFormat {
   readonly isGatewayQueue: (queue: string) => boolean
   /** Called with an exception of the handling of a delivery. */
   readonly fault: (error: Error, queue: string) => void
+  /** Holds commands for devices of shards that this worker keeps. */
+  readonly keeper: Pick<HoldKeeper, "hold">
+  readonly keeperQueueOf: KeeperQueueOf
 }
+
+/** Bounds the forwards of a command between workers that disagree about the keeper. */
+const MAX_HOLD_HOPS = 16
 
 export class Consumer {
   readonly #options: ConsumerOptions
   readonly #router: CommandRouter
   readonly #outcomes: Outcomes
   readonly #unacknowledged: UnacknowledgedCommands
+  /** The outcomes, but a command that may be held does not end as `closed`. */
+  readonly #settling: CommandKeeper
+  /** Commands to be held while no keeper is known. */
+  #unplaced: (readonly [QueuedCommand, CommandMessage])[] = []
+  #isLeaving = false
   /** The prefetch of each queue. */
   readonly #prefetchOf = new Map<string, number>()
   /**
@@ -84,6 +104,17 @@ export class Consumer {
     this.#router = router
     this.#outcomes = outcomes
     this.#unacknowledged = unacknowledged
+    this.#settling = {
+      settle: (command, outcome, ...about) => {
+        const { message } = command
+        if (outcome === "closed" && message !== null && this.#mayHold(command, message)) {
+          this.#hold(command, message)
+        } else outcomes.settle(command, outcome, ...about)
+      },
+      acknowledge: (command) => outcomes.acknowledge(command),
+      replace: (waiting, command) => outcomes.replace(waiting, command),
+      withdraw: (command) => outcomes.withdraw(command),
+    }
   }
 
   /**
@@ -100,6 +131,17 @@ export class Consumer {
   deliverDeadLetter(delivery: Delivery, prefetch: number): void {
     this.#options.counters.deadLettersReceived += 1
     this.#handle(delivery, prefetch, readDeadLetter)
+  }
+
+  /** Handles a message in the log of held commands that no member of the fleet has stored. */
+  deliverForeign(delivery: Delivery): void {
+    const detail = "in a queue of the gateway without the fleet's key: has FLEET_SECRET changed?"
+    try {
+      const refusal = this.#admit(delivery.properties)
+      this.#refuse(delivery, refusal ?? { outcome: "invalid", detail }, null)
+    } catch (error) {
+      this.#failed(delivery, error)
+    }
   }
 
   #handle(delivery: Delivery, prefetch: number, readFrom: typeof readDelivery): void {
@@ -119,8 +161,23 @@ export class Consumer {
       this.#refuse(delivery, read, deadLetter)
       return
     }
-    const command = new QueuedCommand(delivery, read, this.#outcomes)
+    const command = new QueuedCommand(delivery, read, this.#settling)
+    const { connectionId } = read.target
+    if (read.isHeld && connectionId !== null) {
+      const isHere = workerOfConnection(connectionId) === options.workerId
+      command.heldKey = isHere ? `${read.commandId} ${connectionId}` : null
+    }
     if (this.#unacknowledged.add(command, deadLetter)) this.#route(command, read, origin)
+    // Its keeper has repeated it because it got no receipt.
+    else if (read.isHeld) this.#outcomes.answerAgain(command)
+  }
+
+  /**
+   * The worker drains. Commands to be held for which no keeper is known go back to their queue when
+   * the connection closes: the whole fleet may be stopping.
+   */
+  leave(): void {
+    this.#isLeaving = true
   }
 
   /**
@@ -130,6 +187,9 @@ export class Consumer {
    * another.
    */
   sweep(): void {
+    const unplaced = this.#unplaced
+    this.#unplaced = []
+    for (const [command, message] of unplaced) this.#hold(command, message)
     const { commandsReceived, deadLettersReceived } = this.#options.counters
     const received = commandsReceived + deadLettersReceived
     const isIdle = received === this.#receivedBefore
@@ -189,10 +249,16 @@ export class Consumer {
     let oldest: QueuedCommand | null = null
     for (const command of this.#unacknowledged.all()) {
       if (command.countedFor?.queue !== queue) continue
-      if (command.connection?.endpoint?.isHeld(command) !== true) return
+      const { connection } = command
+      const waits = connection?.endpoint?.isHeld(command) === true || isHeldBack(command)
+      if (!waits) return
       oldest ??= command
     }
     if (oldest === null) return
+    if (isHeldBack(oldest)) {
+      oldest.connection?.releaseHeldBack()
+      return
+    }
     this.#options.counters.gapsGivenUpEarly += 1
     oldest.connection?.giveUpGap()
   }
@@ -217,12 +283,16 @@ export class Consumer {
       this.#forward(command, message, workerQueue(owner), origin)
       return
     }
+    if (message.isHoldRequest && origin.givenUp === null) {
+      this.#hold(command, message)
+      return
+    }
     const destination = this.#router.destinationOf(message.target, message.hops)
     if (destination.kind === "device") {
       this.#locate(command, message, destination.deviceId, origin)
     } else if (destination.kind === "queue" && destination.queue === leftIn) {
       if (origin.givenUp !== null) this.#end(command, origin.givenUp)
-      else this.#offline(command, `left in ${leftIn} for ${WORKER_QUEUE_TTL_MS} ms`)
+      else this.#nowhere(command, message, `left in ${leftIn} for ${WORKER_QUEUE_TTL_MS} ms`)
     } else this.#go(command, message, destination, origin)
   }
 
@@ -253,8 +323,8 @@ export class Consumer {
       this.#forward(command, message, destination.queue, origin)
     } else if (givenUp !== null) this.#end(command, givenUp)
     else if (destination.kind === "here") this.#offer(command, destination.connection)
-    else if (destination.kind === "nowhere") this.#offline(command, destination.detail)
-    else this.#offline(command, `not reached in ${MAX_HOPS} hops`)
+    else if (destination.kind === "nowhere") this.#nowhere(command, message, destination.detail)
+    else this.#nowhere(command, message, `not reached in ${MAX_HOPS} hops`)
   }
 
   #offer(command: QueuedCommand, connection: Connection): void {
@@ -269,9 +339,103 @@ export class Consumer {
     if (redelivered && !droppedBefore) this.#options.counters.commandsPossiblyRepeated += 1
   }
 
-  #offline(command: QueuedCommand, detail: string): void {
-    this.#countRepeat(command)
-    this.#outcomes.settle(command, "offline", detail, null)
+  /** The device is not connected. */
+  #nowhere(command: QueuedCommand, message: CommandMessage, detail: string): void {
+    if (this.#mayHold(command, message)) this.#hold(command, message)
+    else {
+      this.#countRepeat(command)
+      this.#outcomes.settle(command, "offline", detail, null)
+    }
+  }
+
+  #mayHold(command: QueuedCommand, message: CommandMessage): boolean {
+    const { options, isHeld, expiresAtMs } = message
+    if (options.holdMs === null || isHeld || command.isOffered || command.lost) return false
+    return this.#options.nowMs() < expiresAtMs
+  }
+
+  /** Passes a command to the keeper of its shard, which may be this worker. */
+  #hold(command: QueuedCommand, message: CommandMessage): void {
+    const { keeper, keeperQueueOf, workerId } = this.#options
+    const { deviceId } = message.target
+    const { holdMs } = message.options
+    command.connection = null
+    if (command.lost) {
+      this.#unacknowledged.drop(command)
+      return
+    }
+    const queue = deviceId === null ? null : keeperQueueOf(deviceId)
+    if (deviceId === null || holdMs === null || queue === null) {
+      if (this.#isLeaving) {
+        this.#unacknowledged.drop(command)
+        return
+      }
+      command.state = "routing"
+      this.#unplaced.push([command, message])
+      return
+    }
+    if (queue !== workerQueue(workerId)) {
+      if (message.hops < MAX_HOLD_HOPS) this.#forwardToKeeper(command, message, queue)
+      else this.#outcomes.settle(command, "offline", "no worker has taken it to be held", null)
+      return
+    }
+    const id = message.commandId ?? this.#router.mintCommandId()
+    const { messageId, supersedeKey, body } = command
+    const properties = ownProperties(command.delivery.properties)
+    // Only the command of an HTTP request has a fleet queue as `reply_to`: it is answered now.
+    if (properties.replyTo?.startsWith(OWN_QUEUE_PREFIX) === true) {
+      delete properties.replyTo
+      delete properties.correlationId
+    }
+    command.state = "forwarding"
+    command.forwardedAs = id
+    keeper.hold({
+      command: { id, deviceId, messageId, supersedeKey, body, properties },
+      holdMs,
+      expiresAtMs: message.expiresAtMs,
+      redelivered: command.redelivered,
+      wanted: () => !command.lost,
+      stored: (heldUntilMs) => {
+        if (messageId === null) this.#countRepeat(command)
+        this.#outcomes.answerHeld(command, heldUntilMs)
+        this.#unacknowledged.acknowledge(command)
+      },
+      known: (heldUntilMs) => {
+        this.#outcomes.answerHeld(command, heldUntilMs)
+        this.#outcomes.acknowledge(command)
+      },
+      refused: (outcome, detail) => this.#outcomes.settle(command, outcome, detail, null),
+      withdrawn: () => {
+        if (command.lost) this.#unacknowledged.drop(command)
+        else this.#unplaced.push([command, message])
+      },
+    })
+  }
+
+  #forwardToKeeper(command: QueuedCommand, message: CommandMessage, queue: string): void {
+    const commandId = message.commandId ?? this.#router.mintCommandId()
+    command.state = "forwarding"
+    command.forwardedAs = commandId
+    const { expiresAtMs, hops } = message
+    const { redelivered } = command
+    const properties = this.#router.forwardedProperties(command.delivery.properties, {
+      ...{ expiresAtMs, hops, redelivered, commandId },
+    })
+    properties.headers = { ...properties.headers, [HOLD_HEADER]: true }
+    this.#router.forward({
+      queue,
+      body: command.body,
+      properties,
+      wanted: () => !command.lost,
+      done: (result) => {
+        if (result === "confirmed") this.#unacknowledged.acknowledge(command)
+        else if (result === "unencodable") {
+          this.#outcomes.settle(command, "invalid", "its headers are too large", null)
+        } else if (command.lost) this.#unacknowledged.drop(command)
+        // Its keeper has ended.
+        else this.#unplaced.push([command, message])
+      },
+    })
   }
 
   #end(command: QueuedCommand, { outcome, detail }: GivenUp): void {
@@ -312,11 +476,15 @@ export class Consumer {
         // The command was redelivered before the forward was published.
         else if (result === "withdrawn") this.#forward(command, message, queue, origin)
         else if (givenUp !== null) this.#end(command, givenUp)
-        else if (result === "returned") this.#offline(command, `no queue ${queue}`)
+        else if (result === "returned") this.#nowhere(command, message, `no queue ${queue}`)
         else this.#outcomes.settle(command, "invalid", "its headers are too large", null)
       },
     })
   }
+}
+
+function isHeldBack(command: QueuedCommand): boolean {
+  return command.connection?.isHeldBack(command) === true
 }
 
 /** Dead-lettered commands have a bound of their own. */

@@ -10,7 +10,7 @@
  */
 
 /** More than the commands in flight from all workers to one worker when a connection is lost. */
-const REMEMBERED_ENDS = 65_536
+export const REMEMBERED_ENDS = 65_536
 
 export class Deduplicator {
   readonly #inHand = new Set<string>()

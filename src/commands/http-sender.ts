@@ -3,7 +3,7 @@
  *
  *   send ─► router ─┬─ here ────► connection ─► its outcome
  *                   ├─ queue ───► forwarded; the receipt comes back on the fleet queue of this worker
- *                   └─ nowhere ─► offline
+ *                   └─ nowhere ─► offline, or forwarded to the keeper that holds it: "held"
  *
  * A command that was not written is copied to the undelivered queue. A command without `ttlMs` is
  * valid for `timeoutMs`, while its request waits. After that this worker neither writes nor
@@ -24,10 +24,11 @@ import {
   type TraceContext,
 } from "../device/command.ts"
 import type { ReplyRequest } from "../device/reply-request.ts"
+import { HOLD_HEADER } from "./command-message.ts"
 import { type CommandOptions, optionHeaders } from "./command-options.ts"
-import type { Outcomes, Receipt } from "./outcomes.ts"
-import { readReceipt, receipt } from "./outcomes.ts"
-import type { CommandRouter, Destination } from "./router.ts"
+import type { HeldAnswer, Outcomes, Receipt } from "./outcomes.ts"
+import { readHeldAnswer, readReceipt, receipt } from "./outcomes.ts"
+import type { CommandRouter, Destination, KeeperQueueOf } from "./router.ts"
 
 const MAX_PENDING = 10_000
 
@@ -44,6 +45,8 @@ export interface SendRequest {
 
 export type SendResult =
   | Receipt
+  /** Its device is not connected; its outcome is not reported. */
+  | HeldAnswer
   /** The device is not here, and the broker is not available. */
   | { readonly outcome: "unreachable" }
   /** No outcome in time. A command that is not written is copied to the undelivered queue. */
@@ -58,6 +61,7 @@ export interface HttpSenderOptions {
   readonly maxLineBytes: number
   readonly nowMs: () => number
   readonly counters: Counters
+  readonly keeperQueueOf: KeeperQueueOf
 }
 
 export class HttpSender {
@@ -110,10 +114,12 @@ export class HttpSender {
     }
     // Random, so that a back-end that may publish to the fleet queue cannot forge a receipt.
     const correlationId = crypto.randomUUID()
-    const expiresAtMs = nowMs() + (request.ttlMs ?? timeoutMs)
+    const { holdMs } = request.options
+    const validMs = request.ttlMs ?? holdMs
+    const expiresAtMs = nowMs() + (validMs ?? timeoutMs)
     const { promise, resolve } = Promise.withResolvers<SendResult>()
     const giveUp = () => {
-      if (request.ttlMs === null) command.expiresAtMs = 0
+      if (validMs === null) command.expiresAtMs = 0
       this.#answer(correlationId, { outcome: "timeout" })
     }
     const timer = setTimeout(giveUp, timeoutMs + (request.options.reply?.timeoutMs ?? 0))
@@ -143,7 +149,8 @@ export class HttpSender {
     const { correlationId } = delivery.properties
     // An invalid receipt is ignored, and the request ends with its time-out.
     if (correlationId === undefined || !this.#pending.has(correlationId)) return
-    const receipt = readReceipt(delivery.body, this.#options.maxLineBytes)
+    const { body } = delivery
+    const receipt = readHeldAnswer(body) ?? readReceipt(body, this.#options.maxLineBytes)
     if (receipt !== null) this.#answer(correlationId, receipt)
   }
 
@@ -175,6 +182,13 @@ export class HttpSender {
     }
   }
 
+  /** Whether its outcome is to be held instead. */
+  #isHeldAfter(command: HttpCommand, outcome: Outcome): boolean {
+    if (outcome !== "offline" && outcome !== "closed") return false
+    const { holdMs, isOffered, expiresAtMs } = command
+    return holdMs !== null && !isOffered && this.#options.nowMs() < expiresAtMs
+  }
+
   #settled(
     command: HttpCommand,
     outcome: Outcome,
@@ -182,7 +196,13 @@ export class HttpSender {
     recipient: Recipient | null,
     reply: Reply | null = null,
   ): void {
-    const { counters, nowMs } = this.#options
+    const { counters, nowMs, keeperQueueOf } = this.#options
+    const keeperQueue = this.#isHeldAfter(command, outcome) ? keeperQueueOf(command.deviceId) : null
+    if (keeperQueue !== null) {
+      command.holdMs = null
+      this.#forward(command, keeperQueue, { [HOLD_HEADER]: true })
+      return
+    }
     counters.commandsSettled[outcome] += 1
     if (isKept(outcome)) {
       const { body, properties } = command
@@ -191,9 +211,9 @@ export class HttpSender {
     this.#answer(command.correlationId, receipt(outcome, detail, recipient, null, nowMs(), reply))
   }
 
-  #forward(command: HttpCommand, queue: string): void {
+  #forward(command: HttpCommand, queue: string, added: MessageProperties["headers"] = {}): void {
     const { nowMs, replyQueue } = this.#options
-    const properties = {
+    const properties: MessageProperties = {
       ...this.#router.forwardedProperties(command.properties, {
         expiresAtMs: command.expiresAtMs,
         hops: 0,
@@ -203,6 +223,7 @@ export class HttpSender {
       replyTo: replyQueue,
       correlationId: command.correlationId,
     }
+    Object.assign(properties.headers ?? {}, added)
     this.#router.forward({
       queue,
       body: command.body,
@@ -234,6 +255,7 @@ class HttpCommand implements Command {
   readonly bodyHash = null
   readonly redelivered = false
   readonly forwarded = false
+  readonly wasHeld = false
   readonly lost = false
   isOffered = false
   readonly body: Uint8Array
@@ -243,6 +265,9 @@ class HttpCommand implements Command {
   readonly trace: TraceContext | null
   /** 0 once its request has ended. */
   expiresAtMs: number
+  readonly deviceId: string
+  /** Null when it is not to be held, or is on its way to its keeper. */
+  holdMs: number | null
   readonly properties: MessageProperties
   readonly correlationId: string
   /** Called when it ends at a connection. */
@@ -257,7 +282,9 @@ class HttpCommand implements Command {
     this.body = request.body
     this.messageId = request.messageId
     this.expiresAtMs = expiresAtMs
-    const { supersedeKey, reply, trace } = request.options
+    const { holdMs, supersedeKey, reply, trace } = request.options
+    this.deviceId = request.id
+    this.holdMs = holdMs
     this.supersedeKey = supersedeKey
     this.reply = reply
     this.trace = trace

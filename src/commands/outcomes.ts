@@ -30,8 +30,10 @@ import {
   type Recipient,
   type Reply,
 } from "../device/command.ts"
+import { BoundedMap } from "../structures/bounded-map.ts"
 import { INTERNAL_HEADERS, type Target } from "./command-message.ts"
 import { readTrace } from "./command-options.ts"
+import { REMEMBERED_ENDS } from "./deduplicator.ts"
 import { LateReceipts } from "./late-receipts.ts"
 import type { CommandKeeper, QueuedCommand } from "./queued-command.ts"
 import type { UnacknowledgedCommands } from "./unacknowledged-commands.ts"
@@ -61,6 +63,18 @@ export interface Receipt {
   readonly detail: string
   /** With the outcome `answered` only. */
   readonly reply?: ReplyContent
+  /**
+   * Only between workers, for a held command: whether bytes of it were offered to a socket, so that
+   * it is not held any more.
+   */
+  readonly offered?: boolean
+}
+
+/** The answer to a worker that has asked to hold a command of an HTTP request. */
+export interface HeldAnswer {
+  readonly outcome: "held"
+  /** Milliseconds since 1970. */
+  readonly expires_at: number
 }
 
 /** A reply in JSON. */
@@ -86,16 +100,31 @@ const receiptSchema = v.object({
       from_device_seq: v.number(),
     }),
   ),
+  offered: v.exactOptional(v.boolean()),
 })
+const heldAnswerSchema = v.object({ outcome: v.literal("held"), expires_at: v.number() })
 
 /**
  * Parses a receipt; null when it is invalid, for example of another version.
  * @param maxLineBytes of a line from a device.
  */
 export function readReceipt(body: Uint8Array, maxLineBytes: number): Receipt | null {
-  if (body.length > MAX_RECEIPT_BYTES + JSON_BYTES_PER_BYTE * maxLineBytes) return null
+  return read(receiptSchema, body, MAX_RECEIPT_BYTES + JSON_BYTES_PER_BYTE * maxLineBytes)
+}
+
+/** Parses the answer that a command is held; null when it is another one. */
+export function readHeldAnswer(body: Uint8Array): HeldAnswer | null {
+  return read(heldAnswerSchema, body, MAX_RECEIPT_BYTES)
+}
+
+function read<T>(
+  schema: v.GenericSchema<unknown, T>,
+  body: Uint8Array,
+  maxBytes: number,
+): T | null {
+  if (body.length > maxBytes) return null
   try {
-    const checked = v.safeParse(receiptSchema, JSON.parse(Buffer.from(body).toString()))
+    const checked = v.safeParse(schema, JSON.parse(Buffer.from(body).toString()))
     return checked.success ? checked.output : null
   } catch {
     return null
@@ -153,6 +182,12 @@ interface Storing extends Required<Pick<OutboundOptions, "wanted" | "begun">> {
   readonly stand: () => void
 }
 
+/** A message without a delivery of its own. */
+interface StoredMessage {
+  readonly body: Uint8Array
+  readonly properties: MessageProperties
+}
+
 export class Outcomes implements CommandKeeper {
   readonly #outboundMessages: OutboundMessages
   readonly #unacknowledged: UnacknowledgedCommands
@@ -161,6 +196,8 @@ export class Outcomes implements CommandKeeper {
   readonly #nowMs: () => number
   /** Receipts that the broker has refused and that are retried. */
   readonly late: LateReceipts
+  /** The receipts of held commands that have ended here, by copy key. */
+  readonly #ofHeld = new BoundedMap<string, Buffer>(REMEMBERED_ENDS)
 
   constructor(
     outboundMessages: OutboundMessages,
@@ -237,7 +274,8 @@ export class Outcomes implements CommandKeeper {
       stand()
       this.#unacknowledged.acknowledge(command)
     }
-    if (!isKept(outcome)) {
+    // The keeper of a held command keeps it, or stores the copy.
+    if (!isKept(outcome) || isHeld(command)) {
       sendReceipt()
       return
     }
@@ -282,8 +320,69 @@ export class Outcomes implements CommandKeeper {
   }
 
   /** The outcome can no longer change. */
-  stands(_command: QueuedCommand, outcome: Outcome, _detail: string): void {
-    this.#counters.commandsSettled[outcome] += 1
+  stands(command: QueuedCommand, outcome: Outcome, _detail: string): void {
+    if (!isHeld(command)) this.#counters.commandsSettled[outcome] += 1
+  }
+
+  /**
+   * Stores the outcome of a command that has no delivery: a copy, if the outcome asks for one, and
+   * the receipt.
+   *
+   * @param wanted called before each publish until the first is confirmed.
+   * @param done called once, with "withdrawn" when the first was not wanted any more.
+   */
+  store(
+    { body, properties }: StoredMessage,
+    receipt: Receipt,
+    wanted: () => boolean,
+    done: (result: "stored" | "withdrawn") => void,
+  ): void {
+    const { replyTo } = properties
+    let stands = false
+    const isWanted = () => stands || wanted()
+    const sendReceipt = () => {
+      if (replyTo === undefined) {
+        done("stored")
+        return
+      }
+      const receiptBody = Buffer.from(JSON.stringify(receipt))
+      this.#publishReceipt(replyTo, properties, receiptBody, { wanted: isWanted }, (result) =>
+        done(result === "withdrawn" ? "withdrawn" : "stored"),
+      )
+    }
+    if (!isKept(receipt.outcome)) {
+      sendReceipt()
+      return
+    }
+    this.keep(body, properties, receipt.outcome, receipt.detail, {
+      wanted: isWanted,
+      done: (result) => {
+        if (result === "withdrawn") {
+          done("withdrawn")
+          return
+        }
+        stands = true
+        sendReceipt()
+      },
+    })
+  }
+
+  /** Answers a worker that has asked to hold the command of an HTTP request. */
+  answerHeld(command: QueuedCommand, expiresAtMs: number): void {
+    const { properties } = command.delivery
+    const { replyTo } = properties
+    if (replyTo?.startsWith(OWN_QUEUE_PREFIX) !== true) return
+    const answer: HeldAnswer = { outcome: "held", expires_at: expiresAtMs }
+    const body = Buffer.from(JSON.stringify(answer))
+    this.#publishReceipt(replyTo, properties, body, {}, () => undefined)
+  }
+
+  /** Sends the receipt of a held command again, if it has ended here. */
+  answerAgain(command: QueuedCommand): void {
+    const body = this.#ofHeld.get(command.copyKey ?? "")
+    const { properties } = command.delivery
+    if (body === undefined || properties.replyTo === undefined) return
+    this.#publishReceipt(properties.replyTo, properties, body, {}, () => undefined)
   }
 
   /** Publishes a copy of a command that was not written to the undelivered queue. */
@@ -344,29 +443,63 @@ export class Outcomes implements CommandKeeper {
       connectionId: stringOrNull(headers?.["connection_id"]),
       deviceId: stringOrNull(headers?.["device_id"]),
     }
-    const atMs = this.#nowMs()
-    return Buffer.from(JSON.stringify(receipt(outcome, detail, recipient, target, atMs, reply)))
+    const ended = receipt(outcome, detail, recipient, target, this.#nowMs(), reply)
+    if (!isHeld(command)) return Buffer.from(JSON.stringify(ended))
+    const body = Buffer.from(JSON.stringify({ ...ended, offered: command.isOffered }))
+    if (command.copyKey !== null) this.#ofHeld.add(command.copyKey, body)
+    return body
   }
 
   #sendReceipt(command: QueuedCommand, replyTo: string, body: Buffer, storing: Storing): void {
     const { wanted, begun, stand } = storing
-    const properties = receiptProperties(command.delivery.properties)
-    const done = (result: FinalResult) => {
-      if (result === "withdrawn") {
-        this.#withdrawn(command, () => this.#sendReceipt(command, replyTo, body, storing))
-        return
-      }
-      stand()
-      // A receipt that was given up may be stored, so it is not repeated.
-      const isLate =
-        result === "nacked" && this.late.add(replyTo, body, properties, this.#countReceipt)
-      if (!isLate) this.#countReceipt(result === "confirmed")
-      this.#unacknowledged.acknowledge(command)
-    }
+    this.#publishReceipt(
+      replyTo,
+      command.delivery.properties,
+      body,
+      { wanted, begun },
+      (result) => {
+        if (result === "withdrawn") {
+          this.#withdrawn(command, () => this.#sendReceipt(command, replyTo, body, storing))
+          return
+        }
+        stand()
+        this.#unacknowledged.acknowledge(command)
+      },
+    )
+  }
+
+  /**
+   * @param of the properties of the command.
+   * @param done called once, with "withdrawn" when it was not wanted any more.
+   */
+  #publishReceipt(
+    replyTo: string,
+    of: MessageProperties,
+    body: Buffer,
+    options: Pick<OutboundOptions, "wanted" | "begun">,
+    done: (result: FinalResult) => void,
+  ): void {
+    const properties = receiptProperties(of)
     // A full reply queue, or one that confirms nothing, must not hold up other commands.
     const final = { whenReturned: "final", whenNacked: "final", whenUnconfirmed: "final" } as const
-    this.#outboundMessages.send(replyTo, body, properties, { wanted, begun, ...final, done })
+    this.#outboundMessages.send(replyTo, body, properties, {
+      ...options,
+      ...final,
+      done: (result) => {
+        if (result !== "withdrawn") {
+          // A receipt that was given up may be stored, so it is not repeated.
+          const isLate =
+            result === "nacked" && this.late.add(replyTo, body, properties, this.#countReceipt)
+          if (!isLate) this.#countReceipt(result === "confirmed")
+        }
+        done(result)
+      },
+    })
   }
+}
+
+function isHeld({ message }: QueuedCommand): boolean {
+  return message?.isHeld === true
 }
 
 function essential(headers: Record<string, HeaderValue>): Record<string, HeaderValue> {

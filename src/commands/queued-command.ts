@@ -67,6 +67,7 @@ export class QueuedCommand implements Command {
   readonly trace: TraceContext | null
   readonly redelivered: boolean
   readonly forwarded: boolean
+  readonly wasHeld: boolean
   readonly #keeper: CommandKeeper
   isOffered = false
   delivery: Delivery
@@ -79,6 +80,12 @@ export class QueuedCommand implements Command {
   connection: Connection | null = null
   /** The key of all its copies; null when it was not forwarded. */
   copyKey: string | null = null
+  /**
+   * Set for a held command whose connection is, or was, of this worker. It may come again when its
+   * keeper has got no receipt, and by way of the dead letters: all of them are copies. At another
+   * worker it only ends as not written.
+   */
+  heldKey: string | null = null
   /** It was lost here before without any effect, so it is certainly not written. */
   droppedBefore = false
   /** Its outcome, from the first publish of copy or receipt on, also before that is confirmed. */
@@ -101,6 +108,7 @@ export class QueuedCommand implements Command {
     this.trace = trace
     this.redelivered = delivery.redelivered || message?.redelivered === true
     this.forwarded = (message?.commandId ?? null) !== null
+    this.wasHeld = message?.isHeld === true
     this.#keeper = keeper
     this.delivery = delivery
     this.message = message

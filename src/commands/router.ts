@@ -28,6 +28,11 @@ export type Place =
  */
 export type Locate = (deviceId: string, trusting: boolean, found: (place: Place) => void) => void
 
+/**
+ * The queue of the worker that keeps the held commands of a device; null when none is known.
+ */
+export type KeeperQueueOf = (deviceId: string) => string | null
+
 export interface RouterOptions {
   readonly workerId: string
   readonly nowMs: () => number

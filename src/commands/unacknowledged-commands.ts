@@ -196,7 +196,8 @@ export class UnacknowledgedCommands {
     // A dead-lettered command may be forwarded here repeatedly, and must not count as its own copy.
     const forwards = deadLetter?.forwards ?? 0
     command.forwards = forwards
-    command.copyKey = key === null || forwards === 0 ? key : `${key} given up ${forwards}`
+    const isNew = key !== null && forwards > 0 && command.heldKey === null
+    command.copyKey = isNew ? `${key} given up ${forwards}` : key
     if (this.#lost.count > 0 && (command.redelivered || deadLetter !== null)) {
       const print = fingerprint(delivery.body, delivery.properties)
       const commandId = message?.commandId ?? null
@@ -299,7 +300,8 @@ function finish(loss: LostCommand<QueuedCommand>, state: "ended" | "dropped"): v
   loss.command = null
 }
 
-function keyOf({ message }: QueuedCommand): string | null {
+function keyOf({ message, heldKey }: QueuedCommand): string | null {
   const commandId = message?.commandId ?? null
-  return commandId === null || message === null ? null : Deduplicator.key(commandId, message.hops)
+  if (commandId === null || message === null) return null
+  return message.isHeld ? heldKey : Deduplicator.key(commandId, message.hops)
 }

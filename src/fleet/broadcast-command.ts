@@ -15,6 +15,7 @@ export class BroadcastCommand implements Command {
   readonly redelivered = false
   readonly bodyHash = null
   readonly forwarded = false
+  readonly wasHeld = false
   readonly lost = false
   isOffered = false
   readonly body: Uint8Array

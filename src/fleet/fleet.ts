@@ -11,11 +11,12 @@
  */
 
 import type { Broker, Delivery, PublishResult } from "../broker/broker.ts"
+import type { HoldKeeper } from "../commands/hold/keeper.ts"
 import type { Counters } from "../counters.ts"
 import type { CloseReason } from "../device/close-reason.ts"
 import type { Connection } from "../device/connection.ts"
 import type { Connections } from "../device/connections.ts"
-import type { WorkerProcess } from "../device/ids.ts"
+import { processOfConnection, type WorkerProcess } from "../device/ids.ts"
 import { AdmissionRules, type AdmissionRulesOptions } from "./admission-rules.ts"
 import { Broadcasts } from "./broadcasts.ts"
 import { Channel } from "./channel.ts"
@@ -23,16 +24,18 @@ import { instanceOf } from "./device-view.ts"
 import { Directory, type Found } from "./directory.ts"
 import type { FleetKeys } from "./fleet-keys.ts"
 import { FleetQuery } from "./fleet-query.ts"
-import { Keeper, type KeeperOptions } from "./keeper.ts"
+import { HeldQuery } from "./held-query.ts"
+import { Keeper } from "./keeper.ts"
 import { KeeperLookUps } from "./keeper-look-ups.ts"
 import { Keepers } from "./keepers.ts"
 import { LocationCache } from "./location-cache.ts"
 import { Locator } from "./locator.ts"
 import { Members, REJOIN_MS } from "./members.ts"
-import type { FleetMessage } from "./messages.ts"
+import { type FleetMessage, MAX_ROWS } from "./messages.ts"
 import { Presence } from "./presence.ts"
 import { Registrar } from "./registrar.ts"
 import { isNewer, type Registration } from "./registration.ts"
+import { shardOf } from "./shards.ts"
 
 const TELL_UNVERIFIED_EVERY_MS = 60_000
 /** The other workers answer within this time after the broker connection has returned. */
@@ -43,14 +46,11 @@ const REVIEW_AFTER_MS = 50
 /** Registrations of processes that have ended are removed in this interval. */
 const PURGE_EVERY_MS = 10_000
 
-/** What else depends on who keeps a shard. */
-export interface KeeperHooks {
-  /** This worker keeps the shard now. */
-  gained(shard: number): void
-  lost(shard: number): void
-  /** See `KeeperOptions.hasHeld`. */
-  readonly registered: KeeperOptions["hasHeld"]
-}
+/** The keeper of held commands, which depends on who keeps a shard. */
+export type KeeperHooks = Pick<
+  HoldKeeper,
+  "gained" | "lost" | "registered" | "list" | "cancel" | "count"
+>
 
 export interface FleetOptions {
   readonly self: WorkerProcess
@@ -82,6 +82,7 @@ export class Fleet {
   readonly presence: Presence
   readonly rules: AdmissionRules
   readonly keepers: Keepers
+  readonly heldQuery: HeldQuery
   readonly #members = new Members()
   readonly #locationCache = new LocationCache()
   readonly #channel: Channel
@@ -103,6 +104,8 @@ export class Fleet {
   readonly #rulesSettled = (result: PublishResult): void => {
     if (result === "cut") this.#rulesDropped = true
   }
+  /** Connections whose held commands were written, by process, until they are told. */
+  readonly #heldDone = new Map<string, { to: WorkerProcess; connections: string[] }>()
   /** The value of `fleetMessagesUnverified` at the last warning. */
   #toldUnverified = 0
   #toldUnverifiedAtMs = Number.NEGATIVE_INFINITY
@@ -116,7 +119,7 @@ export class Fleet {
     this.keepers = new Keepers(self, options.shards, this.#members)
     this.#directory = new Directory(options.shards)
     this.#keeper = new Keeper(this.#channel, this.#members, this.#directory, {
-      ...{ self, steadyMs, hasHeld: options.keeping.registered },
+      ...{ self, steadyMs, hasHeld: (registration) => options.keeping.registered(registration) },
       own: (deviceId) => this.#own(deviceId),
       takenOver: (registration) => this.#takenOver(registration),
       connected: (deviceId, epoch) => this.rules.connectedElsewhere(deviceId, epoch),
@@ -156,6 +159,10 @@ export class Fleet {
         counters,
       },
     )
+    this.heldQuery = new HeldQuery(self, this.#channel, this.#members, {
+      ...{ steadyMs, keeping: options.keeping },
+      keeperOf: (deviceId) => this.keeperOf(deviceId),
+    })
     this.broadcasts = new Broadcasts(this.#channel, this.#members, connections, {
       ...{ self, steadyMs, counters },
     })
@@ -213,6 +220,33 @@ export class Fleet {
     return found?.registration[2] ?? this.#locationCache.epochOf(deviceId)
   }
 
+  /** The process that keeps the device's shard, perhaps this one; null when none is known. */
+  keeperOf(deviceId: string): WorkerProcess | null {
+    return this.keepers.keeperOf(shardOf(deviceId, this.keepers.shards))
+  }
+
+  /** The number of held commands that other workers keep, as far as they have told it. */
+  get heldElsewhere(): number {
+    return this.#members.held
+  }
+
+  /** All held commands for a connection were written, which its worker is told. */
+  heldDone(connectionId: string): void {
+    const to = processOfConnection(connectionId)
+    if (to === null) return
+    const { self } = this.#options
+    if (to.worker === self.worker && to.incarnation === self.incarnation) {
+      this.#connections.find(connectionId)?.releaseHeldBack()
+      return
+    }
+    // After a keeper has read the held commands there may be one for each connection.
+    if (this.#heldDone.size === 0) setImmediate(() => this.#tellHeldDone())
+    const key = `${to.worker} ${to.incarnation}`
+    const waiting = this.#heldDone.get(key)
+    if (waiting === undefined) this.#heldDone.set(key, { to, connections: [connectionId] })
+    else waiting.connections.push(connectionId)
+  }
+
   /** Devices that the workers of other instances can admit in a second. */
   get othersAdmitPerS(): number {
     const instance = instanceOf(this.#options.self.worker)
@@ -262,6 +296,7 @@ export class Fleet {
     this.locator.sweep(steadyMs)
     this.fleetQuery.sweep()
     this.broadcasts.sweep(steadyMs)
+    this.heldQuery.sweep()
     this.#tellUnverified(steadyMs)
     this.#reviewAndRegister()
     if (!this.#channel.open || this.#leaving) return
@@ -313,6 +348,16 @@ export class Fleet {
     for (const content of this.rules.all()) this.#channel.broadcast(content, this.#rulesSettled)
   }
 
+  #tellHeldDone(): void {
+    for (const { to, connections } of this.#heldDone.values()) {
+      for (let from = 0; from < connections.length; from += MAX_ROWS) {
+        const some = connections.slice(from, from + MAX_ROWS)
+        this.#channel.tell(to, { type: "held_done", connections: some })
+      }
+    }
+    this.#heldDone.clear()
+  }
+
   #tellUnverified(steadyMs: number): void {
     const { fleetMessagesUnverified: count } = this.#options.counters
     if (count === this.#toldUnverified) return
@@ -333,7 +378,9 @@ export class Fleet {
   #alive(asks: boolean) {
     const { of, since, version, shards } = this.keepers.claim
     const keeps = { of, since, version, shards: [...shards] }
-    return { type: "alive", asks, admits_per_s: this.#options.admitsPerS(), keeps } as const
+    const { admitsPerS, keeping } = this.#options
+    const held = keeping.count
+    return { type: "alive", asks, admits_per_s: admitsPerS(), held, keeps } as const
   }
 
   /** Many workers may tell their claims at the same time. */
@@ -385,6 +432,7 @@ export class Fleet {
       case "alive":
         this.#members.admits(from, incarnation, message.admits_per_s ?? 0)
         if (this.keepers.heard({ worker: from, incarnation }, message.keeps)) this.#reviewSoon()
+        this.#members.holds(from, incarnation, message.held ?? 0)
         if (message.asks && !this.#leaving) {
           const to = { worker: from, incarnation }
           this.#channel.tell(to, this.#alive(false))
@@ -425,6 +473,17 @@ export class Fleet {
       case "describe":
       case "kick":
         this.fleetQuery.asked(message)
+        break
+      case "held_done":
+        for (const id of message.connections) this.#connections.find(id)?.releaseHeldBack()
+        break
+      case "held_list":
+      case "held_cancel":
+        this.heldQuery.asked(message)
+        break
+      case "held_listed":
+      case "held_cancelled":
+        this.heldQuery.answered(message)
         break
       case "listed":
       case "described":

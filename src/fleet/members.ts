@@ -37,6 +37,8 @@ interface Member {
   heardAtMs: number
   /** Devices that it can admit in a second; 0 until it has said so. */
   admitsPerS: number
+  /** The number of held commands that it keeps. */
+  held: number
   state: "heard_of" | "silent" | "left"
 }
 
@@ -74,6 +76,7 @@ export class Members {
         incarnation,
         heardAtMs: steadyMs,
         admitsPerS: 0,
+        held: 0,
         state: "heard_of",
       })
       this.#changes += 1
@@ -110,6 +113,19 @@ export class Members {
   admits(worker: string, incarnation: string, perS: number): void {
     const member = this.#members.get(worker)
     if (member?.incarnation === incarnation) member.admitsPerS = perS
+  }
+
+  /** The member has told how many held commands it keeps. */
+  holds(worker: string, incarnation: string, held: number): void {
+    const member = this.#members.get(worker)
+    if (member?.incarnation === incarnation) member.held = held
+  }
+
+  /** The held commands that the members keep which are known to answer. */
+  get held(): number {
+    let sum = 0
+    for (const { state, held } of this.#members.values()) if (state === "heard_of") sum += held
+    return sum
   }
 
   /** Devices that the members in the state `heard_of` can admit in a second, without some. */

@@ -11,6 +11,9 @@
  *   list ──► listed                 asks for the devices of a worker
  *   describe ──► described          asks for the description of one connection
  *   kick ──► kicked                 asks to close one connection
+ *   held_done                       tells a worker that held commands for its connections were written
+ *   held_list ──► held_listed       asks a keeper for the held commands of one device
+ *   held_cancel ──► held_cancelled  asks a keeper to cancel held commands of one device
  *   gate, bans                      which devices the fleet refuses (`admission-rules.ts`)
  *   broadcast ──► broadcast_matched, broadcast_go ──► broadcast_report, broadcast_end
  *                                   writes a line to many devices (`broadcasts.ts`)
@@ -92,6 +95,8 @@ const message = v.variant("type", [
     asks: v.boolean(),
     /** How many devices the sender can admit in a second, as far as it knows. */
     admits_per_s: v.optional(v.pipe(v.number(), v.minValue(0), v.maxValue(1e6))),
+    /** The number of held commands that the sender keeps. */
+    held: v.optional(count),
     /** The shards that the sender keeps. Earlier versions keep none. */
     keeps: v.optional(
       v.object({
@@ -180,6 +185,36 @@ const message = v.variant("type", [
     device: v.nullable(view),
     overdue: v.optional(v.boolean()),
   }),
+  /** All held commands for these connections have been written. */
+  v.object({
+    type: v.literal("held_done"),
+    ...sender,
+    connections: v.pipe(v.array(id), v.maxLength(MAX_ROWS)),
+  }),
+  v.object({
+    type: v.literal("held_list"),
+    ...sender,
+    ask,
+    device: id,
+    /** With the lines themselves. */
+    lines: v.boolean(),
+  }),
+  /** Null while the keeper does not know all of them; `held-query.ts` checks the rows. */
+  v.object({
+    type: v.literal("held_listed"),
+    ...sender,
+    ask,
+    held: v.nullable(v.pipe(v.array(v.unknown()), v.maxLength(MAX_ROWS))),
+  }),
+  v.object({
+    type: v.literal("held_cancel"),
+    ...sender,
+    ask,
+    device: id,
+    /** Null for all. */
+    message_id: v.nullable(v.pipe(v.string(), v.maxLength(255))),
+  }),
+  v.object({ type: v.literal("held_cancelled"), ...sender, ask, cancelled: v.nullable(count) }),
   v.object({
     type: v.literal("gate"),
     ...sender,
@@ -243,7 +278,10 @@ export type FleetContent = FleetMessage extends infer M
     : never
   : never
 
-export type Answer = Extract<FleetMessage, { type: "there" | "listed" | "described" | "kicked" }>
+export type Answer = Extract<
+  FleetMessage,
+  { type: "there" | "listed" | "described" | "kicked" | "held_listed" | "held_cancelled" }
+>
 
 export type BroadcastMessage = Extract<FleetMessage, { type: `broadcast${string}` }>
 

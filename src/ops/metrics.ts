@@ -28,7 +28,10 @@ export interface Gauges {
   readonly partialLineBytes: number
   readonly waitingForRoom: number
   readonly unacknowledgedCommands: number
+  /** Commands that wait for a missing number. */
   readonly heldCommands: number
+  /** Commands that are held until their devices connect. */
+  readonly keptCommands: number
   readonly outboundMessages: number
   readonly brokerReady: boolean
   readonly locationCache: number
@@ -245,6 +248,11 @@ export class WorkerMetrics {
       "owsla_commands_held",
       "Commands that wait for a missing to_device_seq",
       () => gauges().heldCommands,
+    )
+    gauge(
+      "owsla_held_commands",
+      "Commands held until their devices connect (hold_ms), bounded by MAX_HELD in the fleet",
+      () => gauges().keptCommands,
     )
     gauge(
       "owsla_outbound_messages",

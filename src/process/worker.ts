@@ -12,7 +12,7 @@
 
 import type { Broker } from "../broker/broker.ts"
 import { BrokerWatch } from "../broker/broker-watch.ts"
-import { brokerSetup } from "../broker/setup.ts"
+import { brokerSetup, heldPrefetch } from "../broker/setup.ts"
 import { broadcastsQueue, isGatewayQueue, lineQueues, workerQueue } from "../broker/topology.ts"
 import { BroadcastConsumer } from "../commands/broadcast-consumer.ts"
 import { Commands } from "../commands/commands.ts"
@@ -41,6 +41,7 @@ import type { EventBus } from "../events.ts"
 import type { RulesContent } from "../fleet/admission-rules.ts"
 import { Fleet } from "../fleet/fleet.ts"
 import type { FleetKeys } from "../fleet/fleet-keys.ts"
+import { shardOf } from "../fleet/shards.ts"
 import type { HttpServer } from "../http/server.ts"
 import { LinePublisher } from "../lines/line-publisher.ts"
 import { queueByDevice } from "../lines/partitions.ts"
@@ -154,12 +155,23 @@ export class Worker {
       find: (id) => this.#connections.find(id),
       locate: (deviceId, trusting, found) => this.fleet.locator.locate(deviceId, trusting, found),
       mayServe: (worker) => this.fleet.mayServe(worker),
+      maxHoldMs: config.hold.maxHoldMs,
+      keeperOf: (deviceId) => this.fleet.keeperOf(deviceId),
+      hold: {
+        ...config.hold,
+        prefetch: heldPrefetch(config.broker.prefetch, config.fleetShards),
+        shardOf: (deviceId) => shardOf(deviceId, config.fleetShards),
+        heldElsewhere: () => this.fleet.heldElsewhere,
+        locate: (deviceId, trusting, found) => this.#locate(deviceId, trusting, found),
+        done: (connectionId) => this.fleet.heldDone(connectionId),
+      },
       fault: (error, where) => this.#fault(error, where),
     })
     this.fleet = new Fleet(broker, this.#connections, {
       ...{ self, ...clock, counters, keys, warn: notice, shards: config.fleetShards },
-      keeping: { gained: () => undefined, lost: () => undefined, registered: () => false },
-      registrationAnswered: () => undefined,
+      keeping: this.commands.keeper,
+      registrationAnswered: (_deviceId, connectionId, hasHeld) =>
+        this.#connections.find(connectionId)?.heldAnswered(hasHeld),
       admitsPerS: () => this.#admitsPerS,
       flapping: config.device.flapping,
       rulesChanged: () => parts.rulesChanged(this.fleet.rules.all()),
@@ -181,6 +193,7 @@ export class Worker {
         const answeredAtMs = clock.steadyMs() + RULES_ANSWER_MS
         this.#rulesKnownAtMs = Math.min(this.#rulesKnownAtMs, answeredAtMs)
         this.fleet.connected()
+        this.commands.keeper.connected()
       },
     })
     this.#listener = parts.makeListener({
@@ -346,6 +359,7 @@ export class Worker {
           this.commands.sender.stop()
           this.#broadcasts.stop()
           this.fleet.leave()
+          this.commands.leave()
           await broker.stopConsuming()
         },
         confirmed: () => this.#lines.count === 0 && this.#backpressure.waitingCount === 0,
@@ -371,9 +385,10 @@ export class Worker {
 
   #startBroker(): void {
     const { config, self, broker } = this.#parts
-    const { consumer, unacknowledged, sender } = this.commands
-    const setup = brokerSetup(config.broker, self, {
-      ...{ consumer, unacknowledged, sender, fleet: this.fleet },
+    const { consumer, unacknowledged } = this.commands
+    const names = { ...config.broker, shards: config.fleetShards }
+    const setup = brokerSetup(names, self, {
+      ...{ consumer, unacknowledged, receipts: this.commands, fleet: this.fleet },
       fault: (error, queue) => this.#fault(error, queue),
     })
     const queue = broadcastsQueue(config.broker)
@@ -416,6 +431,19 @@ export class Worker {
     }
   }
 
+  /** The connection of a device, on this worker or on another one. */
+  #locate(deviceId: string, trusting: boolean, found: (connectionId: string | null) => void): void {
+    const here = this.#connections.find(deviceId)
+    if (here !== undefined) {
+      found(here.id)
+      return
+    }
+    this.fleet.locator.locate(deviceId, trusting, (located) => {
+      const meanwhile = this.#connections.find(deviceId)
+      found(meanwhile?.id ?? (located.kind === "worker" ? located.connectionId : null))
+    })
+  }
+
   #goodbye(): Goodbye | null {
     const { config, clock } = this.#parts
     const { goodbyeLine } = config.device
@@ -438,6 +466,9 @@ export class Worker {
       refusalOf: (deviceId, isNamed) => this.fleet.rules.refusalOf(deviceId, isNamed),
       epochElsewhere: (deviceId) => this.fleet.epochElsewhere(deviceId),
       admitted: (connection) => {
+        const { deviceId, connectionId } = connection.endpoint?.recipient ?? {}
+        // Its answer may come within `admitted`. Without the broker nothing is held.
+        if (deviceId !== connectionId && this.fleet.isConnected) connection.holdBack()
         this.fleet.admitted(connection)
         events.emit("connection_admitted", { connection })
       },
@@ -469,6 +500,7 @@ export class Worker {
       waitingForRoom: this.#backpressure.waitingCount,
       unacknowledgedCommands: this.commands.unacknowledged.count,
       heldCommands: this.#connections.heldCommands(),
+      keptCommands: this.commands.keeper.count,
       outboundMessages: this.commands.outboundMessages.count,
       brokerReady: this.#parts.broker.state.kind === "ready",
       ...this.fleet.gauges(),

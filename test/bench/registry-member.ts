@@ -18,6 +18,7 @@ import { ConnectionIds, incarnation } from "../../src/device/ids.ts"
 import { Fleet } from "../../src/fleet/fleet.ts"
 import type { Located } from "../../src/fleet/locator.ts"
 import { FLEET_KEYS } from "../support/fleet-keys.ts"
+import { NO_HELD_COMMANDS } from "../support/no-held-commands.ts"
 import { until } from "../support/wait.ts"
 import { report } from "./child.ts"
 
@@ -49,7 +50,7 @@ const broker = new AmqpBroker(values.url, self.worker)
 const fleet = new Fleet(broker, connections, {
   self,
   shards: Number(values.shards),
-  keeping: { gained: () => undefined, lost: () => undefined, registered: () => false },
+  keeping: NO_HELD_COMMANDS,
   registrationAnswered: () => undefined,
   nowMs: Date.now,
   steadyMs,

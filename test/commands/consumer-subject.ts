@@ -16,6 +16,7 @@ import { OutboundMessages } from "../../src/broker/outbound-messages.ts"
 import { workerQueue } from "../../src/broker/topology.ts"
 import { Consumer } from "../../src/commands/consumer.ts"
 import { CommandIds } from "../../src/commands/forwarding.ts"
+import type { HoldRequest } from "../../src/commands/hold/held-shard.ts"
 import { Outcomes } from "../../src/commands/outcomes.ts"
 import { CommandRouter, type Place } from "../../src/commands/router.ts"
 import { UnacknowledgedCommands } from "../../src/commands/unacknowledged-commands.ts"
@@ -32,6 +33,7 @@ export const UNDELIVERED = "to_device.undelivered"
 export const REPLIES = "replies"
 export const MAX_LINE_BYTES = 100
 export const MAX_HELD_BYTES = 100
+export const MAX_HOLD_MS = 60_000
 export const PREFETCH = 4
 export const HERE = "gw.0"
 /** Minted by this worker, by another, and by one that has no queue. */
@@ -67,6 +69,9 @@ export class ScriptedConnection {
   /** A connection whose commands wait for a missing number. */
   atGap = false
   gapsGivenUp = 0
+  /** A connection whose commands wait for held ones. */
+  heldBack = false
+  heldBackReleased = 0
   readonly endpoint = { isHeld: () => this.atGap }
 
   offer(command: Command): void {
@@ -80,6 +85,14 @@ export class ScriptedConnection {
 
   giveUpGap(): void {
     this.gapsGivenUp += 1
+  }
+
+  isHeldBack(): boolean {
+    return this.heldBack
+  }
+
+  releaseHeldBack(): void {
+    this.heldBackReleased += 1
   }
 
   /** Ends the oldest command that it was offered. */
@@ -129,6 +142,10 @@ export class Subject {
   readonly received = new Map<string, Delivery[]>()
   readonly located: { id: string; trusting: boolean }[] = []
   readonly faults: Error[] = []
+  /** What the keeper of held commands was asked to hold. */
+  readonly held: HoldRequest[] = []
+  /** The queue of the worker that keeps all held commands; null: none is known. */
+  keeperQueue: string | null = null
   /** The look-up of connections throws. */
   broken = false
   /** Where the fleet says that a device is; null: it says nothing yet. */
@@ -165,6 +182,9 @@ export class Subject {
       framing: "line",
       maxLineBytes: MAX_LINE_BYTES,
       maxReplyMs: 60_000,
+      maxHoldMs: MAX_HOLD_MS,
+      keeper: { hold: (request) => void this.held.push(request) },
+      keeperQueueOf: () => this.keeperQueue,
       nowMs,
       counters,
       mayServe: (worker) => this.heard.has(worker),

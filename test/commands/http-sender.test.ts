@@ -84,6 +84,8 @@ class Subject {
   readonly located: { id: string; trusting: boolean }[] = []
   /** Where the fleet says that a device is. */
   place: Place = { kind: "nowhere", detail: "nobody holds it" }
+  /** Where held commands go. */
+  keeperQueue: string | null = null
   /** Look-ups wait until the test ends them. */
   searching: (() => void)[] | null = null
   nowMs = NOW_MS
@@ -119,6 +121,7 @@ class Subject {
       replyQueue: REPLIES,
       timeoutMs: TIMEOUT_MS,
       maxLineBytes: 65_536,
+      keeperQueueOf: () => this.keeperQueue,
       nowMs: () => this.nowMs,
       counters: this.counters,
     })
@@ -253,6 +256,7 @@ describe("a command for a connection of this worker", () => {
 describe("a command with a reply", () => {
   const REPLY_MS = 2_000
   const options: CommandOptions = {
+    holdMs: null,
     supersedeKey: "k",
     reply: { condition: { kind: "next" }, timeoutMs: REPLY_MS },
     trace: { traceparent: "00-4bf92f35-00f067aa-01" },

@@ -12,6 +12,7 @@ import { Connections } from "../../src/device/connections.ts"
 import { Fleet } from "../../src/fleet/fleet.ts"
 import type { FleetMessage } from "../../src/fleet/messages.ts"
 import { FLEET_KEYS, OTHER_KEYS } from "../support/fleet-keys.ts"
+import { NO_HELD_COMMANDS } from "../support/no-held-commands.ts"
 import { CHEAP_RUNS, checkAsync } from "../support/property.ts"
 import { ScriptedBroker, ScriptedPublishChannel } from "../support/publish-channels.ts"
 
@@ -39,7 +40,7 @@ class Subject {
       admitsPerS: () => 0,
       flapping: null,
       shards: 16,
-      keeping: { gained: () => undefined, lost: () => undefined, registered: () => false },
+      keeping: NO_HELD_COMMANDS,
       registrationAnswered: () => undefined,
       rulesChanged: () => undefined,
       warn: (message: string) => void this.warnings.push(message),

@@ -49,6 +49,11 @@ const MESSAGES: { readonly [T in FleetMessage["type"]]: Extract<FleetMessage, { 
   described: { type: "described", ...SENDER, ask: 5, device: { device_id: "lock:1" } },
   kick: { type: "kick", ...SENDER, ask: 6, connection: CONNECTION },
   kicked: { type: "kicked", ...SENDER, ask: 7, device: null },
+  held_done: { type: "held_done", ...SENDER, connections: [CONNECTION] },
+  held_list: { type: "held_list", ...SENDER, ask: 10, device: "lock:1", lines: true },
+  held_listed: { type: "held_listed", ...SENDER, ask: 11, held: [{ message_id: "m" }] },
+  held_cancel: { type: "held_cancel", ...SENDER, ask: 12, device: "lock:1", message_id: null },
+  held_cancelled: { type: "held_cancelled", ...SENDER, ask: 13, cancelled: 2 },
   gate: {
     type: "gate",
     ...SENDER,

@@ -28,6 +28,7 @@ const GAUGES: Gauges = {
   waitingForRoom: 4,
   unacknowledgedCommands: 5,
   heldCommands: 6,
+  keptCommands: 17,
   outboundMessages: 7,
   brokerReady: true,
   locationCache: 8,

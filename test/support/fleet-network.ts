@@ -31,6 +31,7 @@ import { ConnectionIds, incarnation, type WorkerProcess } from "../../src/device
 import { Fleet } from "../../src/fleet/fleet.ts"
 import type { Located } from "../../src/fleet/locator.ts"
 import { FLEET_KEYS } from "./fleet-keys.ts"
+import { NO_HELD_COMMANDS } from "./no-held-commands.ts"
 
 const STARTED_AT_MS = 1_750_000_000_000
 const NO_DEADLINES = { handshakeTimeoutMs: 1e9, identifyTimeoutMs: 1e9, idleTimeoutMs: 1e9 }
@@ -287,6 +288,7 @@ export class NetworkWorker {
       self: this.self,
       shards: network.options.shards,
       keeping: {
+        ...NO_HELD_COMMANDS,
         gained: () => undefined,
         lost: () => undefined,
         registered: ([deviceId]) => network.held.has(deviceId),

@@ -56,6 +56,8 @@ export interface SentCommand {
   /** Never to be written at this time or later. */
   readonly expiresAtMs: number
   readonly wantsReceipt: boolean
+  /** How long it may be held. */
+  readonly holdMs: number | null
   readonly supersedeKey: string | null
   readonly asks: Asked | null
   readonly atStep: number
@@ -103,6 +105,7 @@ export interface Publishing {
   /** Whether it says when it was sent. */
   readonly dated?: boolean
   readonly wantsReceipt?: boolean
+  readonly holdMs?: number | null
   readonly supersedeKey?: string | null
   readonly asks?: Asked | null
   /** Default: `to_device`. */
@@ -470,6 +473,7 @@ export class SimulatedFleet {
       body: publishing.body ?? `${by === "http" ? "h" : "c"}${number}`,
       expiresAtMs: expires ? sentAtMs + expirationMs : Number.POSITIVE_INFINITY,
       wantsReceipt: publishing.wantsReceipt ?? false,
+      holdMs: publishing.holdMs ?? null,
       supersedeKey: publishing.supersedeKey ?? null,
       asks: publishing.asks ?? null,
       atStep: this.steps,
@@ -543,13 +547,13 @@ export class SimulatedFleet {
   }
 }
 
-function optionsOf({ supersedeKey, asks }: SentCommand): CommandOptions {
+function optionsOf({ holdMs, supersedeKey, asks }: SentCommand): CommandOptions {
   const condition =
     asks === "next"
       ? ({ kind: "next" } as const)
       : ({ kind: "prefix", prefix: Buffer.from("r") } as const)
   const reply = asks === null ? null : { condition, timeoutMs: REPLY_TIMEOUT_MS }
-  return { supersedeKey, reply, trace: null }
+  return { holdMs, supersedeKey, reply, trace: null }
 }
 
 /** Two slots of one instance, then those of another. */
