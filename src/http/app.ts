@@ -26,6 +26,7 @@ import {
 import { type DrainDependencies, drain } from "./drain.ts"
 import { type ErrorCode, type HttpEnvironment, refuse } from "./errors.ts"
 import { type HealthDependencies, health } from "./health.ts"
+import { type HeldDependencies, held } from "./held.ts"
 import { sourceFault } from "./loopback-requests.ts"
 import { type MessagesDependencies, messages } from "./messages.ts"
 import { type MetricsDependencies, metrics } from "./metrics.ts"
@@ -35,6 +36,7 @@ export interface AppDependencies
   extends BroadcastsDependencies,
     DevicesDependencies,
     DrainDependencies,
+    HeldDependencies,
     Omit<HealthDependencies, "gate">,
     MetricsDependencies,
     RulesDependencies {
@@ -125,6 +127,7 @@ export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
   routes.route("/", metrics(dependencies))
   routes.route("/", devices(dependencies))
   routes.route("/", broadcasts(dependencies))
+  routes.route("/", held(dependencies))
   routes.route("/", drain(dependencies))
   routes.route("/", rules(dependencies))
   if (dependencies.messages !== null) routes.route("/", messages(dependencies.messages))

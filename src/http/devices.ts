@@ -17,7 +17,7 @@ import type { CommandFormat } from "../commands/command-message.ts"
 import { readOptions } from "../commands/command-options.ts"
 import type { SendRequest, SendResult } from "../commands/http-sender.ts"
 import { bodyFault } from "../device/command.ts"
-import { DEVICE_ID } from "../device/ids.ts"
+import { DEVICE_ID, workerOfConnection } from "../device/ids.ts"
 import type { DeviceView } from "../fleet/device-view.ts"
 import type { FleetQuery, FleetQueryFailure } from "../fleet/fleet-query.ts"
 import { bodyFaults, wellFormed } from "./body-faults.ts"
@@ -58,6 +58,7 @@ const entries = {
     ),
   ),
   // `readOptions` checks the values of these.
+  hold_ms: v.optional(v.number("must be a number")),
   supersede_key: v.optional(v.string("must be a string")),
   reply_token: v.optional(v.string("must be a string")),
   reply_prefix: v.optional(v.string("must be a string")),
@@ -91,7 +92,7 @@ export function devices(dependencies: DevicesDependencies): Hono<HttpEnvironment
 async function readRequest(
   c: Context<HttpEnvironment>,
   id: string,
-  { maxReplyMs }: CommandFormat,
+  limits: CommandFormat,
 ): Promise<SendRequest | string> {
   let bytes: ArrayBuffer
   try {
@@ -105,7 +106,7 @@ async function readRequest(
   }
   const contentType = c.req.header("content-type")?.split(";")[0]?.trim().toLowerCase()
   if (contentType === "text/plain") {
-    const options = readOptions(trace, maxReplyMs)
+    const options = readOptions(trace, limits)
     if (typeof options === "string") return options
     return { id, body: new Uint8Array(bytes), ttlMs: null, messageId: null, options }
   }
@@ -121,8 +122,11 @@ async function readRequest(
   const checked = v.safeParse(jsonRequest, parsed)
   if (!checked.success) return bodyFaults(checked.issues, entries)
   const { line, ttl_ms: ttlMs = null, message_id: messageId = null, ...fields } = checked.output
-  const options = readOptions({ ...fields, ...trace }, maxReplyMs)
+  const options = readOptions({ ...fields, ...trace }, limits)
   if (typeof options === "string") return options
+  if (options.holdMs !== null && workerOfConnection(id) !== null) {
+    return "hold_ms needs a device id: a connection does not return"
+  }
   return { id, body: new TextEncoder().encode(line), ttlMs, messageId, options }
 }
 
@@ -135,6 +139,10 @@ function answer(c: Context<HttpEnvironment>, result: SendResult): Response {
     case "answered": {
       const { outcome, connection_id, epoch, reply } = result
       return c.json({ outcome, connection_id, epoch, reply })
+    }
+    case "held": {
+      const { outcome, expires_at } = result
+      return c.json({ outcome, expires_at }, 202)
     }
     case "unreachable":
       return refuse(

@@ -10,6 +10,7 @@ import type { DeviceView } from "../../src/fleet/device-view.ts"
 import type { AppDependencies } from "../../src/http/app.ts"
 import { localApp } from "../support/local-app.ts"
 import { SERVING } from "./app-harness.ts"
+import { NO_HELD } from "./no-held.ts"
 import { NO_RULES } from "./no-rules.ts"
 
 /** everybody: no token needed. see: a token of either kind. act: one of HTTP_TOKENS. */
@@ -22,6 +23,9 @@ const ROUTES: Readonly<Record<string, "everybody" | "see" | "act">> = {
   "GET /messages": "see",
   "POST /devices/:id/send": "act",
   "DELETE /devices/:id/connection": "act",
+  "GET /devices/:id/held": "see",
+  "DELETE /devices/:id/held": "act",
+  "DELETE /devices/:id/held/:message_id": "act",
   "GET /gate": "see",
   "PUT /gate": "act",
   "GET /bans": "see",
@@ -64,6 +68,14 @@ function subject(given: Pick<AppDependencies, "tokens" | "readTokens">) {
     },
     messages: { tap: () => () => {} },
     ...NO_RULES,
+    ...NO_HELD,
+    heldQuery: {
+      list: async () => [],
+      cancel: async (id, messageId) => {
+        acts.push(`cancel ${id} ${messageId}`)
+        return 1
+      },
+    },
     rules: {
       ...NO_RULES.rules,
       setGate: (request) => {

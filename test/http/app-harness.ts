@@ -6,6 +6,7 @@ import { Counters } from "../../src/counters.ts"
 import type { AppDependencies } from "../../src/http/app.ts"
 import type { WorkerReport } from "../../src/process/control.ts"
 import { localApp } from "../support/local-app.ts"
+import { NO_HELD } from "./no-held.ts"
 import { NO_RULES } from "./no-rules.ts"
 
 export const MAX_LINE_BYTES = 16
@@ -65,6 +66,7 @@ export function sidecar(changes: Partial<AppDependencies> = {}) {
     messages: null,
     fault: (error) => faults.push(error),
     ...NO_RULES,
+    ...NO_HELD,
     empty: () => undefined,
     send: async (request) => {
       sent.push(request)

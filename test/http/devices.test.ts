@@ -10,6 +10,7 @@ import type { DeviceView } from "../../src/fleet/device-view.ts"
 import type { FleetQueryFailure } from "../../src/fleet/fleet-query.ts"
 import type { AppDependencies } from "../../src/http/app.ts"
 import { localApp } from "../support/local-app.ts"
+import { NO_HELD } from "./no-held.ts"
 import { NO_RULES } from "./no-rules.ts"
 
 const TOKEN = "first-token-0123456789"
@@ -71,6 +72,7 @@ class Subject {
       metricsText: async () => "",
       messages: null,
       ...NO_RULES,
+      ...NO_HELD,
       empty: () => undefined,
       send: async () => ({ outcome: "busy" }) as const,
     }

@@ -9,6 +9,7 @@ import type { Tap } from "../../src/broker/embedded.ts"
 import { Counters } from "../../src/counters.ts"
 import { localApp } from "../support/local-app.ts"
 import { until } from "../support/wait.ts"
+import { NO_HELD } from "./no-held.ts"
 import { NO_RULES } from "./no-rules.ts"
 
 const MAX_FOLLOWERS = 16
@@ -48,6 +49,7 @@ function sidecar(tokens: readonly string[] = []) {
     },
     metricsText: async () => "",
     ...NO_RULES,
+    ...NO_HELD,
     empty: () => undefined,
     send: async () => ({ outcome: "busy" }),
     messages: {

@@ -13,6 +13,7 @@ import { type HttpServer, serve } from "../../src/http/server.ts"
 import { RawHttp } from "../support/raw-http.ts"
 import { until } from "../support/wait.ts"
 import { SERVING } from "./app-harness.ts"
+import { NO_HELD } from "./no-held.ts"
 import { NO_RULES } from "./no-rules.ts"
 
 const MAX_LINE_BYTES = 1_024
@@ -59,6 +60,7 @@ beforeAll(async () => {
       },
     },
     ...NO_RULES,
+    ...NO_HELD,
     empty: () => undefined,
     send: async (request, caller) => {
       if (unanswered !== null) return neverAnswered(caller)

@@ -1,0 +1,63 @@
+/**
+ * Held commands of a device.
+ *
+ *   GET /devices/:id/held[?body=1]             {held: [...]}, in the order in which they are written
+ *   DELETE /devices/:id/held                   {cancelled: n}
+ *   DELETE /devices/:id/held/:message_id       {cancelled: n}
+ *
+ * Any worker answers: it asks the keeper of the device's shard. Bound: those of the held query.
+ */
+
+import { type Context, Hono } from "hono"
+import { DEVICE_ID } from "../device/ids.ts"
+import type { HeldQuery, HeldQueryFailure } from "../fleet/held-query.ts"
+import { type HttpEnvironment, refuse } from "./errors.ts"
+
+export interface HeldDependencies {
+  readonly heldQuery: Pick<HeldQuery, "list" | "cancel">
+}
+
+export function held({ heldQuery }: HeldDependencies): Hono<HttpEnvironment> {
+  const routes = new Hono<HttpEnvironment>()
+
+  routes.get("/devices/:id/held", async (c) => {
+    const id = c.req.param("id")
+    if (!DEVICE_ID.test(id)) return refuseId(c)
+    const body = c.req.query("body") ?? "0"
+    if (body !== "0" && body !== "1") return refuse(c, "invalid", "body: must be 0 or 1")
+    const listed = await heldQuery.list(id, body === "1", c.req.raw.signal)
+    return typeof listed === "string" ? fail(c, listed) : c.json({ held: listed })
+  })
+
+  const cancel = async (c: Context<HttpEnvironment>, messageId: string | null) => {
+    const id = c.req.param("id") ?? ""
+    if (!DEVICE_ID.test(id)) return refuseId(c)
+    const cancelled = await heldQuery.cancel(id, messageId, c.req.raw.signal)
+    return typeof cancelled === "string" ? fail(c, cancelled) : c.json({ cancelled })
+  }
+  routes.delete("/devices/:id/held", (c) => cancel(c, null))
+  routes.delete("/devices/:id/held/:message_id", (c) => cancel(c, c.req.param("message_id")))
+
+  return routes
+}
+
+function refuseId(c: Context<HttpEnvironment>): Response {
+  return refuse(c, "invalid", `the id must match ${DEVICE_ID.source}`)
+}
+
+function fail(c: Context<HttpEnvironment>, failure: HeldQueryFailure): Response {
+  switch (failure) {
+    case "unreachable":
+      return refuse(
+        c,
+        "broker_away",
+        "the broker is not available, and held commands are stored there",
+      )
+    case "timeout":
+      return refuse(c, "timeout", "the worker that keeps the held commands did not answer in time")
+    case "busy":
+      return refuse(c, "busy", "too many requests wait for other workers")
+    case "reading":
+      return refuse(c, "busy", "the held commands of this device are being read from the broker")
+  }
+}
