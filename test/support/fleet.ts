@@ -96,10 +96,20 @@ export class TestFleet {
 
   /** Sends SIGKILL to the supervisor and all its workers at once, as if the machine had failed. */
   async kill(at: number): Promise<void> {
+    this.signal(at, "SIGKILL")
+    await this.instance(at).exited
+    this.#gateways.delete(at)
+  }
+
+  /** Sends a signal to the supervisor and all its workers at once. */
+  signal(at: number, signal: NodeJS.Signals): void {
     const gateway = this.instance(at)
-    const pids = [gateway.pid, ...gateway.workers().values()]
-    for (const pid of pids) process.kill(pid, "SIGKILL")
-    await gateway.exited
+    for (const pid of [gateway.pid, ...gateway.workers().values()]) process.kill(pid, signal)
+  }
+
+  /** Drains an instance and waits for its end. */
+  async stopInstance(at: number): Promise<void> {
+    await this.instance(at).stop()
     this.#gateways.delete(at)
   }
 
