@@ -17,9 +17,11 @@
  * some keep all later messages on disk meanwhile.
  *
  * A tombstone is published when no publish of an entry of its command is in flight. So all entries
- * are before it, and when it is delivered they have all been read. An acknowledgement of the entry
- * instead of a tombstone was rejected: the broker does not confirm acknowledgements, and a command
- * whose acknowledgement is lost would be written again.
+ * of this keeper are before it, and when it is delivered they have all been read. An entry that the
+ * keeper before has published again may be behind it: so the first lap publishes tombstones again
+ * too, and the last `PAST_TOMBSTONES` that were left out are remembered. An acknowledgement of the
+ * entry instead of a tombstone was rejected: the broker does not confirm acknowledgements, and a
+ * command whose acknowledgement is lost would be written again.
  *
  * The first lap of a connection begins with the first delivery, because only then no other keeper
  * consumes the queue: what that keeper has published again is before the marker. Probes, which are
@@ -34,6 +36,7 @@ import type { Delivery, QueueDeclaration, Subscription } from "../../broker/brok
 import type { OutboundMessages } from "../../broker/outbound-messages.ts"
 import type { FinalResult } from "../../broker/publish-window.ts"
 import type { FleetKeys } from "../../fleet/fleet-keys.ts"
+import { BoundedMap } from "../../structures/bounded-map.ts"
 import {
   entryProperties,
   type HeldCommand,
@@ -46,6 +49,8 @@ import {
 export const REFRESH_MS = 20_000
 /** A lap begins when there are more tombstones than commands and these. */
 export const SPARE_TOMBSTONES = 64
+/** More than the entries that the keeper before may have had in flight. */
+const PAST_TOMBSTONES = 10_000
 /** Probes are repeated, and a lap begins again, when there is no delivery for this long. */
 const IDLE_MS = 2_000
 
@@ -125,6 +130,8 @@ export class HeldLog {
   readonly #inHand = new Set<Live>()
   /** Those that were not read yet. */
   readonly #tombstones = new Map<string, Tombstone>()
+  /** Those that were read and left out. */
+  readonly #past = new BoundedMap<string, true>(PAST_TOMBSTONES)
   #state: "new" | "reading" | "read" | "closed" = "new"
   #lap: Lap | null = null
   #isProbing = false
@@ -212,7 +219,7 @@ export class HeldLog {
   }
 
   #entry(command: HeldCommand, delivery: Delivery): void {
-    if (this.#tombstones.has(command.id)) {
+    if (this.#tombstones.has(command.id) || this.#past.get(command.id) === true) {
       delivery.acknowledge()
       return
     }
@@ -238,10 +245,16 @@ export class HeldLog {
   #tombstone(id: string, delivery: Delivery): void {
     const live = this.#live.get(id)
     if (live === undefined) {
+      const inHand = this.#tombstones.get(id)?.inHand ?? []
+      if (this.#state === "reading") {
+        this.#publishTombstone(id, [...inHand, delivery], () => undefined)
+        return
+      }
       // All entries of the command were before it. They are acknowledged first, because the
       // connection may be lost in between.
-      for (const voided of this.#tombstones.get(id)?.inHand ?? []) voided.acknowledge()
+      for (const voided of inHand) voided.acknowledge()
       this.#tombstones.delete(id)
+      this.#past.add(id, true)
       delivery.acknowledge()
       return
     }
