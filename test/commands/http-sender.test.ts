@@ -253,6 +253,46 @@ describe("a command for a connection of this worker", () => {
   })
 })
 
+describe("a command that may be held", () => {
+  const HOLD_MS = 60_000
+  const options: CommandOptions = { ...NO_OPTIONS, holdMs: HOLD_MS }
+
+  test("goes to its keeper when no worker has its device, and is valid for as long", async () => {
+    const subject = await new Subject().start()
+    subject.keeperQueue = OTHER_QUEUE
+    const { answers } = await subject.send("lock:1", { options })
+    const [forward] = subject.broker.published
+    expect(forward?.routingKey).toBe(OTHER_QUEUE)
+    const headers = { hold_ms: HOLD_MS, "owsla-hold": true, "owsla-expires-at": NOW_MS + HOLD_MS }
+    expect(forward?.properties.headers).toMatchObject(headers)
+    const held = { outcome: "held", expires_at: NOW_MS + HOLD_MS }
+    await subject.reply(forward?.properties.correlationId, held)
+    expect(answers).toEqual([held] as SendResult[])
+    expect(subject.kept()).toEqual([])
+  })
+
+  test("goes to its keeper when its connection ends before bytes of it were offered", async () => {
+    const subject = await new Subject().start()
+    subject.keeperQueue = OTHER_QUEUE
+    await subject.send("thermostat:7", { options })
+    subject.connection.settle("closed")
+    await subject.send("thermostat:7", { options })
+    const [offered] = subject.connection.offered
+    if (offered !== undefined) offered.isOffered = true
+    subject.connection.settle("closed")
+    await settled()
+    const forwards = subject.broker.published.filter(({ routingKey }) => routingKey === OTHER_QUEUE)
+    expect(forwards).toHaveLength(1)
+    expect(subject.kept()).toEqual(["closed"])
+  })
+
+  test("ends as offline when no keeper is known", async () => {
+    const subject = await new Subject().start()
+    const { answers } = await subject.send("lock:1", { options })
+    expect(answers).toMatchObject([{ outcome: "offline" }])
+  })
+})
+
 describe("a command with a reply", () => {
   const REPLY_MS = 2_000
   const options: CommandOptions = {
