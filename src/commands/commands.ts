@@ -40,7 +40,14 @@ export interface CommandsOptions extends CommandFormat {
   readonly locate: Locate
   readonly hold: Pick<
     HoldKeeperOptions,
-    "shardOf" | "prefetch" | "maxPerDevice" | "maxHeld" | "heldElsewhere" | "locate" | "done"
+    | "shardOf"
+    | "claimOf"
+    | "prefetch"
+    | "maxPerDevice"
+    | "maxHeld"
+    | "heldElsewhere"
+    | "locate"
+    | "done"
   >
   /** The process that keeps the held commands of a device; null when none is known. */
   readonly keeperOf: (deviceId: string) => WorkerProcess | null

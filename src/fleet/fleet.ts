@@ -11,7 +11,7 @@
  */
 
 import type { Broker, Delivery, PublishResult } from "../broker/broker.ts"
-import type { HoldKeeper } from "../commands/hold/keeper.ts"
+import type { Claim, HoldKeeper } from "../commands/hold/keeper.ts"
 import type { Counters } from "../counters.ts"
 import type { CloseReason } from "../device/close-reason.ts"
 import type { Connection } from "../device/connection.ts"
@@ -223,6 +223,13 @@ export class Fleet {
   /** The process that keeps the device's shard, perhaps this one; null when none is known. */
   keeperOf(deviceId: string): WorkerProcess | null {
     return this.keepers.keeperOf(shardOf(deviceId, this.keepers.shards))
+  }
+
+  /** This worker's claim on the device's shard, which it keeps. */
+  claimOf(deviceId: string): Claim {
+    const shard = shardOf(deviceId, this.keepers.shards)
+    if (this.keepers.claimants(shard).length === 0) return "only"
+    return this.keepers.keeperOf(shard) === this.keepers.self ? "first" : "other"
   }
 
   /** The number of held commands that other workers keep, as far as they have told it. */

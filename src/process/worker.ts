@@ -161,6 +161,7 @@ export class Worker {
         ...config.hold,
         prefetch: heldPrefetch(config.broker.prefetch, config.fleetShards),
         shardOf: (deviceId) => shardOf(deviceId, config.fleetShards),
+        claimOf: (deviceId) => this.fleet.claimOf(deviceId),
         heldElsewhere: () => this.fleet.heldElsewhere,
         locate: (deviceId, trusting, found) => this.#locate(deviceId, trusting, found),
         done: (connectionId) => this.fleet.heldDone(connectionId),

@@ -159,8 +159,8 @@ export class HeldShard {
 
   /**
    * A device is connected.
-   * @param isNew false when it registers again, for example with a new keeper of its shard. Then
-   * its worker may have the answer of the keeper before, and is told when there are no held ones.
+   * @param isNew false when its worker may have another answer already: it registers again, or with
+   * several keepers. Then the worker is told when there are no held commands.
    * @returns whether it has held commands, or may have.
    */
   registered(deviceId: string, connectionId: string, isNew: boolean): boolean {

@@ -34,10 +34,17 @@ export interface HeldRow {
   readonly line?: string
 }
 
+/**
+ * What this worker is for a shard that it keeps: the only one that claims it, the first of several,
+ * or another of them, which is about to give it up.
+ */
+export type Claim = "only" | "first" | "other"
+
 export interface HoldKeeperOptions {
   readonly self: WorkerProcess
   readonly queues: QueueNames
   readonly shardOf: (deviceId: string) => number
+  readonly claimOf: (deviceId: string) => Claim
   /** The prefetch of each log. */
   readonly prefetch: number
   readonly maxPerDevice: number
@@ -121,7 +128,12 @@ export class HoldKeeper {
 
   /** A device is connected. @returns whether it has held commands, or may have. */
   registered([deviceId, connectionId, , isFresh]: Registration): boolean {
-    return this.#of(deviceId)?.registered(deviceId, connectionId, isFresh === 1) === true
+    const shard = this.#of(deviceId)
+    if (shard === undefined) return false
+    const claim = this.#options.claimOf(deviceId)
+    // The device registers with the first one too, which knows whether there are held commands.
+    if (claim === "other") return true
+    return shard.registered(deviceId, connectionId, isFresh === 1 && claim === "only")
   }
 
   hold(request: HoldRequest): void {
