@@ -161,7 +161,7 @@ export class Keeper {
     // Devices of this worker are found without the directory.
     if (isOwn) this.#directory.remove(deviceId)
     else this.#directory.set([deviceId, connectionId, epoch], atMs)
-    return { raised: null, hasHeld: hasHeld([deviceId, connectionId, epoch], at) }
+    return { raised: null, hasHeld: hasHeld(registration, at) }
   }
 
   /** Whether the process that holds the connection is known to answer. */

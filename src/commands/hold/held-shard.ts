@@ -25,6 +25,7 @@
 import type { Counters } from "../../counters.ts"
 import type { Outcome } from "../../device/command.ts"
 import { processOfConnection } from "../../device/ids.ts"
+import { isNewer, type Registration } from "../../fleet/registration.ts"
 import { type Receipt, receipt } from "../outcomes.ts"
 import type { HeldCommand } from "./held-command.ts"
 import type { HeldForward, HeldForwards } from "./held-forwards.ts"
@@ -112,8 +113,8 @@ export class HeldShard {
   #isChecking = false
   #checkAtMs = 0
   #waiting: WaitingRequest[] = []
-  /** Registrations that came before all commands were known: the connection by device. */
-  readonly #registrations = new Map<string, string>()
+  /** The newest registrations that came before all commands were known, by device. */
+  readonly #registrations = new Map<string, Registration>()
   readonly #devices = new Map<string, Device>()
   readonly #endings = new Map<string, Ending>()
   #lastHeldAtMs = 0
@@ -163,9 +164,13 @@ export class HeldShard {
    * several keepers. Then the worker is told when there are no held commands.
    * @returns whether it has held commands, or may have.
    */
-  registered(deviceId: string, connectionId: string, isNew: boolean): boolean {
+  registered(registration: Registration, isNew: boolean): boolean {
+    const [deviceId, connectionId, epoch] = registration
     if (!this.isReady) {
-      this.#registrations.set(deviceId, connectionId)
+      const known = this.#registrations.get(deviceId)
+      // A worker may register a connection late that has been replaced meanwhile.
+      const isOlder = known !== undefined && isNewer(known[2], known[1], epoch, connectionId)
+      if (!isOlder) this.#registrations.set(deviceId, registration)
       return true
     }
     if (!this.#hasHeld(deviceId)) {
@@ -305,7 +310,7 @@ export class HeldShard {
 
   /** All commands are known. */
   #known(): void {
-    const registrations = [...this.#registrations]
+    const registrations = [...this.#registrations.values()]
     this.#registrations.clear()
     for (const [deviceId, connectionId] of registrations) {
       if (this.#hasHeld(deviceId)) this.#connected(deviceId, connectionId)

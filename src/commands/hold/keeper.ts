@@ -127,13 +127,14 @@ export class HoldKeeper {
   }
 
   /** A device is connected. @returns whether it has held commands, or may have. */
-  registered([deviceId, connectionId, , isFresh]: Registration): boolean {
+  registered(registration: Registration): boolean {
+    const [deviceId, , , isFresh] = registration
     const shard = this.#of(deviceId)
     if (shard === undefined) return false
     const claim = this.#options.claimOf(deviceId)
     // The device registers with the first one too, which knows whether there are held commands.
     if (claim === "other") return true
-    return shard.registered(deviceId, connectionId, isFresh === 1 && claim === "only")
+    return shard.registered(registration, isFresh === 1 && claim === "only")
   }
 
   hold(request: HoldRequest): void {
