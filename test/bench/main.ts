@@ -19,6 +19,7 @@ import { connections } from "./connections.ts"
 import { draining } from "./draining.ts"
 import { goalsTable } from "./goals.ts"
 import { type BenchResult, commit, machine } from "./harness.ts"
+import { heldCommands } from "./held.ts"
 import { hostile } from "./hostile.ts"
 import { lines } from "./lines.ts"
 import { partitions } from "./partitions.ts"
@@ -231,6 +232,14 @@ export const BENCHES: Readonly<Record<string, Bench>> = {
       registry({
         ...{ workers: smoke ? 2 : 16, devices: smoke ? 40 : 16_000 },
         ...{ perSecond: smoke ? 200 : 1_000, finds: smoke ? 5 : 200, rounds: smoke ? 1 : 3 },
+      }),
+  },
+  held: {
+    what: "Commands for devices that are away (`hold_ms`), which all come back within some seconds: what it costs to hold and to write one, and what the workers hold. Two workers; checks that each is written once, in order, before newer ones.",
+    run: (smoke) =>
+      heldCommands({
+        ...{ devices: smoke ? 20 : 20_000, commandsEach: smoke ? 3 : 5 },
+        ...{ backSeconds: smoke ? 1 : 20, restSeconds: 0, steady: smoke ? 5 : 200 },
       }),
   },
   waves: {
