@@ -23,6 +23,9 @@ import type { HeldForwards } from "./held-forwards.ts"
 import { HeldLog } from "./held-log.ts"
 import { HeldShard, type HeldShardOptions, type HoldRequest } from "./held-shard.ts"
 
+/** All lines of an answer, as JSON: less than a message between workers may have. */
+const MAX_LISTED_BYTES = 1_000_000
+
 /** A held command as operators see it; times in milliseconds since 1970. */
 export interface HeldRow {
   readonly message_id: string
@@ -30,7 +33,10 @@ export interface HeldRow {
   readonly held_at: number
   readonly expires_at: number
   readonly bytes: number
-  /** Only when it was asked for. In base64 when it is not UTF-8. */
+  /**
+   * Only when it was asked for, and while all of them have at most `MAX_LISTED_BYTES`. In base64
+   * when it is not UTF-8.
+   */
   readonly line?: string
 }
 
@@ -151,7 +157,14 @@ export class HoldKeeper {
   /** The held commands of a device; null when this worker does not know all of them. */
   list(deviceId: string, withLines: boolean): HeldRow[] | null {
     const entries = this.#of(deviceId)?.list(deviceId) ?? null
-    return entries?.map(({ command }) => heldRow(command, withLines)) ?? null
+    let left = withLines ? MAX_LISTED_BYTES : 0
+    return (
+      entries?.map(({ command }) => {
+        const line = lineText(command.body)
+        left -= Buffer.byteLength(JSON.stringify(line))
+        return heldRow(command, left >= 0 ? line : null)
+      }) ?? null
+    )
   }
 
   /**
@@ -208,7 +221,7 @@ export class HoldKeeper {
 
 const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true })
 
-function heldRow(command: HeldCommand, withLine: boolean): HeldRow {
+function heldRow(command: HeldCommand, line: string | null): HeldRow {
   const { supersedeKey, heldAtMs, expiresAtMs, body } = command
   return {
     message_id: shownId(command),
@@ -216,7 +229,7 @@ function heldRow(command: HeldCommand, withLine: boolean): HeldRow {
     held_at: heldAtMs,
     expires_at: expiresAtMs,
     bytes: body.length,
-    ...(withLine ? { line: lineText(body) } : {}),
+    ...(line === null ? {} : { line }),
   }
 }
 
