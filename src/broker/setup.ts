@@ -21,6 +21,8 @@ import {
 
 /** The `type` of messages between workers. Receipts arrive on the same queue. */
 export const FLEET_MESSAGE_TYPE = "owsla.fleet"
+/** The `type` of held commands on the way to the worker of their device. */
+export const HELD_MESSAGE_TYPE = "owsla.held"
 
 /**
  * The shares of `PREFETCH`. Messages of the fleet queue are acknowledged at once, so its share
@@ -46,6 +48,7 @@ export interface Handlers {
   readonly consumer: {
     deliver(delivery: Delivery, prefetch: number): void
     deliverDeadLetter(delivery: Delivery, prefetch: number): void
+    deliverHeld(delivery: Delivery): void
   }
   readonly unacknowledged: {
     /** Called for each queue of commands and dead letters when its connection was lost. */
@@ -76,7 +79,9 @@ export function brokerSetup(
     // throws.
     delivery.acknowledge()
     try {
-      if (delivery.properties.type === FLEET_MESSAGE_TYPE) fleet.deliver(delivery)
+      const { type } = delivery.properties
+      if (type === FLEET_MESSAGE_TYPE) fleet.deliver(delivery)
+      else if (type === HELD_MESSAGE_TYPE) consumer.deliverHeld(delivery)
       else receipts.deliverReceipt(delivery)
     } catch (error) {
       fault(asError(error), fleetName)

@@ -53,6 +53,8 @@ export interface CommandsOptions extends CommandFormat {
   readonly keeperOf: (deviceId: string) => WorkerProcess | null
   /** Whether the fleet knows this worker, or may not know it yet. */
   readonly mayServe: (worker: string) => boolean
+  /** Whether a process of the fleet may still hold connections. */
+  readonly mayLive: (process: WorkerProcess) => boolean
   readonly fault: (error: Error, where: string) => void
 }
 
@@ -82,7 +84,9 @@ export class Commands {
       nowMs,
     )
     const replyQueue = fleetQueue(self)
-    const forwards = new HeldForwards(router, { replyQueue, maxLineBytes, nowMs, steadyMs })
+    const { mayLive } = options
+    const times = { nowMs, steadyMs }
+    const forwards = new HeldForwards(router, { replyQueue, maxLineBytes, mayLive, ...times })
     this.keeper = new HoldKeeper(broker, this.outboundMessages, this.outcomes, forwards, {
       ...options.hold,
       ...{ self, queues, keys, counters, nowMs, steadyMs, maxBytes: maxCommandBytes },

@@ -133,6 +133,21 @@ export class Consumer {
     this.#handle(delivery, prefetch, readDeadLetter)
   }
 
+  /**
+   * Handles a held command from its keeper. It does not come by the queue of this worker: newer
+   * commands, which wait for it, may fill the prefetch of that queue. The keeper sends it again
+   * when it gets no receipt.
+   */
+  deliverHeld(delivery: Delivery): void {
+    const { keys, counters } = this.#options
+    if (!keys.admit(delivery.properties)) {
+      counters.fleetMessagesUnverified += 1
+      return
+    }
+    counters.commandsReceived += 1
+    this.#handle(delivery, Number.POSITIVE_INFINITY, readDelivery)
+  }
+
   /** Handles a message in the log of held commands that no member of the fleet has stored. */
   deliverForeign(delivery: Delivery): void {
     const detail = "in a queue of the gateway without the fleet's key: has FLEET_SECRET changed?"

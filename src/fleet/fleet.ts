@@ -287,6 +287,14 @@ export class Fleet {
     return sinceMs < REJOIN_MS || this.#members.isKnown(worker)
   }
 
+  /** As `mayServe`, for one process of a worker. */
+  mayLive(process: WorkerProcess): boolean {
+    const sinceMs = this.#options.steadyMs() - this.#connectedAtMs
+    const { self } = this.#options
+    if (process.worker === self.worker) return process.incarnation === self.incarnation
+    return sinceMs < REJOIN_MS || this.#members.has(process)
+  }
+
   /** Handles a delivery from this worker's fleet queue. */
   deliver(delivery: Delivery): void {
     const message = this.#channel.read(delivery)

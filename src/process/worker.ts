@@ -155,6 +155,7 @@ export class Worker {
       find: (id) => this.#connections.find(id),
       locate: (deviceId, trusting, found) => this.fleet.locator.locate(deviceId, trusting, found),
       mayServe: (worker) => this.fleet.mayServe(worker),
+      mayLive: (process) => this.fleet.mayLive(process),
       maxHoldMs: config.hold.maxHoldMs,
       keeperOf: (deviceId) => this.fleet.keeperOf(deviceId),
       hold: {

@@ -41,7 +41,7 @@ describe("a limit on unacknowledged messages", () => {
       { ...queues, fromDevicePartitions: 1, queueType: "quorum", prefetch, shards: 16 },
       { worker: "i.0", incarnation: "x" },
       {
-        consumer: { deliver: ignore, deliverDeadLetter: ignore },
+        consumer: { deliver: ignore, deliverDeadLetter: ignore, deliverHeld: ignore },
         unacknowledged: { lost: ignore },
         fleet: { deliver: ignore },
         receipts: { deliverReceipt: ignore },

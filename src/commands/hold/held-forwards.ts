@@ -1,25 +1,28 @@
 /**
  * Held commands on the way to the connections of their devices, and the receipts for them.
  *
- *   send ─► the queue of the connection's worker ─┬─ receipt ──────────────► answered
- *                 ▲                               └─ none for `RETRY_MS` ─┐
- *                 └───────────────────────────────────────────────────────┘
+ *   send ─► the fleet queue of the connection's process ─┬─ receipt ───────────────► answered
+ *                 ▲                                      ├─ the process has ended ─► answered: closed
+ *                 │                                      └─ none for `RETRY_MS` ─┐
+ *                 └──────────────────────────────────────────────────────────────┘
  *
- * A receipt comes to the fleet queue of this worker, which does not survive a restart of the
- * broker. So a forward is repeated, with the same ids, and the worker that has ended the command
- * sends its receipt again. Bound: one forward for each device with held commands.
+ * Fleet queues do not survive a restart of the broker. So a forward is repeated, with the same ids,
+ * and the worker that has ended the command sends its receipt again. Rejected: the worker's own
+ * queue. It survives, but newer commands for the same devices, which wait for the held ones, can
+ * fill its prefetch. Bound: one forward for each device with held commands.
  */
 
 import type { Delivery } from "../../broker/broker.ts"
-import { WORKER_QUEUE_TTL_MS, workerQueue } from "../../broker/topology.ts"
-import { workerOfConnection } from "../../device/ids.ts"
+import { HELD_MESSAGE_TYPE } from "../../broker/setup.ts"
+import { fleetQueue } from "../../broker/topology.ts"
+import { processOfConnection, type WorkerProcess } from "../../device/ids.ts"
 import { HELD_HEADER } from "../command-message.ts"
 import { type Receipt, readReceipt, receipt } from "../outcomes.ts"
 import type { CommandRouter } from "../router.ts"
 import type { HeldCommand } from "./held-command.ts"
 
-/** Longer than a forward waits in the queue of a worker, and the dead letter after that. */
-const RETRY_MS = WORKER_QUEUE_TTL_MS + 5_000
+/** Longer than a worker takes to write a command and to send its receipt, unless it is paused. */
+const RETRY_MS = 5_000
 
 export interface HeldForward {
   readonly command: HeldCommand
@@ -43,6 +46,8 @@ interface Sent extends Sending {
 }
 
 export interface HeldForwardsOptions {
+  /** Whether a process may still hold connections. */
+  readonly mayLive: (process: WorkerProcess) => boolean
   readonly replyQueue: string
   /** Of a line from a device, which a receipt may contain. */
   readonly maxLineBytes: number
@@ -98,25 +103,34 @@ export class HeldForwards {
   #publish(sent: Sent): void {
     const { forward, correlationId, wanted, answered } = sent
     const { command, connectionId } = forward
-    const { steadyMs, nowMs, replyQueue } = this.#options
+    const { steadyMs, nowMs, replyQueue, mayLive } = this.#options
     sent.sentAtMs = steadyMs()
     const properties = this.#router.forwardedProperties(command.properties, {
       ...{ expiresAtMs: command.expiresAtMs, hops: 0, redelivered: false, commandId: command.id },
     })
+    properties.type = HELD_MESSAGE_TYPE
     properties.replyTo = replyQueue
     properties.correlationId = correlationId
     properties.headers = { ...properties.headers, [HELD_HEADER]: true, connection_id: connectionId }
     const isCurrent = () => this.#sent.get(correlationId) === sent
+    const target = { deviceId: command.deviceId, connectionId }
+    const failed = (outcome: "closed" | "invalid", detail: string) =>
+      answered(forward, receipt(outcome, detail, null, target, nowMs()), false)
+    const process = processOfConnection(connectionId)
+    if (process === null || !mayLive(process)) {
+      // Not before `send` has returned.
+      queueMicrotask(() => {
+        if (isCurrent()) failed("closed", `the worker of ${connectionId} has ended`)
+      })
+      return
+    }
     this.#router.forward({
-      queue: workerQueue(workerOfConnection(connectionId) ?? ""),
+      queue: fleetQueue(process),
       body: command.body,
       properties,
       wanted: () => isCurrent() && wanted(),
       done: (result) => {
         if (result === "confirmed" || !isCurrent()) return
-        const target = { deviceId: command.deviceId, connectionId }
-        const failed = (outcome: "closed" | "invalid", detail: string) =>
-          answered(forward, receipt(outcome, detail, null, target, nowMs()), false)
         if (result === "unencodable") failed("invalid", "its headers are too large")
         else failed("closed", `not forwarded to the worker of ${connectionId}: ${result}`)
       },
