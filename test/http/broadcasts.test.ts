@@ -95,6 +95,17 @@ describe("an invalid broadcast", () => {
     expect(app.requests).toEqual([])
   })
 
+  test.each<[string, unknown[]]>([
+    ["10,000 ids of no devices", new Array(10_000).fill("!")],
+    ["as many ids as a body has room for", new Array(300_000).fill("!")],
+  ])("with %s gets one short fault", async (_, ids) => {
+    const app = subject()
+    const response = await app.post({ to: { ids }, line: "a" })
+    const text = await expectRefusal(app, response, 400, "invalid")
+    expect(text.length).toBeLessThan(100)
+    expect(app.requests).toEqual([])
+  })
+
   test("with too long a line is refused", async () => {
     const app = subject()
     const body = { to: "all", line: "x".repeat(MAX_LINE_BYTES + 1) }
