@@ -1,5 +1,6 @@
 /**
- * Why the JSON body of a request is not valid, without repeating a value of it: it may be secret.
+ * Parses the JSON body of a request, and says why it is not valid, without repeating a value of it:
+ * it may be secret.
  */
 
 import * as v from "valibot"
@@ -15,6 +16,11 @@ export function bodyFaults(
     return isKnown ? `${field}: ${issue.message}` : issue.message
   })
   return texts.join("; ")
+}
+
+/** @throws when the body is not JSON in UTF-8. */
+export function parsedJson(body: ArrayBuffer): unknown {
+  return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(body))
 }
 
 /**

@@ -21,7 +21,7 @@ import {
   MAX_PER_S,
   shownCounts,
 } from "../fleet/broadcast-request.ts"
-import { bodyFaults, wellFormed } from "./body-faults.ts"
+import { bodyFaults, parsedJson, wellFormed } from "./body-faults.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
 
 export interface BroadcastsDependencies extends LineFormat {
@@ -88,7 +88,7 @@ export function broadcasts(dependencies: BroadcastsDependencies): Hono<HttpEnvir
   routes.post("/broadcasts", async (c) => {
     let body: unknown
     try {
-      body = await c.req.json()
+      body = parsedJson(await c.req.arrayBuffer())
     } catch {
       return refuse(c, "invalid", "the body is not JSON in UTF-8")
     }

@@ -20,7 +20,7 @@ import { bodyFault } from "../device/command.ts"
 import { DEVICE_ID, workerOfConnection } from "../device/ids.ts"
 import type { DeviceView } from "../fleet/device-view.ts"
 import type { FleetQuery, FleetQueryFailure } from "../fleet/fleet-query.ts"
-import { bodyFaults, wellFormed } from "./body-faults.ts"
+import { bodyFaults, parsedJson, wellFormed } from "./body-faults.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
 
 /** A `message_id` is an AMQP short string. */
@@ -115,7 +115,7 @@ async function readRequest(
   }
   let parsed: unknown
   try {
-    parsed = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes))
+    parsed = parsedJson(bytes)
   } catch {
     return "the body is not JSON in UTF-8"
   }

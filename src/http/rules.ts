@@ -14,7 +14,7 @@ import { DEVICE_ID } from "../device/ids.ts"
 import type { AdmissionRules } from "../fleet/admission-rules.ts"
 import type { Ban } from "../fleet/bans.ts"
 import type { GateState } from "../fleet/gate.ts"
-import { bodyFaults } from "./body-faults.ts"
+import { bodyFaults, parsedJson } from "./body-faults.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
 
 const MAX_PREFIX_LENGTH = 128
@@ -66,7 +66,7 @@ export function rules({ rules, reachesFleet }: RulesDependencies): Hono<HttpEnvi
   routes.put("/gate", async (c) => {
     let body: unknown
     try {
-      body = await c.req.json()
+      body = parsedJson(await c.req.arrayBuffer())
     } catch {
       return refuse(c, "invalid", "the body is not JSON in UTF-8")
     }

@@ -19,7 +19,7 @@ function subject(result: BroadcastResult = COUNTS) {
   })
   const post = (body: unknown) =>
     app.post(
-      typeof body === "string" ? body : JSON.stringify(body),
+      typeof body === "string" || body instanceof Uint8Array ? body : JSON.stringify(body),
       "application/json",
       "/broadcasts",
     )
@@ -103,6 +103,13 @@ describe("an invalid broadcast", () => {
     const response = await app.post({ to: { ids }, line: "a" })
     const text = await expectRefusal(app, response, 400, "invalid")
     expect(text.length).toBeLessThan(100)
+    expect(app.requests).toEqual([])
+  })
+
+  test("with a body that is not UTF-8 is refused, because devices would get other bytes", async () => {
+    const app = subject()
+    const body = new Uint8Array(Buffer.from('{"to":"all","line":"\xe9"}', "latin1"))
+    await expectRefusal(app, await app.post(body), 400, "invalid")
     expect(app.requests).toEqual([])
   })
 
