@@ -30,7 +30,7 @@ import { Outgoing } from "./outgoing.ts"
 import { type DeviceSocket, type PeerInfo, UNKNOWN_PEER } from "./peer.ts"
 import type { ReorderLimits } from "./reorder-buffer.ts"
 import type { UnfinishedLines } from "./unfinished-lines.ts"
-import { type AskingCommand, MAX_WAITING_REPLIES, WaitingReplies } from "./waiting-replies.ts"
+import { type AskingCommand, WaitingReplies } from "./waiting-replies.ts"
 
 /** How long the gateway waits for the peer to close its side, before it terminates the socket. */
 const CLOSING_MS = 2_000
@@ -659,9 +659,9 @@ export class Connection {
     this.#outgoing ??= new Outgoing(maxOutgoingBytes, framing)
     if (asksReply(command)) {
       this.#replies ??= new WaitingReplies()
-      if (!this.#replies.add(command)) {
-        const detail = `${MAX_WAITING_REPLIES} commands already wait for replies of this device`
-        this.#settle(endpoint, command, "slow_device", detail)
+      const refused = this.#replies.add(command)
+      if (refused !== null) {
+        this.#settle(endpoint, command, "slow_device", refused)
         return
       }
     }

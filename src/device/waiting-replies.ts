@@ -7,14 +7,19 @@
  *
  * A line answers at most one command: of those that were written, the oldest one that it matches.
  *
- * Pure: the time is passed in. Bound: `MAX_WAITING_REPLIES` commands, including those that are not
- * written yet.
+ * Pure: the time is passed in. Bounds: `MAX_WAITING_REPLIES` commands, including those that are not
+ * written yet; `MAX_NEXT_MS` for those with `reply_next`, which wait one after another.
  */
 
 import type { Command } from "./command.ts"
 import { matches, type ReplyRequest } from "./reply-request.ts"
 
 export const MAX_WAITING_REPLIES = 64
+/**
+ * The largest sum of their time-outs. RabbitMQ closes a channel that leaves a delivery
+ * unacknowledged for 30 minutes. At least the largest `MAX_REPLY_MS`.
+ */
+export const MAX_NEXT_MS = 900_000
 
 export type AskingCommand = Command & { readonly reply: ReplyRequest }
 
@@ -26,11 +31,17 @@ export class WaitingReplies {
     return this.#untilMs.size
   }
 
-  /** False when too many commands wait. */
-  add(command: AskingCommand): boolean {
-    if (this.#untilMs.size >= MAX_WAITING_REPLIES) return false
+  /** Adds the command. @returns the reason for which it was not added, or null. */
+  add(command: AskingCommand): string | null {
+    if (this.#untilMs.size >= MAX_WAITING_REPLIES) {
+      return `${MAX_WAITING_REPLIES} commands already wait for replies of this device`
+    }
+    const nextMs = nextMsOf(command)
+    if (nextMs > 0 && this.#nextMs() + nextMs > MAX_NEXT_MS) {
+      return `the commands with reply_next may wait longer than ${MAX_NEXT_MS} ms`
+    }
     this.#untilMs.set(command, null)
-    return true
+    return null
   }
 
   /** The command ended before it was written. */
@@ -71,4 +82,14 @@ export class WaitingReplies {
     this.#untilMs.clear()
     return written
   }
+
+  #nextMs(): number {
+    let sum = 0
+    for (const command of this.#untilMs.keys()) sum += nextMsOf(command)
+    return sum
+  }
+}
+
+function nextMsOf({ reply }: AskingCommand): number {
+  return reply.condition.kind === "next" ? reply.timeoutMs : 0
 }

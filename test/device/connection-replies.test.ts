@@ -3,7 +3,7 @@
 import { describe, expect, test } from "bun:test"
 import fc from "fast-check"
 import type { ReplyCondition, ReplyRequest } from "../../src/device/reply-request.ts"
-import { MAX_WAITING_REPLIES } from "../../src/device/waiting-replies.ts"
+import { MAX_NEXT_MS, MAX_WAITING_REPLIES } from "../../src/device/waiting-replies.ts"
 import { CHEAP_RUNS, check } from "../support/property.ts"
 import { bytesOf, Harness, START_MS, textOf } from "./connection-harness.ts"
 
@@ -234,6 +234,25 @@ test(`more than ${MAX_WAITING_REPLIES} at a time end as slow_device`, () => {
   expect(subject.ends().slice(2)).toEqual([
     ["c7", "answered", "r7", 0],
     ["again", "answered", "more", 1],
+  ])
+})
+
+test(`with reply_next they wait at most ${MAX_NEXT_MS} ms one after another, as a broker allows`, () => {
+  const subject = new Subject()
+  const third = { condition: NEXT.condition, timeoutMs: MAX_NEXT_MS / 3 }
+  for (const text of ["a", "b", "c"]) subject.send(text, third)
+  subject.send("more", NEXT)
+  subject.send("other", token("other"))
+  expect(subject.ends()).toEqual([["more", "slow_device"]])
+  expect(subject.backEnd.told[0]?.detail).toContain("reply_next")
+  subject.says("1")
+  subject.send("again", third)
+  for (const line of ["2", "3", "4"]) subject.says(line)
+  expect(subject.ends().slice(1)).toEqual([
+    ["a", "answered", "1", 0],
+    ["b", "answered", "2", 1],
+    ["c", "answered", "3", 2],
+    ["again", "answered", "4", 3],
   ])
 })
 
