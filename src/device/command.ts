@@ -92,8 +92,8 @@ export interface Command {
   /** The line that it waits for after it was written; null when it waits for none. */
   readonly reply: ReplyRequest | null
   readonly trace: TraceContext | null
-  /** The way by which it came; the gateway itself makes commands of "gateway". */
-  readonly cameBy: "delivery" | "http" | "gateway"
+  /** The way by which it came; the gateway itself makes those of "gateway", acknowledgements. */
+  readonly cameBy: "delivery" | "http" | "broadcast" | "gateway"
   /** The `redelivered` flag of the delivery: the broker may have delivered this command before. */
   readonly redelivered: boolean
   /** A hash of the body. Null on commands without a broker delivery. */

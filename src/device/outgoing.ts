@@ -10,12 +10,14 @@
  *
  * A command that waits for the next line of the device (`reply_next`) stays in the queue, and so do
  * all commands behind it, until the one before has its reply (`replyEnded`). So commands keep their
- * order.
+ * order. Acknowledgements of lines do not wait behind commands: a device may wait for one before it
+ * sends its reply.
  *
  * Pure: no socket, no clock. Bounds: `maxBytes` of waiting and offered bytes, beyond which `push`
  * refuses a command. A batch has at most `BATCH_BYTES`, or consists of one longer command.
  */
 
+import { Fifo } from "../structures/fifo.ts"
 import type { Command } from "./command.ts"
 import { type Framing, framedLine, OVERHEAD_BYTES, writeLine } from "./framing.ts"
 
@@ -34,6 +36,8 @@ export class Outgoing {
   readonly #framing: Framing
   #waiting: (Command | undefined)[] = []
   #waitingFrom = 0
+  /** Acknowledgements that wait; null before the first one. */
+  #acknowledgements: Fifo<Command> | null = null
   #batch: Command[] = []
   /** Bytes of the batch that the socket has not accepted yet. */
   #offered: Uint8Array = EMPTY
@@ -63,7 +67,10 @@ export class Outgoing {
   push(command: Command): boolean {
     const bytes = this.#bytesOf(command)
     if (this.#bytes > 0 && this.#bytes + bytes > this.#maxBytes) return false
-    this.#waiting.push(command)
+    if (command.cameBy === "gateway") {
+      this.#acknowledgements ??= new Fifo()
+      this.#acknowledgements.push(command)
+    } else this.#waiting.push(command)
     this.#bytes += bytes
     return true
   }
@@ -100,7 +107,7 @@ export class Outgoing {
     if (this.#offered.length > 0) return this.#offered
     let length = 0
     for (;;) {
-      const command = this.#waiting[this.#waitingFrom]
+      const command = this.#acknowledgements?.first ?? this.#waiting[this.#waitingFrom]
       if (command === undefined) break
       const bytes = this.#bytesOf(command)
       if (command.expiresAtMs <= nowMs) {
@@ -151,7 +158,13 @@ export class Outgoing {
     const waiting = this.#waiting
       .slice(this.#waitingFrom)
       .filter((command) => command !== undefined)
-    const left = [...this.#batch, ...waiting]
+    const acknowledgements: Command[] = []
+    for (;;) {
+      const first = this.#acknowledgements?.shift()
+      if (first === undefined) break
+      acknowledgements.push(first)
+    }
+    const left = [...this.#batch, ...acknowledgements, ...waiting]
     this.#batch = []
     this.#waiting = []
     this.#waitingFrom = 0
@@ -188,7 +201,9 @@ export class Outgoing {
     return removed
   }
 
+  /** Takes the command that `nextBytes` has looked at. */
   #takeWaiting(): void {
+    if (this.#acknowledgements?.shift() !== undefined) return
     this.#waiting[this.#waitingFrom] = undefined
     this.#waitingFrom += 1
     const taken = this.#waitingFrom

@@ -6,7 +6,7 @@
 import type { Command } from "../device/command.ts"
 
 export class BroadcastCommand implements Command {
-  readonly cameBy = "gateway"
+  readonly cameBy = "broadcast"
   readonly seq = null
   readonly messageId = null
   readonly expiresAtMs = Number.POSITIVE_INFINITY

@@ -4,6 +4,7 @@ import { describe, expect, test } from "bun:test"
 import fc from "fast-check"
 import type { ReplyCondition, ReplyRequest } from "../../src/device/reply-request.ts"
 import { MAX_NEXT_MS, MAX_WAITING_REPLIES } from "../../src/device/waiting-replies.ts"
+import { Acknowledgement } from "../../src/lines/acknowledgement.ts"
 import { CHEAP_RUNS, check } from "../support/property.ts"
 import { bytesOf, Harness, START_MS, textOf } from "./connection-harness.ts"
 
@@ -201,6 +202,19 @@ describe("reply_next", () => {
     subject.after(10)
     subject.says("1")
     expect(subject.device.socket.wire).toBe("a\nc\n")
+  })
+
+  test("does not hold back the acknowledgement that the device waits for before it replies", () => {
+    const subject = new Subject()
+    const { connection, socket } = subject.device
+    subject.says("before")
+    subject.send("a", NEXT)
+    subject.send("b", NEXT)
+    connection.offer(new Acknowledgement(connection, 0))
+    subject.flush()
+    expect(socket.wire).toBe("a\nACK 0\n")
+    subject.says("1")
+    expect(socket.wire).toBe("a\nACK 0\nb\n")
   })
 
   test("that was withdrawn with its lost delivery waits no longer", () => {

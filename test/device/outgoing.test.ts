@@ -42,6 +42,20 @@ function flush(outgoing: Outgoing, most: number, scratch = new Uint8Array(BATCH_
   return { wire, written, expired, offered: bytes.length }
 }
 
+test("acknowledgements are written in their order, before the commands that wait", () => {
+  const outgoing = new Outgoing(1_000, "line")
+  const acknowledgement = (text: string) => ({ ...command(text), cameBy: "gateway" as const })
+  const all = [command("a"), acknowledgement("ACK 0"), command("b"), acknowledgement("ACK 1")]
+  for (const each of all) outgoing.push(each)
+  const { wire, written } = flush(outgoing, 9)
+  expect([wire, wireOf(written)]).toEqual(["ACK 0\nACK", "ACK 0\n"])
+  expect(wireOf(outgoing.clear())).toBe("ACK 1\na\nb\n")
+  expect(outgoing.empty).toBe(true)
+  for (const each of all) outgoing.push(each)
+  expect(wireOf(flush(outgoing, 4).written)).toBe("")
+  expect(wireOf(outgoing.clear())).toBe("ACK 0\nACK 1\na\nb\n")
+})
+
 describe.each([...CODECS])("every split: $framing", (codec) => {
   const commands = () => ["one", "", "three", "4"].map((text) => command(text))
 
