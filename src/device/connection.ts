@@ -517,7 +517,7 @@ export class Connection {
   /** Unless a command is written in part. A device that takes no bytes gets none. */
   #sayGoodbye(reason: CloseReason, retryAfterMs: number | null): void {
     const { goodbye, limits } = this.#context
-    if (goodbye === null || this.outgoingBytes > 0) return
+    if (goodbye === null || this.#outgoing?.isCut === true) return
     const text = goodbye.textFor(reason, retryAfterMs)
     if (text !== null) this.socket.write(framedLine(limits.framing, Buffer.from(text)))
   }

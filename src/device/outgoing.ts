@@ -60,6 +60,11 @@ export class Outgoing {
     return this.#bytes
   }
 
+  /** True while the socket has not accepted all bytes that were offered to it. */
+  get isCut(): boolean {
+    return this.#offered.length > 0
+  }
+
   /**
    * False when the command does not fit and was not taken. One command always fits into an empty
    * queue.

@@ -2,6 +2,7 @@
 
 import { describe, expect, test } from "bun:test"
 import fc from "fast-check"
+import { Goodbye } from "../../src/device/goodbye.ts"
 import type { ReplyCondition, ReplyRequest } from "../../src/device/reply-request.ts"
 import { MAX_NEXT_MS, MAX_WAITING_REPLIES } from "../../src/device/waiting-replies.ts"
 import { Acknowledgement } from "../../src/lines/acknowledgement.ts"
@@ -215,6 +216,27 @@ describe("reply_next", () => {
     expect(socket.wire).toBe("a\nACK 0\n")
     subject.says("1")
     expect(socket.wire).toBe("a\nACK 0\nb\n")
+  })
+
+  test("does not keep the goodbye line from the device", () => {
+    const subject = new Subject()
+    subject.goodbye = new Goodbye({
+      template: "BYE",
+      returnsPerS: () => 1,
+      steadyMs: () => subject.steadyMs,
+      random: () => 0,
+    })
+    const { connection, socket } = subject.admit()
+    for (const text of ["a", "b"]) {
+      connection.offer(subject.backEnd.command(text, { reply: NEXT }))
+      subject.flush()
+    }
+    connection.close("drained")
+    expect(socket.wire).toBe("a\nBYE\n")
+    expect(subject.ends()).toEqual([
+      ["b", "closed"],
+      ["a", "no_reply"],
+    ])
   })
 
   test("that was withdrawn with its lost delivery waits no longer", () => {
