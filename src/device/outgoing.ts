@@ -14,7 +14,9 @@
  * sends its reply.
  *
  * Pure: no socket, no clock. Bounds: `maxBytes` of waiting and offered bytes, beyond which `push`
- * refuses a command. A batch has at most `BATCH_BYTES`, or consists of one longer command.
+ * refuses a command, and `maxBytes` of acknowledgements besides, so that commands behind one with
+ * `reply_next` leave room for them. A batch has at most `BATCH_BYTES`, or consists of one longer
+ * command.
  */
 
 import { Fifo } from "../structures/fifo.ts"
@@ -38,6 +40,7 @@ export class Outgoing {
   #waitingFrom = 0
   /** Acknowledgements that wait; null before the first one. */
   #acknowledgements: Fifo<Command> | null = null
+  #acknowledgementBytes = 0
   #batch: Command[] = []
   /** Bytes of the batch that the socket has not accepted yet. */
   #offered: Uint8Array = EMPTY
@@ -71,11 +74,15 @@ export class Outgoing {
    */
   push(command: Command): boolean {
     const bytes = this.#bytesOf(command)
-    if (this.#bytes > 0 && this.#bytes + bytes > this.#maxBytes) return false
     if (command.cameBy === "gateway") {
+      if (this.#acknowledgementBytes + bytes > this.#maxBytes) return false
       this.#acknowledgements ??= new Fifo()
       this.#acknowledgements.push(command)
-    } else this.#waiting.push(command)
+      this.#acknowledgementBytes += bytes
+    } else {
+      if (this.#bytes > 0 && this.#bytes + bytes > this.#maxBytes) return false
+      this.#waiting.push(command)
+    }
     this.#bytes += bytes
     return true
   }
@@ -173,6 +180,7 @@ export class Outgoing {
     this.#batch = []
     this.#waiting = []
     this.#waitingFrom = 0
+    this.#acknowledgementBytes = 0
     this.#offered = EMPTY
     this.#acceptedOfFirst = 0
     this.#bytes = 0
@@ -208,7 +216,11 @@ export class Outgoing {
 
   /** Takes the command that `nextBytes` has looked at. */
   #takeWaiting(): void {
-    if (this.#acknowledgements?.shift() !== undefined) return
+    const acknowledgement = this.#acknowledgements?.shift()
+    if (acknowledgement !== undefined) {
+      this.#acknowledgementBytes -= this.#bytesOf(acknowledgement)
+      return
+    }
     this.#waiting[this.#waitingFrom] = undefined
     this.#waitingFrom += 1
     const taken = this.#waitingFrom

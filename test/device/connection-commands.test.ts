@@ -227,7 +227,9 @@ describe("commands", () => {
     expect(socket.wire).toBe("ACK 7\n")
     socket.room = 0
     connection.offer(harness.backEnd.command("12345678"))
-    connection.offer(new Acknowledgement(connection, 8))
+    for (const seq of [8, 9]) connection.offer(new Acknowledgement(connection, seq))
+    expect(harness.reasons()).toEqual([])
+    connection.offer(new Acknowledgement(connection, 10))
     expect(harness.reasons()).toEqual(["slow_device"])
     expect(harness.backEnd.bodies("slow_device")).toEqual(["12345678"])
   })

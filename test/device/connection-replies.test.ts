@@ -218,6 +218,22 @@ describe("reply_next", () => {
     expect(socket.wire).toBe("a\nACK 0\nb\n")
   })
 
+  test("leaves room for acknowledgements, however many commands wait behind it", () => {
+    const subject = new Subject({ maxOutgoingBytes: 12 })
+    const { connection, socket } = subject.device
+    subject.says("before")
+    for (const text of ["a", "b"]) subject.send(text, NEXT)
+    for (const text of ["cccc", "dddd", "full"]) subject.send(text)
+    expect(subject.ends()).toEqual([["full", "slow_device"]])
+    connection.offer(new Acknowledgement(connection, 0))
+    subject.flush()
+    expect([socket.wire, connection.state]).toEqual(["a\nACK 0\n", "open"])
+    // Of these, two have room when the socket takes no more.
+    socket.room = 0
+    for (let n = 1; n <= 3; n += 1) connection.offer(new Acknowledgement(connection, n))
+    expect(connection.state).toBe("closing")
+  })
+
   test("does not keep the goodbye line from the device", () => {
     const subject = new Subject()
     subject.goodbye = new Goodbye({
