@@ -6,7 +6,8 @@
  *                                                             ├─ returned ──► the process has ended
  *                                                             └─ otherwise ─► lost
  *
- * To all workers there is no answer. Bounds: one change for each device; `MAX_ROWS` in a message.
+ * To all workers there is no answer; a lost message is sent again, unless the channel has closed.
+ * Bounds: one change for each device; `MAX_ROWS` in a message.
  */
 
 import type { PublishResult } from "../broker/broker.ts"
@@ -108,6 +109,11 @@ export class Destination {
     return overdue
   }
 
+  /** Unless there is a later change of the device. */
+  #addAgain(...lost: (readonly Change[])[]): void {
+    for (const change of lost.flat()) if (!this.#changes.has(change[0])) this.add(change)
+  }
+
   #send(ended: () => void): boolean {
     const { channel, keeper, steadyMs, isCurrent, failed } = this.#options
     // When the channel opens again, all devices of this worker are told.
@@ -126,6 +132,8 @@ export class Destination {
     this.#tells = []
     if (told.length > 0) this.#told = []
     const settled = (result: PublishResult) => {
+      // A keeper is told everything again instead (`failed`).
+      if (keeper === null && (result === "cut" || result === "nacked")) this.#addAgain(here, gone)
       ended()
       if (result !== "confirmed") failed(result)
     }

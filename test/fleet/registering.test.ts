@@ -4,13 +4,14 @@
  */
 
 import { describe, expect, test } from "bun:test"
+import type { OutgoingMessage } from "../../src/broker/broker.ts"
 import type { Located } from "../../src/fleet/locator.ts"
-import { FleetNetwork, type NetworkWorker } from "../support/fleet-network.ts"
+import { FleetNetwork, type NetworkOptions, type NetworkWorker } from "../support/fleet-network.ts"
 import { mulberry32 } from "../support/random.ts"
 
 const SETTLED_MS = 2_000
 
-function fleetOf(workers: number, options: { skewOf?: (worker: number) => number } = {}) {
+function fleetOf(workers: number, options: Partial<NetworkOptions> = {}) {
   const network = new FleetNetwork({ shards: 256, random: mulberry32(1), ...options })
   for (let at = 0; at < workers; at += 1) network.start(at)
   network.pass(SETTLED_MS)
@@ -180,6 +181,33 @@ describe("a look-up", () => {
       network.pass(1_300)
       expect([fault, ...place]).toMatchObject([fault, { kind: "worker", worker: "gw0.0" }])
     }
+  })
+})
+
+/** The `devices` message of a worker, null for any other message. */
+function devicesFrom({ body }: OutgoingMessage, { self }: NetworkWorker) {
+  const message = JSON.parse(Buffer.from(body).toString())
+  return message.type === "devices" && message.from === self.worker ? message : null
+}
+
+describe("a message that the broker refuses", () => {
+  test("to all workers, because the keeper does not answer, is sent again", () => {
+    const network = fleetOf(3)
+    const name = keptBy(network, 2)
+    const older = at(network, 0).come(name)
+    network.pass(500)
+    at(network, 2).pause()
+    let refused = 0
+    network.refuses = (message) => {
+      const isFirst = message.exchange !== "" && refused === 0
+      if (!isFirst || devicesFrom(message, at(network, 1)) === null) return false
+      refused += 1
+      return true
+    }
+    const newer = at(network, 1).come(name)
+    network.pass(1_000)
+    expect(refused).toBe(1)
+    expect([older.closedBecause, newer.closedBecause]).toEqual(["taken_over", null])
   })
 })
 

@@ -60,6 +60,8 @@ export class FleetNetwork {
   brokerIsUp = true
   /** Devices with held commands. */
   readonly held = new Set<string>()
+  /** Messages that the broker refuses. */
+  refuses: (message: OutgoingMessage) => boolean = () => false
   /** Messages that the broker has routed, each counted once for each queue. */
   routed = 0
   published = 0
@@ -505,7 +507,7 @@ class NetworkPublishChannel<T> implements PublishChannel<T> {
     // The broker reads it even when its worker is paused or killed.
     network.at(this.#readUntilMs, null, () => {
       if (connection !== this.#connection || !network.brokerIsUp) return
-      const result = network.route(sent)
+      const result = network.refuses(sent) ? "nacked" : network.route(sent)
       network.at(network.nowMs + network.delayMs(), this.#worker, () => {
         if (this.#unsettled.delete(item)) this.#listener.settled(item, result)
       })
