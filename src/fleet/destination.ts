@@ -30,6 +30,8 @@ export interface DestinationOptions {
   readonly keeper: WorkerProcess | null
   /** Milliseconds of a monotonic clock. */
   readonly steadyMs: () => number
+  /** The number of the next message to a keeper, larger than all before. */
+  readonly next: () => number
   /** Whether the connection of a registration is still the one of its device. */
   readonly isCurrent: (registration: Registration) => boolean
   /** A message was not confirmed. */
@@ -45,7 +47,6 @@ export class Destination {
   #told: number[] = []
   readonly #unanswered = new Map<number, Unanswered>()
   readonly #gathered: Gathered
-  #next = 0
 
   constructor(options: DestinationOptions) {
     this.#options = options
@@ -139,8 +140,7 @@ export class Destination {
     }
     if (keeper === null) channel.broadcast({ type: "devices", here, gone }, settled)
     else {
-      const n = this.#next
-      this.#next += 1
+      const n = this.#options.next()
       if (here.length > 0) this.#unanswered.set(n, { sentAtMs: steadyMs(), here })
       const shards = {
         ...(tells.length > 0 ? { tells } : {}),

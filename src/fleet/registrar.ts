@@ -83,6 +83,8 @@ export class Registrar {
   readonly #unplaced = new Map<string, Change>()
   /** Devices that have connected and whose keeper has not answered, the oldest first. */
   readonly #awaited = new Map<string, Awaited>()
+  /** Numbers the messages to all keepers. */
+  #next = 0
   #hadForeign = false
   #claimsSeen = -1
   #claimsDueMs = Number.POSITIVE_INFINITY
@@ -133,14 +135,13 @@ export class Registrar {
    */
   connected(claimsDueMs: number): void {
     this.#claimsDueMs = claimsDueMs
-    this.#told.clear()
+    this.#tellAgain()
     this.#unplaced.clear()
     this.#everyone.clear()
     for (const device of this.#options.devices()) {
       if (this.#keepers.claimants(this.#shardOf(device[0])).length === 0) this.#place(device)
     }
     this.#repeatAtMs = this.#options.steadyMs() + REPEAT_MS * (0.5 + Math.random())
-    this.#claimsSeen = -1
   }
 
   /** Handles the answer of a keeper. */
@@ -191,8 +192,7 @@ export class Registrar {
     if (!this.#channel.open) return
     if (steadyMs >= this.#repeatAtMs) {
       this.#repeatAtMs = steadyMs + REPEAT_MS
-      this.#told.clear()
-      this.#claimsSeen = -1
+      this.#tellAgain()
     }
     if (this.#keepers.changes !== this.#claimsSeen) this.#tellClaimants()
     if (this.#keepers.hasForeign && !this.#hadForeign) {
@@ -201,6 +201,13 @@ export class Registrar {
     this.#hadForeign = this.#keepers.hasForeign
     for (const told of this.#told.values()) this.#missed(told, KEPT_TIMEOUT_MS)
     this.#placeAgain()
+  }
+
+  /** All keepers are told everything again. */
+  #tellAgain(): void {
+    for (const { destination } of this.#told.values()) destination.clear()
+    this.#told.clear()
+    this.#claimsSeen = -1
   }
 
   #placeAgain(): void {
@@ -280,6 +287,8 @@ export class Registrar {
     const key = keyOf(process)
     const before = this.#told.get(key)
     if (before?.since === since) return before
+    // Its `told` would count for what the keeper is told from now on.
+    before?.destination.clear()
     const told: Told = {
       ...{ worker: process.worker, since, shards: new Set() },
       destination: this.#destination(process, (result) => {
@@ -288,8 +297,10 @@ export class Registrar {
           this.#missed(told)
           return
         }
-        // It is told everything again.
-        if (this.#told.get(key) === told) this.#told.delete(key)
+        if (this.#told.get(key) !== told) return
+        // It is told everything again. Its `told` would hide that a message is missing.
+        told.destination.clear()
+        this.#told.delete(key)
         this.#claimsSeen = -1
       }),
     }
@@ -299,7 +310,12 @@ export class Registrar {
 
   #destination(keeper: WorkerProcess | null, failed: DestinationOptions["failed"]): Destination {
     const { steadyMs, isCurrent } = this.#options
-    return new Destination({ channel: this.#channel, keeper, steadyMs, isCurrent, failed })
+    // One counter for all: a late answer must not count for the messages of a later destination.
+    const next = () => {
+      this.#next += 1
+      return this.#next
+    }
+    return new Destination({ channel: this.#channel, keeper, steadyMs, next, isCurrent, failed })
   }
 
   #answered(deviceId: string, connectionId: string, hasHeld: boolean): void {

@@ -191,6 +191,37 @@ function devicesFrom({ body }: OutgoingMessage, { self }: NetworkWorker) {
 }
 
 describe("a message that the broker refuses", () => {
+  test("makes no device absent for its keeper, when it is one of many", () => {
+    const network = fleetOf(3)
+    const [holder, asking, keeper] = [at(network, 0), at(network, 1), at(network, 2)]
+    const candidates = Array.from({ length: 10_000 }, (_, n) => `lock:${n}`)
+    const names = candidates.filter((name) => keeperOf(network, name) === keeper).slice(0, 2_500)
+    for (const name of names) holder.come(name)
+    network.pass(SETTLED_MS)
+    let full = 0
+    const absent: string[] = []
+    network.refuses = (message) => {
+      const { type, absent: more = [] } = JSON.parse(Buffer.from(message.body).toString())
+      if (type === "found") absent.push(...more)
+      if (devicesFrom(message, holder)?.here.length !== 1_000) return false
+      full += 1
+      return full === 2
+    }
+    // It is told all devices again.
+    keeper.cut()
+    keeper.connect()
+    const places: Located[] = []
+    for (let asked = 0; asked < names.length; asked += 1) {
+      if (asked % 10 === 0) network.pass(2)
+      const name = names[(asked * 1_009) % names.length] as string
+      asking.locate(name, true, (place) => places.push(place))
+    }
+    network.pass(SETTLED_MS)
+    expect([names.length, places.length]).toEqual([2_500, 2_500])
+    expect(full).toBeGreaterThan(2)
+    expect(absent).toEqual([])
+  })
+
   test("to all workers, because the keeper does not answer, is sent again", () => {
     const network = fleetOf(3)
     const name = keptBy(network, 2)
@@ -208,6 +239,24 @@ describe("a message that the broker refuses", () => {
     network.pass(1_000)
     expect(refused).toBe(1)
     expect([older.closedBecause, newer.closedBecause]).toEqual(["taken_over", null])
+  })
+
+  test("is followed by larger numbers, so that no late answer counts for a later message", () => {
+    const network = fleetOf(3)
+    const numbers: number[] = []
+    network.refuses = (message) => {
+      const n = devicesFrom(message, at(network, 0))?.n
+      if (n === undefined || message.routingKey !== at(network, 2).queue) return false
+      numbers.push(n)
+      return numbers.length === 3
+    }
+    for (let n = 0; n < 40; n += 1) {
+      at(network, 0).come(`lock:${n}`)
+      network.pass(30)
+    }
+    network.pass(SETTLED_MS)
+    expect(numbers.length).toBeGreaterThan(4)
+    expect(numbers).toEqual([...new Set(numbers)].sort((a, b) => a - b))
   })
 })
 
