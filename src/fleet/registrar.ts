@@ -79,7 +79,10 @@ export class Registrar {
   readonly #everyone: Destination
   /** What each process was told, by process. */
   readonly #told = new Map<string, Told>()
-  /** Changes in shards that no worker claims, until it is known that none does. */
+  /**
+   * Changes in shards that no worker claims, until it is known that none does, and in those of a
+   * keeper that this worker has not begun to tell its devices.
+   */
   readonly #unplaced = new Map<string, Change>()
   /** Devices that have connected and whose keeper has not answered, the oldest first. */
   readonly #awaited = new Map<string, Awaited>()
@@ -138,9 +141,7 @@ export class Registrar {
     this.#tellAgain()
     this.#unplaced.clear()
     this.#everyone.clear()
-    for (const device of this.#options.devices()) {
-      if (this.#keepers.claimants(this.#shardOf(device[0])).length === 0) this.#place(device)
-    }
+    for (const device of this.#options.devices()) this.#place(device)
     this.#repeatAtMs = this.#options.steadyMs() + REPEAT_MS * (0.5 + Math.random())
   }
 
@@ -236,9 +237,11 @@ export class Registrar {
       else this.#options.raised([deviceId, connectionId, raised])
       return
     }
-    if (claimants.some(({ process }) => this.#members.answers(process))) return
-    if (this.#options.steadyMs() >= this.#claimsDueMs) this.#everyone.add(change)
-    else this.#unplaced.set(deviceId, change)
+    const answering = claimants.filter(({ process }) => this.#members.answers(process))
+    if (answering.some(({ process }) => this.#told.has(keyOf(process)))) return
+    const isKept = answering.length > 0 || this.#options.steadyMs() < this.#claimsDueMs
+    if (isKept) this.#unplaced.set(deviceId, change)
+    else this.#everyone.add(change)
   }
 
   /** Tells each keeper all devices of the shards that it did not claim before. */

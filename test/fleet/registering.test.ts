@@ -260,6 +260,28 @@ describe("a message that the broker refuses", () => {
   })
 })
 
+describe("a device that connects while its keeper's process ends", () => {
+  test("is registered before the fleet counts as settled", () => {
+    const network = fleetOf(4)
+    const name = keptBy(network, 2)
+    const older = at(network, 0).come(name)
+    network.pass(500)
+    at(network, 2).kill()
+    at(network, 1).cut()
+    const newer = at(network, 1).come(name)
+    at(network, 1).connect()
+    network.start(2)
+    for (let passed = 0; passed < 1_000; passed += 5) {
+      network.pass(5)
+      const isSettled = network.workers.every(
+        ({ isConnected, fleet }) => isConnected && fleet.settled,
+      )
+      if (isSettled && older.closedBecause === null) throw new Error(`settled after ${passed} ms`)
+    }
+    expect([older.closedBecause, newer.closedBecause]).toEqual(["taken_over", null])
+  })
+})
+
 test("a device that connects or goes costs as many messages in a large fleet as in a small one", () => {
   const costs = [3, 16, 40].map((workers) => {
     const network = fleetOf(workers)
