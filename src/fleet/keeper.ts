@@ -216,8 +216,8 @@ export class Keeper {
 
   #tellRows(process: WorkerProcess, devices: Registration[]): void {
     this.#channel.tell(process, { type: "newer", devices }, (result) => {
-      // The messages in flight have reached their bound.
-      const isDropped = result === "cut" && this.#channel.open
+      // The messages in flight have reached their bound, or the broker has refused it.
+      const isDropped = result === "nacked" || (result === "cut" && this.#channel.open)
       if (isDropped) for (const device of devices) this.#tellNewer(process, device)
     })
   }

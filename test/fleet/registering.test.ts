@@ -222,6 +222,23 @@ describe("a message that the broker refuses", () => {
     expect(absent).toEqual([])
   })
 
+  test("to the worker of an older connection is sent again", () => {
+    const network = fleetOf(3)
+    const name = keptBy(network, 2)
+    const older = at(network, 0).come(name)
+    network.pass(500)
+    let refused = 0
+    network.refuses = ({ body }) => {
+      if (refused > 0 || JSON.parse(Buffer.from(body).toString()).type !== "newer") return false
+      refused += 1
+      return true
+    }
+    const newer = at(network, 1).come(name)
+    network.pass(1_000)
+    expect(refused).toBe(1)
+    expect([older.closedBecause, newer.closedBecause]).toEqual(["taken_over", null])
+  })
+
   test("to all workers, because the keeper does not answer, is sent again", () => {
     const network = fleetOf(3)
     const name = keptBy(network, 2)
