@@ -68,6 +68,11 @@ export class Channel {
     return this.#publishChannel.state === "open"
   }
 
+  /** False while messages wait for a moment only, behind a large one or an alarm of the broker. */
+  get closed(): boolean {
+    return this.#publishChannel.state === "closed"
+  }
+
   /** When the broker last confirmed a message; `-Infinity` before the first confirm. */
   get confirmedAtMs(): number {
     return this.#confirmedAtMs

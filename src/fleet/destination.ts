@@ -84,6 +84,11 @@ export class Destination {
     this.#gathered.soon()
   }
 
+  /** Messages can be sent again. */
+  opened(): void {
+    if (this.pendingCount > 0) this.#gathered.soon()
+  }
+
   /**
    * The keeper has handled all messages up to this one.
    * @returns the registrations of those that were not answered before.
@@ -117,7 +122,7 @@ export class Destination {
 
   #send(ended: () => void): boolean {
     const { channel, keeper, steadyMs, isCurrent, failed } = this.#options
-    // When the channel opens again, all devices of this worker are told.
+    // `opened` sends them, and after a lost connection all devices are told again.
     if (!channel.open) return false
     const here: Registration[] = []
     const gone: Deregistration[] = []

@@ -114,7 +114,11 @@ export class Fleet {
     const { self, nowMs, steadyMs, counters, keys } = options
     this.#options = options
     this.#connections = connections
-    const opened = () => this.locator.opened()
+    const opened = () => {
+      this.#keeper.opened()
+      this.#registrar.opened()
+      this.locator.opened()
+    }
     this.#channel = new Channel(broker, opened, { self, steadyMs, nowMs, counters, keys })
     this.keepers = new Keepers(self, options.shards, this.#members)
     this.#directory = new Directory(options.shards)

@@ -123,6 +123,11 @@ export class Keeper {
     this.#gathered.soon()
   }
 
+  /** Messages can be sent again. */
+  opened(): void {
+    if (this.#outboxes.size > 0) this.#gathered.soon()
+  }
+
   /** A device of this worker, whose shard is kept here, has connected or is registered again. */
   registerOwn(registration: Registration): Kept {
     return this.#register(registration, this.#options.self)
@@ -200,9 +205,10 @@ export class Keeper {
    * its registrations to all. When messages cannot be sent, all workers register again.
    */
   #sendAll(): void {
+    // `opened` sends them.
+    if (!this.#channel.open) return
     const outboxes = [...this.#outboxes.values()]
     this.#outboxes.clear()
-    if (!this.#channel.open) return
     for (const { process, newer } of outboxes) {
       const rows = [...newer.values()]
       for (let from = 0; from < rows.length; from += MAX_ROWS) {

@@ -69,9 +69,12 @@ export class Members {
       member.heardAtMs = steadyMs
       if (member.state === "silent") this.#enter(member, "heard_of")
     } else if (
-      member === undefined ? this.#members.size < MAX_MEMBERS : incarnation > member.incarnation
+      member === undefined
+        ? this.#members.size < MAX_MEMBERS
+        : incarnation > member.incarnation || member.state !== "heard_of"
     ) {
-      // Incarnations sort by start time. A message of an older incarnation is late and ignored.
+      // Incarnations sort by start time. A message of an older incarnation is late and ignored,
+      // unless the newer one may have ended: the clock may have been set back in between.
       this.#members.set(worker, {
         incarnation,
         heardAtMs: steadyMs,

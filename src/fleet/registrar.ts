@@ -145,6 +145,12 @@ export class Registrar {
     this.#repeatAtMs = this.#options.steadyMs() + REPEAT_MS * (0.5 + Math.random())
   }
 
+  /** Messages can be sent again. */
+  opened(): void {
+    this.#everyone.opened()
+    for (const { destination } of this.#told.values()) destination.opened()
+  }
+
   /** Handles the answer of a keeper. */
   kept({
     from,
@@ -224,7 +230,8 @@ export class Registrar {
 
   #place(change: Change): void {
     const [deviceId] = change
-    if (!this.#channel.open) return
+    // When it opens again, all devices are told.
+    if (this.#channel.closed) return
     const shard = this.#shardOf(deviceId)
     const claimants = this.#keepers.claimants(shard)
     for (const { process } of claimants) this.#told.get(keyOf(process))?.destination.add(change)

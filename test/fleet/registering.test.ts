@@ -109,6 +109,34 @@ describe("a device that connects elsewhere", () => {
   })
 })
 
+describe("while messages of a worker wait behind a large one", () => {
+  test("its registrations wait too, and are sent afterwards", () => {
+    const network = fleetOf(3)
+    const name = keptBy(network, 2)
+    const older = at(network, 0).come(name)
+    network.pass(500)
+    at(network, 1).block(true)
+    const newer = at(network, 1).come(name)
+    network.pass(300)
+    at(network, 1).block(false)
+    network.pass(100)
+    expect([older.closedBecause, newer.closedBecause]).toEqual(["taken_over", null])
+  })
+
+  test("its notices as a keeper wait too", () => {
+    const network = fleetOf(3)
+    const name = keptBy(network, 2)
+    const older = at(network, 0).come(name)
+    network.pass(500)
+    at(network, 2).block(true)
+    at(network, 1).come(name)
+    network.pass(200)
+    at(network, 2).block(false)
+    network.pass(100)
+    expect(older.closedBecause).toBe("taken_over")
+  })
+})
+
 describe("the keeper's answer", () => {
   test("says whether commands are held for the device", () => {
     const network = fleetOf(3)

@@ -367,6 +367,11 @@ export class NetworkWorker {
     this.network.run(this, () => this.#broker.cut())
   }
 
+  /** Messages wait for a moment, as behind a large one, or can be sent again. */
+  block(isBlocked: boolean): void {
+    this.network.run(this, () => this.#broker.block(isBlocked))
+  }
+
   connectSoon(): void {
     const afterMs = 50 + 500 * this.network.options.random()
     this.network.at(this.network.nowMs + afterMs, this, () => this.connect())
@@ -439,6 +444,13 @@ class NetworkBroker implements Broker {
     for (const channel of this.#channels) channel.cut()
   }
 
+  block(isBlocked: boolean): void {
+    for (const channel of this.#channels) {
+      if (isBlocked) channel.isBlocked = true
+      else channel.unblock()
+    }
+  }
+
   start(): void {}
 
   subscribe(): void {}
@@ -470,6 +482,7 @@ class NetworkPublishChannel<T> implements PublishChannel<T> {
   readonly #unsettled = new Set<T>()
   #connection = 0
   #isOpen = false
+  isBlocked = false
   #readUntilMs = 0
 
   constructor(worker: NetworkWorker, listener: PublishChannelListener<T>) {
@@ -477,8 +490,14 @@ class NetworkPublishChannel<T> implements PublishChannel<T> {
     this.#listener = listener
   }
 
-  get state(): "open" | "closed" {
-    return this.#isOpen ? "open" : "closed"
+  get state(): "open" | "blocked" | "closed" {
+    if (!this.#isOpen) return "closed"
+    return this.isBlocked ? "blocked" : "open"
+  }
+
+  unblock(): void {
+    this.isBlocked = false
+    if (this.#isOpen) this.#listener.opened()
   }
 
   open(): void {
