@@ -1,6 +1,6 @@
 /**
  * One connection of a simulated device: the lines that its socket accepted, their acknowledgements,
- * and its end.
+ * the commands that came, and its end.
  *
  *   connecting ──handshake──► open ──end──► ending ──the gateway closed──► over (drained)
  *        └───────failed────────┴─────────────┴──────────broke────────────► over (broken)
@@ -14,7 +14,7 @@
 import type { GoodbyeReader } from "./goodbye.ts"
 import type { Histogram } from "./histogram.ts"
 import type { LedgerFile } from "./ledger.ts"
-import { type LineWriter, readCommandNumber } from "./line.ts"
+import { type LineWriter, readCommandNumber, readHeldCommand } from "./line.ts"
 
 const CHUNK_BYTES = 65_536
 const MAX_ANSWERS = 64
@@ -53,6 +53,8 @@ export interface LineCounts {
   cutOff: number
   acked: number
   commands: number
+  /** Held commands, which are not answered. */
+  held: number
   /** Commands beyond `MAX_ANSWERS`. */
   unanswered: number
   /**
@@ -61,6 +63,12 @@ export interface LineCounts {
    */
   others: number
   goodbyes: number
+}
+
+/** What the connections of one device have in common. */
+export interface DeviceHistory {
+  /** A command came that is newer than all held commands of the device. */
+  wasCommanded: boolean
 }
 
 export class DeviceConnection {
@@ -77,6 +85,7 @@ export class DeviceConnection {
   readonly #ended: (end: ConnectionEnd) => void
   /** The remaining lines of the device, shared by its connections. */
   readonly #quota: { left: number }
+  readonly #history: DeviceHistory
   /** Accepted bytes of lines; negative until the hello is accepted. */
   #acceptedBytes = 0
   #offered = 0
@@ -103,6 +112,7 @@ export class DeviceConnection {
       readonly device: string
       readonly attempt: number
       readonly quota: { left: number }
+      readonly history: DeviceHistory
       readonly nowMs: number
       readonly ended: (end: ConnectionEnd) => void
     },
@@ -112,6 +122,7 @@ export class DeviceConnection {
     this.attempt = of.attempt
     this.startedAtMs = of.nowMs
     this.#quota = of.quota
+    this.#history = of.history
     this.#ended = of.ended
   }
 
@@ -263,13 +274,30 @@ export class DeviceConnection {
     }
     const command = readCommandNumber(line)
     if (command === null) {
-      counts.others += 1
+      this.#receivedOther(line)
       return
     }
     counts.commands += 1
+    this.#history.wasCommanded = true
     this.#answers ??= []
     if (this.#answers.length === MAX_ANSWERS) counts.unanswered += 1
     else this.#answers.push(command)
+  }
+
+  #receivedOther(line: string): void {
+    const { counts, ledger } = this.#shared
+    const held = readHeldCommand(line)
+    if (held === null) {
+      counts.others += 1
+      return
+    }
+    counts.held += 1
+    if (held.device !== this.device) {
+      ledger?.append("misdirected", this.device, this.attempt)
+      return
+    }
+    const late = this.#history.wasCommanded ? ["late"] : []
+    ledger?.append("got", this.device, this.attempt, held.run, held.n, ...late)
   }
 
   #answer(nowMs: number): void {

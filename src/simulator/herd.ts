@@ -10,7 +10,13 @@
  */
 
 import { backoffMs } from "../backoff.ts"
-import { type ConnectionEnd, DeviceConnection, type LineCounts, type Shared } from "./connection.ts"
+import {
+  type ConnectionEnd,
+  DeviceConnection,
+  type DeviceHistory,
+  type LineCounts,
+  type Shared,
+} from "./connection.ts"
 import type { Credentials, Issuer } from "./credentials.ts"
 import { handshakeSucceeded } from "./handshake.ts"
 import { Histogram } from "./histogram.ts"
@@ -42,6 +48,7 @@ interface Device {
   readonly index: number
   readonly name: string
   readonly quota: { left: number }
+  readonly history: DeviceHistory
   attempts: number
   /** Failed tries since it was last connected for some time. */
   failures: number
@@ -89,7 +96,7 @@ export class Herd {
       confirms: new Histogram(),
       counts: {
         ...{ sent: 0, cutOff: 0, acked: 0, commands: 0, unanswered: 0, others: 0 },
-        goodbyes: 0,
+        ...{ held: 0, goodbyes: 0 },
       },
     }
     for (let index = 0; index < options.devices; index += 1) {
@@ -97,6 +104,7 @@ export class Herd {
         index,
         name: deviceName(options.name, index),
         quota: { left: options.lines ?? Number.POSITIVE_INFINITY },
+        history: { wasCommanded: false },
         attempts: 0,
         failures: 0,
         wasOpen: false,
@@ -227,6 +235,7 @@ export class Herd {
       device: device.name,
       attempt: device.attempts,
       quota: device.quota,
+      history: device.history,
       nowMs: performance.now(),
       ended: (end) => this.#ended(device, connection, end),
     })

@@ -2,8 +2,9 @@
  * Reads ledger files (format in `ledger.ts`) for the verdict.
  *
  * A last line without its LF was cut off by a crash and is ignored. Any other invalid line is an
- * error, since a ledger that was changed proves nothing. Bound: one entry for each connection and
- * one range for each gap in its lines; files are read in pieces.
+ * error, since a ledger that was changed proves nothing. Bound: one entry for each connection, one
+ * range for each gap in its lines, and one for each held command that came and for each receipt;
+ * files are read in pieces.
  */
 
 import { createReadStream } from "node:fs"
@@ -31,11 +32,31 @@ export interface Segment {
   count: number
 }
 
+/** The held commands for one device, by their numbers. */
+export interface HeldOfDevice {
+  readonly sent: Ranges
+  readonly unconfirmed: Ranges
+  /** In the order in which they came to the device. */
+  readonly arrivals: { readonly n: number; readonly late: boolean }[]
+  readonly receipts: HeldReceipt[]
+}
+
+export interface HeldReceipt {
+  readonly n: number
+  readonly outcome: string
+  /** The broker had delivered it before. */
+  readonly again: boolean
+}
+
 export interface Ledger {
   /** By `<run> <device> <attempt>`. */
   readonly sent: Map<string, SentConnection>
   /** By connection id, in the order of consumption. */
   readonly taken: Map<string, Segment[]>
+  /** By `<run> <device>`. */
+  readonly held: Map<string, HeldOfDevice>
+  /** Held commands that came to another device. */
+  misdirected: number
   /** The runs whose herd was killed. */
   readonly unfinished: Set<string>
   stray: number
@@ -53,6 +74,8 @@ export function emptyLedger(): Ledger {
   return {
     sent: new Map(),
     taken: new Map(),
+    held: new Map(),
+    misdirected: 0,
     unfinished: new Set(),
     stray: 0,
     mislabelled: 0,
@@ -89,7 +112,8 @@ async function readLedgerFile(path: string, kind: LedgerKind, run: string, ledge
     rest = lines.pop() ?? ""
     for (const line of lines) {
       number += 1
-      const read = kind === "devices" ? readDevices(line, run, ledger) : readBackEnd(line, ledger)
+      const read =
+        kind === "devices" ? readDevices(line, run, ledger) : readBackEnd(line, run, ledger)
       if (!read) throw new LedgerError(`${path}:${number} is no record: ${line.slice(0, 100)}`)
     }
   }
@@ -100,6 +124,11 @@ function readDevices(line: string, run: string, ledger: Ledger): boolean {
   if (record === "done") {
     ledger.unfinished.delete(run)
     return line === "done"
+  }
+  if (record === "got") return readGot(device, rest, ledger)
+  if (record === "misdirected") {
+    ledger.misdirected += 1
+    return rest.length === 0
   }
   const [first = Number.NaN, second = Number.NaN] = rest.slice(0, 2).map(count)
   const connection = sentConnection(ledger, `${run} ${device} ${attempt}`)
@@ -126,6 +155,39 @@ function readDevices(line: string, run: string, ledger: Ledger): boolean {
   }
 }
 
+function readGot(device: string, rest: readonly string[], ledger: Ledger): boolean {
+  const [run = "", number = "", ...marks] = rest
+  const n = count(number)
+  const late = marks[0] === "late"
+  if (!(n >= 0) || marks.length !== (late ? 1 : 0)) return false
+  heldOf(ledger, run, device).arrivals.push({ n, late })
+  return true
+}
+
+function readHeld(fields: readonly string[], run: string, ledger: Ledger): boolean {
+  const [record, device = "", number = "", outcome = "", ...marks] = fields
+  const n = count(number)
+  if (!(n >= 0)) return false
+  const held = heldOf(ledger, run, device)
+  if (record === "receipt") {
+    const again = marks[0] === "again"
+    held.receipts.push({ n, outcome, again })
+    return outcome !== "" && marks.length === (again ? 1 : 0)
+  }
+  if (record === "held") held.sent.add(n, n)
+  else held.unconfirmed.add(n, n)
+  return fields.length === 3
+}
+
+function heldOf(ledger: Ledger, run: string, device: string): HeldOfDevice {
+  const key = `${run} ${device}`
+  const known = ledger.held.get(key)
+  if (known !== undefined) return known
+  const made = { sent: new Ranges(), unconfirmed: new Ranges(), arrivals: [], receipts: [] }
+  ledger.held.set(key, made)
+  return made
+}
+
 function sentConnection(ledger: Ledger, key: string): SentConnection {
   const known = ledger.sent.get(key)
   if (known !== undefined) return known
@@ -136,18 +198,18 @@ function sentConnection(ledger: Ledger, key: string): SentConnection {
   return made
 }
 
-function readBackEnd(line: string, ledger: Ledger): boolean {
+function readBackEnd(line: string, run: string, ledger: Ledger): boolean {
   const fields = line.split(" ")
   const [record, connectionId = ""] = fields
   switch (record) {
     case "took": {
-      const [, , run, device, attempt] = fields
+      const [, , ofRun, device, attempt] = fields
       const [n = Number.NaN, seq = Number.NaN, lines = Number.NaN] = fields.slice(5, 8).map(count)
       if (!(n >= 0 && seq >= 0 && lines >= 1)) return false
       const redelivered = fields[8] === "again"
       if (fields.length !== (redelivered ? 9 : 8)) return false
       take(ledger, connectionId, {
-        connection: `${run} ${device} ${attempt}`,
+        connection: `${ofRun} ${device} ${attempt}`,
         n,
         seq,
         redelivered,
@@ -161,6 +223,10 @@ function readBackEnd(line: string, ledger: Ledger): boolean {
     case "mislabelled":
       ledger.mislabelled += 1
       return fields.length === 3
+    case "held":
+    case "unconfirmed":
+    case "receipt":
+      return readHeld(fields, run, ledger)
     case "left":
       ledger.left += count(connectionId)
       return fields.length === 2 && count(connectionId) >= 0

@@ -10,6 +10,9 @@
  *              end <device> <attempt> <sent> <offered> drained|broken
  *                                                       the connection is over; lines up to `offered` may
  *                                                       have left, those up to `sent` were taken whole
+ *              got <device> <attempt> <run> <n> [late]  the n-th held command of a run came; late: after a
+ *                                                       newer command
+ *              misdirected <device> <attempt>           a held command for another device came
  *              done                                     nothing follows: the herd ended by itself
  *   back-end   took <connection id> <run> <device> <attempt> <n> <seq> <count> [again]
  *                                                       so many lines, each with the next n and the next
@@ -18,6 +21,9 @@
  *              stray <connection id> <seq>              a line that no simulated device writes
  *              mislabelled <connection id> <seq>        its message id, or its device id, is not what the
  *                                                       contract says
+ *              held <device> <n>                        the n-th held command for this device is published
+ *              unconfirmed <device> <n>                 the broker has not confirmed it
+ *              receipt <device> <n> <outcome> [again]   its receipt; again: the broker had delivered it before
  *              left <count>                             the back-end ended with so many in its queue
  *
  * drained: the device had sent everything and closed the connection, and then the gateway closed it

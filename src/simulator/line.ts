@@ -3,6 +3,7 @@
  *
  *   line      <run> <device> <attempt> <n> <answers> xxxx…     `MIN_LINE_BYTES` to 65,536 bytes
  *   command   CMD <number>                                     from the back-end to the device
+ *   held      HELD <run> <device> <n>                          a command that was sent while the device was away
  *   hostile   hostile <kind> <number>                          a line of a device that misbehaves
  *
  * run: ten random characters for each start. device: its name. attempt: the number of the device's
@@ -16,10 +17,16 @@
 export const NAME = /^[A-Za-z][A-Za-z0-9_.:]{0,15}$/
 export const MIN_LINE_BYTES = 64
 /** A line with the longest fields has 62 characters, and a space. */
-export const MAX = { devices: 20_000, attempts: 999_999, lines: 9_999_999_999 } as const
+export const MAX = {
+  devices: 20_000,
+  attempts: 999_999,
+  lines: 9_999_999_999,
+  held: 1_000,
+} as const
 
 const LINE = /^([0-9a-z]{10}) ([A-Za-z0-9_.:]{1,16}-\d{1,5}) (\d{1,6}) (\d{1,10}) (-|\d{1,10}) x*$/
 const COMMAND = /^CMD (\d{1,10})$/
+const HELD = /^HELD ([0-9a-z]{10}) ([A-Za-z0-9_.:]{1,16}-\d{1,5}) (\d{1,4})$/
 const HOSTILE = /^hostile ([a-z-]{1,20}) \d+/
 
 export interface SimulatedLine {
@@ -28,6 +35,13 @@ export interface SimulatedLine {
   readonly attempt: number
   readonly n: number
   readonly answers: number | null
+}
+
+/** The n-th held command for a device, from 0. */
+export interface HeldCommand {
+  readonly run: string
+  readonly device: string
+  readonly n: number
 }
 
 /** @param random in [0, 1). Runs that start in one millisecond differ by two of 36 characters. */
@@ -81,6 +95,17 @@ export function command(number: number): string {
 export function readCommandNumber(text: string): number | null {
   const number = COMMAND.exec(text)?.[1]
   return number === undefined ? null : Number(number)
+}
+
+export function heldCommand({ run, device, n }: HeldCommand): string {
+  return `HELD ${run} ${device} ${n}`
+}
+
+/** Null when it is not a held command of the simulated back-end. */
+export function readHeldCommand(text: string): HeldCommand | null {
+  const [, run, device, n] = HELD.exec(text) ?? []
+  if (run === undefined || device === undefined) return null
+  return { run, device, n: Number(n) }
 }
 
 export function hostileLine(kind: string, number: number): string {

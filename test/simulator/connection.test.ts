@@ -62,18 +62,19 @@ function connect(options: { intervalMs?: number; lines?: number; hello?: string 
   ledgers.push(ledger)
   const counts = {
     ...{ sent: 0, cutOff: 0, acked: 0, commands: 0, unanswered: 0, others: 0 },
-    goodbyes: 0,
+    ...{ held: 0, goodbyes: 0 },
   }
   const confirms = new Histogram()
   const writer = new LineWriter("run1run1ab", BYTES)
   const quota = { left: options.lines ?? 1_000 }
+  const history = { wasCommanded: false }
   const ends: ConnectionEnd[] = []
   const connection = new DeviceConnection(
     {
       ...{ writer, ledger, intervalMs: options.intervalMs ?? 100, confirms, counts },
       goodbye: goodbyeReader("BYE {reason} {retry_after_ms}"),
     },
-    { device: "sim-3", attempt: 2, quota, nowMs: 0, ended: (end) => ends.push(end) },
+    { device: "sim-3", attempt: 2, quota, history, nowMs: 0, ended: (end) => ends.push(end) },
   )
   const socket = new PlayedSocket()
   connection.socket = socket
@@ -83,7 +84,7 @@ function connect(options: { intervalMs?: number; lines?: number; hello?: string 
     const [file = ""] = [...new Bun.Glob("*.devices").scanSync(directory)]
     return readFileSync(join(directory, file), "utf8").split("\n").slice(0, -1)
   }
-  return { connection, socket, counts, confirms, quota, ends, records }
+  return { connection, socket, counts, confirms, quota, history, ends, records }
 }
 
 function receive(connection: DeviceConnection, text: string, nowMs = 2_000): void {
@@ -311,4 +312,32 @@ test("what is new is recorded once; acknowledgements out of order as ranges of t
     "sent sim-3 2 7",
     "acked sim-3 2 4 4",
   ])
+})
+
+describe("held commands", () => {
+  const held = (n: number, device = "sim-3") => `HELD run1run1ab ${device} ${n}\n`
+
+  test("are recorded as they come, and as late after a newer command", () => {
+    const { connection, counts, records } = connect({ intervalMs: 1_000_000 })
+    receive(connection, `${held(0)}${held(1)}${command(4)}\n${held(2)}`)
+    expect(counts).toMatchObject({ held: 3, commands: 1, others: 0 })
+    expect(records()).toEqual([
+      "got sim-3 2 run1run1ab 0",
+      "got sim-3 2 run1run1ab 1",
+      "got sim-3 2 run1run1ab 2 late",
+    ])
+  })
+
+  test("of another device are recorded as misdirected", () => {
+    const { connection, records } = connect()
+    receive(connection, held(0, "sim-4"))
+    expect(records()).toEqual(["misdirected sim-3 2"])
+  })
+
+  test("are late on a later connection too", () => {
+    const { connection, history, records } = connect()
+    history.wasCommanded = true
+    receive(connection, held(0))
+    expect(records()).toEqual(["got sim-3 2 run1run1ab 0 late"])
+  })
 })

@@ -135,6 +135,35 @@ describe("what the back-end took", () => {
   })
 })
 
+test("held commands are read back: what was sent, what came, and the receipts", async () => {
+  const devices = writeEmptyBackEnd()
+  devices.append("got", "sim-0", 2, "run2", 0)
+  devices.append("got", "sim-0", 3, "run2", 1, "late")
+  devices.append("misdirected", "sim-1", 1)
+  devices.close()
+  const backEnd = new LedgerFile(directory, "run2", "back-end")
+  for (const n of [0, 1, 2]) backEnd.append("held", "sim-0", n)
+  backEnd.append("unconfirmed", "sim-0", 2)
+  backEnd.append("receipt", "sim-0", 0, "written")
+  backEnd.append("receipt", "sim-0", 0, "written", "again")
+  backEnd.close()
+
+  const { held, misdirected } = await readLedger(directory)
+  expect(misdirected).toBe(1)
+  expect([...held.keys()]).toEqual(["run2 sim-0"])
+  const device = held.get("run2 sim-0")
+  expect(device?.sent.list).toEqual([{ from: 0, to: 2 }])
+  expect(device?.unconfirmed.list).toEqual([{ from: 2, to: 2 }])
+  expect(device?.arrivals).toEqual([
+    { n: 0, late: false },
+    { n: 1, late: true },
+  ])
+  expect(device?.receipts).toEqual([
+    { n: 0, outcome: "written", again: false },
+    { n: 0, outcome: "written", again: true },
+  ])
+})
+
 describe("no ledger", () => {
   test("is a directory that is not there", async () => {
     await expect(readLedger(join(directory, "none"))).rejects.toBeInstanceOf(LedgerError)
@@ -159,6 +188,13 @@ describe("no ledger", () => {
     ["back-end", "took c1 run1 sim-0 1 0 0"],
     ["back-end", "left many"],
     ["back-end", "sent sim-0 1 4"],
+    ["devices", "got sim-0 1 run1 x"],
+    ["devices", "got sim-0 1 run1 0 early"],
+    ["devices", "misdirected sim-0 1 0"],
+    ["back-end", "held sim-0"],
+    ["back-end", "unconfirmed sim-0 0 0"],
+    ["back-end", "receipt sim-0 0"],
+    ["back-end", "receipt sim-0 0 written twice"],
   ] as const)("is one whose %s hold %p", async (kind, record) => {
     writeEmptyBackEnd().close()
     writeFileSync(join(directory, `run1.${kind}`), `${record}\n`)

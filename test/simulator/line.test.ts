@@ -8,6 +8,7 @@ import { HOSTILE_KINDS } from "../../src/simulator/hostile-kinds.ts"
 import {
   command,
   deviceName,
+  heldCommand,
   hostileLine,
   LineWriter,
   MAX,
@@ -15,6 +16,7 @@ import {
   NAME,
   newRun,
   readCommandNumber,
+  readHeldCommand,
   readHostile,
   readLine,
 } from "../../src/simulator/line.ts"
@@ -68,4 +70,13 @@ test("a command says its number, and nothing else is one", () => {
 test("a hostile line says its kind", () => {
   for (const kind of HOSTILE_KINDS) expect(readHostile(hostileLine(kind, 3))).toBe(kind)
   expect(readHostile("abcdefghij sim-1 1 0 - xxxx")).toBeNull()
+})
+
+test("a held command is read back, and is no command without hold_ms", () => {
+  const held = { run: "mbz0k3x7a1", device: "sim-19999", n: MAX.held - 1 }
+  expect(readHeldCommand(heldCommand(held))).toEqual(held)
+  expect(readCommandNumber(heldCommand(held))).toBeNull()
+  for (const text of ["HELD", "HELD mbz0k3x7a1 sim-0", `${heldCommand(held)} x`, command(1)]) {
+    expect(readHeldCommand(text)).toBeNull()
+  }
 })
