@@ -1,7 +1,9 @@
 /**
  * The simulated back-end: consumes the lines of devices, writes them to the ledger, and then
  * acknowledges them. With partitions it consumes all of them. With `--command-every` it answers
- * every n-th line with a command, and measures the time until the device's answer arrives.
+ * every n-th line with a command, and measures the time until the device's answer arrives. With
+ * `--hold` it also answers the first line of each connection, with a command that is newer than the
+ * held ones.
  *
  *   delivery ─► read ─► batch ─► ledger ─► acknowledged, many at once
  *
@@ -133,7 +135,8 @@ export class BackEnd {
 
   start(): void {
     this.#consuming.start()
-    if (this.#options.commandEvery > 0) this.#publishing.start()
+    const { commandEvery, hold } = this.#options
+    if (commandEvery > 0 || hold !== null) this.#publishing.start()
   }
 
   sweep(nowMs: number): void {
@@ -253,8 +256,9 @@ export class BackEnd {
     })
     this.#taken(run, device, attempt, n)
     if (answers !== null) this.#answered(answers, nowMs)
-    const { commandEvery } = this.#options
-    if (commandEvery > 0 && this.counts.taken % commandEvery === 0) this.#send(connectionId, nowMs)
+    const { commandEvery, hold } = this.#options
+    const isDue = commandEvery > 0 && this.counts.taken % commandEvery === 0
+    if (isDue || (hold !== null && n === 0)) this.#send(connectionId, nowMs)
   }
 
   #send(connectionId: string, nowMs: number): void {

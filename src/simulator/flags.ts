@@ -85,8 +85,20 @@ const VALUES = {
     ...{ default: 0, min: 0, max: 1_000_000_000 },
     text: "every n-th line is answered by a command, which its device answers; 0: none",
   }),
+  hold: integer({
+    ...{ default: 0, min: 0, max: MAX.held },
+    text: "commands with hold_ms that the back-end sends to each device before it connects; 0: none",
+  }),
+  away: integer({
+    ...{ default: 10, min: 1, max: 3_600 },
+    text: "seconds without devices, divided evenly between the --hold commands of each device",
+  }),
   ledger: any({ default: "", text: "directory for the records of what was sent and consumed" }),
   "allow-lost": integer({ default: 0, min: 0, max: MAX.lines, text: "lines that may be lost" }),
+  "allow-repeats": integer({
+    ...{ default: 0, min: 0, max: MAX.lines },
+    text: "held commands that may come twice, and that may have two receipts with one outcome",
+  }),
   order: choice({
     ...{ default: "first", of: ["first", "follow"] },
     text: "first or follow: the messages whose order is judged",
@@ -101,8 +113,8 @@ const SWITCHES = {
   help: "print this text",
 }
 
-const VERIFY_FLAGS = ["ledger", "allow-lost", "no-repeats", "order", "json", "help"]
-const ONLY_VERIFY_FLAGS = ["allow-lost", "no-repeats", "order"]
+const ONLY_VERIFY_FLAGS = ["allow-lost", "allow-repeats", "no-repeats", "order"]
+const VERIFY_FLAGS = ["ledger", ...ONLY_VERIFY_FLAGS, "json", "help"]
 
 type ValueName = keyof typeof VALUES
 export type Values = { readonly [K in ValueName]: v.InferOutput<(typeof VALUES)[K]> }

@@ -22,6 +22,15 @@ export interface BackEndOptions {
   readonly prefetch: number
   /** 0: no commands. */
   readonly commandEvery: number
+  /** Null when no commands are held. */
+  readonly hold: HoldOptions | null
+}
+
+export interface HoldOptions {
+  /** Held commands of each device. */
+  readonly commands: number
+  /** The time in which they are sent and no device is connected. */
+  readonly awayMs: number
 }
 
 export interface HostileOptions {
@@ -66,6 +75,7 @@ export interface RunOptions extends Address {
 export interface VerifyOptions {
   readonly ledger: string
   readonly allowLost: number
+  readonly allowRepeats: number
   readonly noRepeats: boolean
   readonly order: "first" | "follow"
   readonly json: boolean
@@ -102,6 +112,7 @@ function verifyOptions({ values, faults, given, on }: Flags): VerifyOptions {
   return {
     ledger: values.ledger,
     allowLost: values["allow-lost"],
+    allowRepeats: values["allow-repeats"],
     noRepeats: on("no-repeats"),
     order: values.order,
     json: on("json"),
@@ -127,6 +138,10 @@ function runOptions(flags: Flags): RunOptions {
   if (auth.kind === "none" && hostile.some(({ kind }) => kind === "duplicate-id")) {
     faults.push("--hostile duplicate-id needs --auth mtls or hello")
   }
+  if (values.hold > 0 && (auth.kind === "none" || values.devices === 0)) {
+    faults.push("--hold needs --devices, and --auth mtls or hello")
+  }
+  if (given("away") && values.hold === 0) faults.push("--away goes with --hold")
   return {
     host: values.host,
     port: values.port,
@@ -192,7 +207,7 @@ function backEndOf({ values, faults, given, on }: Flags): BackEndOptions | null 
   if (!on("backend")) {
     const names = [
       ...(["from-device", "partitions", "to-device"] as const),
-      ...(["prefetch", "command-every", "amqp-url"] as const),
+      ...(["prefetch", "command-every", "amqp-url", "hold"] as const),
     ]
     for (const name of names) if (given(name)) faults.push(`--${name} goes with --backend`)
     return null
@@ -208,5 +223,6 @@ function backEndOf({ values, faults, given, on }: Flags): BackEndOptions | null 
     toDevice: values["to-device"],
     prefetch: values.prefetch,
     commandEvery: values["command-every"],
+    hold: values.hold === 0 ? null : { commands: values.hold, awayMs: values.away * 1000 },
   }
 }

@@ -4,6 +4,8 @@
 
 import type { BackEndCounts } from "./back-end.ts"
 import type { LineCounts } from "./connection.ts"
+import type { HeldCounts } from "./held-commands.ts"
+import type { HeldVerdict } from "./held-verdict.ts"
 import type { Failures } from "./herd.ts"
 import type { Percentiles } from "./histogram.ts"
 import type { HostileReport } from "./hostile.ts"
@@ -27,6 +29,7 @@ export interface RunReport {
   /** Lines a second that sockets accepted, over the time of sending. */
   readonly linesPerS: number
   readonly backEnd: (BackEndCounts & { readonly takenPerS: number }) | null
+  readonly held: (HeldCounts & { readonly withoutReceipt: number }) | null
   readonly latencyMs: {
     /** TCP and TLS. */
     readonly connect: Percentiles
@@ -79,6 +82,14 @@ export function runText(report: RunReport): string {
       rows.push(["command ms", percentiles(latencyMs.command)])
     }
   }
+  if (report.held !== null) {
+    const { sent, unconfirmed, receipts, withoutReceipt } = report.held
+    rows.push([
+      "held commands",
+      `${number(sent)} sent, ${number(unconfirmed)} not confirmed; receipts: ${outcomes(receipts)}, ` +
+        `${number(withoutReceipt)} without`,
+    ])
+  }
   for (const { kind, count, opened, closedByGateway, failed, sentBytes, open } of report.hostile) {
     rows.push([
       kind,
@@ -107,6 +118,7 @@ export function verdictText(verdict: Verdict): string {
         `${number(verdict.acknowledged)} acknowledged, ${number(verdict.taken)} taken`,
     ],
   ]
+  if (verdict.held !== null) rows.push(...heldRows(verdict.held))
   if (verdict.left > 0) {
     rows.push(["note", `${number(verdict.left)} messages were left in the back-end's queue`])
   }
@@ -114,9 +126,32 @@ export function verdictText(verdict: Verdict): string {
   if (verdict.unfinished > 0) {
     rows.push(["note", `${number(verdict.unfinished)} herds did not end by themselves`])
   }
-  for (const example of verdict.examples) rows.push(["", example])
+  const examples = [...verdict.examples, ...(verdict.held?.examples ?? [])]
+  for (const example of examples) rows.push(["", example])
   rows.push(["", verdict.kept ? "The promise was kept." : "THE PROMISE IS BROKEN."])
   return table(rows)
+}
+
+function heldRows(held: HeldVerdict): [string, string][] {
+  return [
+    [
+      "held commands",
+      `${number(held.sent)} sent, ${number(held.written)} came, ${number(held.missing)} missing, ` +
+        `${number(held.twice)} twice, ${number(held.outOfOrder)} out of order, ` +
+        `${number(held.late)} after newer ones, ${number(held.unexpected)} unexpected, ` +
+        `${number(held.undecided)} undecided`,
+    ],
+    [
+      "receipts",
+      `${outcomes(held.receipts)}, ${number(held.withoutReceipt)} without, ` +
+        `${number(held.receiptsTwice)} twice, ${number(held.contradicted)} contradicted`,
+    ],
+  ]
+}
+
+function outcomes(receipts: Readonly<Record<string, number>>): string {
+  const counts = Object.entries(receipts).map(([name, count]) => `${number(count)} ${name}`)
+  return counts.length === 0 ? "none" : counts.join(", ")
 }
 
 function table(rows: readonly [string, string][]): string {

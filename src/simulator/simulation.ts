@@ -1,15 +1,17 @@
 /**
  * One run: devices, back-end and hostile devices, from the first connection to the report.
  *
+ *   away ──held commands sent──► ramping      only with --hold
  *   ramping ──all tried──► sending ──lines sent or time over──► settling ──all arrived──► closing ──► over
  *        └──────────────stopped──────────────────┴─────────────────►│ └─── --settle over ──►│
  *
- * One sweep serves everything. Time limits: `MAX_RAMP_MS` beyond the ramp, the duration, the
- * settling, and `CLOSE_TIMEOUT_MS`.
+ * One sweep serves everything. Time limits: `MAX_RAMP_MS` beyond `--away` and beyond the ramp, the
+ * duration, the settling, and `CLOSE_TIMEOUT_MS`.
  */
 
 import { BackEnd } from "./back-end.ts"
 import { Issuer } from "./credentials.ts"
+import { HeldCommands } from "./held-commands.ts"
 import { Herd } from "./herd.ts"
 import { Histogram } from "./histogram.ts"
 import { Hostiles } from "./hostile.ts"
@@ -31,9 +33,10 @@ export class Simulation {
   readonly #files: { readonly devices: LedgerFile | null; readonly backEnd: LedgerFile | null }
   readonly #herd: Herd
   readonly #backEnd: BackEnd | null
+  readonly #held: HeldCommands | null
   readonly #hostiles: Hostiles
   readonly #faults: string[] = []
-  #stage: "ramping" | "sending" | "settling" | "closing" | "over" = "ramping"
+  #stage: "away" | "ramping" | "sending" | "settling" | "closing" | "over" = "ramping"
   #nextRecordMs = 0
   #stopped = false
   #hurried = false
@@ -61,6 +64,15 @@ export class Simulation {
       if (run === this.#run) herd.taken(device, attempt, n)
     }
     this.#backEnd = backEnd === null ? null : new BackEnd(backEnd, this.#files.backEnd, taken)
+    const { devices, name } = options
+    const hold = backEnd?.hold ?? null
+    this.#held =
+      backEnd === null || hold === null
+        ? null
+        : new HeldCommands({
+            ...{ hold, backEnd, run: this.#run, name, devices },
+            ledger: this.#files.backEnd,
+          })
   }
 
   /** The first call starts settling, the second one closing. */
@@ -74,12 +86,15 @@ export class Simulation {
     const { devices, rampPerS, durationMs, settleMs } = this.#options
     this.#backEnd?.start()
     const timer = setInterval(() => this.#sweep(), SWEEP_MS)
+    if (this.#held !== null) await this.#hold(this.#held)
+    this.#stage = "ramping"
+    const rampingAtMs = performance.now()
     const rampMs = (rampPerS === 0 ? 0 : (devices / rampPerS) * 1000) + MAX_RAMP_MS
     await this.#until(rampMs, () => this.#herd.ramped)
     this.#stage = "sending"
     const sentAllAtMs = await this.#send(durationMs)
     const notConnected = devices - this.#herd.open
-    const sendingMs = sentAllAtMs - startedAtMs
+    const sendingMs = sentAllAtMs - rampingAtMs
     this.#stage = "settling"
     this.#herd.stopSending()
     this.#hostiles.stop()
@@ -91,7 +106,7 @@ export class Simulation {
     this.#stage = "closing"
     await this.#until(CLOSE_TIMEOUT_MS, () => this.#herd.closeSome() === 0, hurried)
     this.#herd.terminate()
-    await this.#backEnd?.stop()
+    await Promise.all([this.#backEnd?.stop(), this.#held?.stop()])
     this.#stage = "over"
     clearInterval(timer)
     this.#herd.record()
@@ -101,6 +116,15 @@ export class Simulation {
     this.#progress.clear()
     this.#findFaults(notConnected)
     return this.#report(performance.now() - startedAtMs, sendingMs, notConnected)
+  }
+
+  async #hold(held: HeldCommands): Promise<void> {
+    const awayMs = this.#options.backEnd?.hold?.awayMs ?? 0
+    this.#stage = "away"
+    held.start()
+    await this.#until(awayMs + MAX_RAMP_MS, () => held.isSent(performance.now()))
+    const left = held.stopSending()
+    if (left > 0 && !this.#stopped) this.#faults.push(`${left} held commands were not sent`)
   }
 
   /** Returns the time of its end by `performance.now()`. */
@@ -117,6 +141,7 @@ export class Simulation {
 
   async #settled(): Promise<boolean> {
     if (!this.#herd.settled(performance.now())) return false
+    if ((this.#held?.withoutReceipt ?? 0) > 0) return false
     return this.#backEnd === null || (await this.#backEnd.drained())
   }
 
@@ -136,7 +161,8 @@ export class Simulation {
 
   #sweep(): void {
     const nowMs = performance.now()
-    this.#herd.sweep(nowMs)
+    if (this.#stage !== "away") this.#herd.sweep(nowMs)
+    this.#held?.sweep(nowMs)
     this.#hostiles.sweep(nowMs)
     this.#backEnd?.sweep(nowMs)
     if (nowMs >= this.#nextRecordMs) {
@@ -147,8 +173,10 @@ export class Simulation {
   }
 
   #unsettled(settleMs: number): string {
+    const withoutReceipt = this.#held?.withoutReceipt ?? 0
     const whose = this.#backEnd === null ? "acknowledged" : "taken by the back-end"
     const limit = this.#hurried ? "when the run was stopped" : `within ${settleMs / 1000} s`
+    if (withoutReceipt > 0) return `${withoutReceipt} held commands had no receipt ${limit}`
     const away = this.#backEnd?.awayBecause ?? null
     const why = away === null ? "" : `; it has no broker: ${away}`
     return `not everything that was sent was ${whose} ${limit}${why}`
@@ -161,6 +189,7 @@ export class Simulation {
       `${counts.sent} lines sent`,
     ]
     if (this.#options.deviceAck) parts.push(`${counts.acked} acknowledged`)
+    if (this.#held !== null) parts.push(`${this.#held.counts.sent} held commands sent`)
     if (this.#backEnd !== null) {
       parts.push(`${this.#backEnd.counts.taken} taken`)
       if (this.#backEnd.awayBecause !== null) parts.push(`broker: ${this.#backEnd.awayBecause}`)
@@ -198,6 +227,10 @@ export class Simulation {
       lines: counts,
       linesPerS: Math.round((counts.sent / sendingMs) * 1000),
       backEnd: backEnd && { ...backEnd.counts, takenPerS: backEnd.takenPerS },
+      held: this.#held && {
+        ...this.#held.counts,
+        withoutReceipt: this.#held.withoutReceipt,
+      },
       latencyMs: {
         connect: connects.summary(),
         confirm: confirms.summary(),

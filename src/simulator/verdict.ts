@@ -20,10 +20,13 @@
  *                 message before it notices the loss, and no gateway can change that.
  *   mislabelled   its message id, its device id or its number is not what the contract says.
  *
+ * `held-verdict.ts` judges held commands.
+ *
  * A gap is not disorder: a missing line is lost, and the lines after it are judged without it.
  * Bound: `MAX_EXAMPLES` of each fault are reported.
  */
 
+import { type HeldVerdict, isHeldPromiseKept, judgeHeld } from "./held-verdict.ts"
 import type { Ledger, Segment, SentConnection } from "./ledger-reader.ts"
 import { overlaps, type Range, Ranges, sizeOf } from "./ranges.ts"
 
@@ -32,6 +35,11 @@ const MAX_EXAMPLES = 5
 export interface Rules {
   /** The number of lines that may be lost, for example when a worker was killed. */
   readonly allowLost: number
+  /**
+   * The number of held commands that may come twice, and of those that may have two receipts, for
+   * example when a worker was killed.
+   */
+  readonly allowRepeats: number
   /** Nothing failed, so no message may be repeated. */
   readonly noRepeats: boolean
   /**
@@ -62,6 +70,8 @@ export interface Verdict {
   readonly left: number
   /** Herds that were killed, so that their last lines are unknown. */
   readonly unfinished: number
+  /** Null when the ledger has no held commands. */
+  readonly held: HeldVerdict | null
   /** Examples of each fault, in words. */
   readonly examples: readonly string[]
 }
@@ -226,12 +236,18 @@ function countNeverInOrder(segments: readonly Segment[]): number {
   return never
 }
 
-function verdict(counts: Counts, ledger: Ledger, { allowLost, order }: Rules): Verdict {
+function verdict(
+  counts: Counts,
+  ledger: Ledger,
+  { allowLost, allowRepeats, order }: Rules,
+): Verdict {
   const { lost, duplicated, unexpected, outOfOrder, mislabelled } = counts.faults
   const disorder = order === "first" ? outOfOrder : counts.neverInOrder
+  const held = judgeHeld(ledger)
+  const areLinesKept = lost <= allowLost && duplicated + unexpected + disorder + mislabelled === 0
   const isDisorder = (example: string) => example.startsWith("outOfOrder")
   return {
-    kept: lost <= allowLost && duplicated + unexpected + disorder + mislabelled === 0,
+    kept: areLinesKept && (held === null || isHeldPromiseKept(held, allowRepeats)),
     connections: ledger.sent.size,
     sent: counts.sent,
     acknowledged: counts.acknowledged,
@@ -247,6 +263,7 @@ function verdict(counts: Counts, ledger: Ledger, { allowLost, order }: Rules): V
     mislabelled,
     left: ledger.left,
     unfinished: ledger.unfinished.size,
+    held,
     // When a back-end that follows the numbers finds every line, early first messages are no fault.
     examples: disorder > 0 ? counts.examples : counts.examples.filter((each) => !isDisorder(each)),
   }

@@ -67,6 +67,7 @@ describe("a run", () => {
         toDevice: "to_device",
         prefetch: 2000,
         commandEvery: 7,
+        hold: null,
       },
     )
   })
@@ -74,6 +75,12 @@ describe("a run", () => {
   test("with --partitions its back-end consumes as many queues", () => {
     const { backEnd } = run(...URL_OF_BROKER, "--from-device", "lines", "--partitions", "3")
     expect(backEnd?.fromDevice).toEqual(["lines.0", "lines.1", "lines.2"])
+  })
+
+  test("with --hold sends commands while devices are away", () => {
+    const args = [...URL_OF_BROKER, "--auth", "hello", "--secret", "s", "--hold", "3"]
+    expect(run(...args).backEnd?.hold).toEqual({ commands: 3, awayMs: 10_000 })
+    expect(run(...args, "--away", "60").backEnd?.hold?.awayMs).toBe(60_000)
   })
 
   test("knows who devices are", () => {
@@ -141,6 +148,9 @@ describe("faults", () => {
     [["--amqp-url", "amqp://localhost"], "--amqp-url goes with --backend"],
     [["--command-every", "5"], "--command-every goes with --backend"],
     [["--partitions", "2"], "--partitions goes with --backend"],
+    [["--hold", "2", "--auth", "hello", "--secret", "s"], "--hold goes with --backend"],
+    [["--hold", "2", ...URL_OF_BROKER], "--hold needs --devices, and --auth mtls or hello"],
+    [["--away", "5"], "--away goes with --hold"],
     [["--backend"], "--backend needs --amqp-url"],
     [["--allow-lost", "5"], "--allow-lost goes with verify only"],
     [["verify"], "verify needs --ledger"],
@@ -160,9 +170,12 @@ describe("faults", () => {
 
 test("verify has its own flags", () => {
   const args = ["verify", "--ledger", "l", "--allow-lost", "3", "--no-repeats", "--order", "follow"]
-  expect(parseRequest([...args, "--json"])).toEqual({
+  expect(parseRequest([...args, "--allow-repeats", "2", "--json"])).toEqual({
     kind: "verify",
-    options: { ledger: "l", allowLost: 3, noRepeats: true, order: "follow", json: true },
+    options: {
+      ...{ ledger: "l", allowLost: 3, allowRepeats: 2, noRepeats: true, order: "follow" },
+      json: true,
+    },
   })
 })
 
@@ -171,5 +184,5 @@ test("help is given whatever else is asked, and names every flag that is read", 
   const { length } = usage()
     .matchAll(/^ {2}--[a-z-]+/gm)
     .toArray()
-  expect(length).toBe(36)
+  expect(length).toBe(39)
 })

@@ -14,7 +14,7 @@ import { Ranges } from "../../src/simulator/ranges.ts"
 import { judge, type Rules, type Verdict } from "../../src/simulator/verdict.ts"
 import { check } from "../support/property.ts"
 
-const RULES: Rules = { allowLost: 0, noRepeats: false, order: "first" }
+const RULES: Rules = { allowLost: 0, allowRepeats: 0, noRepeats: false, order: "first" }
 const A = "run1 sim-0 1"
 const B = "run1 sim-0 2"
 
