@@ -197,6 +197,36 @@ describe("with DEVICE_AUTH=hello", () => {
   )
 
   test(
+    "held commands are written once, in order and before newer ones, and a ledger that says otherwise fails",
+    async () => {
+      const run = await simulate(gateway, queues, [
+        ...["--auth", "hello", "--secret", SECRET, "--name", "away", "--hold", "4", "--away", "4"],
+        ...["--devices", "20", "--ramp", "0", "--rate", "20", "--lines", "20"],
+      ]).ended<RunReport>()
+      expect(run.said?.faults).toEqual([])
+      expect(run.status).toBe(0)
+      const { held, lines, backEnd } = run.said
+      expect(held).toMatchObject({ sent: 80, receipts: { written: 80 }, withoutReceipt: 0 })
+      // Each device's first line is answered by a newer command.
+      expect(lines).toMatchObject({ held: 80, commands: 20 })
+      expect(backEnd?.commandsAnswered).toBe(20)
+      const good = await verify("--no-repeats")
+      expect(good).toMatchObject({ status: 0, said: { kept: true, held: { written: 80 } } })
+
+      const path = join(directory, `${run.said.run}.devices`)
+      const records = readFileSync(path, "utf8")
+      const judgedWith = (record: string) => {
+        writeFileSync(path, records.replace(/^got away-7 1 \S+ 3\n/m, record))
+        return verify()
+      }
+      expect(await judgedWith("")).toMatchObject({ status: 1, said: { held: { missing: 1 } } })
+      const late = await judgedWith(`got away-7 1 ${run.said.run} 3 late\n`)
+      expect(late).toMatchObject({ status: 1, said: { held: { missing: 0, late: 1 } } })
+    },
+    LIMIT_MS,
+  )
+
+  test(
     "devices with a wrong secret fail the run",
     async () => {
       const secret = ["--auth", "hello", "--secret", "another-one"]
