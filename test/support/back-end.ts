@@ -19,10 +19,14 @@ export interface BackEndCommand {
   readonly headers?: Record<string, string | number | boolean>
   /** Default: the queue for all commands. */
   readonly queue?: string
+  /** Instead of a queue, with an empty routing key. */
+  readonly exchange?: string
 }
 
 export interface ReceivedReceipt {
   readonly outcome: string
+  /** Of a broadcast: the number of its lines by outcome. */
+  readonly outcomes?: Readonly<Record<string, number>>
   readonly device_id: string | null
   readonly connection_id: string | null
   readonly epoch: number | null
@@ -107,7 +111,8 @@ export class BackEnd {
       ...(seq === undefined ? {} : { to_device_seq: BigInt(seq) }),
       ...command.headers,
     }
-    await this.#channel?.basicPublish("", command.queue ?? this.#queues.TO_DEVICE_QUEUE, body, {
+    const { exchange = "", queue = this.#queues.TO_DEVICE_QUEUE } = command
+    await this.#channel?.basicPublish(exchange, exchange === "" ? queue : "", body, {
       headers,
       deliveryMode: 2,
       replyTo: this.#receiptQueue,
