@@ -509,7 +509,7 @@ function heldCells(source: Held): Cells {
       expect(await device.nextLine()).toBe(sent.body)
       await endsHeldAs(sent, "written")
     },
-    offline: "it is held instead; only a fleet whose workers disagree about the keeper gives up",
+    offline: "it is held instead, as long as any worker can take it",
     expired: async () => {
       const about = { fields: { hold_ms: HELD_MS } }
       const commands = [
