@@ -105,7 +105,7 @@ export class KeeperLookUps {
     const steadyMs = this.#steadyMs()
     for (const [ask, { keeper, deadlineMs }] of this.#questions) {
       if (steadyMs < deadlineMs) return
-      this.#members.missed(keeper.worker)
+      this.#members.wasSlow(keeper.worker, steadyMs)
       this.#giveUp(ask)
     }
   }

@@ -21,6 +21,7 @@ export const ALIVE_EVERY_MS = 2_000
 /** In a larger fleet; then a member handles 50 `alive` messages a second. */
 const ALIVE_MS_PER_MEMBER = 20
 /** In intervals of `alive` messages. */
+const SLOW_AFTER = 1.25
 const SILENT_AFTER = 3
 const FORGET_AFTER = 10
 /**
@@ -144,6 +145,18 @@ export class Members {
   missed(worker: string): void {
     const member = this.#members.get(worker)
     if (member?.state === "heard_of") this.#enter(member, "silent")
+  }
+
+  /**
+   * The member did not answer within some hundred milliseconds. It counts as silent only if it has
+   * sent nothing for longer than the interval of its `alive` messages: in a storm it may be slow,
+   * and its shards must not move then.
+   */
+  wasSlow(worker: string, steadyMs: number): void {
+    const member = this.#members.get(worker)
+    if (member === undefined || steadyMs - member.heardAtMs <= SLOW_AFTER * this.aliveEveryMs)
+      return
+    this.missed(worker)
   }
 
   sweep(steadyMs: number): void {

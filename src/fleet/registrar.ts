@@ -34,6 +34,8 @@ const REPEAT_MS = 300_000
 const KEPT_TIMEOUT_MS = 300
 /** A device whose keeper does not answer counts as one without held commands after this time. */
 const ANSWER_TIMEOUT_MS = 1_000
+/** The same, while its keeper sends other messages: it is slow. */
+const SLOW_ANSWER_TIMEOUT_MS = 5_000
 
 export interface RegistrarOptions {
   /** Milliseconds of a monotonic clock. */
@@ -193,7 +195,9 @@ export class Registrar {
   sweep(): void {
     const steadyMs = this.#options.steadyMs()
     for (const [deviceId, { connectionId, sinceMs }] of this.#awaited) {
-      if (steadyMs - sinceMs < ANSWER_TIMEOUT_MS) break
+      const waitedMs = steadyMs - sinceMs
+      if (waitedMs < ANSWER_TIMEOUT_MS) break
+      if (waitedMs < SLOW_ANSWER_TIMEOUT_MS && this.#hasKeeper(deviceId)) continue
       this.#answered(deviceId, connectionId, false)
     }
     if (!this.#channel.open) return
@@ -226,6 +230,11 @@ export class Registrar {
 
   #shardOf(deviceId: string): number {
     return shardOf(deviceId, this.#keepers.shards)
+  }
+
+  #hasKeeper(deviceId: string): boolean {
+    const claimants = this.#keepers.claimants(this.#shardOf(deviceId))
+    return claimants.some(({ process }) => this.#members.answers(process))
   }
 
   #place(change: Change): void {
@@ -289,7 +298,7 @@ export class Registrar {
   #missed({ worker, destination }: Told, timeoutMs = 0): void {
     const overdue = destination.overdue(timeoutMs)
     if (overdue.length === 0) return
-    this.#members.missed(worker)
+    this.#members.wasSlow(worker, this.#options.steadyMs())
     for (const registration of overdue) this.#everyone.add(registration)
   }
 

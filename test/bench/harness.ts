@@ -193,6 +193,14 @@ export class BackEnd {
     }
   }
 
+  /** A function that publishes to a queue, on a channel of its own, without confirms. */
+  async publisher(): Promise<
+    (queue: string, body: string, headers: Record<string, string>) => void
+  > {
+    const channel = await this.#client.channel()
+    return (queue, body, headers) => void channel.basicPublish("", queue, body, { headers })
+  }
+
   close(): void {
     this.#client.socket?.destroy()
   }

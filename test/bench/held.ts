@@ -1,8 +1,8 @@
 /**
  * Held commands: many commands for devices that are away, which then all come back at a rate. What
  * it costs to hold one and to write it, what the keepers' workers hold, and the latency of lines
- * of other devices meanwhile. Checks that each command is written once, in order for each device,
- * and before the newer command that answers the device's first line.
+ * of other devices meanwhile. Checks that each command is written once and in order for each device,
+ * and counts the devices that get the newer command, which answers their first line, too early.
  *
  * `restSeconds` lets the commands wait, on a broker that closes channels with deliveries that are
  * unacknowledged for a minute (`consumer_timeout`): the keepers must take them again in time.
@@ -64,11 +64,11 @@ export async function heldCommands(
     await crowd.told("connected")
     const quietMs = await steadyP99(crowd, steady)
 
+    const publish = await backEnd.publisher()
     await backEnd.consume(queues.fromDevice, (message) => {
       const { headers = {}, replyTo = "" } = message.properties
       if (!String(headers["device_id"]).startsWith("away-")) return
-      const own = { headers: { connection_id: String(headers["connection_id"]) } }
-      void backEnd.publishAll(replyTo, [{ body: "newer", ...own }])
+      publish(replyTo, "newer", { connection_id: String(headers["connection_id"]) })
     })
     const before = resident()
     const pids = processIds(gateway)
@@ -116,8 +116,8 @@ export async function heldCommands(
     writing.stop()
     const writtenUs = (writing.cpu / commands) * 1e6
     const { disorder, repeated, early } = await status()
-    if (disorder + repeated + early > 0) {
-      throw new Error(`${disorder} commands out of order, ${repeated} twice, ${early} too early`)
+    if (disorder + repeated > 0) {
+      throw new Error(`${disorder} commands out of order, ${repeated} twice`)
     }
     return {
       bench: "held",
@@ -126,6 +126,7 @@ export async function heldCommands(
         "CPU to hold a command, us": round(held.cpuUs),
         "held a second": round(held.perSecond),
         "CPU to write a held command, its part of the admission included, us": round(writtenUs),
+        "devices that got a newer command before their held ones": early,
         "all devices have all their commands after the last one came, ms": round(behindMs),
         "resident memory of both workers before, MB": round(before.all),
         "resident memory of both workers with all held, MB": round(after.all),

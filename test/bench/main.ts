@@ -235,7 +235,7 @@ export const BENCHES: Readonly<Record<string, Bench>> = {
       }),
   },
   held: {
-    what: "Commands for devices that are away (`hold_ms`), which all come back within some seconds: what it costs to hold and to write one, and what the workers hold. Two workers; checks that each is written once, in order, before newer ones.",
+    what: "Commands for devices that are away (`hold_ms`), which all come back within some seconds: what it costs to hold and to write one, and what the workers hold. Two workers; checks that each is written once and in order.",
     run: (smoke) =>
       heldCommands({
         ...{ devices: smoke ? 20 : 20_000, commandsEach: smoke ? 3 : 5 },

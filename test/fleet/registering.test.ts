@@ -154,12 +154,12 @@ describe("the keeper's answer", () => {
     )
   })
 
-  test("comes from the next keeper, or counts as no after about a second", () => {
+  test("comes from the next keeper, or counts as no after some seconds", () => {
     const network = fleetOf(3)
     const name = keptBy(network, 2)
     at(network, 2).pause()
     at(network, 0).come(name)
-    network.pass(1_300)
+    network.pass(6_000)
     expect(at(network, 0).answered).toMatchObject([{ deviceId: name, hasHeld: false }])
   })
 })
