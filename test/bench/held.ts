@@ -62,7 +62,7 @@ export async function heldCommands(
     await Promise.all([...drivers, crowd].map((child) => child.told("ready")))
     crowd.say(`connect ${steady}`)
     await crowd.told("connected")
-    const quietMs = await steadyP99(crowd, steady)
+    const quietMs = await steadyP99(crowd, steady, Math.min(5, backSeconds))
 
     const publish = await backEnd.publisher()
     await backEnd.consume(queues.fromDevice, (message) => {
@@ -146,7 +146,7 @@ export async function heldCommands(
 async function steadyP99(
   crowd: ReturnType<typeof startChild>,
   steady: number,
-  seconds = 5,
+  seconds: number,
 ): Promise<number> {
   crowd.say(`send ${steady} ${seconds}`)
   const told = await crowd.told("acknowledged")

@@ -232,6 +232,7 @@ export const BENCHES: Readonly<Record<string, Bench>> = {
       registry({
         ...{ workers: smoke ? 2 : 16, devices: smoke ? 40 : 16_000 },
         ...{ perSecond: smoke ? 200 : 1_000, finds: smoke ? 5 : 200, rounds: smoke ? 1 : 3 },
+        idleMs: smoke ? 100 : 3_000,
       }),
   },
   held: {

@@ -20,6 +20,8 @@ export interface RegistryParameters {
   /** Devices that each worker looks up. */
   readonly finds: number
   readonly rounds: number
+  /** How long it is measured what the workers need when nothing happens. */
+  readonly idleMs: number
 }
 
 interface Costs {
@@ -33,8 +35,6 @@ interface Costs {
   readonly findP99Ms: number
   readonly wrong: number
 }
-
-const IDLE_MS = 3_000
 
 export async function registry(parameters: RegistryParameters): Promise<BenchResult> {
   const sizes: number[] = []
@@ -58,7 +58,7 @@ export async function registry(parameters: RegistryParameters): Promise<BenchRes
 }
 
 async function once(size: number, parameters: RegistryParameters): Promise<Costs> {
-  const { devices, perSecond, finds } = parameters
+  const { devices, perSecond, finds, idleMs } = parameters
   const [broker, leave] = await benchBroker()
   const shares = { devices: Math.floor(devices / size), rate: perSecond / size, finds }
   const members = Array.from({ length: size }, (_, worker) =>
@@ -73,7 +73,7 @@ async function once(size: number, parameters: RegistryParameters): Promise<Costs
       atMs: performance.now(),
     })
     const quiet = cpu()
-    await Bun.sleep(IDLE_MS)
+    await Bun.sleep(idleMs)
     const before = cpu()
     const idle = (before.workers - quiet.workers) / ((before.atMs - quiet.atMs) / 1_000)
     const idleBroker = (before.broker - quiet.broker) / ((before.atMs - quiet.atMs) / 1_000)
