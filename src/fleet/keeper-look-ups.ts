@@ -159,6 +159,7 @@ export class KeeperLookUps {
       return
     }
     this.#channel.tell(keeper, { type: "find", ask, devices: [...devices.keys()] }, (result) => {
+      if (result === "returned") this.#members.missed(keeper.worker)
       if (result !== "confirmed") this.#giveUp(ask)
     })
   }

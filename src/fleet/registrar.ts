@@ -6,11 +6,10 @@
  *               └─ no worker that answers does ─► all workers, once it is known that nobody claims it
  *
  * A keeper that a worker hears of is told all its devices of the new shards, and then each change.
- * Without an answer within `KEPT_TIMEOUT_MS` a registration goes to all workers too, and the keeper
- * counts as silent. So does a registration that is refused, since that worker does not keep the
- * shard any more. So a device has two connections for a moment only, even when its keeper is dead
- * or paused. All devices are told again when the broker connection returns, and every `REPEAT_MS`,
- * since a message may be lost.
+ * A registration goes to all workers too when the keeper does not answer it within
+ * `KEPT_TIMEOUT_MS`, or refuses it because it does not keep the shard any more. So a device has two
+ * connections for a moment only, even when its keeper is dead, slow or paused. All devices are told
+ * again when the broker connection returns, and every `REPEAT_MS`, since a message may be lost.
  *
  * While a worker of an earlier version, or with another number of shards, is known, all changes go
  * to all workers too.
@@ -110,7 +109,7 @@ export class Registrar {
     this.#everyone = this.#destination(null, () => undefined)
   }
 
-  /** Changes that are not sent yet. */
+  /** Changes that are not sent yet, and messages that no keeper has answered yet. */
   get pendingCount(): number {
     let count = this.#everyone.pendingCount + this.#unplaced.size
     if (this.#keepers.changes !== this.#claimsSeen) count += 1
@@ -313,6 +312,7 @@ export class Registrar {
       destination: this.#destination(process, (result) => {
         if (result === "returned") {
           // The process has ended.
+          this.#members.missed(process.worker)
           this.#missed(told)
           return
         }
