@@ -30,3 +30,13 @@ export function parsedJson(body: ArrayBuffer): unknown {
 export function wellFormed() {
   return v.check((value: string) => value.isWellFormed(), "must be well-formed Unicode")
 }
+
+/** A whole number in this range, both ends included. */
+export function wholeNumber(min: number, max: number) {
+  return v.pipe(
+    v.number("must be a number"),
+    v.integer("must be a whole number"),
+    v.minValue(min, `must be at least ${min}`),
+    v.maxValue(max, `must be at most ${max}`),
+  )
+}

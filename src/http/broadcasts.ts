@@ -21,7 +21,7 @@ import {
   MAX_PER_S,
   shownCounts,
 } from "../fleet/broadcast-request.ts"
-import { bodyFaults, parsedJson, wellFormed } from "./body-faults.ts"
+import { bodyFaults, parsedJson, wellFormed, wholeNumber } from "./body-faults.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
 
 export interface BroadcastsDependencies extends LineFormat {
@@ -59,15 +59,7 @@ const entries = {
     AUDIENCES,
   ),
   line: v.pipe(v.string("must be a string"), wellFormed()),
-  per_s: v.optional(
-    v.pipe(
-      v.number("must be a number"),
-      v.integer("must be a whole number"),
-      v.minValue(1, "must be at least 1"),
-      v.maxValue(MAX_PER_S, `must be at most ${MAX_PER_S}`),
-    ),
-    DEFAULT_PER_S,
-  ),
+  per_s: v.optional(wholeNumber(1, MAX_PER_S), DEFAULT_PER_S),
   supersede_key: v.optional(
     v.pipe(
       v.string("must be a string"),

@@ -20,7 +20,7 @@ import { bodyFault } from "../device/command.ts"
 import { DEVICE_ID, workerOfConnection } from "../device/ids.ts"
 import type { DeviceView } from "../fleet/device-view.ts"
 import type { FleetQuery, FleetQueryFailure } from "../fleet/fleet-query.ts"
-import { bodyFaults, parsedJson, wellFormed } from "./body-faults.ts"
+import { bodyFaults, parsedJson, wellFormed, wholeNumber } from "./body-faults.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
 
 /** A `message_id` is an AMQP short string. */
@@ -41,14 +41,7 @@ export interface DevicesDependencies extends CommandFormat {
 /** No message repeats a value from the request: it may be long or secret. */
 const entries = {
   line: v.pipe(v.string("must be a string"), wellFormed()),
-  ttl_ms: v.optional(
-    v.pipe(
-      v.number("must be a number"),
-      v.integer("must be a whole number"),
-      v.minValue(1, "must be at least 1"),
-      v.maxValue(MAX_TTL_MS, `must be at most ${MAX_TTL_MS}`),
-    ),
-  ),
+  ttl_ms: v.optional(wholeNumber(1, MAX_TTL_MS)),
   message_id: v.optional(
     v.pipe(
       v.string("must be a string"),

@@ -14,7 +14,7 @@ import { DEVICE_ID } from "../device/ids.ts"
 import type { AdmissionRules } from "../fleet/admission-rules.ts"
 import type { Ban } from "../fleet/bans.ts"
 import type { GateState } from "../fleet/gate.ts"
-import { bodyFaults, parsedJson } from "./body-faults.ts"
+import { bodyFaults, parsedJson, wholeNumber } from "./body-faults.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
 
 const MAX_PREFIX_LENGTH = 128
@@ -37,17 +37,7 @@ const gateRequest = v.strictObject(
       ),
       "",
     ),
-    retry_after_ms: v.optional(
-      v.nullable(
-        v.pipe(
-          v.number("must be a number"),
-          v.integer("must be a whole number"),
-          v.minValue(0, "must be at least 0"),
-          v.maxValue(MAX_RETRY_AFTER_MS, `must be at most ${MAX_RETRY_AFTER_MS}`),
-        ),
-      ),
-      null,
-    ),
+    retry_after_ms: v.optional(v.nullable(wholeNumber(0, MAX_RETRY_AFTER_MS)), null),
   },
   "the body must be an object with open, and may contain only prefix and retry_after_ms besides",
 )
