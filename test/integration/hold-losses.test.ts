@@ -146,7 +146,9 @@ describe("held commands survive", () => {
     async () => {
       const devices = await away()
       const connecting = connectAll(devices, 1)
-      await Bun.sleep(1)
+      await until(async () => (await fleet.instance(1).metric("owsla_connections")) > 0, {
+        what: "the first device to be admitted",
+      })
       await fleet.kill(0)
       await expectWritten(devices, await connecting)
       await fleet.startInstance(0)

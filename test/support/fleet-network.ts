@@ -418,9 +418,17 @@ export class NetworkWorker {
   }
 }
 
+/** What a fault does to a publish channel. */
+interface Switchable {
+  isBlocked: boolean
+  open(): void
+  cut(): void
+  unblock(): void
+}
+
 class NetworkBroker implements Broker {
   readonly #worker: NetworkWorker
-  readonly #channels: NetworkPublishChannel<unknown>[] = []
+  readonly #channels: Switchable[] = []
 
   constructor(worker: NetworkWorker) {
     this.#worker = worker
@@ -432,7 +440,7 @@ class NetworkBroker implements Broker {
 
   publishChannel<T>(listener: PublishChannelListener<T>): PublishChannel<T> {
     const channel = new NetworkPublishChannel(this.#worker, listener)
-    this.#channels.push(channel as unknown as NetworkPublishChannel<unknown>)
+    this.#channels.push(channel)
     return channel
   }
 
