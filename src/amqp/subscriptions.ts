@@ -7,9 +7,9 @@
  *   run time  add ─► declare ─► open ─┬─ locked ────► again every `LOCKED_RETRY_MS`
  *                                     └─ failed ────► warning, again every `FAILED_RETRY_MS`
  *
- * A locked queue delays no other subscription, and a failure at run time disturbs none. On a
- * connection that is made while paused there are no subscriptions until it is replaced. Bound: the
- * prefetch of each subscription, and `limit` for all together.
+ * A locked queue delays no other subscription, and a failure at run time disturbs none. A
+ * connection that is opened while consuming is paused has no subscriptions; consuming resumes on
+ * the next connection. Bound: the prefetch of each subscription, and `limit` for all together.
  */
 
 import type { QueueDeclaration, Subscription } from "../broker/broker.ts"

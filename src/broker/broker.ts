@@ -217,7 +217,7 @@ export interface Broker {
   subscribe(queue: QueueDeclaration, subscription: Subscription): void
   /**
    * Ends a subscription of `subscribe`. Its unacknowledged deliveries are lost and return to the
-   * queue, and no more follow. Does nothing when there is no such subscription.
+   * queue. It gets no more deliveries. Has no effect when there is no such subscription.
    */
   unsubscribe(queueName: string): void
   /**

@@ -35,7 +35,7 @@ export function readBroadcast(
   const audience = readAudience(to, prefix, ids)
   if (typeof audience === "string") return invalid(audience)
   const perS = readPerS(per_s)
-  if (perS === null) return invalid(`per_s is no whole number from 1 to ${MAX_PER_S}`)
+  if (perS === null) return invalid(`per_s must be a whole number from 1 to ${MAX_PER_S}`)
   const supersedeKey = key ?? null
   if (supersedeKey !== null && !isOption(supersedeKey)) {
     return invalid(`supersede_key ${OPTION_RULE}`)
