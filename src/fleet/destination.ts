@@ -22,6 +22,7 @@ export type Change = Registration | Deregistration
 interface Unanswered {
   readonly sentAtMs: number
   readonly here: readonly Registration[]
+  isOverdue: boolean
 }
 
 export interface DestinationOptions {
@@ -60,7 +61,9 @@ export class Destination {
 
   /** @returns the changes that were not sent or not answered. */
   clear(): readonly Change[] {
-    const left = [...this.overdue(0), ...this.#changes.values()]
+    const unanswered = [...this.#unanswered.values()].flatMap(({ here }) => here)
+    const left = [...unanswered, ...this.#changes.values()]
+    this.#unanswered.clear()
     this.#changes.clear()
     this.#tells = []
     this.#told = []
@@ -103,14 +106,18 @@ export class Destination {
     return answered
   }
 
-  /** Registrations of messages that were sent `timeoutMs` ago and are not answered. Once each. */
+  /**
+   * Registrations of messages that were sent `timeoutMs` ago and are not answered. Once each; a
+   * slow keeper may still answer them.
+   */
   overdue(timeoutMs: number): readonly Registration[] {
     const overdue: Registration[] = []
     const beforeMs = this.#options.steadyMs() - timeoutMs
-    for (const [n, { sentAtMs, here }] of this.#unanswered) {
-      if (sentAtMs > beforeMs) break
-      this.#unanswered.delete(n)
-      overdue.push(...here)
+    for (const message of this.#unanswered.values()) {
+      if (message.sentAtMs > beforeMs) break
+      if (message.isOverdue) continue
+      message.isOverdue = true
+      overdue.push(...message.here)
     }
     return overdue
   }
@@ -146,7 +153,7 @@ export class Destination {
     if (keeper === null) channel.broadcast({ type: "devices", here, gone }, settled)
     else {
       const n = this.#options.next()
-      if (here.length > 0) this.#unanswered.set(n, { sentAtMs: steadyMs(), here })
+      if (here.length > 0) this.#unanswered.set(n, { sentAtMs: steadyMs(), here, isOverdue: false })
       const shards = {
         ...(tells.length > 0 ? { tells } : {}),
         ...(told.length > 0 ? { told } : {}),

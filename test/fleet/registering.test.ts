@@ -154,6 +154,18 @@ describe("the keeper's answer", () => {
     )
   })
 
+  test("counts when it is late, because the keeper was slow", () => {
+    const network = fleetOf(3)
+    const held = keptBy(network, 2)
+    network.held.add(held)
+    at(network, 2).pause()
+    at(network, 0).come(held)
+    network.pass(1_500)
+    at(network, 2).resume()
+    network.pass(500)
+    expect(at(network, 0).answered).toMatchObject([{ deviceId: held, hasHeld: true }])
+  })
+
   test("comes from the next keeper, or counts as no after some seconds", () => {
     const network = fleetOf(3)
     const name = keptBy(network, 2)
