@@ -86,23 +86,22 @@ export interface ReplyContent {
 }
 
 const text = v.nullable(v.string())
-const receiptSchema = v.object({
+export const replySchema = v.object({
+  line: v.string(),
+  encoding: v.picklist(["utf-8", "base64"]),
+  from_device_seq: v.number(),
+})
+export const receiptSchema = v.object({
   outcome: v.picklist(OUTCOMES),
   device_id: text,
   connection_id: text,
   epoch: v.nullable(v.number()),
   at: v.number(),
   detail: v.string(),
-  reply: v.exactOptional(
-    v.object({
-      line: v.string(),
-      encoding: v.picklist(["utf-8", "base64"]),
-      from_device_seq: v.number(),
-    }),
-  ),
+  reply: v.exactOptional(replySchema),
   offered: v.exactOptional(v.boolean()),
 })
-const heldAnswerSchema = v.object({ outcome: v.literal("held"), expires_at: v.number() })
+export const heldAnswerSchema = v.object({ outcome: v.literal("held"), expires_at: v.number() })
 
 /**
  * Parses a receipt; null when it is invalid, for example of another version.

@@ -30,7 +30,7 @@ export interface DeviceView {
 
 const text = v.pipe(v.string(), v.maxLength(128))
 const count = v.pipe(v.number(), v.safeInteger(), v.minValue(0))
-const schema = v.object({
+export const deviceViewSchema = v.object({
   device_id: text,
   connection_id: text,
   epoch: count,
@@ -50,7 +50,7 @@ const schema = v.object({
 
 /** Parses a description from another worker; null when it is not valid. */
 export function readDeviceView(value: unknown): DeviceView | null {
-  const checked = v.safeParse(schema, value)
+  const checked = v.safeParse(deviceViewSchema, value)
   return checked.success ? checked.output : null
 }
 

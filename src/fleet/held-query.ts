@@ -21,7 +21,7 @@ export type HeldQueryFailure =
   /** The keeper is reading the held commands of the shard, or the shard changes its keeper. */
   | "reading"
 
-const row = v.object({
+export const heldRowSchema = v.object({
   message_id: v.string(),
   supersede_key: v.nullable(v.string()),
   held_at: v.number(),
@@ -29,7 +29,7 @@ const row = v.object({
   bytes: v.number(),
   line: v.exactOptional(v.string()),
 })
-const rows = v.pipe(v.array(row), v.maxLength(MAX_ROWS))
+const rows = v.pipe(v.array(heldRowSchema), v.maxLength(MAX_ROWS))
 
 type Asked = Extract<FleetMessage, { type: "held_list" | "held_cancel" }>
 type Unnumbered<T> = T extends unknown ? Omit<T, "ask"> : never

@@ -30,6 +30,7 @@ import { type HeldDependencies, held } from "./held.ts"
 import { sourceFault } from "./loopback-requests.ts"
 import { type MessagesDependencies, messages } from "./messages.ts"
 import { type MetricsDependencies, metrics } from "./metrics.ts"
+import { openApi } from "./openapi.ts"
 import { type RulesDependencies, rules } from "./rules.ts"
 
 export interface AppDependencies
@@ -130,6 +131,7 @@ export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
   routes.route("/", held(dependencies))
   routes.route("/", drain(dependencies))
   routes.route("/", rules(dependencies))
+  routes.route("/", openApi(dependencies))
   if (dependencies.messages !== null) routes.route("/", messages(dependencies.messages))
 
   routes.notFound((c) => refuse(c, "not_found", `no route ${c.req.method} ${c.req.path}`))

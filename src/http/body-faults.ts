@@ -28,7 +28,12 @@ export function parsedJson(body: ArrayBuffer): unknown {
  * other bytes.
  */
 export function wellFormed() {
-  return v.check((value: string) => value.isWellFormed(), "must be well-formed Unicode")
+  return v.check(isWellFormed, "must be well-formed Unicode")
+}
+
+/** `json-schema.ts` recognises the check by this function. */
+export function isWellFormed(value: string): boolean {
+  return value.isWellFormed()
 }
 
 /** A whole number in this range, both ends included. */

@@ -23,6 +23,7 @@ import {
 } from "../fleet/broadcast-request.ts"
 import { bodyFaults, parsedJson, wellFormed, wholeNumber } from "./body-faults.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
+import type { RouteDescription } from "./route-description.ts"
 
 export interface BroadcastsDependencies extends LineFormat {
   readonly broadcast: (request: BroadcastRequest) => Promise<BroadcastResult>
@@ -49,6 +50,7 @@ const entries = {
           ids: v.pipe(
             // `everyItem` checks the ids: one fault for all, and none when there are too many.
             v.array(v.any(), AUDIENCES),
+            v.metadata({ items: { type: "string", pattern: DEVICE_ID.source } }),
             v.maxLength(MAX_BROADCAST_IDS, `must have at most ${MAX_BROADCAST_IDS} ids`),
             v.everyItem(isDeviceId, AUDIENCES),
           ),
@@ -73,6 +75,33 @@ const jsonRequest = v.strictObject(
   entries,
   `the body must be an object with ${Object.keys(entries).join(", ")} and nothing else`,
 )
+
+const count = v.pipe(v.number(), v.integer(), v.minValue(0))
+/** The counts as a caller gets them. */
+export const shownCountsSchema = v.object({
+  workers: count,
+  matched: count,
+  outcomes: v.record(v.string(), count),
+  unfinished: v.exactOptional(count),
+}) satisfies v.GenericSchema<unknown, ReturnType<typeof shownCounts>>
+
+export const BROADCASTS_ROUTES: readonly RouteDescription[] = [
+  {
+    method: "post",
+    path: "/broadcasts",
+    name: "broadcast",
+    summary: "Writes one line to all connected devices of the fleet, or to some of them",
+    body: { "application/json": jsonRequest },
+    answers: [
+      {
+        status: 200,
+        text: "The lines by outcome. After SEND_TIMEOUT_MS also `unfinished`: those without one.",
+        schema: shownCountsSchema,
+      },
+    ],
+    errors: [{ code: "busy", status: TOO_MANY }, "broker_away"],
+  },
+]
 
 export function broadcasts(dependencies: BroadcastsDependencies): Hono<HttpEnvironment> {
   const routes = new Hono<HttpEnvironment>()

@@ -14,14 +14,17 @@
 import { type Context, Hono } from "hono"
 import * as v from "valibot"
 import type { CommandFormat } from "../commands/command-message.ts"
-import { readOptions } from "../commands/command-options.ts"
+import { MAX_OPTION_BYTES, readOptions } from "../commands/command-options.ts"
 import type { SendRequest, SendResult } from "../commands/http-sender.ts"
+import { heldAnswerSchema, replySchema } from "../commands/outcomes.ts"
 import { bodyFault } from "../device/command.ts"
 import { DEVICE_ID, workerOfConnection } from "../device/ids.ts"
-import type { DeviceView } from "../fleet/device-view.ts"
+import type { DeviceList } from "../fleet/device-page.ts"
+import { type DeviceView, deviceViewSchema } from "../fleet/device-view.ts"
 import type { FleetQuery, FleetQueryFailure } from "../fleet/fleet-query.ts"
 import { bodyFaults, parsedJson, wellFormed, wholeNumber } from "./body-faults.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
+import type { DescribedError, RouteDescription } from "./route-description.ts"
 
 /** A `message_id` is an AMQP short string. */
 export const MAX_MESSAGE_ID_BYTES = 255
@@ -38,6 +41,21 @@ export interface DevicesDependencies extends CommandFormat {
   readonly fleetQuery: Pick<FleetQuery, "list" | "describe" | "kick">
 }
 
+/** `readOptions` checks the values of these. The metadata is for the OpenAPI document. */
+const milliseconds = (setting: string) =>
+  v.pipe(
+    v.number("must be a number"),
+    v.metadata({ type: "integer", minimum: 1, description: `milliseconds, at most ${setting}` }),
+  )
+const option = v.pipe(
+  v.string("must be a string"),
+  v.metadata({
+    minLength: 1,
+    maxLength: MAX_OPTION_BYTES,
+    description: `at most ${MAX_OPTION_BYTES} bytes of UTF-8`,
+  }),
+)
+
 /** No message repeats a value from the request: it may be long or secret. */
 const entries = {
   line: v.pipe(v.string("must be a string"), wellFormed()),
@@ -50,13 +68,12 @@ const entries = {
       v.maxBytes(MAX_MESSAGE_ID_BYTES, `must be at most ${MAX_MESSAGE_ID_BYTES} bytes`),
     ),
   ),
-  // `readOptions` checks the values of these.
-  hold_ms: v.optional(v.number("must be a number")),
-  supersede_key: v.optional(v.string("must be a string")),
-  reply_token: v.optional(v.string("must be a string")),
-  reply_prefix: v.optional(v.string("must be a string")),
+  hold_ms: v.optional(milliseconds("MAX_HOLD_MS")),
+  supersede_key: v.optional(option),
+  reply_token: v.optional(option),
+  reply_prefix: v.optional(option),
   reply_next: v.optional(v.literal(true, "must be true")),
-  reply_timeout_ms: v.optional(v.number("must be a number")),
+  reply_timeout_ms: v.optional(milliseconds("MAX_REPLY_MS")),
 }
 const jsonRequest = v.strictObject(
   entries,
@@ -159,7 +176,6 @@ function answer(c: Context<HttpEnvironment>, result: SendResult): Response {
 const MAX_LIMIT = 1_000
 const DEFAULT_LIMIT = 100
 
-const LIMIT_RULE = `must be a whole number from 1 to ${MAX_LIMIT}`
 /** A device id or the beginning of one; may be empty. */
 const partOfId = v.optional(
   v.pipe(v.string(), v.regex(/^[A-Za-z0-9._:-]{0,128}$/, "must be characters of a device id")),
@@ -169,10 +185,9 @@ const query = v.object({
   limit: v.optional(
     v.pipe(
       v.string(),
-      v.regex(/^[0-9]{1,4}$/, LIMIT_RULE),
+      v.regex(/^[0-9]{1,4}$/, `must be a whole number from 1 to ${MAX_LIMIT}`),
       v.transform(Number),
-      v.minValue(1, LIMIT_RULE),
-      v.maxValue(MAX_LIMIT, LIMIT_RULE),
+      wholeNumber(1, MAX_LIMIT),
     ),
     String(DEFAULT_LIMIT),
   ),
@@ -180,12 +195,71 @@ const query = v.object({
   after: partOfId,
 })
 
+const count = v.pipe(v.number(), v.integer(), v.minValue(0))
+const deviceList = v.object({
+  devices: v.array(deviceViewSchema),
+  total: count,
+  answered: count,
+  workers: count,
+}) satisfies v.GenericSchema<unknown, DeviceList>
+const connection = { connection_id: v.string(), epoch: v.number() }
+const ended = v.union([
+  v.object({ outcome: v.literal("written"), ...connection }),
+  v.object({ outcome: v.literal("answered"), ...connection, reply: replySchema }),
+])
+const FAILURES: readonly DescribedError[] = ["broker_away", "timeout", "busy"]
+
+export const DEVICES_ROUTES: readonly RouteDescription[] = [
+  {
+    method: "get",
+    path: "/devices",
+    name: "listDevices",
+    summary: "The connections of the whole fleet, sorted by device id",
+    text: "`prefix` is the beginning of device ids, `after` the last id of the previous page. The list is complete when `answered` equals `workers`.",
+    query,
+    answers: [{ status: 200, text: "A page of the list.", schema: deviceList }],
+    errors: ["invalid", ...FAILURES],
+  },
+  {
+    method: "get",
+    path: "/devices/:id",
+    name: "getDevice",
+    summary: "One connection, by device or connection id",
+    answers: [{ status: 200, text: "The connection.", schema: deviceViewSchema }],
+    errors: ["invalid", "not_found", ...FAILURES],
+  },
+  {
+    method: "delete",
+    path: "/devices/:id/connection",
+    name: "closeConnection",
+    summary: "Closes a connection",
+    answers: [{ status: 200, text: "The connection as it was.", schema: deviceViewSchema }],
+    errors: ["invalid", "not_found", ...FAILURES],
+  },
+  {
+    method: "post",
+    path: "/devices/:id/send",
+    name: "sendCommand",
+    summary: "Sends a command to a device and returns its outcome",
+    text: "As text/plain the body is the line, byte for byte. At most one of reply_token, reply_prefix and reply_next. With hold_ms the command is held when the device is not connected.",
+    body: { "text/plain": v.string(), "application/json": jsonRequest },
+    answers: [
+      { status: 200, text: "It was written.", schema: ended },
+      { status: 202, text: "It is held.", schema: heldAnswerSchema },
+    ],
+    errors: [
+      ...(["offline", "closed", "duplicate", "late", "superseded", "cancelled"] as const),
+      ...(["hold_full", "slow_device", "expired", "no_reply"] as const),
+      ...FAILURES,
+    ],
+  },
+]
+
 function fleetRoutes(routes: Hono<HttpEnvironment>, { fleetQuery }: DevicesDependencies): void {
   routes.get("/devices", async (c) => {
     const checked = v.safeParse(query, c.req.query())
     if (!checked.success) {
-      const faults = checked.issues.map((issue) => `${v.getDotPath(issue)}: ${issue.message}`)
-      return refuse(c, "invalid", faults.join("; "))
+      return refuse(c, "invalid", bodyFaults(checked.issues, query.entries))
     }
     const listed = await fleetQuery.list(checked.output, c.req.raw.signal)
     return typeof listed === "string" ? fail(c, listed) : c.json(listed)

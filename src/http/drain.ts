@@ -5,11 +5,45 @@
  */
 
 import { Hono } from "hono"
+import * as v from "valibot"
+import type { RouteDescription } from "./route-description.ts"
 
 export interface DrainDependencies {
   /** Empties all workers of the instance, or lets them take devices again. */
   readonly empty: (on: boolean) => void
 }
+
+export const DRAIN_ROUTES: readonly RouteDescription[] = [
+  {
+    method: "post",
+    path: "/drain",
+    name: "drain",
+    summary: "Empties the instance: it takes no more devices and closes those it has",
+    text: "The instance goes on running. /health shows how far it is.",
+    answers: [
+      {
+        status: 202,
+        text: "The drain has begun.",
+        schema: v.object({ draining: v.literal(true) }),
+      },
+    ],
+    errors: [],
+  },
+  {
+    method: "delete",
+    path: "/drain",
+    name: "cancelDrain",
+    summary: "Lets the instance take devices again",
+    answers: [
+      {
+        status: 200,
+        text: "It takes devices.",
+        schema: v.object({ draining: v.literal(false) }),
+      },
+    ],
+    errors: [],
+  },
+]
 
 export function drain({ empty }: DrainDependencies): Hono {
   const routes = new Hono()

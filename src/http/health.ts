@@ -8,11 +8,13 @@
  */
 
 import { Hono } from "hono"
-import type { CloseReason } from "../device/close-reason.ts"
+import * as v from "valibot"
+import { CLOSE_REASONS } from "../device/close-reason.ts"
 import type { GateState } from "../fleet/gate.ts"
 import type { WorkerReport } from "../process/control.ts"
 import type { AccessOf } from "./authorization.ts"
-import { shownGate } from "./rules.ts"
+import type { RouteDescription } from "./route-description.ts"
+import { shownGate, shownGateSchema } from "./rules.ts"
 
 export interface HealthDependencies {
   readonly gate: () => GateState
@@ -26,18 +28,90 @@ export interface HealthDependencies {
 }
 
 /** Why a worker is not ready. */
-type ReasonCode =
-  | "draining"
-  | "broker_unavailable"
-  | "broker_blocked"
-  | "consuming_paused"
-  | CloseReason
+const REASON_CODES = [
+  "draining",
+  "broker_unavailable",
+  "broker_blocked",
+  "consuming_paused",
+  ...CLOSE_REASONS,
+] as const
+type ReasonCode = (typeof REASON_CODES)[number]
 
 interface Unready {
   readonly code: ReasonCode
   /** For requests that have a token or need none. */
   readonly text: string
 }
+
+const count = v.pipe(v.number(), v.integer(), v.minValue(0))
+const brokerState = v.picklist(["away", "blocked", "ready", "closed"])
+const status = v.picklist(["ok", "draining", "drained"])
+const drain = v.nullable(v.object({ closed: count, left: count, ends_at: count }))
+const workerReport = v.object({
+  worker: v.string(),
+  pid: count,
+  state: v.picklist(["serving", "draining", "drained"]),
+  broker: v.object({ kind: brokerState, reason: v.exactOptional(v.string()) }),
+  connections: count,
+  admission: v.object({
+    waiting: count,
+    handshakes_in_progress: count,
+    handshake_limit: v.number(),
+    handshakes_per_s: v.number(),
+    estimated_wait_ms: v.nullable(v.number()),
+  }),
+  drain,
+  consuming_paused: v.boolean(),
+  refusing: v.nullable(v.picklist(CLOSE_REASONS)),
+}) satisfies v.GenericSchema<unknown, WorkerReport>
+const details = v.pipe(
+  v.object({
+    status,
+    version: v.string(),
+    uptime_s: count,
+    broker: brokerState,
+    connections: count,
+    waiting: count,
+    estimated_wait_ms: v.nullable(v.number()),
+    gate: shownGateSchema,
+    draining: drain,
+    workers: v.array(workerReport),
+  }),
+  v.description("With a token, or when no tokens are set."),
+)
+const codes = v.pipe(
+  v.object({ status, broker: brokerState, reason: v.nullable(v.picklist(REASON_CODES)) }),
+  v.description("Without a token."),
+)
+
+export const HEALTH_ROUTES: readonly RouteDescription[] = [
+  {
+    method: "get",
+    path: "/health",
+    name: "getHealth",
+    summary: "The state of the instance",
+    text: "Without a token it has the codes of the worker that answers only.",
+    isPublic: true,
+    answers: [{ status: 200, text: "The process serves.", schema: v.union([details, codes]) }],
+    errors: [],
+  },
+  {
+    method: "get",
+    path: "/ready",
+    name: "getReady",
+    summary: "Whether the worker that answers accepts devices, lines and commands",
+    isPublic: true,
+    answers: [
+      { status: 200, text: "It does.", schema: v.object({ ready: v.literal(true) }) },
+      {
+        status: 503,
+        text: "It does not. Without a token the reason is a code.",
+        schema: v.object({ ready: v.literal(false), reason: v.string() }),
+      },
+    ],
+    errors: [],
+  },
+]
 
 export function health(
   { version, startedAtMs, nowMs, report, reports, gate }: HealthDependencies,

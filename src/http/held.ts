@@ -9,13 +9,50 @@
  */
 
 import { type Context, Hono } from "hono"
+import * as v from "valibot"
 import { DEVICE_ID } from "../device/ids.ts"
-import type { HeldQuery, HeldQueryFailure } from "../fleet/held-query.ts"
+import { type HeldQuery, type HeldQueryFailure, heldRowSchema } from "../fleet/held-query.ts"
+import { bodyFaults } from "./body-faults.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
+import type { DescribedError, RouteDescription } from "./route-description.ts"
 
 export interface HeldDependencies {
   readonly heldQuery: Pick<HeldQuery, "list" | "cancel">
 }
+
+const query = v.object({ body: v.optional(v.picklist(["0", "1"], "must be 0 or 1"), "0") })
+const listed = v.object({ held: v.array(heldRowSchema) })
+const cancelled = v.object({ cancelled: v.pipe(v.number(), v.integer(), v.minValue(0)) })
+const ERRORS: readonly DescribedError[] = ["invalid", "broker_away", "busy", "timeout"]
+
+export const HELD_ROUTES: readonly RouteDescription[] = [
+  {
+    method: "get",
+    path: "/devices/:id/held",
+    name: "listHeldCommands",
+    summary: "The held commands of a device, in the order in which they are written",
+    text: "With body=1 also their lines, in base64 when they are not UTF-8.",
+    query,
+    answers: [{ status: 200, text: "The held commands.", schema: listed }],
+    errors: ERRORS,
+  },
+  {
+    method: "delete",
+    path: "/devices/:id/held",
+    name: "cancelHeldCommands",
+    summary: "Cancels all held commands of a device",
+    answers: [{ status: 200, text: "How many were cancelled.", schema: cancelled }],
+    errors: ERRORS,
+  },
+  {
+    method: "delete",
+    path: "/devices/:id/held/:message_id",
+    name: "cancelHeldCommand",
+    summary: "Cancels one held command of a device",
+    answers: [{ status: 200, text: "How many were cancelled: 0 or 1.", schema: cancelled }],
+    errors: ERRORS,
+  },
+]
 
 export function held({ heldQuery }: HeldDependencies): Hono<HttpEnvironment> {
   const routes = new Hono<HttpEnvironment>()
@@ -23,9 +60,11 @@ export function held({ heldQuery }: HeldDependencies): Hono<HttpEnvironment> {
   routes.get("/devices/:id/held", async (c) => {
     const id = c.req.param("id")
     if (!DEVICE_ID.test(id)) return refuseId(c)
-    const body = c.req.query("body") ?? "0"
-    if (body !== "0" && body !== "1") return refuse(c, "invalid", "body: must be 0 or 1")
-    const listed = await heldQuery.list(id, body === "1", c.req.raw.signal)
+    const checked = v.safeParse(query, c.req.query())
+    if (!checked.success) {
+      return refuse(c, "invalid", bodyFaults(checked.issues, query.entries))
+    }
+    const listed = await heldQuery.list(id, checked.output.body === "1", c.req.raw.signal)
     return typeof listed === "string" ? fail(c, listed) : c.json({ held: listed })
   })
 

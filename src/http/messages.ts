@@ -9,9 +9,11 @@
 
 import { Hono } from "hono"
 import { type SSEStreamingApi, streamSSE } from "hono/streaming"
+import * as v from "valibot"
 import type { MessageProperties } from "../broker/broker.ts"
 import type { Tap } from "../broker/embedded.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
+import type { RouteDescription } from "./route-description.ts"
 
 const MAX_FOLLOWERS = 16
 const MAX_BEHIND = 1_000
@@ -23,6 +25,25 @@ export interface MessagesDependencies {
   /** Calls `tap` for each line from now on. Returns a function that stops this. */
   readonly tap: (tap: Tap) => () => void
 }
+
+export const MESSAGES_ROUTES: readonly RouteDescription[] = [
+  {
+    method: "get",
+    path: "/messages",
+    name: "followMessages",
+    summary: "The lines of devices as server-sent events. Embedded broker only",
+    text: "Each event `line` has the data {device_id, connection_id, from_device_seq, line}, or `line_base64` in place of `line` when the line is not UTF-8. An event `missed` has the number of lines that were skipped because the client reads too slowly.",
+    answers: [
+      {
+        status: 200,
+        text: "Events until the client closes the connection.",
+        mediaType: "text/event-stream",
+        schema: v.string(),
+      },
+    ],
+    errors: ["busy", "not_found"],
+  },
+]
 
 export function messages({ tap }: MessagesDependencies): Hono<HttpEnvironment> {
   const routes = new Hono<HttpEnvironment>()

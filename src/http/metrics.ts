@@ -7,12 +7,25 @@
  */
 
 import { Hono } from "hono"
+import * as v from "valibot"
 import { type HttpEnvironment, refuse } from "./errors.ts"
+import type { RouteDescription } from "./route-description.ts"
 
 export interface MetricsDependencies {
   /** Null when the supervisor does not answer. */
   readonly metricsText: () => Promise<string | null>
 }
+
+export const METRICS_ROUTES: readonly RouteDescription[] = [
+  {
+    method: "get",
+    path: "/metrics",
+    name: "getMetrics",
+    summary: "The metrics of the instance in the Prometheus text format",
+    answers: [{ status: 200, text: "All metrics.", mediaType: "text/plain", schema: v.string() }],
+    errors: ["busy"],
+  },
+]
 
 export function metrics({ metricsText }: MetricsDependencies): Hono<HttpEnvironment> {
   const routes = new Hono<HttpEnvironment>()

@@ -16,6 +16,7 @@ import type { Ban } from "../fleet/bans.ts"
 import type { GateState } from "../fleet/gate.ts"
 import { bodyFaults, parsedJson, wholeNumber } from "./body-faults.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
+import type { RouteDescription } from "./route-description.ts"
 
 const MAX_PREFIX_LENGTH = 128
 const MAX_RETRY_AFTER_MS = 3_600_000
@@ -41,6 +42,53 @@ const gateRequest = v.strictObject(
   },
   "the body must be an object with open, and may contain only prefix and retry_after_ms besides",
 )
+
+/** The gate in the HTTP API. */
+export const shownGateSchema = v.object({
+  open: v.boolean(),
+  prefix: v.string(),
+  retry_after_ms: v.nullable(v.number()),
+})
+const shownBanSchema = v.object({ id: v.string(), until: v.number(), connects: v.number() })
+
+export const RULES_ROUTES: readonly RouteDescription[] = [
+  {
+    method: "get",
+    path: "/gate",
+    name: "getGate",
+    summary: "The gate of the fleet",
+    answers: [{ status: 200, text: "The gate.", schema: shownGateSchema }],
+    errors: [],
+  },
+  {
+    method: "put",
+    path: "/gate",
+    name: "setGate",
+    summary: "Opens or closes the gate of the fleet for new devices",
+    text: "Replaces the whole gate. With a prefix it refuses the devices whose ids begin with it. Connected devices stay.",
+    body: { "application/json": gateRequest },
+    answers: [{ status: 200, text: "The new gate.", schema: shownGateSchema }],
+    errors: ["broker_away"],
+  },
+  {
+    method: "get",
+    path: "/bans",
+    name: "listBans",
+    summary: "The devices that the fleet refuses because they connected too often",
+    answers: [
+      { status: 200, text: "All bans.", schema: v.object({ bans: v.array(shownBanSchema) }) },
+    ],
+    errors: [],
+  },
+  {
+    method: "delete",
+    path: "/bans/:id",
+    name: "liftBan",
+    summary: "Lifts the ban of a device",
+    answers: [{ status: 200, text: "The ban that was lifted.", schema: shownBanSchema }],
+    errors: ["invalid", "not_found", "broker_away"],
+  },
+]
 
 export function rules({ rules, reachesFleet }: RulesDependencies): Hono<HttpEnvironment> {
   const routes = new Hono<HttpEnvironment>()
@@ -81,11 +129,14 @@ export function rules({ rules, reachesFleet }: RulesDependencies): Hono<HttpEnvi
   return routes
 }
 
-/** The gate in the HTTP API. */
-export function shownGate({ open, prefix, retry_after_ms }: GateState) {
+export function shownGate({
+  open,
+  prefix,
+  retry_after_ms,
+}: GateState): v.InferOutput<typeof shownGateSchema> {
   return { open, prefix, retry_after_ms }
 }
 
-function shownBan({ device_id: id, until, connects }: Ban) {
+function shownBan({ device_id: id, until, connects }: Ban): v.InferOutput<typeof shownBanSchema> {
   return { id, until, connects }
 }

@@ -6,10 +6,10 @@
 import { describe, expect, test } from "bun:test"
 import type { SendRequest } from "../../src/commands/http-sender.ts"
 import { Counters } from "../../src/counters.ts"
-import type { DeviceView } from "../../src/fleet/device-view.ts"
 import type { AppDependencies } from "../../src/http/app.ts"
+import { DOCUMENT, type Operation } from "../support/described-answers.ts"
 import { localApp } from "../support/local-app.ts"
-import { SERVING } from "./app-harness.ts"
+import { DEVICE, SERVING } from "./app-harness.ts"
 import { NO_HELD } from "./no-held.ts"
 import { NO_RULES } from "./no-rules.ts"
 
@@ -33,6 +33,7 @@ const ROUTES: Readonly<Record<string, "everybody" | "see" | "act">> = {
   "POST /broadcasts": "act",
   "POST /drain": "act",
   "DELETE /drain": "act",
+  "GET /openapi.json": "see",
 }
 const ACT_TOKEN = "act-token-0123456789"
 const READ_TOKEN = "read-token-0123456789"
@@ -45,7 +46,6 @@ const NO_TOKENS = { tokens: [], readTokens: [] }
 function subject(given: Pick<AppDependencies, "tokens" | "readTokens">) {
   const counters = new Counters()
   const acts: string[] = []
-  const device = { device_id: "lock:1" } as DeviceView
   const app = localApp({
     ...given,
     framing: "line",
@@ -59,11 +59,11 @@ function subject(given: Pick<AppDependencies, "tokens" | "readTokens">) {
     reports: async () => [SERVING],
     metricsText: async () => "owsla_connections 0\n",
     fleetQuery: {
-      list: async () => ({ devices: [device], total: 1, answered: 1, workers: 1 }),
-      describe: async () => device,
+      list: async () => ({ devices: [DEVICE], total: 1, answered: 1, workers: 1 }),
+      describe: async () => DEVICE,
       kick: async (id) => {
         acts.push(`kick ${id}`)
-        return device
+        return DEVICE
       },
     },
     messages: { tap: () => () => {} },
@@ -127,6 +127,21 @@ test("each route of the app has an entry in the table, and each entry a route", 
     .routes.routes.filter(({ method, path }) => !(method === "ALL" && path === "/*"))
     .map(({ method, path }) => `${method} ${path}`)
   expect([...new Set(ofApp)].sort()).toEqual(Object.keys(ROUTES).sort())
+})
+
+test("the OpenAPI document has the same access", () => {
+  const access = new Map([
+    ["", "everybody"],
+    ["token,readToken", "see"],
+    ["token", "act"],
+  ])
+  const described = Object.entries(DOCUMENT.paths).flatMap(([path, operations]) =>
+    Object.entries(operations as Record<string, Operation>).map(([method, { security }]) => {
+      const route = `${method.toUpperCase()} ${path.replace(/\{(\w+)\}/g, ":$1")}`
+      return [route, access.get(security.flatMap(Object.keys).join())]
+    }),
+  )
+  expect(Object.fromEntries(described)).toEqual(ROUTES)
 })
 
 describe.each(routes)("$method $path, for $access:", ({ method, path, access }) => {

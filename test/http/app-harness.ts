@@ -3,6 +3,7 @@
 import { expect } from "bun:test"
 import type { SendRequest, SendResult } from "../../src/commands/http-sender.ts"
 import { Counters } from "../../src/counters.ts"
+import type { DeviceView } from "../../src/fleet/device-view.ts"
 import type { AppDependencies } from "../../src/http/app.ts"
 import type { WorkerReport } from "../../src/process/control.ts"
 import { localApp } from "../support/local-app.ts"
@@ -28,6 +29,22 @@ export const SERVING: WorkerReport = {
   drain: null,
   consuming_paused: false,
   refusing: null,
+}
+export const DEVICE: DeviceView = {
+  device_id: "lock:1",
+  connection_id: "gw.1.mb2k3f9zq7x2.1a",
+  epoch: 1_750_000_000_000,
+  instance: "gw",
+  worker: "gw.1",
+  state: "open",
+  remote_address: "192.0.2.1",
+  tls_version: "TLSv1.3",
+  lines_in: 3,
+  lines_out: 4,
+  last_activity: 1_750_000_000_123,
+  reading_paused_by: ["window"],
+  outgoing_bytes: 0,
+  reorder: { held: 0, gaps: 0 },
 }
 export const WRITTEN = {
   outcome: "written",

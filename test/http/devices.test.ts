@@ -10,26 +10,11 @@ import type { DeviceView } from "../../src/fleet/device-view.ts"
 import type { FleetQueryFailure } from "../../src/fleet/fleet-query.ts"
 import type { AppDependencies } from "../../src/http/app.ts"
 import { localApp } from "../support/local-app.ts"
+import { DEVICE } from "./app-harness.ts"
 import { NO_HELD } from "./no-held.ts"
 import { NO_RULES } from "./no-rules.ts"
 
 const TOKEN = "first-token-0123456789"
-const DEVICE: DeviceView = {
-  device_id: "lock:1",
-  connection_id: "gw.1.mb2k3f9zq7x2.1a",
-  epoch: 1_750_000_000_000,
-  instance: "gw",
-  worker: "gw.1",
-  state: "open",
-  remote_address: "192.0.2.1",
-  tls_version: "TLSv1.3",
-  lines_in: 3,
-  lines_out: 4,
-  last_activity: 1_750_000_000_123,
-  reading_paused_by: ["window"],
-  outgoing_bytes: 0,
-  reorder: { held: 0, gaps: 0 },
-}
 const LIST: DeviceList = { devices: [DEVICE], total: 9, answered: 2, workers: 3 }
 const FAILURES = {
   unreachable: { status: 503, code: "broker_away" },

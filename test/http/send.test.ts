@@ -403,7 +403,14 @@ describe("POST /devices/:id/send: outcomes", () => {
     { result: SendResult; status: number; code: string }
   > = {
     written: { result: WRITTEN, status: 200, code: "" },
-    answered: { result: { ...WRITTEN, outcome: "answered" }, status: 200, code: "" },
+    answered: {
+      result: {
+        ...{ ...WRITTEN, outcome: "answered" },
+        reply: { line: "ok", encoding: "utf-8", from_device_seq: 0 },
+      },
+      status: 200,
+      code: "",
+    },
     held: { result: { outcome: "held", expires_at: 1_700_000_600_000 }, status: 202, code: "" },
     offline: { result: { ...receipt, outcome: "offline" }, status: 404, code: "offline" },
     closed: { result: { ...receipt, outcome: "closed" }, status: 404, code: "closed" },

@@ -1,11 +1,12 @@
 /**
  * The HTTP app for `request()` without a port. Each request has a loopback `Host`, like those of
- * local programs.
+ * local programs. Each answer of a route must be what the OpenAPI document says of it.
  */
 
 import type { Hono } from "hono"
 import { type AppDependencies, app } from "../../src/http/app.ts"
 import type { HttpEnvironment } from "../../src/http/errors.ts"
+import { answerFault, operationOf } from "./described-answers.ts"
 
 export interface LocalApp {
   readonly routes: Hono<HttpEnvironment>
@@ -19,7 +20,20 @@ export function localApp(dependencies: AppDependencies): LocalApp {
     request: async (path, init = {}) => {
       const headers = new Headers(init.headers)
       if (!headers.has("host")) headers.set("host", "localhost:8080")
-      return routes.request(path, { ...init, headers })
+      const response = await routes.request(path, { ...init, headers })
+      const { method = "GET" } = init
+      const { pathname } = new URL(path, "http://localhost")
+      if (operationOf(method, pathname) !== undefined) await checkAnswer(method, pathname, response)
+      return response
     },
   }
+}
+
+async function checkAnswer(method: string, path: string, response: Response): Promise<void> {
+  const { status } = response
+  const contentType = response.headers.get("content-type")
+  const isStream = contentType?.startsWith("text/event-stream") === true
+  const body = isStream ? "" : await response.clone().text()
+  const fault = answerFault({ method, path, status, contentType, body })
+  if (fault !== null) throw new Error(fault)
 }

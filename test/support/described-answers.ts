@@ -1,0 +1,93 @@
+/**
+ * Compares answers of the HTTP API with its OpenAPI document.
+ *
+ * The document allows fields that it does not have, for later versions. Here each field must be
+ * described.
+ */
+
+import Ajv, { type ValidateFunction } from "ajv/dist/2020"
+import { DESCRIPTIONS, document } from "../../src/http/openapi.ts"
+
+export interface HttpAnswer {
+  readonly method: string
+  /** With or without a query. */
+  readonly path: string
+  readonly status: number
+  readonly contentType: string | null
+  readonly body: string
+}
+
+interface Response {
+  readonly $ref?: string
+  readonly content?: Readonly<Record<string, { readonly schema: object }>>
+}
+
+export interface Operation {
+  readonly operationId: string
+  readonly security: readonly object[]
+  readonly responses: Readonly<Record<string, Response>>
+  readonly requestBody?: Response
+}
+
+export const DOCUMENT = document("1.2.3", DESCRIPTIONS)
+const ajv = new Ajv({ strict: false, allErrors: true })
+const validators = new Map<object, ValidateFunction>()
+
+/** The description of this request; undefined for a route that does not exist. */
+export function operationOf(method: string, path: string): Operation | undefined {
+  const asked = path.split("?")[0] ?? ""
+  const verb = method === "HEAD" ? "get" : method.toLowerCase()
+  for (const [template, operations] of Object.entries(DOCUMENT.paths)) {
+    const pattern = RegExp.escape(template).replace(/\\\{\w+\\\}/g, "[^/]+")
+    const operation = operations[verb]
+    if (operation !== undefined && new RegExp(`^${pattern}$`).test(asked)) {
+      return operation as Operation
+    }
+  }
+  return undefined
+}
+
+/** Why the answer is not what the document says of the route; null when it is. */
+export function answerFault(answer: HttpAnswer): string | null {
+  const { method, path, status, contentType, body } = answer
+  const operation = operationOf(method, path)
+  if (operation === undefined) return `${method} ${path} is not described`
+  const where = `${operation.operationId} ${status}`
+  const response = resolved(operation.responses[status])
+  if (response === undefined) return `${where} is not described: ${body}`
+  const mediaType = mediaTypeOf(contentType)
+  const { schema } = response.content?.[mediaType] ?? {}
+  if (schema === undefined) return `${where} is described without ${mediaType}`
+  if (mediaType !== "application/json" || method === "HEAD") return null
+  const fault = valueFault(schema, JSON.parse(body))
+  return fault === null ? null : `${where}: ${fault} in ${body}`
+}
+
+/** Why the value does not match the schema, or has a field that is not described. */
+export function valueFault(schema: object, value: unknown): string | null {
+  let validate = validators.get(schema)
+  if (validate === undefined) {
+    validate = ajv.compile(closed(schema) as object)
+    validators.set(schema, validate)
+  }
+  return validate(value) ? null : ajv.errorsText(validate.errors)
+}
+
+export function mediaTypeOf(contentType: string | null): string {
+  return (contentType ?? "").split(";")[0]?.trim() ?? ""
+}
+
+function resolved(response: Response | undefined): Response | undefined {
+  const code = response?.$ref?.split("/").at(-1)
+  return code === undefined ? response : DOCUMENT.components.responses[code]
+}
+
+/** The schema without fields that it does not name. */
+function closed(schema: unknown): unknown {
+  if (Array.isArray(schema)) return schema.map(closed)
+  if (typeof schema !== "object" || schema === null) return schema
+  const entries = Object.entries(schema).map(([key, value]) => [key, closed(value)] as const)
+  const { properties } = schema as { readonly properties?: object }
+  const isOpen = properties === undefined || Object.keys(properties).length === 0
+  return { ...(isOpen ? {} : { additionalProperties: false }), ...Object.fromEntries(entries) }
+}
