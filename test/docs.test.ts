@@ -11,7 +11,9 @@ import { dirname, join, normalize } from "node:path"
 import { loadConfig } from "../src/config/config.ts"
 import { SETTINGS } from "../src/config/settings.ts"
 import { secretFault } from "../src/device/hello-secret.ts"
+import { asyncApiText } from "./support/asyncapi.ts"
 import {
+  ASYNCAPI_FILE,
   ENVIRONMENT_FILE,
   environmentExample,
   ROOT,
@@ -36,6 +38,7 @@ describe("what bun run docs makes", () => {
   test.each<[string, string, (text: string) => string]>([
     ["docs/CONFIGURATION.md", SETTINGS_FILE, withSettings],
     [".env.example", ENVIRONMENT_FILE, environmentExample],
+    ["docs/asyncapi.yaml", ASYNCAPI_FILE, asyncApiText],
   ])("is what %s holds", (_, path, made) => {
     const text = existsSync(path) ? readFileSync(path, "utf8") : ""
     const state = text === made(text) ? "as made" : "differs: run bun run docs"

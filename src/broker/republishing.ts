@@ -13,7 +13,7 @@ import type { HeaderValue, MessageProperties } from "./broker.ts"
 type Headers = Record<string, HeaderValue>
 
 /** Headers by which RabbitMQ would route a copy, and a property that only the sender may set. */
-const KEPT_AS = { CC: "owsla-cc", BCC: "owsla-bcc", userId: "owsla-user-id" } as const
+export const KEPT_AS = { CC: "owsla-cc", BCC: "owsla-bcc", userId: "owsla-user-id" } as const
 const RENAMED: ReadonlyMap<string, string> = new Map([
   ["CC", KEPT_AS.CC],
   ["BCC", KEPT_AS.BCC],

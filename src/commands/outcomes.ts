@@ -38,8 +38,8 @@ import { LateReceipts } from "./late-receipts.ts"
 import type { CommandKeeper, QueuedCommand } from "./queued-command.ts"
 import type { UnacknowledgedCommands } from "./unacknowledged-commands.ts"
 
-const OUTCOME_HEADER = "owsla-outcome"
-const DETAIL_HEADER = "owsla-detail"
+export const OUTCOME_HEADER = "owsla-outcome"
+export const DETAIL_HEADER = "owsla-detail"
 /**
  * Headers that a copy keeps, if they are short, when all headers together are too large for a
  * frame.

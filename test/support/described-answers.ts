@@ -1,12 +1,7 @@
-/**
- * Compares answers of the HTTP API with its OpenAPI document.
- *
- * The document allows fields that it does not have, for later versions. Here each field must be
- * described.
- */
+/** Compares answers of the HTTP API with its OpenAPI document. Each field must be described. */
 
-import Ajv, { type ValidateFunction } from "ajv/dist/2020"
 import { DESCRIPTIONS, document } from "../../src/http/openapi.ts"
+import { valueFault } from "./json-schemas.ts"
 
 export interface HttpAnswer {
   readonly method: string
@@ -30,8 +25,6 @@ export interface Operation {
 }
 
 export const DOCUMENT = document("1.2.3", DESCRIPTIONS)
-const ajv = new Ajv({ strict: false, allErrors: true })
-const validators = new Map<object, ValidateFunction>()
 
 /** The description of this request; undefined for a route that does not exist. */
 export function operationOf(method: string, path: string): Operation | undefined {
@@ -63,16 +56,6 @@ export function answerFault(answer: HttpAnswer): string | null {
   return fault === null ? null : `${where}: ${fault} in ${body}`
 }
 
-/** Why the value does not match the schema, or has a field that is not described. */
-export function valueFault(schema: object, value: unknown): string | null {
-  let validate = validators.get(schema)
-  if (validate === undefined) {
-    validate = ajv.compile(closed(schema) as object)
-    validators.set(schema, validate)
-  }
-  return validate(value) ? null : ajv.errorsText(validate.errors)
-}
-
 export function mediaTypeOf(contentType: string | null): string {
   return (contentType ?? "").split(";")[0]?.trim() ?? ""
 }
@@ -80,14 +63,4 @@ export function mediaTypeOf(contentType: string | null): string {
 function resolved(response: Response | undefined): Response | undefined {
   const code = response?.$ref?.split("/").at(-1)
   return code === undefined ? response : DOCUMENT.components.responses[code]
-}
-
-/** The schema without fields that it does not name. */
-function closed(schema: unknown): unknown {
-  if (Array.isArray(schema)) return schema.map(closed)
-  if (typeof schema !== "object" || schema === null) return schema
-  const entries = Object.entries(schema).map(([key, value]) => [key, closed(value)] as const)
-  const { properties } = schema as { readonly properties?: object }
-  const isOpen = properties === undefined || Object.keys(properties).length === 0
-  return { ...(isOpen ? {} : { additionalProperties: false }), ...Object.fromEntries(entries) }
 }

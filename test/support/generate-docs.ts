@@ -1,6 +1,6 @@
 /**
  * `bun run docs`: generates `.env.example` and the tables in docs/CONFIGURATION.md from the
- * declarations in `src/config/settings.ts`, so that they cannot differ.
+ * declarations in `src/config/settings.ts`, so that they cannot differ, and docs/asyncapi.yaml.
  *
  * The result is the same on each machine: defaults that depend on the machine are described in
  * words. In docs/CONFIGURATION.md only the text between the two markers changes.
@@ -11,9 +11,11 @@ import { readFileSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
 import { ConfigurationError, loadConfig } from "../../src/config/config.ts"
 import { SETTINGS } from "../../src/config/settings.ts"
+import { asyncApiText } from "./asyncapi.ts"
 
 export const ROOT = join(import.meta.dir, "../..")
 export const SETTINGS_FILE = join(ROOT, "docs/CONFIGURATION.md")
+export const ASYNCAPI_FILE = join(ROOT, "docs/asyncapi.yaml")
 export const ENVIRONMENT_FILE = join(ROOT, ".env.example")
 
 const TABLE_BEGINS = "<!-- settings: made by bun run docs -->"
@@ -175,4 +177,5 @@ function comment(text: string): string {
 if (import.meta.main) {
   writeFileSync(SETTINGS_FILE, withSettings(readFileSync(SETTINGS_FILE, "utf8")))
   writeFileSync(ENVIRONMENT_FILE, environmentExample())
+  writeFileSync(ASYNCAPI_FILE, asyncApiText())
 }
