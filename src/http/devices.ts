@@ -207,6 +207,7 @@ const ended = v.union([
   v.object({ outcome: v.literal("written"), ...connection }),
   v.object({ outcome: v.literal("answered"), ...connection, reply: replySchema }),
 ])
+const TRACE = "W3C Trace Context. It becomes a header of the command."
 const FAILURES: readonly DescribedError[] = ["broker_away", "timeout", "busy"]
 
 export const DEVICES_ROUTES: readonly RouteDescription[] = [
@@ -242,6 +243,7 @@ export const DEVICES_ROUTES: readonly RouteDescription[] = [
     name: "sendCommand",
     summary: "Sends a command to a device and returns its outcome",
     text: "As text/plain the body is the line, byte for byte. At most one of reply_token, reply_prefix and reply_next. With hold_ms the command is held when the device is not connected.",
+    headers: { traceparent: TRACE, tracestate: TRACE },
     body: { "text/plain": v.string(), "application/json": jsonRequest },
     answers: [
       { status: 200, text: "It was written.", schema: ended },

@@ -107,12 +107,13 @@ function securityOf({ method, isPublic }: RouteDescription): object[] {
 }
 
 function operation(description: RouteDescription) {
-  const { name, summary, text, query, body } = description
+  const { name, summary, text, query, headers = {}, body } = description
+  const ofQuery = query === undefined ? [] : queryParameters(query)
   const parameters = [
     ...pathParameters(description.path),
-    ...(query === undefined ? [] : queryParameters(query)).map((parameter) => ({
-      ...parameter,
-      in: "query",
+    ...ofQuery.map((parameter) => ({ ...parameter, in: "query" })),
+    ...Object.entries(headers).map(([header, description]) => ({
+      ...{ name: header, in: "header", description, schema: { type: "string" } },
     })),
   ]
   return {

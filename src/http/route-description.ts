@@ -23,6 +23,8 @@ export interface RouteDescription {
   /** No token is needed. */
   readonly isPublic?: true
   readonly query?: QuerySchema
+  /** Optional request headers, each with what it does. */
+  readonly headers?: Readonly<Record<string, string>>
   /** The schemas of the request body, by media type. The body is required. */
   readonly body?: Readonly<Record<string, Schema>>
   readonly answers: readonly Answer[]

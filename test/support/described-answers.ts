@@ -48,15 +48,18 @@ export function answerFault(answer: HttpAnswer): string | null {
   const where = `${operation.operationId} ${status}`
   const response = resolved(operation.responses[status])
   if (response === undefined) return `${where} is not described: ${body}`
+  if (response.content === undefined) {
+    return body === "" ? null : `${where} is described without a body: ${body}`
+  }
   const mediaType = mediaTypeOf(contentType)
-  const { schema } = response.content?.[mediaType] ?? {}
+  const { schema } = response.content[mediaType] ?? {}
   if (schema === undefined) return `${where} is described without ${mediaType}`
   if (mediaType !== "application/json" || method === "HEAD") return null
   const fault = valueFault(schema, JSON.parse(body))
   return fault === null ? null : `${where}: ${fault} in ${body}`
 }
 
-export function mediaTypeOf(contentType: string | null): string {
+function mediaTypeOf(contentType: string | null): string {
   return (contentType ?? "").split(";")[0]?.trim() ?? ""
 }
 
