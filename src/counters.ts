@@ -6,10 +6,17 @@
 import { CLOSE_REASONS, type CloseReason } from "./device/close-reason.ts"
 import { OUTCOMES, type Outcome } from "./device/command.ts"
 import { HTTP_CLOSE_REASONS, type HttpCloseReason } from "./http/http-connections.ts"
+import { Histogram } from "./structures/histogram.ts"
+
+/** Bounds of buckets, seconds. Those of lines and commands go further: they wait for others. */
+const MESSAGE_BOUNDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30]
+const WORK_BOUNDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10]
 
 export class Counters {
   connectionsAccepted = 0
   connectionsAdmitted = 0
+  /** Of completed TLS handshakes, from their start, without the time in the handshake queue. */
+  readonly handshakes = new Histogram(WORK_BOUNDS)
   readonly connectionsClosed = zeroes<CloseReason>(CLOSE_REASONS)
 
   linesIn = 0
@@ -25,9 +32,16 @@ export class Counters {
   linesRepublished = 0
   linesReturned = 0
   linesNacked = 0
+  /** From the receipt of a line until its confirm. */
+  readonly lineConfirm = new Histogram(MESSAGE_BOUNDS)
 
   commandsReceived = 0
   readonly commandsSettled = zeroes<Outcome>(OUTCOMES)
+  /**
+   * From the arrival of a command at this worker until its outcome is final. Without held commands
+   * and lines of broadcasts, whose times their senders choose.
+   */
+  readonly commandTimes = record<Outcome, Histogram>(OUTCOMES, () => new Histogram(MESSAGE_BOUNDS))
   commandsForwarded = 0
   deadLettersReceived = 0
   commandsRedelivered = 0
@@ -66,8 +80,14 @@ export class Counters {
   readonly httpConnectionsClosed = zeroes<HttpCloseReason>(HTTP_CLOSE_REASONS)
   logLinesDropped = 0
   faults = 0
+  /** How late the periodic work of this worker has begun. */
+  readonly eventLoopLag = new Histogram(WORK_BOUNDS)
 }
 
 function zeroes<K extends string>(keys: readonly K[]): Record<K, number> {
-  return Object.fromEntries(keys.map((key) => [key, 0])) as Record<K, number>
+  return record(keys, () => 0)
+}
+
+function record<K extends string, V>(keys: readonly K[], make: () => V): Record<K, V> {
+  return Object.fromEntries(keys.map((key) => [key, make()])) as Record<K, V>
 }

@@ -20,6 +20,7 @@ const PURE = [
   "src/structures/pace.ts",
   "src/structures/min-heap.ts",
   "src/structures/fifo.ts",
+  "src/structures/histogram.ts",
   "src/structures/bounded-map.ts",
   "src/structures/by-age.ts",
   "src/process/restart.ts",

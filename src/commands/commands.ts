@@ -82,6 +82,7 @@ export class Commands {
       counters,
       queues.undeliveredQueue,
       nowMs,
+      steadyMs,
     )
     const replyQueue = fleetQueue(self)
     const { mayLive } = options
@@ -97,12 +98,12 @@ export class Commands {
       return keeper && workerQueue(keeper.worker)
     }
     this.consumer = new Consumer(router, this.outcomes, this.unacknowledged, {
-      ...{ workerId, nowMs, counters, keys, framing, maxLineBytes, maxReplyMs, mayServe, fault },
+      ...{ workerId, ...times, counters, keys, framing, maxLineBytes, maxReplyMs, mayServe, fault },
       ...{ maxHoldMs, keeper: this.keeper, keeperQueueOf },
       isGatewayQueue: (queue) => isGatewayQueue(queues, queue),
     })
     this.sender = new HttpSender(broker, this.outboundMessages, router, this.outcomes, {
-      ...{ nowMs, counters, replyQueue, timeoutMs: options.sendTimeoutMs },
+      ...{ ...times, counters, replyQueue, timeoutMs: options.sendTimeoutMs },
       ...{ maxLineBytes, keeperQueueOf },
     })
   }

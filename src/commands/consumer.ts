@@ -54,6 +54,7 @@ import type { UnacknowledgedCommands } from "./unacknowledged-commands.ts"
 export interface ConsumerOptions extends CommandFormat {
   readonly workerId: string
   readonly nowMs: () => number
+  readonly steadyMs: () => number
   readonly counters: Counters
   /**
    * Whether the fleet knows a worker, or may not know it yet because the connection to the broker
@@ -176,7 +177,7 @@ export class Consumer {
       this.#refuse(delivery, read, deadLetter)
       return
     }
-    const command = new QueuedCommand(delivery, read, this.#settling)
+    const command = new QueuedCommand(delivery, read, this.#settling, options.steadyMs())
     const { connectionId } = read.target
     if (read.isHeld && connectionId !== null) {
       const isHere = workerOfConnection(connectionId) === options.workerId
@@ -225,7 +226,7 @@ export class Consumer {
   }
 
   #refuse(delivery: Delivery, { outcome, detail }: Refusal, deadLetter: DeadLetter | null): void {
-    const command = new QueuedCommand(delivery, null, this.#outcomes)
+    const command = this.#unread(delivery)
     if (!this.#unacknowledged.add(command, deadLetter)) return
     this.#outcomes.settle(command, outcome, detail, null)
   }
@@ -236,8 +237,7 @@ export class Consumer {
    */
   #failed(delivery: Delivery, error: unknown): void {
     this.#options.fault(asError(error), delivery.queue)
-    const command =
-      this.#unacknowledged.of(delivery) ?? new QueuedCommand(delivery, null, this.#outcomes)
+    const command = this.#unacknowledged.of(delivery) ?? this.#unread(delivery)
     // The connection may still have the command. Closing it settles the commands that it has.
     if (command.state === "at_connection") {
       command.connection?.close("fault")
@@ -251,6 +251,11 @@ export class Consumer {
       this.#options.fault(asError(again), delivery.queue)
       this.#unacknowledged.acknowledge(command)
     }
+  }
+
+  /** The command of a delivery that could not be read as one. */
+  #unread(delivery: Delivery): QueuedCommand {
+    return new QueuedCommand(delivery, null, this.#outcomes, this.#options.steadyMs())
   }
 
   #note(queue: string, prefetch: number): void {

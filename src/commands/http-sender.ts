@@ -60,6 +60,7 @@ export interface HttpSenderOptions {
   /** Of a line from a device, which a receipt may contain. */
   readonly maxLineBytes: number
   readonly nowMs: () => number
+  readonly steadyMs: () => number
   readonly counters: Counters
   readonly keeperQueueOf: KeeperQueueOf
 }
@@ -105,7 +106,7 @@ export class HttpSender {
     const pending = Math.max(this.#pending.size, this.#unsettled, this.#outboundMessages.count)
     if (this.#stopped || pending >= MAX_PENDING) return Promise.resolve({ outcome: "busy" })
     if (caller?.aborted === true) return Promise.resolve({ outcome: "timeout" })
-    const { timeoutMs, nowMs } = this.#options
+    const { timeoutMs, nowMs, steadyMs } = this.#options
     const target = { connectionId: null, deviceId: request.id }
     const destination = this.#router.destinationOf(target, 0)
     const elsewhere = destination.kind === "queue" || destination.kind === "device"
@@ -134,6 +135,7 @@ export class HttpSender {
       request,
       expiresAtMs,
       correlationId,
+      steadyMs(),
       (outcome, detail, recipient, reply) => {
         this.#unsettled -= 1
         this.#settled(command, outcome, detail, recipient, reply)
@@ -196,7 +198,7 @@ export class HttpSender {
     recipient: Recipient | null,
     reply: Reply | null = null,
   ): void {
-    const { counters, nowMs, keeperQueueOf } = this.#options
+    const { counters, nowMs, steadyMs, keeperQueueOf } = this.#options
     const keeperQueue = this.#isHeldAfter(command, outcome) ? keeperQueueOf(command.deviceId) : null
     if (keeperQueue !== null) {
       command.holdMs = null
@@ -204,6 +206,7 @@ export class HttpSender {
       return
     }
     counters.commandsSettled[outcome] += 1
+    counters.commandTimes[outcome].observe(steadyMs() - command.arrivedAtMs)
     if (isKept(outcome)) {
       const { body, properties } = command
       this.#outcomes.keep(body, properties, outcome, detail, { done: () => undefined })
@@ -270,6 +273,8 @@ class HttpCommand implements Command {
   holdMs: number | null
   readonly properties: MessageProperties
   readonly correlationId: string
+  /** Of the monotonic clock. */
+  readonly arrivedAtMs: number
   /** Called when it ends at a connection. */
   readonly settle: Command["settle"]
 
@@ -277,6 +282,7 @@ class HttpCommand implements Command {
     request: SendRequest,
     expiresAtMs: number,
     correlationId: string,
+    arrivedAtMs: number,
     settle: Command["settle"],
   ) {
     this.body = request.body
@@ -290,6 +296,7 @@ class HttpCommand implements Command {
     this.trace = trace
     this.properties = propertiesOf(request)
     this.correlationId = correlationId
+    this.arrivedAtMs = arrivedAtMs
     this.settle = settle
   }
 

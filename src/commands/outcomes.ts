@@ -193,6 +193,7 @@ export class Outcomes implements CommandKeeper {
   readonly #counters: Counters
   readonly #undeliveredQueue: string
   readonly #nowMs: () => number
+  readonly #steadyMs: () => number
   /** Receipts that the broker has refused and that are retried. */
   readonly late: LateReceipts
   /** The receipts of held commands that have ended here, by copy key. */
@@ -204,6 +205,7 @@ export class Outcomes implements CommandKeeper {
     counters: Counters,
     undeliveredQueue: string,
     nowMs: () => number,
+    steadyMs: () => number,
   ) {
     this.#outboundMessages = outboundMessages
     this.late = new LateReceipts(outboundMessages)
@@ -211,6 +213,7 @@ export class Outcomes implements CommandKeeper {
     this.#counters = counters
     this.#undeliveredQueue = undeliveredQueue
     this.#nowMs = nowMs
+    this.#steadyMs = steadyMs
   }
 
   readonly #countReceipt = (isSent: boolean): void => {
@@ -320,7 +323,9 @@ export class Outcomes implements CommandKeeper {
 
   /** The outcome can no longer change. */
   stands(command: QueuedCommand, outcome: Outcome, _detail: string): void {
-    if (!isHeld(command)) this.#counters.commandsSettled[outcome] += 1
+    if (isHeld(command)) return
+    this.#counters.commandsSettled[outcome] += 1
+    this.#counters.commandTimes[outcome].observe(this.#steadyMs() - command.arrivedAtMs)
   }
 
   /**

@@ -71,6 +71,8 @@ export class QueuedCommand implements Command {
   readonly #keeper: CommandKeeper
   isOffered = false
   delivery: Delivery
+  /** Of its first delivery here, of the monotonic clock. */
+  readonly arrivedAtMs: number
   /** The count of its queue; null before it is counted. */
   countedFor: QueueCount | null = null
   /** Null when the delivery could not be read as a command. */
@@ -97,7 +99,12 @@ export class QueuedCommand implements Command {
   /** Set from the loss of its delivery until its redelivery. */
   loss: LostCommand<QueuedCommand> | null = null
 
-  constructor(delivery: Delivery, message: CommandMessage | null, keeper: CommandKeeper) {
+  constructor(
+    delivery: Delivery,
+    message: CommandMessage | null,
+    keeper: CommandKeeper,
+    arrivedAtMs: number,
+  ) {
     this.body = delivery.body
     this.seq = message?.seq ?? null
     this.messageId = message?.messageId ?? null
@@ -111,6 +118,7 @@ export class QueuedCommand implements Command {
     this.wasHeld = message?.isHeld === true
     this.#keeper = keeper
     this.delivery = delivery
+    this.arrivedAtMs = arrivedAtMs
     this.message = message
   }
 

@@ -165,6 +165,14 @@ export class Connection {
     return this.#context.steadyMs() - this.#lastActivityMs
   }
 
+  /**
+   * When the lines that are passed on now were received, of the monotonic clock. When they waited
+   * for the rate of the device, it is now: that wait is the device's.
+   */
+  get linesReceivedAtMs(): number {
+    return this.isPausedBy("rate") ? this.#context.steadyMs() : this.#lastActivityMs
+  }
+
   isPausedBy(source: PauseSource): boolean {
     return (this.#pausedBy & PAUSED_BY[source]) !== 0
   }

@@ -134,13 +134,15 @@ export class Handshakes<S extends PausableSocket> {
     this.#queue.next()
   }
 
-  completed(connection: Connection): void {
+  /** @returns how long the handshake took, milliseconds. */
+  completed(connection: Connection): number {
     const steadyMs = this.#options.steadyMs()
     const tookMs = steadyMs - connection.acceptedAtMs
     if (this.#inProgress.delete(connection)) {
       this.#admission.completed(tookMs, this.#options.isBusy(), steadyMs)
       this.#queue.next()
     } else this.#admission.completedLate(tookMs, steadyMs)
+    return tookMs
   }
 
   /** The connection of the socket was admitted. */

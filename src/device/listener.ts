@@ -275,7 +275,7 @@ export class Listener {
       this.#admitter.reject(connection, unshown ? "not_identified" : "handshake_failed", detail)
       return
     }
-    this.#handshakes.completed(connection)
+    this.#counters.handshakes.observe(this.#handshakes.completed(connection))
     connection.identify()
     const outdated = isCurrent ? null : this.#outdated(socket)
     const result = this.#authenticator.handshaken(connection, {

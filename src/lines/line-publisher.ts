@@ -21,6 +21,8 @@ export interface Line {
   readonly seq: number
   readonly body: Uint8Array
   readonly readAtMs: number
+  /** When it was received, of the monotonic clock. */
+  readonly receivedAtMs: number
   /** The command that it answers; null without one. */
   readonly answered: Command | null
 }
@@ -34,7 +36,7 @@ export interface LinesOptions {
   readonly windowBytes: number
   /** Milliseconds since 1970, for the timestamps of lines. */
   readonly nowMs: () => number
-  /** Milliseconds of a monotonic clock, for the age of unconfirmed lines. */
+  /** Milliseconds of a monotonic clock, for the age of lines. */
   readonly steadyMs: () => number
   readonly counters: Counters
   /** Whether each line that the broker has confirmed is acknowledged to its device, in order. */
@@ -116,7 +118,7 @@ export class LinePublisher {
   readonly #nowMs: () => number
 
   constructor(broker: Broker, options: LinesOptions) {
-    const { counters, acknowledges } = options
+    const { counters, acknowledges, steadyMs } = options
     const message = new LineMessage(options)
     this.#nowMs = options.nowMs
     this.#publisher = new Publisher<Line>(broker, {
@@ -125,7 +127,7 @@ export class LinePublisher {
         maxBytes: options.windowBytes,
         maxInFlight: options.windowLines,
       },
-      steadyMs: options.steadyMs,
+      steadyMs,
       groupOf: (line) => line.connection,
       describe: (line) => message.fill(line),
       done: (line, result) => {
@@ -133,7 +135,8 @@ export class LinePublisher {
         // result is possible.
         if (result !== "confirmed") throw new Error(`the message of a line ended ${result}`)
         counters.linesConfirmed += 1
-        const { connection, seq } = line
+        const { connection, seq, receivedAtMs } = line
+        counters.lineConfirm.observe(steadyMs() - receivedAtMs)
         if (acknowledges) connection.offer(new Acknowledgement(connection, seq))
       },
       whenReturned: () => "again",
@@ -170,7 +173,9 @@ export class LinePublisher {
 
   /** Accepts one line. Call it only while the window has room. */
   take(connection: Connection, seq: number, body: Uint8Array, answered: Command | null): void {
-    const line = { connection, seq, body, readAtMs: this.#nowMs(), answered }
+    const readAtMs = this.#nowMs()
+    const receivedAtMs = connection.linesReceivedAtMs
+    const line = { connection, seq, body, readAtMs, receivedAtMs, answered }
     this.#publisher.publish(line, body.length)
   }
 

@@ -12,9 +12,7 @@
  * Pure. Bound: two snapshots for each slot, and one sum. Labels come from closed lists.
  */
 
-import type { MetricsSnapshot } from "./metrics.ts"
-
-type Metric = MetricsSnapshot[number]
+import type { Metric, MetricsSnapshot } from "./metrics.ts"
 
 interface Life {
   readonly key: number
@@ -59,9 +57,7 @@ export class InstanceCounters {
 
 /** Gauges are not summed over dead workers: they describe a moment. */
 function isCounted({ type }: Metric): boolean {
-  // prom-client's snapshots contain strings here, unlike its types.
-  const name = String(type)
-  return name === "counter" || name === "histogram"
+  return type === "counter" || type === "histogram"
 }
 
 function sum(first: MetricsSnapshot, second: MetricsSnapshot): MetricsSnapshot {

@@ -5,22 +5,41 @@
  * lists, never from a device.
  */
 
-import {
-  AggregatorRegistry,
-  Counter,
-  Gauge,
-  type MetricObjectWithValues,
-  type MetricValueWithName,
-  Registry,
-} from "prom-client"
+import { type Aggregator, AggregatorRegistry, Registry } from "prom-client"
 import type { Counters } from "../counters.ts"
+import { collectedMetrics } from "./collected-metrics.ts"
+import { histogramMetrics } from "./histogram-metrics.ts"
+import { registerProcessMetrics } from "./process-metrics.ts"
 
-/** The metrics of one process in prom-client's format. */
-export type MetricsSnapshot = MetricObjectWithValues<MetricValueWithName<string>>[]
+/**
+ * A metric of one process, in prom-client's JSON format. prom-client's own type claims that `type`
+ * is a number.
+ */
+export interface Metric {
+  readonly name: string
+  readonly help: string
+  readonly type: string
+  /** How the values of several processes become one. */
+  readonly aggregator: Aggregator
+  readonly values: readonly MetricSample[]
+}
+
+export interface MetricSample {
+  readonly labels: Readonly<Record<string, string | number | undefined>>
+  readonly value: number
+  /** Of a histogram: the metric's name with `_bucket`, `_sum` or `_count`. */
+  readonly metricName?: string | undefined
+}
+
+/** The metrics of one process. */
+export type MetricsSnapshot = readonly Metric[]
 
 /** Values at the time of a snapshot. */
 export interface Gauges {
   readonly connections: number
+  readonly connectionsLimit: number
+  /** Seconds since 1970; null before the worker listens. */
+  readonly certificateNotAfterS: number | null
   readonly waiting: number
   readonly windowLines: number
   readonly windowBytes: number
@@ -47,52 +66,20 @@ const LOG_LINES_DROPPED =
 
 export class WorkerMetrics {
   readonly #registry = new Registry()
+  readonly #counters: Counters
 
   constructor(counters: Counters, gauges: () => Gauges) {
-    const registers = [this.#registry]
-    const counter = (name: string, help: string, read: () => number) => {
-      new Counter({
-        name,
-        help,
-        registers,
-        collect() {
-          this.reset()
-          this.inc(read())
-        },
-      })
-    }
-    const counterBy = (
-      name: string,
-      help: string,
-      label: string,
-      read: () => Iterable<[string, number]>,
-    ) => {
-      new Counter({
-        name,
-        help,
-        registers,
-        labelNames: [label],
-        collect() {
-          this.reset()
-          for (const [value, count] of read()) this.inc({ [label]: value }, count)
-        },
-      })
-    }
-    const gauge = (name: string, help: string, read: () => number) => {
-      new Gauge({
-        name,
-        help,
-        registers,
-        collect() {
-          this.set(read())
-        },
-      })
-    }
+    const { counter, counterBy, gauge } = collectedMetrics(this.#registry)
     const c = counters
     gauge(
       "owsla_connections",
       "Open device connections, those in their handshake included",
       () => gauges().connections,
+    )
+    gauge(
+      "owsla_connections_limit",
+      "Device connections that the workers of the instance accept (MAX_CONNECTIONS of each)",
+      () => gauges().connectionsLimit,
     )
     gauge(
       "owsla_connections_waiting",
@@ -344,18 +331,18 @@ export class WorkerMetrics {
     )
     counter("owsla_log_lines_dropped_total", LOG_LINES_DROPPED, () => c.logLinesDropped)
     counter("owsla_faults_total", "Internal errors that were caught and logged", () => c.faults)
-    gauge("owsla_resident_bytes", "Resident memory of all processes of the instance, bytes", () =>
-      process.memoryUsage.rss(),
+    gauge(
+      "owsla_certificate_not_after_seconds",
+      "Time at which the server certificate, or a CA certificate in TLS_CERT_FILE, expires, seconds since 1970. The earliest one of all workers",
+      () => gauges().certificateNotAfterS,
+      "min",
     )
-    counter(
-      "owsla_cpu_seconds_total",
-      "User and system CPU time of all processes of the instance, seconds",
-      cpuSeconds,
-    )
+    registerProcessMetrics(this.#registry)
+    this.#counters = counters
   }
 
   async snapshot(): Promise<MetricsSnapshot> {
-    return (await this.#registry.getMetricsAsJSON()) as MetricsSnapshot
+    return [...(await metricsOf(this.#registry)), ...histogramMetrics(this.#counters)]
   }
 }
 
@@ -365,34 +352,22 @@ export async function supervisorMetrics(
   logLinesDropped: number,
 ): Promise<MetricsSnapshot> {
   const registry = new Registry()
-  const registers = [registry]
-  new Counter({
-    name: "owsla_worker_restarts_total",
-    help: "Workers restarted after they ended",
-    registers,
-  }).inc(restarts)
-  new Counter({ name: "owsla_log_lines_dropped_total", help: LOG_LINES_DROPPED, registers }).inc(
-    logLinesDropped,
-  )
-  new Gauge({
-    name: "owsla_resident_bytes",
-    help: "Resident memory of all processes of the instance, bytes",
-    registers,
-  }).set(process.memoryUsage.rss())
-  new Counter({
-    name: "owsla_cpu_seconds_total",
-    help: "User and system CPU time of all processes of the instance, seconds",
-    registers,
-  }).inc(cpuSeconds())
-  return (await registry.getMetricsAsJSON()) as MetricsSnapshot
+  const { counter } = collectedMetrics(registry)
+  counter("owsla_worker_restarts_total", "Workers restarted after they ended", () => restarts)
+  counter("owsla_log_lines_dropped_total", LOG_LINES_DROPPED, () => logLinesDropped)
+  registerProcessMetrics(registry)
+  return metricsOf(registry)
 }
 
-/** The sum over processes in the Prometheus text format. */
+/**
+ * All processes together in the Prometheus text format: the sum, or what the metric's `aggregator`
+ * says.
+ */
 export function summed(snapshots: readonly MetricsSnapshot[]): Promise<string> {
   return AggregatorRegistry.aggregate([...snapshots]).metrics()
 }
 
-function cpuSeconds(): number {
-  const { user, system } = process.cpuUsage()
-  return (user + system) / 1_000_000
+async function metricsOf(registry: Registry): Promise<MetricsSnapshot> {
+  const metrics = await registry.getMetricsAsJSON()
+  return metrics.map((metric) => ({ ...metric, type: String(metric.type) }))
 }

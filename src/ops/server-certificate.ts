@@ -9,6 +9,8 @@ import type { ListenerTls } from "../device/tls-port.ts"
 import { errorText } from "../errors.ts"
 import { CertificateError, type PairFiles, type PemPair } from "./certificates.ts"
 
+const PEM_CERTIFICATE = /-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----/g
+
 /**
  * @throws CertificateError `unusable`, which names each faulty setting, when a file cannot be read
  * or contains no
@@ -46,6 +48,17 @@ export function readServerCertificate({ certFile, keyFile }: PairFiles): PemPair
 }
 
 /**
+ * When the first certificate of a chain expires, seconds since 1970; null without a certificate.
+ * @param certPem the server certificate, perhaps with CAs above it.
+ */
+export function chainNotAfterS(certPem: string): number | null {
+  const certificates = certPem.match(PEM_CERTIFICATE) ?? []
+  if (certificates.length === 0) return null
+  const ends = certificates.map((pem) => new X509Certificate(pem).validToDate.getTime())
+  return Math.min(...ends) / 1_000
+}
+
+/**
  * The TLS files of the listener.
  * @param clientCaFile null when no device certificate is requested.
  * @throws CertificateError `unusable`, with all faults of all files.
@@ -70,8 +83,6 @@ export function readListenerTls(files: PairFiles, clientCaFile: string | null): 
   }
   return { ...pair, clientCaPem }
 }
-
-const PEM_CERTIFICATE = /-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----/g
 
 /**
  * The CAs that may sign device certificates, as PEM.

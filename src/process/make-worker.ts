@@ -69,6 +69,7 @@ export function makeWorker(options: WorkerOptions): MadeWorker {
       : new AmqpBroker(config.amqp.urls, `owsla ${id}`, config.amqp.ca, config.broker.gatherMs)
   const worker = new Worker({
     ...{ config, self, events, counters, broker, clock, tokenVerifier, rules, rulesChanged },
+    maxConnections,
     keys: new FleetKeys(config.fleetSecret ?? crypto.randomUUID()),
     commandIds: new CommandIds(self, randomPart()),
     makeListener: (parts) => {

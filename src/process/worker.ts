@@ -46,6 +46,7 @@ import type { HttpServer } from "../http/server.ts"
 import { LinePublisher } from "../lines/line-publisher.ts"
 import { queueByDevice } from "../lines/partitions.ts"
 import { type Gauges, WorkerMetrics } from "../ops/metrics.ts"
+import { chainNotAfterS } from "../ops/server-certificate.ts"
 import type { Clock } from "../tick-clock.ts"
 import type { Snapshot, WorkerReport } from "./control.ts"
 import { DRAIN_POLL_MS, drain } from "./drain.ts"
@@ -85,6 +86,8 @@ export interface WorkerParts {
   readonly rules: readonly RulesContent[] | null
   readonly rulesChanged: (rules: readonly RulesContent[]) => void
   readonly broker: Broker
+  /** How many device connections it takes. */
+  readonly maxConnections: number
   /** Null unless devices identify themselves by tokens. */
   readonly tokenVerifier: TokenVerifier | null
   readonly makeListener: (parts: ListenerParts) => DeviceListener
@@ -107,6 +110,8 @@ export class Worker {
   readonly #brokerWatch: BrokerWatch
   readonly #metrics: WorkerMetrics
   #http: HttpServer | null = null
+  /** When the certificate that devices get expires, seconds since 1970; null before it listens. */
+  #certificateNotAfterS: number | null = null
   #sweptAtMs = Number.POSITIVE_INFINITY
   /** Until the gate and bans are known, handshakes wait. */
   #rulesKnownAtMs: number
@@ -228,6 +233,7 @@ export class Worker {
     this.#http = http
     this.#startBroker()
     this.#listener.listen(tls)
+    this.#certificateNotAfterS = chainNotAfterS(tls.certPem)
     return { devicePort: this.#listener.port, httpPort: http.port }
   }
 
@@ -235,6 +241,7 @@ export class Worker {
   renew(tls: ListenerTls): void {
     try {
       this.#listener.renew(tls)
+      this.#certificateNotAfterS = chainNotAfterS(tls.certPem)
       this.#parts.events.emit("certificate_renewed", {})
     } catch (error) {
       this.#fault(asError(error), "certificate")
@@ -272,9 +279,11 @@ export class Worker {
   /** To be called every `SWEEP_EVERY_MS` from its start on. */
   sweep(): void {
     if (this.#isStopped) return
-    const { clock, broker } = this.#parts
+    const { clock, broker, counters } = this.#parts
     const atMs = clock.exactMs()
     const sinceMs = atMs - this.#sweptAtMs
+    // Not at the first call. A timer may also be early.
+    if (sinceMs > 0) counters.eventLoopLag.observe(Math.max(0, sinceMs - SWEEP_EVERY_MS))
     const wasPaused = sinceMs > PAUSED_MS
     this.#sweptAtMs = atMs
     this.#listener.sweep(sinceMs - SWEEP_EVERY_MS)
@@ -494,6 +503,8 @@ export class Worker {
   #gauges(): Gauges {
     return {
       connections: this.#connections.count,
+      connectionsLimit: this.#parts.maxConnections,
+      certificateNotAfterS: this.#certificateNotAfterS,
       waiting: this.#listener.admission.waiting,
       windowLines: this.#lines.count,
       windowBytes: this.#lines.bytes,

@@ -160,7 +160,14 @@ export class Subject {
     const outboundMessages = new OutboundMessages(this.broker, this.counters, () => NOW_MS)
     const nowMs = () => NOW_MS
     const { counters, unacknowledged } = this
-    this.outcomes = new Outcomes(outboundMessages, unacknowledged, counters, UNDELIVERED, nowMs)
+    this.outcomes = new Outcomes(
+      outboundMessages,
+      unacknowledged,
+      counters,
+      UNDELIVERED,
+      nowMs,
+      nowMs,
+    )
     const router = new CommandRouter(outboundMessages, {
       workerId: HERE,
       nowMs,
@@ -186,6 +193,7 @@ export class Subject {
       keeper: { hold: (request) => void this.held.push(request) },
       keeperQueueOf: () => this.keeperQueue,
       nowMs,
+      steadyMs: nowMs,
       counters,
       mayServe: (worker) => this.heard.has(worker),
       keys: FLEET_KEYS,

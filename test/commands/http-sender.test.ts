@@ -100,6 +100,7 @@ class Subject {
       this.counters,
       UNDELIVERED,
       () => NOW_MS,
+      () => this.nowMs,
     )
     const router = new CommandRouter(this.outboundMessages, {
       workerId: "gw.0",
@@ -123,6 +124,7 @@ class Subject {
       maxLineBytes: 65_536,
       keeperQueueOf: () => this.keeperQueue,
       nowMs: () => this.nowMs,
+      steadyMs: () => this.nowMs,
       counters: this.counters,
     })
   }
@@ -197,6 +199,16 @@ describe("a command for a connection of this worker", () => {
     ])
     expect(subject.broker.published).toEqual([])
     expect(subject.counters.commandsReceived).toBe(2)
+  })
+
+  test("is timed until it is settled", async () => {
+    const subject = await new Subject().start()
+    await subject.send(OWN)
+    subject.nowMs += 40
+    subject.connection.offered[0]?.settle("written", "", null)
+    const { written } = subject.counters.commandTimes
+    expect(written.sum).toBeCloseTo(0.04, 5)
+    expect([...written.counts].reduce((sum, count) => sum + count)).toBe(1)
   })
 
   test("expires when the request does, unless it says otherwise", async () => {

@@ -61,6 +61,7 @@ class Subject {
     this.counters,
     UNDELIVERED,
     () => NOW_MS,
+    () => this.nowMs,
   )
   readonly undelivered: Delivery[] = []
   readonly replies: Delivery[] = []
@@ -88,7 +89,7 @@ class Subject {
   }
 
   take(delivery: Delivery): QueuedCommand {
-    const command = new QueuedCommand(delivery, null, this.outcomes)
+    const command = new QueuedCommand(delivery, null, this.outcomes, this.nowMs)
     this.unacknowledged.add(command, null)
     return command
   }
@@ -108,6 +109,14 @@ class Subject {
       if (this.broker.attempts.length > before) return
     }
     throw new Error("nothing was published again")
+  }
+
+  /** The outcome of each command whose time was observed. */
+  timed(): string[] {
+    const times = Object.entries(this.counters.commandTimes)
+    return times.flatMap(([outcome, { counts }]) =>
+      [...counts].flatMap((count) => new Array<string>(count).fill(outcome)),
+    )
   }
 
   receipts(): unknown[] {
@@ -156,6 +165,7 @@ describe.each([...OUTCOMES])("a command that ends as %s", (outcome) => {
     expect(subject.unacknowledged.count).toBe(0)
     const settledCounts = Object.entries(subject.counters.commandsSettled)
     expect(settledCounts.filter(([, count]) => count > 0)).toEqual([[outcome, 1]])
+    expect(subject.timed()).toEqual([outcome])
     expect(subject.undelivered.map(({ body }) => Buffer.from(body).toString())).toEqual(
       kept ? ["switch on"] : [],
     )
@@ -208,6 +218,30 @@ describe.each([...OUTCOMES])("a command that ends as %s", (outcome) => {
     ])
     expect(subject.replies.length).toBe(1)
     expect(subject.outboundMessages.count).toBe(0)
+  })
+})
+
+describe("the time of a command", () => {
+  test("is from its arrival until its copy is stored", async () => {
+    const subject = await new Subject().start()
+    subject.broker.results.push("nacked")
+    subject.settle(new TestDelivery({ headers: HEADERS }), "expired", "why", RECIPIENT)
+    await settled()
+    subject.nowMs += 30
+    await subject.waitOut()
+    expect(subject.timed()).toEqual(["expired"])
+    expect(subject.counters.commandTimes.expired.sum).toBeCloseTo(0.03, 5)
+  })
+
+  test("ends with its writing, however long its receipt takes", async () => {
+    const subject = await new Subject().start()
+    const command = subject.take(new TestDelivery({ headers: HEADERS, replyTo: REPLIES }))
+    subject.nowMs += 30
+    subject.outcomes.settle(command, "written", "", RECIPIENT)
+    subject.nowMs += 30
+    await settled()
+    expect(subject.timed()).toEqual(["written"])
+    expect(subject.counters.commandTimes.written.sum).toBeCloseTo(0.03, 5)
   })
 })
 

@@ -166,6 +166,8 @@ export class Harness {
     text: string
     answered: Command | null
   }[] = []
+  /** When each of these lines was received. */
+  readonly receivedAtMs: number[] = []
   readonly closed: { connection: Connection; reason: CloseReason }[] = []
   readonly flushDue = new Set<Connection>()
   readonly waiting = new Set<Connection>()
@@ -215,6 +217,7 @@ export class Harness {
           expect(this.backpressure.hasRoom).toBe(true)
           this.window.room -= 1
           this.lines.push({ connection, seq, text: textOf(line), answered })
+          this.receivedAtMs.push(connection.linesReceivedAtMs)
         },
       },
       flushSoon: (connection) => this.flushDue.add(connection),

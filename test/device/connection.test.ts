@@ -59,7 +59,30 @@ describe("admission", () => {
   })
 })
 
+test("lines that waited for room in the window were received when they came", () => {
+  const harness = new Harness()
+  const { connection } = harness.admit()
+  harness.window.room = 1
+  connection.received(bytesOf("a\nb\n"))
+  harness.after(300)
+  harness.roomAgain(10)
+  expect(harness.texts()).toEqual(["a", "b"])
+  expect(harness.receivedAtMs).toEqual([0, 0])
+})
+
 describe("the rate of a device", () => {
+  test("counts as its own time: lines that waited for it are received when they go on", () => {
+    const harness = new Harness({ linesPerS: 2 })
+    const { connection } = harness.admit()
+    connection.received(bytesOf("a\nb\nc\nd\ne\n"))
+    expect(harness.receivedAtMs).toEqual([0, 0, 0, 0])
+    harness.after(500)
+    expect(harness.receivedAtMs).toEqual([0, 0, 0, 0, 500])
+    connection.received(bytesOf("f\n"))
+    harness.after(500)
+    expect(harness.receivedAtMs).toEqual([0, 0, 0, 0, 500, 1_000])
+  })
+
   test("beyond its burst the rest of a chunk waits, unread, and nothing is lost", () => {
     const harness = new Harness({ linesPerS: 2 })
     const { connection, socket } = harness.admit()

@@ -98,7 +98,7 @@ test("a handshake beyond the limit waits until one before it has completed", () 
   expect(handshakes_in_progress).toBe(handshake_limit)
   expect(subject.handshakes.report.waiting).toBe(1)
   subject.nowMs += 5
-  subject.handshakes.completed(connectionOf(begun[0]))
+  expect(subject.handshakes.completed(connectionOf(begun[0]))).toBe(5)
   expect(waiting.connection).not.toBeNull()
   expect(subject.handshakes.report.waiting).toBe(0)
 })

@@ -15,11 +15,15 @@ import {
   supervisorMetrics,
   WorkerMetrics,
 } from "../../src/ops/metrics.ts"
+import type { Histogram } from "../../src/structures/histogram.ts"
+import { VERSION } from "../../src/version.ts"
 
 const errorCodes = Object.keys(ERROR_STATUS) as ErrorCode[]
 
 const GAUGES: Gauges = {
   connections: 5,
+  connectionsLimit: 100,
+  certificateNotAfterS: 1_800_000_000,
   waiting: 11,
   windowLines: 1,
   windowBytes: 2,
@@ -51,11 +55,23 @@ function throughJson(metrics: MetricsSnapshot): MetricsSnapshot {
   return JSON.parse(JSON.stringify(metrics))
 }
 
+const HISTOGRAM_SUFFIX = /_(bucket|sum|count)$/
+
 interface Family {
   type: string
   help: string
+  /** By their labels, in histograms after the suffix of the name. */
   samples: Map<string, number>
 }
+
+const HISTOGRAMS = [
+  "owsla_line_confirm_seconds",
+  "owsla_command_seconds",
+  "owsla_handshake_seconds",
+  "owsla_event_loop_lag_seconds",
+]
+
+const typeOf = (name: string) => (name.endsWith("_total") ? "counter" : "gauge")
 
 /** Strict: https://prometheus.io/docs/instrumenting/exposition_formats/ */
 function parse(text: string): Map<string, Family> {
@@ -77,13 +93,15 @@ function parse(text: string): Map<string, Family> {
     const sample = /^([a-zA-Z_:][a-zA-Z0-9_:]*)(\{([^{}]*)\})? (\S+)$/.exec(line)
     if (sample === null) throw new Error(`no Prometheus text: ${JSON.stringify(line)}`)
     const [, name = "", , labels = "", value = ""] = sample
-    const family = families.get(name)
+    const family = families.get(name) ?? families.get(name.replace(HISTOGRAM_SUFFIX, ""))
     if (family === undefined) throw new Error(`a sample before its TYPE: ${line}`)
-    if (labels !== "") expect(labels).toMatch(/^[a-z_]+="[a-z_]+"$/)
+    if (labels !== "") expect(labels).toMatch(/^[a-z_]+="[^"]+"(,[a-z_]+="[^"]+")*$/)
     expect({ line, value: Number(value) }).toEqual({ line, value: expect.any(Number) })
     expect(Number.isFinite(Number(value))).toBe(true)
-    expect({ line, twice: family.samples.has(labels) }).toEqual({ line, twice: false })
-    family.samples.set(labels, Number(value))
+    const suffix = family.type === "histogram" ? (HISTOGRAM_SUFFIX.exec(name)?.[0] ?? "") : ""
+    const key = `${suffix}${labels}`
+    expect({ line, twice: family.samples.has(key) }).toEqual({ line, twice: false })
+    family.samples.set(key, Number(value))
   }
   return families
 }
@@ -94,9 +112,10 @@ describe("the text", () => {
     const supervisor = throughJson(await supervisorMetrics(3, 5))
     for (const snapshots of [[worker], [worker, worker], [worker, worker, supervisor]]) {
       for (const [name, { type, help }] of parse(await summed(snapshots))) {
-        expect(name).toStartWith("owsla_")
+        expect(name).toMatch(/^(owsla|process)_/)
         expect(help.length).toBeGreaterThan(5)
-        expect(type).toBe(name.endsWith("_total") ? "counter" : "gauge")
+        const isHistogram = HISTOGRAMS.includes(name)
+        expect([name, type]).toEqual([name, isHistogram ? "histogram" : typeOf(name)])
       }
     }
   })
@@ -147,9 +166,80 @@ describe("the text", () => {
   })
 })
 
-describe("the sum", () => {
-  const one = (name: string, text: string) => parse(text).get(name)?.samples.get("")
+const one = (name: string, text: string) => parse(text).get(name)?.samples.get("")
 
+describe("a histogram", () => {
+  const observed = (name: string, text: string) => parse(text).get(name)?.samples ?? new Map()
+
+  test.each<[string, (counters: Counters) => Histogram]>([
+    ["owsla_line_confirm_seconds", (counters) => counters.lineConfirm],
+    ["owsla_handshake_seconds", (counters) => counters.handshakes],
+    ["owsla_event_loop_lag_seconds", (counters) => counters.eventLoopLag],
+  ])("%s has cumulative buckets, their sum and their count over the workers", async (name, of) => {
+    const first = await snapshot((counters) => {
+      for (const ms of [0.5, 1, 2]) of(counters).observe(ms)
+    })
+    const second = await snapshot((counters) => of(counters).observe(40_000))
+    const samples = observed(name, await summed([first, second]))
+    const { bounds } = of(new Counters())
+    expect(bounds).toHaveLength(12)
+    expect([...samples.keys()]).toEqual([
+      ...bounds.map((le) => `_bucketle="${le}"`),
+      ...['_bucketle="+Inf"', "_sum", "_count"],
+    ])
+    expect(samples.get('_bucketle="0.001"')).toBe(2)
+    expect(samples.get('_bucketle="0.0025"')).toBe(3)
+    expect(samples.get(`_bucketle="${bounds.at(-1)}"`)).toBe(3)
+    expect(samples.get('_bucketle="+Inf"')).toBe(4)
+    expect(samples.get("_count")).toBe(4)
+    expect(samples.get("_sum")).toBeCloseTo(40.0035)
+  })
+
+  test("of commands has the outcomes that there were, and no others", async () => {
+    const first = await snapshot(({ commandTimes }) => commandTimes.written.observe(3))
+    const second = await snapshot(({ commandTimes }) => {
+      commandTimes.written.observe(5)
+      commandTimes.expired.observe(70)
+    })
+    const samples = observed("owsla_command_seconds", await summed([first, second]))
+    expect(samples.get('_countoutcome="written"')).toBe(2)
+    expect(samples.get('_bucketoutcome="written",le="0.005"')).toBe(2)
+    expect(samples.get('_countoutcome="expired"')).toBe(1)
+    expect([...samples.keys()].filter((key) => key.startsWith("_count"))).toHaveLength(2)
+  })
+})
+
+describe("gauges that are no sum", () => {
+  test("build and start are those of any process, the certificate is the earliest", async () => {
+    const first = await snapshot(() => {}, { certificateNotAfterS: 1_900_000_000 })
+    const second = await snapshot(() => {}, { certificateNotAfterS: 1_800_000_000 })
+    const text = await summed([first, second, throughJson(await supervisorMetrics(0, 0))])
+    expect(parse(text).get("owsla_build_info")?.samples).toEqual(
+      new Map([[`version="${VERSION}",bun="${Bun.version}"`, 1]]),
+    )
+    expect(one("owsla_certificate_not_after_seconds", text)).toBe(1_800_000_000)
+    expect(one("process_start_time_seconds", text)).toBeWithin(
+      Date.now() / 1_000 - 3_600,
+      Date.now() / 1_000 + 1,
+    )
+    expect(one("process_max_fds", text)).toBe(one("process_max_fds", await summed([first])) ?? 0)
+  })
+
+  test("a worker that does not listen yet has no certificate", async () => {
+    const unknown = await snapshot(() => {}, { certificateNotAfterS: null })
+    const known = await snapshot(() => {})
+    const name = "owsla_certificate_not_after_seconds"
+    expect(one(name, await summed([unknown]))).toBeUndefined()
+    expect(one(name, await summed([unknown, known]))).toBe(1_800_000_000)
+  })
+
+  test("the limit of connections is that of all workers", async () => {
+    const worker = await snapshot(() => {})
+    expect(one("owsla_connections_limit", await summed([worker, worker]))).toBe(200)
+  })
+})
+
+describe("the sum", () => {
   test("is over counters, labels and gauges alike", async () => {
     const first = await snapshot(
       (counters) => {

@@ -282,6 +282,7 @@ describe("a command that cannot be written, whatever its properties,", () => {
       counters,
       undelivered.name,
       Date.now,
+      Date.now,
     )
     const router = new CommandRouter(outboundMessages, {
       workerId: "gw.0",
@@ -301,6 +302,7 @@ describe("a command that cannot be written, whatever its properties,", () => {
       keeper: { hold: () => undefined },
       keeperQueueOf: () => null,
       nowMs: Date.now,
+      steadyMs: Date.now,
       counters,
       mayServe: () => false,
       keys: FLEET_KEYS,

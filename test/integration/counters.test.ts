@@ -1,5 +1,5 @@
 /**
- * The counters of an instance never fall while it runs, even when workers die: `/metrics` is read
+ * The counters and histograms of an instance never fall while it runs, even when workers die: `/metrics` is read
  * continuously, as Prometheus reads it, while workers under traffic are killed and stopped.
  */
 
@@ -64,7 +64,7 @@ function startTraffic(port: number): void {
 
 type Counters = ReadonlyMap<string, number>
 
-/** Every series of every counter; null without an answer, as from a stopped worker. */
+/** Every series of every counter and histogram; null without an answer, as from a stopped worker. */
 async function scrape(gateway: TestGateway): Promise<Counters | null> {
   let text: string
   try {
@@ -77,7 +77,7 @@ async function scrape(gateway: TestGateway): Promise<Counters | null> {
   const counters = new Map<string, number>()
   for (const line of text.split("\n")) {
     const [, series, name, value] = /^((\w+)(?:\{.*\})?) (\S+)$/.exec(line) ?? []
-    if (name?.endsWith("_total")) counters.set(series ?? "", Number(value))
+    if (/_(total|bucket|sum|count)$/.test(name ?? "")) counters.set(series ?? "", Number(value))
   }
   return counters
 }

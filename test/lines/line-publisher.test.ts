@@ -113,12 +113,17 @@ async function settled(): Promise<void> {
   for (let n = 0; n < 20; n += 1) await Promise.resolve()
 }
 
-function connection(connectionId: string, deviceId = connectionId): Connection {
+function connection(
+  connectionId: string,
+  deviceId = connectionId,
+  linesReceivedAtMs = READ_AT_MS,
+): Connection {
   const recipient = { connectionId, deviceId, epoch: 1_750_000_000_000 }
   const offer = ({ body }: Command) => {
     acknowledged.push(`${connectionId}:${Buffer.from(body).toString().replace("ACK ", "")}`)
   }
-  return { id: connectionId, endpoint: { recipient }, offer } as unknown as Connection
+  const endpoint = { recipient }
+  return { id: connectionId, endpoint, offer, linesReceivedAtMs } as unknown as Connection
 }
 
 /** AMQP 0-9-1, section 4.2.3. */
@@ -167,6 +172,29 @@ describe("a line that answers a command", () => {
       ({ properties }) => properties.headers?.["in_reply_to"],
     )
     expect(ids).toEqual(["m", "m"])
+  })
+})
+
+describe("the time of a line", () => {
+  test("is from its receipt, also when it waited for room, until its confirm", async () => {
+    const subject = await new Subject().start()
+    const { lineConfirm } = subject.counters
+    subject.lines.take(connection("a", "a", READ_AT_MS - 3), 0, Buffer.of(1), null)
+    subject.nowMs += 4
+    expect(lineConfirm.sum).toBe(0)
+    await settled()
+    expect(lineConfirm.sum).toBeCloseTo(0.007, 5)
+    expect([...lineConfirm.counts].reduce((sum, count) => sum + count)).toBe(1)
+  })
+
+  test("lasts until the confirm of its last publish", async () => {
+    const subject = await new Subject().start()
+    subject.broker.results.push("nacked")
+    await subject.take(connection("a"), "line")
+    expect(subject.counters.lineConfirm.sum).toBe(0)
+    subject.nowMs += 20
+    await subject.waitOut()
+    expect(subject.counters.lineConfirm.sum).toBeCloseTo(0.02, 5)
   })
 })
 

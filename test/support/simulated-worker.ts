@@ -182,6 +182,7 @@ export class SimulatedWorker {
       rules: null,
       rulesChanged: () => undefined,
       broker: this.client,
+      maxConnections: 1_000,
       makeListener: (parts) => {
         listenerParts = parts
         return new NoListener()

@@ -1,0 +1,62 @@
+/**
+ * The histograms of one worker, as prom-client's JSON format has them, for `metrics.ts`.
+ *
+ * Classic histograms: prom-client has no native ones. Pure. Bound: 15 samples for each histogram,
+ * and one histogram for each outcome. An outcome appears with its first command, because a worker
+ * sends all samples to its supervisor every second.
+ */
+
+import type { Counters } from "../counters.ts"
+import type { Histogram } from "../structures/histogram.ts"
+import type { Metric, MetricSample, MetricsSnapshot } from "./metrics.ts"
+
+type Labels = Readonly<Record<string, string>>
+
+export function histogramMetrics(counters: Counters): MetricsSnapshot {
+  const { lineConfirm, commandTimes, handshakes, eventLoopLag } = counters
+  return [
+    metric(
+      "owsla_line_confirm_seconds",
+      "Seconds from the receipt of a line from a device until the broker confirmed it, the wait for room in the publish window included",
+      samples("owsla_line_confirm_seconds", {}, lineConfirm),
+    ),
+    metric(
+      "owsla_command_seconds",
+      "Seconds from the arrival of a command at the worker that gave it its outcome until the outcome was final, by outcome. Commands that were held (hold_ms) and lines of broadcasts are not included",
+      Object.entries(commandTimes)
+        .filter(([, { counts }]) => counts.some((count) => count > 0))
+        .flatMap(([outcome, histogram]) =>
+          samples("owsla_command_seconds", { outcome }, histogram),
+        ),
+    ),
+    metric(
+      "owsla_handshake_seconds",
+      "Seconds from the start of a TLS handshake until it was complete. The wait for its start and failed handshakes are not included",
+      samples("owsla_handshake_seconds", {}, handshakes),
+    ),
+    metric(
+      "owsla_event_loop_lag_seconds",
+      "Seconds by which the periodic work of a worker started late, four observations a second in each worker",
+      samples("owsla_event_loop_lag_seconds", {}, eventLoopLag),
+    ),
+  ]
+}
+
+function metric(name: string, help: string, values: readonly MetricSample[]): Metric {
+  return { name, help, type: "histogram", aggregator: "sum", values }
+}
+
+/** The buckets of Prometheus are cumulative. */
+function samples(name: string, labels: Labels, { bounds, counts, sum }: Histogram): MetricSample[] {
+  let count = 0
+  const buckets = [...counts].map((inBucket, at): MetricSample => {
+    count += inBucket
+    const le = bounds[at] ?? "+Inf"
+    return { metricName: `${name}_bucket`, labels: { ...labels, le }, value: count }
+  })
+  return [
+    ...buckets,
+    { metricName: `${name}_sum`, labels, value: sum },
+    { metricName: `${name}_count`, labels, value: count },
+  ]
+}
