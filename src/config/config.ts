@@ -135,12 +135,20 @@ function relations(settings: Partial<Settings>, values: Environment): string[] {
     faults.push("TOKEN_KEYS_FILE: needed with DEVICE_AUTH=token")
   }
   faults.push(...queueFaults(settings))
-  const { DEVICE_PORT, HTTP_PORT } = settings
-  if (isNumber(DEVICE_PORT) && DEVICE_PORT !== 0 && DEVICE_PORT === HTTP_PORT) {
-    faults.push("DEVICE_PORT and HTTP_PORT: must be different ports")
-  }
+  faults.push(...portFaults(settings))
   faults.push(...lineFaults(settings, values))
   return faults
+}
+
+/** Checks that no port has two purposes. */
+function portFaults({ DEVICE_PORT, HTTP_PORT, METRICS_PORT }: Partial<Settings>): string[] {
+  const ports = Object.entries({ DEVICE_PORT, HTTP_PORT, METRICS_PORT })
+  return ports.flatMap(([name, port], at) =>
+    ports
+      .slice(at + 1)
+      .filter(([, other]) => isNumber(port) && port !== 0 && port === other)
+      .map(([other]) => `${name} and ${other}: must be different ports`),
+  )
 }
 
 /** Checks that no queue has two purposes. */
@@ -334,6 +342,15 @@ function shape(settings: Settings, values: Environment, ca: string | null) {
       maxConnections: settings.MAX_HTTP_CONNECTIONS,
       sendTimeoutMs: settings.SEND_TIMEOUT_MS,
     },
+    /** Null without METRICS_PORT. */
+    metrics:
+      settings.METRICS_PORT === 0
+        ? null
+        : {
+            host: settings.METRICS_HOST,
+            port: settings.METRICS_PORT,
+            isLoopback: isLoopback(settings.METRICS_HOST),
+          },
     restarts: { max: settings.MAX_RESTARTS, windowMs: settings.MAX_RESTARTS_WINDOW_MS },
     log: { level: settings.LOG_LEVEL, format: settings.LOG_FORMAT },
   } as const

@@ -473,12 +473,25 @@ export const settings = v.object({
     text: "Bearer tokens, separated by commas. Each gives access to GET routes only. None of them may be in HTTP_TOKENS. When only this list is set, no client can send commands, close connections or the gate, lift bans or drain.",
     secret: true,
   }),
+  METRICS_HOST: text({
+    default: "127.0.0.1",
+    match: /^\S+$/,
+    range: "an address",
+    text: "The address of METRICS_PORT. Any program that reaches it can read the metrics without a token, so it must be an address of a private network.",
+  }),
+  METRICS_PORT: integer({
+    default: 0,
+    defaultText: "no such port",
+    min: 0,
+    max: 65_535,
+    text: "A second HTTP port, with /metrics, /live and /ready only, without a token, for scrapers that cannot send one. MAX_HTTP_CONNECTIONS applies to each of both ports. 0: no such port.",
+  }),
   MAX_HTTP_CONNECTIONS: integer({
     default: 256,
     min: 1,
     max: 65_536,
     unit: "connections",
-    text: "HTTP connections of one worker, at most a quarter of the open-files limit. At the limit a new connection replaces the one that has waited longest for a request, otherwise the one whose request has been incomplete longest. When all are being answered, the new one is closed.",
+    text: "HTTP connections of one worker on a port, at most a quarter of the open-files limit. At the limit a new connection replaces the one that has waited longest for a request, otherwise the one whose request has been incomplete longest. When all are being answered, the new one is closed.",
   }),
   SEND_TIMEOUT_MS: integer({
     default: 5_000,

@@ -24,13 +24,13 @@ import {
   MAX_MESSAGE_ID_BYTES,
 } from "./devices.ts"
 import { type DrainDependencies, drain } from "./drain.ts"
-import { type ErrorCode, type HttpEnvironment, refuse } from "./errors.ts"
+import { answerErrors, countErrors, type HttpEnvironment, refuse } from "./errors.ts"
 import { type HealthDependencies, health } from "./health.ts"
 import { type HeldDependencies, held } from "./held.ts"
-import { sourceFault } from "./loopback-requests.ts"
 import { type MessagesDependencies, messages } from "./messages.ts"
 import { type MetricsDependencies, metrics } from "./metrics.ts"
 import { openApi } from "./openapi.ts"
+import { refuseOtherSources } from "./other-sources.ts"
 import { type RulesDependencies, rules } from "./rules.ts"
 
 export interface AppDependencies
@@ -67,23 +67,8 @@ export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
   const { tokens, readTokens, counters, fault } = dependencies
   const routes = new Hono<HttpEnvironment>()
 
-  const count = (code: ErrorCode) =>
-    counters.httpErrors.set(code, (counters.httpErrors.get(code) ?? 0) + 1)
-
-  routes.use(async (c, next) => {
-    c.set("refused", count)
-    await next()
-  })
-  if (tokens.length + readTokens.length === 0) {
-    routes.use(async (c, next) => {
-      const fault = sourceFault({
-        host: c.req.header("host"),
-        origin: c.req.header("origin"),
-        site: c.req.header("sec-fetch-site"),
-      })
-      return fault === null ? next() : refuse(c, "forbidden", fault)
-    })
-  }
+  routes.use(countErrors(counters))
+  if (tokens.length + readTokens.length === 0) routes.use(refuseOtherSources())
   const accessOf = authorization(dependencies)
   const gate = () => dependencies.rules.gate
   routes.route("/", health({ ...dependencies, gate }, accessOf))
@@ -134,11 +119,7 @@ export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
   routes.route("/", openApi(dependencies))
   if (dependencies.messages !== null) routes.route("/", messages(dependencies.messages))
 
-  routes.notFound((c) => refuse(c, "not_found", `no route ${c.req.method} ${c.req.path}`))
-  routes.onError((error, c) => {
-    fault(error)
-    return refuse(c, "internal", "internal server error, see the server log")
-  })
+  answerErrors(routes, fault)
   return routes
 }
 

@@ -3,8 +3,9 @@
  * `{error: {code, message}}`.
  */
 
-import type { Context } from "hono"
+import type { Context, Hono, MiddlewareHandler } from "hono"
 import type { ContentfulStatusCode } from "hono/utils/http-status"
+import type { Counters } from "../counters.ts"
 
 /** The HTTP status of each error code. */
 export const ERROR_STATUS = {
@@ -35,9 +36,29 @@ export type ErrorCode = keyof typeof ERROR_STATUS
 /** Seconds after which a client may retry a request that got a 503, or was refused as `busy`. */
 const RETRY_AFTER_S = "1"
 
-/** The variables that `app.ts` sets in the context of each request. */
+/** The variables that `countErrors` sets in the context of each request. */
 export interface HttpEnvironment {
   Variables: { refused: (code: ErrorCode) => void }
+}
+
+/** Makes `refuse` count. The first of all routes. */
+export function countErrors({
+  httpErrors,
+}: Pick<Counters, "httpErrors">): MiddlewareHandler<HttpEnvironment> {
+  const count = (code: ErrorCode) => httpErrors.set(code, (httpErrors.get(code) ?? 0) + 1)
+  return async (c, next) => {
+    c.set("refused", count)
+    await next()
+  }
+}
+
+/** Answers requests for no route, and those whose route has thrown. */
+export function answerErrors(routes: Hono<HttpEnvironment>, fault: (error: Error) => void): void {
+  routes.notFound((c) => refuse(c, "not_found", `no route ${c.req.method} ${c.req.path}`))
+  routes.onError((error, c) => {
+    fault(error)
+    return refuse(c, "internal", "internal server error, see the server log")
+  })
 }
 
 /**

@@ -117,7 +117,7 @@ export function health(
   { version, startedAtMs, nowMs, report, reports, gate }: HealthDependencies,
   accessOf: AccessOf,
 ): Hono {
-  const routes = new Hono()
+  const routes = readiness(report, accessOf)
 
   routes.get("/health", async (c) => {
     const own = report()
@@ -140,6 +140,12 @@ export function health(
     })
   })
 
+  return routes
+}
+
+/** `GET /ready`. */
+export function readiness(report: () => WorkerReport, accessOf: AccessOf): Hono {
+  const routes = new Hono()
   routes.get("/ready", (c) => {
     const why = unready(report())
     if (why === null) return c.json({ ready: true })
@@ -147,7 +153,6 @@ export function health(
     const reason = isStranger ? why.code : why.text
     return c.json({ ready: false, reason }, 503)
   })
-
   return routes
 }
 

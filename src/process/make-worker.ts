@@ -17,6 +17,7 @@ import type { EventBus } from "../events.ts"
 import type { RulesContent } from "../fleet/admission-rules.ts"
 import { FleetKeys } from "../fleet/fleet-keys.ts"
 import { app } from "../http/app.ts"
+import { metricsApp } from "../http/metrics-app.ts"
 import { type HttpServer, serve } from "../http/server.ts"
 import { CpuDemand } from "../ops/cpu-demand.ts"
 import { summed } from "../ops/metrics.ts"
@@ -61,7 +62,9 @@ export function makeWorker(options: WorkerOptions): MadeWorker {
   const self = { worker: id, incarnation: incarnation(Date.now(), Math.random()) }
   const limit = openFilesLimit()
   const maxHttpConnections = httpConnectionsUnder(limit, config.http.maxConnections)
-  const maxConnections = config.device.maxConnections ?? connectionsUnder(limit, maxHttpConnections)
+  const httpPorts = config.metrics === null ? 1 : 2
+  const maxConnections =
+    config.device.maxConnections ?? connectionsUnder(limit, maxHttpConnections * httpPorts)
   const clock = new TickClock()
   const broker =
     config.amqp === null
@@ -95,7 +98,8 @@ function randomPart(): string {
   return (crypto.getRandomValues(new BigUint64Array(1))[0] ?? 0n).toString(36)
 }
 
-function serveHttp(
+/** Serves the HTTP API, and METRICS_PORT when it is set, as one server. */
+async function serveHttp(
   worker: Worker,
   broker: Broker,
   maxConnections: number,
@@ -108,6 +112,11 @@ function serveHttp(
   }
   const { fromDeviceQueue, fromDevicePartitions } = config.broker
   const queues = lineQueues(fromDeviceQueue, fromDevicePartitions)
+  const report = () => worker.report()
+  const metricsText = async () => {
+    const snapshots = await gather(own)
+    return snapshots && summed(snapshots.map(({ metrics }) => metrics))
+  }
   const routes = app({
     tokens: config.http.tokens,
     readTokens: config.http.readTokens,
@@ -119,13 +128,10 @@ function serveHttp(
     startedAtMs: Date.now(),
     nowMs: Date.now,
     counters,
-    report: () => worker.report(),
+    report,
     reports: async () =>
       (await gather(own))?.flatMap(({ report }) => report ?? []) ?? [worker.report()],
-    metricsText: async () => {
-      const snapshots = await gather(own)
-      return snapshots && summed(snapshots.map(({ metrics }) => metrics))
-    },
+    metricsText,
     send: (request, caller) => worker.commands.sender.send(request, caller),
     broadcast: (request) => worker.fleet.broadcasts.send(request, config.http.sendTimeoutMs),
     fleetQuery: worker.fleet.fleetQuery,
@@ -140,5 +146,19 @@ function serveHttp(
     counters.httpConnectionsClosed[reason] += 1
   }
   const { maxReplyMs } = config.device
-  return serve(routes, { ...config.http, maxReplyMs, maxConnections, closed, fault }, httpPort)
+  const options = { ...config.http, maxReplyMs, maxConnections, closed, fault }
+  const main = await serve(routes, options, httpPort)
+  if (config.metrics === null) return main
+  const { host, port, isLoopback } = config.metrics
+  const metricsRoutes = metricsApp({ isLoopback, counters, report, metricsText, fault })
+  const metrics = await serve(metricsRoutes, { ...options, host }, port)
+  return {
+    port: main.port,
+    get busyCount() {
+      return main.busyCount + metrics.busyCount
+    },
+    stop: async () => {
+      await Promise.all([main.stop(), metrics.stop()])
+    },
+  }
 }

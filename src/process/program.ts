@@ -152,8 +152,8 @@ async function usable<T>(read: () => T | Promise<T>): Promise<T> {
  * Workers share their ports, so a second instance that is started by mistake would share them too,
  * and devices would connect to either. A bind without `reusePort` detects it.
  */
-function refuseTakenPorts({ device, http }: Config): void {
-  const listeners = { DEVICE: device, HTTP: http }
+function refuseTakenPorts({ device, http, metrics }: Config): void {
+  const listeners = { DEVICE: device, HTTP: http, ...(metrics && { METRICS: metrics }) }
   for (const [name, { host, port }] of Object.entries(listeners)) {
     if (port === 0) continue
     try {

@@ -99,6 +99,23 @@ describe("rules between settings", () => {
     expect(risks(load({ DEVICE_HOST: "127.0.0.1", ...set }))).toEqual(told)
   })
 
+  test("the metrics have a port of their own only when it is set, on any address", () => {
+    expect(load({ METRICS_HOST: "0.0.0.0" }).metrics).toBeNull()
+    const local = { host: "127.0.0.1", port: 9091, isLoopback: true }
+    expect(load({ METRICS_PORT: "9091" }).metrics).toEqual(local)
+    const shared = { host: "::", port: 9091, isLoopback: false }
+    expect(load({ METRICS_PORT: "9091", METRICS_HOST: "::" }).metrics).toEqual(shared)
+  })
+
+  test.each([
+    [{ METRICS_PORT: "8080" }, ["HTTP_PORT and METRICS_PORT: must be different ports"]],
+    [{ METRICS_PORT: "8443" }, ["DEVICE_PORT and METRICS_PORT: must be different ports"]],
+    [{ HTTP_PORT: "8443" }, ["DEVICE_PORT and HTTP_PORT: must be different ports"]],
+    [{ DEVICE_PORT: "0", HTTP_PORT: "0", METRICS_PORT: "0" }, []],
+  ] satisfies [Environment, string[]][])("each port has one purpose: %j", (set, faults) => {
+    expect(faultsOf(set)).toEqual(faults)
+  })
+
   test("production needs a broker", () => {
     const fault = "AMQP_URL: needed with NODE_ENV=production; the embedded broker keeps nothing"
     expect(faultsOf({ NODE_ENV: "production" })).toEqual([fault])

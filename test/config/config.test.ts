@@ -108,6 +108,7 @@ describe("defaults", () => {
         maxConnections: 256,
         sendTimeoutMs: 5_000,
       },
+      metrics: null,
       restarts: { max: 5, windowMs: 10_000 },
       log: { level: "info", format: "json" },
     })

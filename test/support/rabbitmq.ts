@@ -31,6 +31,7 @@ import { mkdir, readFile, writeFile } from "node:fs/promises"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { AMQPClient } from "@cloudamqp/amqp-client"
+import { freePorts } from "./free-ports.ts"
 import { certificateFiles } from "./gateway.ts"
 import { until, within } from "./wait.ts"
 
@@ -103,6 +104,7 @@ export interface ClusterMember {
 }
 
 export const CLUSTER_NODE_PORTS = { amqp: 5672, distribution: 25672, epmd: 4369, mqtt: 8883 }
+const NODE_PORT_NAMES = ["amqp", "distribution", "epmd", "mqtt"] as const
 
 type NodeState = "running" | "paused" | "stopped" | "disposed"
 
@@ -290,7 +292,7 @@ class RabbitMqNode implements PrivateBroker {
   #nodeId = 0
 
   constructor(directory: string, { release = "3.10", member, plugins = [] }: NodeOptions) {
-    const ports = member === undefined ? freePorts() : CLUSTER_NODE_PORTS
+    const ports = member === undefined ? freePorts(NODE_PORT_NAMES) : CLUSTER_NODE_PORTS
     this.directory = directory
     this.port = ports.amqp
     this.mqttPort = ports.mqtt
@@ -561,33 +563,6 @@ function inetConfig(hosts: ReadonlyMap<string, string>): string {
   const host = ([name, address]: [string, string]) =>
     `{host, {${address.replaceAll(".", ",")}}, ["${name}"]}.`
   return [...[...hosts].map(host), "{lookup, [file, native]}.", ""].join("\n")
-}
-
-/**
- * Below the kernel's range for outgoing connections, which could use a port before the node binds
- * it.
- */
-const NODE_PORTS = { first: 10_000, count: 20_000 }
-
-/** All ports are held open until the last one is known, so that they differ. */
-function freePorts(): NodePorts {
-  const socket = { data() {} }
-  const listen = (tries = 100): Bun.TCPSocketListener => {
-    const port = NODE_PORTS.first + Math.floor(Math.random() * NODE_PORTS.count)
-    try {
-      return Bun.listen({ hostname: LOOPBACK, port, exclusive: true, socket })
-    } catch (error) {
-      if (tries === 0) throw error
-      return listen(tries - 1)
-    }
-  }
-  const held = [listen(), listen(), listen(), listen()] as const
-  for (const listener of held) listener.stop(true)
-  const [amqp, distribution, epmd, mqtt] = held
-  return {
-    ...{ amqp: amqp.port, distribution: distribution.port },
-    ...{ epmd: epmd.port, mqtt: mqtt.port },
-  }
 }
 
 async function listens(hostname: string, port: number): Promise<boolean> {
