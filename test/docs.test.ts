@@ -12,14 +12,18 @@ import { loadConfig } from "../src/config/config.ts"
 import { SETTINGS } from "../src/config/settings.ts"
 import { secretFault } from "../src/device/hello-secret.ts"
 import { asyncApiText } from "./support/asyncapi.ts"
+import { dashboardText } from "./support/dashboard.ts"
 import {
   ASYNCAPI_FILE,
+  DASHBOARD_FILE,
   ENVIRONMENT_FILE,
   environmentExample,
+  METRICS_FILE,
   ROOT,
   SETTINGS_FILE,
   withSettings,
 } from "./support/generate-docs.ts"
+import { metricsDocument } from "./support/metrics-table.ts"
 
 const TABLE_BEGINS = "<!-- settings: made by bun run docs -->"
 const TABLE_ENDS = "<!-- end of settings -->"
@@ -35,13 +39,15 @@ const present = (path: string) => existsSync(join(ROOT, path))
 
 describe("what bun run docs makes", () => {
   // In one word each, since a difference of long texts says less than what to do about it.
-  test.each<[string, string, (text: string) => string]>([
+  test.each<[string, string, (text: string) => string | Promise<string>]>([
     ["docs/CONFIGURATION.md", SETTINGS_FILE, withSettings],
     [".env.example", ENVIRONMENT_FILE, environmentExample],
     ["docs/asyncapi.yaml", ASYNCAPI_FILE, asyncApiText],
-  ])("is what %s holds", (_, path, made) => {
+    ["docs/METRICS.md", METRICS_FILE, metricsDocument],
+    ["docs/grafana/owsla.json", DASHBOARD_FILE, dashboardText],
+  ])("is what %s holds", async (_, path, made) => {
     const text = existsSync(path) ? readFileSync(path, "utf8") : ""
-    const state = text === made(text) ? "as made" : "differs: run bun run docs"
+    const state = text === (await made(text)) ? "as made" : "differs: run bun run docs"
     expect(state).toBe("as made")
   })
 
@@ -200,15 +206,15 @@ function leadsSomewhere(from: string, link: string): boolean {
   return anchor === undefined || !target.endsWith(".md") || anchorsOf(read(target)).has(anchor)
 }
 
-/** What GitHub makes of headings. */
+/** What GitHub makes of headings, and anchors as in rows of tables. */
 function anchorsOf(text: string): Set<string> {
+  const anchors = [...text.matchAll(/<a id="([^"]+)"><\/a>/g)].map(([, id = ""]) => id)
   const headings = [...text.replace(/^```[\s\S]*?^```/gm, "").matchAll(/^#{1,6}\s+(.+?)\s*$/gm)]
-  return new Set(
-    headings.map(([, heading = ""]) =>
-      heading
-        .toLowerCase()
-        .replace(/[^\p{L}\p{N}\s_-]/gu, "")
-        .replace(/\s/g, "-"),
-    ),
+  const ofHeadings = headings.map(([, heading = ""]) =>
+    heading
+      .toLowerCase()
+      .replace(/[^\p{L}\p{N}\s_-]/gu, "")
+      .replace(/\s/g, "-"),
   )
+  return new Set([...anchors, ...ofHeadings])
 }

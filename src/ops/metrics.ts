@@ -312,6 +312,7 @@ export class WorkerMetrics {
       "Presence events dropped because too many were waiting",
       () => c.presenceDropped,
     )
+    gauge("owsla_workers", "Workers of the instance that answered", () => 1)
     gauge("owsla_broker_ready_workers", "Workers whose broker connection accepts messages", () =>
       gauges().brokerReady ? 1 : 0,
     )

@@ -45,30 +45,26 @@ export function registerProcessMetrics(registry: Registry): void {
     "min",
   )
   const maxFiles = openFilesLimit()
-  if (maxFiles !== null) {
-    gauge(
-      "process_max_fds",
-      "Open-files limit of a process of the instance, the lowest one of all",
-      () => maxFiles,
-      "min",
-    )
-  }
-  if (openFiles() > 0) {
-    gauge(
-      "process_open_fds",
-      "Open file descriptors of the process of the instance that has most. Not a sum, because the limit process_max_fds is for each process",
-      openFiles,
-      "max",
-    )
-  }
+  gauge(
+    "process_max_fds",
+    "Open-files limit of a process of the instance, the lowest one of all. Linux only",
+    () => maxFiles,
+    "min",
+  )
+  gauge(
+    "process_open_fds",
+    "Open file descriptors of the process of the instance that has most. Not a sum, because the limit process_max_fds is for each process. Linux 6.2 and later",
+    openFiles,
+    "max",
+  )
 }
 
 /**
- * 0 where the size of the directory is not their number: before Linux 6.2, and on other systems.
+ * Null where the size of the directory is not their number: before Linux 6.2, and on other systems.
  * Reading the directory would take milliseconds with many devices.
  */
-function openFiles(): number {
-  return statSync(DESCRIPTORS, { throwIfNoEntry: false })?.size ?? 0
+function openFiles(): number | null {
+  return statSync(DESCRIPTORS, { throwIfNoEntry: false })?.size || null
 }
 
 function residentBytes(): number {

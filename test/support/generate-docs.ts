@@ -1,6 +1,7 @@
 /**
  * `bun run docs`: generates `.env.example` and the tables in docs/CONFIGURATION.md from the
- * declarations in `src/config/settings.ts`, so that they cannot differ, and docs/asyncapi.yaml.
+ * declarations in `src/config/settings.ts`, so that they cannot differ. Also docs/asyncapi.yaml,
+ * docs/METRICS.md (`metrics-table.ts`) and the dashboard in docs/grafana (`dashboard.ts`).
  *
  * The result is the same on each machine: defaults that depend on the machine are described in
  * words. In docs/CONFIGURATION.md only the text between the two markers changes.
@@ -12,11 +13,15 @@ import { join } from "node:path"
 import { ConfigurationError, loadConfig } from "../../src/config/config.ts"
 import { SETTINGS } from "../../src/config/settings.ts"
 import { asyncApiText } from "./asyncapi.ts"
+import { dashboardText } from "./dashboard.ts"
+import { metricsDocument } from "./metrics-table.ts"
 
 export const ROOT = join(import.meta.dir, "../..")
 export const SETTINGS_FILE = join(ROOT, "docs/CONFIGURATION.md")
 export const ASYNCAPI_FILE = join(ROOT, "docs/asyncapi.yaml")
 export const ENVIRONMENT_FILE = join(ROOT, ".env.example")
+export const METRICS_FILE = join(ROOT, "docs/METRICS.md")
+export const DASHBOARD_FILE = join(ROOT, "docs/grafana/owsla.json")
 
 const TABLE_BEGINS = "<!-- settings: made by bun run docs -->"
 const TABLE_ENDS = "<!-- end of settings -->"
@@ -113,7 +118,7 @@ const GROUPS: readonly Group[] = [
   },
   {
     title: "HTTP",
-    text: "Without tokens only programs on the same machine are served. Set tokens and `HTTP_HOST` when Prometheus, a dashboard or a back-end runs on another machine.",
+    text: "Without tokens only programs on the same machine are served. Set tokens and `HTTP_HOST` when Prometheus, a dashboard or a back-end runs on another machine, and `METRICS_PORT` when a scraper cannot send a token.",
     first: "HTTP_HOST",
   },
   {
@@ -178,4 +183,6 @@ if (import.meta.main) {
   writeFileSync(SETTINGS_FILE, withSettings(readFileSync(SETTINGS_FILE, "utf8")))
   writeFileSync(ENVIRONMENT_FILE, environmentExample())
   writeFileSync(ASYNCAPI_FILE, asyncApiText())
+  writeFileSync(METRICS_FILE, await metricsDocument())
+  writeFileSync(DASHBOARD_FILE, dashboardText())
 }
