@@ -8,8 +8,9 @@ import { OUTCOMES, type Outcome } from "./device/command.ts"
 import { HTTP_CLOSE_REASONS, type HttpCloseReason } from "./http/http-connections.ts"
 import { Histogram } from "./structures/histogram.ts"
 
-/** Bounds of buckets, seconds. Those of lines and commands go further: they wait for others. */
+/** Bucket bounds of lines and commands, which wait for the broker and for devices, seconds. */
 const MESSAGE_BOUNDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30]
+/** Bucket bounds of what the gateway itself does, seconds. */
 const WORK_BOUNDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10]
 
 export class Counters {

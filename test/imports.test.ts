@@ -26,6 +26,7 @@ const PURE = [
   "src/process/restart.ts",
   "src/structures/spread-map.ts",
   "src/ops/instance-counters.ts",
+  "src/ops/histogram-metrics.ts",
   "src/commands/broadcast-message.ts",
   "src/commands/command-message.ts",
   "src/commands/command-options.ts",

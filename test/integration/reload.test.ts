@@ -5,7 +5,7 @@
 
 import { afterAll, beforeAll, describe, expect, test } from "bun:test"
 import { X509Certificate } from "node:crypto"
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import tls from "node:tls"
@@ -26,6 +26,7 @@ const directory = mkdtempSync(join(tmpdir(), "owsla-reload-"))
 const certFile = join(directory, "server.crt")
 const keyFile = join(directory, "server.key")
 let authority: PemPair
+let madeAtMs = Date.now() - 3_600_000
 
 beforeAll(async () => {
   authority = await createCertificateAuthority()
@@ -35,7 +36,9 @@ afterAll(() => rmSync(directory, { recursive: true }))
 
 /** Writes a new certificate; returns its fingerprint. */
 async function renew(): Promise<string> {
-  const { certPem, keyPem } = await createServerCertificate(authority, [])
+  // Each one ends at another time.
+  madeAtMs += 60_000
+  const { certPem, keyPem } = await createServerCertificate(authority, [], madeAtMs)
   writeFileSync(certFile, certPem)
   writeFileSync(keyFile, keyPem)
   return new X509Certificate(certPem).fingerprint256
@@ -87,6 +90,10 @@ describe("without a supervisor, with the embedded broker", () => {
     )
     const renewed = await renewedOf(gateway, 1)
     expect([...(await allShown(gateway.devicePort))]).toEqual([renewed])
+    const certificate = new X509Certificate(readFileSync(certFile))
+    expect(await gateway.metric("owsla_certificate_not_after_seconds")).toBe(
+      certificate.validToDate.getTime() / 1_000,
+    )
     const lines = await gateway.metric("owsla_lines_in_total")
     for (const device of devices) await device.send("still here")
     await until(

@@ -5,7 +5,11 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { createCertificateAuthority, createServerCertificate } from "../../src/ops/certificates.ts"
-import { readListenerTls, readServerCertificate } from "../../src/ops/server-certificate.ts"
+import {
+  chainNotAfterS,
+  readListenerTls,
+  readServerCertificate,
+} from "../../src/ops/server-certificate.ts"
 
 const directory = mkdtempSync(join(tmpdir(), "owsla-server-certificate-"))
 const path = (name: string) => join(directory, name)
@@ -38,6 +42,18 @@ test.each([
 ])("%s with %s is reported: %p", (certificate, key, told) => {
   const files = { certFile: path(certificate), keyFile: path(key) }
   expect(() => readServerCertificate(files)).toThrow(told)
+})
+
+test("a chain expires with the first of its certificates", async () => {
+  const dayMs = 86_400_000
+  const ca = await createCertificateAuthority(Date.now() - 400 * dayMs)
+  const server = await createServerCertificate(ca, [])
+  const ends = [ca, server].map(({ certPem }) => chainNotAfterS(certPem) ?? 0)
+  expect(ends[0]).not.toBe(ends[1])
+  for (const chain of [`${ca.certPem}\n${server.certPem}`, `${server.certPem}\n${ca.certPem}`]) {
+    expect(chainNotAfterS(chain)).toBe(Math.min(...ends))
+  }
+  expect(chainNotAfterS("no certificate")).toBeNull()
 })
 
 test("all faults of all files are reported together, including the client CAs", () => {
