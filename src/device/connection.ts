@@ -19,6 +19,7 @@ import type { Counters } from "../counters.ts"
 import type { Backpressure } from "./backpressure.ts"
 import type { CloseReason } from "./close-reason.ts"
 import type { Command, Outcome, Reply } from "./command.ts"
+import type { ConnectionTape } from "./connection-tape.ts"
 import type { Timeouts } from "./connections.ts"
 import type { DeviceRate } from "./device-rate.ts"
 import { type Decision, Endpoint, SUPERSEDED } from "./endpoint.ts"
@@ -108,6 +109,8 @@ export class Connection {
   /** Of the device, which is not that of the socket behind a proxy. */
   readonly remoteAddress: string
   readonly acceptedAtMs: number
+  /** Null unless the device is recorded. It is read once for each batch of lines or commands. */
+  tape: ConnectionTape | null = null
   #state: ConnectionState = "handshaking"
   #endpoint: Endpoint | null = null
   #peer: PeerInfo = UNKNOWN_PEER
@@ -240,6 +243,7 @@ export class Connection {
     const { backpressure, counters } = this.#context
     const framer = this.#framer
     if (framer === null) return true
+    const lines = this.tape ?? this.#context.lines
     let ended = false
     for (;;) {
       if (framer.drained) break
@@ -267,7 +271,7 @@ export class Connection {
         this.#context.steadyMs(),
       )
       if (line.length === 0) counters.emptyLines += 1
-      else this.#takeLine(line)
+      else this.#takeLine(line, lines)
     }
     if (this.#mustWaitForRate) this.#reachRate()
     if (this.#reason === null) this.resume("window")
@@ -325,6 +329,7 @@ export class Connection {
       holdBack.isHeld(this.#context.steadyMs())
       if (holdBack.supersedes(command)) {
         const detail = "by a newer command with its supersede_key"
+        this.tape?.settled(this, command, "superseded")
         command.settle("superseded", detail, this.#endpoint.recipient)
         return
       }
@@ -555,6 +560,7 @@ export class Connection {
       }
     }
     if (this.drained) this.#countUnterminated()
+    this.tape?.disconnected(this, reason)
     this.#context.closed(this, reason)
   }
 
@@ -585,6 +591,7 @@ export class Connection {
       counters.commandBytesOut += accepted
       for (const command of expired)
         this.#settle(endpoint, command, "expired", "before it was written")
+      this.tape?.written(this, written)
       for (const command of written) {
         endpoint.written(command)
         if (asksReply(command)) this.#awaitReply(endpoint, command)
@@ -594,14 +601,14 @@ export class Connection {
     }
   }
 
-  #takeLine(line: Uint8Array): void {
+  #takeLine(line: Uint8Array, lines: LineHandler): void {
     if (this.#endpoint === null) return
     const { counters } = this.#context
     counters.linesIn += 1
     counters.lineBytesIn += line.length
     const seq = this.#endpoint.numberLine()
     const answered = this.#replies === null ? null : this.#replies.match(line)
-    this.#context.lines.take(this, seq, line, answered)
+    lines.take(this, seq, line, answered)
     if (answered === null) return
     this.#replied(this.#endpoint, answered, "answered", "", { line, fromDeviceSeq: seq })
   }
@@ -626,6 +633,7 @@ export class Connection {
   ): void {
     this.#outgoing?.replyEnded(command)
     if (this.#outgoing?.empty === false) this.#context.flushSoon(this)
+    this.tape?.settled(this, command, outcome)
     command.settle(outcome, detail, endpoint.recipient, reply)
   }
 
@@ -684,6 +692,7 @@ export class Connection {
   #settle(endpoint: Endpoint, command: Command, outcome: Outcome, detail: string): void {
     endpoint.unwritten(command)
     this.#asksNoMore(command)
+    this.tape?.settled(this, command, outcome)
     command.settle(outcome, detail, endpoint.recipient)
   }
 

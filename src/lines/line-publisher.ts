@@ -113,12 +113,27 @@ function inReplyTo({ messageId, trace }: Command): Record<string, HeaderValue> {
   return { ...(messageId === null ? {} : { in_reply_to: messageId }), ...trace }
 }
 
+/** What is done with a line that the broker has confirmed. */
+type Confirmed = ((connection: Connection, seq: number) => void) | null
+
+const acknowledge: Confirmed = (connection, seq) =>
+  connection.offer(new Acknowledgement(connection, seq))
+const tellTape: Confirmed = (connection, seq) => connection.tape?.confirmed(connection, seq)
+const acknowledgeAndTellTape: Confirmed = (connection, seq) => {
+  tellTape(connection, seq)
+  acknowledge(connection, seq)
+}
+
 export class LinePublisher {
   readonly #publisher: Publisher<Line>
   readonly #nowMs: () => number
+  readonly #acknowledges: boolean
+  #confirmed: Confirmed = null
 
   constructor(broker: Broker, options: LinesOptions) {
-    const { counters, acknowledges, steadyMs } = options
+    const { counters, steadyMs } = options
+    this.#acknowledges = options.acknowledges
+    this.taping = false
     const message = new LineMessage(options)
     this.#nowMs = options.nowMs
     this.#publisher = new Publisher<Line>(broker, {
@@ -135,9 +150,8 @@ export class LinePublisher {
         // result is possible.
         if (result !== "confirmed") throw new Error(`the message of a line ended ${result}`)
         counters.linesConfirmed += 1
-        const { connection, seq, receivedAtMs } = line
-        counters.lineConfirm.observe(steadyMs() - receivedAtMs)
-        if (acknowledges) connection.offer(new Acknowledgement(connection, seq))
+        counters.lineConfirm.observe(steadyMs() - line.receivedAtMs)
+        this.#confirmed?.(line.connection, line.seq)
       },
       whenReturned: () => "again",
       relieved: options.relieved,
@@ -156,6 +170,12 @@ export class LinePublisher {
   /** The publish window, for readers that wait for room in it. */
   get window(): { readonly hasRoom: boolean } {
     return this.#publisher.window
+  }
+
+  /** Whether confirms are reported to the tapes of connections. */
+  set taping(on: boolean) {
+    if (this.#acknowledges) this.#confirmed = on ? acknowledgeAndTellTape : acknowledge
+    else this.#confirmed = on ? tellTape : null
   }
 
   /** Lines that are accepted and not yet confirmed. */

@@ -53,6 +53,7 @@ class ScriptedBroker extends EmbeddedBroker {
 const acknowledged: string[] = []
 
 interface Options {
+  acknowledges?: boolean
   queueOf?: LinesOptions["queueOf"]
   windowLines?: number
   windowBytes?: number
@@ -67,7 +68,12 @@ class Subject {
   nowMs = READ_AT_MS
   readonly #next = new Map<Connection, number>()
 
-  constructor({ windowLines = 100, windowBytes = 1e6, queueOf = () => QUEUE }: Options = {}) {
+  constructor({
+    acknowledges = true,
+    windowLines = 100,
+    windowBytes = 1e6,
+    queueOf = () => QUEUE,
+  }: Options = {}) {
     this.lines = new LinePublisher(this.broker, {
       queueOf,
       replyTo: "owsla.worker.gw.0",
@@ -76,7 +82,7 @@ class Subject {
       nowMs: () => this.nowMs,
       steadyMs: () => this.nowMs,
       counters: this.counters,
-      acknowledges: true,
+      acknowledges,
       relieved: () => {
         this.relieved += 1
       },
@@ -125,6 +131,28 @@ function connection(
   const endpoint = { recipient }
   return { id: connectionId, endpoint, offer, linesReceivedAtMs } as unknown as Connection
 }
+
+describe("the tape of a connection", () => {
+  test.each([true, false])(
+    "is told of each confirm while it records; with acknowledgements %p",
+    async (acknowledges) => {
+      const subject = await new Subject({ acknowledges }).start()
+      const told: number[] = []
+      const taped = Object.assign(connection("c"), {
+        tape: { confirmed: (_: Connection, seq: number) => told.push(seq) },
+      })
+      await subject.take(taped, "before")
+      subject.lines.taping = true
+      await subject.take(taped, "a", "b")
+      await subject.take(connection("other"), "not recorded")
+      subject.lines.taping = false
+      await subject.take(taped, "after")
+      expect(told).toEqual([1, 2])
+      const all = ["c:0", "c:1", "c:2", "other:0", "c:3"]
+      expect(acknowledged).toEqual(acknowledges ? all : [])
+    },
+  )
+})
 
 /** AMQP 0-9-1, section 4.2.3. */
 const SMALLEST_FRAME = 4_096
