@@ -9,6 +9,7 @@
 import type { BrokerState } from "./broker/broker.ts"
 import type { CloseReason } from "./device/close-reason.ts"
 import type { Connection } from "./device/connection.ts"
+import type { TapeView } from "./fleet/tape/tapes.ts"
 import type { DrainPhase } from "./process/drain.ts"
 
 export interface Events {
@@ -24,6 +25,9 @@ export interface Events {
   broker_state: { state: BrokerState }
   broker_warning: { message: string }
   broker_mute: { unconfirmedMs: number }
+  /** A device is recorded from now on, until `until` at the latest. */
+  tape_started: { tape: TapeView }
+  tape_ended: { tape: TapeView; reason: string }
   drain: { phase: DrainPhase; unconfirmedLines: number; connections: number }
   /** An unexpected exception in the gateway. It was caught and the process continues. */
   fault: { error: Error; where: string }

@@ -80,6 +80,7 @@ const PURE = [
   "src/fleet/members.ts",
   "src/fleet/registration.ts",
   "src/fleet/location-cache.ts",
+  "src/fleet/tape/tape.ts",
 ]
 /**
  * `main.ts` and `program.ts` only for faults before there is a log; `certs-command.ts` and the

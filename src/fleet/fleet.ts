@@ -1,6 +1,7 @@
 /**
  * A worker's membership in the fleet. The fleet is all workers of all instances on one broker. This
- * class composes the members, the directory, the locator, the fleet query, broadcasts and presence.
+ * class composes the members, the directory, the locator, the fleet query, broadcasts, tapes and
+ * presence.
  *
  *   admitted, closed ─► registrar, presence ─► broker
  *   fleet queue ─► channel ─► members, keeper, registrar, locator, fleet query, broadcasts
@@ -36,6 +37,7 @@ import { Presence } from "./presence.ts"
 import { Registrar } from "./registrar.ts"
 import { isNewer, type Registration } from "./registration.ts"
 import { shardOf } from "./shards.ts"
+import { Tapes, type TapesHooks } from "./tape/tapes.ts"
 
 const TELL_UNVERIFIED_EVERY_MS = 60_000
 /** The other workers answer within this time after the broker connection has returned. */
@@ -73,6 +75,7 @@ export interface FleetOptions {
   readonly flapping: AdmissionRulesOptions["flapping"]
   /** The gate or a ban was set. */
   readonly rulesChanged: () => void
+  readonly tapes: TapesHooks
 }
 
 export class Fleet {
@@ -83,6 +86,7 @@ export class Fleet {
   readonly rules: AdmissionRules
   readonly keepers: Keepers
   readonly heldQuery: HeldQuery
+  readonly tapes: Tapes
   readonly #members = new Members()
   readonly #locationCache = new LocationCache()
   readonly #channel: Channel
@@ -169,6 +173,9 @@ export class Fleet {
     })
     this.broadcasts = new Broadcasts(this.#channel, this.#members, connections, {
       ...{ self, steadyMs, counters },
+    })
+    this.tapes = new Tapes(this.#channel, this.#members, connections, {
+      ...{ self, nowMs, steadyMs, ...options.tapes },
     })
     this.rules = new AdmissionRules({
       ...{ flapping: options.flapping, worker: self.worker, nowMs },
@@ -267,6 +274,7 @@ export class Fleet {
   admitted(connection: Connection): void {
     const registration = registrationOf(connection)
     if (registration !== null) this.#registrar.come(registration)
+    this.tapes.admitted(connection)
     this.presence.connected(connection)
   }
 
@@ -316,6 +324,7 @@ export class Fleet {
     this.fleetQuery.sweep()
     this.broadcasts.sweep(steadyMs)
     this.heldQuery.sweep()
+    this.tapes.sweep(steadyMs)
     this.#tellUnverified(steadyMs)
     this.#reviewAndRegister()
     if (!this.#channel.open || this.#leaving) return
@@ -347,6 +356,7 @@ export class Fleet {
     }
     // Set while the broker was away, or unknown to the workers that started meanwhile.
     this.#broadcastRules()
+    this.tapes.connected()
     this.locator.opened()
   }
 
@@ -354,6 +364,7 @@ export class Fleet {
   leave(): void {
     this.#leaving = true
     this.broadcasts.stop()
+    this.tapes.leave()
     this.#review()
     this.#channel.broadcast({ type: "leaving" })
   }
@@ -458,6 +469,7 @@ export class Fleet {
           for (const content of this.rules.all()) {
             this.#channel.tell(to, content, this.#rulesSettled)
           }
+          this.tapes.tell(to)
         }
         break
       case "devices":
@@ -503,6 +515,17 @@ export class Fleet {
       case "held_listed":
       case "held_cancelled":
         this.heldQuery.answered(message)
+        break
+      case "tapes":
+      case "tape_entries":
+      case "tape_read":
+      case "tape_stop":
+        this.tapes.heard(message)
+        break
+      case "tapes_told":
+      case "tape_part":
+      case "tape_stopped":
+        this.tapes.answered(message)
         break
       case "listed":
       case "described":

@@ -15,6 +15,10 @@
  *   held_list ──► held_listed       asks a keeper for the held commands of one device
  *   held_cancel ──► held_cancelled  asks a keeper to cancel held commands of one device
  *   gate, bans                      which devices the fleet refuses (`admission-rules.ts`)
+ *   tapes ──► tapes_told            the tapes of a worker (`tape/tapes.ts`)
+ *   tape_entries                    what a worker has recorded, for the owner of the tape
+ *   tape_read ──► tape_part         asks the owner of a tape for entries
+ *   tape_stop ──► tape_stopped      asks it to discard the tape
  *   broadcast ──► broadcast_matched, broadcast_go ──► broadcast_report, broadcast_end
  *                                   writes a line to many devices (`broadcasts.ts`)
  *
@@ -22,7 +26,7 @@
  * member can register only its own connections; a keeper tells of those of others. No epoch is more
  * than `MAX_EPOCH_AHEAD_MS` ahead of the clock: a device with a larger one could never be taken
  * over. Pure: schemas and their check. Bounds: `MAX_ROWS` devices in each message,
- * `MAX_BROADCAST_IDS` in a broadcast; `MAX_SHARDS`.
+ * `MAX_BROADCAST_IDS` in a broadcast; `MAX_SHARDS`; `MAX_TAPES_OF_WORKER`.
  */
 
 import * as v from "valibot"
@@ -30,6 +34,8 @@ import { CONNECTION_ID, DEVICE_ID, processOfConnection } from "../device/ids.ts"
 import { MAX_BROADCAST_IDS, MAX_PER_S } from "./broadcast-request.ts"
 import type { Deregistration, Registration } from "./registration.ts"
 import { MAX_SHARDS } from "./shards.ts"
+import { type AnnouncedRow, MAX_TAPES_OF_WORKER } from "./tape/announced-tapes.ts"
+import { PAYLOADS } from "./tape/entry.ts"
 
 export const MAX_ROWS = 1_000
 
@@ -65,8 +71,27 @@ const holderMs = v.optional(v.pipe(v.number(), v.finite()))
 const wholeNumber = v.pipe(v.number(), v.safeInteger(), v.minValue(0))
 const timeMs = wholeNumber
 const ban = v.object({ device_id: id, at: timeMs, until: timeMs, connects: timeMs })
+const MAX_TAPE_MS = 3_600_000
 /** Longer than any ban. */
 const MAX_BAN_MS = 86_400_000
+
+const tapeId = v.pipe(v.string(), v.maxLength(64))
+const tape = v.object({
+  id: tapeId,
+  device_id: id,
+  payload: v.picklist(PAYLOADS),
+  max_bytes: wholeNumber,
+  started_at: timeMs,
+  until: timeMs,
+  left_ms: v.pipe(wholeNumber, v.maxValue(MAX_TAPE_MS)),
+})
+const tapes = v.pipe(
+  v.array(v.unknown()),
+  v.maxLength(MAX_TAPES_OF_WORKER),
+  v.transform((unchecked) => unchecked as readonly AnnouncedRow[]),
+)
+/** The numbers of the entries of a tape. */
+const numbers = v.pipe(v.array(wholeNumber), v.maxLength(MAX_ROWS))
 
 const broadcastId = v.pipe(v.string(), v.maxLength(64))
 const audience = v.variant("kind", [
@@ -267,6 +292,39 @@ const message = v.variant("type", [
     ended: v.boolean(),
   }),
   v.object({ type: v.literal("broadcast_end"), ...sender, id: broadcastId }),
+  /** All tapes of the sender. With `ask` each receiver answers with its own. */
+  v.object({ type: v.literal("tapes"), ...sender, ask: v.optional(ask), tapes }),
+  v.object({ type: v.literal("tapes_told"), ...sender, ask, tapes }),
+  /** `own-tape.ts` checks the rows. */
+  v.object({
+    type: v.literal("tape_entries"),
+    ...sender,
+    id: tapeId,
+    /** The number of the first row, counted by the sender. */
+    first: wholeNumber,
+    rows: v.pipe(v.array(v.unknown()), v.maxLength(MAX_ROWS)),
+    /** The numbers of entries that may be completed later. */
+    open: numbers,
+  }),
+  /** The entries from the number `first` on. */
+  v.object({ type: v.literal("tape_read"), ...sender, ask, id: tapeId, first: wholeNumber }),
+  /** Null when there is no such tape. `tapes.ts` checks the items. */
+  v.object({
+    type: v.literal("tape_part"),
+    ...sender,
+    ask,
+    part: v.nullable(
+      v.object({
+        first: wholeNumber,
+        before: wholeNumber,
+        items: v.pipe(v.array(v.unknown()), v.maxLength(MAX_ROWS)),
+        end: wholeNumber,
+      }),
+    ),
+    is_over: v.boolean(),
+  }),
+  v.object({ type: v.literal("tape_stop"), ...sender, ask, id: tapeId }),
+  v.object({ type: v.literal("tape_stopped"), ...sender, ask, stopped: v.boolean() }),
 ])
 
 export type FleetMessage = v.InferOutput<typeof message>
@@ -280,7 +338,18 @@ export type FleetContent = FleetMessage extends infer M
 
 export type Answer = Extract<
   FleetMessage,
-  { type: "there" | "listed" | "described" | "kicked" | "held_listed" | "held_cancelled" }
+  {
+    type:
+      | "there"
+      | "listed"
+      | "described"
+      | "kicked"
+      | "held_listed"
+      | "held_cancelled"
+      | "tapes_told"
+      | "tape_part"
+      | "tape_stopped"
+  }
 >
 
 export type BroadcastMessage = Extract<FleetMessage, { type: `broadcast${string}` }>
@@ -356,6 +425,11 @@ function checkRows(message: FleetMessage, nowMs: number): ReadMessage | null {
     const bans = message.bans.filter((row) => isBan(row, nowMs))
     return { message: { ...message, bans }, refusedRows: message.bans.length - bans.length }
   }
+  if (message.type === "tapes" || message.type === "tapes_told") {
+    const checked = message.tapes.filter((row) => isTape(row, nowMs))
+    const refusedRows = message.tapes.length - checked.length
+    return { message: { ...message, tapes: checked }, refusedRows }
+  }
   if (message.type === "gate" && message.gate.set_at > nowMs + MAX_EPOCH_AHEAD_MS) return null
   if (message.type !== "devices") return { message, refusedRows: 0 }
   const here = message.here.filter((row) => isRegistrationOf(row, message, nowMs))
@@ -393,6 +467,11 @@ function isBan(row: unknown, nowMs: number): boolean {
   if (!checked.success) return false
   const { at, until } = checked.output
   return at <= nowMs + MAX_EPOCH_AHEAD_MS && until <= at + MAX_BAN_MS
+}
+
+function isTape(row: unknown, nowMs: number): boolean {
+  const checked = v.safeParse(tape, row)
+  return checked.success && checked.output.started_at <= nowMs + MAX_EPOCH_AHEAD_MS
 }
 
 function isDevice(value: unknown): boolean {

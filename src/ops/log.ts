@@ -82,6 +82,10 @@ export function logEvents(events: EventBus, log: Logger): void {
   events.on("broker_mute", ({ unconfirmedMs }) => {
     log.warn({ unconfirmedMs }, "no publisher confirm within CONFIRM_TIMEOUT_MS, reconnecting")
   })
+  events.on("tape_started", ({ tape }) => log.info(tape, "tape started"))
+  events.on("tape_ended", ({ tape, reason }) => {
+    log.info({ device_id: tape.device_id, reason }, "tape ended")
+  })
   events.on("drain", (progress) => {
     const level = progress.phase === "cut_short" ? "error" : "info"
     log[level](progress, "drain")

@@ -182,6 +182,11 @@ export class Worker {
       admitsPerS: () => this.#admitsPerS,
       flapping: config.device.flapping,
       rulesChanged: () => parts.rulesChanged(this.fleet.rules.all()),
+      tapes: {
+        lines: this.#lines,
+        started: (tape) => events.emit("tape_started", { tape }),
+        ended: (tape, reason) => events.emit("tape_ended", { tape, reason }),
+      },
     })
     const { outboundMessages, outcomes } = this.commands
     this.#broadcasts = new BroadcastConsumer(this.fleet.broadcasts, outboundMessages, outcomes, {

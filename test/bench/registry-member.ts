@@ -19,6 +19,7 @@ import { Fleet } from "../../src/fleet/fleet.ts"
 import type { Located } from "../../src/fleet/locator.ts"
 import { FLEET_KEYS } from "../support/fleet-keys.ts"
 import { NO_HELD_COMMANDS } from "../support/no-held-commands.ts"
+import { NO_TAPES } from "../support/no-tapes.ts"
 import { until } from "../support/wait.ts"
 import { report } from "./child.ts"
 
@@ -60,6 +61,7 @@ const fleet = new Fleet(broker, connections, {
   admitsPerS: () => 100,
   flapping: null,
   rulesChanged: () => undefined,
+  tapes: NO_TAPES,
 })
 const ids = new ConnectionIds(self)
 const own = Array.from({ length: devices }, (_, at) => {

@@ -13,6 +13,7 @@ import { Fleet } from "../../src/fleet/fleet.ts"
 import type { FleetMessage } from "../../src/fleet/messages.ts"
 import { FLEET_KEYS, OTHER_KEYS } from "../support/fleet-keys.ts"
 import { NO_HELD_COMMANDS } from "../support/no-held-commands.ts"
+import { NO_TAPES } from "../support/no-tapes.ts"
 import { CHEAP_RUNS, checkAsync } from "../support/property.ts"
 import { ScriptedBroker, ScriptedPublishChannel } from "../support/publish-channels.ts"
 
@@ -43,6 +44,7 @@ class Subject {
       keeping: NO_HELD_COMMANDS,
       registrationAnswered: () => undefined,
       rulesChanged: () => undefined,
+      tapes: NO_TAPES,
       warn: (message: string) => void this.warnings.push(message),
     }
     this.fleet = new Fleet(broker, new Connections(limits), options)

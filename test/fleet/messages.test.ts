@@ -7,6 +7,7 @@ import { describe, expect, test } from "bun:test"
 import fc from "fast-check"
 import { type FleetMessage, MAX_ROWS, parseFleetMessage } from "../../src/fleet/messages.ts"
 import { isNewer } from "../../src/fleet/registration.ts"
+import type { AnnouncedRow } from "../../src/fleet/tape/announced-tapes.ts"
 import { CHEAP_RUNS, check } from "../support/property.ts"
 
 const SENDER = { from: "gw.1", incarnation: "mb2k3f9zq7x2" }
@@ -15,6 +16,11 @@ const NOW_MS = 1_750_000_000_000
 const DAY_MS = 86_400_000
 
 /** One of each type; the compiler misses none. */
+const TAPE: AnnouncedRow = {
+  ...{ id: "t1", device_id: "lock:1", payload: "hidden", max_bytes: 65_536 },
+  ...{ started_at: 5, until: 60_005, left_ms: 60_000 },
+}
+
 const MESSAGES: { readonly [T in FleetMessage["type"]]: Extract<FleetMessage, { type: T }> } = {
   alive: { type: "alive", ...SENDER, asks: true },
   leaving: { type: "leaving", ...SENDER },
@@ -77,6 +83,19 @@ const MESSAGES: { readonly [T in FleetMessage["type"]]: Extract<FleetMessage, { 
     ...{ id: "b1", outcomes: { written: 5 }, ended: true },
   },
   broadcast_end: { type: "broadcast_end", ...SENDER, id: "b1" },
+  tapes: { type: "tapes", ...SENDER, tapes: [TAPE] },
+  tapes_told: { type: "tapes_told", ...SENDER, ask: 1, tapes: [] },
+  tape_entries: {
+    ...{ type: "tape_entries", ...SENDER, id: "t1", first: 3, open: [] },
+    rows: [{ kind: "dropped", count: 1 }],
+  },
+  tape_read: { type: "tape_read", ...SENDER, ask: 1, id: "t1", first: 0 },
+  tape_part: {
+    ...{ type: "tape_part", ...SENDER, ask: 1, is_over: false },
+    part: { first: 0, before: 0, items: [], end: 0 },
+  },
+  tape_stop: { type: "tape_stop", ...SENDER, ask: 1, id: "t1" },
+  tape_stopped: { type: "tape_stopped", ...SENDER, ask: 1, stopped: true },
   bans: { type: "bans", ...SENDER, bans: [{ device_id: "lock:1", at: 5, until: 6, connects: 4 }] },
 }
 

@@ -33,6 +33,8 @@ const connection = {
   endpoint: { linesIn: 3, linesOut: 4 },
 } as unknown as Connection
 
+const TAPE = { device_id: "lock:1", until: 5, payload: "hidden", max_bytes: 65_536 } as const
+
 /**
  * One payload and the level for each event, so that a new event does not compile without its line.
  */
@@ -48,6 +50,8 @@ const EVENTS: { [K in keyof Events]: { payload: Events[K]; level: LogOptions["le
   broker_state: { payload: { state: { kind: "away", reason: "ECONNREFUSED" } }, level: "warn" },
   broker_warning: { payload: { message: "queue x exists, 100 %s %d %j" }, level: "warn" },
   broker_mute: { payload: { unconfirmedMs: 15_001 }, level: "warn" },
+  tape_started: { payload: { tape: TAPE }, level: "info" },
+  tape_ended: { payload: { tape: TAPE, reason: "over" }, level: "info" },
   drain: { payload: { phase: "closing", unconfirmedLines: 0, connections: 5 }, level: "info" },
   fault: { payload: { error: new TypeError("a defect"), where: "http" }, level: "error" },
   notice: { payload: { message: "embedded broker" }, level: "warn" },

@@ -25,7 +25,8 @@ import { fleetQueue } from "../../src/broker/topology.ts"
 import { Counters } from "../../src/counters.ts"
 import type { CloseReason } from "../../src/device/close-reason.ts"
 import type { Recipient } from "../../src/device/command.ts"
-import type { Connection } from "../../src/device/connection.ts"
+import type { Connection, LineHandler } from "../../src/device/connection.ts"
+import type { ConnectionTape } from "../../src/device/connection-tape.ts"
 import { Connections, SWEEP_EVERY_MS } from "../../src/device/connections.ts"
 import { ConnectionIds, incarnation, type WorkerProcess } from "../../src/device/ids.ts"
 import { Fleet } from "../../src/fleet/fleet.ts"
@@ -205,6 +206,8 @@ export class NetworkDevice {
   readonly connectedAtMs: number
   recipient: Recipient
   closedBecause: CloseReason | null = null
+  tape: ConnectionTape | null = null
+  #linesIn = 0
 
   constructor(worker: NetworkWorker, recipient: Recipient) {
     this.id = recipient.connectionId
@@ -230,7 +233,17 @@ export class NetworkDevice {
   }
 
   get linesIn() {
-    return 0
+    return this.#linesIn
+  }
+
+  /** The device sends a line. @returns its number. */
+  send(line: string): number {
+    const { lines, network } = this.worker
+    const seq = this.#linesIn
+    this.#linesIn += 1
+    const handler: LineHandler = this.tape ?? lines
+    network.run(this.worker, () => handler.take(this.connection, seq, Buffer.from(line), null))
+    return seq
   }
 
   get linesOut() {
@@ -260,6 +273,16 @@ export class NetworkWorker {
   readonly devices = new Map<string, NetworkDevice>()
   readonly deferred: (() => void)[] = []
   /** The keepers' answers to registrations. */
+  readonly lines = {
+    taping: false,
+    /** The broker confirms each line after a while. */
+    take: (connection: Connection, seq: number) => {
+      const confirm = () => {
+        if (this.lines.taping) connection.tape?.confirmed(connection, seq)
+      }
+      this.network.at(this.network.nowMs + this.network.delayMs(), this, confirm)
+    },
+  }
   readonly answered: { deviceId: string; hasHeld: boolean; atMs: number }[] = []
   isDead = false
   isPaused = false
@@ -306,6 +329,7 @@ export class NetworkWorker {
       admitsPerS: () => 100,
       flapping: null,
       rulesChanged: () => undefined,
+      tapes: { lines: this.lines, started: () => undefined, ended: () => undefined },
     })
     this.#sweep(SWEEP_EVERY_MS * network.options.random())
   }
@@ -407,6 +431,7 @@ export class NetworkWorker {
     const { deviceId } = device.recipient
     if (this.devices.get(deviceId) === device) this.devices.delete(deviceId)
     this.#connections.leave(device.connection)
+    device.tape?.disconnected(device.connection, reason)
     this.fleet.closed(device.connection, reason)
   }
 

@@ -11,7 +11,7 @@ import { type PrivateBroker, startRabbitMq, uniqueNames } from "./rabbitmq.ts"
 import { connectDevice, type TestDevice } from "./tls-device.ts"
 import { until } from "./wait.ts"
 
-const SECRET = "a-secret-of-the-tests-0123456789"
+export const SECRET = "a-secret-of-the-tests-0123456789"
 const WORKERS = 2
 
 export interface FleetList {
