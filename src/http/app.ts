@@ -32,6 +32,7 @@ import { type MetricsDependencies, metrics } from "./metrics.ts"
 import { openApi } from "./openapi.ts"
 import { refuseOtherSources } from "./other-sources.ts"
 import { type RulesDependencies, rules } from "./rules.ts"
+import { type TapesDependencies, tapes } from "./tapes.ts"
 
 export interface AppDependencies
   extends BroadcastsDependencies,
@@ -40,7 +41,8 @@ export interface AppDependencies
     HeldDependencies,
     Omit<HealthDependencies, "gate">,
     MetricsDependencies,
-    RulesDependencies {
+    RulesDependencies,
+    TapesDependencies {
   /**
    * Each of them gives access to all routes and to the details of `/health` and `/ready`. When both
    * lists are empty, all routes are open to programs on this machine.
@@ -117,6 +119,7 @@ export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
   routes.route("/", drain(dependencies))
   routes.route("/", rules(dependencies))
   routes.route("/", openApi(dependencies))
+  routes.route("/", tapes(dependencies))
   if (dependencies.messages !== null) routes.route("/", messages(dependencies.messages))
 
   answerErrors(routes, fault)

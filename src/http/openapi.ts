@@ -25,6 +25,7 @@ import { MESSAGES_ROUTES } from "./messages.ts"
 import { METRICS_ROUTES } from "./metrics.ts"
 import type { Answer, DescribedError, RouteDescription } from "./route-description.ts"
 import { RULES_ROUTES } from "./rules.ts"
+import { TAPES_ROUTES } from "./tapes.ts"
 
 export interface OpenApiDependencies {
   readonly version: string
@@ -49,6 +50,7 @@ export const DESCRIPTIONS: readonly RouteDescription[] = [
   ...HELD_ROUTES,
   ...BROADCASTS_ROUTES,
   ...RULES_ROUTES,
+  ...TAPES_ROUTES,
   ...DRAIN_ROUTES,
   ...MESSAGES_ROUTES,
   ...OPENAPI_ROUTES,

@@ -136,6 +136,7 @@ async function serveHttp(
     broadcast: (request) => worker.fleet.broadcasts.send(request, config.http.sendTimeoutMs),
     fleetQuery: worker.fleet.fleetQuery,
     heldQuery: worker.fleet.heldQuery,
+    tapes: worker.fleet.tapes,
     empty,
     rules: worker.fleet.rules,
     reachesFleet: () => worker.fleet.isConnected,

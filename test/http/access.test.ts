@@ -6,6 +6,7 @@
 import { describe, expect, test } from "bun:test"
 import type { SendRequest } from "../../src/commands/http-sender.ts"
 import { Counters } from "../../src/counters.ts"
+import { TapeReader } from "../../src/fleet/tape/tape-reader.ts"
 import type { AppDependencies } from "../../src/http/app.ts"
 import { DOCUMENT, type Operation } from "../support/described-answers.ts"
 import { localApp } from "../support/local-app.ts"
@@ -34,12 +35,18 @@ const ROUTES: Readonly<Record<string, "everybody" | "see" | "act">> = {
   "POST /drain": "act",
   "DELETE /drain": "act",
   "GET /openapi.json": "see",
+  "GET /tapes": "see",
+  "PUT /devices/:id/tape": "act",
+  "GET /devices/:id/tape": "see",
+  "GET /devices/:id/tape.jsonl": "see",
+  "DELETE /devices/:id/tape": "act",
 }
 const ACT_TOKEN = "act-token-0123456789"
 const READ_TOKEN = "read-token-0123456789"
 const BOTH = { tokens: ["old-act-token-0123456789", ACT_TOKEN], readTokens: [READ_TOKEN] }
 const READ_ONLY = { tokens: [], readTokens: ["old-read-token-0123456789", READ_TOKEN] }
 const BROADCAST = '{"to":"all","line":"open"}'
+const TAPE = { device_id: "lock:1", until: 5, payload: "hidden", max_bytes: 65_536 } as const
 const NO_TOKENS = { tokens: [], readTokens: [] }
 
 /** The app, and whether a request came as far as a device or the fleet. */
@@ -76,6 +83,22 @@ function subject(given: Pick<AppDependencies, "tokens" | "readTokens">) {
         return 1
       },
     },
+    tapes: {
+      start: async (id) => {
+        acts.push(`start ${id}`)
+        return TAPE
+      },
+      stop: async (id) => {
+        acts.push(`stop ${id}`)
+        return TAPE
+      },
+      list: () => [],
+      reader: () =>
+        new TapeReader(async () => ({
+          part: { first: 0, before: 0, items: [], end: 0 },
+          isOver: true,
+        })),
+    },
     rules: {
       ...NO_RULES.rules,
       setGate: (request) => {
@@ -106,7 +129,7 @@ function subject(given: Pick<AppDependencies, "tokens" | "readTokens">) {
       method,
       headers: { "content-type": "text/plain", ...headers },
       ...(method === "POST" ? { body: path === "/broadcasts" ? BROADCAST : "open" } : {}),
-      ...(method === "PUT" ? { body: '{"open":false}' } : {}),
+      ...(method === "PUT" ? { body: path === "/gate" ? '{"open":false}' : '{"minutes":1}' } : {}),
     })
     const isStream = response.headers.get("content-type")?.startsWith("text/event-stream") === true
     if (isStream) await response.body?.cancel()
@@ -115,7 +138,11 @@ function subject(given: Pick<AppDependencies, "tokens" | "readTokens">) {
   return { ...app, ask, acts, counted: () => Object.fromEntries(counters.httpErrors) }
 }
 
-const okOf = (method: string, path: string) => (`${method} ${path}` === "POST /drain" ? 202 : 200)
+const OTHER_STATUS: Readonly<Record<string, number>> = {
+  "POST /drain": 202,
+  "PUT /devices/:id/tape": 201,
+}
+const okOf = (method: string, path: string) => OTHER_STATUS[`${method} ${path}`] ?? 200
 const bearer = (token: string) => ({ authorization: `Bearer ${token}` })
 const routes = Object.entries(ROUTES).map(([route, access]) => {
   const [method = "", path = ""] = route.split(" ")
