@@ -11,11 +11,11 @@ import { readFileSync } from "node:fs"
 import { helloLine } from "../device/hello.ts"
 import { errorText } from "../errors.ts"
 import { createDeviceCertificate, type PemPair } from "../ops/certificates.ts"
-import type { Auth } from "./options.ts"
+import type { Auth, ReplayOptions } from "./options.ts"
 
 export interface Credentials {
   readonly tls: Bun.TLSOptions
-  /** The hello with its LF; empty without one. */
+  /** The hello or the token with its LF; empty without one. */
   readonly hello: string
 }
 
@@ -24,14 +24,14 @@ export class CredentialsError extends Error {
 }
 
 export class Issuer {
-  readonly #auth: Auth
+  readonly #auth: Auth | ReplayOptions["auth"]
   readonly #tls: Bun.TLSOptions
   readonly #authority: PemPair | null
   readonly #certificates = new Map<string, Promise<PemPair>>()
 
   /** @throws CredentialsError when a file cannot be read. */
   constructor(options: {
-    readonly auth: Auth
+    readonly auth: Auth | ReplayOptions["auth"]
     readonly host: string
     readonly caFile: string | null
   }) {
@@ -51,17 +51,30 @@ export class Issuer {
     return this.#tls.rejectUnauthorized === true
   }
 
-  /** @throws CertificateError when the CA cannot sign. */
+  /**
+   * @throws CertificateError when the CA cannot sign.
+   * @throws CredentialsError when the token cannot be read.
+   */
   async of(deviceId: string): Promise<Credentials> {
     if (this.#authority === null) {
-      const hello = this.#auth.kind === "hello" ? `${helloLine(deviceId, this.#auth.secret)}\n` : ""
-      return { tls: this.#tls, hello }
+      return { tls: this.#tls, hello: this.#firstLine(deviceId) }
     }
     const made =
       this.#certificates.get(deviceId) ?? createDeviceCertificate(this.#authority, deviceId)
     this.#certificates.set(deviceId, made)
     const { certPem, keyPem } = await made
     return { tls: { ...this.#tls, cert: certPem, key: keyPem }, hello: "" }
+  }
+
+  #firstLine(deviceId: string): string {
+    switch (this.#auth.kind) {
+      case "hello":
+        return `${helloLine(deviceId, this.#auth.secret)}\n`
+      case "token":
+        return `TOKEN ${read(this.#auth.file).trim()}\n`
+      default:
+        return ""
+    }
   }
 }
 

@@ -9,6 +9,9 @@ import { choice, decimal, integer, settingInfo, text } from "../config/setting-k
 import { HOSTILE_KINDS, HOSTILE_MAX } from "./hostile-kinds.ts"
 import { MAX, MIN_LINE_BYTES, NAME } from "./line.ts"
 
+/** Of at most six digits, so that no distance between lines is lost in a timer. */
+const SPEED = /^(max|(?=.*[1-9])\d{1,6}(\.\d{1,3})?)$/
+
 const any = (declared: { readonly default: string; readonly text: string }) =>
   text({ ...declared, match: () => true, range: "text" })
 
@@ -103,6 +106,15 @@ const VALUES = {
     ...{ default: "first", of: ["first", "follow"] },
     text: "first or follow: the messages whose order is judged",
   }),
+  device: any({ default: "", text: "for replay: the device id, with --auth mtls or hello" }),
+  "token-file": any({
+    default: "",
+    text: "for replay: file with the token of the device, sent as its first line",
+  }),
+  speed: text({
+    ...{ default: "1", match: SPEED, range: "a number above 0, or max" },
+    text: "for replay: how many times as fast as recorded, or max",
+  }),
 }
 
 const SWITCHES = {
@@ -114,16 +126,26 @@ const SWITCHES = {
 }
 
 const ONLY_VERIFY_FLAGS = ["allow-lost", "allow-repeats", "no-repeats", "order"]
+const ONLY_REPLAY_FLAGS = ["device", "token-file", "speed"]
+const REPLAY_FLAGS = [
+  ...["host", "port", "ca", "auth", "secret", "client-ca-cert", "client-ca-key"],
+  ...ONLY_REPLAY_FLAGS,
+  ...["json", "help"],
+]
 const VERIFY_FLAGS = ["ledger", ...ONLY_VERIFY_FLAGS, "json", "help"]
 
 type ValueName = keyof typeof VALUES
 export type Values = { readonly [K in ValueName]: v.InferOutput<(typeof VALUES)[K]> }
 
+export type SimulatorCommand = "run" | "verify" | "replay"
+
 /** The flags of a command line. A flag with a fault has its default. */
 export interface Flags {
   /** One sentence for each fault. */
   readonly faults: string[]
-  readonly verifies: boolean
+  readonly command: SimulatorCommand
+  /** The words after the command. */
+  readonly words: readonly string[]
   readonly values: Values
   /** The values of `--hostile`, each `KIND[:COUNT]`. */
   readonly hostile: readonly string[]
@@ -145,12 +167,14 @@ export function parseFlags(args: readonly string[]): Flags {
   })
   const lenient = { args: separated, options, strict: false, allowPositionals: true } as const
   const { values: texts, positionals } = parseArgs(lenient)
-  const verifies = positionals[0] === "verify"
-  const faults = positionals
-    .slice(verifies ? 1 : 0)
-    .map((word) => `${JSON.stringify(word)} is neither verify nor a flag`)
+  const [first] = positionals
+  const command = first === "verify" || first === "replay" ? first : "run"
+  const words = positionals.slice(command === "run" ? 0 : 1)
+  const faults = words
+    .slice(command === "replay" ? 1 : 0)
+    .map((word) => `${JSON.stringify(word)} is neither verify, replay nor a flag`)
   for (const [name, value] of Object.entries(texts)) {
-    const fault = faultOf(name, value, verifies)
+    const fault = faultOf(name, value, command)
     if (fault !== null) faults.push(`--${name} ${fault}`)
   }
   const values = Object.entries(VALUES).map(([name, schema]) => {
@@ -162,7 +186,7 @@ export function parseFlags(args: readonly string[]): Flags {
   })
   const hostile = [texts["hostile"] ?? []].flat()
   return {
-    ...{ faults, verifies },
+    ...{ faults, command, words },
     values: Object.fromEntries(values) as Values,
     hostile: hostile.filter((each) => typeof each === "string" && each !== "") as string[],
     given: (name) => texts[name] !== undefined,
@@ -171,15 +195,17 @@ export function parseFlags(args: readonly string[]): Flags {
 }
 
 /** Why a flag is not accepted here, whatever its value; null when it is. */
-function faultOf(name: string, value: unknown, verifies: boolean): string | null {
+function faultOf(name: string, value: unknown, command: SimulatorCommand): string | null {
   if (name in SWITCHES) {
     if (typeof value !== "boolean") return "takes no value"
   } else if (!(name in VALUES) && name !== "hostile") return "is no flag"
   else if ([value].flat().some((each) => typeof each !== "string" || each === "")) {
     return "needs a value"
   }
-  if (verifies && !VERIFY_FLAGS.includes(name)) return "does not go with verify"
-  if (!verifies && ONLY_VERIFY_FLAGS.includes(name)) return "goes with verify only"
+  if (command === "verify" && !VERIFY_FLAGS.includes(name)) return "does not go with verify"
+  if (command === "replay" && !REPLAY_FLAGS.includes(name)) return "does not go with replay"
+  if (command !== "verify" && ONLY_VERIFY_FLAGS.includes(name)) return "goes with verify only"
+  if (command !== "replay" && ONLY_REPLAY_FLAGS.includes(name)) return "goes with replay only"
   return null
 }
 
@@ -195,8 +221,10 @@ export function usage(): string {
   return [
     "usage: bun run simulate [flags]          run devices, with --backend a back-end, and report",
     "       bun run simulate verify [flags]   judge a ledger",
+    "       bun run simulate replay <tape.jsonl> [flags]   send the lines of a recorded tape again",
     "exit status: 0 passed, 1 a promise was broken or devices could not do their part, 2 faulty flags",
     `flags of verify: ${VERIFY_FLAGS.map((name) => `--${name}`).join(" ")}`,
+    `flags of replay: ${REPLAY_FLAGS.map((name) => `--${name}`).join(" ")}`,
     ...values,
     ...Object.entries(SWITCHES).map(([name, what]) => line(name, "", what)),
     line(

@@ -81,10 +81,22 @@ export interface VerifyOptions {
   readonly json: boolean
 }
 
+export interface ReplayOptions extends Address {
+  readonly file: string
+  readonly caFile: string | null
+  readonly auth: Auth | { readonly kind: "token"; readonly file: string }
+  /** Empty when the gateway names the device. */
+  readonly device: string
+  /** How many times as fast as recorded. */
+  readonly speed: number | "max"
+  readonly json: boolean
+}
+
 export type Request =
   | { readonly kind: "help" }
   | { readonly kind: "run"; readonly options: RunOptions }
   | { readonly kind: "verify"; readonly options: VerifyOptions }
+  | { readonly kind: "replay"; readonly options: ReplayOptions }
 
 export class UsageError extends Error {
   override readonly name = "UsageError"
@@ -100,11 +112,38 @@ export class UsageError extends Error {
 export function parseRequest(args: readonly string[]): Request {
   const flags = parseFlags(args)
   if (flags.on("help")) return { kind: "help" }
-  const request: Request = flags.verifies
-    ? { kind: "verify", options: verifyOptions(flags) }
-    : { kind: "run", options: runOptions(flags) }
+  const request = requestOf(flags)
   if (flags.faults.length > 0) throw new UsageError(flags.faults)
   return request
+}
+
+function requestOf(flags: Flags): Request {
+  switch (flags.command) {
+    case "run":
+      return { kind: "run", options: runOptions(flags) }
+    case "verify":
+      return { kind: "verify", options: verifyOptions(flags) }
+    case "replay":
+      return { kind: "replay", options: replayOptions(flags) }
+  }
+}
+
+function replayOptions(flags: Flags): ReplayOptions {
+  const { values, faults, given, on, words } = flags
+  const [file = ""] = words
+  const auth = authOf(flags)
+  const isNamed = auth.kind !== "none"
+  if (file === "") faults.push("replay needs the file of a tape")
+  if (isNamed !== given("device"))
+    faults.push("--device goes with --auth mtls or hello, and they need it")
+  if (isNamed && given("token-file")) faults.push("--token-file does not go with --auth")
+  return {
+    ...{ file, host: values.host, port: values.port, caFile: values.ca || null },
+    auth: given("token-file") ? { kind: "token", file: values["token-file"] } : auth,
+    device: values.device,
+    speed: values.speed === "max" ? "max" : Number(values.speed),
+    json: on("json"),
+  }
 }
 
 function verifyOptions({ values, faults, given, on }: Flags): VerifyOptions {

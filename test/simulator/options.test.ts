@@ -106,7 +106,7 @@ describe("a run", () => {
 describe("faults", () => {
   test("are told all at once", () => {
     expect(faultsOf("--prot", "--devices", "x", "--rate", "--auth", "hello", "word")).toEqual([
-      '"word" is neither verify nor a flag',
+      '"word" is neither verify, replay nor a flag',
       "--prot is no flag",
       "--rate needs a value",
       "--devices must be a whole number from 0 to 20000",
@@ -179,10 +179,57 @@ test("verify has its own flags", () => {
   })
 })
 
+describe("replay", () => {
+  test("needs a file, and sends at the recorded pace to a gateway on this machine", () => {
+    expect(parseRequest(["replay", "tape.jsonl"])).toEqual({
+      kind: "replay",
+      options: {
+        ...{ file: "tape.jsonl", host: "127.0.0.1", port: 8443, caFile: null, device: "" },
+        ...{ auth: { kind: "none" }, speed: 1, json: false },
+      },
+    })
+    expect(faultsOf("replay")).toEqual(["replay needs the file of a tape"])
+    expect(faultsOf("replay", "a", "b")).toHaveLength(1)
+  })
+
+  test.each([
+    ["max", "max"],
+    ["10", 10],
+    ["0.25", 0.25],
+  ] as const)("takes the speed %s", (speed, expected) => {
+    expect(parseRequest(["replay", "t", "--speed", speed])).toMatchObject({
+      options: { speed: expected },
+    })
+  })
+
+  test.each(["0", "-1", "fast", "1e9", "0.0", "max1"])("refuses the speed %s", (speed) => {
+    expect(faultsOf("replay", "t", `--speed=${speed}`)).toHaveLength(1)
+  })
+
+  test("identifies the device like the other commands, or by a token", () => {
+    const hello = ["--auth", "hello", "--secret", "s", "--device", "lock:1"]
+    expect(parseRequest(["replay", "t", ...hello])).toMatchObject({
+      options: { device: "lock:1", auth: { kind: "hello", secret: "s" } },
+    })
+    expect(parseRequest(["replay", "t", "--token-file", "jwt"])).toMatchObject({
+      options: { auth: { kind: "token", file: "jwt" } },
+    })
+    expect(faultsOf("replay", "t", ...hello, "--token-file", "jwt")).toHaveLength(1)
+    expect(faultsOf("replay", "t", ...hello.slice(0, 4))).toHaveLength(1)
+    expect(faultsOf("replay", "t", "--device", "lock:1")).toHaveLength(1)
+  })
+
+  test("has its own flags", () => {
+    expect(faultsOf("replay", "t", "--devices", "3")).toEqual(["--devices does not go with replay"])
+    expect(faultsOf("--speed", "3")).toEqual(["--speed goes with replay only"])
+    expect(faultsOf("verify", "--ledger", "l", "--speed", "3")).toHaveLength(1)
+  })
+})
+
 test("help is given whatever else is asked, and names every flag that is read", () => {
   expect(parseRequest(["--help", "--prot"])).toEqual({ kind: "help" })
   const { length } = usage()
     .matchAll(/^ {2}--[a-z-]+/gm)
     .toArray()
-  expect(length).toBe(39)
+  expect(length).toBe(42)
 })
