@@ -49,7 +49,31 @@ export function loadConfig(
   environment: Environment = process.env,
   unreadable: (path: string) => string | null = unreadableFile,
 ): Config {
+  const { config, faults } = inspectConfig(environment, unreadable)
+  if (faults.length > 0) throw new ConfigurationError(faults)
+  return config
+}
+
+export interface Inspection {
+  /** With the defaults of the invalid settings. To be used only when there are no faults. */
+  readonly config: Config
+  readonly faults: readonly string[]
+  /** The names of the settings whose own values are not valid. */
+  readonly invalid: readonly string[]
+  /** The names of the settings that the environment sets. */
+  readonly set: readonly string[]
+}
+
+/**
+ * The configuration and all its faults, for the doctor, which checks the rest of a faulty one.
+ * Takes the parameters of `loadConfig`.
+ */
+export function inspectConfig(
+  environment: Environment = process.env,
+  unreadable: (path: string) => string | null = unreadableFile,
+): Inspection {
   const faults: string[] = []
+  const invalid: string[] = []
   const values = withFiles(environment, faults)
   const parsed = v.safeParse(settings, values)
   for (const issue of parsed.issues ?? []) {
@@ -58,6 +82,7 @@ export function loadConfig(
     const hosted = name === "AMQP_URL" && values["AMQP_URL"] === values["CLOUDAMQP_URL"]
     const quoted = secret ? "" : `, not ${JSON.stringify(values[name])}`
     faults.push(`${hosted ? "CLOUDAMQP_URL" : name}: ${issue.message}${quoted}`)
+    invalid.push(name)
   }
   faults.push(...relations(parsed.output as Partial<Settings>, values))
   for (const name of FILES) {
@@ -69,8 +94,28 @@ export function loadConfig(
   if (environment["NODE_TLS_REJECT_UNAUTHORIZED"] === "0") {
     faults.push("NODE_TLS_REJECT_UNAUTHORIZED: 0 would switch off the checks of certificates")
   }
-  if (faults.length > 0 || !parsed.success) throw new ConfigurationError(faults)
-  return deepFreeze(shape(parsed.output, values, ca))
+  const set = SETTINGS.map(({ name }) => name).filter((name) => values[name] !== undefined)
+  const valid = Object.entries(values).filter(([name]) => !invalid.includes(name))
+  const output = v.parse(settings, Object.fromEntries(valid))
+  return { config: deepFreeze(shape(output, values, ca)), faults, invalid, set }
+}
+
+/** What the environment tells about the platform that runs this process. */
+export interface Platform {
+  readonly isFly: boolean
+  readonly isKubernetes: boolean
+}
+
+export function readPlatform(environment: Environment = process.env): Platform {
+  return {
+    isFly: environment["FLY_APP_NAME"] !== undefined,
+    isKubernetes: environment["KUBERNETES_SERVICE_HOST"] !== undefined,
+  }
+}
+
+/** False when the user wants no colours (no-color.org). */
+export function allowsColour(environment: Environment = process.env): boolean {
+  return (environment["NO_COLOR"] ?? "") === ""
 }
 
 /**
@@ -389,7 +434,7 @@ export function risks({ amqp, device }: Config): string[] {
   return found
 }
 
-function isLoopback(host: string): boolean {
+export function isLoopback(host: string): boolean {
   return host === "localhost" || host === "::1" || /^127\.\d+\.\d+\.\d+$/.test(host)
 }
 

@@ -7,6 +7,7 @@
  */
 
 import { availableParallelism, hostname } from "node:os"
+import { isatty } from "node:tty"
 import * as v from "valibot"
 import { splitUrls, urlFault } from "../amqp/url.ts"
 import { CIDR_RANGE, cidrFault } from "../device/address.ts"
@@ -31,6 +32,8 @@ import {
  */
 const QUEUE_NAME = (name: string) =>
   /^(?!amq\.|owsla\.)\S+$/.test(name) && Buffer.byteLength(name) <= 200
+
+const STANDARD_OUTPUT = 1
 
 /** RFC 6750, section 2.1. */
 const TOKEN = /^[A-Za-z0-9._~+/-]{16,}=*$/
@@ -526,7 +529,8 @@ export const settings = v.object({
     text: "The lowest level that is logged. Events of single connections are logged at debug.",
   }),
   LOG_FORMAT: choice({
-    default: "json",
+    default: isatty(STANDARD_OUTPUT) ? "text" : "json",
+    defaultText: "text on a terminal, otherwise json",
     of: ["json", "text"],
     text: "json: one object in each line. text: for reading on a terminal.",
   }),
