@@ -10,6 +10,7 @@ import type { BrokerState } from "./broker/broker.ts"
 import type { CloseReason } from "./device/close-reason.ts"
 import type { Connection } from "./device/connection.ts"
 import type { TapeView } from "./fleet/tape/tapes.ts"
+import type { Addresses } from "./process/addresses.ts"
 import type { DrainPhase } from "./process/drain.ts"
 
 export interface Events {
@@ -36,6 +37,8 @@ export interface Events {
 
   worker_started: { slot: number; pid: number }
   worker_ended: { slot: number; pid: number; status: string; action: string }
+  /** The first worker listens. Emitted once for the instance. */
+  instance_started: Addresses
   instance_ended: { status: number; reason: string }
 }
 

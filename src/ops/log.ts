@@ -10,6 +10,7 @@ import pino, { type Logger } from "pino"
 import pretty from "pino-pretty"
 import type { Counters } from "../counters.ts"
 import type { EventBus } from "../events.ts"
+import { addressesText } from "../process/addresses.ts"
 import { Output } from "./output.ts"
 
 export interface LogOptions {
@@ -41,8 +42,8 @@ export function createLog(
   return log
 }
 
-/** Subscribes the log to the events. */
-export function logEvents(events: EventBus, log: Logger): void {
+/** Subscribes the log to the events. @param format of the lines. */
+export function logEvents(events: EventBus, log: Logger, format: LogOptions["format"]): void {
   events.on("listening", ({ devicePort, httpPort, maxConnections }) => {
     log.info({ devicePort, httpPort, maxConnections }, "listening")
   })
@@ -101,6 +102,11 @@ export function logEvents(events: EventBus, log: Logger): void {
   )
   events.on("worker_ended", ({ slot, pid, status, action }) => {
     log.warn({ slot, workerPid: pid, status, action }, "worker ended")
+  })
+  events.on("instance_started", (addresses) => {
+    // A person reads text: fields would be printed with quotes, which are not to be pasted.
+    if (format === "text") log.info(`instance started\n${addressesText(addresses)}`)
+    else log.info(addresses, "instance started")
   })
   events.on("instance_ended", ({ status, reason }) => {
     const level = status === 0 ? "info" : "error"

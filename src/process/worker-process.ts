@@ -19,6 +19,7 @@ import type { TokenVerifier } from "../device/token-verifier.ts"
 import { asError, errorText } from "../errors.ts"
 import { followedDenylist } from "../ops/denylist-file.ts"
 import { followedTokenKeys } from "../ops/token-keys-file.ts"
+import { addressesOf } from "./addresses.ts"
 import type { ToWorker } from "./control.ts"
 import { FedDenylist } from "./denylist-feed.ts"
 import { type MadeWorker, makeWorker, type WorkerOptions } from "./make-worker.ts"
@@ -109,7 +110,8 @@ export async function runWorker(options: ProcessOptions): Promise<void> {
     // Before "listening", so that the warnings precede the event that other programs wait for.
     for (const message of risks(config)) events.emit("notice", { message })
     events.emit("listening", { ...ports, maxConnections })
-    channel?.send({ kind: "listening", ...ports })
+    if (channel === null) events.emit("instance_started", addressesOf(config, ports))
+    else channel.send({ kind: "listening", ...ports })
   } catch (error) {
     const message = `cannot serve: ${errorText(error)}`
     if (channel === null) events.emit("instance_ended", { status: 1, reason: message })

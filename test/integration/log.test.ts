@@ -60,6 +60,10 @@ const EVENTS: { [K in keyof Events]: { payload: Events[K]; level: LogOptions["le
     payload: { slot: 1, pid: 77, status: "signal SIGKILL", action: "restart" },
     level: "warn",
   },
+  instance_started: {
+    payload: { page: "http://127.0.0.1:8080/", command: "curl http://127.0.0.1:8080/" },
+    level: "info",
+  },
   instance_ended: { payload: { status: 1, reason: "restart intensity" }, level: "error" },
 }
 const NAMES = Object.keys(EVENTS) as (keyof Events)[]
@@ -72,7 +76,7 @@ function logged(emit: (events: EventBus) => void): Record<string, unknown>[] {
     { write: (line: string) => lines.push(line) },
   )
   const events = new EventBus()
-  logEvents(events, log)
+  logEvents(events, log, "json")
   emit(events)
   return lines.map((line) => JSON.parse(line))
 }
