@@ -408,9 +408,10 @@ export class Fleet {
   #alive(asks: boolean) {
     const { of, since, version, shards } = this.keepers.claim
     const keeps = { of, since, version, shards: [...shards] }
-    const { admitsPerS, keeping } = this.#options
+    const { admitsPerS, keeping, nowMs } = this.#options
     const held = keeping.count
-    return { type: "alive", asks, admits_per_s: admitsPerS(), held, keeps } as const
+    const rate = admitsPerS()
+    return { type: "alive", asks, sent_at: nowMs(), admits_per_s: rate, held, keeps } as const
   }
 
   /** Many workers may tell their claims at the same time. */

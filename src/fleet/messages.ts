@@ -118,6 +118,8 @@ const message = v.variant("type", [
     type: v.literal("alive"),
     ...sender,
     asks: v.boolean(),
+    /** The sender's clock, for the comparison of clocks by the doctor. */
+    sent_at: v.optional(timeMs),
     /** How many devices the sender can admit in a second, as far as it knows. */
     admits_per_s: v.optional(v.pipe(v.number(), v.minValue(0), v.maxValue(1e6))),
     /** The number of held commands that the sender keeps. */
