@@ -33,6 +33,8 @@ export type BrokerError =
       readonly permission: string | null
       readonly resource: string | null
     }
+  /** The virtual host does not exist, or the user may not use it. */
+  | { readonly kind: "not_allowed" }
   | { readonly kind: "not_found" }
   /** The queue exists and does not answer: its node is down, or it has no leader. */
   | { readonly kind: "unavailable" }
@@ -68,6 +70,8 @@ export function readBrokerError(text: string): BrokerError {
       const [, permission = null, resource = null] = REFUSED.exec(text) ?? []
       return { kind: "access_refused", permission, resource }
     }
+    case "530":
+      return { kind: "not_allowed" }
     case "404":
       return { kind: UNAVAILABLE.test(text) ? "unavailable" : "not_found" }
     case "405":

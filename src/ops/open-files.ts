@@ -10,7 +10,7 @@ import { readFileSync } from "node:fs"
  * Descriptors for the broker, the log, libraries, and accepted connections that are about to be
  * refused.
  */
-const RESERVED_FILES = 256
+export const RESERVED_FILES = 256
 
 /** The soft limit; null when it is unknown (other systems than Linux). */
 export function openFilesLimit(): number | null {

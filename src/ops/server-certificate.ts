@@ -9,7 +9,7 @@ import type { ListenerTls } from "../device/tls-port.ts"
 import { errorText } from "../errors.ts"
 import { CertificateError, type PairFiles, type PemPair } from "./certificates.ts"
 
-const PEM_CERTIFICATE = /-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----/g
+export const PEM_CERTIFICATE = /-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----/g
 
 /**
  * @throws CertificateError `unusable`, which names each faulty setting, when a file cannot be read

@@ -46,6 +46,8 @@ export interface WorkerOptions {
   readonly rules: readonly RulesContent[] | null
   /** Gets the gate and bans after each change. */
   readonly rulesChanged: (rules: readonly RulesContent[]) => void
+  /** In place of the broker of the configuration. */
+  readonly broker?: Broker
   /** Empties all workers of the instance, or lets them take devices again. */
   readonly empty: (on: boolean) => void
 }
@@ -66,10 +68,7 @@ export function makeWorker(options: WorkerOptions): MadeWorker {
   const maxConnections =
     config.device.maxConnections ?? connectionsUnder(limit, maxHttpConnections * httpPorts)
   const clock = new TickClock()
-  const broker =
-    config.amqp === null
-      ? new EmbeddedBroker()
-      : new AmqpBroker(config.amqp.urls, `owsla ${id}`, config.amqp.ca, config.broker.gatherMs)
+  const broker = options.broker ?? configuredBroker(config, id)
   const worker = new Worker({
     ...{ config, self, events, counters, broker, clock, tokenVerifier, rules, rulesChanged },
     maxConnections,
@@ -91,6 +90,11 @@ export function makeWorker(options: WorkerOptions): MadeWorker {
     serveHttp: (worker) => serveHttp(worker, broker, maxHttpConnections, options),
   })
   return { worker, maxConnections }
+}
+
+export function configuredBroker({ amqp, broker }: Config, workerId: string): Broker {
+  if (amqp === null) return new EmbeddedBroker()
+  return new AmqpBroker(amqp.urls, `owsla ${workerId}`, amqp.ca, broker.gatherMs)
 }
 
 /** 64 bits, in letters and digits: it is on the wire with each forwarded command. */

@@ -70,10 +70,12 @@ export interface PrivateBroker extends TestBroker {
   readonly directory: string
   /** Of MQTT over TLS, with the plugin `rabbitmq_mqtt`; nothing listens there without it. */
   readonly mqttPort: number
+  /** Of the HTTP API, with the plugin `rabbitmq_management`. */
+  readonly managementPort: number
 }
 
 /** A plugin that the node can run. */
-export type Plugin = "rabbitmq_mqtt"
+export type Plugin = "rabbitmq_mqtt" | "rabbitmq_management"
 
 /**
  * `3.10`: the package of the system (Debian 12). `4`: the package of Debian 13 in a folder that `sh
@@ -103,8 +105,10 @@ export interface ClusterMember {
   readonly cookie: string
 }
 
-export const CLUSTER_NODE_PORTS = { amqp: 5672, distribution: 25672, epmd: 4369, mqtt: 8883 }
-const NODE_PORT_NAMES = ["amqp", "distribution", "epmd", "mqtt"] as const
+export const CLUSTER_NODE_PORTS = {
+  ...{ amqp: 5672, distribution: 25672, epmd: 4369, mqtt: 8883, management: 15672 },
+}
+const NODE_PORT_NAMES = ["amqp", "distribution", "epmd", "mqtt", "management"] as const
 
 type NodeState = "running" | "paused" | "stopped" | "disposed"
 
@@ -126,6 +130,12 @@ const CTL_TIMEOUT_MS = 120_000
 const QUERY_TIMEOUT_MS = 10_000
 const ATTEMPT_TIMEOUT_MS = 5_000
 
+/** Null for a plugin that the node does not run. */
+interface PluginPorts {
+  readonly mqtt: number | null
+  readonly management: number | null
+}
+
 /**
  * Erlang's own configuration format, because rabbitmq.conf is translated to it at each start. The
  * free-disk limit is 1 MB: the default would block publishers on a full development machine.
@@ -133,7 +143,7 @@ const ATTEMPT_TIMEOUT_MS = 5_000
 function advancedConfig(
   address: string,
   member: ClusterMember | undefined,
-  mqttPort: number | null,
+  { mqtt: mqttPort, management: managementPort }: PluginPorts,
 ): string {
   const tuple = `{${address.replaceAll(".", ", ")}}`
   const cluster = `
@@ -141,6 +151,7 @@ function advancedConfig(
   const tick = `, {net_ticktime, ${CLUSTER_NET_TICK_S}}`
   const tls = mqttPort === null ? "" : tlsOptions()
   const mqtt = mqttPort === null ? "" : mqttConfig(address, mqttPort)
+  const management = managementPort === null ? "" : managementConfig(address, managementPort)
   return `[
   {rabbit, [
     {loopback_users, []},${member === undefined ? "" : cluster}${tls}
@@ -148,7 +159,7 @@ function advancedConfig(
     {reverse_dns_lookups, false},
     {collect_statistics, none},
     {log, [{console, [{enabled, false}]}, {file, [{file, "node.log"}, {level, warning}]}]}
-  ]},${mqtt}
+  ]},${mqtt}${management}
   {kernel, [{inet_dist_use_interface, ${tuple}}${member === undefined ? "" : tick}]}
 ].
 `
@@ -164,6 +175,11 @@ function mqttConfig(address: string, port: number): string {
     {default_user, <<"guest">>},
     {default_pass, <<"guest">>}
   ]},`
+}
+
+function managementConfig(address: string, port: number): string {
+  return `
+  {rabbitmq_management, [{listener, [{ip, "${address}"}, {port, ${port}}]}]},`
 }
 
 /** Of all TLS listeners of the node: the certificate of the test gateways. */
@@ -278,6 +294,7 @@ class RabbitMqNode implements PrivateBroker {
   readonly url: string
   readonly port: number
   readonly mqttPort: number
+  readonly managementPort: number
   readonly #plugins: readonly Plugin[]
   readonly #environment: Record<string, string>
   readonly #member: ClusterMember | undefined
@@ -296,6 +313,7 @@ class RabbitMqNode implements PrivateBroker {
     this.directory = directory
     this.port = ports.amqp
     this.mqttPort = ports.mqtt
+    this.managementPort = ports.management
     this.#plugins = plugins
     this.#member = member
     this.#address = member?.hosts.get(member.host) ?? LOOPBACK
@@ -319,8 +337,7 @@ class RabbitMqNode implements PrivateBroker {
     await startApart(guard, "/dev/null", { PATH: DEBIAN_PATH })
     await mkdir(join(directory, "log"))
     await writeFile(join(directory, "enabled_plugins"), `[${this.#plugins.join(", ")}].\n`)
-    const mqttPort = this.#plugins.includes("rabbitmq_mqtt") ? this.mqttPort : null
-    const config = advancedConfig(this.#address, this.#member, mqttPort)
+    const config = advancedConfig(this.#address, this.#member, this.#pluginPorts)
     await writeFile(join(directory, "advanced.config"), config)
     if (this.#member !== undefined) {
       const { cookie, hosts } = this.#member
@@ -429,10 +446,19 @@ class RabbitMqNode implements PrivateBroker {
     return queueDepth(this.url, name)
   }
 
+  get #pluginPorts(): PluginPorts {
+    return {
+      mqtt: this.#plugins.includes("rabbitmq_mqtt") ? this.mqttPort : null,
+      management: this.#plugins.includes("rabbitmq_management") ? this.managementPort : null,
+    }
+  }
+
   async #answers(): Promise<boolean> {
     if (!(await listens(this.#address, this.port))) return false
     // Plugins start after the AMQP listener.
-    if (this.#plugins.length > 0 && !(await listens(this.#address, this.mqttPort))) return false
+    for (const port of Object.values(this.#pluginPorts)) {
+      if (port !== null && !(await listens(this.#address, port))) return false
+    }
     await withClient(this.url, ATTEMPT_TIMEOUT_MS, () => Promise.resolve())
     return true
   }
@@ -517,6 +543,7 @@ interface NodePorts {
   distribution: number
   epmd: number
   mqtt: number
+  management: number
 }
 
 function nodeEnvironment(

@@ -1,0 +1,129 @@
+/**
+ * Checks the policies of the queues, and the alarms and the clock of the broker's nodes, with the
+ * HTTP API of its management plugin. AMQP does not show any of these, so without `--management`
+ * they are not checked.
+ *
+ * A policy breaks a promise when it makes the broker delete messages: a length limit that drops, a
+ * TTL on a queue that does not dead-letter, a delivery limit, an expiring queue. A short
+ * `consumer-timeout` closes channels on which commands wait.
+ */
+
+import { DEAD_LETTERS, heldQueue, lineQueues } from "../../broker/topology.ts"
+import type { Config } from "../../config/config.ts"
+import { errorText } from "../../errors.ts"
+import { sharedQueues } from "./broker-queues.ts"
+import { clockFinding } from "./clock.ts"
+import { type Finding, failure, ok, skipped, warning } from "./finding.ts"
+import { type ManagedQueue, Management, ManagementError } from "./management.ts"
+
+const CHECK = "policies"
+/** The accuracy of an HTTP date. */
+const DATE_ACCURACY_MS = 1_000
+/** Of the queues of held commands. There are up to FLEET_SHARDS of them, with the same policies. */
+const MAX_HELD_QUEUES = 16
+
+/** @param url of the management plugin; null when it was not given. */
+export async function checkPolicies(config: Config, url: URL | null): Promise<Finding[]> {
+  const amqpUrl = config.amqp?.urls[0]
+  if (amqpUrl === undefined) return []
+  if (url === null) {
+    return [skipped(CHECK, "AMQP does not show policies; give --management <URL of its HTTP API>")]
+  }
+  const management = new Management(url, new URL(amqpUrl))
+  try {
+    const findings: Finding[] = []
+    for (const name of queuesOf(config)) {
+      const queue = await management.queue(name)
+      if (queue !== null) findings.push(...policyFindings(queue, config))
+    }
+    if (findings.length === 0)
+      findings.push(ok(CHECK, "no policy makes the broker delete messages"))
+    return [...findings, ...(await nodeFindings(management))]
+  } catch (error) {
+    const advice =
+      error instanceof ManagementError
+        ? "give the user the tag management, or put another user into the URL"
+        : "check the URL of the management plugin"
+    return [failure(CHECK, errorText(error), advice)]
+  }
+}
+
+function queuesOf({ broker, fleetShards }: Config): string[] {
+  const held = Array.from({ length: Math.min(fleetShards, MAX_HELD_QUEUES) }, (_, shard) => shard)
+  return [
+    ...sharedQueues(broker).map(({ name }) => name),
+    ...held.map((shard) => heldQueue(broker, shard).name),
+  ]
+}
+
+async function nodeFindings(management: Management): Promise<Finding[]> {
+  const findings: Finding[] = []
+  const nodes = await management.nodes()
+  for (const { name, running, mem_alarm, disk_free_alarm } of nodes ?? []) {
+    const advice = `check node ${name}`
+    if (!running) findings.push(warning("alarms", `node ${name} does not run`, advice))
+    if (mem_alarm) findings.push(failure("alarms", `memory alarm on node ${name}`, advice))
+    if (disk_free_alarm) findings.push(failure("alarms", `disk alarm on node ${name}`, advice))
+  }
+  const differenceMs = await management.clockDifferenceMs()
+  if (differenceMs !== null) {
+    findings.push(clockFinding("the broker's", differenceMs, DATE_ACCURACY_MS))
+  }
+  return findings
+}
+
+/** What the effective policy and the arguments of a queue break. Pure. */
+export function policyFindings(queue: ManagedQueue, config: Config): Finding[] {
+  const { name, arguments: args, effective_policy_definition: policy } = queue
+  const { broker, device } = config
+  /** The lower number applies. */
+  const limit = (key: string): number | null => {
+    const values = [policy?.[key], args?.[`x-${key}`]].filter((value) => typeof value === "number")
+    return values.length === 0 ? null : Math.min(...values)
+  }
+  const text = (key: string) => policy?.[key] ?? args?.[`x-${key}`]
+  const by = queue.policy ? ` (policy ${queue.policy})` : ""
+  const lines = lineQueues(broker.fromDeviceQueue, broker.fromDevicePartitions)
+  const findings: Finding[] = []
+  const length = limit("max-length") ?? limit("max-length-bytes")
+  const drops = (text("overflow") ?? "drop-head") === "drop-head"
+  // An operator may bound the queue of undelivered commands.
+  if (length !== null && drops && name !== broker.undeliveredQueue) {
+    const message = `${name} has a length limit that drops its oldest messages${by}`
+    findings.push(
+      failure(
+        CHECK,
+        message,
+        'add "overflow": "reject-publish" to the policy, or remove the limit',
+      ),
+    )
+  }
+  const ttlMs = limit("message-ttl")
+  const deadLetters = text("dead-letter-exchange") !== undefined
+  const mayExpire = name === broker.undeliveredQueue || name === broker.toDeviceQueue
+  if (ttlMs !== null && !(mayExpire || deadLetters)) {
+    const what = lines.includes(name) ? "lines" : "messages"
+    const message = `${name} deletes ${what} after ${ttlMs} ms${by}`
+    findings.push(failure(CHECK, message, 'remove "message-ttl" from the policy'))
+  }
+  if (limit("expires") !== null) {
+    const message = `${name} is deleted when it is not used for ${limit("expires")} ms${by}`
+    findings.push(failure(CHECK, message, 'remove "expires" from the policy'))
+  }
+  const deliveries = limit("delivery-limit")
+  if (queue.type === "quorum" && deliveries !== null && deliveries >= 0) {
+    const message = `${name} removes a message at its ${deliveries + 1}. return, and each lost connection returns messages${by}`
+    findings.push(
+      warning(CHECK, message, 'set "delivery-limit": -1 in a policy, or remove the limit'),
+    )
+  }
+  const timeoutMs = limit("consumer-timeout")
+  const waitsMs = Math.max(device.maxReplyMs, device.slowDeviceTimeoutMs, device.gapTimeoutMs)
+  const isConsumed = name === broker.toDeviceQueue || name === DEAD_LETTERS
+  if (timeoutMs !== null && isConsumed && timeoutMs < 2 * waitsMs) {
+    const message = `${name} has a consumer timeout of ${timeoutMs} ms${by}, and a command may wait ${waitsMs} ms for its device`
+    const advice = `set "consumer-timeout" to at least ${2 * waitsMs}`
+    findings.push(warning(CHECK, message, advice))
+  }
+  return findings
+}
