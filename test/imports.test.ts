@@ -17,6 +17,8 @@ const PURE = [
   "src/errors.ts",
   "src/process/drain.ts",
   "src/process/paced-closing.ts",
+  "src/ops/doctor/report.ts",
+  "src/ops/doctor/capacity.ts",
   "src/structures/pace.ts",
   "src/structures/min-heap.ts",
   "src/structures/fifo.ts",
@@ -83,14 +85,23 @@ const PURE = [
   "src/fleet/tape/tape.ts",
 ]
 /**
- * `main.ts` and `program.ts` only for faults before there is a log; `certs-command.ts` and the
- * simulator are tools.
+ * `main.ts` and `program.ts` only for faults before there is a log; `certs-command.ts`, the doctor
+ * and the simulator are tools.
  */
 const MAY_WRITE = [
   "src/main.ts",
   "src/process/program.ts",
   "src/ops/certs-command.ts",
+  "src/ops/doctor/main.ts",
   "src/ops/log.ts",
+  "src/simulator/main.ts",
+]
+
+/** The files that `main.ts` loads once it has found the packages. */
+const COMMANDS = [
+  "src/process/program.ts",
+  "src/ops/doctor/main.ts",
+  "src/ops/certs-command.ts",
   "src/simulator/main.ts",
 ]
 
@@ -210,7 +221,7 @@ describe("imports", () => {
       const source = sources.find((source) => source.path === path)
       for (const { from, isType } of source?.imports ?? []) if (!isType) reach(from)
     }
-    reached.add("src/process/program.ts")
+    for (const command of COMMANDS) reached.add(command)
     reach("src/main.ts")
     const packages = [...reached].filter((from) => !/^(src\/|node:|bun:|package\.json$)/.test(from))
     expect(packages).toEqual([])

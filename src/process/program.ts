@@ -7,7 +7,7 @@
  * Exit status: 0 drained, 1 failed, 2 faults in the configuration.
  */
 
-import { dirname, join } from "node:path"
+import { dirname } from "node:path"
 import { parseArgs } from "node:util"
 import { type Config, ConfigurationError, loadConfig } from "../config/config.ts"
 import { Counters } from "../counters.ts"
@@ -20,12 +20,11 @@ import { createLog, logEvents } from "../ops/log.ts"
 import { Output } from "../ops/output.ts"
 import { readListenerTls } from "../ops/server-certificate.ts"
 import { readTokenKeys } from "../ops/token-keys-file.ts"
+import { ownProgram } from "./own-program.ts"
 import { SupervisorChannel } from "./supervisor-channel.ts"
 import { exitOnUncaught } from "./uncaught.ts"
 
 const STANDARD_ERROR = 2
-/** The arguments of a worker that the supervisor starts. */
-const MAIN_FILE = join(import.meta.dir, "../main.ts")
 
 interface WorkerRole {
   readonly slot: number
@@ -33,8 +32,19 @@ interface WorkerRole {
   readonly httpPort: number
 }
 
-async function main(): Promise<void> {
-  const role = readRole(process.argv.slice(2))
+/** @param args the options of the command line. */
+export async function start(args: readonly string[]): Promise<void> {
+  try {
+    await run(args)
+  } catch (error) {
+    // Bun's own report writes to standard error and blocks when the pipe is full.
+    const { stack, message } = asError(error)
+    exit(1, [stack ?? message])
+  }
+}
+
+async function run(args: readonly string[]): Promise<void> {
+  const role = readRole(args)
   if (role !== null) {
     await workUnderSupervisor(role)
     return
@@ -50,7 +60,7 @@ async function main(): Promise<void> {
   refuseTakenPorts(config)
   if (!alone) {
     const { Supervisor } = await import("./supervisor.ts")
-    new Supervisor(config, events, counters, MAIN_FILE, readTls).start(tls, tokenKeys)
+    new Supervisor(config, events, counters, ownProgram(), readTls).start(tls, tokenKeys)
     return
   }
   const { runWorker } = await import("./worker-process.ts")
@@ -85,12 +95,13 @@ function logged(config: Config, slot: number | null): { events: EventBus; counte
   const events = new EventBus()
   const counters = new Counters()
   const name = slot === null ? config.instanceId : workerId(config.instanceId, slot)
-  logEvents(events, createLog(config.log, { name, pid: process.pid }, counters))
+  const { format } = config.log
+  logEvents(events, createLog(config.log, { name, pid: process.pid }, counters), format)
   exitOnUncaught(events)
   return { events, counters }
 }
 
-function readRole(args: string[]): WorkerRole | null {
+function readRole(args: readonly string[]): WorkerRole | null {
   const values = parseArguments(args)
   if (values.worker === undefined) return null
   return {
@@ -100,13 +111,14 @@ function readRole(args: string[]): WorkerRole | null {
   }
 }
 
-function parseArguments(args: string[]) {
+function parseArguments(args: readonly string[]) {
   const option = { type: "string" } as const
   const options = { worker: option, "device-port": option, "http-port": option }
   try {
-    return parseArgs({ args, options }).values
+    return parseArgs({ args: [...args], options }).values
   } catch (error) {
-    const hint = "The settings are environment variables; see docs/CONFIGURATION.md."
+    const hint =
+      "The settings are environment variables; see docs/CONFIGURATION.md. --help lists the commands."
     exit(2, [errorText(error), hint])
   }
 }
@@ -172,12 +184,4 @@ function exit(status: number, lines: readonly string[]): never {
   const output = Output.toDescriptor(STANDARD_ERROR, () => undefined)
   output.write(`${lines.join("\n")}\n`)
   process.exit(status)
-}
-
-try {
-  await main()
-} catch (error) {
-  // Bun's own report writes to standard error and blocks when the pipe is full.
-  const { stack, message } = asError(error)
-  exit(1, [stack ?? message])
 }

@@ -27,6 +27,7 @@ import { InstanceCounters } from "../ops/instance-counters.ts"
 import { supervisorMetrics } from "../ops/metrics.ts"
 import { Output } from "../ops/output.ts"
 import { followedTokenKeys } from "../ops/token-keys-file.ts"
+import { addressesOf } from "./addresses.ts"
 import { GATHER_TIMEOUT_MS, type Snapshot, type ToSupervisor, type ToWorker } from "./control.ts"
 import { DenylistFeed } from "./denylist-feed.ts"
 import { reloadOnHangup } from "./reload.ts"
@@ -67,7 +68,7 @@ export class Supervisor {
   readonly #events: EventBus
   /** The supervisor uses only the counters of log lines. */
   readonly #counters: Counters
-  readonly #mainFile: string
+  readonly #program: readonly string[]
   readonly #intensity: RestartIntensity
   readonly #slots = new Map<number, Slot>()
   readonly #gatherings = new Map<number, Gathering>()
@@ -95,14 +96,14 @@ export class Supervisor {
   #killTimer: ReturnType<typeof setTimeout> | null = null
 
   /**
-   * @param mainFile the program to run a worker with.
+   * @param program the command that runs this program, without arguments.
    * @param readTls reads and checks the certificate files; throws an error with their faults.
    */
   constructor(
     config: Config,
     events: EventBus,
     counters: Counters,
-    mainFile: string,
+    program: readonly string[],
     readTls: () => ListenerTls,
   ) {
     this.#config = config
@@ -111,7 +112,7 @@ export class Supervisor {
     this.#standardError = Output.toDescriptor(STANDARD_ERROR, (lines) => {
       counters.logLinesDropped += lines
     })
-    this.#mainFile = mainFile
+    this.#program = program
     this.#readTls = readTls
     this.#intensity = new RestartIntensity(config.restarts)
     this.#ports = { devicePort: config.device.port, httpPort: config.http.port }
@@ -160,8 +161,7 @@ export class Supervisor {
     this.#nextKey += 1
     const child: Worker = Bun.spawn(
       [
-        process.execPath,
-        this.#mainFile,
+        ...this.#program,
         ...["--worker", String(slot)],
         ...["--device-port", String(devicePort), "--http-port", String(httpPort)],
       ],
@@ -231,6 +231,7 @@ export class Supervisor {
         if (this.#state !== "starting") break
         this.#state = "running"
         this.#ports = { devicePort: message.devicePort, httpPort: message.httpPort }
+        this.#events.emit("instance_started", addressesOf(this.#config, this.#ports))
         for (let other = 1; other < this.#config.workers; other += 1) this.#spawn(other)
         break
       case "unable":
