@@ -157,7 +157,7 @@ function advancedConfig(
     {loopback_users, []},${member === undefined ? "" : cluster}${tls}
     {disk_free_limit, 1000000},
     {reverse_dns_lookups, false},
-    {collect_statistics, none},
+    {collect_statistics, ${managementPort === null ? "none" : "coarse"}},
     {log, [{console, [{enabled, false}]}, {file, [{file, "node.log"}, {level, warning}]}]}
   ]},${mqtt}${management}
   {kernel, [{inet_dist_use_interface, ${tuple}}${member === undefined ? "" : tick}]}

@@ -32,12 +32,19 @@ export async function checkPolicies(config: Config, url: URL | null): Promise<Fi
   const management = new Management(url, new URL(amqpUrl))
   try {
     const findings: Finding[] = []
+    const unknown: string[] = []
     for (const name of queuesOf(config)) {
       const queue = await management.queue(name)
-      if (queue !== null) findings.push(...policyFindings(queue, config))
+      if (queue === null) continue
+      if (queue.effective_policy_definition === undefined) unknown.push(name)
+      findings.push(...policyFindings(queue, config))
     }
-    if (findings.length === 0)
+    if (unknown.length > 0) {
+      const names = unknown.join(", ")
+      findings.push(skipped(CHECK, `the broker has no statistics of ${names} now`))
+    } else if (findings.length === 0) {
       findings.push(ok(CHECK, "no policy makes the broker delete messages"))
+    }
     return [...findings, ...(await nodeFindings(management))]
   } catch (error) {
     const advice =

@@ -10,14 +10,15 @@ export const REQUEST_MS = 3_000
 
 const table = v.record(v.string(), v.unknown())
 /** Without a policy RabbitMQ's API has an empty list or null in place of an object. */
-const optionalTable = v.fallback(v.nullish(table), null)
+const emptyOrTable = v.fallback(v.nullable(table), null)
 
 const queue = v.object({
   name: v.string(),
   type: v.optional(v.string(), "classic"),
-  arguments: optionalTable,
+  arguments: v.optional(emptyOrTable),
   policy: v.nullish(v.string()),
-  effective_policy_definition: optionalTable,
+  /** Missing until RabbitMQ has collected statistics of the queue, every 5 s. */
+  effective_policy_definition: v.optional(emptyOrTable),
 })
 
 const node = v.object({
