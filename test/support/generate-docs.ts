@@ -123,7 +123,7 @@ const GROUPS: readonly Group[] = [
   },
   {
     title: "Process and log",
-    text: "Set the drain time-out below the grace period of the platform that stops the process. `LOG_FORMAT=text` is for a terminal; use `json` for a log collector.",
+    text: "Set the drain time-out below the grace period of the platform that stops the process. `LOG_FORMAT` follows the terminal; set it to `json` when a log collector reads a terminal.",
     first: "DRAIN_TIMEOUT_MS",
   },
 ]
