@@ -174,10 +174,10 @@ function isAdmitted(worker: Worker): boolean {
 /** The configuration for a measurement on loopback ports that only this machine can reach. */
 function withoutEffects(config: Config): Config {
   const open = inspectConfig({ LOG_LEVEL: "error" }, () => null).config
-  const { device, http, drainTimeoutMs } = open
+  const { device, http, metrics, drainTimeoutMs } = open
   return {
     ...config,
-    ...{ http, drainTimeoutMs },
+    ...{ http, metrics, drainTimeoutMs },
     device: { ...device, host: LOOPBACK, resumption: config.device.resumption },
   }
 }

@@ -30,7 +30,7 @@ export function checkOpenFiles({ config, unit, openFiles }: LimitsOptions): Find
   const limit = unit?.openFiles ?? openFiles
   if (limit === null) return [skipped("open_files", "this system does not tell its limit")]
   const whose = unit === null ? "of this process" : `in ${unit.name}`
-  const http = httpConnectionsUnder(limit, config.http.maxConnections)
+  const http = httpConnections(config, limit)
   const wanted = config.device.maxConnections
   const possible = connectionsUnder(limit, http)
   const files = `the open-files limit ${whose} is ${number(limit)}`
@@ -92,8 +92,13 @@ export function checkConntrack(options: LimitsOptions): Finding[] {
 /** Devices that one worker accepts. */
 export function devicesOf({ config, unit, openFiles }: LimitsOptions): number {
   const limit = unit?.openFiles ?? openFiles
-  const http = httpConnectionsUnder(limit, config.http.maxConnections)
+  const http = httpConnections(config, limit)
   return config.device.maxConnections ?? connectionsUnder(limit, http)
+}
+
+/** HTTP connections of a worker on both ports, as the worker counts them. */
+function httpConnections({ http, metrics }: Config, limit: number | null): number {
+  return httpConnectionsUnder(limit, http.maxConnections) * (metrics === null ? 1 : 2)
 }
 
 function numberIn(text: string | null): number | null {
