@@ -39,6 +39,10 @@ export interface Events {
   worker_ended: { slot: number; pid: number; status: string; action: string }
   /** The first worker listens. Emitted once for the instance. */
   instance_started: Addresses
+  instance_draining: Record<never, never>
+  /** SIGHUP: the certificate is read again. */
+  reload_started: Record<never, never>
+  reload_ended: Record<never, never>
   instance_ended: { status: number; reason: string }
 }
 

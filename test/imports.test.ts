@@ -26,6 +26,7 @@ const PURE = [
   "src/structures/bounded-map.ts",
   "src/structures/by-age.ts",
   "src/process/restart.ts",
+  "src/process/instance-status.ts",
   "src/structures/spread-map.ts",
   "src/ops/instance-counters.ts",
   "src/ops/histogram-metrics.ts",

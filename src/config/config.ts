@@ -397,8 +397,21 @@ function shape(settings: Settings, values: Environment, ca: string | null) {
             isLoopback: isLoopback(settings.METRICS_HOST),
           },
     restarts: { max: settings.MAX_RESTARTS, windowMs: settings.MAX_RESTARTS_WINDOW_MS },
+    /** 0: a worker that does not answer is never killed. */
+    stallTimeoutMs: settings.WORKER_STALL_TIMEOUT_MS,
+    /** Null unless systemd has started this process and expects messages. */
+    systemd: systemdShape(values),
     log: { level: settings.LOG_LEVEL, format: settings.LOG_FORMAT },
   } as const
+}
+
+/** The variables that systemd sets; see sd_notify(3) and sd_watchdog_enabled(3). */
+function systemdShape(values: Environment) {
+  const { NOTIFY_SOCKET: socket, WATCHDOG_PID: pid, WATCHDOG_USEC: timeoutUs } = values
+  if (socket === undefined) return null
+  const isMeant = pid === undefined || pid === String(process.pid)
+  const watchdogMs = isMeant && Number(timeoutUs) > 0 ? Number(timeoutUs) / 1_000 : null
+  return { socket, watchdogMs }
 }
 
 function tokenShape(settings: Settings) {

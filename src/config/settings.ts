@@ -523,6 +523,13 @@ export const settings = v.object({
     unit: "ms",
     text: "The period over which worker deaths are counted.",
   }),
+  WORKER_STALL_TIMEOUT_MS: integer({
+    default: 30_000,
+    min: 0,
+    max: 3_600_000,
+    unit: "ms",
+    text: "A worker that does not answer the supervisor for this long, because its event loop stands still, is killed and replaced. It counts as a death for MAX_RESTARTS. 0: never.",
+  }),
   LOG_LEVEL: choice({
     default: "info",
     of: ["debug", "info", "warn", "error"],

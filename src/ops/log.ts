@@ -108,6 +108,9 @@ export function logEvents(events: EventBus, log: Logger, format: LogOptions["for
     if (format === "text") log.info(`instance started\n${addressesText(addresses)}`)
     else log.info(addresses, "instance started")
   })
+  events.on("instance_draining", () => log.info("instance draining"))
+  events.on("reload_started", () => log.info("reload started"))
+  events.on("reload_ended", () => log.info("reload ended"))
   events.on("instance_ended", ({ status, reason }) => {
     const level = status === 0 ? "info" : "error"
     log[level]({ status, reason }, "instance ended")

@@ -20,6 +20,7 @@ import { createLog, logEvents } from "../ops/log.ts"
 import { Output } from "../ops/output.ts"
 import { readListenerTls } from "../ops/server-certificate.ts"
 import { readTokenKeys } from "../ops/token-keys-file.ts"
+import type { InstanceSummary } from "./instance-status.ts"
 import { ownProgram } from "./own-program.ts"
 import { SupervisorChannel } from "./supervisor-channel.ts"
 import { exitOnUncaught } from "./uncaught.ts"
@@ -60,9 +61,12 @@ async function run(args: readonly string[]): Promise<void> {
   refuseTakenPorts(config)
   if (!alone) {
     const { Supervisor } = await import("./supervisor.ts")
-    new Supervisor(config, events, counters, ownProgram(), readTls).start(tls, tokenKeys)
+    const supervisor = new Supervisor(config, events, counters, ownProgram(), readTls)
+    await tellingSystemd(config, events, () => supervisor.summary)
+    supervisor.start(tls, tokenKeys)
     return
   }
+  await tellingSystemd(config, events, null)
   const { runWorker } = await import("./worker-process.ts")
   const { port: devicePort } = config.device
   const { port: httpPort } = config.http
@@ -79,6 +83,25 @@ async function run(args: readonly string[]): Promise<void> {
     rules: [],
     orders: { from: "signals", readTls },
   })
+}
+
+/**
+ * Loads what systemd needs only when systemd has started this process.
+ *
+ * @param summary null with the embedded broker.
+ */
+async function tellingSystemd(
+  { systemd }: Config,
+  events: EventBus,
+  summary: (() => InstanceSummary) | null,
+): Promise<void> {
+  if (systemd === null) return
+  const { InstanceStatus } = await import("./instance-status.ts")
+  const { tellSystemd } = await import("../ops/systemd.ts")
+  const status = new InstanceStatus()
+  tellSystemd(systemd, events, () =>
+    summary === null ? "embedded broker" : status.line(summary(), performance.now()),
+  )
 }
 
 /** Reads neither environment nor files; the supervisor sends the configuration. */

@@ -13,23 +13,26 @@
 
 import type { ListenerTls } from "../device/tls-port.ts"
 import { errorText } from "../errors.ts"
+import type { EventBus } from "../events.ts"
 
 /**
  * @param read reads and checks the files; throws an error with their faults.
  * @param take receives the new certificate.
- * @param refused receives the faults.
  */
 export function reloadOnHangup(
+  events: EventBus,
   read: () => ListenerTls,
   take: (tls: ListenerTls) => void,
-  refused: (message: string) => void,
 ): void {
   process.on("SIGHUP", () => {
+    events.emit("reload_started", {})
     try {
       take(read())
     } catch (error) {
       const reason = errorText(error)
-      refused(`the new certificate is refused and the old one stays: ${reason}`)
+      const message = `the new certificate is refused and the old one stays: ${reason}`
+      events.emit("notice", { message })
     }
+    events.emit("reload_ended", {})
   })
 }

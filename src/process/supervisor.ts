@@ -10,7 +10,8 @@
  * The first worker starts alone. It chooses the ports when they are 0, and an invalid certificate
  * or a port in use is reported once, not once for each core. The supervisor opens no port and no
  * broker connection. Bounds: `workers` processes; `drainTimeoutMs` and a grace period for a drain,
- * after which the remaining workers are killed.
+ * after which the remaining workers are killed; `stallTimeoutMs` for a worker that does not answer,
+ * which is killed and replaced.
  */
 
 import type { Subprocess } from "bun"
@@ -28,8 +29,15 @@ import { supervisorMetrics } from "../ops/metrics.ts"
 import { Output } from "../ops/output.ts"
 import { followedTokenKeys } from "../ops/token-keys-file.ts"
 import { addressesOf } from "./addresses.ts"
-import { GATHER_TIMEOUT_MS, type Snapshot, type ToSupervisor, type ToWorker } from "./control.ts"
+import {
+  GATHER_TIMEOUT_MS,
+  type Snapshot,
+  type ToSupervisor,
+  type ToWorker,
+  type WorkerReport,
+} from "./control.ts"
 import { DenylistFeed } from "./denylist-feed.ts"
+import type { InstanceSummary } from "./instance-status.ts"
 import { reloadOnHangup } from "./reload.ts"
 import { RestartIntensity } from "./restart.ts"
 import { onStopSignals } from "./signals.ts"
@@ -61,6 +69,10 @@ interface Slot {
   readonly process: Worker
   /** Requested snapshots that the worker has not sent yet. */
   unanswered: number
+  /** Calls of `#askAll`, one every `ASK_EVERY_MS`, since its last answer. */
+  silentTurns: number
+  /** Of its last snapshot; null before the first one. */
+  report: WorkerReport | null
 }
 
 export class Supervisor {
@@ -129,11 +141,7 @@ export class Supervisor {
       () => this.#drain(0, "drained"),
       () => this.#killAll("a second signal"),
     )
-    reloadOnHangup(
-      this.#readTls,
-      (renewed) => this.#renew(renewed),
-      (message) => this.#events.emit("notice", { message }),
-    )
+    reloadOnHangup(this.#events, this.#readTls, (renewed) => this.#renew(renewed))
     const { denylistFile, token } = this.#config.device
     if (denylistFile !== null) void this.#followDenylist(denylistFile)
     if (token !== null && tokenKeys !== null) this.#followTokenKeys(token.keysFile, tokenKeys)
@@ -174,7 +182,14 @@ export class Supervisor {
       },
     )
     this.#instanceCounters.started(slot, key)
-    this.#slots.set(slot, { slot, key, process: child, unanswered: 0 })
+    this.#slots.set(slot, {
+      slot,
+      key,
+      process: child,
+      unanswered: 0,
+      silentTurns: 0,
+      report: null,
+    })
     const forwarding = forwardLines(child.stderr, this.#standardError)
     this.#forwardings.add(forwarding)
     void forwarding.then(() => this.#forwardings.delete(forwarding))
@@ -262,7 +277,11 @@ export class Supervisor {
   #answered(slot: number, key: number, id: number, snapshot: Snapshot): void {
     this.#instanceCounters.seen(slot, key, snapshot.metrics)
     const worker = this.#slots.get(slot)
-    if (worker?.key === key) worker.unanswered -= 1
+    if (worker?.key === key) {
+      worker.unanswered -= 1
+      worker.silentTurns = 0
+      worker.report = snapshot.report
+    }
     this.#gatherings.get(id)?.add(key, snapshot)
   }
 
@@ -298,6 +317,7 @@ export class Supervisor {
     if (this.#state === "draining") return
     this.#state = "draining"
     this.#end(status, reason)
+    this.#events.emit("instance_draining", {})
     for (const { process: child } of this.#slots.values()) send(child, { kind: "drain" })
     const killAfterMs = this.#config.drainTimeoutMs + DRAIN_GRACE_MS
     this.#killTimer = setTimeout(() => this.#killAll("the drain took too long"), killAfterMs)
@@ -327,11 +347,40 @@ export class Supervisor {
     process.exit(this.#status)
   }
 
-  /** Asks regularly, so that a dying worker loses few counts. */
+  /** What the workers have sent last. */
+  get summary(): InstanceSummary {
+    const metrics = this.#instanceCounters.beside(new Set()).flat()
+    const lines = metrics.filter(({ name }) => name === "owsla_lines_confirmed_total")
+    const values = lines.flatMap(({ values }) => values.map(({ value }) => value))
+    return {
+      reports: [...this.#slots.values()].flatMap(({ report }) => report ?? []),
+      linesConfirmed: values.reduce((sum, value) => sum + value, 0),
+      workers: this.#config.workers,
+    }
+  }
+
+  /** Asks regularly, so that a dying worker loses few counts, and a stalled one is noticed. */
   #askAll(): void {
     for (const worker of this.#slots.values()) {
       if (worker.unanswered === 0) this.#ask(worker, NO_GATHERING)
+      else this.#unanswered(worker)
     }
+  }
+
+  /**
+   * Kills a worker whose event loop has stalled: its devices get no service, and reconnect to
+   * another worker when it ends. Counts turns and not time: when the machine was suspended, the
+   * worker has had no time to answer. A drain has its own time-out.
+   */
+  #unanswered(worker: Slot): void {
+    worker.silentTurns += 1
+    const { stallTimeoutMs } = this.#config
+    const isStalled = worker.silentTurns * ASK_EVERY_MS >= stallTimeoutMs
+    if (stallTimeoutMs === 0 || !isStalled || this.#state === "draining") return
+    const silent = `has not answered for ${stallTimeoutMs} ms (WORKER_STALL_TIMEOUT_MS)`
+    const message = `worker ${worker.slot} ${silent} and is killed`
+    this.#events.emit("notice", { message })
+    worker.process.kill("SIGKILL")
   }
 
   /**

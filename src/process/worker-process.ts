@@ -60,6 +60,7 @@ export async function runWorker(options: ProcessOptions): Promise<void> {
     // It has accepted nothing yet.
     if (state === "waiting") process.exit(0)
     state = "draining"
+    if (channel === null) events.emit("instance_draining", {})
     worker.drain().then(
       (result) => process.exit(result === "done" ? 0 : 1),
       (error: unknown) => {
@@ -79,7 +80,7 @@ export async function runWorker(options: ProcessOptions): Promise<void> {
   if (orders.from === "signals") {
     onStopSignals(drain, () => process.exit(1))
     const notice = (message: string) => events.emit("notice", { message })
-    reloadOnHangup(orders.readTls, renew, notice)
+    reloadOnHangup(events, orders.readTls, renew)
     if (token !== null && tokenKeys !== null) {
       void followedTokenKeys(token.keysFile, tokenKeys, renewTokenKeys, notice).follow()
     }

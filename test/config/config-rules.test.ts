@@ -293,3 +293,22 @@ describe("the instance id from the host name", () => {
     expect(defaultInstanceId(long)).toBe(defaultInstanceId(long))
   })
 })
+
+describe("the messages to systemd", () => {
+  const NOTIFY_SOCKET = "/run/systemd/notify"
+  const systemd = (environment: Environment) => load(environment).systemd
+
+  test("are wanted when it has named a socket", () => {
+    expect(systemd({})).toBeNull()
+    expect(systemd({ WATCHDOG_USEC: "30000000" })).toBeNull()
+    expect(systemd({ NOTIFY_SOCKET })).toEqual({ socket: NOTIFY_SOCKET, watchdogMs: null })
+  })
+
+  test("include those of the watchdog when they are meant for this process", () => {
+    const watchdog = { NOTIFY_SOCKET, WATCHDOG_USEC: "30000000" }
+    expect(systemd(watchdog)?.watchdogMs).toBe(30_000)
+    expect(systemd({ ...watchdog, WATCHDOG_PID: String(process.pid) })?.watchdogMs).toBe(30_000)
+    expect(systemd({ ...watchdog, WATCHDOG_PID: "1" })?.watchdogMs).toBeNull()
+    expect(systemd({ ...watchdog, WATCHDOG_USEC: "0" })?.watchdogMs).toBeNull()
+  })
+})

@@ -110,6 +110,8 @@ describe("defaults", () => {
       },
       metrics: null,
       restarts: { max: 5, windowMs: 10_000 },
+      stallTimeoutMs: 30_000,
+      systemd: null,
       log: { level: "info", format: "json" },
     })
   })

@@ -64,6 +64,9 @@ const EVENTS: { [K in keyof Events]: { payload: Events[K]; level: LogOptions["le
     payload: { page: "http://127.0.0.1:8080/", command: "curl http://127.0.0.1:8080/" },
     level: "info",
   },
+  instance_draining: { payload: {}, level: "info" },
+  reload_started: { payload: {}, level: "info" },
+  reload_ended: { payload: {}, level: "info" },
   instance_ended: { payload: { status: 1, reason: "restart intensity" }, level: "error" },
 }
 const NAMES = Object.keys(EVENTS) as (keyof Events)[]
