@@ -86,14 +86,15 @@ const PURE = [
   "src/fleet/tape/tape.ts",
 ]
 /**
- * `main.ts` and `program.ts` only for faults before there is a log; `certs-command.ts`, the doctor
- * and the simulator are tools.
+ * `main.ts` and `program.ts` only for faults before there is a log; `certs-command.ts`,
+ * `health-command.ts`, the doctor and the simulator are tools.
  */
 const MAY_WRITE = [
   "src/main.ts",
   "src/process/program.ts",
   "src/ops/certs-command.ts",
   "src/ops/doctor/main.ts",
+  "src/ops/health-command.ts",
   "src/ops/log.ts",
   "src/simulator/main.ts",
 ]

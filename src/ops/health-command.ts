@@ -1,0 +1,33 @@
+/**
+ * The health check of the container image, which has no curl: requests `GET /health` of the gateway
+ * with the same environment. Exit status: 0 when a worker answers, 1 when none does.
+ *
+ * `/health` and not `/ready`: a container must not be restarted because the broker is away, since
+ * its devices would be disconnected.
+ */
+
+import { type Config, loadConfig } from "../config/config.ts"
+import { errorText } from "../errors.ts"
+
+/** Below the time-out of HEALTHCHECK in the Dockerfile, so that the reason is printed. */
+const TIMEOUT_MS = 4_000
+
+if (import.meta.main) process.exitCode = await check()
+
+async function check(): Promise<0 | 1> {
+  try {
+    const url = healthUrl(loadConfig().http)
+    const { status } = await fetch(url, { signal: AbortSignal.timeout(TIMEOUT_MS) })
+    if (status === 200) return 0
+    console.error(`${url} answers ${status}`)
+  } catch (error) {
+    console.error(errorText(error))
+  }
+  return 1
+}
+
+/** An address that means all addresses is reached by loopback. */
+export function healthUrl({ host, port }: Pick<Config["http"], "host" | "port">): string {
+  const address = host === "0.0.0.0" ? "127.0.0.1" : host === "::" ? "::1" : host
+  return `http://${address.includes(":") ? `[${address}]` : address}:${port}/health`
+}
