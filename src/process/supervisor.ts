@@ -43,7 +43,7 @@ import { RestartIntensity } from "./restart.ts"
 import { onStopSignals } from "./signals.ts"
 
 /** The time that a worker has after its drain to close its broker connections. */
-const DRAIN_GRACE_MS = 5_000
+export const DRAIN_GRACE_MS = 5_000
 
 /** By then memory or processes may be available again. */
 const SPAWN_RETRY_MS = 1_000
