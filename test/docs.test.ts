@@ -13,6 +13,7 @@ import { SETTINGS } from "../src/config/settings.ts"
 import { secretFault } from "../src/device/hello-secret.ts"
 import { asyncApiText } from "./support/asyncapi.ts"
 import { dashboardText } from "./support/dashboard.ts"
+import { VARIABLES } from "./support/deployment.ts"
 import {
   ASYNCAPI_FILE,
   DASHBOARD_FILE,
@@ -144,18 +145,14 @@ describe("a secret of devices that a document shows", () => {
 
 describe("names of environment variables", () => {
   /** Read by the tests, by Bun, or by the platform; never by the configuration. */
-  const others = ["TEST_AMQP_URL", "CLOUDAMQP_URL", "NODE_TLS_REJECT_UNAUTHORIZED"]
-  const secrets = [...SETTINGS.filter(({ secret }) => secret).map((s) => s.name), "CLOUDAMQP_URL"]
-  const known = new Set([
-    ...SETTINGS.map(({ name }) => name),
-    ...secrets.map((name) => `${name}_FILE`),
-    ...others,
-  ])
+  const others = ["TEST_AMQP_URL", "NODE_TLS_REJECT_UNAUTHORIZED"]
+  const known = new Set([...VARIABLES, ...others])
   const sources: Record<string, (text: string) => Iterable<string | undefined>> = {
     "README.md": namesIn,
     "docs/CONFIGURATION.md": namesIn,
     "docs/HTTP.md": namesIn,
     "docs/PROTOCOL.md": namesIn,
+    "docs/CLOUDAMQP.md": namesIn,
     "fly.toml": (text) => {
       const { env = {}, files = [] } = Bun.TOML.parse(text) as FlyConfig
       // Fly.io writes these secrets into files; no process reads them as variables.
