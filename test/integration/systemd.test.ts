@@ -21,7 +21,7 @@ const name = uniqueNames("systemd")
 let broker: TestBroker
 let gateway: TestGateway | undefined
 let heard: HeardSocket | undefined
-let directory: string
+let directory: string | undefined
 
 beforeAll(async () => {
   broker = await sharedRabbitMq()
@@ -30,14 +30,18 @@ beforeAll(async () => {
 afterEach(async () => {
   await gateway?.stop()
   await heard?.close()
-  rmSync(directory, { recursive: true, force: true })
+  if (directory !== undefined) rmSync(directory, { recursive: true })
+  directory = undefined
   gateway = undefined
   heard = undefined
 }, LIMIT_MS)
 
-async function start(environment: Record<string, string> = {}, socketName?: string) {
+function socketPath(): string {
   directory = mkdtempSync(join(tmpdir(), "owsla-systemd-"))
-  const socket = socketName ?? join(directory, "notify")
+  return join(directory, "notify")
+}
+
+async function start(environment: Record<string, string> = {}, socket = socketPath()) {
   const listener = await hearSocket(socket)
   heard = listener
   const started = await startGateway({
@@ -104,10 +108,10 @@ describe("a service of Type=notify", () => {
   test(
     "with the embedded broker is ready and stops too",
     async () => {
-      directory = mkdtempSync(join(tmpdir(), "owsla-systemd-"))
-      const listener = await hearSocket(join(directory, "notify"))
+      const socket = socketPath()
+      const listener = await hearSocket(socket)
       heard = listener
-      gateway = await startGateway({ NOTIFY_SOCKET: join(directory, "notify") })
+      gateway = await startGateway({ NOTIFY_SOCKET: socket })
       await until(() => listener.with("READY", "1").length === 1, { what: "READY=1" })
       expect(await gateway.stop()).toBe(0)
       await until(() => listener.with("STOPPING", "1").length === 1, { what: "STOPPING=1" })
@@ -118,13 +122,25 @@ describe("a service of Type=notify", () => {
   )
 
   test(
-    "that nobody hears works all the same, with one warning",
+    "gets more time as long as a drain lasts",
     async () => {
-      directory = mkdtempSync(join(tmpdir(), "owsla-systemd-"))
-      gateway = await startGateway({
-        NOTIFY_SOCKET: join(directory, "nobody"),
-        WATCHDOG_USEC: "30000",
-      })
+      const { gateway, heard } = await start()
+      await gateway.metric("owsla_connections")
+      const worker = Number(gateway.workers().get(0))
+      process.kill(worker, "SIGSTOP")
+      gateway.signal("SIGTERM")
+      const extensions = () => heard.with("EXTEND_TIMEOUT_USEC").length
+      await until(() => extensions() > 3, { what: "EXTEND_TIMEOUT_USEC again and again" })
+      process.kill(worker, "SIGCONT")
+      expect(await gateway.exited).toBe(0)
+    },
+    LIMIT_MS,
+  )
+
+  test.each(["/nonexistent/notify", "vsock:2:1234"])(
+    "that cannot be heard at %s works all the same, with one warning",
+    async (socket) => {
+      gateway = await startGateway({ NOTIFY_SOCKET: socket, WATCHDOG_USEC: "30000" })
       const { log } = gateway
       const warnings = () => log.filter(({ msg }) => msg.startsWith("systemd gets no messages"))
       await until(() => warnings().length > 0, { what: "the warning" })
