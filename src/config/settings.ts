@@ -528,7 +528,7 @@ export const settings = v.object({
     min: 0,
     max: 3_600_000,
     unit: "ms",
-    text: "A worker that does not answer the supervisor for this long, because its event loop stands still, is killed and replaced. It counts as a death for MAX_RESTARTS. 0: never.",
+    text: "A worker that does not answer the supervisor for this long, because its event loop has stalled, is killed and replaced. It counts as a death for MAX_RESTARTS. 0: never.",
   }),
   LOG_LEVEL: choice({
     default: "info",

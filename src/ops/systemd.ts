@@ -1,6 +1,6 @@
 /**
- * Tells systemd the state of the instance (sd_notify(3)), when it has started the process with
- * `Type=notify`.
+ * Sends the state of the instance to systemd (sd_notify(3)), when systemd has started the process
+ * with `Type=notify`.
  *
  *   starting ──instance_started──► READY=1 ──instance_draining──► STOPPING=1, EXTEND_TIMEOUT_USEC
  *                                   │   ▲
@@ -33,7 +33,7 @@ const TICKS_IN_TIMEOUT = 3
 const EXTEND_TIMEOUT_USEC = `EXTEND_TIMEOUT_USEC=${MAX_TICK_MS * TICKS_IN_TIMEOUT * 1_000}`
 
 /** @param status one line for `systemctl status`; called every tick. */
-export function tellSystemd(
+export function notifySystemd(
   { socket: name, watchdogMs }: SystemdOptions,
   events: EventBus,
   status: () => string,
@@ -50,24 +50,24 @@ export function tellSystemd(
     failed(errorText(error))
     return
   }
-  const tell = (...assignments: string[]) => {
+  const notify = (...assignments: string[]) => {
     if (!socket.send(assignments.join("\n"))) failed("sendto on NOTIFY_SOCKET failed")
   }
 
   let isDraining = false
-  events.on("instance_started", () => tell("READY=1"))
+  events.on("instance_started", () => notify("READY=1"))
   events.on("reload_started", () => {
-    tell("RELOADING=1", `MONOTONIC_USEC=${socket.monotonicUs()}`)
+    notify("RELOADING=1", `MONOTONIC_USEC=${socket.monotonicUs()}`)
   })
-  events.on("reload_ended", () => tell("READY=1"))
+  events.on("reload_ended", () => notify("READY=1"))
   events.on("instance_draining", () => {
     isDraining = true
-    tell("STOPPING=1", EXTEND_TIMEOUT_USEC)
+    notify("STOPPING=1", EXTEND_TIMEOUT_USEC)
   })
   const tick = () => {
     const watchdog = watchdogMs === null ? [] : ["WATCHDOG=1"]
     const extension = isDraining ? [EXTEND_TIMEOUT_USEC] : []
-    tell(`STATUS=${status()}`, ...watchdog, ...extension)
+    notify(`STATUS=${status()}`, ...watchdog, ...extension)
   }
   setInterval(tick, Math.min(MAX_TICK_MS, (watchdogMs ?? MAX_TICK_MS) / TICKS_IN_TIMEOUT))
 }

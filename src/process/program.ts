@@ -62,11 +62,11 @@ async function run(args: readonly string[]): Promise<void> {
   if (!alone) {
     const { Supervisor } = await import("./supervisor.ts")
     const supervisor = new Supervisor(config, events, counters, ownProgram(), readTls)
-    await tellingSystemd(config, events, () => supervisor.summary)
+    await notifyingSystemd(config, events, () => supervisor.summary)
     supervisor.start(tls, tokenKeys)
     return
   }
-  await tellingSystemd(config, events, null)
+  await notifyingSystemd(config, events, null)
   const { runWorker } = await import("./worker-process.ts")
   const { port: devicePort } = config.device
   const { port: httpPort } = config.http
@@ -90,16 +90,16 @@ async function run(args: readonly string[]): Promise<void> {
  *
  * @param summary null with the embedded broker.
  */
-async function tellingSystemd(
+async function notifyingSystemd(
   { systemd }: Config,
   events: EventBus,
   summary: (() => InstanceSummary) | null,
 ): Promise<void> {
   if (systemd === null) return
   const { InstanceStatus } = await import("./instance-status.ts")
-  const { tellSystemd } = await import("../ops/systemd.ts")
+  const { notifySystemd } = await import("../ops/systemd.ts")
   const status = new InstanceStatus()
-  tellSystemd(systemd, events, () =>
+  notifySystemd(systemd, events, () =>
     summary === null ? "embedded broker" : status.line(summary(), performance.now()),
   )
 }
