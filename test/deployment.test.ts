@@ -108,6 +108,7 @@ describe("fly.toml", () => {
       }),
     ]),
     checks: v.record(v.string(), v.object({ port: v.number(), path: v.string() })),
+    metrics: v.object({ port: v.number(), path: v.literal("/metrics") }),
     vm: v.tuple([v.object({ size: v.string() })]),
   })
   const fly = v.parse(Fly, Bun.TOML.parse(read("fly.toml")))
@@ -130,6 +131,7 @@ describe("fly.toml", () => {
       config.tls.certFile,
       config.tls.keyFile,
     ])
+    expect(fly.metrics.port).toBe(config.metrics?.port ?? 0)
     for (const { port, path } of Object.values(fly.checks)) {
       expect(port).toBe(config.http.port)
       await expectRoute(path)
@@ -143,8 +145,6 @@ describe("fly.toml", () => {
 
 describe("docs/compose/compose.yaml", () => {
   const FOLDER = "docs/compose"
-  /** The dashboard and the alert rules, which may come later than this file. */
-  const LATER = ["../grafana", "../prometheus/alerts.yml"]
   const CONDITIONS = ["service_healthy", "service_completed_successfully"] as const
   const Service = v.object({
     image: v.string(),
@@ -180,7 +180,7 @@ describe("docs/compose/compose.yaml", () => {
       const missing = sources.filter((source) =>
         source.startsWith(".") ? !existsSync(join(ROOT, FOLDER, source)) : !(source in volumes),
       )
-      expect(missing.filter((source) => !LATER.includes(source))).toEqual([])
+      expect(missing).toEqual([])
     }
   })
 
