@@ -4,7 +4,7 @@
  * the fleet end at the same time.
  *
  *   a device identifies itself ─► gate, bans, flapping ─┬─ null: admitted
- *                                                       └─ refused: gated, flapping
+ *                                                       └─ refused: gated, denied, flapping
  *   set here ─► sent to all workers              a worker joins ─► all are sent to it
  *   set here or heard ─► the supervisor keeps them ─► a worker that is replaced
  *
@@ -13,7 +13,7 @@
  */
 
 import type { Refusal } from "../device/admitter.ts"
-import { type Ban, Bans } from "./bans.ts"
+import { type Ban, Bans, reasonOf } from "./bans.ts"
 import { Flapping, type FlappingLimits } from "./flapping.ts"
 import { Gate, type GateRequest, type GateState } from "./gate.ts"
 import { MAX_ROWS } from "./messages.ts"
@@ -34,10 +34,14 @@ export interface AdmissionRulesOptions {
   /** Sends it to all workers. */
   readonly broadcast: (content: RulesContent) => void
   /**
-   * Another worker has refused the device. A connection to this worker is the one too many, or an
-   * older one.
+   * Another worker has refused the device, or an operator has denied it. Its connection to this
+   * worker must end, if there is one.
    */
-  readonly banned: (deviceId: string, retryAfterMs: number) => void
+  readonly banned: (
+    deviceId: string,
+    retryAfterMs: number,
+    reason: ReturnType<typeof reasonOf>,
+  ) => void
   /** The gate or a ban was set, here or elsewhere. */
   readonly changed: () => void
 }
@@ -77,22 +81,26 @@ export class AdmissionRules {
       const whom = prefix === "" ? "" : ` for ids that start with ${prefix}`
       return { reason: "gated", detail: `the gate is closed${whom}`, retryAfterMs }
     }
+    if (!isNamed) return null
     const { flapping } = this.#options
-    if (flapping === null || !isNamed) return null
-    let until = this.#bans.endOf(deviceId, nowMs)
+    let ban = this.#bans.of(deviceId, nowMs)
     // Refused connections do not count: a device that goes on trying is refused for the ban only.
-    if (until === null && this.#flapping?.connectedHere(deviceId, nowMs) === true) {
-      until = this.#ban(deviceId, flapping)
+    if (ban === null && flapping !== null && this.#flapping?.connectedHere(deviceId, nowMs)) {
+      ban = this.#ban(deviceId, flapping)
     }
-    if (until === null) return null
-    const detail = `${deviceId} connected more than ${flapping.limit} times within ${flapping.windowMs} ms`
-    return { reason: "flapping", detail, retryAfterMs: until - nowMs }
+    if (ban === null) return null
+    const reason = reasonOf(ban)
+    const detail =
+      reason === "denied"
+        ? `an operator has denied ${deviceId} (PUT /bans/${deviceId})`
+        : `${deviceId} connected ${ban.connects} times within FLAP_WINDOW_MS, more than FLAP_LIMIT`
+    return { reason, detail, retryAfterMs: ban.until - nowMs }
   }
 
   /** A device, whose shard this worker keeps, has connected to another worker. */
   connectedElsewhere(deviceId: string, epoch: number): void {
     const { flapping, nowMs } = this.#options
-    if (flapping === null || this.#bans.endOf(deviceId, nowMs()) !== null) return
+    if (flapping === null || this.#bans.of(deviceId, nowMs()) !== null) return
     if (this.#flapping?.connectedElsewhere(deviceId, epoch)) this.#ban(deviceId, flapping)
   }
 
@@ -100,6 +108,13 @@ export class AdmissionRules {
     this.#gate.set(request, this.#options.worker, this.#options.nowMs())
     this.#tell({ type: "gate", gate: this.#gate.state })
     return this.#gate.state
+  }
+
+  /** Refuses the device for so long, and closes its connection. */
+  deny(deviceId: string, forMs: number): Ban {
+    const ban = this.#add(deviceId, 0, forMs)
+    this.#options.banned(deviceId, forMs, reasonOf(ban))
+    return ban
   }
 
   /** @returns the ban that was lifted; null when the device has none. */
@@ -119,21 +134,24 @@ export class AdmissionRules {
     if (isChanged) this.#options.changed()
   }
 
-  /** @returns when the ban ends. */
-  #ban(deviceId: string, { limit, banMs }: FlappingRule): number {
-    const ban = this.#bans.add(deviceId, limit + 1, banMs, this.#options.nowMs())
+  #ban(deviceId: string, { limit, banMs }: FlappingRule): Ban {
+    return this.#add(deviceId, limit + 1, banMs)
+  }
+
+  #add(deviceId: string, connects: number, forMs: number): Ban {
+    const ban = this.#bans.add(deviceId, connects, forMs, this.#options.nowMs())
     this.#flapping?.forget(deviceId)
     this.#tell({ type: "bans", bans: [ban] })
-    return ban.until
+    return ban
   }
 
   #mergeBans(bans: readonly Ban[]): boolean {
     const later = bans.filter((ban) => this.#bans.merge(ban))
     // Counting starts again with the ban, and when it is lifted.
-    for (const { device_id: deviceId, until } of later) {
-      this.#flapping?.forget(deviceId)
-      const leftMs = until - this.#options.nowMs()
-      if (leftMs > 0) this.#options.banned(deviceId, leftMs)
+    for (const ban of later) {
+      this.#flapping?.forget(ban.device_id)
+      const leftMs = ban.until - this.#options.nowMs()
+      if (leftMs > 0) this.#options.banned(ban.device_id, leftMs, reasonOf(ban))
     }
     return later.length > 0
   }

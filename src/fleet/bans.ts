@@ -1,5 +1,6 @@
 /**
- * The bans of devices that connect too often. All workers of the fleet know all bans.
+ * The bans of devices that connect too often, or that an operator has denied for a while. All
+ * workers of the fleet know all bans.
  *
  * A ban is replaced by a later one for its device. One that is lifted is kept, so that an older
  * message does not bring it back.
@@ -20,17 +21,22 @@ export interface Ban {
   readonly at: number
   /** 0 when it was lifted. */
   readonly until: number
-  /** The connections that led to it. */
+  /** The connections that led to it; 0 when an operator has denied the device. */
   readonly connects: number
+}
+
+/** The reason for which devices with this ban are refused. */
+export function reasonOf({ connects }: Ban): "denied" | "flapping" {
+  return connects === 0 ? "denied" : "flapping"
 }
 
 export class Bans {
   readonly #bans = new BoundedMap<string, Ban>(MAX_BANS)
 
-  /** @returns the end of the device's ban; null when it has none. */
-  endOf(deviceId: string, nowMs: number): number | null {
-    const until = this.#bans.get(deviceId)?.until ?? 0
-    return until > nowMs ? until : null
+  /** @returns the device's ban; null when it has none. */
+  of(deviceId: string, nowMs: number): Ban | null {
+    const ban = this.#bans.get(deviceId)
+    return ban !== undefined && ban.until > nowMs ? ban : null
   }
 
   add(deviceId: string, connects: number, banMs: number, nowMs: number): Ban {

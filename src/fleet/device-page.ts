@@ -6,6 +6,7 @@
  * belong to the page; it is asked again, for a whole page. Pure. Bound: two pages of each worker.
  */
 
+import type { DeviceFilter } from "./device-filter.ts"
 import type { DeviceView } from "./device-view.ts"
 
 export interface ListRequest {
@@ -14,6 +15,8 @@ export interface ListRequest {
   /** Only device ids after this one, in the order of character codes; "" for all. */
   readonly after: string
   readonly limit: number
+  /** Absent for all devices. */
+  readonly filter?: DeviceFilter | undefined
 }
 
 export interface DeviceList {

@@ -25,6 +25,7 @@ import type { Connections } from "../device/connections.ts"
 import { processOfConnection, type WorkerProcess } from "../device/ids.ts"
 import { Smallest } from "../structures/smallest.ts"
 import type { Channel } from "./channel.ts"
+import { matches } from "./device-filter.ts"
 import { type DeviceList, type ListRequest, Page, type WorkerPage } from "./device-page.ts"
 import { type DeviceView, deviceView, readDeviceView } from "./device-view.ts"
 import type { Located, Locator } from "./locator.ts"
@@ -105,10 +106,10 @@ export class FleetQuery {
 
   /** Asks the workers again whose devices could be missing in the page. */
   async #rest(page: Page, inquiry: Inquiry): Promise<FleetQueryFailure | null> {
-    const { limit, prefix } = page.wanted
+    const { limit, prefix, filter } = page.wanted
     const asked: Promise<readonly Answer[] | FleetQueryFailure>[] = []
     for (const { worker, after } of page.unfinished()) {
-      const request = { prefix, after, limit }
+      const request = { prefix, after, limit, ...(filter === undefined ? {} : { filter }) }
       if (worker === this.#self.worker) {
         page.add(worker, this.#list(request))
         continue
@@ -302,13 +303,14 @@ export class FleetQuery {
     return { devices: views, total, hasMore: devices.length < total, isComplete }
   }
 
-  #list({ prefix, after, limit }: ListRequest): WorkerPage {
+  #list({ prefix, after, limit, filter }: ListRequest): WorkerPage {
     const first = new Smallest<{ id: string; connection: Connection }>(limit, (a, b) => a.id < b.id)
     let total = 0
     this.#connections.forEach((connection) => {
       const id = connection.endpoint?.recipient.deviceId
       if (connection.state !== "open" || id === undefined) return
       if (id <= after || !id.startsWith(prefix)) return
+      if (filter !== undefined && !matches(connection, filter)) return
       total += 1
       first.add({ id, connection })
     })

@@ -25,6 +25,7 @@ import { instanceOf } from "./device-view.ts"
 import { Directory, type Found } from "./directory.ts"
 import type { FleetKeys } from "./fleet-keys.ts"
 import { FleetQuery } from "./fleet-query.ts"
+import { type FleetView, fleetView } from "./fleet-view.ts"
 import { HeldQuery } from "./held-query.ts"
 import { Keeper } from "./keeper.ts"
 import { KeeperLookUps } from "./keeper-look-ups.ts"
@@ -180,8 +181,8 @@ export class Fleet {
     this.rules = new AdmissionRules({
       ...{ flapping: options.flapping, worker: self.worker, nowMs },
       broadcast: (content) => this.#channel.broadcast(content, this.#rulesSettled),
-      banned: (deviceId, retryAfterMs) =>
-        connections.named().get(deviceId)?.close("flapping", retryAfterMs),
+      banned: (deviceId, retryAfterMs, reason) =>
+        connections.named().get(deviceId)?.close(reason, retryAfterMs),
       changed: options.rulesChanged,
     })
     this.presence = new Presence(broker, { workerId: self.worker, nowMs, steadyMs, counters })
@@ -195,6 +196,15 @@ export class Fleet {
   /** When the broker last confirmed a message to other workers. One is sent every two seconds. */
   get confirmedAtMs(): number {
     return this.#channel.confirmedAtMs
+  }
+
+  /** For operators. */
+  view(): FleetView {
+    return fleetView(this.#members, this.keepers, {
+      connected: this.isConnected,
+      held: this.#options.keeping.count,
+      admitsPerS: this.#options.admitsPerS(),
+    })
   }
 
   gauges(): {

@@ -43,6 +43,16 @@ interface Member {
   state: "heard_of" | "silent" | "left"
 }
 
+/** A member as operators see it. */
+export interface MemberView {
+  readonly worker: string
+  readonly state: Member["state"]
+  /** The number of held commands that it keeps. */
+  readonly held: number
+  /** Devices that it can admit in a second; 0 while it takes none. */
+  readonly admits_per_s: number
+}
+
 export class Members {
   readonly #members = new Map<string, Member>()
   /**
@@ -218,6 +228,14 @@ export class Members {
   isKnown(worker: string): boolean {
     const state = this.#members.get(worker)?.state
     return state !== undefined && state !== "left"
+  }
+
+  /** All members, for operators. */
+  all(): MemberView[] {
+    return [...this.#members].map(([worker, { state, admitsPerS, held }]) => ({
+      ...{ worker, state, held },
+      admits_per_s: admitsPerS,
+    }))
   }
 
   /** The workers whose answers a question must wait for. */

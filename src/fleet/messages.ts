@@ -32,6 +32,7 @@
 import * as v from "valibot"
 import { CONNECTION_ID, DEVICE_ID, processOfConnection } from "../device/ids.ts"
 import { MAX_BROADCAST_IDS, MAX_PER_S } from "./broadcast-request.ts"
+import { deviceFilter } from "./device-filter.ts"
 import type { Deregistration, Registration } from "./registration.ts"
 import { MAX_SHARDS } from "./shards.ts"
 import { type AnnouncedRow, MAX_TAPES_OF_WORKER } from "./tape/announced-tapes.ts"
@@ -183,6 +184,7 @@ const message = v.variant("type", [
     prefix: v.string(),
     after: v.string(),
     limit: v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(MAX_ROWS)),
+    filter: v.optional(deviceFilter),
   }),
   v.object({
     type: v.literal("listed"),

@@ -3,7 +3,7 @@
  * groups of routes with the rules that they share, in this order:
  *
  * - without tokens, only requests of programs on this machine are served
- * - bearer tokens
+ * - bearer tokens, and sessions of the operator page
  * - request bodies without content encoding
  * - a bound on request bodies
  *
@@ -25,19 +25,23 @@ import {
 } from "./devices.ts"
 import { type DrainDependencies, drain } from "./drain.ts"
 import { answerErrors, countErrors, type HttpEnvironment, refuse } from "./errors.ts"
+import { type FleetDependencies, fleet } from "./fleet.ts"
 import { type HealthDependencies, health } from "./health.ts"
 import { type HeldDependencies, held } from "./held.ts"
 import { type MessagesDependencies, messages } from "./messages.ts"
 import { type MetricsDependencies, metrics } from "./metrics.ts"
 import { openApi } from "./openapi.ts"
 import { refuseOtherSources } from "./other-sources.ts"
+import { type PageDependencies, page, pageLive } from "./page/page.ts"
 import { type RulesDependencies, rules } from "./rules.ts"
+import { crossSiteFault, endsAt, Sessions, session, sessionOf } from "./session.ts"
 import { type TapesDependencies, tapes } from "./tapes.ts"
 
 export interface AppDependencies
   extends BroadcastsDependencies,
     DevicesDependencies,
     DrainDependencies,
+    FleetDependencies,
     HeldDependencies,
     Omit<HealthDependencies, "gate">,
     MetricsDependencies,
@@ -52,6 +56,7 @@ export interface AppDependencies
   readonly readTokens: readonly string[]
   /** Null unless the embedded broker is used. */
   readonly messages: MessagesDependencies | null
+  readonly page: PageDependencies
   readonly counters: Counters
   /** An exception occurred while a request was handled. */
   readonly fault: (error: Error) => void
@@ -66,16 +71,34 @@ export function maxBodyBytes(maxLineBytes: number): number {
 }
 
 export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
-  const { tokens, readTokens, counters, fault } = dependencies
+  const { tokens, readTokens, counters, fault, nowMs } = dependencies
   const routes = new Hono<HttpEnvironment>()
 
   routes.use(countErrors(counters))
   if (tokens.length + readTokens.length === 0) routes.use(refuseOtherSources())
   const accessOf = authorization(dependencies)
-  const gate = () => dependencies.rules.gate
-  routes.route("/", health({ ...dependencies, gate }, accessOf))
+  const sessions = new Sessions(dependencies)
   routes.use(async (c, next) => {
-    const access = accessOf(c.req.header("authorization"))
+    const header = c.req.header("authorization")
+    const session = header === undefined ? sessionOf(c, sessions, nowMs()) : null
+    c.set("access", session?.access ?? accessOf(header))
+    if (session === null) return next()
+    const fault = crossSiteFault(c)
+    if (fault !== null) return refuse(c, "forbidden", fault)
+    await next()
+    endsAt(c, session.expiresAtMs - nowMs())
+    return undefined
+  })
+  const gate = () => dependencies.rules.gate
+  routes.route(
+    "/",
+    health({ ...dependencies, gate }, (c) => c.get("access")),
+  )
+  routes.route("/", session({ sessions, nowMs }))
+  const pageParts = { ...dependencies.page, ...dependencies, gate, sessions }
+  routes.route("/", page(pageParts))
+  routes.use(async (c, next) => {
+    const access = c.get("access")
     if (suffices(access, c.req.method)) return next()
     if (access === "read") {
       return refuse(
@@ -116,6 +139,8 @@ export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
   routes.route("/", devices(dependencies))
   routes.route("/", broadcasts(dependencies))
   routes.route("/", held(dependencies))
+  routes.route("/", fleet(dependencies))
+  routes.route("/", pageLive(pageParts))
   routes.route("/", drain(dependencies))
   routes.route("/", rules(dependencies))
   routes.route("/", openApi(dependencies))

@@ -19,6 +19,7 @@ import type { SendRequest, SendResult } from "../commands/http-sender.ts"
 import { heldAnswerSchema, replySchema } from "../commands/outcomes.ts"
 import { bodyFault } from "../device/command.ts"
 import { DEVICE_ID, workerOfConnection } from "../device/ids.ts"
+import { PAUSED } from "../fleet/device-filter.ts"
 import type { DeviceList } from "../fleet/device-page.ts"
 import { type DeviceView, deviceViewSchema } from "../fleet/device-view.ts"
 import type { FleetQuery, FleetQueryFailure } from "../fleet/fleet-query.ts"
@@ -176,6 +177,10 @@ function answer(c: Context<HttpEnvironment>, result: SendResult): Response {
 const MAX_LIMIT = 1_000
 const DEFAULT_LIMIT = 100
 
+const ADDRESS_RULE = "must be the beginning of an IP address"
+/** Longer than a year, with ten digits. */
+const MAX_SILENT_MS = 9_999_999_999
+const SILENT_RULE = "must be a whole number of milliseconds"
 /** A device id or the beginning of one; may be empty. */
 const partOfId = v.optional(
   v.pipe(v.string(), v.regex(/^[A-Za-z0-9._:-]{0,128}$/, "must be characters of a device id")),
@@ -193,6 +198,16 @@ const query = v.object({
   ),
   prefix: partOfId,
   after: partOfId,
+  address: v.optional(v.pipe(v.string(), v.regex(/^[0-9A-Fa-f.:]{1,64}$/, ADDRESS_RULE))),
+  paused_by: v.optional(v.picklist(PAUSED, `must be one of ${PAUSED.join(", ")}`)),
+  silent_ms: v.optional(
+    v.pipe(
+      v.string(),
+      v.regex(/^[0-9]{1,10}$/, SILENT_RULE),
+      v.transform(Number),
+      wholeNumber(0, MAX_SILENT_MS),
+    ),
+  ),
 })
 
 const count = v.pipe(v.number(), v.integer(), v.minValue(0))
@@ -216,7 +231,7 @@ export const DEVICES_ROUTES: readonly RouteDescription[] = [
     path: "/devices",
     name: "listDevices",
     summary: "The connections of the whole fleet, sorted by device id",
-    text: "`prefix` is the beginning of device ids, `after` the last id of the previous page. The list is complete when `answered` equals `workers`.",
+    text: "`prefix` is the beginning of device ids, `after` the last id of the previous page, `address` the beginning of IP addresses. `silent_ms`: nothing was received for so long. `paused_by`: why a device is not read. The list is complete when `answered` equals `workers`.",
     query,
     answers: [{ status: 200, text: "A page of the list.", schema: deviceList }],
     errors: ["invalid", ...FAILURES],
@@ -263,13 +278,19 @@ function fleetRoutes(routes: Hono<HttpEnvironment>, { fleetQuery }: DevicesDepen
     if (!checked.success) {
       return refuse(c, "invalid", bodyFaults(checked.issues, query.entries))
     }
-    const listed = await fleetQuery.list(checked.output, c.req.raw.signal)
+    const { prefix, after, limit, ...filter } = checked.output
+    const request = { prefix, after, limit, ...(isEmpty(filter) ? {} : { filter }) }
+    const listed = await fleetQuery.list(request, c.req.raw.signal)
     return typeof listed === "string" ? fail(c, listed) : c.json(listed)
   })
   routes.get("/devices/:id", (c) => one(c, (id, caller) => fleetQuery.describe(id, caller)))
   routes.delete("/devices/:id/connection", (c) =>
     one(c, (id, caller) => fleetQuery.kick(id, caller)),
   )
+}
+
+function isEmpty(filter: object): boolean {
+  return Object.keys(filter).length === 0
 }
 
 async function one(

@@ -6,6 +6,7 @@
 import type { Context, Hono, MiddlewareHandler } from "hono"
 import type { ContentfulStatusCode } from "hono/utils/http-status"
 import type { Counters } from "../counters.ts"
+import type { Access } from "./authorization.ts"
 
 /** The HTTP status of each error code. */
 export const ERROR_STATUS = {
@@ -38,7 +39,7 @@ const RETRY_AFTER_S = "1"
 
 /** The variables that `countErrors` sets in the context of each request. */
 export interface HttpEnvironment {
-  Variables: { refused: (code: ErrorCode) => void }
+  Variables: { refused: (code: ErrorCode) => void; access: Access }
 }
 
 /** Makes `refuse` count. The first of all routes. */

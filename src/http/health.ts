@@ -7,12 +7,13 @@
  * broker or the client library need a token, because they may contain addresses and user names.
  */
 
-import { Hono } from "hono"
+import { type Context, Hono } from "hono"
 import * as v from "valibot"
 import { CLOSE_REASONS } from "../device/close-reason.ts"
 import type { GateState } from "../fleet/gate.ts"
 import type { WorkerReport } from "../process/control.ts"
-import type { AccessOf } from "./authorization.ts"
+import type { Access } from "./authorization.ts"
+import type { HttpEnvironment } from "./errors.ts"
 import type { RouteDescription } from "./route-description.ts"
 import { shownGate, shownGateSchema } from "./rules.ts"
 
@@ -113,16 +114,18 @@ export const HEALTH_ROUTES: readonly RouteDescription[] = [
   },
 ]
 
+type AccessOf = (c: Context<HttpEnvironment>) => Access
+
 export function health(
   { version, startedAtMs, nowMs, report, reports, gate }: HealthDependencies,
   accessOf: AccessOf,
-): Hono {
+): Hono<HttpEnvironment> {
   const routes = readiness(report, accessOf)
 
   routes.get("/health", async (c) => {
     const own = report()
     const status = own.state === "serving" ? "ok" : own.state
-    if (accessOf(c.req.header("authorization")) === "none") {
+    if (accessOf(c) === "none") {
       return c.json({ status, broker: own.broker.kind, reason: unready(own)?.code ?? null })
     }
     const workers = await reports()
@@ -144,12 +147,12 @@ export function health(
 }
 
 /** `GET /ready`. */
-export function readiness(report: () => WorkerReport, accessOf: AccessOf): Hono {
-  const routes = new Hono()
+export function readiness(report: () => WorkerReport, accessOf: AccessOf): Hono<HttpEnvironment> {
+  const routes = new Hono<HttpEnvironment>()
   routes.get("/ready", (c) => {
     const why = unready(report())
     if (why === null) return c.json({ ready: true })
-    const isStranger = accessOf(c.req.header("authorization")) === "none"
+    const isStranger = accessOf(c) === "none"
     const reason = isStranger ? why.code : why.text
     return c.json({ ready: false, reason }, 503)
   })

@@ -18,6 +18,7 @@ import { BROADCASTS_ROUTES } from "./broadcasts.ts"
 import { DEVICES_ROUTES } from "./devices.ts"
 import { DRAIN_ROUTES } from "./drain.ts"
 import { ERROR_STATUS, type ErrorCode } from "./errors.ts"
+import { FLEET_ROUTES } from "./fleet.ts"
 import { HEALTH_ROUTES } from "./health.ts"
 import { HELD_ROUTES } from "./held.ts"
 import { inputSchema, outputSchema, queryParameters } from "./json-schema.ts"
@@ -25,6 +26,7 @@ import { MESSAGES_ROUTES } from "./messages.ts"
 import { METRICS_ROUTES } from "./metrics.ts"
 import type { Answer, DescribedError, RouteDescription } from "./route-description.ts"
 import { RULES_ROUTES } from "./rules.ts"
+import { SESSION_COOKIE, SESSION_ROUTES } from "./session.ts"
 import { TAPES_ROUTES } from "./tapes.ts"
 
 export interface OpenApiDependencies {
@@ -42,7 +44,7 @@ const OPENAPI_ROUTES: readonly RouteDescription[] = [
   },
 ]
 
-/** All routes. Order of the document. */
+/** All routes, except those of the operator page, which are for browsers. Order of the document. */
 export const DESCRIPTIONS: readonly RouteDescription[] = [
   ...HEALTH_ROUTES,
   ...METRICS_ROUTES,
@@ -52,6 +54,8 @@ export const DESCRIPTIONS: readonly RouteDescription[] = [
   ...RULES_ROUTES,
   ...TAPES_ROUTES,
   ...DRAIN_ROUTES,
+  ...FLEET_ROUTES,
+  ...SESSION_ROUTES,
   ...MESSAGES_ROUTES,
   ...OPENAPI_ROUTES,
 ]
@@ -100,12 +104,21 @@ const SECURITY_SCHEMES = {
     scheme: "bearer",
     description: "One of HTTP_READ_TOKENS. For GET and HEAD only.",
   },
+  session: {
+    type: "apiKey",
+    in: "cookie",
+    name: SESSION_COOKIE,
+    description:
+      "From POST /session, with the access of its token. Requests other than GET and HEAD need the Origin of the page.",
+  },
 }
 
 /** Any of these is sufficient. */
 function securityOf({ method, isPublic }: RouteDescription): object[] {
   if (isPublic === true) return []
-  return isReading(method.toUpperCase()) ? [{ token: [] }, { readToken: [] }] : [{ token: [] }]
+  return isReading(method.toUpperCase())
+    ? [{ token: [] }, { readToken: [] }, { session: [] }]
+    : [{ token: [] }, { session: [] }]
 }
 
 function operation(description: RouteDescription) {

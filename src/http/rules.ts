@@ -2,7 +2,7 @@
  * Which devices the fleet refuses: the gate and bans.
  *
  *   GET /gate, PUT /gate {open, prefix?, retry_after_ms?}
- *   GET /bans, DELETE /bans/:id
+ *   GET /bans, PUT /bans/:id {for_ms}, DELETE /bans/:id
  *
  * Any worker answers: each knows the gate and all bans. A change reaches the other workers over the
  * broker, so without it a change is refused (`broker_away`).
@@ -10,7 +10,7 @@
 
 import { type Context, Hono } from "hono"
 import * as v from "valibot"
-import { DEVICE_ID } from "../device/ids.ts"
+import { DEVICE_ID, workerOfConnection } from "../device/ids.ts"
 import type { AdmissionRules } from "../fleet/admission-rules.ts"
 import type { Ban } from "../fleet/bans.ts"
 import type { GateState } from "../fleet/gate.ts"
@@ -20,9 +20,12 @@ import type { RouteDescription } from "./route-description.ts"
 
 const MAX_PREFIX_LENGTH = 128
 const MAX_RETRY_AFTER_MS = 3_600_000
+const MIN_BAN_MS = 1_000
+/** Workers refuse longer ones of each other. The denylist is for devices that must not return. */
+const MAX_BAN_MS = 86_400_000
 
 export interface RulesDependencies {
-  readonly rules: Pick<AdmissionRules, "gate" | "setGate" | "bans" | "lift">
+  readonly rules: Pick<AdmissionRules, "gate" | "setGate" | "bans" | "deny" | "lift">
   /** Whether a change reaches the other workers. */
   readonly reachesFleet: () => boolean
 }
@@ -41,6 +44,11 @@ const gateRequest = v.strictObject(
     retry_after_ms: v.optional(v.nullable(wholeNumber(0, MAX_RETRY_AFTER_MS)), null),
   },
   "the body must be an object with open, and may contain only prefix and retry_after_ms besides",
+)
+
+const banRequest = v.strictObject(
+  { for_ms: wholeNumber(MIN_BAN_MS, MAX_BAN_MS) },
+  "the body must be an object with for_ms and nothing else",
 )
 
 /** The gate in the HTTP API. */
@@ -74,11 +82,22 @@ export const RULES_ROUTES: readonly RouteDescription[] = [
     method: "get",
     path: "/bans",
     name: "listBans",
-    summary: "The devices that the fleet refuses because they connected too often",
+    summary:
+      "The devices that the fleet refuses, because they connected too often or an operator has denied them",
     answers: [
       { status: 200, text: "All bans.", schema: v.object({ bans: v.array(shownBanSchema) }) },
     ],
     errors: [],
+  },
+  {
+    method: "put",
+    path: "/bans/:id",
+    name: "banDevice",
+    summary: "Disconnects a device and refuses it for a while, on the whole fleet",
+    text: "The reason is denied.",
+    body: { "application/json": banRequest },
+    answers: [{ status: 200, text: "The ban.", schema: shownBanSchema }],
+    errors: ["invalid", "broker_away"],
   },
   {
     method: "delete",
@@ -116,6 +135,26 @@ export function rules({ rules, reachesFleet }: RulesDependencies): Hono<HttpEnvi
   })
 
   routes.get("/bans", (c) => c.json({ bans: rules.bans().map(shownBan) }))
+
+  routes.put("/bans/:id", async (c) => {
+    const id = c.req.param("id")
+    if (!DEVICE_ID.test(id)) return refuse(c, "invalid", `the id must match ${DEVICE_ID.source}`)
+    if (workerOfConnection(id) !== null) {
+      return refuse(c, "invalid", "a ban needs a device id: a connection does not return")
+    }
+    let body: unknown
+    try {
+      body = parsedJson(await c.req.arrayBuffer())
+    } catch {
+      return refuse(c, "invalid", "the body is not JSON in UTF-8")
+    }
+    const checked = v.safeParse(banRequest, body)
+    if (!checked.success) {
+      return refuse(c, "invalid", bodyFaults(checked.issues, banRequest.entries))
+    }
+    if (!reachesFleet()) return away(c)
+    return c.json(shownBan(rules.deny(id, checked.output.for_ms)))
+  })
 
   routes.delete("/bans/:id", (c) => {
     const id = c.req.param("id")

@@ -9,6 +9,7 @@ import type { AdmissionReport } from "../device/handshakes.ts"
 import type { ListenerTls } from "../device/tls-port.ts"
 import type { RulesContent } from "../fleet/admission-rules.ts"
 import type { MetricsSnapshot } from "../ops/metrics.ts"
+import type { SampleColumns } from "./samples.ts"
 
 /** The status of one worker. */
 export interface WorkerReport {
@@ -44,6 +45,13 @@ export interface Snapshot {
   readonly metrics: MetricsSnapshot
 }
 
+/** What any worker can report for the whole instance. */
+export interface Gathered {
+  readonly snapshots: readonly Snapshot[]
+  /** The last 15 minutes; null unless they were asked for. */
+  readonly history: SampleColumns | null
+}
+
 export type ToSupervisor =
   | { readonly kind: "listening"; readonly devicePort: number; readonly httpPort: number }
   /** The worker cannot serve, and another attempt would fail too. */
@@ -52,8 +60,8 @@ export type ToSupervisor =
   | { readonly kind: "rules"; readonly rules: readonly RulesContent[] }
   /** All workers of the instance must close their devices and take none; false: take them again. */
   | { readonly kind: "empty"; readonly on: boolean }
-  /** Requests the snapshots of all workers. */
-  | { readonly kind: "gather"; readonly id: number }
+  /** Requests the snapshots of all workers, and the history of the instance when it is wanted. */
+  | { readonly kind: "gather"; readonly id: number; readonly history: boolean }
   | { readonly kind: "snapshot"; readonly id: number; readonly snapshot: Snapshot }
   /** Acknowledges a part of the denylist. */
   | { readonly kind: "denylist_taken" }
@@ -95,7 +103,7 @@ export type ToWorker =
   | { readonly kind: "drain" }
   | { readonly kind: "empty"; readonly on: boolean }
   | { readonly kind: "snapshot_wanted"; readonly id: number }
-  | { readonly kind: "gathered"; readonly id: number; readonly snapshots: readonly Snapshot[] }
+  | { readonly kind: "gathered"; readonly id: number; readonly gathered: Gathered }
 
 /** After this time the supervisor answers without the missing snapshots. */
 export const GATHER_TIMEOUT_MS = 500

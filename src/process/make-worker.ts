@@ -24,7 +24,7 @@ import { summed } from "../ops/metrics.ts"
 import { connectionsUnder, httpConnectionsUnder, openFilesLimit } from "../ops/open-files.ts"
 import { TickClock } from "../tick-clock.ts"
 import { VERSION } from "../version.ts"
-import type { Snapshot } from "./control.ts"
+import type { Gathered, Snapshot } from "./control.ts"
 import { Worker } from "./worker.ts"
 
 export interface WorkerOptions {
@@ -38,10 +38,10 @@ export interface WorkerOptions {
   /** Null unless devices identify themselves by tokens. */
   readonly tokenVerifier: TokenVerifier | null
   /**
-   * The snapshots of all processes of the instance, this worker's included; null when they cannot
-   * be had.
+   * The snapshots of all processes of the instance, this worker's included, and its history when
+   * it is wanted; null when they cannot be had.
    */
-  readonly gather: (own: () => Promise<Snapshot>) => Promise<readonly Snapshot[] | null>
+  readonly gather: (own: () => Promise<Snapshot>, wantsHistory: boolean) => Promise<Gathered | null>
   /** The gate and bans at the start; null when they are not known. */
   readonly rules: readonly RulesContent[] | null
   /** Gets the gate and bans after each change. */
@@ -118,8 +118,8 @@ async function serveHttp(
   const queues = lineQueues(fromDeviceQueue, fromDevicePartitions)
   const report = () => worker.report()
   const metricsText = async () => {
-    const snapshots = await gather(own)
-    return snapshots && summed(snapshots.map(({ metrics }) => metrics))
+    const gathered = await gather(own, false)
+    return gathered && summed(gathered.snapshots.map(({ metrics }) => metrics))
   }
   const routes = app({
     tokens: config.http.tokens,
@@ -134,8 +134,17 @@ async function serveHttp(
     counters,
     report,
     reports: async () =>
-      (await gather(own))?.flatMap(({ report }) => report ?? []) ?? [worker.report()],
+      (await gather(own, false))?.snapshots.flatMap(({ report }) => report ?? []) ?? [
+        worker.report(),
+      ],
     metricsText,
+    page: {
+      instance: config.instanceId,
+      workers: config.workers,
+      windowLines: config.broker.windowLines,
+      gather: (wantsHistory) => gather(own, wantsHistory),
+    },
+    fleetView: () => worker.fleet.view(),
     send: (request, caller) => worker.commands.sender.send(request, caller),
     broadcast: (request) => worker.fleet.broadcasts.send(request, config.http.sendTimeoutMs),
     fleetQuery: worker.fleet.fleetQuery,

@@ -11,7 +11,7 @@
 
 import {
   GATHER_TIMEOUT_MS,
-  type Snapshot,
+  type Gathered,
   type ToSupervisor,
   type ToWorker,
   type WorkerOrders,
@@ -29,7 +29,7 @@ export class SupervisorChannel {
   readonly #early: ToWorker[] = []
   #orders: SupervisorOrders | null = null
   #isGone = false
-  readonly #gatherings = new Map<number, (snapshots: readonly Snapshot[]) => void>()
+  readonly #gatherings = new Map<number, (gathered: Gathered) => void>()
   #unanswered = 0
   #nextId = 0
 
@@ -71,26 +71,27 @@ export class SupervisorChannel {
   /**
    * The snapshots of all processes of the instance; null when the supervisor does not answer in
    * time.
+   * @param history whether its history is wanted too.
    */
-  async gather(): Promise<readonly Snapshot[] | null> {
+  async gather(history: boolean): Promise<Gathered | null> {
     if (this.#unanswered >= MAX_GATHERINGS) return null
     const id = this.#nextId
     this.#nextId += 1
-    const { promise, resolve } = Promise.withResolvers<readonly Snapshot[] | null>()
+    const { promise, resolve } = Promise.withResolvers<Gathered | null>()
     const timer = setTimeout(() => resolve(null), GATHER_TIMEOUT_MS * 2)
     this.#gatherings.set(id, resolve)
     this.#unanswered += 1
-    this.send({ kind: "gather", id })
-    const snapshots = await promise
+    this.send({ kind: "gather", id, history })
+    const gathered = await promise
     clearTimeout(timer)
     this.#gatherings.delete(id)
-    return snapshots
+    return gathered
   }
 
   #received(message: ToWorker): void {
     if (message.kind === "gathered") {
       this.#unanswered -= 1
-      this.#gatherings.get(message.id)?.(message.snapshots)
+      this.#gatherings.get(message.id)?.(message.gathered)
     } else if (this.#orders === null) this.#early.push(message)
     else this.#orders.message(message)
   }

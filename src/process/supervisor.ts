@@ -25,7 +25,7 @@ import type { RulesContent } from "../fleet/admission-rules.ts"
 import { followedDenylist } from "../ops/denylist-file.ts"
 import { forwardLines } from "../ops/forward-lines.ts"
 import { InstanceCounters } from "../ops/instance-counters.ts"
-import { supervisorMetrics } from "../ops/metrics.ts"
+import { type MetricsSnapshot, supervisorMetrics } from "../ops/metrics.ts"
 import { Output } from "../ops/output.ts"
 import { followedTokenKeys } from "../ops/token-keys-file.ts"
 import { addressesOf } from "./addresses.ts"
@@ -40,6 +40,7 @@ import { DenylistFeed } from "./denylist-feed.ts"
 import type { InstanceSummary } from "./instance-status.ts"
 import { reloadOnHangup } from "./reload.ts"
 import { RestartIntensity } from "./restart.ts"
+import { SAMPLE_EVERY_MS, SampleHistory } from "./samples.ts"
 import { onStopSignals } from "./signals.ts"
 
 /** The time that a worker has after its drain to close its broker connections. */
@@ -73,6 +74,8 @@ interface Slot {
   silentTurns: number
   /** Of its last snapshot; null before the first one. */
   report: WorkerReport | null
+  /** Of its last snapshot; null before the first one. */
+  metrics: MetricsSnapshot | null
 }
 
 export class Supervisor {
@@ -89,6 +92,7 @@ export class Supervisor {
   /** By `POST /drain`: no worker takes devices. */
   #isEmptied = false
   readonly #instanceCounters = new InstanceCounters()
+  readonly #history = new SampleHistory()
   readonly #standardError: Output
   readonly #forwardings = new Set<Promise<void>>()
   #state: "starting" | "running" | "draining" = "starting"
@@ -103,6 +107,7 @@ export class Supervisor {
   #lastGathering = NO_GATHERING
   #nextKey = 0
   #asking: ReturnType<typeof setInterval> | null = null
+  #sampling: ReturnType<typeof setInterval> | null = null
   #status = 0
   #reason = "drained"
   #killTimer: ReturnType<typeof setTimeout> | null = null
@@ -146,6 +151,7 @@ export class Supervisor {
     if (denylistFile !== null) void this.#followDenylist(denylistFile)
     if (token !== null && tokenKeys !== null) this.#followTokenKeys(token.keysFile, tokenKeys)
     this.#asking = setInterval(() => this.#askAll(), ASK_EVERY_MS)
+    this.#sampling = setInterval(() => void this.#sample(), SAMPLE_EVERY_MS)
     this.#spawn(0)
   }
 
@@ -189,6 +195,7 @@ export class Supervisor {
       unanswered: 0,
       silentTurns: 0,
       report: null,
+      metrics: null,
     })
     const forwarding = forwardLines(child.stderr, this.#standardError)
     this.#forwardings.add(forwarding)
@@ -260,7 +267,7 @@ export class Supervisor {
         this.#empty(message.on)
         break
       case "gather":
-        this.#gather(slot, message.id)
+        this.#gather(slot, message.id, message.history)
         break
       case "snapshot":
         this.#answered(slot, key, message.id, message.snapshot)
@@ -281,6 +288,7 @@ export class Supervisor {
       worker.unanswered -= 1
       worker.silentTurns = 0
       worker.report = snapshot.report
+      worker.metrics = snapshot.metrics
     }
     this.#gatherings.get(id)?.add(key, snapshot)
   }
@@ -338,6 +346,7 @@ export class Supervisor {
     if (this.#slots.size > 0) return
     if (this.#killTimer !== null) clearTimeout(this.#killTimer)
     if (this.#asking !== null) clearInterval(this.#asking)
+    if (this.#sampling !== null) clearInterval(this.#sampling)
     void this.#exit()
   }
 
@@ -397,7 +406,7 @@ export class Supervisor {
   /**
    * Asks every worker for its snapshot and sends all snapshots to the worker that requested them.
    */
-  #gather(slot: number, askedId: number): void {
+  #gather(slot: number, askedId: number, history: boolean): void {
     this.#lastGathering += 1
     const id = this.#lastGathering
     const asked = [...this.#slots.values()].filter((worker) => this.#ask(worker, id))
@@ -405,19 +414,40 @@ export class Supervisor {
       asked.map(({ key }) => key),
       (snapshots) => {
         this.#gatherings.delete(id)
-        void this.#answer(slot, askedId, snapshots)
+        void this.#answer(slot, askedId, snapshots, history)
       },
     )
     this.#gatherings.set(id, gathering)
   }
 
-  async #answer(slot: number, id: number, answers: ReadonlyMap<number, Snapshot>): Promise<void> {
-    const silent = this.#instanceCounters.beside(new Set(answers.keys()))
-    const own = await supervisorMetrics(this.#restarts, this.#counters.logLinesDropped)
-    const unreported = [...silent, own].map((metrics): Snapshot => ({ report: null, metrics }))
+  async #answer(
+    slot: number,
+    id: number,
+    answers: ReadonlyMap<number, Snapshot>,
+    history: boolean,
+  ): Promise<void> {
+    const others = await this.#metricsBeside(new Set(answers.keys()))
+    const unreported = others.map((metrics): Snapshot => ({ report: null, metrics }))
     const child = this.#slots.get(slot)?.process
-    if (child)
-      send(child, { kind: "gathered", id, snapshots: [...answers.values(), ...unreported] })
+    const gathered = {
+      snapshots: [...answers.values(), ...unreported],
+      history: history ? this.#history.columns : null,
+    }
+    if (child) send(child, { kind: "gathered", id, gathered })
+  }
+
+  /** The metrics of the supervisor, and the counters of all workers except these. */
+  async #metricsBeside(keys: ReadonlySet<number>): Promise<MetricsSnapshot[]> {
+    const own = await supervisorMetrics(this.#restarts, this.#counters.logLinesDropped)
+    return [...this.#instanceCounters.beside(keys), own]
+  }
+
+  /** Uses the snapshots that the workers have sent last: it asks for none. */
+  async #sample(): Promise<void> {
+    const known = [...this.#slots.values()].filter(({ metrics }) => metrics !== null)
+    const others = await this.#metricsBeside(new Set(known.map(({ key }) => key)))
+    const metrics = known.flatMap((worker) => (worker.metrics === null ? [] : [worker.metrics]))
+    this.#history.take(Date.now(), [...metrics, ...others])
   }
 }
 

@@ -24,6 +24,7 @@ import type { ToWorker } from "./control.ts"
 import { FedDenylist } from "./denylist-feed.ts"
 import { type MadeWorker, makeWorker, type WorkerOptions } from "./make-worker.ts"
 import { reloadOnHangup } from "./reload.ts"
+import { SAMPLE_EVERY_MS, SampleHistory } from "./samples.ts"
 import { onStopSignals } from "./signals.ts"
 import type { SupervisorChannel } from "./supervisor-channel.ts"
 import type { Worker } from "./worker.ts"
@@ -45,10 +46,14 @@ export async function runWorker(options: ProcessOptions): Promise<void> {
   const { denylistFile, token } = config.device
   const channel = orders.from === "supervisor" ? orders.channel : null
   const tokenVerifier = await makeTokenVerifier(config, tokenKeys)
+  const history = new SampleHistory()
   const { worker, maxConnections }: MadeWorker = makeWorker({
     ...options,
     tokenVerifier,
-    gather: async (own) => (channel === null ? [await own()] : channel.gather()),
+    gather: async (own, wantsHistory) =>
+      channel === null
+        ? { snapshots: [await own()], history: wantsHistory ? history.columns : null }
+        : channel.gather(wantsHistory),
     rulesChanged: (rules) => channel?.send({ kind: "rules", rules }),
     empty: (on) => (channel === null ? worker.empty(on) : channel.send({ kind: "empty", on })),
   })
@@ -107,6 +112,8 @@ export async function runWorker(options: ProcessOptions): Promise<void> {
     if (fault !== null) throw new Error(`PROXY_PROTOCOL=required does not work here: ${fault}`)
     const ports = await worker.start(tls)
     setInterval(() => worker.sweep(), SWEEP_EVERY_MS)
+    // Under a supervisor it takes the samples.
+    if (channel === null) setInterval(() => void sample(worker, history), SAMPLE_EVERY_MS)
     state = "serving"
     // Before "listening", so that the warnings precede the event that other programs wait for.
     for (const message of risks(config)) events.emit("notice", { message })
@@ -119,6 +126,11 @@ export async function runWorker(options: ProcessOptions): Promise<void> {
     else channel.send({ kind: "unable", message })
     process.exit(1)
   }
+}
+
+async function sample(worker: Worker, history: SampleHistory): Promise<void> {
+  const { metrics } = await worker.snapshot()
+  history.take(Date.now(), [metrics])
 }
 
 /** Loads the library for tokens only when devices identify themselves by tokens. */

@@ -14,6 +14,8 @@ const FLAPPING = { limit: 3, windowMs: 10_000, banMs: 60_000 }
 class Subject {
   nowMs = 1_000_000
   readonly banned: (readonly [string, number])[] = []
+  /** Why their connections ended. */
+  readonly reasons: string[] = []
   readonly told: RulesContent[] = []
   changes = 0
   readonly rules: AdmissionRules
@@ -23,7 +25,10 @@ class Subject {
       ...{ flapping, worker },
       nowMs: () => this.nowMs,
       broadcast: (content) => this.told.push(content),
-      banned: (deviceId, retryAfterMs) => this.banned.push([deviceId, retryAfterMs]),
+      banned: (deviceId, retryAfterMs, reason) => {
+        this.banned.push([deviceId, retryAfterMs])
+        this.reasons.push(reason)
+      },
       changed: () => {
         this.changes += 1
       },
@@ -74,6 +79,29 @@ describe("the gate", () => {
   })
 })
 
+describe("a device that an operator denies", () => {
+  test("is closed and refused everywhere until the time is over, also without FLAP_LIMIT", () => {
+    const [first, second] = [new Subject("gw1.0", null), new Subject("gw2.0")]
+    const ban = first.rules.deny("lock:1", 60_000)
+    expect(ban).toMatchObject({ device_id: "lock:1", connects: 0 })
+    for (const content of first.told) second.rules.heard(content)
+    for (const subject of [first, second]) {
+      expect(subject.banned).toEqual([["lock:1", 60_000]])
+      expect(subject.reasons).toEqual(["denied"])
+      expect(subject.connect("lock:1")).toBe("denied")
+      expect(subject.connect("lock:2")).toBeNull()
+      expect(subject.connect("lock:1", 60_000)).toBeNull()
+    }
+  })
+
+  test("is admitted once that is lifted", () => {
+    const subject = new Subject()
+    subject.rules.deny("lock:1", 60_000)
+    expect(subject.rules.lift("lock:1")?.connects).toBe(0)
+    expect(subject.connect("lock:1")).toBeNull()
+  })
+})
+
 describe("a device that connects too often", () => {
   test("is banned with the connection that is too many, until the ban ends", () => {
     const subject = new Subject()
@@ -86,7 +114,7 @@ describe("a device that connects too often", () => {
     subject.nowMs = 1_064_000 - 1
     expect(subject.rules.refusalOf("lock:1", true)).toEqual({
       reason: "flapping",
-      detail: "lock:1 connected more than 3 times within 10000 ms",
+      detail: "lock:1 connected 4 times within FLAP_WINDOW_MS, more than FLAP_LIMIT",
       retryAfterMs: 1,
     })
     expect(subject.connect("lock:1", 1)).toBeNull()

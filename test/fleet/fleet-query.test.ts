@@ -3,6 +3,7 @@
 import { describe, expect, test } from "bun:test"
 import type { PublishResult } from "../../src/broker/broker.ts"
 import { Connection } from "../../src/device/connection.ts"
+import type { DeviceFilter } from "../../src/fleet/device-filter.ts"
 import type { Located } from "../../src/fleet/locator.ts"
 import type { Answer } from "../../src/fleet/messages.ts"
 import {
@@ -110,6 +111,39 @@ describe("a list", () => {
     const list = await subject.fleetQuery.list({ ...ALL, prefix: "lock" })
     expect(idsOf(list)).toEqual(["lock", "lock:1"])
     expect(list).toMatchObject({ total: 2 })
+  })
+
+  test("has only devices that match its filter", async () => {
+    const subject = new Subject()
+    const [slow, fast] = ["rate", "window"].map((name) => subject.hold(name))
+    slow?.pause("rate")
+    fast?.pause("window")
+    subject.pass(60_000)
+    subject.hold("talks")
+    const found = async (filter: DeviceFilter) =>
+      idsOf(await subject.fleetQuery.list({ ...ALL, filter }))
+    expect(await found({ paused_by: "rate" })).toEqual(["rate"])
+    expect(await found({ paused_by: "any" })).toEqual(["rate", "window"])
+    expect(await found({ silent_ms: 60_000 })).toEqual(["rate", "window"])
+    expect(await found({ silent_ms: 60_001 })).toEqual([])
+    expect(await found({ address: "192.0.2." })).toHaveLength(3)
+    expect(await found({ address: "192.0.2.1", paused_by: "window" })).toEqual(["window"])
+    expect(await found({ address: "10." })).toEqual([])
+    expect(await subject.fleetQuery.list({ ...ALL, filter: { address: "10." } })).toMatchObject({
+      total: 0,
+    })
+  })
+
+  test("asks other workers with its filter, also again", async () => {
+    const subject = new Subject("gw.1")
+    const filter = { paused_by: "any" } as const
+    void subject.fleetQuery.list({ ...ALL, limit: 2, filter })
+    subject.listed("gw.1", ["b"], 9)
+    await settled()
+    expect(subject.channel.said).toMatchObject([
+      { to: "all", type: "list", filter },
+      { to: `gw.1.${INCARNATION}`, type: "list", filter },
+    ])
   })
 
   test("continues after a device, without it", async () => {

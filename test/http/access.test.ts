@@ -30,6 +30,7 @@ const ROUTES: Readonly<Record<string, "everybody" | "see" | "act">> = {
   "GET /gate": "see",
   "PUT /gate": "act",
   "GET /bans": "see",
+  "PUT /bans/:id": "act",
   "DELETE /bans/:id": "act",
   "POST /broadcasts": "act",
   "POST /drain": "act",
@@ -40,13 +41,37 @@ const ROUTES: Readonly<Record<string, "everybody" | "see" | "act">> = {
   "GET /devices/:id/tape": "see",
   "GET /devices/:id/tape.jsonl": "see",
   "DELETE /devices/:id/tape": "act",
+  "GET /fleet": "see",
+  "GET /page/live": "see",
 }
+/** Tested in `session.test.ts`. */
+const OF_SESSION = {
+  "POST /session": "everybody",
+  "GET /session": "see",
+  "DELETE /session": "everybody",
+}
+/** Views and files of the operator page, tested in `page.test.ts`. */
+const OF_PAGE = [
+  "GET /",
+  "GET /page/devices",
+  "GET /page/devices/:id",
+  "GET /page/refusals",
+  "GET /page/access",
+  "GET /page/tapes",
+  "GET /page/fleet",
+  "GET /page/audit",
+  "GET /page/assets/:name",
+]
 const ACT_TOKEN = "act-token-0123456789"
 const READ_TOKEN = "read-token-0123456789"
 const BOTH = { tokens: ["old-act-token-0123456789", ACT_TOKEN], readTokens: [READ_TOKEN] }
 const READ_ONLY = { tokens: [], readTokens: ["old-read-token-0123456789", READ_TOKEN] }
 const BROADCAST = '{"to":"all","line":"open"}'
 const TAPE = { device_id: "lock:1", until: 5, payload: "hidden", max_bytes: 65_536 } as const
+const BODIES: Readonly<Record<string, string>> = {
+  "/gate": '{"open":false}',
+  "/bans/:id": '{"for_ms":1000}',
+}
 const NO_TOKENS = { tokens: [], readTokens: [] }
 
 /** The app, and whether a request came as far as a device or the fleet. */
@@ -105,6 +130,10 @@ function subject(given: Pick<AppDependencies, "tokens" | "readTokens">) {
         acts.push(`gate ${request.open}`)
         return NO_RULES.rules.gate
       },
+      deny: (id) => {
+        acts.push(`deny ${id}`)
+        return { device_id: id, at: 1, until: 2, connects: 0 }
+      },
       lift: (id) => {
         acts.push(`lift ${id}`)
         return { device_id: id, at: 1, until: 2, connects: 3 }
@@ -129,7 +158,7 @@ function subject(given: Pick<AppDependencies, "tokens" | "readTokens">) {
       method,
       headers: { "content-type": "text/plain", ...headers },
       ...(method === "POST" ? { body: path === "/broadcasts" ? BROADCAST : "open" } : {}),
-      ...(method === "PUT" ? { body: path === "/gate" ? '{"open":false}' : '{"minutes":1}' } : {}),
+      ...(method === "PUT" ? { body: BODIES[path] ?? '{"minutes":1}' } : {}),
     })
     const isStream = response.headers.get("content-type")?.startsWith("text/event-stream") === true
     if (isStream) await response.body?.cancel()
@@ -153,14 +182,16 @@ test("each route of the app has an entry in the table, and each entry a route", 
   const ofApp = subject(NO_TOKENS)
     .routes.routes.filter(({ method, path }) => !(method === "ALL" && path === "/*"))
     .map(({ method, path }) => `${method} ${path}`)
-  expect([...new Set(ofApp)].sort()).toEqual(Object.keys(ROUTES).sort())
+  expect([...new Set(ofApp)].sort()).toEqual(
+    [...Object.keys({ ...ROUTES, ...OF_SESSION }), ...OF_PAGE].sort(),
+  )
 })
 
 test("the OpenAPI document has the same access", () => {
   const access = new Map([
     ["", "everybody"],
-    ["token,readToken", "see"],
-    ["token", "act"],
+    ["token,readToken,session", "see"],
+    ["token,session", "act"],
   ])
   const described = Object.entries(DOCUMENT.paths).flatMap(([path, operations]) =>
     Object.entries(operations as Record<string, Operation>).map(([method, { security }]) => {
@@ -168,7 +199,9 @@ test("the OpenAPI document has the same access", () => {
       return [route, access.get(security.flatMap(Object.keys).join())]
     }),
   )
-  expect(Object.fromEntries(described)).toEqual(ROUTES)
+  // Those for browsers are not described.
+  const { "GET /page/live": _, ...others } = ROUTES
+  expect(Object.fromEntries(described)).toEqual({ ...others, ...OF_SESSION })
 })
 
 describe.each(routes)("$method $path, for $access:", ({ method, path, access }) => {

@@ -218,7 +218,6 @@ describe("GET /metrics", () => {
 
 describe("unknown routes", () => {
   test.each([
-    ["GET", "/"],
     ["GET", "/nothing"],
     ["GET", "/health/"],
     ["GET", "/Health"],

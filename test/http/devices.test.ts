@@ -112,6 +112,14 @@ describe("GET /devices", () => {
     ["?after=lock:1&prefix=lock&limit=5", { prefix: "lock", after: "lock:1", limit: 5 }],
     [`?prefix=${"x".repeat(128)}`, { prefix: "x".repeat(128), after: "", limit: 100 }],
     ["?verbose=1", { prefix: "", after: "", limit: 100 }],
+    [
+      "?address=10.&paused_by=any&silent_ms=60000",
+      {
+        ...{ prefix: "", after: "", limit: 100 },
+        filter: { address: "10.", paused_by: "any", silent_ms: 60_000 },
+      },
+    ],
+    ["?prefix=a&silent_ms=0", { prefix: "a", after: "", limit: 100, filter: { silent_ms: 0 } }],
   ]
 
   test.each(QUERIES)("passes the query parameters on: %s", async (query, request) => {
@@ -142,6 +150,11 @@ describe("GET /devices", () => {
     `prefix=${"x".repeat(129)}`,
     "after=a/b",
     `after=${"x".repeat(129)}`,
+    "address=lock",
+    "address=",
+    "paused_by=nobody",
+    "silent_ms=-1",
+    "silent_ms=1.5",
   ])("is refused without a fleet query: %s", async (query) => {
     const subject = new Subject()
     const response = await subject.request(`/devices?${query}`)

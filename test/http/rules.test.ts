@@ -91,8 +91,27 @@ describe("bans", () => {
     expect((await ask("DELETE", "/bans/a%20b")).status).toBe(400)
   })
 
+  test("are made by operators, for devices with a name and at most a day", async () => {
+    const { rules, ask } = subject()
+    const ban = { id: "lock:1", until: NOW_MS + 60_000, connects: 0 }
+    expect(await ask("PUT", "/bans/lock:1", { for_ms: 60_000 })).toEqual({ status: 200, body: ban })
+    expect(rules.refusalOf("lock:1", true)?.reason).toBe("denied")
+    for (const [path, body] of [
+      ["/bans/lock:2", { for_ms: 86_400_001 }],
+      ["/bans/lock:2", { for_ms: 999 }],
+      ["/bans/lock:2", {}],
+      ["/bans/lock:2", "{"],
+      ["/bans/a%20b", { for_ms: 60_000 }],
+      ["/bans/gw1.0.mb2k3f9zq7.1", { for_ms: 60_000 }],
+    ] as const) {
+      expect([path, (await ask("PUT", path, body)).status]).toEqual([path, 400])
+    }
+    expect(rules.bans()).toHaveLength(1)
+  })
+
   test("are not lifted while the other workers cannot be told", async () => {
     const { rules, ask } = subject(false)
+    expect((await ask("PUT", "/bans/lock:2", { for_ms: 60_000 })).status).toBe(503)
     for (const epoch of [NOW_MS - 2, NOW_MS - 1]) rules.connectedElsewhere("lock:1", epoch)
     rules.refusalOf("lock:1", true)
     expect((await ask("DELETE", "/bans/lock:1")).status).toBe(503)

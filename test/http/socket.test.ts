@@ -10,6 +10,7 @@ import type { SendRequest } from "../../src/commands/http-sender.ts"
 import { Counters } from "../../src/counters.ts"
 import { app, maxBodyBytes } from "../../src/http/app.ts"
 import { type HttpServer, serve } from "../../src/http/server.ts"
+import { NO_PAGE } from "../support/local-app.ts"
 import { RawHttp } from "../support/raw-http.ts"
 import { until } from "../support/wait.ts"
 import { SERVING } from "./app-harness.ts"
@@ -61,6 +62,7 @@ beforeAll(async () => {
     },
     ...NO_RULES,
     ...NO_HELD,
+    ...NO_PAGE,
     empty: () => undefined,
     send: async (request, caller) => {
       if (unanswered !== null) return neverAnswered(caller)

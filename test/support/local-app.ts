@@ -13,8 +13,20 @@ export interface LocalApp {
   readonly request: (path: string, init?: RequestInit) => Promise<Response>
 }
 
-export function localApp(dependencies: AppDependencies): LocalApp {
-  const routes = app(dependencies)
+/** An instance that has no history and whose supervisor does not answer. */
+export const NO_PAGE: Pick<AppDependencies, "page" | "fleetView"> = {
+  page: { instance: "gw1", workers: 1, windowLines: 2_000, gather: async () => null },
+  fleetView: () => ({
+    ...{ worker: "gw1.0", connected: true, shards: 1, shards_without_keeper: [] },
+    ...{ has_foreign: false, members: [] },
+  }),
+}
+
+type Dependencies = Omit<AppDependencies, keyof typeof NO_PAGE> &
+  Partial<Pick<AppDependencies, keyof typeof NO_PAGE>>
+
+export function localApp(dependencies: Dependencies): LocalApp {
+  const routes = app({ ...NO_PAGE, ...dependencies })
   return {
     routes,
     request: async (path, init = {}) => {
