@@ -214,6 +214,28 @@ describe("a device", () => {
   )
 
   test(
+    "is recorded on a tape, with what happened to its lines and commands",
+    async () => {
+      const { page, faults } = await visitAs(ACT, devicePath(ANSWERING))
+      await page.getByLabel("Contents of lines").selectOption("text")
+      await page.getByRole("button", { name: "Start tape" }).click()
+      await row(page, "tape", "connected").waitFor()
+      await scene.device(ANSWERING).send("on the tape")
+      await row(page, "tape", "on the tape").getByText("confirmed after").waitFor()
+      await page.getByLabel("Line", { exact: true }).fill("blink twice")
+      await page.getByRole("button", { name: "Send" }).click()
+      await row(page, "tape", "blink twice").getByText("written").waitFor()
+      await page.goto("/page/tapes")
+      await row(page, "tapes", ANSWERING).getByRole("link").click()
+      await row(page, "tape", "on the tape").waitFor()
+      await page.getByRole("button", { name: "End tape" }).click()
+      await page.getByRole("button", { name: "Start tape" }).waitFor()
+      expect(faults).toEqual([])
+    },
+    LIMIT_MS,
+  )
+
+  test(
     "that is away has its commands held, listed and cancelled",
     async () => {
       const { page, faults } = await visitAs(ACT, devicePath(AWAY))
