@@ -30,7 +30,7 @@ const TEST_TIMEOUT_MS = 60_000
 export type Tier = (typeof TIERS)[number]
 
 /** The contract suite is in the broker's folder because it tests the embedded broker too. */
-const INTEGRATION = ["test/integration/", "test/broker/contract/"]
+const INTEGRATION = ["test/integration/", "test/examples/", "test/broker/contract/"]
 /** Its faults are made in a network namespace. */
 const NETWORK_FAULTS = "test/faults/network.test.ts"
 /** The slowest files, started first so that the others run beside them. */

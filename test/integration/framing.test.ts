@@ -17,7 +17,7 @@ const LIMIT_MS = 60_000
 const SECRET = "5f0c3a9be1d24768a1b0c2d3e4f56789"
 const MAX_LINE_BYTES = 1_000
 const ROOT = join(import.meta.dir, "../..")
-const EXAMPLE = join(ROOT, "docs/examples/device-u16.py")
+const EXAMPLE = join(ROOT, "docs/examples/devices/python/device-u16.py")
 
 describe.each([
   ["u16", 2],

@@ -19,7 +19,7 @@ import { connectDevice, type TestDevice } from "../support/tls-device.ts"
 import { pikaBackEnd, pikaConsume } from "../support/tools.ts"
 import { until } from "../support/wait.ts"
 
-const EXAMPLE = join(import.meta.dir, "../../docs/examples/partitions.py")
+const EXAMPLE = join(import.meta.dir, "../../docs/examples/back-ends/python/partitions.py")
 const SIMULATOR = join(import.meta.dir, "../../src/simulator/main.ts")
 const LIMIT_MS = 90_000
 /** Of four processes of Python on a busy machine. */
