@@ -17,32 +17,21 @@ import { partitionOf } from "../../src/lines/partitions.ts"
 import { ownQueues, startGateway } from "../support/gateway.ts"
 import { type TestBroker, uniqueNames } from "../support/rabbitmq.ts"
 import { connectDevice, type TestDevice } from "../support/tls-device.ts"
-import { until } from "../support/wait.ts"
 import type { Built, Finding } from "./finding.ts"
-import { type Example, Program } from "./programs.ts"
+import { Subject } from "./subject.ts"
 
 const SECRET = "a-secret-of-the-devices-0123456789"
 const USER = "backend"
 /** Lines before the connections are closed, and after that. */
 const LINES = 20
-const STEP_MS = 45_000
 
-class Subject {
-  readonly program: Program
-  readonly faults: string[] = []
+class Consumer extends Subject {
+  readonly device: TestDevice
   #sent = 0
 
-  readonly example: Example
-  readonly device: TestDevice
-
-  constructor(
-    { example, directory }: Built,
-    device: TestDevice,
-    settings: Readonly<Record<string, string>>,
-  ) {
-    this.example = example
+  constructor(built: Built, device: TestDevice, settings: Readonly<Record<string, string>>) {
+    super(built, { ...settings, BACKOFF_MS: "100" })
     this.device = device
-    this.program = new Program(example, directory, { ...settings, BACKOFF_MS: "100" })
   }
 
   get sent(): number {
@@ -52,14 +41,6 @@ class Subject {
   async send(): Promise<void> {
     await this.device.send(`line ${this.#sent}`)
     this.#sent += 1
-  }
-
-  /** A condition that does not come becomes a fault of this example. */
-  async reaches(what: string, condition: () => boolean): Promise<void> {
-    if (this.faults.length > 0) return
-    await until(condition, { what, timeoutMs: STEP_MS }).catch(() =>
-      this.faults.push(`no ${what}; it printed ${JSON.stringify(this.program.lines.slice(-5))}`),
-    )
   }
 
   /** All lines so far are taken and answered, and the answers have receipts. */
@@ -96,7 +77,7 @@ export async function runBackEnds(
     ...{ DEVICE_AUTH: "hello", HELLO_SECRETS: SECRET },
     FROM_DEVICE_PARTITIONS: String(partitions),
   })
-  const subjects: Subject[] = []
+  const subjects: Consumer[] = []
   try {
     await gateway.ready()
     for (const [at, each] of built.entries()) {
@@ -107,7 +88,7 @@ export async function runBackEnds(
         FROM_DEVICE: lineQueue[at] ?? "",
         RECEIPTS: `backend.receipts.${at}`,
       }
-      subjects.push(new Subject(each, device, settings))
+      subjects.push(new Consumer(each, device, settings))
     }
     const sendAll = () => Promise.all(subjects.map((subject) => subject.send()))
     for (let line = 0; line < LINES; line += 1) await sendAll()
@@ -141,7 +122,7 @@ export async function runBackEnds(
   }
 }
 
-function judge({ example, program, device, sent, faults }: Subject): Finding {
+function judge({ example, program, device, sent, faults }: Consumer): Finding {
   const all = Array.from({ length: sent }, (_, line) => `line ${line}`)
   // "<message id> <line>"
   const taken = program.after("line").map((line) => line.slice(line.indexOf(" ") + 1))

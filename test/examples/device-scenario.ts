@@ -23,6 +23,7 @@ import { until } from "../support/wait.ts"
 import type { Built, Finding } from "./finding.ts"
 import { LoadBalancer } from "./load-balancer.ts"
 import { type Example, Program } from "./programs.ts"
+import { STEP_MS, Subject } from "./subject.ts"
 
 const SECRET = "a-secret-of-the-devices-0123456789"
 /** Longer than the idle time-out, so that signs of life are needed between two readings. */
@@ -36,37 +37,18 @@ const MAX_REPEATED = 1
 const EARLY_MS = 2
 /** For this long the proxy holds the bytes of the broker's connections: longer than any test. */
 const HELD_MS = 3_600_000
-/** Of a step, for all examples; a virtual machine may start slowly beside others. */
-const STEP_MS = 45_000
-
-class Subject {
+class Device extends Subject {
   readonly deviceId: string
-  readonly program: Program
-  readonly faults: string[] = []
 
-  readonly example: Example
-
-  constructor({ example, directory }: Built, at: number, port: number) {
-    this.example = example
-    this.deviceId = `example:${at}`
-    this.program = new Program(example, directory, {
+  constructor(built: Built, at: number, port: number) {
+    const deviceId = `example:${at}`
+    super(built, {
       ...TIMES,
       GATEWAY: `localhost:${port}`,
       CA_FILE: testCaFile(),
-      HELLO_LINE: helloLine(this.deviceId, SECRET),
+      HELLO_LINE: helloLine(deviceId, SECRET),
     })
-  }
-
-  /** A condition that does not come becomes a fault of this example. */
-  async reaches(what: string, condition: () => unknown): Promise<void> {
-    if (this.faults.length > 0) return
-    await until(async () => condition(), { what, timeoutMs: STEP_MS }).catch(() =>
-      this.fault(`no ${what}; it printed ${JSON.stringify(this.program.lines.slice(-5))}`),
-    )
-  }
-
-  fault(what: string): void {
-    this.faults.push(what)
+    this.deviceId = deviceId
   }
 }
 
@@ -74,8 +56,24 @@ export async function runDevices(built: readonly Built[], broker: TestBroker): P
   const trustFaults = new Map(
     await Promise.all(built.map(async (each) => [each.example, await checkTrust(each)] as const)),
   )
+  const ends: (() => unknown)[] = []
+  try {
+    return await runAll(built, broker, trustFaults, ends)
+  } finally {
+    for (const end of ends.reverse()) await end()
+  }
+}
+
+/** @param ends gets what must be called afterwards, the last one first. */
+async function runAll(
+  built: readonly Built[],
+  broker: TestBroker,
+  trustFaults: ReadonlyMap<Example, readonly string[]>,
+  ends: (() => unknown)[],
+): Promise<Finding[]> {
   const queues = ownQueues(uniqueNames("examples"))
   const proxy = await AmqpProxy.start(broker.port)
+  ends.push(() => proxy.stop())
   const url = new URL(broker.url)
   url.port = String(proxy.port)
   const settings = {
@@ -83,123 +81,116 @@ export async function runDevices(built: readonly Built[], broker: TestBroker): P
     ...{ DEVICE_AUTH: "hello", HELLO_SECRETS: SECRET, DEVICE_ACK: "seq" },
     GOODBYE_LINE: "BYE {reason} {retry_after_ms}",
   }
-  const gateways: TestGateway[] = []
   const front = await LoadBalancer.start()
+  ends.push(() => front.stop())
   const start = async (id: string): Promise<TestGateway> => {
     const gateway = await startGateway({ ...settings, INSTANCE_ID: id })
-    gateways.push(gateway)
+    ends.push(() => gateway.stop())
     await gateway.ready()
     front.target = gateway.devicePort
     return gateway
   }
   const a = await start("a")
   const backEnd = await BackEnd.connect(broker.url, queues)
-  const subjects = built.map((each, at) => new Subject(each, at, front.port))
-  const all = (what: string, condition: (subject: Subject) => unknown) =>
+  ends.push(() => backEnd.close())
+  const subjects = built.map((each, at) => new Device(each, at, front.port))
+  for (const { program } of subjects) ends.push(() => program.end())
+  const all = (what: string, condition: (subject: Device) => unknown) =>
     Promise.all(subjects.map((subject) => subject.reaches(what, () => condition(subject))))
-  const linesOf = ({ deviceId }: Subject) =>
+  const linesOf = ({ deviceId }: Device) =>
     backEnd.lines.filter(({ device }) => device === deviceId)
-  const has = (subject: Subject, line: string) => linesOf(subject).some(({ body }) => body === line)
-  try {
-    await all("first reading", (subject) => has(subject, "reading 0"))
+  const has = (subject: Device, line: string) => linesOf(subject).some(({ body }) => body === line)
+  await all("first reading", (subject) => has(subject, "reading 0"))
 
-    for (const command of COMMANDS) {
-      const headers = { reply_prefix: `done: ${command}` }
-      const answers = subjects.map(async (subject) => {
-        const number = await backEnd.send({ device: subject.deviceId, body: command, headers })
-        await subject.reaches(`answer to "${command}"`, () => backEnd.receiptOf(number))
-        const outcome = backEnd.receiptOf(number)?.outcome
-        if (outcome !== "answered") subject.fault(`"${command}" ended as ${outcome}`)
-      })
-      await Promise.all(answers)
-    }
-
-    await until(async () => (await a.metric("owsla_window_lines")) === 0, {
-      what: "all lines to be confirmed",
+  for (const command of COMMANDS) {
+    const headers = { reply_prefix: `done: ${command}` }
+    const answers = subjects.map(async (subject) => {
+      const number = await backEnd.send({ device: subject.deviceId, body: command, headers })
+      await subject.reaches(`answer to "${command}"`, () => backEnd.receiptOf(number))
+      const outcome = backEnd.receiptOf(number)?.outcome
+      if (outcome !== "answered") subject.fault(`"${command}" ended as ${outcome}`)
     })
-    proxy.delayMs = () => HELD_MS
-    for (const line of UNACKNOWLEDGED) {
-      const send = async (subject: Subject) => {
-        const path = `/devices/${subject.deviceId}/send`
-        const headers = { "content-type": "text/plain" }
-        const response = await a.fetch(path, { method: "POST", headers, body: line })
-        if (!response.ok) subject.fault(`"${line}": ${await response.text()}`)
-      }
-      await Promise.all(subjects.map(send))
-    }
-    const printed = ({ program }: Subject, line: string) =>
-      program.lines.includes(`command ${line}`)
-    await all("command while the broker is silent", (subject) =>
-      UNACKNOWLEDGED.every((line) => printed(subject, line)),
-    )
-    if (subjects.some((subject) => has(subject, "done: hold 1"))) {
-      throw new Error("the broker was not silent")
-    }
-    await killAll(a)
-    proxy.closeConnections()
-    proxy.delayMs = null
-
-    const b = await start("b")
-    await all("lines that were not acknowledged, again", (subject) =>
-      UNACKNOWLEDGED.every((line) => has(subject, `done: ${line}`)),
-    )
-
-    await start("c")
-    const stoppedAtMs = Date.now()
-    const drained = b.stop()
-    await all("goodbye", ({ program }) => program.after("goodbye drained").length > 0)
-    const connectedTo = ({ deviceId }: Subject, instance: string) =>
-      backEnd.presence.find(
-        (event) =>
-          event.key === "device.connected" &&
-          event.device_id === deviceId &&
-          event.instance === instance,
-      )
-    await all("connection after the goodbye", (subject) => connectedTo(subject, "c"))
-    await drained
-    const returns = subjects.map((subject) => {
-      const askedMs = Number(subject.program.after("goodbye drained")[0])
-      const afterMs = (connectedTo(subject, "c")?.epoch ?? Number.NaN) - stoppedAtMs
-      if (!(afterMs >= askedMs - EARLY_MS)) {
-        subject.fault(`the goodbye said ${askedMs} ms, and it came back after ${afterMs}`)
-      }
-      return { askedMs, afterMs }
-    })
-
-    await all("two readings on one connection", (subject) => {
-      const connection = connectedTo(subject, "c")?.connection_id
-      const here = linesOf(subject).filter((line) => line.connection === connection)
-      return here.filter(({ body }) => body.startsWith("reading ")).length >= 2
-    })
-
-    return subjects.map((subject, at) => {
-      const { deviceId } = subject
-      const ends = backEnd.presence.filter(
-        ({ key, device_id }) => key === "device.disconnected" && device_id === deviceId,
-      )
-      for (const { reason } of ends) {
-        if (reason !== "drained") subject.fault(`a connection ended as ${reason}`)
-      }
-      const lines = linesOf(subject)
-      const { repeated, gaps } = followReadings(lines.map(({ body }) => body))
-      subject.faults.push(...gaps, ...(trustFaults.get(subject.example) ?? []))
-      if (repeated > MAX_REPEATED) subject.fault(`${repeated} acknowledged lines came again`)
-      const back = returns[at]
-      const seen = [
-        `lines: ${lines.length}, none lost, ${UNACKNOWLEDGED.length} of them sent again after the gateway was killed`,
-        `commands answered: ${COMMANDS.length + UNACKNOWLEDGED.length}`,
-        `goodbye: asked to wait ${back?.askedMs} ms, back after ${back?.afterMs}`,
-        "a wrong CA and a wrong name refused",
-      ]
-      return { example: subject.example, faults: subject.faults, seen: seen.join("; ") }
-    })
-  } finally {
-    await Promise.all(subjects.map(({ program }) => program.end()))
-    await backEnd.close()
-    for (const gateway of gateways) await gateway.stop()
-    front.stop()
-    proxy.stop()
+    await Promise.all(answers)
   }
+
+  await until(async () => (await a.metric("owsla_window_lines")) === 0, {
+    what: "all lines to be confirmed",
+  })
+  proxy.delayMs = () => HELD_MS
+  for (const line of UNACKNOWLEDGED) {
+    const send = async (subject: Device) => {
+      const path = `/devices/${subject.deviceId}/send`
+      const headers = { "content-type": "text/plain" }
+      const response = await a.fetch(path, { method: "POST", headers, body: line })
+      if (!response.ok) subject.fault(`"${line}": ${await response.text()}`)
+    }
+    await Promise.all(subjects.map(send))
+  }
+  const printed = ({ program }: Device, line: string) => program.lines.includes(`command ${line}`)
+  await all("command while the broker is silent", (subject) =>
+    UNACKNOWLEDGED.every((line) => printed(subject, line)),
+  )
+  if (subjects.some((subject) => has(subject, "done: hold 1"))) {
+    throw new Error("the broker was not silent")
+  }
+  await killAll(a)
+  proxy.closeConnections()
+  proxy.delayMs = null
+
+  const b = await start("b")
+  await all("lines that were not acknowledged, again", (subject) =>
+    UNACKNOWLEDGED.every((line) => has(subject, `done: ${line}`)),
+  )
+
+  await start("c")
+  const stoppedAtMs = Date.now()
+  const drained = b.stop()
+  await all("goodbye", ({ program }) => program.after("goodbye drained").length > 0)
+  const connectedTo = ({ deviceId }: Device, instance: string) =>
+    backEnd.presence.find(
+      (event) =>
+        event.key === "device.connected" &&
+        event.device_id === deviceId &&
+        event.instance === instance,
+    )
+  await all("connection after the goodbye", (subject) => connectedTo(subject, "c"))
+  await drained
+  const returns = subjects.map((subject) => {
+    const askedMs = Number(subject.program.after("goodbye drained")[0])
+    const afterMs = (connectedTo(subject, "c")?.epoch ?? Number.NaN) - stoppedAtMs
+    if (!(afterMs >= askedMs - EARLY_MS)) {
+      subject.fault(`the goodbye said ${askedMs} ms, and it came back after ${afterMs}`)
+    }
+    return { askedMs, afterMs }
+  })
+
+  await all("two readings on one connection", (subject) => {
+    const connection = connectedTo(subject, "c")?.connection_id
+    const here = linesOf(subject).filter((line) => line.connection === connection)
+    return here.filter(({ body }) => body.startsWith("reading ")).length >= 2
+  })
+
+  return subjects.map((subject, at) => {
+    const { deviceId } = subject
+    const ends = backEnd.presence.filter(
+      ({ key, device_id }) => key === "device.disconnected" && device_id === deviceId,
+    )
+    for (const { reason } of ends) {
+      if (reason !== "drained") subject.fault(`a connection ended as ${reason}`)
+    }
+    const lines = linesOf(subject)
+    const { repeated, gaps } = followReadings(lines.map(({ body }) => body))
+    subject.faults.push(...gaps, ...(trustFaults.get(subject.example) ?? []))
+    if (repeated > MAX_REPEATED) subject.fault(`${repeated} acknowledged lines came again`)
+    const back = returns[at]
+    const seen = [
+      `lines: ${lines.length}, none lost, ${UNACKNOWLEDGED.length} of them sent again after the gateway was killed`,
+      `commands answered: ${COMMANDS.length + UNACKNOWLEDGED.length}`,
+      `goodbye: asked to wait ${back?.askedMs} ms, back after ${back?.afterMs}`,
+      "a wrong CA and a wrong name refused",
+    ]
+    return { example: subject.example, faults: subject.faults, seen: seen.join("; ") }
+  })
 }
 
 /** SIGKILL to the supervisor first, so that it starts no other worker. */

@@ -38,7 +38,7 @@ func setting(name, otherwise string) string {
 	return otherwise
 }
 
-func takeLine(channel *amqp.Channel, line amqp.Delivery) error {
+func takeLine(channel *amqp.Channel, confirms <-chan amqp.Confirmation, line amqp.Delivery) error {
 	attempt = 0
 	// <connection_id>:<from_device_seq>. The same line comes again when its acknowledgement was lost.
 	id := line.MessageId
@@ -62,13 +62,13 @@ func takeLine(channel *amqp.Channel, line amqp.Delivery) error {
 	}
 	// ReplyTo of the line is the queue of the worker with the connection. A command that is returned is
 	// confirmed too: that worker has gone, and its connections too.
-	confirm, err := channel.PublishWithDeferredConfirmWithContext(context.Background(),
-		"owsla.commands", line.ReplyTo, true, false, command)
+	err := channel.PublishWithContext(context.Background(), "owsla.commands", line.ReplyTo, true, false, command)
 	if err != nil {
 		return err
 	}
-	if !confirm.Wait() {
-		return fmt.Errorf("the broker refused a command")
+	// Not PublishWithDeferredConfirm: in version 1.5 it can miss a confirm that arrives at once, and wait without end.
+	if confirm := <-confirms; !confirm.Ack {
+		return fmt.Errorf("a command was not confirmed")
 	}
 	return line.Ack(false)
 }
@@ -93,6 +93,7 @@ func consume() error {
 	if err != nil {
 		return err
 	}
+	confirms := channel.NotifyPublish(make(chan amqp.Confirmation, 1))
 	closed := connection.NotifyClose(make(chan *amqp.Error, 1))
 	if err = channel.Confirm(false); err != nil {
 		return err
@@ -118,7 +119,7 @@ func consume() error {
 			if !open {
 				return fmt.Errorf("the channel is closed")
 			}
-			err = takeLine(channel, line)
+			err = takeLine(channel, confirms, line)
 		case receipt, open := <-fromReceipts:
 			if !open {
 				return fmt.Errorf("the channel is closed")
