@@ -188,7 +188,7 @@ describe("headers", () => {
 })
 
 describe("an example of the documents", () => {
-  const files = ["*.md", "docs/*.md", "docs/examples/*"].flatMap((pattern) => [
+  const files = ["*.md", "docs/*.md", "docs/examples/**/*"].flatMap((pattern) => [
     ...new Bun.Glob(pattern).scanSync({ cwd: ROOT }),
   ])
   const source = files.map((path) => readFileSync(join(ROOT, path), "utf8")).join("\n")
