@@ -5,7 +5,8 @@
  *           ├─ its keeper knows (`keeper-look-ups.ts`) ──► that worker, or nowhere
  *           └─ otherwise: ask all workers ─┬─ one holds it ────────────► that worker
  *                (many devices a message)  ├─ none holds it ───────────► nowhere
- *                                          ├─ some do not answer ──────► nowhere, after `ASK_TIMEOUT_MS`
+ *                                          ├─ some are silent ─────────► nowhere, after `ASK_TIMEOUT_MS`
+ *                                          ├─ some are slow ───────────► nowhere, after `SLOW_TIMEOUT_MS`
  *                                          └─ broker connection lost ──► asked again when it returns
  *
  * A location is a hint and may be outdated. A caller for whom it was wrong asks all workers.
@@ -13,8 +14,12 @@
  * members are known yet. During the first `REJOIN_MS` it is not final while a member that was known
  * before has not announced itself again, because it may still be connecting.
  *
+ * A member that does not answer but sends other messages is slow, for example in a storm of
+ * reconnections. The devices that it holds must not count as offline. When its answer comes, those
+ * of the others are old, so all are asked again.
+ *
  * Holds no commands; the callers do. Bounds: the callers' bounds on waiting commands; `MAX_ASKS`
- * unanswered questions with `MAX_ROWS` devices each; `ASK_TIMEOUT_MS` for the answers.
+ * unanswered questions with `MAX_ROWS` devices each; `SLOW_TIMEOUT_MS` for the answers.
  */
 
 import type { Counters } from "../counters.ts"
@@ -24,11 +29,13 @@ import type { LocationCache } from "./location-cache.ts"
 import { type Members, REJOIN_MS } from "./members.ts"
 import { type Answer, MAX_ROWS } from "./messages.ts"
 
-/**
- * Plus the interval of sweeps, this is less than the second within which a back-end must get
- * `offline`.
- */
+/** For members that are silent. */
 export const ASK_TIMEOUT_MS = 600
+/** For members that are not. One that has ended becomes silent earlier. */
+export const SLOW_TIMEOUT_MS = 5_000
+/** Longer than `ASK_TIMEOUT_MS` and the interval of sweeps. Later answers are old. */
+const FRESH_MS = 1_000
+const MAX_ASKS_EACH = 2
 const ACQUAINT_MS = 600
 const MAX_ASKS = 16
 
@@ -38,10 +45,18 @@ export type Located =
 
 type Found = (place: Located) => void
 
+/** A device that is not found yet. */
+interface LookUp {
+  readonly callers: Found[]
+  /** How often all are asked at most, when their answers are old. */
+  readonly asksLeft: number
+}
+
 interface Question {
-  /** Callers by device id, for devices that are not found yet. */
-  readonly devices: Map<string, Found[]>
+  readonly devices: Map<string, LookUp>
   readonly awaited: Set<string>
+  readonly askedAtMs: number
+  /** For silent members. */
   readonly deadlineMs: number
 }
 
@@ -62,7 +77,7 @@ export class Locator {
   readonly #askKeeper: AskKeeper
   /** Callers by device id, for devices whose keepers are asked. */
   readonly #atKeepers = new Map<string, Found[]>()
-  readonly #wanted = new Map<string, Found[]>()
+  readonly #wanted = new Map<string, LookUp>()
   readonly #questions = new Map<number, Question>()
   #nextAsk = 0
   #scheduled = false
@@ -122,9 +137,12 @@ export class Locator {
   /** The caller of `locate` does not wait any more. `found` will not be called. */
   forget(deviceId: string, found: Found): void {
     without(this.#atKeepers.get(deviceId), found)
-    without(this.#wanted.get(deviceId), found)
-    if (this.#wanted.get(deviceId)?.length === 0) this.#wanted.delete(deviceId)
-    for (const { devices } of this.#questions.values()) without(devices.get(deviceId), found)
+    const wanted = this.#wanted.get(deviceId)?.callers
+    without(wanted, found)
+    if (wanted?.length === 0) this.#wanted.delete(deviceId)
+    for (const { devices } of this.#questions.values()) {
+      without(devices.get(deviceId)?.callers, found)
+    }
   }
 
   /** The broker connection has returned, and members are about to announce themselves. */
@@ -146,25 +164,42 @@ export class Locator {
       const holder = processOfConnection(connectionId)
       if (waiting === undefined || holder === null) continue
       question.devices.delete(deviceId)
-      tell(waiting, { kind: "worker", worker: holder.worker, connectionId })
+      tell(waiting.callers, { kind: "worker", worker: holder.worker, connectionId })
     }
     question.awaited.delete(from)
     this.#conclude(ask, question)
   }
 
-  /** Ends questions after `ASK_TIMEOUT_MS`. */
+  /** Ends questions whose answers are overdue. */
   sweep(steadyMs: number): void {
     for (const [ask, question] of this.#questions) {
-      const overdue = steadyMs >= question.deadlineMs
-      if (overdue) for (const worker of question.awaited) this.#members.missed(worker)
-      this.#conclude(ask, question, overdue)
+      this.#conclude(ask, question, this.#isOverdue(question, steadyMs))
     }
     this.#askSoon()
   }
 
-  #askAll(deviceId: string, callers: readonly Found[]): void {
-    this.#wanted.set(deviceId, [...(this.#wanted.get(deviceId) ?? []), ...callers])
+  #isOverdue({ awaited, askedAtMs, deadlineMs }: Question, steadyMs: number): boolean {
+    if (steadyMs < deadlineMs) return false
+    for (const worker of awaited) this.#members.wasSlow(worker, steadyMs)
+    return steadyMs >= askedAtMs + SLOW_TIMEOUT_MS || !this.#someSlow(awaited)
+  }
+
+  #someSlow(awaited: ReadonlySet<string>): boolean {
+    for (const worker of awaited) if (this.#members.isHeardOf(worker)) return true
+    return false
+  }
+
+  #askAll(deviceId: string, callers: Found[]): void {
+    this.#want(deviceId, { callers, asksLeft: MAX_ASKS_EACH })
     this.#askSoon()
+  }
+
+  #want(deviceId: string, { callers, asksLeft }: LookUp): void {
+    const known = this.#wanted.get(deviceId)
+    this.#wanted.set(deviceId, {
+      callers: [...(known?.callers ?? []), ...callers],
+      asksLeft: Math.max(known?.asksLeft ?? 0, asksLeft),
+    })
   }
 
   #cached(deviceId: string): Located | null {
@@ -188,18 +223,22 @@ export class Locator {
   #ask(): void {
     // `opened` or `sweep` asks later.
     if (!this.#channel.open || !this.#channel.hasRoom) return
-    const devices = new Map<string, Found[]>()
-    for (const [deviceId, waiting] of this.#wanted) {
+    const devices = new Map<string, LookUp>()
+    for (const [deviceId, lookUp] of this.#wanted) {
       if (devices.size === MAX_ROWS) break
       this.#wanted.delete(deviceId)
-      devices.set(deviceId, waiting)
+      devices.set(deviceId, lookUp)
     }
     if (devices.size === 0) return
     const ask = this.#nextAsk
     this.#nextAsk += 1
     const { steadyMs, counters } = this.#options
-    const deadlineMs = Math.max(steadyMs() + ASK_TIMEOUT_MS, this.#acquaintedAtMs)
-    const question = { devices, awaited: new Set(this.#members.known()), deadlineMs }
+    const question = {
+      devices,
+      awaited: new Set(this.#members.known()),
+      askedAtMs: steadyMs(),
+      deadlineMs: Math.max(steadyMs() + ASK_TIMEOUT_MS, this.#acquaintedAtMs),
+    }
     this.#questions.set(ask, question)
     counters.locationsAsked += devices.size
     if (question.awaited.size > 0 || steadyMs() < this.#acquaintedAtMs) {
@@ -218,18 +257,17 @@ export class Locator {
     const question = this.#questions.get(ask)
     if (question === undefined) return
     this.#questions.delete(ask)
-    for (const [deviceId, waiting] of question.devices) {
-      if (waiting.length === 0) continue
-      this.#wanted.set(deviceId, [...waiting, ...(this.#wanted.get(deviceId) ?? [])])
+    for (const [deviceId, lookUp] of question.devices) {
+      if (lookUp.callers.length > 0) this.#want(deviceId, lookUp)
     }
     if (soon) this.#askSoon()
   }
 
   /**
    * Ends a question when all devices are found, when all workers have answered, or when it is
-   * overdue.
+   * overdue. The devices of an old one are asked for again.
    */
-  #conclude(ask: number, { devices, awaited }: Question, overdue = false): void {
+  #conclude(ask: number, { devices, awaited, askedAtMs }: Question, overdue = false): void {
     const steadyMs = this.#options.steadyMs()
     const final = awaited.size === 0 && steadyMs >= this.#acquaintedAtMs
     if (devices.size > 0 && !final && !overdue) return
@@ -238,10 +276,15 @@ export class Locator {
       return
     }
     this.#questions.delete(ask)
+    const isOld = steadyMs > Math.max(askedAtMs + FRESH_MS, this.#acquaintedAtMs)
     const silent = [...awaited]
     const detail =
       silent.length === 0 ? "no worker holds it" : `no answer from ${silent.slice(0, 5).join(", ")}`
-    for (const waiting of devices.values()) tell(waiting, { kind: "nowhere", detail })
+    for (const [deviceId, lookUp] of devices) {
+      const { callers, asksLeft } = lookUp
+      if (isOld && asksLeft > 1) this.#want(deviceId, { callers, asksLeft: asksLeft - 1 })
+      else tell(lookUp.callers, { kind: "nowhere", detail })
+    }
     this.#askSoon()
   }
 }

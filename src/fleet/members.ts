@@ -191,6 +191,11 @@ export class Members {
     return Math.max(ALIVE_EVERY_MS, ALIVE_MS_PER_MEMBER * this.#members.size)
   }
 
+  /** Whether any process of the worker is in the state `heard_of`. */
+  isHeardOf(worker: string): boolean {
+    return this.#members.get(worker)?.state === "heard_of"
+  }
+
   /** Whether this process of the worker is in the state `heard_of`. */
   answers({ worker, incarnation }: WorkerProcess): boolean {
     const member = this.#members.get(worker)

@@ -8,7 +8,7 @@ import type { PublishResult } from "../../src/broker/broker.ts"
 import { Counters } from "../../src/counters.ts"
 import type { Channel } from "../../src/fleet/channel.ts"
 import { LocationCache } from "../../src/fleet/location-cache.ts"
-import { ASK_TIMEOUT_MS, type Located, Locator } from "../../src/fleet/locator.ts"
+import { ASK_TIMEOUT_MS, type Located, Locator, SLOW_TIMEOUT_MS } from "../../src/fleet/locator.ts"
 import { Members } from "../../src/fleet/members.ts"
 import { type FleetContent, MAX_ROWS } from "../../src/fleet/messages.ts"
 
@@ -261,8 +261,9 @@ describe("a look-up at all workers", () => {
 })
 
 describe("a member that does not answer", () => {
-  test("makes a device nowhere after the time-out, and is named", async () => {
+  test("makes a device nowhere after the time-out when it is silent, and is named", async () => {
     const subject = new Subject("gw.1", "gw.2")
+    subject.members.missed("gw.2")
     const places = subject.locate()
     await turn()
     subject.answer("gw.1", 0)
@@ -273,12 +274,51 @@ describe("a member that does not answer", () => {
     expect(subject.locator.pendingCount).toBe(0)
   })
 
-  test("is silent from then on, unlike those that answered", async () => {
+  test("is waited for when it is slow only", async () => {
+    const subject = new Subject("gw.1", "gw.2")
+    const places = subject.locate()
+    await turn()
+    subject.answer("gw.1", 0)
+    subject.pass(ASK_TIMEOUT_MS)
+    expect(places).toEqual([])
+    subject.answer("gw.2", 0, "lock:1")
+    expect(places).toEqual([withWorker("gw.2")])
+  })
+
+  test("and then answers no is asked again with all others, whose answers are old", async () => {
+    const subject = new Subject("gw.1", "gw.2")
+    const places = subject.locate()
+    await turn()
+    subject.answer("gw.1", 0)
+    subject.pass(2_000)
+    subject.answer("gw.2", 0)
+    await turn()
+    expect(places).toEqual([])
+    expect(subject.channel.asked.length).toBe(2)
+    subject.answer("gw.1", 1, "lock:1")
+    expect(places).toEqual([withWorker("gw.1")])
+  })
+
+  test("although it sends other messages makes a device nowhere in the end", async () => {
+    const subject = new Subject("gw.1")
+    const places = subject.locate()
+    await turn()
+    for (let passed = 0; passed < 2 * SLOW_TIMEOUT_MS; passed += 1_000) {
+      expect(places).toEqual([])
+      subject.members.heard("gw.1", INCARNATION, subject.nowMs)
+      subject.pass(1_000)
+      await turn()
+    }
+    expect(places).toEqual([{ kind: "nowhere", detail: "no answer from gw.1" }])
+    expect(subject.locator.pendingCount).toBe(0)
+  })
+
+  test("is silent soon when it sends nothing else, unlike those that answered", async () => {
     const subject = new Subject("gw.1", "gw.2")
     subject.locate()
     await turn()
     subject.answer("gw.1", 0)
-    subject.pass(ASK_TIMEOUT_MS)
+    subject.pass(3_000)
     const member = (worker: string) => ({ worker, incarnation: INCARNATION })
     expect(subject.members.answers(member("gw.1"))).toBe(true)
     expect(subject.members.answers(member("gw.2"))).toBe(false)
@@ -286,6 +326,7 @@ describe("a member that does not answer", () => {
 
   test("is among at most five that are named", async () => {
     const subject = new Subject(...Array.from({ length: 9 }, (_, n) => `gw.${n}`))
+    for (let n = 0; n < 9; n += 1) subject.members.missed(`gw.${n}`)
     const places = subject.locate()
     await turn()
     subject.pass(ASK_TIMEOUT_MS)
@@ -295,6 +336,7 @@ describe("a member that does not answer", () => {
 
   test("and answers late has no effect on that question", async () => {
     const subject = new Subject("gw.1")
+    subject.members.missed("gw.1")
     const places = subject.locate()
     await turn()
     subject.pass(ASK_TIMEOUT_MS)
@@ -505,6 +547,7 @@ describe("many look-ups", () => {
 
   test("all end when no worker answers", async () => {
     const subject = new Subject("gw.1")
+    subject.members.missed("gw.1")
     const places: Located[][] = []
     for (let n = 0; n < MAX_ASKS + 2; n += 1) {
       places.push(subject.locate(`d${n}`))

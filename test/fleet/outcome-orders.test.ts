@@ -215,7 +215,7 @@ describe("a command that a worker calls offline, and whose copy may not have rea
     const fleet = settled(2)
     fleet.cut(1, ["consuming"])
     const command = publish(fleet, { deviceId: "a", wantsReceipt: true })
-    fleet.pass(3_000, /gw0.1.* connects to consume|take "c0" from lane/)
+    fleet.pass(12_000, /gw0.1.* connects to consume|take "c0" from lane/)
     fleet.cut(0, ["publishing", "consuming"])
     return { fleet, command }
   }
