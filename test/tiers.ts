@@ -3,7 +3,7 @@
  * line for each process, the whole output of those that failed, and the total counts.
  *
  * The folder of a file says its tier. Unit tests run in one process, every other file in a process
- * of its own, as many processes at a time as the machine has cores, two to four. Files of the
+ * of its own, as many processes at a time as the machine has cores, three to four. Files of the
  * integration tier share one RabbitMQ node.
  *
  * Exit status: 0 when every test passed, 1 when one failed, 2 for a tier that does not exist.
@@ -17,10 +17,10 @@ import { type PrivateBroker, startRabbitMq } from "./support/rabbitmq.ts"
 const ROOT = join(import.meta.dir, "..")
 const TIERS = ["unit", "integration", "faults"] as const
 /**
- * Two, since the tests wait more than they compute; no more than four, since each may bring a
+ * Three, since the tests wait more than they compute; no more than four, since each may bring a
  * RabbitMQ node.
  */
-const PROCESSES = { min: 2, max: 4 }
+const PROCESSES = { min: 3, max: 4 }
 /**
  * Limit of a test that sets none. Longer than its waits, so that the failing wait reports its
  * condition; Bun's default is 5 s.

@@ -62,8 +62,17 @@ async function allHeld(devices: readonly Away[], count: number, at = 1): Promise
   }
 }
 
-/** Each device has got its commands once, in order, and each command has one receipt. */
-async function expectWritten(devices: readonly Away[], connected: readonly TestDevice[]) {
+/**
+ * Each device has got its commands once, in order, and each command has one receipt.
+ *
+ * @param mayRepeat a worker was killed while it ended commands. When it dies between a receipt and
+ * the end of the command in the log, the receipt comes twice.
+ */
+async function expectWritten(
+  devices: readonly Away[],
+  connected: readonly TestDevice[],
+  mayRepeat = false,
+) {
   for (const [at, { name, sent }] of devices.entries()) {
     for (const command of sent.values()) {
       expect([name, (await fleet.receiptOf(command, 90_000)).outcome]).toEqual([name, "written"])
@@ -73,10 +82,12 @@ async function expectWritten(devices: readonly Away[], connected: readonly TestD
   }
   await allHeld(devices, 0)
   const commands = devices.flatMap(({ sent }) => [...sent.values()])
-  const counts = commands.map(
-    (command) => fleet.backEnd.receipts.filter((receipt) => receipt.command === command).length,
-  )
-  expect(counts).toEqual(commands.map(() => 1))
+  for (const command of commands) {
+    const receipts = fleet.backEnd.receipts.filter((receipt) => receipt.command === command)
+    const outcomes = receipts.map(({ outcome }) => outcome)
+    if (mayRepeat) expect(new Set(outcomes)).toEqual(new Set(["written"]))
+    else expect(outcomes).toEqual(["written"])
+  }
 }
 
 function connectAll(devices: readonly Away[], at: number): Promise<TestDevice[]> {
@@ -150,7 +161,7 @@ describe("held commands survive", () => {
         what: "the first device to be admitted",
       })
       await fleet.kill(0)
-      await expectWritten(devices, await connecting)
+      await expectWritten(devices, await connecting, true)
       await fleet.startInstance(0)
       await fleet.acquainted()
     },
