@@ -9,6 +9,8 @@
 import type { BrokerState } from "./broker/broker.ts"
 import type { CloseReason } from "./device/close-reason.ts"
 import type { Connection } from "./device/connection.ts"
+import type { RefusalLine } from "./device/refusal-log.ts"
+import type { Refusal } from "./device/refusals.ts"
 import type { TapeView } from "./fleet/tape/tapes.ts"
 import type { Addresses } from "./process/addresses.ts"
 import type { DrainPhase } from "./process/drain.ts"
@@ -17,9 +19,10 @@ export interface Events {
   listening: { devicePort: number; httpPort: number; maxConnections: number }
   connection_admitted: { connection: Connection }
   connection_closed: { connection: Connection; reason: CloseReason }
-  /** `detail` gives the cause and never contains a secret. */
-  connection_unidentified: { connection: Connection; detail: string }
-  connection_refused: { reason: CloseReason }
+  /** A connection has ended before it was a device. */
+  connection_refused: { refusal: Refusal }
+  /** A line about refused connections, of which there are only some a second. */
+  refusals: RefusalLine
   certificate_renewed: Record<never, never>
   reading_suspended: { heldBytes: number }
   reading_resumed: { heldBytes: number }

@@ -85,11 +85,14 @@ export type AdmissionDecision =
   | { readonly kind: "accept" }
   /** As "accept", after the oldest unadmitted connection was closed. */
   | { readonly kind: "replace_oldest" }
-  | { readonly kind: "refuse"; readonly reason: CloseReason }
+  | { readonly kind: "refuse"; readonly reason: CloseReason; readonly detail: string }
 
 const ACCEPT: AdmissionDecision = { kind: "accept" }
 const REPLACE_OLDEST: AdmissionDecision = { kind: "replace_oldest" }
-const OVERLOADED: AdmissionDecision = { kind: "refuse", reason: "overloaded" }
+const DRAINED = refusal("drained", "this worker takes no devices: it is being drained")
+const SUSPENDED = refusal("overloaded", "MAX_HELD_BYTES is reached")
+const QUEUE_FULL = refusal("overloaded", "MAX_WAITING is reached")
+const FULL = refusal("overloaded", "MAX_CONNECTIONS is reached")
 
 export class Admission {
   readonly #limits: AdmissionLimits
@@ -134,11 +137,12 @@ export class Admission {
   /** Decides about a connection that is accepted now. */
   decide(state: AdmissionState): AdmissionDecision {
     const { connections, waiting, suspended, draining, oldestBeganAtMs, steadyMs } = state
-    if (draining) return { kind: "refuse", reason: "drained" }
-    if (suspended || waiting >= this.#limits.maxWaiting) return OVERLOADED
+    if (draining) return DRAINED
+    if (suspended) return SUSPENDED
+    if (waiting >= this.#limits.maxWaiting) return QUEUE_FULL
     if (connections + waiting < this.#limits.maxConnections) return ACCEPT
     if (oldestBeganAtMs === null || steadyMs - oldestBeganAtMs <= this.overdueAfterMs) {
-      return OVERLOADED
+      return FULL
     }
     return REPLACE_OLDEST
   }
@@ -257,4 +261,8 @@ export class Admission {
     this.#shrunkAtMs = steadyMs
     this.#handshakeLimit = Math.max(MIN_HANDSHAKE_LIMIT, this.#handshakeLimit * SHRINK)
   }
+}
+
+function refusal(reason: CloseReason, detail: string): AdmissionDecision {
+  return { kind: "refuse", reason, detail }
 }

@@ -1,25 +1,21 @@
 /**
- * The admitter: admits or rejects a connection after the authenticator has decided.
+ * The admitter: admits a connection after the authenticator has accepted it.
  *
  *   accepted ─► not refused by the fleet ─► epoch ─► open ─► registered under its device id ─► older connection closed (taken_over) ─► `admitted`
- *   rejected ─► `rejected` ─► closed
  *
  * All steps run in one synchronous call, so that no command meets a device between two of them.
  * Holds no state.
  */
 
 import type { Counters } from "../counters.ts"
-import type { CloseReason } from "./close-reason.ts"
+import type { CloseDetails, CloseReason } from "./close-reason.ts"
 import type { Connection } from "./connection.ts"
 import type { Connections } from "./connections.ts"
 import type { PeerInfo } from "./peer.ts"
 
 /** Why a device that has proven its identity is not admitted. */
-export interface Refusal {
+export interface Refusal extends CloseDetails {
   readonly reason: CloseReason
-  readonly detail: string
-  /** When it should come back; null when that is not known. */
-  readonly retryAfterMs: number | null
 }
 
 export interface AdmitterOptions {
@@ -32,11 +28,6 @@ export interface AdmitterOptions {
    */
   readonly epochElsewhere: (deviceId: string) => number | undefined
   readonly admitted: (connection: Connection) => void
-  /**
-   * The handshake failed, or the device did not identify itself or was refused. `detail` gives the
-   * cause.
-   */
-  readonly rejected: (connection: Connection, reason: CloseReason, detail: string) => void
 }
 
 export class Admitter {
@@ -53,7 +44,7 @@ export class Admitter {
     const { nowMs, counters, epochElsewhere, admitted, refusalOf } = this.#options
     const refusal = refusalOf(deviceId, deviceId !== connection.id)
     if (refusal !== null) {
-      this.reject(connection, refusal.reason, refusal.detail, refusal.retryAfterMs)
+      connection.close(refusal.reason, { ...refusal, deviceId })
       return false
     }
     const epoch = this.#connections.nextEpoch(deviceId, nowMs(), epochElsewhere(deviceId))
@@ -62,15 +53,5 @@ export class Admitter {
     this.#connections.enter(connection)?.close("taken_over")
     admitted(connection)
     return true
-  }
-
-  reject(
-    connection: Connection,
-    reason: CloseReason,
-    detail: string,
-    retryAfterMs: number | null = null,
-  ): void {
-    this.#options.rejected(connection, reason, detail)
-    connection.close(reason, retryAfterMs)
   }
 }

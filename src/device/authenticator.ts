@@ -13,8 +13,8 @@
  * identified, and those of `early-bytes.ts` while a token is verified.
  */
 
-import { identityOf, type PeerCertificate } from "./certificate-identity.ts"
-import type { CloseReason } from "./close-reason.ts"
+import { identityOf, namedBy, type PeerCertificate } from "./certificate-identity.ts"
+import type { CloseDetails, CloseReason } from "./close-reason.ts"
 import type { Connection } from "./connection.ts"
 import { Denylist } from "./denylist.ts"
 import { EarlyBytes, MAX_EARLY_BYTES } from "./early-bytes.ts"
@@ -54,7 +54,7 @@ export type AuthResult =
    * the connection has ended by then.
    */
   | { readonly kind: "verifying"; readonly settled: Promise<AuthResult> }
-  | { readonly kind: "rejected"; readonly reason: CloseReason; readonly detail: string }
+  | ({ readonly kind: "rejected"; readonly reason: CloseReason } & CloseDetails)
 
 /** The peer of a completed TLS handshake. */
 export interface TlsPeer {
@@ -140,7 +140,11 @@ export class Authenticator {
       case "malformed":
         return unknown("not_identified", "the first line is not a HELLO")
       case "refused":
-        return unknown("refused", `HELLO as ${verdict.deviceId}: ${helloFault(verdict.deviceId)}`)
+        return unknown(
+          "refused",
+          `HELLO as ${verdict.deviceId}: ${helloFault(verdict.deviceId)}`,
+          verdict.deviceId,
+        )
     }
   }
 
@@ -160,7 +164,7 @@ export class Authenticator {
   ): Promise<AuthResult> {
     const verdict = await verifier.verify(token, this.#options.nowMs())
     const rest = this.#early.take(connection)
-    if (verdict.kind === "refused") return unknown("refused", verdict.fault)
+    if (verdict.kind === "refused") return unknown("refused", verdict.fault, verdict.deviceId)
     return this.#allow({ ...verdict, rest })
   }
 
@@ -173,14 +177,14 @@ export class Authenticator {
 
   #byCertificate(peer: TlsPeer): AuthResult {
     const certificate = peer.certificate()
-    if (!peer.authorized || certificate === undefined) {
-      return unknown("refused", peer.fault ?? "no certificate")
-    }
+    if (certificate === undefined) return unknown("refused", peer.fault ?? "no certificate")
+    const refused = (detail: string) => unknown("refused", detail, claimedId(certificate))
+    if (!peer.authorized) return refused(peer.fault ?? "the certificate is not trusted")
     if (this.#options.nowMs() >= peer.issuersValidUntilMs()) {
-      return unknown("refused", "a CA of the certificate has expired")
+      return refused("a CA of the certificate has expired")
     }
     const identity = identityOf(certificate, this.#options.nowMs())
-    if ("fault" in identity) return unknown("refused", identity.fault)
+    if ("fault" in identity) return refused(identity.fault)
     return this.#allow({
       deviceId: identity.deviceId,
       fingerprint: certificate.fingerprint256,
@@ -194,14 +198,20 @@ export class Authenticator {
     rest = NOTHING,
   }: Identified): AuthResult {
     if (this.denylist.denies(deviceId, fingerprint)) {
-      return unknown("denied", `${deviceId} is on the denylist`)
+      return unknown("denied", `${deviceId} is on the denylist`, deviceId)
     }
     return { kind: "accepted", deviceId, fingerprint, expiresAtMs, rest }
   }
 }
 
-function unknown(reason: CloseReason, detail: string): AuthResult {
-  return { kind: "rejected", reason, detail }
+function unknown(reason: CloseReason, detail: string, deviceId: string | null = null): AuthResult {
+  return { kind: "rejected", reason, detail, deviceId }
+}
+
+/** The id in a certificate that may not be valid; null when it has none. */
+function claimedId(certificate: PeerCertificate): string | null {
+  const named = namedBy(certificate)
+  return "deviceId" in named ? named.deviceId : null
 }
 
 /** Why a HELLO was refused. */

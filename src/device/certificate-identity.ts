@@ -35,6 +35,11 @@ export function identityOf(certificate: PeerCertificate, nowMs: number): Certifi
   if (nowMs >= Date.parse(certificate.validTo)) return { fault: "the certificate has expired" }
   if (nowMs < Date.parse(certificate.validFrom))
     return { fault: "the certificate is not yet valid" }
+  return namedBy(certificate)
+}
+
+/** The id in a certificate, whether it is valid or not. */
+export function namedBy(certificate: PeerCertificate): CertificateIdentity {
   const names = (certificate.subjectAltName ?? "").split(", ")
   // OpenSSL quotes a URI with special characters. No device id has any, but such a URI must not
   // make the CN count.

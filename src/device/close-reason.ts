@@ -41,3 +41,13 @@ export const CLOSE_REASONS = [
 ] as const
 
 export type CloseReason = (typeof CLOSE_REASONS)[number]
+
+/** What is known about the end of a connection besides its reason. */
+export interface CloseDetails {
+  /** The cause. Never contains a secret; may contain text that the peer has chosen. */
+  readonly detail?: string
+  /** Of a connection that is not admitted: the device id that it has shown. */
+  readonly deviceId?: string | null
+  /** When the device should come back, for the goodbye line; null when that is not known. */
+  readonly retryAfterMs?: number | null
+}

@@ -17,7 +17,7 @@
 
 import type { Counters } from "../counters.ts"
 import type { Backpressure } from "./backpressure.ts"
-import type { CloseReason } from "./close-reason.ts"
+import type { CloseDetails, CloseReason } from "./close-reason.ts"
 import type { Command, Outcome, Reply } from "./command.ts"
 import type { ConnectionTape } from "./connection-tape.ts"
 import type { Timeouts } from "./connections.ts"
@@ -48,6 +48,20 @@ export type PauseSource = keyof typeof PAUSED_BY
 export interface ConnectionLimits extends ReorderLimits, LineFormat {
   readonly maxOutgoingBytes: number
   readonly slowDeviceTimeoutMs: number
+}
+
+const NO_DETAILS: CloseDetails = {}
+const HANDSHAKE_TIMEOUT: CloseDetails = {
+  detail: "the TLS handshake was not complete within HANDSHAKE_TIMEOUT_MS",
+}
+const IDENTIFY_TIMEOUT: CloseDetails = {
+  detail: "the first line was not complete within IDENTIFY_TIMEOUT_MS",
+}
+const LEFT_HANDSHAKE: CloseDetails = {
+  detail: "the peer closed the connection during the TLS handshake",
+}
+const LEFT_EARLY: CloseDetails = {
+  detail: "the peer closed the connection before it was admitted",
 }
 
 export type ConnectionState = "handshaking" | "identifying" | "open" | "closing" | "closed"
@@ -100,7 +114,7 @@ export interface ConnectionContext {
   /** Null when devices get no goodbye line. */
   readonly goodbye: Goodbye | null
   /** Called once, when the connection begins to close. */
-  readonly closed: (connection: Connection, reason: CloseReason) => void
+  readonly closed: (connection: Connection, reason: CloseReason, details: CloseDetails) => void
 }
 
 export class Connection {
@@ -441,12 +455,12 @@ export class Connection {
     switch (this.#state) {
       case "handshaking":
         if (steadyMs - this.acceptedAtMs >= deadlines.handshakeTimeoutMs) {
-          this.close("handshake_timeout")
+          this.close("handshake_timeout", HANDSHAKE_TIMEOUT)
         }
         break
       case "identifying":
         if (steadyMs - this.#lastActivityMs >= deadlines.identifyTimeoutMs) {
-          this.close("not_identified")
+          this.close("not_identified", IDENTIFY_TIMEOUT)
         }
         break
       case "open": {
@@ -493,19 +507,16 @@ export class Connection {
     }
   }
 
-  /**
-   * Closes the connection for `reason`. Later calls have no effect: the first reason stays.
-   * @param retryAfterMs for the goodbye line, when it is known.
-   */
-  close(reason: CloseReason, retryAfterMs: number | null = null): void {
+  /** Closes the connection for `reason`. Later calls have no effect: the first reason stays. */
+  close(reason: CloseReason, details: CloseDetails = NO_DETAILS): void {
     if (this.#reason !== null) return
     this.#reason = reason
     const handshaking = this.#state === "handshaking"
     if (!handshaking) {
       this.#write()
-      this.#sayGoodbye(reason, retryAfterMs)
+      this.#sayGoodbye(reason, details.retryAfterMs ?? null)
     }
-    this.#end()
+    this.#end(details)
     if (this.#state === "closed") return
     this.#state = "closing"
     this.#closeAtMs = this.#context.steadyMs() + CLOSING_MS
@@ -522,9 +533,10 @@ export class Connection {
 
   /** The socket has closed, by the gateway or by the peer. */
   socketClosed(): void {
-    this.#reason ??= this.#state === "handshaking" ? "handshake_failed" : "peer_closed"
+    const handshaking = this.#state === "handshaking"
+    this.#reason ??= handshaking ? "handshake_failed" : "peer_closed"
     this.#state = "closed"
-    this.#end()
+    this.#end(handshaking ? LEFT_HANDSHAKE : LEFT_EARLY)
   }
 
   /** Unless a command is written in part. A device that takes no bytes gets none. */
@@ -536,7 +548,7 @@ export class Connection {
   }
 
   /** Settles the waiting commands and calls `closed`, once. */
-  #end(): void {
+  #end(details: CloseDetails): void {
     if (this.#ended || this.#reason === null) return
     this.#ended = true
     const reason = this.#reason
@@ -561,7 +573,7 @@ export class Connection {
     }
     if (this.drained) this.#countUnterminated()
     this.tape?.disconnected(this, reason)
-    this.#context.closed(this, reason)
+    this.#context.closed(this, reason, details)
   }
 
   /**

@@ -18,6 +18,8 @@ import type { CloseReason } from "./close-reason.ts"
 import type { Connection } from "./connection.ts"
 import { HandshakeQueue, type PausableSocket, type QueuedHandshake } from "./handshake-queue.ts"
 
+const AT_LIMIT = "MAX_CONNECTIONS_PER_ADDRESS or MAX_HANDSHAKES_PER_ADDRESS_PER_S is reached"
+
 /** Handshake queue status, as reported by `/health`. */
 export interface AdmissionReport {
   readonly waiting: number
@@ -49,7 +51,7 @@ export interface HandshakesOptions<S extends PausableSocket> {
   readonly begin: (socket: S, address: string) => Connection
   /** The socket enters the handshake queue. Its handshake may start in the same call. */
   readonly waits: (socket: S, queued: QueuedHandshake<S>) => void
-  readonly refuse: (socket: S, reason: CloseReason, address: string) => void
+  readonly refuse: (socket: S, reason: CloseReason, address: string, detail: string) => void
   /** The worker is full: closes a connection that was not admitted within `ageMs`. */
   readonly replace: (socket: S, ageMs: number) => void
 }
@@ -112,16 +114,16 @@ export class Handshakes<S extends PausableSocket> {
   accept(socket: S, address: string): void {
     const decision = this.#decide()
     if (decision.kind === "refuse") {
-      this.#options.refuse(socket, decision.reason, address)
+      this.#options.refuse(socket, decision.reason, address, decision.detail)
       return
     }
     if (this.#options.isShut()) {
-      this.#options.refuse(socket, "gated", address)
+      this.#options.refuse(socket, "gated", address, "the gate is closed")
       return
     }
     const { addressLimits, steadyMs } = this.#options
     if (addressLimits?.take(address, steadyMs()) === false) {
-      this.#options.refuse(socket, "overloaded_address", address)
+      this.#options.refuse(socket, "overloaded_address", address, AT_LIMIT)
       return
     }
     if (decision.kind === "replace_oldest") this.#replaceOldest()

@@ -29,6 +29,7 @@ import { issuersValidUntilMs } from "./issuers.ts"
 import { Proxied, type ProxiedSocket } from "./proxied.ts"
 import { Recheck } from "./recheck.ts"
 import { shownChain } from "./shown-chain.ts"
+import { tlsFailure } from "./tls-failure.ts"
 import {
   type HandshakeError,
   type ListenerTls,
@@ -49,7 +50,10 @@ export interface ListenerOptions extends TlsPortOptions {
 }
 
 export interface ListenerHooks {
-  /** A connection was refused before its handshake. */
+  /**
+   * A connection was refused before its handshake.
+   * @param detail null for a health check of a proxy.
+   */
   readonly refused: (reason: CloseReason, detail: string | null, remoteAddress: string) => void
   /** Something failed, and devices are served nevertheless. */
   readonly notice: (message: string) => void
@@ -62,10 +66,8 @@ type DeviceTlsSocket = Socket<SocketData>
 
 /** So many connections may wait for their PROXY headers while the worker is full. */
 const PROXIED_WHEN_FULL = 64
-const AT_LIMIT = "MAX_CONNECTIONS_PER_ADDRESS or MAX_HANDSHAKES_PER_ADDRESS_PER_S is reached"
-
-/** In OpenSSL's message when a handshake failed because the peer presented no certificate. */
-const NO_CERTIFICATE = "PEER_DID_NOT_RETURN_A_CERTIFICATE"
+const STOPPED = "this worker takes no devices: it is being drained"
+const LEFT_QUEUE = "the peer closed the connection while it waited for its handshake"
 
 /** What a listener brings its sockets to. */
 export interface ListenerParts {
@@ -108,9 +110,7 @@ export class Listener {
     this.#recheck = new Recheck({
       nowMs: context.nowMs,
       chainOf: ({ socket }) => shownChain(socket),
-      refused: (connection, detail) => {
-        this.#admitter.reject(connection, "refused", detail)
-      },
+      refused: (connection, detail) => connection.close("refused", { detail }),
     })
     this.#handshakes = new Handshakes({
       limits: options.admission,
@@ -125,9 +125,7 @@ export class Listener {
       waits: (socket, queued) => {
         socket.data = queued
       },
-      refuse: (socket, reason, address) => {
-        this.#refuse(socket, reason, address, reason === "overloaded_address" ? AT_LIMIT : null)
-      },
+      refuse: (socket, reason, address, detail) => this.#refuse(socket, reason, address, detail),
       replace: (socket, ageMs) => this.#replace(socket, ageMs),
     })
     this.#proxied = options.proxyFrom && this.#makeProxied(options, options.proxyFrom)
@@ -190,11 +188,11 @@ export class Listener {
   /** Refuses new connections, and those that wait. Existing connections stay open. */
   refuseAll(): void {
     for (const socket of this.#proxied?.clear() ?? []) {
-      this.#refuse(socket, "drained", addressOf(socket))
+      this.#refuse(socket, "drained", addressOf(socket), STOPPED)
     }
     for (const { socket, address } of this.#handshakes.stop()) {
       socket.data = undefined
-      this.#refuse(socket, "drained", address)
+      this.#refuse(socket, "drained", address, STOPPED)
     }
   }
 
@@ -239,7 +237,7 @@ export class Listener {
     // A closing connection keeps its reason.
     if (connection.state !== "closing") {
       const detail = `not admitted ${ageMs} ms after its handshake started, and MAX_CONNECTIONS is reached`
-      this.#admitter.reject(connection, "overloaded", detail)
+      connection.close("overloaded", { detail })
     }
     socket.terminate()
   }
@@ -248,7 +246,7 @@ export class Listener {
     socket: DeviceTlsSocket,
     reason: CloseReason,
     address: string,
-    detail: string | null = null,
+    detail: string | null,
   ): void {
     socket.terminate()
     this.#hooks.refused(reason, detail, address)
@@ -270,9 +268,8 @@ export class Listener {
     const connection = connectionOf(socket)
     if (connection === undefined || connection.state !== "handshaking") return
     if (!success) {
-      const unshown = error?.message.includes(NO_CERTIFICATE) === true
-      const detail = unshown ? "no certificate" : (error?.message ?? "unknown cause")
-      this.#admitter.reject(connection, unshown ? "not_identified" : "handshake_failed", detail)
+      const { reason, detail } = tlsFailure(error?.message)
+      connection.close(reason, { detail })
       return
     }
     this.#counters.handshakes.observe(this.#handshakes.completed(connection))
@@ -311,7 +308,7 @@ export class Listener {
         void this.#verify(socket, connection, result.settled)
         break
       case "rejected":
-        this.#admitter.reject(connection, result.reason, result.detail)
+        connection.close(result.reason, result)
         break
       case "accepted": {
         const { deviceId, fingerprint, expiresAtMs, rest } = result
@@ -348,7 +345,7 @@ export class Listener {
     const { data } = socket
     if (data instanceof QueuedHandshake) {
       this.#handshakes.left(data)
-      this.#hooks.refused("peer_closed", null, data.address)
+      this.#hooks.refused("peer_closed", LEFT_QUEUE, data.address)
       return
     }
     const connection = data
@@ -369,10 +366,10 @@ export class Listener {
     // none.
     if (!("errno" in error)) {
       this.#hooks.fault(error)
-      connection?.close("fault")
+      connection?.close("fault", { detail: "internal error, see the log" })
       return
     }
-    connection?.close("peer_closed")
+    connection?.close("peer_closed", { detail: `the connection broke: ${error.message}` })
   }
 }
 

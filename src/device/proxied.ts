@@ -38,7 +38,7 @@ export interface ProxiedOptions<S> {
   readonly steadyMs: () => number
   /** The header was read. The socket is paused. */
   readonly arrived: (socket: S, address: string) => void
-  /** @param detail null when nothing is logged, such as for a health check that closes. */
+  /** @param detail null when the proxy has closed, as after a health check: no device was there. */
   readonly refuse: (socket: S, reason: CloseReason, detail: string | null) => void
 }
 

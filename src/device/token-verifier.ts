@@ -42,8 +42,11 @@ export type TokenVerdict =
       /** `exp`, milliseconds since 1970. */
       readonly expiresAtMs: number
     }
-  /** `fault` says what is wrong. It contains no part of the token except a verified `sub`. */
-  | { readonly kind: "refused"; readonly fault: string }
+  /**
+   * `fault` says what is wrong. It contains no part of the token except a verified `sub`, which is
+   * also `deviceId`.
+   */
+  | { readonly kind: "refused"; readonly fault: string; readonly deviceId: string | null }
 
 export interface TokenVerifierOptions {
   /** The required `iss`; null when it is not checked. */
@@ -142,6 +145,7 @@ function claimFault({ claim, reason }: JWTClaimValidationFailed): string {
 }
 
 function refused(fault: string, { sub }: JWTPayload = {}): TokenVerdict {
-  const owner = typeof sub === "string" && isDeviceName(sub) ? ` of ${sub}` : ""
-  return { kind: "refused", fault: `the token${owner} ${fault}` }
+  const deviceId = typeof sub === "string" && isDeviceName(sub) ? sub : null
+  const owner = deviceId === null ? "" : ` of ${deviceId}`
+  return { kind: "refused", fault: `the token${owner} ${fault}`, deviceId }
 }

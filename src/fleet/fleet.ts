@@ -16,8 +16,10 @@ import type { Claim, HoldKeeper } from "../commands/hold/keeper.ts"
 import type { Counters } from "../counters.ts"
 import type { CloseReason } from "../device/close-reason.ts"
 import type { Connection } from "../device/connection.ts"
+import type { ConnectionHistory } from "../device/connection-history.ts"
 import type { Connections } from "../device/connections.ts"
 import { processOfConnection, type WorkerProcess } from "../device/ids.ts"
+import type { Refusals } from "../device/refusals.ts"
 import { AdmissionRules, type AdmissionRulesOptions } from "./admission-rules.ts"
 import { Broadcasts } from "./broadcasts.ts"
 import { Channel } from "./channel.ts"
@@ -35,6 +37,7 @@ import { Locator } from "./locator.ts"
 import { Members, REJOIN_MS } from "./members.ts"
 import { type FleetMessage, MAX_ROWS } from "./messages.ts"
 import { Presence } from "./presence.ts"
+import { RecordsQuery } from "./records-query.ts"
 import { Registrar } from "./registrar.ts"
 import { isNewer, type Registration } from "./registration.ts"
 import { shardOf } from "./shards.ts"
@@ -71,6 +74,9 @@ export interface FleetOptions {
   readonly counters: Counters
   readonly keys: FleetKeys
   readonly warn: (message: string) => void
+  /** What this worker remembers of connections that have ended. */
+  readonly refusals: Refusals
+  readonly history: ConnectionHistory
   /** Devices that this worker can admit in a second. */
   readonly admitsPerS: () => number
   readonly flapping: AdmissionRulesOptions["flapping"]
@@ -88,6 +94,7 @@ export class Fleet {
   readonly keepers: Keepers
   readonly heldQuery: HeldQuery
   readonly tapes: Tapes
+  readonly records: RecordsQuery
   readonly #members = new Members()
   readonly #locationCache = new LocationCache()
   readonly #channel: Channel
@@ -172,6 +179,10 @@ export class Fleet {
       ...{ steadyMs, keeping: options.keeping },
       keeperOf: (deviceId) => this.keeperOf(deviceId),
     })
+    const { refusals, history } = options
+    this.records = new RecordsQuery(self, this.#channel, this.#members, {
+      ...{ refusals, history, connections, steadyMs, counters },
+    })
     this.broadcasts = new Broadcasts(this.#channel, this.#members, connections, {
       ...{ self, steadyMs, counters },
     })
@@ -182,7 +193,7 @@ export class Fleet {
       ...{ flapping: options.flapping, worker: self.worker, nowMs },
       broadcast: (content) => this.#channel.broadcast(content, this.#rulesSettled),
       banned: (deviceId, retryAfterMs, reason) =>
-        connections.named().get(deviceId)?.close(reason, retryAfterMs),
+        connections.named().get(deviceId)?.close(reason, { retryAfterMs }),
       changed: options.rulesChanged,
     })
     this.presence = new Presence(broker, { workerId: self.worker, nowMs, steadyMs, counters })
@@ -335,6 +346,7 @@ export class Fleet {
     this.broadcasts.sweep(steadyMs)
     this.heldQuery.sweep()
     this.tapes.sweep(steadyMs)
+    this.records.sweep()
     this.#tellUnverified(steadyMs)
     this.#reviewAndRegister()
     if (!this.#channel.open || this.#leaving) return
@@ -537,6 +549,14 @@ export class Fleet {
       case "tape_part":
       case "tape_stopped":
         this.tapes.answered(message)
+        break
+      case "refusals_list":
+      case "connections_list":
+        this.records.asked(message)
+        break
+      case "refusals_listed":
+      case "connections_listed":
+        this.records.answered(message)
         break
       case "listed":
       case "described":

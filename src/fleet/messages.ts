@@ -14,6 +14,9 @@
  *   held_done                       tells a worker that held commands for its connections were written
  *   held_list ──► held_listed       asks a keeper for the held commands of one device
  *   held_cancel ──► held_cancelled  asks a keeper to cancel held commands of one device
+ *   refusals_list ──► refusals_listed
+ *   connections_list ──► connections_listed
+ *                                   asks for what a worker remembers of connections (`records-query.ts`)
  *   gate, bans                      which devices the fleet refuses (`admission-rules.ts`)
  *   tapes ──► tapes_told            the tapes of a worker (`tape/tapes.ts`)
  *   tape_entries                    what a worker has recorded, for the owner of the tape
@@ -245,6 +248,16 @@ const message = v.variant("type", [
   }),
   v.object({ type: v.literal("held_cancelled"), ...sender, ask, cancelled: v.nullable(count) }),
   v.object({
+    type: v.literal("refusals_list"),
+    ...sender,
+    ask,
+    limit: v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(MAX_ROWS)),
+  }),
+  /** `records-query.ts` checks the rows of this and of `connections_listed`. */
+  v.object({ type: v.literal("refusals_listed"), ...sender, ask, refusals: rows }),
+  v.object({ type: v.literal("connections_list"), ...sender, ask, device: id }),
+  v.object({ type: v.literal("connections_listed"), ...sender, ask, connections: rows }),
+  v.object({
     type: v.literal("gate"),
     ...sender,
     gate: v.object({
@@ -350,6 +363,8 @@ export type Answer = Extract<
       | "kicked"
       | "held_listed"
       | "held_cancelled"
+      | "refusals_listed"
+      | "connections_listed"
       | "tapes_told"
       | "tape_part"
       | "tape_stopped"

@@ -60,10 +60,8 @@ export function logEvents(events: EventBus, log: Logger, format: LogOptions["for
     const { linesIn = 0, linesOut = 0 } = connection.endpoint ?? {}
     log.debug({ connection: connection.id, reason, linesIn, linesOut }, "connection closed")
   })
-  events.on("connection_unidentified", ({ connection, detail }) => {
-    log.debug({ connection: connection.id, detail }, "connection not identified")
-  })
-  events.on("connection_refused", ({ reason }) => log.debug({ reason }, "connection refused"))
+  events.on("connection_refused", ({ refusal }) => log.debug(refusal, "connection refused"))
+  events.on("refusals", ({ message, fields }) => log.info(fields, message))
   events.on("certificate_renewed", () => log.info("certificate renewed for new connections"))
   events.on("reading_suspended", ({ heldBytes }) => {
     log.warn(

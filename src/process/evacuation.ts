@@ -8,6 +8,8 @@ import type { Connection } from "../device/connection.ts"
 import type { Connections } from "../device/connections.ts"
 import type { GracefulClose } from "../device/graceful-close.ts"
 
+const BEING_DRAINED = { detail: "this worker takes no devices: it is being drained" }
+
 export interface EvacuationOptions {
   readonly reason: CloseReason
   /** Milliseconds since 1970. */
@@ -37,7 +39,7 @@ export class Evacuation {
     this.#rest = connections.values()
     for (const connection of connections.values()) {
       // Not admitted yet.
-      if (connection.state !== "open") connection.close(reason)
+      if (connection.state !== "open") connection.close(reason, BEING_DRAINED)
     }
   }
 

@@ -22,7 +22,9 @@ import type { Counters } from "../counters.ts"
 import { Admitter } from "../device/admitter.ts"
 import { Authenticator } from "../device/authenticator.ts"
 import { Backpressure } from "../device/backpressure.ts"
-import type { ConnectionContext } from "../device/connection.ts"
+import type { CloseDetails, CloseReason } from "../device/close-reason.ts"
+import type { Connection, ConnectionContext } from "../device/connection.ts"
+import { ConnectionHistory } from "../device/connection-history.ts"
 import { Connections, PAUSED_MS, SWEEP_EVERY_MS } from "../device/connections.ts"
 import type { Denylist } from "../device/denylist.ts"
 import { DeviceRates } from "../device/device-rate.ts"
@@ -32,7 +34,8 @@ import { GracefulClose } from "../device/graceful-close.ts"
 import { ConnectionIds, type WorkerProcess } from "../device/ids.ts"
 import type { Listener, ListenerParts } from "../device/listener.ts"
 import { BATCH_BYTES } from "../device/outgoing.ts"
-import { RefusalSummary } from "../device/refusal-summary.ts"
+import { RefusalLog } from "../device/refusal-log.ts"
+import { Refusals } from "../device/refusals.ts"
 import type { ListenerTls } from "../device/tls-port.ts"
 import type { TokenVerifier } from "../device/token-verifier.ts"
 import { UnfinishedLines } from "../device/unfinished-lines.ts"
@@ -106,7 +109,9 @@ export class Worker {
   readonly #gracefulClose: GracefulClose
   readonly #authenticator: Authenticator
   readonly #listener: DeviceListener
-  readonly #refusals: RefusalSummary
+  readonly #refusals = new Refusals()
+  readonly #refusalLog: RefusalLog
+  readonly #history = new ConnectionHistory()
   readonly #brokerWatch: BrokerWatch
   readonly #metrics: WorkerMetrics
   #http: HttpServer | null = null
@@ -127,7 +132,7 @@ export class Worker {
     this.#rulesKnownAtMs = parts.rules === null ? clock.steadyMs() + RULES_TIMEOUT_MS : 0
     this.#connections = new Connections(config.device)
     this.#unfinishedLines = new UnfinishedLines(config.device)
-    this.#refusals = new RefusalSummary(notice)
+    this.#refusalLog = new RefusalLog((line) => events.emit("refusals", line))
     this.#authenticator = new Authenticator({ ...config.device, tokenVerifier, nowMs: clock.nowMs })
     const { fromDeviceQueue, fromDevicePartitions } = config.broker
     this.#lines = new LinePublisher(broker, {
@@ -176,6 +181,7 @@ export class Worker {
     })
     this.fleet = new Fleet(broker, this.#connections, {
       ...{ self, ...clock, counters, keys, warn: notice, shards: config.fleetShards },
+      ...{ refusals: this.#refusals, history: this.#history },
       keeping: this.commands.keeper,
       registrationAnswered: (_deviceId, connectionId, hasHeld) =>
         this.#connections.find(connectionId)?.heldAnswered(hasHeld),
@@ -220,8 +226,7 @@ export class Worker {
       hooks: {
         refused: (reason, detail, remoteAddress) => {
           counters.connectionsClosed[reason] += 1
-          if (detail !== null) this.#refusals.add(reason, detail, remoteAddress, clock.steadyMs())
-          events.emit("connection_refused", { reason })
+          if (detail !== null) this.#refused(reason, detail, remoteAddress, null)
         },
         notice,
         fault: (error) => this.#fault(error, "listener"),
@@ -298,7 +303,7 @@ export class Worker {
     this.#gracefulClose.sweep(atMs)
     this.#unfinishedLines.sweep(atMs, wasPaused)
     this.fleet.sweep(atMs)
-    this.#refusals.sweep(atMs)
+    this.#refusalLog.sweep(atMs)
     this.#brokerWatch.sweep(atMs, wasPaused)
   }
 
@@ -438,10 +443,11 @@ export class Worker {
         maxAgeMs === 0 ? Number.POSITIVE_INFINITY : maxAgeMs * (0.8 + 0.4 * Math.random()),
       aged: (connection) => this.#gracefulClose.begin(connection, "aged", clock.steadyMs()),
       goodbye: this.#goodbye(),
-      closed: (connection, reason) => {
+      closed: (connection, reason, details) => {
         this.#connections.leave(connection)
         this.fleet.closed(connection, reason)
         counters.connectionsClosed[reason] += 1
+        this.#remember(connection, reason, details)
         events.emit("connection_closed", { connection, reason })
       },
     }
@@ -488,11 +494,41 @@ export class Worker {
         this.fleet.admitted(connection)
         events.emit("connection_admitted", { connection })
       },
-      rejected: (connection, reason, detail) => {
-        events.emit("connection_unidentified", { connection, detail })
-        this.#refusals.add(reason, detail, connection.remoteAddress, clock.steadyMs())
-      },
     })
+  }
+
+  /** Keeps the end of a connection for `/devices/:id/connections`, or for `/refusals`. */
+  #remember(
+    { endpoint, remoteAddress: address }: Connection,
+    reason: CloseReason,
+    { detail = "", deviceId = null }: CloseDetails,
+  ): void {
+    const { clock } = this.#parts
+    if (endpoint === null) {
+      this.#refused(reason, detail, address, deviceId)
+      return
+    }
+    const { recipient } = endpoint
+    this.#history.add({
+      deviceId: recipient.deviceId,
+      connectionId: recipient.connectionId,
+      address,
+      connectedAt: recipient.epoch,
+      endedAt: clock.nowMs(),
+      reason,
+    })
+    // A reload of the CAs, which refuses many devices at a time.
+    if (reason !== "refused") return
+    const ended = { reason, detail, address, deviceId: recipient.deviceId }
+    this.#refusalLog.add(ended, clock.steadyMs())
+  }
+
+  #refused(reason: CloseReason, detail: string, address: string, deviceId: string | null): void {
+    const { clock, events } = this.#parts
+    const refusal = { at: clock.nowMs(), address, reason, detail, deviceId }
+    this.#refusals.add(refusal)
+    this.#refusalLog.add(refusal, clock.steadyMs())
+    events.emit("connection_refused", { refusal })
   }
 
   /** The lines that were read and wait have filled their bound, or half of it is free again. */

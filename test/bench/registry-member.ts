@@ -19,6 +19,7 @@ import { Fleet } from "../../src/fleet/fleet.ts"
 import type { Located } from "../../src/fleet/locator.ts"
 import { FLEET_KEYS } from "../support/fleet-keys.ts"
 import { NO_HELD_COMMANDS } from "../support/no-held-commands.ts"
+import { noRecords } from "../support/no-records.ts"
 import { NO_TAPES } from "../support/no-tapes.ts"
 import { until } from "../support/wait.ts"
 import { report } from "./child.ts"
@@ -50,6 +51,7 @@ const connections = new Connections({
 const broker = new AmqpBroker(values.url, self.worker)
 const fleet = new Fleet(broker, connections, {
   self,
+  ...noRecords(),
   shards: Number(values.shards),
   keeping: NO_HELD_COMMANDS,
   registrationAnswered: () => undefined,

@@ -13,6 +13,7 @@ import { Fleet } from "../../src/fleet/fleet.ts"
 import type { FleetMessage } from "../../src/fleet/messages.ts"
 import { FLEET_KEYS, OTHER_KEYS } from "../support/fleet-keys.ts"
 import { NO_HELD_COMMANDS } from "../support/no-held-commands.ts"
+import { noRecords } from "../support/no-records.ts"
 import { NO_TAPES } from "../support/no-tapes.ts"
 import { CHEAP_RUNS, checkAsync } from "../support/property.ts"
 import { ScriptedBroker, ScriptedPublishChannel } from "../support/publish-channels.ts"
@@ -36,6 +37,7 @@ class Subject {
     const options = {
       self: SELF,
       ...clock,
+      ...noRecords(),
       counters: new Counters(),
       keys: FLEET_KEYS,
       admitsPerS: () => 0,

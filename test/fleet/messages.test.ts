@@ -60,6 +60,10 @@ const MESSAGES: { readonly [T in FleetMessage["type"]]: Extract<FleetMessage, { 
   held_listed: { type: "held_listed", ...SENDER, ask: 11, held: [{ message_id: "m" }] },
   held_cancel: { type: "held_cancel", ...SENDER, ask: 12, device: "lock:1", message_id: null },
   held_cancelled: { type: "held_cancelled", ...SENDER, ask: 13, cancelled: 2 },
+  refusals_list: { type: "refusals_list", ...SENDER, ask: 14, limit: 100 },
+  refusals_listed: { type: "refusals_listed", ...SENDER, ask: 15, refusals: [{ at: 5 }] },
+  connections_list: { type: "connections_list", ...SENDER, ask: 16, device: "lock:1" },
+  connections_listed: { type: "connections_listed", ...SENDER, ask: 17, connections: [{}] },
   gate: {
     type: "gate",
     ...SENDER,

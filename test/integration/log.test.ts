@@ -42,8 +42,19 @@ const EVENTS: { [K in keyof Events]: { payload: Events[K]; level: LogOptions["le
   listening: { payload: { devicePort: 1, httpPort: 2, maxConnections: 3 }, level: "info" },
   connection_admitted: { payload: { connection }, level: "debug" },
   connection_closed: { payload: { connection, reason: "idle" }, level: "debug" },
-  connection_unidentified: { payload: { connection, detail: "no HELLO" }, level: "debug" },
-  connection_refused: { payload: { reason: "overloaded" }, level: "debug" },
+  connection_refused: {
+    payload: {
+      refusal: {
+        ...{ at: 1, address: "192.0.2.7", reason: "overloaded" },
+        ...{ detail: "MAX_WAITING is reached", deviceId: null },
+      },
+    },
+    level: "debug",
+  },
+  refusals: {
+    payload: { message: "2 more", fields: { refused: { overloaded: 2 } } },
+    level: "info",
+  },
   certificate_renewed: { payload: {}, level: "info" },
   reading_suspended: { payload: { heldBytes: 9 }, level: "warn" },
   reading_resumed: { payload: { heldBytes: 8 }, level: "info" },

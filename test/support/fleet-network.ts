@@ -33,6 +33,7 @@ import { Fleet } from "../../src/fleet/fleet.ts"
 import type { Located } from "../../src/fleet/locator.ts"
 import { FLEET_KEYS } from "./fleet-keys.ts"
 import { NO_HELD_COMMANDS } from "./no-held-commands.ts"
+import { noRecords } from "./no-records.ts"
 
 const STARTED_AT_MS = 1_750_000_000_000
 const NO_DEADLINES = { handshakeTimeoutMs: 1e9, identifyTimeoutMs: 1e9, idleTimeoutMs: 1e9 }
@@ -311,6 +312,7 @@ export class NetworkWorker {
     this.#broker = new NetworkBroker(this)
     this.fleet = new Fleet(this.#broker, this.#connections, {
       self: this.self,
+      ...noRecords(),
       shards: network.options.shards,
       keeping: {
         ...NO_HELD_COMMANDS,
