@@ -12,6 +12,7 @@ import type { Connection } from "./device/connection.ts"
 import type { RefusalLine } from "./device/refusal-log.ts"
 import type { Refusal } from "./device/refusals.ts"
 import type { TapeView } from "./fleet/tape/tapes.ts"
+import type { AuditEntry } from "./http/audit.ts"
 import type { Addresses } from "./process/addresses.ts"
 import type { DrainPhase } from "./process/drain.ts"
 
@@ -23,6 +24,8 @@ export interface Events {
   connection_refused: { refusal: Refusal }
   /** A line about refused connections, of which there are only some a second. */
   refusals: RefusalLine
+  /** An operator has done something. */
+  audit: { entry: AuditEntry }
   certificate_renewed: Record<never, never>
   reading_suspended: { heldBytes: number }
   reading_resumed: { heldBytes: number }

@@ -9,6 +9,7 @@
 import { X509Certificate } from "node:crypto"
 import { accessSync, constants, readFileSync } from "node:fs"
 import * as v from "valibot"
+import { readBearerToken } from "../bearer-token.ts"
 import { isPartitionOf } from "../broker/topology.ts"
 import { FRAMINGS, MAX_FRAMED_BYTES, OVERHEAD_BYTES } from "../device/framing.ts"
 import { errorText } from "../errors.ts"
@@ -145,7 +146,8 @@ function relations(settings: Partial<Settings>, values: Environment): string[] {
       const needed = "needs HTTP_TOKENS or HTTP_READ_TOKENS"
       faults.push(`HTTP_HOST: ${JSON.stringify(HTTP_HOST)} is not loopback and ${needed}`)
     }
-    if (HTTP_READ_TOKENS.some((token) => HTTP_TOKENS.includes(token))) {
+    const acting = HTTP_TOKENS.map((entry) => readBearerToken(entry).token)
+    if (HTTP_READ_TOKENS.some((entry) => acting.includes(readBearerToken(entry).token))) {
       faults.push("HTTP_READ_TOKENS: must have no token of HTTP_TOKENS")
     }
   }

@@ -10,6 +10,7 @@ import { availableParallelism, hostname } from "node:os"
 import { isatty } from "node:tty"
 import * as v from "valibot"
 import { splitUrls, urlFault } from "../amqp/url.ts"
+import { TOKEN_ENTRY, TOKEN_ENTRY_RANGE } from "../bearer-token.ts"
 import { CIDR_RANGE, cidrFault } from "../device/address.ts"
 import { FRAMINGS } from "../device/framing.ts"
 import { MIN_DISTINCT_CHARACTERS, SECRET_RANGE, secretFault } from "../device/hello-secret.ts"
@@ -34,10 +35,6 @@ const QUEUE_NAME = (name: string) =>
   /^(?!amq\.|owsla\.)\S+$/.test(name) && Buffer.byteLength(name) <= 200
 
 const STANDARD_OUTPUT = 1
-
-/** RFC 6750, section 2.1. */
-const TOKEN = /^[A-Za-z0-9._~+/-]{16,}=*$/
-const TOKEN_RANGE = "at least 16 of A-Z a-z 0-9 . _ ~ + / -"
 
 export const settings = v.object({
   AMQP_URL: urls({
@@ -465,15 +462,15 @@ export const settings = v.object({
     text: "The port of health, metrics and the API. 0 binds any free port; the log contains its number.",
   }),
   HTTP_TOKENS: list({
-    match: TOKEN,
-    range: TOKEN_RANGE,
-    text: "Bearer tokens, separated by commas. Each gives access to all routes; use several for rotation.",
+    match: TOKEN_ENTRY,
+    range: TOKEN_ENTRY_RANGE,
+    text: "Bearer tokens, separated by commas, each with an optional name, such as alice:<token>. The name is in the audit entries of the log. Each token gives access to all routes; use several for rotation.",
     secret: true,
   }),
   HTTP_READ_TOKENS: list({
-    match: TOKEN,
-    range: TOKEN_RANGE,
-    text: "Bearer tokens, separated by commas. Each gives access to GET routes only. None of them may be in HTTP_TOKENS. When only this list is set, no client can send commands, close connections or the gate, lift bans or drain.",
+    match: TOKEN_ENTRY,
+    range: TOKEN_ENTRY_RANGE,
+    text: "Bearer tokens, separated by commas, each with an optional name, such as grafana:<token>. Each gives access to GET routes only. None of them may be in HTTP_TOKENS. When only this list is set, no client can send commands, close connections or the gate, lift bans or drain.",
     secret: true,
   }),
   METRICS_HOST: text({

@@ -15,6 +15,8 @@ import { Hono } from "hono"
 import { bodyLimit } from "hono/body-limit"
 import { MAX_OPTION_BYTES } from "../commands/command-options.ts"
 import type { Counters } from "../counters.ts"
+import { normalAddress } from "../device/address.ts"
+import { type AuditDependencies, type AuditEntry, audits } from "./audit.ts"
 import { authorization, isReading, suffices } from "./authorization.ts"
 import { type BroadcastsDependencies, broadcasts, MAX_IDS_BYTES } from "./broadcasts.ts"
 import {
@@ -25,6 +27,7 @@ import {
 } from "./devices.ts"
 import { type DrainDependencies, drain } from "./drain.ts"
 import { answerErrors, countErrors, type HttpEnvironment, refuse } from "./errors.ts"
+import { type EventsDependencies, events } from "./events.ts"
 import { type FleetDependencies, fleet } from "./fleet.ts"
 import { type HealthDependencies, health } from "./health.ts"
 import { type HeldDependencies, held } from "./held.ts"
@@ -33,23 +36,28 @@ import { type MetricsDependencies, metrics } from "./metrics.ts"
 import { openApi } from "./openapi.ts"
 import { refuseOtherSources } from "./other-sources.ts"
 import { type PageDependencies, page, pageLive } from "./page/page.ts"
+import { type RecordsDependencies, records } from "./records.ts"
 import { type RulesDependencies, rules } from "./rules.ts"
 import { crossSiteFault, endsAt, Sessions, session, sessionOf } from "./session.ts"
 import { type TapesDependencies, tapes } from "./tapes.ts"
 
 export interface AppDependencies
-  extends BroadcastsDependencies,
+  extends AuditDependencies,
+    BroadcastsDependencies,
     DevicesDependencies,
     DrainDependencies,
+    EventsDependencies,
     FleetDependencies,
     HeldDependencies,
     Omit<HealthDependencies, "gate">,
     MetricsDependencies,
+    RecordsDependencies,
     RulesDependencies,
     TapesDependencies {
   /**
-   * Each of them gives access to all routes and to the details of `/health` and `/ready`. When both
-   * lists are empty, all routes are open to programs on this machine.
+   * Entries of `bearer-token.ts`. Each of them gives access to all routes and to the details of
+   * `/health` and `/ready`. When both lists are empty, all routes are open to programs on this
+   * machine.
    */
   readonly tokens: readonly string[]
   /** Each of them gives access to GET and HEAD on all routes, and to the same details. */
@@ -58,6 +66,8 @@ export interface AppDependencies
   readonly messages: MessagesDependencies | null
   readonly page: PageDependencies
   readonly counters: Counters
+  /** An operator has done something. */
+  readonly audited: (entry: AuditEntry) => void
   /** An exception occurred while a request was handled. */
   readonly fault: (error: Error) => void
 }
@@ -71,17 +81,17 @@ export function maxBodyBytes(maxLineBytes: number): number {
 }
 
 export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
-  const { tokens, readTokens, counters, fault, nowMs } = dependencies
+  const { tokens, readTokens, counters, audited, fault, nowMs } = dependencies
   const routes = new Hono<HttpEnvironment>()
 
   routes.use(countErrors(counters))
   if (tokens.length + readTokens.length === 0) routes.use(refuseOtherSources())
-  const accessOf = authorization(dependencies)
+  const callerOf = authorization(dependencies)
   const sessions = new Sessions(dependencies)
   routes.use(async (c, next) => {
     const header = c.req.header("authorization")
     const session = header === undefined ? sessionOf(c, sessions, nowMs()) : null
-    c.set("access", session?.access ?? accessOf(header))
+    c.set("caller", session ?? callerOf(header))
     if (session === null) return next()
     const fault = crossSiteFault(c)
     if (fault !== null) return refuse(c, "forbidden", fault)
@@ -92,13 +102,17 @@ export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
   const gate = () => dependencies.rules.gate
   routes.route(
     "/",
-    health({ ...dependencies, gate }, (c) => c.get("access")),
+    health({ ...dependencies, gate }, (c) => c.get("caller").access),
   )
   routes.route("/", session({ sessions, nowMs }))
   const pageParts = { ...dependencies.page, ...dependencies, gate, sessions }
   routes.route("/", page(pageParts))
   routes.use(async (c, next) => {
-    const access = c.get("access")
+    const { access, name } = c.get("caller")
+    c.set("audit", (act) => {
+      const address = c.env?.remoteAddress ?? ""
+      audited({ ...act, by: name, address: normalAddress(address) ?? address })
+    })
     if (suffices(access, c.req.method)) return next()
     if (access === "read") {
       return refuse(
@@ -145,7 +159,11 @@ export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
   routes.route("/", rules(dependencies))
   routes.route("/", openApi(dependencies))
   routes.route("/", tapes(dependencies))
-  if (dependencies.messages !== null) routes.route("/", messages(dependencies.messages))
+  routes.route("/", records(dependencies))
+  routes.route("/", events(dependencies))
+  routes.route("/", audits(dependencies))
+  const { messages: lines, stopping } = dependencies
+  if (lines !== null) routes.route("/", messages(lines, stopping))
 
   answerErrors(routes, fault)
   return routes

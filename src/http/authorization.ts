@@ -1,5 +1,5 @@
 /**
- * Bearer tokens (RFC 6750, section 2.1) and the access that they give.
+ * Bearer tokens (RFC 6750, section 2.1), their names, and the access that they give.
  *
  *   token of HTTP_TOKENS ───────► act    all routes
  *   token of HTTP_READ_TOKENS ──► read   GET and HEAD only
@@ -10,32 +10,50 @@
  */
 
 import { createHash, timingSafeEqual } from "node:crypto"
+import { readBearerToken } from "../bearer-token.ts"
 
 const BEARER = /^bearer +([A-Za-z0-9._~+/-]+=*) *$/i
+/** Of its SHA-256: enough to tell tokens apart, and useless as a token. */
+const DIGEST_DIGITS = 8
 
 export type Access = "none" | "read" | "act"
 
-/** @param header the value of `Authorization`. */
-export type AccessOf = (header: string | undefined) => Access
+export interface Caller {
+  readonly access: Access
+  /**
+   * The name of the token in the settings, or `sha256:` and the first digits of its digest. Null
+   * without a valid token.
+   */
+  readonly name: string | null
+}
 
+/** @param header the value of `Authorization`. */
+export type CallerOf = (header: string | undefined) => Caller
+
+/** Entries as `bearer-token.ts` describes them. */
 export interface Tokens {
   readonly tokens: readonly string[]
   readonly readTokens: readonly string[]
 }
 
+interface Known extends Caller {
+  readonly token: string
+  readonly digest: Buffer
+}
+
+const NOBODY: Caller = { access: "none", name: null }
+const ANYBODY: Caller = { access: "act", name: null }
+
 /** When both lists are empty, each request has the access "act". */
-export function authorization({ tokens, readTokens }: Tokens): AccessOf {
-  const known = [
-    ...tokens.map((token) => ({ digest: digestOf(token), access: "act" as const })),
-    ...readTokens.map((token) => ({ digest: digestOf(token), access: "read" as const })),
-  ]
+export function authorization({ tokens, readTokens }: Tokens): CallerOf {
+  const known = knownTokens({ tokens, readTokens })
   return (header) => {
-    if (known.length === 0) return "act"
+    if (known.length === 0) return ANYBODY
     const token = BEARER.exec(header ?? "")?.[1]
-    if (token === undefined) return "none"
+    if (token === undefined) return NOBODY
     const shown = digestOf(token)
-    let found: Access = "none"
-    for (const { digest, access } of known) if (timingSafeEqual(shown, digest)) found = access
+    let found = NOBODY
+    for (const caller of known) if (timingSafeEqual(shown, caller.digest)) found = caller
     return found
   }
 }
@@ -48,6 +66,21 @@ export function suffices(access: Access, method: string): boolean {
 /** Whether requests with this method change nothing and send no command. */
 export function isReading(method: string): boolean {
   return method === "GET" || method === "HEAD"
+}
+
+/** The tokens of both lists, with the callers that they make. */
+export function knownTokens({ tokens, readTokens }: Tokens): readonly Known[] {
+  return [
+    ...tokens.map((entry) => knownToken(entry, "act")),
+    ...readTokens.map((entry) => knownToken(entry, "read")),
+  ]
+}
+
+function knownToken(entry: string, access: Access): Known {
+  const { name, token } = readBearerToken(entry)
+  const digest = digestOf(token)
+  const unnamed = `sha256:${digest.toString("hex").slice(0, DIGEST_DIGITS)}`
+  return { access, name: name ?? unnamed, token, digest }
 }
 
 /** Digests have equal length, as `timingSafeEqual` requires. */

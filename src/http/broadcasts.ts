@@ -13,6 +13,7 @@ import { bodyFault } from "../device/command.ts"
 import type { LineFormat } from "../device/framing.ts"
 import { DEVICE_ID } from "../device/ids.ts"
 import {
+  type BroadcastCounts,
   type BroadcastRequest,
   type BroadcastResult,
   DEFAULT_PER_S,
@@ -21,6 +22,7 @@ import {
   MAX_PER_S,
   shownCounts,
 } from "../fleet/broadcast-request.ts"
+import { type AuditAct, audit } from "./audit.ts"
 import { bodyFaults, parsedJson, wellFormed, wholeNumber } from "./body-faults.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
 import type { RouteDescription } from "./route-description.ts"
@@ -121,7 +123,9 @@ export function broadcasts(dependencies: BroadcastsDependencies): Hono<HttpEnvir
     }
     const fault = bodyFault(request.line, dependencies)
     if (fault !== null) return refuse(c, fault.outcome, fault.detail)
-    return answer(c, await dependencies.broadcast(request))
+    const result = await dependencies.broadcast(request)
+    if (result.kind === "counts") audit(c, auditAct(request.audience, result))
+    return answer(c, result)
   })
 
   return routes
@@ -134,6 +138,12 @@ function isDeviceId(id: unknown): boolean {
 function audienceOf(to: v.InferOutput<typeof entries.to>): BroadcastRequest["audience"] {
   if (to === "all") return { kind: "all" }
   return "prefix" in to ? { kind: "prefix", ...to } : { kind: "ids", ...to }
+}
+
+function auditAct(audience: BroadcastRequest["audience"], result: BroadcastCounts): AuditAct {
+  const target = audience.kind === "prefix" ? audience.prefix : null
+  const whom = audience.kind === "ids" ? `${audience.ids.length} ids` : audience.kind
+  return { action: "broadcast", target, detail: `to ${whom}, matched ${result.matched}` }
 }
 
 function answer(c: Context<HttpEnvironment>, result: BroadcastResult): Response {

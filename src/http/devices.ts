@@ -23,8 +23,10 @@ import { PAUSED } from "../fleet/device-filter.ts"
 import type { DeviceList } from "../fleet/device-page.ts"
 import { type DeviceView, deviceViewSchema } from "../fleet/device-view.ts"
 import type { FleetQuery, FleetQueryFailure } from "../fleet/fleet-query.ts"
+import { audit } from "./audit.ts"
 import { bodyFaults, parsedJson, wellFormed, wholeNumber } from "./body-faults.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
+import { limitOf } from "./query-limit.ts"
 import type { DescribedError, RouteDescription } from "./route-description.ts"
 
 /** A `message_id` is an AMQP short string. */
@@ -187,15 +189,7 @@ const partOfId = v.optional(
   "",
 )
 const query = v.object({
-  limit: v.optional(
-    v.pipe(
-      v.string(),
-      v.regex(/^[0-9]{1,4}$/, `must be a whole number from 1 to ${MAX_LIMIT}`),
-      v.transform(Number),
-      wholeNumber(1, MAX_LIMIT),
-    ),
-    String(DEFAULT_LIMIT),
-  ),
+  limit: limitOf({ max: MAX_LIMIT, byDefault: DEFAULT_LIMIT }),
   prefix: partOfId,
   after: partOfId,
   address: v.optional(v.pipe(v.string(), v.regex(/^[0-9A-Fa-f.:]{1,64}$/, ADDRESS_RULE))),
@@ -285,7 +279,13 @@ function fleetRoutes(routes: Hono<HttpEnvironment>, { fleetQuery }: DevicesDepen
   })
   routes.get("/devices/:id", (c) => one(c, (id, caller) => fleetQuery.describe(id, caller)))
   routes.delete("/devices/:id/connection", (c) =>
-    one(c, (id, caller) => fleetQuery.kick(id, caller)),
+    one(c, async (id, caller) => {
+      const kicked = await fleetQuery.kick(id, caller)
+      // After "timeout" the connection may have been closed.
+      const detail = typeof kicked === "string" ? kicked : (kicked?.connection_id ?? null)
+      if (detail !== null) audit(c, { action: "kick", target: id, detail })
+      return kicked
+    }),
   )
 }
 

@@ -6,6 +6,8 @@
 
 import { Hono } from "hono"
 import * as v from "valibot"
+import { audit } from "./audit.ts"
+import type { HttpEnvironment } from "./errors.ts"
 import type { RouteDescription } from "./route-description.ts"
 
 export interface DrainDependencies {
@@ -45,16 +47,18 @@ export const DRAIN_ROUTES: readonly RouteDescription[] = [
   },
 ]
 
-export function drain({ empty }: DrainDependencies): Hono {
-  const routes = new Hono()
+export function drain({ empty }: DrainDependencies): Hono<HttpEnvironment> {
+  const routes = new Hono<HttpEnvironment>()
 
   routes.post("/drain", (c) => {
     empty(true)
+    audit(c, { action: "drain", target: null, detail: "the instance takes no devices" })
     return c.json({ draining: true }, 202)
   })
 
   routes.delete("/drain", (c) => {
     empty(false)
+    audit(c, { action: "drain_cancelled", target: null, detail: "the instance takes devices" })
     return c.json({ draining: false })
   })
 

@@ -6,7 +6,8 @@
 import type { Context, Hono, MiddlewareHandler } from "hono"
 import type { ContentfulStatusCode } from "hono/utils/http-status"
 import type { Counters } from "../counters.ts"
-import type { Access } from "./authorization.ts"
+import type { AuditAct } from "./audit.ts"
+import type { Caller } from "./authorization.ts"
 
 /** The HTTP status of each error code. */
 export const ERROR_STATUS = {
@@ -37,9 +38,16 @@ export type ErrorCode = keyof typeof ERROR_STATUS
 /** Seconds after which a client may retry a request that got a 503, or was refused as `busy`. */
 const RETRY_AFTER_S = "1"
 
-/** The variables that `countErrors` sets in the context of each request. */
 export interface HttpEnvironment {
-  Variables: { refused: (code: ErrorCode) => void; access: Access }
+  /** What `server.ts` passes with a request. */
+  Bindings: { readonly remoteAddress?: string }
+  /** What `app.ts` sets in the context of each request. */
+  Variables: {
+    refused: (code: ErrorCode) => void
+    /** Who sends it, by a token or by a session. */
+    caller: Caller
+    audit: (act: AuditAct) => void
+  }
 }
 
 /** Makes `refuse` count. The first of all routes. */

@@ -19,7 +19,13 @@ const BASE = "http://localhost"
 /** Headers of the connection (RFC 9110, section 7.6.1): `node:http` sets them. */
 const OF_CONNECTION: readonly string[] = ["connection", "keep-alive", "transfer-encoding"]
 
-export type Fetch = (request: Request) => Response | Promise<Response>
+/** What is known about a request besides its contents. */
+export interface RequestOrigin {
+  /** Of the other end of the connection, which may be a proxy. */
+  readonly remoteAddress: string
+}
+
+export type Fetch = (request: Request, origin: RequestOrigin) => Response | Promise<Response>
 
 /**
  * Resolves when the response was passed to `node:http`, or when the client has closed the
@@ -41,7 +47,7 @@ export async function answer(
     outgoing.writeHead(400).end()
     return
   }
-  const response = await fetch(request)
+  const response = await fetch(request, { remoteAddress: incoming.socket.remoteAddress ?? "" })
   if (outgoing.destroyed) {
     await response.body?.cancel()
     return

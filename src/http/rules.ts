@@ -14,6 +14,7 @@ import { DEVICE_ID, workerOfConnection } from "../device/ids.ts"
 import type { AdmissionRules } from "../fleet/admission-rules.ts"
 import type { Ban } from "../fleet/bans.ts"
 import type { GateState } from "../fleet/gate.ts"
+import { audit } from "./audit.ts"
 import { bodyFaults, parsedJson, wholeNumber } from "./body-faults.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
 import type { RouteDescription } from "./route-description.ts"
@@ -131,7 +132,11 @@ export function rules({ rules, reachesFleet }: RulesDependencies): Hono<HttpEnvi
     if (!checked.success) {
       return refuse(c, "invalid", bodyFaults(checked.issues, gateRequest.entries))
     }
-    return reachesFleet() ? c.json(shownGate(rules.setGate(checked.output))) : away(c)
+    if (!reachesFleet()) return away(c)
+    const gate = rules.setGate(checked.output)
+    const detail = gate.open ? "opened" : "closed"
+    audit(c, { action: "gate", target: gate.prefix || null, detail })
+    return c.json(shownGate(gate))
   })
 
   routes.get("/bans", (c) => c.json({ bans: rules.bans().map(shownBan) }))
@@ -162,6 +167,7 @@ export function rules({ rules, reachesFleet }: RulesDependencies): Hono<HttpEnvi
     if (!reachesFleet()) return away(c)
     const lifted = rules.lift(id)
     if (lifted === null) return refuse(c, "not_found", "the device has no ban")
+    audit(c, { action: "ban_lifted", target: id, detail: `${lifted.connects} connections` })
     return c.json(shownBan(lifted))
   })
 

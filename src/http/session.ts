@@ -25,7 +25,7 @@ import { type Context, Hono } from "hono"
 import { bodyLimit } from "hono/body-limit"
 import { deleteCookie, getCookie, setCookie } from "hono/cookie"
 import * as v from "valibot"
-import { type Access, isReading, type Tokens } from "./authorization.ts"
+import { type Caller, isReading, knownTokens, type Tokens } from "./authorization.ts"
 import { bodyFaults, parsedJson } from "./body-faults.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
 import type { RouteDescription } from "./route-description.ts"
@@ -41,19 +41,18 @@ const TOO_MANY = 429
 const VALUE = /^([0-9]{1,15})\.([A-Za-z0-9_-]{43})$/
 const KEY_PURPOSE = "owsla session key 1"
 
-export interface Session {
-  readonly access: Exclude<Access, "none">
+/** The caller that its token makes. */
+export interface Session extends Caller {
   readonly expiresAtMs: number
 }
 
 export class Sessions {
-  readonly #keys: readonly { readonly key: Buffer; readonly access: Session["access"] }[]
+  readonly #keys: readonly (Caller & { readonly key: Buffer })[]
 
-  constructor({ tokens, readTokens }: Tokens) {
-    this.#keys = [
-      ...tokens.map((token) => ({ key: keyOf(token), access: "act" as const })),
-      ...readTokens.map((token) => ({ key: keyOf(token), access: "read" as const })),
-    ]
+  constructor(tokens: Tokens) {
+    this.#keys = knownTokens(tokens).map(({ token, access, name }) => ({
+      ...{ key: keyOf(token), access, name },
+    }))
   }
 
   /** Whether clients need a token at all. */
@@ -77,11 +76,11 @@ export class Sessions {
     const shown = Buffer.from(mac, "base64url")
     const expiresAtMs = Number(expires)
     if (expires === "" || expiresAtMs <= nowMs || expiresAtMs > nowMs + SESSION_MS) return null
-    let access: Session["access"] | null = null
-    for (const known of this.#keys) {
-      if (timingSafeEqual(shown, macOf(known.key, expires))) access = known.access
+    let found: Session | null = null
+    for (const { key, access, name } of this.#keys) {
+      if (timingSafeEqual(shown, macOf(key, expires))) found = { access, name, expiresAtMs }
     }
-    return access === null ? null : { access, expiresAtMs }
+    return found
   }
 }
 
@@ -221,7 +220,7 @@ export function session({ sessions, nowMs }: SessionDependencies): Hono<HttpEnvi
   })
 
   routes.get("/session", (c) => {
-    const access = c.get("access")
+    const { access } = c.get("caller")
     if (access === "none") {
       return refuse(c, "unauthorized", "there is no session, or it has expired")
     }

@@ -1,5 +1,6 @@
 /**
- * The log: writes events as lines to standard output.
+ * The log: writes events as lines to standard output, and passes those at level info and above on
+ * as data, for `/events` and `/audit`.
  *
  * Never logs a secret or the contents of a line. Never blocks (`output.ts`): log lines that
  * standard output does not accept are dropped and counted.
@@ -10,6 +11,7 @@ import pino, { type Logger } from "pino"
 import pretty from "pino-pretty"
 import type { Counters } from "../counters.ts"
 import type { EventBus } from "../events.ts"
+import type { LogEntry } from "../log-entry.ts"
 import { addressesText } from "../process/addresses.ts"
 import { Output } from "./output.ts"
 
@@ -19,12 +21,30 @@ export interface LogOptions {
 }
 
 const STANDARD_OUTPUT = 1
+/** A longer line is passed on without its fields. */
+const MAX_ENTRY_LENGTH = 8_192
+/** A longer message is cut. */
+const MAX_MESSAGE_LENGTH = 2_048
 
-/** @param about fields of each log line, such as the worker's id. */
+/** The field `kind` of lines about what operators have done. */
+const AUDIT = "audit"
+
+/** What pino sets on a destination with its symbol `pino.metadata`, before each write. */
+interface WrittenLine {
+  lastLevel?: number
+  lastMsg?: string
+  lastObj?: Record<string, unknown> | null
+}
+
+/**
+ * @param about fields of each log line, such as the worker's id.
+ * @param observe gets each line at level info and above, also those below `options.level`.
+ */
 export function createLog(
   options: LogOptions,
-  about: Record<string, unknown>,
+  about: { readonly name: string; readonly pid: number },
   counters: Pick<Counters, "logLinesDropped">,
+  observe: (entry: LogEntry) => void,
 ): Logger {
   const format =
     options.format === "text"
@@ -33,13 +53,38 @@ export function createLog(
   const output = Output.toDescriptor(STANDARD_OUTPUT, (lines) => {
     counters.logLinesDropped += lines
   })
-  const destination = { write: (line: string) => output.write(format(line)) }
+  const { values: levels } = pino.levels
+  const lowest = levels[options.level] ?? 0
+  const info = levels["info"] ?? 0
+  const destination: WrittenLine & { write(line: string): void } = {
+    [Symbol.for("pino.metadata")]: true,
+    write(line) {
+      const level = this.lastLevel ?? info
+      if (level >= lowest) output.write(format(line))
+      if (level >= info) observe(entryOf(this, about.name, line.length > MAX_ENTRY_LENGTH))
+    },
+  }
   const timestamp = pino.stdTimeFunctions.isoTime
-  const log = pino({ level: options.level, base: about, timestamp }, destination)
+  const level = options.level === "debug" ? "debug" : "info"
+  const log = pino({ level, base: about, timestamp }, destination)
   output.resumed = (lines) => {
     log.warn({ lines }, `${lines} log lines dropped: standard output did not accept them`)
   }
   return log
+}
+
+function entryOf(written: WrittenLine, source: string, isLong: boolean): LogEntry {
+  const { lastLevel = 0, lastMsg = "", lastObj } = written
+  const { kind, ...fields } = lastObj ?? {}
+  const { values: levels } = pino.levels
+  return {
+    at: Date.now(),
+    level: lastLevel === levels["info"] ? "info" : lastLevel === levels["warn"] ? "warn" : "error",
+    kind: kind === AUDIT ? "audit" : "log",
+    source,
+    message: lastMsg.slice(0, MAX_MESSAGE_LENGTH),
+    fields: isLong ? {} : fields,
+  }
 }
 
 /** Subscribes the log to the events. @param format of the lines. */
@@ -62,6 +107,11 @@ export function logEvents(events: EventBus, log: Logger, format: LogOptions["for
   })
   events.on("connection_refused", ({ refusal }) => log.debug(refusal, "connection refused"))
   events.on("refusals", ({ message, fields }) => log.info(fields, message))
+  events.on("audit", ({ entry }) => {
+    const { action, target, by, address } = entry
+    const what = target === null ? action : `${action} ${target}`
+    log.info({ kind: AUDIT, ...entry }, `${what}, by ${by ?? "a local program"} from ${address}`)
+  })
   events.on("certificate_renewed", () => log.info("certificate renewed for new connections"))
   events.on("reading_suspended", ({ heldBytes }) => {
     log.warn(

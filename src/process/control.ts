@@ -8,6 +8,7 @@ import type { CloseReason } from "../device/close-reason.ts"
 import type { AdmissionReport } from "../device/handshakes.ts"
 import type { ListenerTls } from "../device/tls-port.ts"
 import type { RulesContent } from "../fleet/admission-rules.ts"
+import type { LogEntry, NumberedEntry, RecentEntries } from "../log-entry.ts"
 import type { MetricsSnapshot } from "../ops/metrics.ts"
 import type { SampleColumns } from "./samples.ts"
 
@@ -52,7 +53,24 @@ export interface Gathered {
   readonly history: SampleColumns | null
 }
 
+/** The log, from a worker; see `worker-log.ts`. `missed` entries were dropped. */
+export type LogToSupervisor =
+  | { readonly kind: "log"; readonly entries: readonly LogEntry[]; readonly missed: number }
+  /** The worker gets the entries of the instance from now on; false: no more. */
+  | { readonly kind: "follow"; readonly on: boolean }
+  /** Acknowledges "events". */
+  | { readonly kind: "events_taken" }
+  | { readonly kind: "recent_wanted"; readonly id: number }
+
+/** The log, to a worker. */
+export type LogToWorker =
+  /** Acknowledges "log". */
+  | { readonly kind: "log_taken" }
+  | { readonly kind: "events"; readonly entries: readonly NumberedEntry[]; readonly missed: number }
+  | { readonly kind: "recent"; readonly id: number; readonly recent: RecentEntries }
+
 export type ToSupervisor =
+  | LogToSupervisor
   | { readonly kind: "listening"; readonly devicePort: number; readonly httpPort: number }
   /** The worker cannot serve, and another attempt would fail too. */
   | { readonly kind: "unable"; readonly message: string }
@@ -95,6 +113,7 @@ export interface DenylistPart {
 }
 
 export type ToWorker =
+  | LogToWorker
   | WorkerOrders
   | { readonly kind: "certificate"; readonly tls: ListenerTls }
   | { readonly kind: "denylist"; readonly part: DenylistPart }

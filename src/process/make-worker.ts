@@ -19,6 +19,7 @@ import { FleetKeys } from "../fleet/fleet-keys.ts"
 import { app } from "../http/app.ts"
 import { metricsApp } from "../http/metrics-app.ts"
 import { type HttpServer, serve } from "../http/server.ts"
+import type { InstanceLogReader } from "../log-entry.ts"
 import { CpuDemand } from "../ops/cpu-demand.ts"
 import { summed } from "../ops/metrics.ts"
 import { connectionsUnder, httpConnectionsUnder, openFilesLimit } from "../ops/open-files.ts"
@@ -50,6 +51,8 @@ export interface WorkerOptions {
   readonly broker?: Broker
   /** Empties all workers of the instance, or lets them take devices again. */
   readonly empty: (on: boolean) => void
+  /** The log of the instance. */
+  readonly log: InstanceLogReader
 }
 
 export interface MadeWorker {
@@ -107,7 +110,7 @@ async function serveHttp(
   worker: Worker,
   broker: Broker,
   maxConnections: number,
-  { config, httpPort, events, counters, gather, empty }: WorkerOptions,
+  { config, httpPort, events, counters, gather, empty, log }: WorkerOptions,
 ): Promise<HttpServer> {
   const own = () => worker.snapshot()
   const fault = (error: Error) => {
@@ -121,6 +124,7 @@ async function serveHttp(
     const gathered = await gather(own, false)
     return gathered && summed(gathered.snapshots.map(({ metrics }) => metrics))
   }
+  const stopping = new AbortController()
   const routes = app({
     tokens: config.http.tokens,
     readTokens: config.http.readTokens,
@@ -150,6 +154,10 @@ async function serveHttp(
     fleetQuery: worker.fleet.fleetQuery,
     heldQuery: worker.fleet.heldQuery,
     tapes: worker.fleet.tapes,
+    records: worker.fleet.records,
+    log,
+    stopping: stopping.signal,
+    audited: (entry) => events.emit("audit", { entry }),
     empty,
     rules: worker.fleet.rules,
     reachesFleet: () => worker.fleet.isConnected,
@@ -161,7 +169,17 @@ async function serveHttp(
   }
   const { maxReplyMs } = config.device
   const options = { ...config.http, maxReplyMs, maxConnections, closed, fault }
-  const main = await serve(routes, options, httpPort)
+  const server = await serve(routes, options, httpPort)
+  const main = {
+    port: server.port,
+    get busyCount() {
+      return server.busyCount
+    },
+    stop: () => {
+      stopping.abort()
+      return server.stop()
+    },
+  }
   if (config.metrics === null) return main
   const { host, port, isLoopback } = config.metrics
   const metricsRoutes = metricsApp({ isLoopback, counters, report, metricsText, fault })

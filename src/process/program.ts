@@ -15,15 +15,18 @@ import { workerId } from "../device/ids.ts"
 import { TokenKeysError } from "../device/token-keys.ts"
 import { asError, errorText } from "../errors.ts"
 import { EventBus } from "../events.ts"
+import type { LogEntry } from "../log-entry.ts"
 import { CertificateError, ensureDevelopmentCertificates } from "../ops/certificates.ts"
 import { createLog, logEvents } from "../ops/log.ts"
 import { Output } from "../ops/output.ts"
 import { readListenerTls } from "../ops/server-certificate.ts"
 import { readTokenKeys } from "../ops/token-keys-file.ts"
+import { InstanceLog } from "./instance-log.ts"
 import type { InstanceSummary } from "./instance-status.ts"
 import { ownProgram } from "./own-program.ts"
 import { SupervisorChannel } from "./supervisor-channel.ts"
 import { exitOnUncaught } from "./uncaught.ts"
+import { WorkerLog } from "./worker-log.ts"
 
 const STANDARD_ERROR = 2
 
@@ -52,7 +55,8 @@ async function run(args: readonly string[]): Promise<void> {
   }
   const config = readConfig()
   const alone = config.amqp === null
-  const { events, counters } = logged(config, alone ? 0 : null)
+  const instanceLog = new InstanceLog()
+  const { events, counters } = logged(config, alone ? 0 : null, instanceLog.add)
   if (config.tls.development) await developmentCertificates(config, events)
   const readTls = () => readListenerTls(config.tls, config.device.clientCaFile)
   const { token } = config.device
@@ -61,7 +65,8 @@ async function run(args: readonly string[]): Promise<void> {
   refuseTakenPorts(config)
   if (!alone) {
     const { Supervisor } = await import("./supervisor.ts")
-    const supervisor = new Supervisor(config, events, counters, ownProgram(), readTls)
+    const program = ownProgram()
+    const supervisor = new Supervisor(config, events, counters, instanceLog, program, readTls)
     await notifyingSystemd(config, events, () => supervisor.summary)
     supervisor.start(tls, tokenKeys)
     return
@@ -81,6 +86,10 @@ async function run(args: readonly string[]): Promise<void> {
     tokenKeys,
     // The embedded broker has no other workers.
     rules: [],
+    log: {
+      recent: async () => instanceLog.recent(),
+      follow: (tap) => instanceLog.follow(tap),
+    },
     orders: { from: "signals", readTls },
   })
 }
@@ -109,17 +118,27 @@ async function workUnderSupervisor(role: WorkerRole): Promise<void> {
   const { runWorker } = await import("./worker-process.ts")
   const channel = new SupervisorChannel()
   const { config, tls, tokenKeys, rules } = await channel.first()
-  const orders = { from: "supervisor", channel } as const
-  await runWorker({ ...role, ...logged(config, role.slot), config, tls, tokenKeys, rules, orders })
+  const log = new WorkerLog((message) => channel.send(message))
+  const orders = { from: "supervisor", channel, workerLog: log } as const
+  const { events, counters } = logged(config, role.slot, log.add)
+  await runWorker({ ...role, events, counters, config, tls, tokenKeys, rules, log, orders })
 }
 
-/** @param slot of a worker; null: the supervisor. */
-function logged(config: Config, slot: number | null): { events: EventBus; counters: Counters } {
+/**
+ * @param slot of a worker; null: the supervisor.
+ * @param observe gets each line at level info and above.
+ */
+function logged(
+  config: Config,
+  slot: number | null,
+  observe: (entry: LogEntry) => void,
+): { events: EventBus; counters: Counters } {
   const events = new EventBus()
   const counters = new Counters()
   const name = slot === null ? config.instanceId : workerId(config.instanceId, slot)
   const { format } = config.log
-  logEvents(events, createLog(config.log, { name, pid: process.pid }, counters), format)
+  const about = { name, pid: process.pid }
+  logEvents(events, createLog(config.log, about, counters, observe), format)
   exitOnUncaught(events)
   return { events, counters }
 }

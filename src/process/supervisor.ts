@@ -37,11 +37,13 @@ import {
   type WorkerReport,
 } from "./control.ts"
 import { DenylistFeed } from "./denylist-feed.ts"
+import type { InstanceLog } from "./instance-log.ts"
 import type { InstanceSummary } from "./instance-status.ts"
 import { reloadOnHangup } from "./reload.ts"
 import { RestartIntensity } from "./restart.ts"
 import { SAMPLE_EVERY_MS, SampleHistory } from "./samples.ts"
 import { onStopSignals } from "./signals.ts"
+import { SupervisorLog } from "./supervisor-log.ts"
 
 /** The time that a worker has after its drain to close its broker connections. */
 export const DRAIN_GRACE_MS = 5_000
@@ -102,6 +104,7 @@ export class Supervisor {
   /** The last valid text of `TOKEN_KEYS_FILE`. */
   #tokenKeys: string | null = null
   readonly #denylist = new DenylistFeed()
+  readonly #log: SupervisorLog
   #ports: { devicePort: number; httpPort: number }
   #restarts = 0
   #lastGathering = NO_GATHERING
@@ -113,6 +116,7 @@ export class Supervisor {
   #killTimer: ReturnType<typeof setTimeout> | null = null
 
   /**
+   * @param log gets the lines of this process already.
    * @param program the command that runs this program, without arguments.
    * @param readTls reads and checks the certificate files; throws an error with their faults.
    */
@@ -120,12 +124,14 @@ export class Supervisor {
     config: Config,
     events: EventBus,
     counters: Counters,
+    log: InstanceLog,
     program: readonly string[],
     readTls: () => ListenerTls,
   ) {
     this.#config = config
     this.#events = events
     this.#counters = counters
+    this.#log = new SupervisorLog(log)
     this.#standardError = Output.toDescriptor(STANDARD_ERROR, (lines) => {
       counters.logLinesDropped += lines
     })
@@ -197,6 +203,7 @@ export class Supervisor {
       report: null,
       metrics: null,
     })
+    this.#log.attach(key, (message) => send(child, message))
     const forwarding = forwardLines(child.stderr, this.#standardError)
     this.#forwardings.add(forwarding)
     void forwarding.then(() => this.#forwardings.delete(forwarding))
@@ -275,6 +282,12 @@ export class Supervisor {
       case "denylist_taken":
         this.#denylist.acknowledged(key)
         break
+      case "log":
+      case "follow":
+      case "events_taken":
+      case "recent_wanted":
+        this.#log.heard(key, message)
+        break
     }
   }
 
@@ -297,6 +310,7 @@ export class Supervisor {
     const key = this.#slots.get(slot)?.key ?? -1
     this.#slots.delete(slot)
     this.#denylist.detach(key)
+    this.#log.detach(key)
     for (const gathering of [...this.#gatherings.values()]) gathering.ended(key)
     const status = signal === null ? `status ${code}` : `signal ${signal}`
     const ended = (action: string) =>

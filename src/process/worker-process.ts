@@ -28,6 +28,7 @@ import { SAMPLE_EVERY_MS, SampleHistory } from "./samples.ts"
 import { onStopSignals } from "./signals.ts"
 import type { SupervisorChannel } from "./supervisor-channel.ts"
 import type { Worker } from "./worker.ts"
+import type { WorkerLog } from "./worker-log.ts"
 
 type ProcessOptions = Omit<WorkerOptions, "gather" | "empty" | "rulesChanged" | "tokenVerifier"> & {
   readonly tls: ListenerTls
@@ -35,7 +36,11 @@ type ProcessOptions = Omit<WorkerOptions, "gather" | "empty" | "rulesChanged" | 
   readonly tokenKeys: string | null
   /** The source of the worker's orders: a supervisor, or signals only. */
   readonly orders:
-    | { readonly from: "supervisor"; readonly channel: SupervisorChannel }
+    | {
+        readonly from: "supervisor"
+        readonly channel: SupervisorChannel
+        readonly workerLog: WorkerLog
+      }
     /** `readTls` reads the certificate again on SIGHUP. */
     | { readonly from: "signals"; readonly readTls: () => ListenerTls }
 }
@@ -101,8 +106,8 @@ export async function runWorker(options: ProcessOptions): Promise<void> {
       worker.deny(list)
       firstList.resolve()
     }
-    const { channel } = orders
-    const message = obeying({ worker, channel, drain, renew, renewTokenKeys, deny })
+    const { channel, workerLog } = orders
+    const message = obeying({ worker, channel, workerLog, drain, renew, renewTokenKeys, deny })
     channel.listen({ drain, message })
     if (denylistFile !== null) await firstList.promise
   }
@@ -146,6 +151,7 @@ async function makeTokenVerifier(
 interface Obeying {
   readonly worker: Worker
   readonly channel: SupervisorChannel
+  readonly workerLog: WorkerLog
   readonly drain: () => void
   readonly renew: (tls: ListenerTls) => void
   readonly renewTokenKeys: (text: string) => void
@@ -155,6 +161,7 @@ interface Obeying {
 function obeying({
   worker,
   channel,
+  workerLog,
   drain,
   renew,
   renewTokenKeys,
@@ -174,6 +181,11 @@ function obeying({
         break
       case "empty":
         worker.empty(message.on)
+        break
+      case "log_taken":
+      case "events":
+      case "recent":
+        workerLog.heard(message)
         break
       case "snapshot_wanted":
         void worker

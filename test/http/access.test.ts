@@ -12,6 +12,7 @@ import { DOCUMENT, type Operation } from "../support/described-answers.ts"
 import { localApp } from "../support/local-app.ts"
 import { DEVICE, SERVING } from "./app-harness.ts"
 import { NO_HELD } from "./no-held.ts"
+import { NO_LOG } from "./no-log.ts"
 import { NO_RULES } from "./no-rules.ts"
 
 /** everybody: no token needed. see: a token of either kind. act: one of HTTP_TOKENS. */
@@ -22,6 +23,10 @@ const ROUTES: Readonly<Record<string, "everybody" | "see" | "act">> = {
   "GET /devices": "see",
   "GET /devices/:id": "see",
   "GET /messages": "see",
+  "GET /refusals": "see",
+  "GET /devices/:id/connections": "see",
+  "GET /events": "see",
+  "GET /audit": "see",
   "POST /devices/:id/send": "act",
   "DELETE /devices/:id/connection": "act",
   "GET /devices/:id/held": "see",
@@ -99,6 +104,7 @@ function subject(given: Pick<AppDependencies, "tokens" | "readTokens">) {
       },
     },
     messages: { tap: () => () => {} },
+    ...NO_LOG,
     ...NO_RULES,
     ...NO_HELD,
     heldQuery: {

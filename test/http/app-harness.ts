@@ -6,8 +6,9 @@ import { Counters } from "../../src/counters.ts"
 import type { DeviceView } from "../../src/fleet/device-view.ts"
 import type { AppDependencies } from "../../src/http/app.ts"
 import type { WorkerReport } from "../../src/process/control.ts"
-import { localApp } from "../support/local-app.ts"
+import { localApp, NO_PAGE } from "../support/local-app.ts"
 import { NO_HELD } from "./no-held.ts"
+import { NO_LOG } from "./no-log.ts"
 import { NO_RULES } from "./no-rules.ts"
 
 export const MAX_LINE_BYTES = 16
@@ -57,12 +58,11 @@ export const WRITTEN = {
 
 export type Body = RequestInit["body"]
 
-/** The app with recorders where the gateway would be. */
-export function sidecar(changes: Partial<AppDependencies> = {}) {
-  const counters = new Counters()
-  const sent: SendRequest[] = []
-  const faults: Error[] = []
-  const routes = localApp({
+export type AppChanges = Partial<AppDependencies>
+
+/** What an app depends on, with nothing behind it. */
+export function dependencies(changes: AppChanges = {}): AppDependencies {
+  return {
     tokens: [],
     readTokens: [],
     framing: "line",
@@ -71,7 +71,7 @@ export function sidecar(changes: Partial<AppDependencies> = {}) {
     version: "1.2.3",
     startedAtMs: 1_000,
     nowMs: () => 6_999,
-    counters,
+    counters: new Counters(),
     report: () => SERVING,
     reports: async () => [SERVING],
     metricsText: async () => "owsla_connections 3\n",
@@ -81,16 +81,33 @@ export function sidecar(changes: Partial<AppDependencies> = {}) {
       kick: async () => "unreachable",
     },
     messages: null,
-    fault: (error) => faults.push(error),
+    fault: () => undefined,
+    ...NO_LOG,
     ...NO_RULES,
     ...NO_HELD,
+    ...NO_PAGE,
     empty: () => undefined,
-    send: async (request) => {
-      sent.push(request)
-      return WRITTEN
-    },
+    send: async () => WRITTEN,
     ...changes,
-  })
+  }
+}
+
+/** The app with recorders where the gateway would be. */
+export function sidecar(changes: AppChanges = {}) {
+  const counters = new Counters()
+  const sent: SendRequest[] = []
+  const faults: Error[] = []
+  const routes = localApp(
+    dependencies({
+      counters,
+      fault: (error) => faults.push(error),
+      send: async (request) => {
+        sent.push(request)
+        return WRITTEN
+      },
+      ...changes,
+    }),
+  )
   const get = (path: string, headers: Record<string, string> = {}) =>
     Promise.resolve(routes.request(path, { headers }))
   const post = (body: Body, contentType?: string, path = "/devices/d/send") =>

@@ -12,6 +12,7 @@ import type { AppDependencies } from "../../src/http/app.ts"
 import { localApp } from "../support/local-app.ts"
 import { DEVICE } from "./app-harness.ts"
 import { NO_HELD } from "./no-held.ts"
+import { NO_LOG } from "./no-log.ts"
 import { NO_RULES } from "./no-rules.ts"
 
 const TOKEN = "first-token-0123456789"
@@ -56,6 +57,7 @@ class Subject {
       reports: async () => [],
       metricsText: async () => "",
       messages: null,
+      ...NO_LOG,
       ...NO_RULES,
       ...NO_HELD,
       empty: () => undefined,

@@ -10,6 +10,7 @@ import { Counters } from "../../src/counters.ts"
 import { localApp } from "../support/local-app.ts"
 import { until } from "../support/wait.ts"
 import { NO_HELD } from "./no-held.ts"
+import { NO_LOG } from "./no-log.ts"
 import { NO_RULES } from "./no-rules.ts"
 
 const MAX_FOLLOWERS = 16
@@ -48,6 +49,7 @@ function sidecar(tokens: readonly string[] = []) {
       kick: async () => "unreachable",
     },
     metricsText: async () => "",
+    ...NO_LOG,
     ...NO_RULES,
     ...NO_HELD,
     empty: () => undefined,

@@ -89,8 +89,16 @@ describe("a cookie", () => {
 
   test("has the access of its token, on each worker and after a restart", () => {
     const other = new Sessions({ tokens: ["new-token-0123456789", ACT], readTokens: [READ] })
-    expect(other.find(value, NOW + 1)).toEqual({ access: "act", expiresAtMs: NOW + SESSION_MS })
+    expect(other.find(value, NOW + 1)).toMatchObject({
+      ...{ access: "act", expiresAtMs: NOW + SESSION_MS },
+      name: expect.stringMatching(/^sha256:[0-9a-f]{8}$/),
+    })
     expect(other.find(sessions.open(READ, NOW) ?? "", NOW)?.access).toBe("read")
+  })
+
+  test("has the name of its token", () => {
+    const named = new Sessions({ tokens: [`alice:${ACT}`], readTokens: [] })
+    expect(named.find(named.open(ACT, NOW) ?? "", NOW)?.name).toBe("alice")
   })
 
   test("ends after 12 hours", () => {

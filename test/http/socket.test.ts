@@ -15,6 +15,7 @@ import { RawHttp } from "../support/raw-http.ts"
 import { until } from "../support/wait.ts"
 import { SERVING } from "./app-harness.ts"
 import { NO_HELD } from "./no-held.ts"
+import { NO_LOG } from "./no-log.ts"
 import { NO_RULES } from "./no-rules.ts"
 
 const MAX_LINE_BYTES = 1_024
@@ -60,6 +61,7 @@ beforeAll(async () => {
         return () => taps.delete(tap)
       },
     },
+    ...NO_LOG,
     ...NO_RULES,
     ...NO_HELD,
     ...NO_PAGE,

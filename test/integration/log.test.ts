@@ -55,6 +55,15 @@ const EVENTS: { [K in keyof Events]: { payload: Events[K]; level: LogOptions["le
     payload: { message: "2 more", fields: { refused: { overloaded: 2 } } },
     level: "info",
   },
+  audit: {
+    payload: {
+      entry: {
+        ...{ action: "kick", target: "lock:1", detail: "gw1.0.x.1" },
+        ...{ by: "alice", address: "192.0.2.8" },
+      },
+    },
+    level: "info",
+  },
   certificate_renewed: { payload: {}, level: "info" },
   reading_suspended: { payload: { heldBytes: 9 }, level: "warn" },
   reading_resumed: { payload: { heldBytes: 8 }, level: "info" },
@@ -177,7 +186,8 @@ async function script(options: LogOptions, code: string, stdout: "pipe" | number
       `import { createLog } from ${JSON.stringify(join(SOURCE, "ops/log.ts"))}
        const counters = { logLinesDropped: 0 }
        const about = { name: "gw1.0", pid: 7 }
-       const log = createLog(${JSON.stringify(options)}, about, counters)
+       const entries = []
+       const log = createLog(${JSON.stringify(options)}, about, counters, (e) => entries.push(e))
        ${code}`,
     ],
     { cwd: directory, stdio: ["ignore", stdout, "pipe"], timeout: LIMIT_MS },

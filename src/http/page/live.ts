@@ -7,36 +7,38 @@
  * number. The event `history` is sent once, to a new follower: the last 15 minutes. The event
  * `state` follows, first after a second, since rates need two looks.
  *
- * Bounds: `MAX_FOLLOWERS`. For a follower that reads too slowly only the newest state is kept.
+ * Bounds: those of `event-stream.ts`.
  */
 
 import { Hono } from "hono"
-import { type SSEStreamingApi, streamSSE } from "hono/streaming"
 import type { Gathered, Snapshot } from "../../process/control.ts"
 import { Sampler } from "../../process/samples.ts"
-import { type HttpEnvironment, refuse } from "../errors.ts"
+import type { HttpEnvironment } from "../errors.ts"
+import { type EventSink, EventStreams } from "../event-stream.ts"
 import { type Before, type Finding, findingsOf } from "./findings.ts"
 import { type InstanceFacts, type InstanceState, instanceState } from "./instance-state.ts"
 
-const MAX_FOLLOWERS = 32
 const FIRST_LOOK_MS = 1_000
 const LOOK_EVERY_MS = 2_000
-/** Shorter than the idle time-outs of this server and of most proxies. */
-const KEEP_ALIVE_MS = 5_000
 const HISTORY_MS = 900_000
 
-export interface LiveDependencies {
+export interface FeedDependencies {
   /** Null when the supervisor does not answer. */
   readonly gather: (wantsHistory: boolean) => Promise<Gathered | null>
   readonly facts: () => InstanceFacts
+}
+
+export interface LiveDependencies extends FeedDependencies {
+  /** Aborted when the server stops. */
+  readonly stopping: AbortSignal
 }
 
 /** Gets the JSON of each state from now on. */
 type Listener = (state: string) => void
 
 export class LiveFeed {
-  readonly #gather: LiveDependencies["gather"]
-  readonly #facts: LiveDependencies["facts"]
+  readonly #gather: FeedDependencies["gather"]
+  readonly #facts: FeedDependencies["facts"]
   readonly #listeners = new Set<Listener>()
   #timer: ReturnType<typeof setTimeout> | null = null
   #sampler = new Sampler()
@@ -45,7 +47,7 @@ export class LiveFeed {
   /** Ascending by time. */
   #before: Before[] = []
 
-  constructor({ gather, facts }: LiveDependencies) {
+  constructor({ gather, facts }: FeedDependencies) {
     this.#gather = gather
     this.#facts = facts
   }
@@ -124,49 +126,22 @@ export class LiveFeed {
   }
 }
 
-export function live(dependencies: LiveDependencies): Hono<HttpEnvironment> {
+export function live({ stopping, ...dependencies }: LiveDependencies): Hono<HttpEnvironment> {
   const routes = new Hono<HttpEnvironment>()
+  const streams = new EventStreams("the state of the instance", stopping)
   const feed = new LiveFeed(dependencies)
 
-  routes.get("/page/live", (c) => {
-    // Hono answers HEAD with the route of GET and drops the stream, which would then never end.
-    if (c.req.method === "HEAD") return c.body(null, 200, { "content-type": "text/event-stream" })
-    if (feed.followers >= MAX_FOLLOWERS) {
-      return refuse(c, "busy", `${MAX_FOLLOWERS} pages already follow this worker`)
-    }
-    return streamSSE(c, (stream) => follow(stream, feed))
-  })
+  routes.get("/page/live", (c) => streams.answer(c, (sink) => follow(feed, sink)))
 
   return routes
 }
 
-async function follow(stream: SSEStreamingApi, feed: LiveFeed): Promise<void> {
-  let newest: string | null = null
-  let wake = () => {}
-  const stop = feed.follow((state) => {
-    newest = state
-    wake()
-  })
-  stream.onAbort(() => wake())
-  try {
-    const history = await feed.history()
+function follow(feed: LiveFeed, sink: EventSink): () => void {
+  const stop = feed.follow((state) => sink.push({ event: "state", data: state }))
+  void feed.history().then((history) => {
+    if (history !== null) sink.push({ event: "history", data: history })
     // The browser connects again, perhaps to another worker.
-    if (history === null) return
-    await stream.writeSSE({ event: "history", data: history })
-    while (!stream.aborted && !stream.closed) {
-      if (newest === null) {
-        const { promise, resolve } = Promise.withResolvers<"woken" | "quiet">()
-        wake = () => resolve("woken")
-        const timer = setTimeout(() => resolve("quiet"), KEEP_ALIVE_MS)
-        if ((await promise) === "quiet") await stream.write(": keep-alive\n\n")
-        clearTimeout(timer)
-        continue
-      }
-      const data = newest
-      newest = null
-      await stream.writeSSE({ event: "state", data })
-    }
-  } finally {
-    stop()
-  }
+    else sink.end()
+  })
+  return stop
 }

@@ -46,6 +46,8 @@ export interface PageParts extends PageDependencies {
   /** Null without the embedded broker. */
   readonly messages: unknown
   readonly sessions: Sessions
+  /** Aborted when the server stops. */
+  readonly stopping: AbortSignal
 }
 
 /** uPlot sets styles by CSSOM, which `style-src` allows. */
@@ -80,7 +82,7 @@ export function page(parts: PageParts): Hono<HttpEnvironment> {
     routes.get(path, async (c) => {
       const { document } = await import("./views.tsx")
       setHeaders(c)
-      const access = c.get("access")
+      const { access } = c.get("caller")
       const shown = access === "none" ? "login" : name
       const text = document({
         ...{ view: shown, instance, version, access },
@@ -116,12 +118,12 @@ export function page(parts: PageParts): Hono<HttpEnvironment> {
 
 /** The route of the page that needs a session or a token as those of the JSON API do. */
 export function pageLive(parts: PageParts): Hono<HttpEnvironment> {
-  const { workers, windowLines, startedAtMs, nowMs, gate, rules, gather } = parts
+  const { workers, windowLines, startedAtMs, nowMs, gate, rules, gather, stopping } = parts
   const facts = () => ({
     ...{ atMs: nowMs(), startedAtMs, workers, windowLines },
     ...{ gate: gate(), bans: rules.bans().length },
   })
-  return live({ gather, facts })
+  return live({ gather, facts, stopping })
 }
 
 /** The views and their paths. */

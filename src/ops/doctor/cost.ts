@@ -130,6 +130,7 @@ async function startWorker(config: Config): Promise<MeasuredWorker> {
     rules: [],
     rulesChanged: () => undefined,
     empty: () => undefined,
+    log: { recent: async () => null, follow: () => () => undefined },
   })
   const tls = { ...readServerCertificate(config.tls), clientCaPem: null }
   const { devicePort } = await worker.start(tls)

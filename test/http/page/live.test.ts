@@ -81,18 +81,18 @@ describe("GET /page/live", () => {
       text += new TextDecoder().decode((await reader?.read())?.value)
     }
     await reader?.cancel()
-    expect(text).toStartWith("event: history\ndata: {")
+    expect(text).toMatch(/^: the state of the instance\n\nevent: history\ndata: \{/)
   })
 
   test("ends when the supervisor does not answer, so that the browser asks again", async () => {
     const { get } = sidecar({ page: { ...page, gather: async () => null } })
-    expect(await (await get("/page/live")).text()).toBe("")
+    expect(await (await get("/page/live")).text()).toBe(": the state of the instance\n\n")
   })
 
-  test("is refused to the 33rd follower of a worker", async () => {
+  test("is refused to the 17th follower of a worker", async () => {
     const { get } = sidecar({ page: { ...page, gather } })
     const answers = []
-    for (let n = 0; n < 33; n += 1) answers.push(await get("/page/live"))
+    for (let n = 0; n < 17; n += 1) answers.push(await get("/page/live"))
     expect(answers.map(({ status }) => status).filter((status) => status !== 200)).toEqual([503])
     for (const { body } of answers) await body?.cancel()
   })

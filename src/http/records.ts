@@ -1,0 +1,57 @@
+/**
+ * What the fleet remembers of connections that have ended.
+ *
+ *   GET /refusals?limit=            connections that did not become devices, the newest first
+ *   GET /devices/:id/connections    the latest connections of one device, the newest first
+ *
+ * Any worker answers for the whole fleet. Bounds: those of `records-query.ts`.
+ */
+
+import { type Context, Hono } from "hono"
+import * as v from "valibot"
+import { DEVICE_ID } from "../device/ids.ts"
+import type { QuestionFailure } from "../fleet/questions.ts"
+import type { RecordsQuery } from "../fleet/records-query.ts"
+import { type HttpEnvironment, refuse } from "./errors.ts"
+import { limitOf } from "./query-limit.ts"
+
+export interface RecordsDependencies {
+  readonly records: Pick<RecordsQuery, "refusals" | "connections">
+}
+
+const query = v.object({ limit: limitOf({ max: 1_000, byDefault: 100 }) })
+
+export function records({ records }: RecordsDependencies): Hono<HttpEnvironment> {
+  const routes = new Hono<HttpEnvironment>()
+
+  routes.get("/refusals", async (c) => {
+    const checked = v.safeParse(query, c.req.query())
+    if (!checked.success) return refuse(c, "invalid", `limit: ${checked.issues[0].message}`)
+    const listed = await records.refusals(checked.output.limit, c.req.raw.signal)
+    return typeof listed === "string" ? fail(c, listed) : c.json(listed)
+  })
+
+  routes.get("/devices/:id/connections", async (c) => {
+    const id = c.req.param("id")
+    if (!DEVICE_ID.test(id)) return refuse(c, "invalid", `the id must match ${DEVICE_ID.source}`)
+    const listed = await records.connections(id, c.req.raw.signal)
+    return typeof listed === "string" ? fail(c, listed) : c.json(listed)
+  })
+
+  return routes
+}
+
+function fail(c: Context<HttpEnvironment>, failure: QuestionFailure): Response {
+  switch (failure) {
+    case "unreachable":
+      return refuse(
+        c,
+        "broker_away",
+        "the broker is not available, and the other workers are asked through it",
+      )
+    case "timeout":
+      return refuse(c, "timeout", "the client closed the connection")
+    case "busy":
+      return refuse(c, "busy", "too many requests wait for other workers")
+  }
+}
