@@ -187,7 +187,7 @@ async function script(options: LogOptions, code: string, stdout: "pipe" | number
        const counters = { logLinesDropped: 0 }
        const about = { name: "gw1.0", pid: 7 }
        const entries = []
-       const log = createLog(${JSON.stringify(options)}, about, counters, (e) => entries.push(e))
+       const log = createLog(${JSON.stringify(options)}, about, counters, (e) => entries.length < 9 && entries.push(e))
        ${code}`,
     ],
     { cwd: directory, stdio: ["ignore", stdout, "pipe"], timeout: LIMIT_MS },
@@ -220,6 +220,32 @@ describe("standard output", () => {
       expect(time).toMatch(/^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$/)
       expect(Date.parse(time)).toBeGreaterThanOrEqual(before)
       expect({ name, pid, x }).toEqual({ name: "gw1.0", pid: 7, x: 1 })
+    }
+  })
+
+  test("lines at info and above are passed on as data, whatever LOG_LEVEL is", async () => {
+    for (const level of ["debug", "warn"] as const) {
+      const { lines } = await script(
+        { level, format: "json" },
+        `${EACH_LEVEL}
+         log.info({ kind: "audit", action: "kick" }, "kick")
+         log.warn({ long: "x".repeat(10_000) }, "long")
+         for (const entry of entries) process.stdout.write(JSON.stringify({ entry }) + "\\n")`,
+      )
+      const passed = lines.flatMap((line) => JSON.parse(line).entry ?? [])
+      const about = { at: expect.any(Number), source: "gw1.0" }
+      expect(passed).toEqual([
+        ...["info", "warn", "error"].map((level) => {
+          return { ...about, level, kind: "log", message: level, fields: { x: 1 } }
+        }),
+        { ...about, level: "info", kind: "audit", message: "kick", fields: { action: "kick" } },
+        { ...about, level: "warn", kind: "log", message: "long", fields: {} },
+      ])
+      const written = lines.map((line) => JSON.parse(line).msg).filter((msg) => msg !== undefined)
+      const least = ["warn", "error", "long"]
+      expect(written).toEqual(
+        level === "warn" ? least : ["debug", "info", "warn", "error", "kick", "long"],
+      )
     }
   })
 
