@@ -10,6 +10,7 @@ import { existsSync, readFileSync } from "node:fs"
 import { dirname, join, normalize } from "node:path"
 import { loadConfig } from "../src/config/config.ts"
 import { SETTINGS } from "../src/config/settings.ts"
+import { REFUSAL_REASONS } from "../src/device/close-reason.ts"
 import { secretFault } from "../src/device/hello-secret.ts"
 import { asyncApiText } from "./support/asyncapi.ts"
 import { dashboardText } from "./support/dashboard.ts"
@@ -120,6 +121,13 @@ describe.each(markdown)("%s", (path) => {
     const dead = [...linksOf(read(path))].filter((link) => !leadsSomewhere(path, link))
     expect(dead).toEqual([])
   })
+})
+
+test("docs/OPERATING.md explains each reason of a refusal", () => {
+  const explained = [...read("docs/OPERATING.md").matchAll(/^\| `(\w+)` \|/gm)].map(
+    ([, name]) => name,
+  )
+  for (const reason of REFUSAL_REASONS) expect(explained).toContain(reason)
 })
 
 /** Whoever copies a command from a document must not run a gateway whose secret everybody knows. */

@@ -34,7 +34,7 @@
  * Pure: the time is passed in. Bounds: `maxConnections`, `maxWaiting`.
  */
 
-import type { CloseReason } from "./close-reason.ts"
+import { type CloseReason, TAKES_NO_DEVICES } from "./close-reason.ts"
 
 export interface AdmissionLimits {
   /** Connections in any state, including those in the handshake queue. */
@@ -89,7 +89,7 @@ export type AdmissionDecision =
 
 const ACCEPT: AdmissionDecision = { kind: "accept" }
 const REPLACE_OLDEST: AdmissionDecision = { kind: "replace_oldest" }
-const DRAINED = refusal("drained", "this worker takes no devices: it is being drained")
+const DRAINED = refusal("drained", TAKES_NO_DEVICES)
 const SUSPENDED = refusal("overloaded", "MAX_HELD_BYTES is reached")
 const QUEUE_FULL = refusal("overloaded", "MAX_WAITING is reached")
 const FULL = refusal("overloaded", "MAX_CONNECTIONS is reached")

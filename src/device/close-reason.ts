@@ -42,6 +42,26 @@ export const CLOSE_REASONS = [
 
 export type CloseReason = (typeof CLOSE_REASONS)[number]
 
+/** The close reasons of connections that did not become devices: refusals. */
+export const REFUSAL_REASONS = [
+  "peer_closed",
+  "not_proxied",
+  "handshake_failed",
+  "handshake_timeout",
+  "not_identified",
+  "refused",
+  "denied",
+  "gated",
+  "flapping",
+  "overloaded",
+  "overloaded_address",
+  "drained",
+  "fault",
+] as const satisfies readonly CloseReason[]
+
+/** The detail of refusals with the reason `drained`. */
+export const TAKES_NO_DEVICES = "this worker takes no devices: it is being drained"
+
 /** What is known about the end of a connection besides its reason. */
 export interface CloseDetails {
   /** The cause. Never contains a secret; may contain text that the peer has chosen. */

@@ -19,7 +19,7 @@ import type { AdmissionLimits } from "./admission.ts"
 import type { Admitter } from "./admitter.ts"
 import type { Authenticator, AuthResult } from "./authenticator.ts"
 import { ClientAuthorities } from "./client-authorities.ts"
-import type { CloseReason } from "./close-reason.ts"
+import { type CloseReason, TAKES_NO_DEVICES } from "./close-reason.ts"
 import { Connection, type ConnectionContext } from "./connection.ts"
 import type { Connections } from "./connections.ts"
 import { QueuedHandshake } from "./handshake-queue.ts"
@@ -66,7 +66,6 @@ type DeviceTlsSocket = Socket<SocketData>
 
 /** So many connections may wait for their PROXY headers while the worker is full. */
 const PROXIED_WHEN_FULL = 64
-const STOPPED = "this worker takes no devices: it is being drained"
 const LEFT_QUEUE = "the peer closed the connection while it waited for its handshake"
 
 /** What a listener brings its sockets to. */
@@ -188,11 +187,11 @@ export class Listener {
   /** Refuses new connections, and those that wait. Existing connections stay open. */
   refuseAll(): void {
     for (const socket of this.#proxied?.clear() ?? []) {
-      this.#refuse(socket, "drained", addressOf(socket), STOPPED)
+      this.#refuse(socket, "drained", addressOf(socket), TAKES_NO_DEVICES)
     }
     for (const { socket, address } of this.#handshakes.stop()) {
       socket.data = undefined
-      this.#refuse(socket, "drained", address, STOPPED)
+      this.#refuse(socket, "drained", address, TAKES_NO_DEVICES)
     }
   }
 

@@ -3,12 +3,10 @@
  * asked for. Admission must have stopped before.
  */
 
-import type { CloseReason } from "../device/close-reason.ts"
+import { type CloseReason, TAKES_NO_DEVICES } from "../device/close-reason.ts"
 import type { Connection } from "../device/connection.ts"
 import type { Connections } from "../device/connections.ts"
 import type { GracefulClose } from "../device/graceful-close.ts"
-
-const BEING_DRAINED = { detail: "this worker takes no devices: it is being drained" }
 
 export interface EvacuationOptions {
   readonly reason: CloseReason
@@ -39,7 +37,7 @@ export class Evacuation {
     this.#rest = connections.values()
     for (const connection of connections.values()) {
       // Not admitted yet.
-      if (connection.state !== "open") connection.close(reason, BEING_DRAINED)
+      if (connection.state !== "open") connection.close(reason, { detail: TAKES_NO_DEVICES })
     }
   }
 

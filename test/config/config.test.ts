@@ -262,6 +262,16 @@ describe("tokens", () => {
     },
   )
 
+  test("may have names", () => {
+    const { http } = load({ HTTP_TOKENS: `alice:${TOKEN}`, HTTP_READ_TOKENS: `a.b-c_1:x${TOKEN}` })
+    expect([http.tokens, http.readTokens]).toEqual([[`alice:${TOKEN}`], [`a.b-c_1:x${TOKEN}`]])
+    for (const name of ["", "two words", "a:b", "ä", "x".repeat(33)]) {
+      const faults = faultsOf({ HTTP_TOKENS: `${name}:${TOKEN}` })
+      expect(faults).toHaveLength(1)
+      expect(faults[0]).not.toContain(TOKEN)
+    }
+  })
+
   test("to read with are a list of their own", () => {
     const { http } = load({ HTTP_TOKENS: TOKEN, HTTP_READ_TOKENS: ` ${OTHER_TOKEN} ,` })
     expect([http.tokens, http.readTokens]).toEqual([[TOKEN], [OTHER_TOKEN]])
@@ -275,6 +285,9 @@ describe("tokens", () => {
     })
     expect(faults).toEqual(["HTTP_READ_TOKENS: must have no token of HTTP_TOKENS"])
     expect(faultsOf({ HTTP_TOKENS: TOKEN, HTTP_READ_TOKENS: `x${TOKEN}` })).toEqual([])
+    expect(faultsOf({ HTTP_TOKENS: `alice:${TOKEN}`, HTTP_READ_TOKENS: `bob:${TOKEN}` })).toEqual(
+      faults,
+    )
   })
 
   // Whoever sets the variable wants the API guarded; taking it for "no tokens" opens it instead.
