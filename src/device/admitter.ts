@@ -14,7 +14,7 @@ import type { Connections } from "./connections.ts"
 import type { PeerInfo } from "./peer.ts"
 
 /** Why a device that has proven its identity is not admitted. */
-export interface Refusal extends CloseDetails {
+export interface AdmissionRefusal extends CloseDetails {
   readonly reason: CloseReason
 }
 
@@ -22,7 +22,7 @@ export interface AdmitterOptions {
   readonly nowMs: () => number
   readonly counters: Counters
   /** Null when the device is admitted. */
-  readonly refusalOf: (deviceId: string, isNamed: boolean) => Refusal | null
+  readonly refusalOf: (deviceId: string, isNamed: boolean) => AdmissionRefusal | null
   /**
    * The epoch of the device's newest connection on another worker, or undefined when none is known.
    */

@@ -1,9 +1,9 @@
 /**
  * The latest refusals of a worker: connections that ended before they became devices.
  *
- * Each peer can cause any number of them, so one costs an object of four fields and a place in a
- * ring. Its text is made safe when it is read. Pure: the time is passed in. Bound: `MAX_REFUSALS`,
- * the oldest makes room; `MAX_DETAIL_LENGTH` characters for each detail.
+ * Each peer can cause any number of them, so one costs a small object and a place in a ring. Its
+ * text is made safe when it is read. Pure: the time is passed in. Bounds: `MAX_REFUSALS`, the
+ * oldest makes room; `MAX_DETAIL_LENGTH` characters of each detail that is read.
  */
 
 import { Ring } from "../structures/ring.ts"
@@ -19,7 +19,7 @@ export interface Refusal {
   /** Of the device; empty when the peer had reset the connection before it was read. */
   readonly address: string
   readonly reason: CloseReason
-  /** The cause, in printable characters. */
+  /** The cause. It may contain text of the peer; `newest` makes that printable. */
   readonly detail: string
   /** The id that the device has proven or claimed; null when it has shown none. */
   readonly deviceId: string | null

@@ -12,7 +12,7 @@
  * Bounds: those of `bans.ts` and `flapping.ts`.
  */
 
-import type { Refusal } from "../device/admitter.ts"
+import type { AdmissionRefusal } from "../device/admitter.ts"
 import { type Ban, Bans, reasonOf } from "./bans.ts"
 import { Flapping, type FlappingLimits } from "./flapping.ts"
 import { Gate, type GateRequest, type GateState } from "./gate.ts"
@@ -74,7 +74,7 @@ export class AdmissionRules {
    * Why the device is refused now; null when it is admitted. Counts the connection.
    * @param isNamed whether the device id is more than the id of this connection.
    */
-  refusalOf(deviceId: string, isNamed: boolean): Refusal | null {
+  refusalOf(deviceId: string, isNamed: boolean): AdmissionRefusal | null {
     const nowMs = this.#options.nowMs()
     if (!this.#gate.admits(deviceId)) {
       const { prefix, retry_after_ms: retryAfterMs } = this.#gate.state

@@ -34,7 +34,7 @@ export interface EventSink {
 }
 
 /** Starts sending events. Returns a function that stops it. */
-export type EventSource = (sink: EventSink) => () => void
+export type StartEvents = (sink: EventSink) => () => void
 
 export class EventStreams {
   readonly #what: string
@@ -50,7 +50,7 @@ export class EventStreams {
     this.#stopping = stopping
   }
 
-  answer(c: Context<HttpEnvironment>, source: EventSource): Response {
+  answer(c: Context<HttpEnvironment>, start: StartEvents): Response {
     // Hono answers HEAD with the route of GET and drops the stream, which would then never end.
     if (c.req.method === "HEAD") return c.body(null, 200, { "content-type": "text/event-stream" })
     if (this.#clients >= MAX_CLIENTS)
@@ -59,7 +59,7 @@ export class EventStreams {
       this.#clients += 1
       try {
         await stream.write(`: ${this.#what}\n\n`)
-        await send(stream, source, this.#stopping)
+        await send(stream, start, this.#stopping)
       } finally {
         this.#clients -= 1
       }
@@ -69,7 +69,7 @@ export class EventStreams {
 
 async function send(
   stream: SSEStreamingApi,
-  source: EventSource,
+  start: StartEvents,
   stopping: AbortSignal,
 ): Promise<void> {
   let behind: StreamEvent[] = []
@@ -83,7 +83,7 @@ async function send(
   }
   stream.onAbort(end)
   stopping.addEventListener("abort", end)
-  const stop = source({
+  const stop = start({
     push: (event) => {
       if (behind.length < MAX_BEHIND && charactersBehind < MAX_BEHIND_CHARACTERS) {
         behind.push(event)

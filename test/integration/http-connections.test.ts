@@ -151,7 +151,7 @@ describe("a connection that is used", () => {
     const [follower, idle] = connect(2, "")
     follower?.write("GET /messages HTTP/1.1\r\nHost: localhost\r\n\r\n")
     idle?.write("GET /ready HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    await until(() => follower?.received.includes("as they come"), { what: "the stream" })
+    await until(() => follower?.received.includes("the devices' lines"), { what: "the stream" })
     await until(() => idle?.received.includes("ready"), { what: "an answer" })
     expect(await gateway.stop()).toBe(0)
     await until(() => openOf(clients) === 0, { what: "all to be closed" })
