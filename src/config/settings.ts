@@ -464,13 +464,13 @@ export const settings = v.object({
   HTTP_TOKENS: list({
     match: TOKEN_ENTRY,
     range: TOKEN_ENTRY_RANGE,
-    text: "Bearer tokens, separated by commas, each with an optional name, such as alice:<token>. The name is in the audit entries of the log. Each token gives access to all routes; use several for rotation.",
+    text: "Bearer tokens, separated by commas, each with an optional name, such as alice:0123456789abcdef. The name is in the audit entries of the log. Each token gives access to all routes; use several for rotation.",
     secret: true,
   }),
   HTTP_READ_TOKENS: list({
     match: TOKEN_ENTRY,
     range: TOKEN_ENTRY_RANGE,
-    text: "Bearer tokens, separated by commas, each with an optional name, such as grafana:<token>. Each gives access to GET routes only. None of them may be in HTTP_TOKENS. When only this list is set, no client can send commands, close connections or the gate, lift bans or drain.",
+    text: "Bearer tokens, separated by commas, each with an optional name, such as grafana:0123456789abcdef. Each gives access to GET routes only. None of them may be in HTTP_TOKENS. When only this list is set, no client can send commands, close connections or the gate, lift bans or drain.",
     secret: true,
   }),
   METRICS_HOST: text({
