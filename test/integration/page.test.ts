@@ -7,12 +7,14 @@
 
 import { afterAll, beforeAll, describe, expect, test } from "bun:test"
 import type { Page } from "playwright-core"
+import { helloLine } from "../../src/device/hello.ts"
 import { VIEWS } from "../../src/http/page/page.ts"
 import { AmqpProxy } from "../support/amqp-proxy.ts"
 import { TestBrowser, type Visitor, type VisitorOptions, violations } from "../support/browser.ts"
 import { ownQueues, startGateway, type TestGateway } from "../support/gateway.ts"
 import { connectNamed, deviceIdOf, Scene, SECRET } from "../support/page-scene.ts"
 import { sharedRabbitMq, uniqueNames } from "../support/rabbitmq.ts"
+import { connectDevice } from "../support/tls-device.ts"
 import { until } from "../support/wait.ts"
 
 const LIMIT_MS = 60_000
@@ -267,6 +269,9 @@ describe("a device", () => {
       await close.click()
       await scene.device(KICKED).closed
       await page.locator("#state", { hasText: "not connected" }).waitFor()
+      await row(page, "connections", "kicked").waitFor()
+      await page.goto("/page/audit")
+      await row(page, "audit", KICKED).waitFor()
     },
     LIMIT_MS,
   )
@@ -367,6 +372,22 @@ describe("the overview", () => {
 })
 
 test(
+  "a connection that did not become a device is found by its id",
+  async () => {
+    const { page, faults } = await visitAs(ACT, "/page/refusals")
+    const device = await connectDevice({ port: gateway.devicePort })
+    await device.send(helloLine("lock:stranger", "another-secret-of-nobody-012345678"))
+    await row(page, "refusals", "lock:stranger").waitFor()
+    await page.getByLabel("Show only").fill("lock:str")
+    await page.getByText("1 of").waitFor()
+    await row(page, "refusals", "127.0.0.1").getByText("refused").first().waitFor()
+    await device.closed
+    expect(faults).toEqual([])
+  },
+  LIMIT_MS,
+)
+
+test(
   "the keyboard is enough: skip the header, search, sort, open a device",
   async () => {
     const { page } = await visitAs(ACT, "/page/devices")
@@ -410,7 +431,7 @@ describe.each([
       const { page, faults } = await visitAs(ACT, "/", { colorScheme, width, height: 740 })
       for (const path of Object.values(VIEWS)) {
         await page.goto(path.replace(":id", ANSWERING))
-        await page.locator("#connection").waitFor()
+        await page.locator("#connection", { hasText: "live" }).waitFor()
         expect([path, await violations(page)]).toEqual([path, []])
         const needed = await page.evaluate("document.documentElement.scrollWidth")
         expect([path, needed]).toEqual([path, width])
