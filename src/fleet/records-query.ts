@@ -26,7 +26,7 @@ const MAX_AT_ONCE = 8
 const text = v.pipe(v.string(), v.maxLength(256))
 const timeMs = v.pipe(v.number(), v.safeInteger(), v.minValue(0))
 
-const refusalView = v.object({
+export const refusalViewSchema = v.object({
   /** Milliseconds since 1970. */
   at: timeMs,
   /** Empty when it is not known. */
@@ -40,9 +40,9 @@ const refusalView = v.object({
 })
 
 /** A connection that did not become a device. */
-export type RefusalView = v.InferOutput<typeof refusalView>
+export type RefusalView = v.InferOutput<typeof refusalViewSchema>
 
-const connectionView = v.object({
+export const connectionViewSchema = v.object({
   connection_id: text,
   /** When it was admitted, in milliseconds since 1970: the epoch of the connection. */
   connected_at: timeMs,
@@ -56,7 +56,7 @@ const connectionView = v.object({
 })
 
 /** One connection of a device, which has ended or is open. */
-export type ConnectionView = v.InferOutput<typeof connectionView>
+export type ConnectionView = v.InferOutput<typeof connectionViewSchema>
 
 /** How complete a list is. */
 interface Coverage {
@@ -111,7 +111,7 @@ export class RecordsQuery {
       { type: "refusals_list", limit },
       this.#ownRefusals(limit),
       (answer) => (answer.type === "refusals_listed" ? answer.refusals : []),
-      refusalView,
+      refusalViewSchema,
       caller,
     )
     if (typeof merged === "string") return merged
@@ -131,7 +131,7 @@ export class RecordsQuery {
       { type: "connections_list", device: deviceId },
       this.#ownConnections(deviceId),
       (answer) => (answer.type === "connections_listed" ? answer.connections : []),
-      connectionView,
+      connectionViewSchema,
       caller,
     )
     if (typeof merged === "string") return merged

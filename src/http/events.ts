@@ -11,8 +11,10 @@
 import { Hono } from "hono"
 import * as v from "valibot"
 import type { InstanceLogReader, NumberedEntry } from "../log-entry.ts"
+import { wholeNumber } from "./body-faults.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
 import { type EventSink, EventStreams } from "./event-stream.ts"
+import type { RouteDescription } from "./route-description.ts"
 
 export interface EventsDependencies {
   readonly log: InstanceLogReader
@@ -22,24 +24,46 @@ export interface EventsDependencies {
 
 const MAX_LAST = 100
 const LAST_RULE = `must be a whole number from 0 to ${MAX_LAST}`
-const last = v.optional(
-  v.pipe(
-    v.string(),
-    v.regex(/^[0-9]{1,3}$/, LAST_RULE),
-    v.transform(Number),
-    v.maxValue(MAX_LAST, LAST_RULE),
+const query = v.object({
+  last: v.optional(
+    v.pipe(
+      v.string(),
+      v.regex(/^[0-9]{1,3}$/, LAST_RULE),
+      v.transform(Number),
+      wholeNumber(0, MAX_LAST),
+    ),
+    "0",
   ),
-  "0",
-)
+})
+
+export const EVENTS_ROUTES: readonly RouteDescription[] = [
+  {
+    method: "get",
+    path: "/events",
+    name: "followEvents",
+    summary: "The log of the instance at level info and above, as server-sent events",
+    text: "Each event `log` or `audit` has the data {at, level, kind, source, message, fields}. The newest warnings and errors come first, at most `last`. An event `missed` has the number of lines that were dropped because the client, or a process, was too slow.",
+    query,
+    answers: [
+      {
+        status: 200,
+        text: "Events until the client closes the connection or the worker stops.",
+        mediaType: "text/event-stream",
+        schema: v.string(),
+      },
+    ],
+    errors: ["invalid", "busy"],
+  },
+]
 
 export function events({ log, stopping }: EventsDependencies): Hono<HttpEnvironment> {
   const routes = new Hono<HttpEnvironment>()
   const streams = new EventStreams("the log", stopping)
 
   routes.get("/events", (c) => {
-    const checked = v.safeParse(last, c.req.query("last"))
+    const checked = v.safeParse(query, c.req.query())
     if (!checked.success) return refuse(c, "invalid", `last: ${LAST_RULE}`)
-    return streams.answer(c, (sink) => follow(log, checked.output, sink))
+    return streams.answer(c, (sink) => follow(log, checked.output.last, sink))
   })
 
   return routes

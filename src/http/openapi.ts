@@ -13,17 +13,20 @@ import type { JsonSchema } from "@valibot/to-json-schema"
 import { Hono } from "hono"
 import * as v from "valibot"
 import { DEVICE_ID } from "../device/ids.ts"
+import { AUDIT_ROUTES } from "./audit.ts"
 import { isReading } from "./authorization.ts"
 import { BROADCASTS_ROUTES } from "./broadcasts.ts"
 import { DEVICES_ROUTES } from "./devices.ts"
 import { DRAIN_ROUTES } from "./drain.ts"
 import { ERROR_STATUS, type ErrorCode } from "./errors.ts"
+import { EVENTS_ROUTES } from "./events.ts"
 import { FLEET_ROUTES } from "./fleet.ts"
 import { HEALTH_ROUTES } from "./health.ts"
 import { HELD_ROUTES } from "./held.ts"
 import { inputSchema, outputSchema, queryParameters } from "./json-schema.ts"
 import { MESSAGES_ROUTES } from "./messages.ts"
 import { METRICS_ROUTES } from "./metrics.ts"
+import { RECORDS_ROUTES } from "./records.ts"
 import type { Answer, DescribedError, RouteDescription } from "./route-description.ts"
 import { RULES_ROUTES } from "./rules.ts"
 import { SESSION_COOKIE, SESSION_ROUTES } from "./session.ts"
@@ -49,12 +52,15 @@ export const DESCRIPTIONS: readonly RouteDescription[] = [
   ...HEALTH_ROUTES,
   ...METRICS_ROUTES,
   ...DEVICES_ROUTES,
+  ...RECORDS_ROUTES,
   ...HELD_ROUTES,
   ...BROADCASTS_ROUTES,
   ...RULES_ROUTES,
   ...TAPES_ROUTES,
   ...DRAIN_ROUTES,
   ...FLEET_ROUTES,
+  ...EVENTS_ROUTES,
+  ...AUDIT_ROUTES,
   ...SESSION_ROUTES,
   ...MESSAGES_ROUTES,
   ...OPENAPI_ROUTES,

@@ -11,15 +11,56 @@ import { type Context, Hono } from "hono"
 import * as v from "valibot"
 import { DEVICE_ID } from "../device/ids.ts"
 import type { QuestionFailure } from "../fleet/questions.ts"
-import type { RecordsQuery } from "../fleet/records-query.ts"
+import {
+  type ConnectionList,
+  connectionViewSchema,
+  type RecordsQuery,
+  type RefusalList,
+  refusalViewSchema,
+} from "../fleet/records-query.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
 import { limitOf } from "./query-limit.ts"
+import type { DescribedError, RouteDescription } from "./route-description.ts"
 
 export interface RecordsDependencies {
   readonly records: Pick<RecordsQuery, "refusals" | "connections">
 }
 
 const query = v.object({ limit: limitOf({ max: 1_000, byDefault: 100 }) })
+
+const count = v.pipe(v.number(), v.integer(), v.minValue(0))
+const coverage = { answered: count, workers: count }
+const refusalList = v.object({
+  refusals: v.array(refusalViewSchema),
+  ...coverage,
+}) satisfies v.GenericSchema<unknown, RefusalList>
+const connectionList = v.object({
+  connections: v.array(connectionViewSchema),
+  ...coverage,
+}) satisfies v.GenericSchema<unknown, ConnectionList>
+const FAILURES: readonly DescribedError[] = ["invalid", "broker_away", "timeout", "busy"]
+
+export const RECORDS_ROUTES: readonly RouteDescription[] = [
+  {
+    method: "get",
+    path: "/refusals",
+    name: "listRefusals",
+    summary: "The latest connections of the fleet that did not become devices, the newest first",
+    text: "`reason` is a close reason. `device_id` is the id that the device has proven or claimed. The list is complete when `answered` equals `workers`.",
+    query,
+    answers: [{ status: 200, text: "The list.", schema: refusalList }],
+    errors: FAILURES,
+  },
+  {
+    method: "get",
+    path: "/devices/:id/connections",
+    name: "listConnections",
+    summary: "The latest connections of a device and why they ended, the newest first",
+    text: "`disconnected_at` and `reason` are null while a connection is open. The list is complete when `answered` equals `workers`.",
+    answers: [{ status: 200, text: "The list.", schema: connectionList }],
+    errors: FAILURES,
+  },
+]
 
 export function records({ records }: RecordsDependencies): Hono<HttpEnvironment> {
   const routes = new Hono<HttpEnvironment>()

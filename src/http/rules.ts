@@ -158,7 +158,10 @@ export function rules({ rules, reachesFleet }: RulesDependencies): Hono<HttpEnvi
       return refuse(c, "invalid", bodyFaults(checked.issues, banRequest.entries))
     }
     if (!reachesFleet()) return away(c)
-    return c.json(shownBan(rules.deny(id, checked.output.for_ms)))
+    const { for_ms: forMs } = checked.output
+    const ban = rules.deny(id, forMs)
+    audit(c, { action: "deny", target: id, detail: `for ${forMs} ms` })
+    return c.json(shownBan(ban))
   })
 
   routes.delete("/bans/:id", (c) => {

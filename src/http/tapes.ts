@@ -20,6 +20,7 @@ import type { QuestionFailure } from "../fleet/questions.ts"
 import { PAYLOADS } from "../fleet/tape/entry.ts"
 import type { TapeReader } from "../fleet/tape/tape-reader.ts"
 import { MAX_TAPES, type Tapes } from "../fleet/tape/tapes.ts"
+import { audit } from "./audit.ts"
 import { bodyFaults, parsedJson, wholeNumber } from "./body-faults.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
 import type { RouteDescription } from "./route-description.ts"
@@ -148,7 +149,10 @@ export function tapes({ tapes }: TapesDependencies): Hono<HttpEnvironment> {
     if (started === "full") {
       return refuse(c, "busy", `${MAX_TAPES} devices are recorded already: DELETE a tape`, 409)
     }
-    return typeof started === "string" ? fail(c, started) : c.json(started, 201)
+    if (typeof started === "string") return fail(c, started)
+    const detail = `for ${minutes} minutes, payload ${payload}`
+    audit(c, { action: "tape_started", target: id, detail })
+    return c.json(started, 201)
   })
 
   routes.delete("/devices/:id/tape", async (c) => {
@@ -156,6 +160,9 @@ export function tapes({ tapes }: TapesDependencies): Hono<HttpEnvironment> {
     if (!DEVICE_ID.test(id)) return refuseId(c)
     const stopped = await tapes.stop(id, c.req.raw.signal)
     if (stopped === null) return refuseMissing(c)
+    // After "timeout" the tape may have been discarded.
+    const detail = typeof stopped === "string" ? stopped : ""
+    audit(c, { action: "tape_discarded", target: id, detail })
     return typeof stopped === "string" ? fail(c, stopped) : c.json(stopped)
   })
 

@@ -7,6 +7,7 @@ import { app } from "../../src/http/app.ts"
 import type { AuditEntry } from "../../src/http/audit.ts"
 import type { NumberedEntry } from "../../src/log-entry.ts"
 import { type AppChanges, dependencies } from "./app-harness.ts"
+import { NO_HELD } from "./no-held.ts"
 import { NO_LOG } from "./no-log.ts"
 import { NO_RULES } from "./no-rules.ts"
 
@@ -31,10 +32,11 @@ function subject(changes: AppChanges = {}) {
     const init = { method, headers, ...(body === undefined ? {} : { body }) }
     return routes.request(path, init, { remoteAddress: ADDRESS })
   }
-  return { audited, ask }
+  return { audited, ask, routes }
 }
 
 const BAN = { device_id: "lock:1", at: 1, until: 9, connects: 11 }
+const TAPE = { device_id: "lock:1", until: 9, payload: "text", max_bytes: 65_536 } as const
 const WHO = { by: "alice", address: ADDRESS }
 const ACTS = {
   fleetQuery: { list: async () => "busy", describe: async () => "busy", kick: async () => DEVICE },
@@ -43,6 +45,7 @@ const ACTS = {
     setGate: (gate) => ({ ...gate, set_at: 1, set_by: "gw1.0" }),
     lift: () => BAN,
   },
+  tapes: { ...NO_HELD.tapes, start: async () => TAPE, stop: async () => TAPE },
   broadcast: async () => ({
     ...{ kind: "counts", workers: 1, matched: 7, outcomes: { written: 7 }, unfinished: 0 },
   }),
@@ -64,6 +67,24 @@ describe("an act is audited with the name of its token and the client's address"
       { action: "gate", target: "lock:", detail: "closed" },
     ],
     ["PUT", "/gate", '{"open":true}', { action: "gate", target: null, detail: "opened" }],
+    [
+      "PUT",
+      "/bans/lock:1",
+      '{"for_ms":60000}',
+      { action: "deny", target: "lock:1", detail: "for 60000 ms" },
+    ],
+    [
+      "PUT",
+      "/devices/lock:1/tape",
+      '{"minutes":10,"payload":"text"}',
+      { action: "tape_started", target: "lock:1", detail: "for 10 minutes, payload text" },
+    ],
+    [
+      "DELETE",
+      "/devices/lock:1/tape",
+      undefined,
+      { action: "tape_discarded", target: "lock:1", detail: "" },
+    ],
     [
       "DELETE",
       "/bans/lock:1",
@@ -108,6 +129,12 @@ describe("an act is audited with the name of its token and the client's address"
     expect(audited).toEqual([{ action: "kick", target: "lock:1", detail: "timeout", ...WHO }])
   })
 
+  test("a tape that is discarded without an answer too", async () => {
+    const { ask, audited } = subject({ tapes: { ...ACTS.tapes, stop: async () => "timeout" } })
+    expect((await ask("DELETE", "/devices/lock:1/tape", ALICE)).status).toBe(504)
+    expect(audited).toMatchObject([{ action: "tape_discarded", detail: "timeout" }])
+  })
+
   test("a token without a name by the beginning of its digest, which is no token", async () => {
     const { ask, audited } = subject(ACTS)
     await ask("POST", "/drain", UNNAMED)
@@ -117,6 +144,19 @@ describe("an act is audited with the name of its token and the client's address"
       expect((await ask("POST", "/drain", shown)).status).toBe(401)
     }
     expect(audited.length).toBe(1)
+  })
+
+  test("a session with the name of its token", async () => {
+    const { audited, routes } = subject(ACTS)
+    const login = await routes.request("/session", {
+      method: "POST",
+      headers: { host: "localhost", "content-type": "application/json" },
+      body: JSON.stringify({ token: ALICE }),
+    })
+    const cookie = login.headers.get("set-cookie")?.split(";")[0] ?? ""
+    const headers = { host: "localhost", origin: "http://localhost", cookie }
+    await routes.request("/drain", { method: "POST", headers }, { remoteAddress: ADDRESS })
+    expect(audited).toMatchObject([{ action: "drain", ...WHO }])
   })
 
   test("without tokens by nobody", async () => {
@@ -131,10 +171,14 @@ test("what was not done is not audited, and neither is a command", async () => {
     ...ACTS,
     fleetQuery: { ...ACTS.fleetQuery, kick: async () => null },
     rules: { ...ACTS.rules, lift: () => null },
+    tapes: NO_HELD.tapes,
     broadcast: async () => ({ kind: "busy" }),
   })
   await ask("DELETE", "/devices/lock:1/connection", ALICE)
   await ask("DELETE", "/bans/lock:1", ALICE)
+  await ask("PUT", "/bans/lock:1", ALICE, '{"for_ms":1}')
+  await ask("PUT", "/devices/lock:1/tape", ALICE, '{"minutes":1}')
+  await ask("DELETE", "/devices/lock:1/tape", ALICE)
   await ask("POST", "/broadcasts", ALICE, '{"to":"all","line":"open"}')
   await ask("PUT", "/gate", ALICE, '{"open":1}')
   await ask("POST", "/drain", READER)

@@ -121,10 +121,12 @@ test(
     const as = (token: string) => ({ authorization: `Bearer ${token}` })
     const follower = new Follower(gateway, "?last=1", as(READER))
     const gate = { method: "PUT", headers: as(ALICE), body: '{"open":false,"prefix":"lock:"}' }
-    await until(async () => (await gateway.fetch("/gate", gate)).status === 200, {
-      what: "the gate to be closed",
-    })
-    const told = await follower.found(({ event }) => event === "audit", "the audit event")
+    // Until the supervisor knows of the follower.
+    const closed = async () => {
+      await gateway.fetch("/gate", gate)
+      return follower.events.find(({ event }) => event === "audit")
+    }
+    const told = await until(closed, { what: "the audit event" })
     const fields = {
       ...{ action: "gate", target: "lock:", detail: "closed" },
       ...{ by: "alice", address: "127.0.0.1" },
@@ -134,7 +136,10 @@ test(
     for (let n = 0; n < 6; n += 1) {
       const response = await gateway.fetch("/audit", { headers: as(READER) })
       const { audit } = (await response.json()) as { audit: Record<string, unknown>[] }
-      expect(audit).toMatchObject([{ ...fields, worker: expect.stringMatching(/\.[01]$/) }])
+      expect(audit.length).toBeGreaterThan(0)
+      for (const entry of audit) {
+        expect(entry).toMatchObject({ ...fields, worker: expect.stringMatching(/\.[01]$/) })
+      }
     }
     const line = gateway.log.find((each) => each["kind"] === "audit")
     expect(line).toMatchObject({ ...fields, level: 30 })

@@ -3,6 +3,7 @@
  * this covers the words of brokers, of TLS libraries and of the system. Pure.
  */
 
+import { readBearerToken } from "../../bearer-token.ts"
 import type { Config } from "../../config/config.ts"
 import type { Finding } from "./finding.ts"
 
@@ -20,8 +21,7 @@ export function secretsOf(config: Config, more: readonly string[] = []): string[
   const { http, device, fleetSecret } = config
   return [
     ...passwords,
-    ...http.tokens,
-    ...http.readTokens,
+    ...[...http.tokens, ...http.readTokens].map((entry) => readBearerToken(entry).token),
     ...device.helloSecrets,
     fleetSecret ?? "",
     ...more,

@@ -94,7 +94,8 @@ test("no secret is left in a finding, whatever a broker says", () => {
   }
   const hello = "0123456789abcdefghijklmnopqrstuvwxyz"
   const config = loadConfig({
-    ...tokens,
+    HTTP_TOKENS: `alice:${tokens.HTTP_TOKENS}`,
+    HTTP_READ_TOKENS: tokens.HTTP_READ_TOKENS,
     AMQP_URL: "amqp://user:p%40ssword@a,amqp://user:other-one@b",
     HELLO_SECRETS: hello,
     FLEET_SECRET: "zyxwvutsrqponmlkjihgfedcba9876543210",
