@@ -217,7 +217,7 @@ export interface Broker {
   subscribe(queue: QueueDeclaration, subscription: Subscription): void
   /**
    * Ends a subscription of `subscribe`. Its unacknowledged deliveries are lost and return to the
-   * queue. It gets no more deliveries. Has no effect when there is no such subscription.
+   * queue. No delivery follows. Without such a subscription the call does nothing.
    */
   unsubscribe(queueName: string): void
   /**

@@ -56,7 +56,7 @@ export function loadConfig(
 }
 
 export interface Inspection {
-  /** With the defaults of the invalid settings. To be used only when there are no faults. */
+  /** With the defaults of the invalid settings. Use it only when there are no faults. */
   readonly config: Config
   readonly faults: readonly string[]
   /** The names of the settings whose own values are not valid. */

@@ -18,9 +18,24 @@ export function bodyFaults(
   return texts.join("; ")
 }
 
-/** @throws when the body is not JSON in UTF-8. */
-export function parsedJson(body: ArrayBuffer): unknown {
-  return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(body))
+/**
+ * @param entries the fields that the body may have.
+ * @returns what the schema makes of the JSON in the body, or why it is not valid.
+ */
+export async function readJson<Output extends object>(
+  body: Promise<ArrayBuffer>,
+  schema: v.GenericSchema<unknown, Output>,
+  entries: Readonly<Record<string, unknown>>,
+  config?: v.Config<v.BaseIssue<unknown>>,
+): Promise<Output | string> {
+  let parsed: unknown
+  try {
+    parsed = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(await body))
+  } catch {
+    return "the body is not JSON in UTF-8"
+  }
+  const checked = v.safeParse(schema, parsed, config)
+  return checked.success ? checked.output : bodyFaults(checked.issues, entries)
 }
 
 /**

@@ -23,7 +23,7 @@ import {
   shownCounts,
 } from "../fleet/broadcast-request.ts"
 import { type AuditAct, audit } from "./audit.ts"
-import { bodyFaults, parsedJson, wellFormed, wholeNumber } from "./body-faults.ts"
+import { readJson, wellFormed, wholeNumber } from "./body-faults.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
 import type { RouteDescription } from "./route-description.ts"
 
@@ -109,15 +109,9 @@ export function broadcasts(dependencies: BroadcastsDependencies): Hono<HttpEnvir
   const routes = new Hono<HttpEnvironment>()
 
   routes.post("/broadcasts", async (c) => {
-    let body: unknown
-    try {
-      body = parsedJson(await c.req.arrayBuffer())
-    } catch {
-      return refuse(c, "invalid", "the body is not JSON in UTF-8")
-    }
-    const checked = v.safeParse(jsonRequest, body, { abortPipeEarly: true })
-    if (!checked.success) return refuse(c, "invalid", bodyFaults(checked.issues, entries))
-    const { to, line, per_s: perS, supersede_key: supersedeKey = null } = checked.output
+    const body = await readJson(c.req.arrayBuffer(), jsonRequest, entries, { abortPipeEarly: true })
+    if (typeof body === "string") return refuse(c, "invalid", body)
+    const { to, line, per_s: perS, supersede_key: supersedeKey = null } = body
     const request = {
       ...{ audience: audienceOf(to), line: new TextEncoder().encode(line), perS, supersedeKey },
     }

@@ -24,7 +24,7 @@ import type { DeviceList } from "../fleet/device-page.ts"
 import { type DeviceView, deviceViewSchema } from "../fleet/device-view.ts"
 import type { FleetQuery, FleetQueryFailure } from "../fleet/fleet-query.ts"
 import { audit } from "./audit.ts"
-import { bodyFaults, parsedJson, wellFormed, wholeNumber } from "./body-faults.ts"
+import { bodyFaults, readJson, wellFormed, wholeNumber } from "./body-faults.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
 import { limitOf } from "./query-limit.ts"
 import type { DescribedError, RouteDescription } from "./route-description.ts"
@@ -126,15 +126,9 @@ async function readRequest(
   if (contentType !== "application/json") {
     return "the content type must be text/plain or application/json"
   }
-  let parsed: unknown
-  try {
-    parsed = parsedJson(bytes)
-  } catch {
-    return "the body is not JSON in UTF-8"
-  }
-  const checked = v.safeParse(jsonRequest, parsed)
-  if (!checked.success) return bodyFaults(checked.issues, entries)
-  const { line, ttl_ms: ttlMs = null, message_id: messageId = null, ...fields } = checked.output
+  const request = await readJson(Promise.resolve(bytes), jsonRequest, entries)
+  if (typeof request === "string") return request
+  const { line, ttl_ms: ttlMs = null, message_id: messageId = null, ...fields } = request
   const options = readOptions({ ...fields, ...trace }, limits)
   if (typeof options === "string") return options
   if (options.holdMs !== null && workerOfConnection(id) !== null) {

@@ -15,7 +15,7 @@ import type { AdmissionRules } from "../fleet/admission-rules.ts"
 import type { Ban } from "../fleet/bans.ts"
 import type { GateState } from "../fleet/gate.ts"
 import { audit } from "./audit.ts"
-import { bodyFaults, parsedJson, wholeNumber } from "./body-faults.ts"
+import { readJson, wholeNumber } from "./body-faults.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
 import type { RouteDescription } from "./route-description.ts"
 
@@ -122,18 +122,10 @@ export function rules({ rules, reachesFleet }: RulesDependencies): Hono<HttpEnvi
   routes.get("/gate", (c) => c.json(shownGate(rules.gate)))
 
   routes.put("/gate", async (c) => {
-    let body: unknown
-    try {
-      body = parsedJson(await c.req.arrayBuffer())
-    } catch {
-      return refuse(c, "invalid", "the body is not JSON in UTF-8")
-    }
-    const checked = v.safeParse(gateRequest, body)
-    if (!checked.success) {
-      return refuse(c, "invalid", bodyFaults(checked.issues, gateRequest.entries))
-    }
+    const request = await readJson(c.req.arrayBuffer(), gateRequest, gateRequest.entries)
+    if (typeof request === "string") return refuse(c, "invalid", request)
     if (!reachesFleet()) return away(c)
-    const gate = rules.setGate(checked.output)
+    const gate = rules.setGate(request)
     const detail = gate.open ? "opened" : "closed"
     audit(c, { action: "gate", target: gate.prefix || null, detail })
     return c.json(shownGate(gate))
@@ -147,18 +139,10 @@ export function rules({ rules, reachesFleet }: RulesDependencies): Hono<HttpEnvi
     if (workerOfConnection(id) !== null) {
       return refuse(c, "invalid", "a ban needs a device id: a connection does not return")
     }
-    let body: unknown
-    try {
-      body = parsedJson(await c.req.arrayBuffer())
-    } catch {
-      return refuse(c, "invalid", "the body is not JSON in UTF-8")
-    }
-    const checked = v.safeParse(banRequest, body)
-    if (!checked.success) {
-      return refuse(c, "invalid", bodyFaults(checked.issues, banRequest.entries))
-    }
+    const request = await readJson(c.req.arrayBuffer(), banRequest, banRequest.entries)
+    if (typeof request === "string") return refuse(c, "invalid", request)
     if (!reachesFleet()) return away(c)
-    const { for_ms: forMs } = checked.output
+    const { for_ms: forMs } = request
     const ban = rules.deny(id, forMs)
     audit(c, { action: "deny", target: id, detail: `for ${forMs} ms` })
     return c.json(shownBan(ban))

@@ -26,7 +26,7 @@ import { bodyLimit } from "hono/body-limit"
 import { deleteCookie, getCookie, setCookie } from "hono/cookie"
 import * as v from "valibot"
 import { type Caller, isReading, knownTokens, type Tokens } from "./authorization.ts"
-import { bodyFaults, parsedJson } from "./body-faults.ts"
+import { readJson } from "./body-faults.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
 import type { RouteDescription } from "./route-description.ts"
 
@@ -195,16 +195,10 @@ export function session({ sessions, nowMs }: SessionDependencies): Hono<HttpEnvi
     if (c.req.header("content-type")?.split(";")[0]?.trim() !== "application/json") {
       return refuse(c, "invalid", "the content type must be application/json")
     }
-    let body: unknown
-    try {
-      body = parsedJson(await c.req.arrayBuffer())
-    } catch {
-      return refuse(c, "invalid", "the body is not JSON in UTF-8")
-    }
-    const checked = v.safeParse(login, body)
-    if (!checked.success) return refuse(c, "invalid", bodyFaults(checked.issues, login.entries))
+    const request = await readJson(c.req.arrayBuffer(), login, login.entries)
+    if (typeof request === "string") return refuse(c, "invalid", request)
     if (!sessions.areNeeded) return c.body(null, 204)
-    const value = sessions.open(checked.output.token, nowMs())
+    const value = sessions.open(request.token, nowMs())
     if (value !== null) {
       setCookie(c, SESSION_COOKIE, value, { ...cookieOptions(c), maxAge: SESSION_MS / MS_PER_S })
       return c.body(null, 204)

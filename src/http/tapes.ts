@@ -21,7 +21,7 @@ import { PAYLOADS } from "../fleet/tape/entry.ts"
 import type { TapeReader } from "../fleet/tape/tape-reader.ts"
 import { MAX_TAPES, type Tapes } from "../fleet/tape/tapes.ts"
 import { audit } from "./audit.ts"
-import { bodyFaults, parsedJson, wholeNumber } from "./body-faults.ts"
+import { readJson, wholeNumber } from "./body-faults.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
 import type { RouteDescription } from "./route-description.ts"
 
@@ -134,17 +134,9 @@ export function tapes({ tapes }: TapesDependencies): Hono<HttpEnvironment> {
   routes.put("/devices/:id/tape", async (c) => {
     const id = c.req.param("id")
     if (!DEVICE_ID.test(id)) return refuseId(c)
-    let body: unknown
-    try {
-      body = parsedJson(await c.req.arrayBuffer())
-    } catch {
-      return refuse(c, "invalid", "the body is not JSON in UTF-8")
-    }
-    const checked = v.safeParse(tapeRequest, body)
-    if (!checked.success) {
-      return refuse(c, "invalid", bodyFaults(checked.issues, tapeRequest.entries))
-    }
-    const { minutes, payload, max_bytes: maxBytes } = checked.output
+    const request = await readJson(c.req.arrayBuffer(), tapeRequest, tapeRequest.entries)
+    if (typeof request === "string") return refuse(c, "invalid", request)
+    const { minutes, payload, max_bytes: maxBytes } = request
     const started = await tapes.start(id, { minutes, payload, maxBytes }, c.req.raw.signal)
     if (started === "full") {
       return refuse(c, "busy", `${MAX_TAPES} devices are recorded already: DELETE a tape`, 409)
