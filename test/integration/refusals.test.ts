@@ -196,8 +196,10 @@ test(
       const current = all.find(({ disconnected_at }) => disconnected_at === null)
       return current === undefined ? null : current.instance === "gw1" ? one : two
     }
-    await admitted(one)
+    const first = await admitted(one)
     const second = await admitted(two)
+    // When the second one ends earlier, the first one stays.
+    await first.closed
     second.end()
     await second.closed
     await until(async () => (await open(one)) === null, { what: "the second one to end" })
