@@ -129,8 +129,9 @@ test(
       // The other instance has heard of a connection when it closes the one before.
       if (answers.at(-1) === "ACK 0") await before?.closed
     }
-    expect(answers.length).toBeGreaterThan(6)
-    expect(answers.length).toBeLessThan(12)
+    // At least those of the limit. More may come before a worker has heard of the ban.
+    expect(answers.filter((answer) => answer === "ACK 0").length).toBeGreaterThanOrEqual(6)
+    expect(answers.at(-1)).toStartWith("BYE flapping")
     const goodbye = Number(answers.at(-1)?.split(" ").at(-1))
     expect(goodbye).toBeGreaterThan(290_000)
     expect(goodbye).toBeLessThanOrEqual(300_000)
