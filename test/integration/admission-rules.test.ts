@@ -87,7 +87,7 @@ describe("the gate", () => {
       await third.ready()
       const [[slot, pid] = [0, 0]] = third.workers()
       process.kill(pid, "SIGKILL")
-      await until(() => third.workers().get(slot) !== pid, { what: "another worker" })
+      await third.successorOf(slot, pid)
       for (let n = 0; n < 12; n += 1) {
         expect(await answerTo(third, `lock:${n}`)).toBe("BYE gated 7000")
       }

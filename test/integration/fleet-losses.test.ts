@@ -97,7 +97,7 @@ describe("a worker that is killed", () => {
       process.kill(pid, "SIGKILL")
       await device.closed
       // A worker that has just started says 503 for devices elsewhere until it has its broker.
-      await until(() => fleet.instance(0).workers().get(slot) !== pid, { what: "a successor" })
+      await fleet.instance(0).successorOf(slot, pid)
       await fleet.ready(0)
       const again = await fleet.admit(0, name)
       await expectReachable(name, again.view, [0, 1])

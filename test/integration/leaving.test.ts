@@ -188,7 +188,7 @@ describe("an instance of two workers on a broker", () => {
       // A worker that starts meanwhile takes none either.
       const [[slot, pid] = [0, 0]] = gateway.workers()
       process.kill(pid, "SIGKILL")
-      await until(() => gateway.workers().get(slot) !== pid, { what: "another worker" })
+      await gateway.successorOf(slot, pid)
       const refusedBefore = await closedAs("drained")
       await until(async () => (await health()).workers.length === 2, { what: "two workers" })
       for (let n = 0; n < 20; n += 1) {

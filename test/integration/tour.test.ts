@@ -45,7 +45,9 @@ test(
     expect(parts[2]).toMatch(/"outcome":"written"/)
     expect(parts[3]).toMatch(/"code":"offline"[\s\S]*"outcome":"held"[\s\S]*^close$/m)
     expect(parts[4]).toMatch(/"reason":"refused".*"device_id":"lock:19"/)
-    expect(parts[5]).toMatch(/"device_id":"lock:17"[\s\S]*"device_id":"lock:18"[\s\S]*phase: "?done/)
+    expect(parts[5]).toMatch(
+      /"device_id":"lock:17"[\s\S]*"device_id":"lock:18"[\s\S]*phase: "?done/,
+    )
   },
   LIMIT_MS,
 )

@@ -25,6 +25,8 @@ export interface TestGateway {
   readonly output: () => string
   /** Process ids of the running workers, by slot. */
   readonly workers: () => ReadonlyMap<number, number>
+  /** Resolves when the slot has a worker that is not this process. */
+  readonly successorOf: (slot: number, pid: number) => Promise<void>
   readonly fetch: (path: string, init?: RequestInit) => Promise<Response>
   /** The value of one metric, summed over its labels, or of one label value. */
   readonly metric: (name: string, label?: string) => Promise<number>
@@ -164,6 +166,10 @@ export async function startGateway(
     output,
     exited,
     workers: () => workersOf(log, child.pid),
+    successorOf: async (slot, pid) => {
+      const successor = () => workersOf(log, child.pid).get(slot)
+      await until(() => (successor() ?? pid) !== pid, { what: "another worker" })
+    },
     fetch: fetchPath,
     metric,
     ready: async (timeoutMs) => {
