@@ -127,7 +127,10 @@ async function onBareServers(parameters: ConnectionsParameters): Promise<Record<
 }
 
 /** One for each port, to an address of its own: there are fewer ports than connections. */
-function startCrowds(ports: readonly number[], { devices, rate }: ConnectionsParameters): Child[] {
+export function startCrowds(
+  ports: readonly number[],
+  { devices, rate }: Pick<ConnectionsParameters, "devices" | "rate">,
+): Child[] {
   const each = Math.ceil(devices / ports.length)
   return ports.map((port, at) =>
     startChild("crowd.ts", {
@@ -137,7 +140,7 @@ function startCrowds(ports: readonly number[], { devices, rate }: ConnectionsPar
   )
 }
 
-async function connectAll(crowds: readonly Child[], each: number): Promise<void> {
+export async function connectAll(crowds: readonly Child[], each: number): Promise<void> {
   for (const crowd of crowds) crowd.say(`connect ${each}`)
   await Promise.all(crowds.map((crowd) => crowd.told("connected")))
 }

@@ -22,6 +22,7 @@ import { type BenchResult, commit, machine } from "./harness.ts"
 import { heldCommands } from "./held.ts"
 import { hostile } from "./hostile.ts"
 import { lines } from "./lines.ts"
+import { page } from "./page.ts"
 import { partitions } from "./partitions.ts"
 import { queued } from "./queued.ts"
 import { registry } from "./registry.ts"
@@ -194,6 +195,14 @@ export const BENCHES: Readonly<Record<string, Bench>> = {
         },
         false,
       ),
+  },
+  page: {
+    what: "The operator page beside 50,000 connections that send nothing, three workers: the requests of the overview and of the list of devices, and nobody looking, in turn.",
+    run: (smoke) =>
+      page({
+        ...{ devices: smoke ? 30 : 50_000, workers: 3, rate: smoke ? 600 : 1_500 },
+        ...{ seconds: smoke ? 0.3 : 20, rounds: smoke ? 1 : 3 },
+      }),
   },
   stampede: {
     what: "All devices connect at the same instant while others are connected and send; beside it the same devices 32 at a time, which is the capacity. Two workers.",
