@@ -24,6 +24,6 @@ USER 1000:1000
 EXPOSE 8443 8080
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=5s --start-period=30s --retries=3 \
-  CMD ["bun", "--no-install", "src/ops/health-command.ts"]
+  CMD ["bun", "--no-install", "src/main.ts", "health"]
 # As a list: the signal must reach the supervisor and no shell. A missing package is an error, never a download.
 CMD ["bun", "--no-install", "src/main.ts"]

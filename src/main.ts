@@ -6,6 +6,7 @@
  *            ├─ doctor    ops/doctor/main.ts
  *            ├─ certs     ops/certs-command.ts
  *            ├─ simulate  simulator/main.ts
+ *            ├─ health    ops/health-command.ts
  *            └─ --help, --version                    answered here
  *
  * Without a `node_modules` folder Bun downloads packages while it starts. bunfig.toml disables
@@ -29,6 +30,7 @@ const USAGE = `usage: bun run start                       run the gateway
        bun run doctor [--json] [--cost]    check settings, machine, certificate, broker and fleet
        bun run certs                       make and list development certificates
        bun run simulate                    run simulated devices, and a back-end
+       bun run health                      ask the gateway of this environment whether it is alive
        bun run start --version             print the version
 Each command has --help. A binary of bun run build has the same commands: owsla start, ...
 
@@ -82,6 +84,9 @@ async function run(args: readonly string[]): Promise<void> {
       break
     case "simulate":
       process.exit(await (await import("./simulator/main.ts")).main(rest))
+      break
+    case "health":
+      process.exit(await (await import("./ops/health-command.ts")).runHealthCommand(rest))
       break
     default:
       // Options without a command, such as those of a worker.

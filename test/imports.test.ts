@@ -108,6 +108,7 @@ const MAY_WRITE = [
 
 /** The files that `main.ts` loads once it has found the packages. */
 const COMMANDS = [
+  "src/ops/health-command.ts",
   "src/process/program.ts",
   "src/ops/doctor/main.ts",
   "src/ops/certs-command.ts",

@@ -24,7 +24,7 @@ test.each([[["--help"]], [["start", "--help"]], [["-h"]], [["help"]]])(
   async (args) => {
     const { output, error, status } = await run(...args)
     expect({ error, status }).toEqual({ error: "", status: 0 })
-    for (const command of ["start", "doctor", "certs", "simulate"]) {
+    for (const command of ["start", "doctor", "certs", "simulate", "health"]) {
       expect(output).toContain(`bun run ${command}`)
     }
     expect(output).toContain("docs/CONFIGURATION.md")
@@ -52,11 +52,14 @@ test.each<[string[], string]>([
   expect(error).toContain("docs/CONFIGURATION.md")
 })
 
-test.each(["doctor", "certs", "simulate"])("%s --help shows how it is used", async (command) => {
-  const { output, status } = await run(command, "--help")
-  expect(status).toBe(0)
-  expect(output).toContain(`usage: bun run ${command}`)
-})
+test.each(["doctor", "certs", "simulate", "health"])(
+  "%s --help shows how it is used",
+  async (command) => {
+    const { output, status } = await run(command, "--help")
+    expect(status).toBe(0)
+    expect(output).toContain(`usage: bun run ${command}`)
+  },
+)
 
 test("a usage error of the doctor does not show a password", async () => {
   const { error, status } = await run("doctor", "--management", "user:s3cret@broker")

@@ -1,6 +1,7 @@
 /**
- * The health check of the container image, which has no curl: requests `GET /health` of the gateway
- * with the same environment. Exit status: 0 when a worker answers, 1 when none does.
+ * `bun run health`, the health check of the container image, which has no curl: requests `GET
+ * /health` of the gateway with the same environment. Exit status: 0 when a worker answers, 1 when
+ * none does, 2 for a usage error.
  *
  * `/health` and not `/ready`: a container must not be restarted because the broker is away, since
  * its devices would be disconnected.
@@ -11,10 +12,19 @@ import { errorText } from "../errors.ts"
 
 /** Below the time-out of HEALTHCHECK in the Dockerfile, so that the reason is printed. */
 const TIMEOUT_MS = 4_000
+const USAGE = `usage: bun run health
+           requests GET /health of the gateway with the same environment; status 0 when it answers`
 
-if (import.meta.main) process.exitCode = await check()
-
-async function check(): Promise<0 | 1> {
+export async function runHealthCommand(args: readonly string[]): Promise<0 | 1 | 2> {
+  const [argument] = args
+  if (argument === "--help" || argument === "-h") {
+    console.log(USAGE)
+    return 0
+  }
+  if (argument !== undefined) {
+    console.error(`Unexpected argument ${JSON.stringify(argument)}\n${USAGE}`)
+    return 2
+  }
   try {
     const url = healthUrl(loadConfig().http)
     const { status } = await fetch(url, { signal: AbortSignal.timeout(TIMEOUT_MS) })

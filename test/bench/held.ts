@@ -27,6 +27,19 @@ const SECRET = "a-secret-of-the-benches-0123456789"
 const HOLD_MS = 3_600_000
 const DRIVERS = 2
 const LIMIT_MS = 300_000
+const CONSUMER_TIMEOUT_MS = 60_000
+
+/** A node that closes channels whose deliveries are unacknowledged for a minute. */
+async function impatientBroker(): ReturnType<typeof benchBroker> {
+  const [broker, leave] = await benchBroker()
+  await broker.ctl("eval", `application:set_env(rabbit, consumer_timeout, ${CONSUMER_TIMEOUT_MS}).`)
+  return [broker, leave]
+}
+
+/** The same, after the commands have waited at a broker that allows no long wait. */
+export async function heldAtImpatientBroker(parameters: HeldParameters): Promise<BenchResult> {
+  return { ...(await heldCommands(parameters, impatientBroker)), bench: "held-rest" }
+}
 
 export async function heldCommands(
   parameters: HeldParameters,
@@ -128,6 +141,7 @@ export async function heldCommands(
         "CPU to write a held command, its part of the admission included, us": round(writtenUs),
         "devices that got a newer command before their held ones": early,
         "all devices have all their commands after the last one came, ms": round(behindMs),
+        "broker connections that were lost": await gateway.metric("owsla_broker_losses_total"),
         "resident memory of both workers before, MB": round(before.all),
         "resident memory of both workers with all held, MB": round(after.all),
         "resident memory of the larger worker with all held, MB": round(after.largest),

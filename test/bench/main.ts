@@ -19,7 +19,7 @@ import { connections } from "./connections.ts"
 import { draining } from "./draining.ts"
 import { goalsTable } from "./goals.ts"
 import { type BenchResult, commit, machine } from "./harness.ts"
-import { heldCommands } from "./held.ts"
+import { heldAtImpatientBroker, heldCommands } from "./held.ts"
 import { hostile } from "./hostile.ts"
 import { lines } from "./lines.ts"
 import { page } from "./page.ts"
@@ -250,6 +250,14 @@ export const BENCHES: Readonly<Record<string, Bench>> = {
       heldCommands({
         ...{ devices: smoke ? 20 : 20_000, commandsEach: smoke ? 3 : 5 },
         ...{ backSeconds: smoke ? 1 : 20, restSeconds: 0, steady: smoke ? 5 : 200 },
+      }),
+  },
+  "held-rest": {
+    what: "The same after the commands have waited ten minutes at a broker whose `consumer_timeout` is a minute.",
+    run: (smoke) =>
+      heldAtImpatientBroker({
+        ...{ devices: smoke ? 20 : 20_000, commandsEach: smoke ? 3 : 5 },
+        ...{ backSeconds: smoke ? 1 : 20, restSeconds: smoke ? 1 : 600, steady: smoke ? 5 : 200 },
       }),
   },
   waves: {

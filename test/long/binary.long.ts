@@ -48,6 +48,7 @@ test.each<[string[], string]>([
   [["doctor", "--help"], "usage: bun run doctor"],
   [["certs", "--help"], "usage: bun run certs"],
   [["simulate", "--help"], "usage: bun run simulate"],
+  [["health", "--help"], "usage: bun run health"],
 ])(
   "%j is answered",
   async (args, text) => {

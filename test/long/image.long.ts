@@ -63,7 +63,7 @@ async function start(environment: Record<string, string> = {}): Promise<Containe
   )
 }
 
-const HEALTH_COMMAND = ["bun", "--no-install", "src/ops/health-command.ts"]
+const HEALTH_COMMAND = ["bun", "--no-install", "src/main.ts", "health"]
 
 test("the image runs as a numeric user, without a shell, and stops by SIGTERM", async () => {
   const config = await podman.config()

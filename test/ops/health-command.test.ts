@@ -4,7 +4,7 @@ import { expect, test } from "bun:test"
 import { join } from "node:path"
 import { healthUrl } from "../../src/ops/health-command.ts"
 
-const COMMAND = join(import.meta.dir, "../../src/ops/health-command.ts")
+const MAIN_FILE = join(import.meta.dir, "../../src/main.ts")
 
 test.each([
   ["0.0.0.0", "http://127.0.0.1:8080/health"],
@@ -18,7 +18,7 @@ test.each([
 
 async function statusFor(respond: () => Response): Promise<number> {
   using server = Bun.serve({ hostname: "127.0.0.1", port: 0, fetch: respond })
-  const command = Bun.spawn([process.execPath, COMMAND], {
+  const command = Bun.spawn([process.execPath, MAIN_FILE, "health"], {
     env: { HTTP_PORT: String(server.port) },
     stdio: ["ignore", "ignore", "ignore"],
   })

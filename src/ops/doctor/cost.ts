@@ -32,7 +32,7 @@ import { type Check, type Finding, ok, skipped } from "./finding.ts"
 const CHECK = "cost"
 const COST_MS = 120_000
 const LOOK_EVERY_MS = 10
-/** Waves of lines; the cheapest of the last ones counts: the others met something else on the machine. */
+/** Waves of lines. The cheapest of the last ones counts: others met something else that ran. */
 const LINE_WAVES = 6
 const MEASURED_WAVES = 3
 const LOOPBACK = "127.0.0.1"

@@ -11,6 +11,10 @@ const HEIGHT = 120
 const SPAN_S = 900
 /** Of the time axis, while there are few samples. */
 const MIN_SPAN_S = 120
+/** Right of the plot there is room for half of the last time. */
+const PADDING = /** @type {uPlot.Padding} */ ([8, 26, 0, 0])
+/** Steps of the axis of a number of things. */
+const WHOLE_STEPS = Array.from({ length: 10 }, (_, at) => [1, 2, 5].map((n) => n * 10 ** at)).flat()
 
 /**
  * @typedef {object} Series
@@ -24,6 +28,7 @@ const MIN_SPAN_S = 120
  * @typedef {object} ChartOptions
  * @property {readonly Series[]} series
  * @property {(value: number | null | undefined) => string} format
+ * @property {boolean} [isWhole] whether the values are numbers of things
  */
 
 /** @typedef {{ at: number[] } & Record<string, (number | null)[]>} Columns */
@@ -78,7 +83,7 @@ export class Chart {
       this.#box.style.color = `var(${name})`
       return style.color
     }
-    const { format, series } = this.#options
+    const { format, isWhole = false, series } = this.#options
     const axis = {
       stroke: color("--muted"),
       font: `11px ${style.fontFamily}`,
@@ -89,7 +94,7 @@ export class Chart {
       {
         width: Math.max(120, Math.floor(this.#box.clientWidth)),
         height: HEIGHT,
-        padding: [8, 4, 0, 0],
+        padding: PADDING,
         legend: { show: false },
         cursor: { y: false, sync: { key: "overview" }, drag: { x: false, y: false } },
         scales: {
@@ -100,7 +105,11 @@ export class Chart {
         },
         axes: [
           { ...axis, size: 22, space: 70, values: (_, ticks) => ticks.map(clock) },
-          { ...axis, size: 52, space: 30, values: (_, ticks) => ticks.map((tick) => format(tick)) },
+          {
+            ...axis,
+            ...{ size: 52, space: 30, values: (_, ticks) => ticks.map((tick) => format(tick)) },
+            ...(isWhole ? { incrs: WHOLE_STEPS } : {}),
+          },
         ],
         series: [
           {},

@@ -27,6 +27,7 @@ const CHARTS = {
   devices: {
     series: [{ field: "devices", label: "", color: "--c1", fill: true }],
     format: count,
+    isWhole: true,
   },
   lines: {
     series: [
@@ -52,6 +53,7 @@ const CHARTS = {
   window: {
     series: [{ field: "window_lines", label: "", color: "--c1", fill: true }],
     format: count,
+    isWhole: true,
   },
   churn: {
     series: [
