@@ -74,6 +74,8 @@ export class Counters {
   fleetRowsRefused = 0
   presenceSent = 0
   presenceDropped = 0
+  /** Of traced lines: sent to the collector, and not taken by it. */
+  readonly spans = { exported: 0, dropped: 0 }
 
   brokerConnects = 0
   brokerLosses = 0

@@ -398,6 +398,9 @@ function shape(settings: Settings, values: Environment, ca: string | null) {
             port: settings.METRICS_PORT,
             isLoopback: isLoopback(settings.METRICS_HOST),
           },
+    /** Null when no lines are traced. */
+    traces:
+      settings.TRACE_SAMPLE === 0 ? null : { share: settings.TRACE_SAMPLE, url: settings.OTLP_URL },
     restarts: { max: settings.MAX_RESTARTS, windowMs: settings.MAX_RESTARTS_WINDOW_MS },
     /** 0: a worker that does not answer is never killed. */
     stallTimeoutMs: settings.WORKER_STALL_TIMEOUT_MS,

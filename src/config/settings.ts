@@ -19,6 +19,7 @@ import { MAX_SHARDS } from "../fleet/shards.ts"
 import {
   checkedList,
   choice,
+  decimal,
   integer,
   list,
   type SettingInfo,
@@ -537,6 +538,18 @@ export const settings = v.object({
     defaultText: "text on a terminal, otherwise json",
     of: ["json", "text"],
     text: "json: one object in each line. text: for reading on a terminal.",
+  }),
+  TRACE_SAMPLE: decimal({
+    default: 0,
+    min: 0,
+    max: 1,
+    text: "The share of lines that begin a trace: their messages get the header traceparent, and a span goes to OTLP_URL.",
+  }),
+  OTLP_URL: text({
+    default: "http://127.0.0.1:4318/v1/traces",
+    match: /^https?:\/\/[^\s@]+$/,
+    range: "an http: or https: URL without credentials",
+    text: "Where spans are sent: OTLP over HTTP in JSON, as OpenTelemetry collectors take it. Spans that it does not take are dropped.",
   }),
   NODE_ENV: text({
     default: "",

@@ -14,6 +14,7 @@ import type { Counters } from "../counters.ts"
 import type { Command, Recipient } from "../device/command.ts"
 import type { Connection } from "../device/connection.ts"
 import { Acknowledgement } from "./acknowledgement.ts"
+import type { LineTraces } from "./traces.ts"
 
 export interface Line {
   readonly connection: Connection
@@ -41,6 +42,8 @@ export interface LinesOptions {
   readonly counters: Counters
   /** Whether each line that the broker has confirmed is acknowledged to its device, in order. */
   readonly acknowledges: boolean
+  /** Null unless lines are traced. */
+  readonly traces: LineTraces | null
   /** Called when the window was full and has become half empty. */
   readonly relieved: () => void
 }
@@ -74,9 +77,11 @@ class LineMessage implements OutgoingMessage {
     epoch: 0,
   }
   readonly #queueOf: LinesOptions["queueOf"]
+  readonly #traces: LinesOptions["traces"]
 
-  constructor({ queueOf, replyTo }: Pick<LinesOptions, "queueOf" | "replyTo">) {
+  constructor({ queueOf, replyTo, traces }: Pick<LinesOptions, "queueOf" | "replyTo" | "traces">) {
     this.#queueOf = queueOf
+    this.#traces = traces
     this.properties = {
       headers: this.#headers,
       deliveryMode: 2,
@@ -87,7 +92,8 @@ class LineMessage implements OutgoingMessage {
     }
   }
 
-  fill({ connection, seq, body, readAtMs, answered }: Line): this {
+  fill(line: Line): this {
+    const { connection, seq, body, readAtMs, answered } = line
     const recipient = connection.endpoint?.recipient
     if (recipient === undefined) throw new Error("a line of a connection that was not admitted")
     this.routingKey = this.#queueOf(recipient)
@@ -96,7 +102,11 @@ class LineMessage implements OutgoingMessage {
     headers.device_id = recipient.deviceId
     headers.from_device_seq = seq
     headers.epoch = recipient.epoch
-    this.properties.headers = answered === null ? headers : { ...headers, ...inReplyTo(answered) }
+    const traced = this.#traces === null ? null : this.#traces.headersOf(line)
+    this.properties.headers =
+      answered === null && traced === null
+        ? headers
+        : { ...headers, ...traced, ...(answered && inReplyTo(answered)) }
     this.id = `${recipient.connectionId}:${seq}`
     this.properties.messageId = this.id
     this.properties.timestamp.setTime(readAtMs)
@@ -128,10 +138,12 @@ export class LinePublisher {
   readonly #publisher: Publisher<Line>
   readonly #nowMs: () => number
   readonly #acknowledges: boolean
+  readonly #traces: LinesOptions["traces"]
   #confirmed: Confirmed = null
 
   constructor(broker: Broker, options: LinesOptions) {
-    const { counters, steadyMs } = options
+    const { counters, steadyMs, traces } = options
+    this.#traces = traces
     this.#acknowledges = options.acknowledges
     this.taping = false
     const message = new LineMessage(options)
@@ -152,6 +164,7 @@ export class LinePublisher {
         counters.linesConfirmed += 1
         counters.lineConfirm.observe(steadyMs() - line.receivedAtMs)
         this.#confirmed?.(line.connection, line.seq)
+        traces?.end(line)
       },
       whenReturned: () => "again",
       relieved: options.relieved,
@@ -196,6 +209,7 @@ export class LinePublisher {
     const readAtMs = this.#nowMs()
     const receivedAtMs = connection.linesReceivedAtMs
     const line = { connection, seq, body, readAtMs, receivedAtMs, answered }
+    this.#traces?.begin(line)
     this.#publisher.publish(line, body.length)
   }
 

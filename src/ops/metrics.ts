@@ -306,6 +306,12 @@ export class WorkerMetrics {
       "Invalid device entries in messages between workers, which were ignored",
       () => c.fleetRowsRefused,
     )
+    counterBy(
+      "owsla_trace_spans_total",
+      "Spans of traced lines, exported to OTLP_URL or dropped",
+      "result",
+      () => Object.entries(c.spans),
+    )
     counter("owsla_presence_total", "Presence events confirmed by the broker", () => c.presenceSent)
     counter(
       "owsla_presence_dropped_total",

@@ -48,8 +48,10 @@ import { shardOf } from "../fleet/shards.ts"
 import type { HttpServer } from "../http/server.ts"
 import { LinePublisher } from "../lines/line-publisher.ts"
 import { queueByDevice } from "../lines/partitions.ts"
+import { LineTraces } from "../lines/traces.ts"
 import { type Gauges, WorkerMetrics } from "../ops/metrics.ts"
 import { chainNotAfterS } from "../ops/server-certificate.ts"
+import { SpanExporter } from "../ops/span-exporter.ts"
 import type { Clock } from "../tick-clock.ts"
 import type { Snapshot, WorkerReport } from "./control.ts"
 import { DRAIN_POLL_MS, drain } from "./drain.ts"
@@ -103,6 +105,8 @@ export class Worker {
   readonly commands: Commands
   readonly #broadcasts: BroadcastConsumer
   readonly #lines: LinePublisher
+  /** Null unless lines are traced. */
+  readonly #tracing: { readonly traces: LineTraces; readonly spans: SpanExporter } | null = null
   readonly #backpressure: Backpressure
   readonly #unfinishedLines: UnfinishedLines
   readonly #connections: Connections
@@ -135,14 +139,26 @@ export class Worker {
     this.#refusalLog = new RefusalLog((line) => events.emit("refusals", line))
     this.#authenticator = new Authenticator({ ...config.device, tokenVerifier, nowMs: clock.nowMs })
     const { fromDeviceQueue, fromDevicePartitions } = config.broker
+    const queueOf = queueByDevice(lineQueues(fromDeviceQueue, fromDevicePartitions))
+    const { steadyMs } = clock
+    if (config.traces !== null) {
+      const { url, share } = config.traces
+      const { worker } = self
+      const spans = new SpanExporter({ url, worker, counters, steadyMs, warn: notice })
+      this.#tracing = {
+        spans,
+        traces: new LineTraces({ share, queueOf, steadyMs, ended: spans.add }),
+      }
+    }
     this.#lines = new LinePublisher(broker, {
-      queueOf: queueByDevice(lineQueues(fromDeviceQueue, fromDevicePartitions)),
+      queueOf,
       replyTo: workerQueue(self.worker),
       windowLines: config.broker.windowLines,
       windowBytes: config.broker.windowBytes,
       ...clock,
       counters,
       acknowledges: config.device.ack === "seq",
+      traces: this.#tracing?.traces ?? null,
       relieved: () => this.#backpressure.roomAgain(),
     })
     this.#gracefulClose = new GracefulClose({
@@ -395,7 +411,7 @@ export class Worker {
       },
       config.drainTimeoutMs,
     )
-    await this.#http?.stop()
+    await Promise.all([this.#http?.stop(), this.#tracing?.spans.stop()])
     this.#isStopped = true
     this.#lines.stop()
     this.commands.stop()

@@ -50,6 +50,8 @@ export async function heldCommands(
   const bed = await makeBed(
     {
       ...{ WORKERS: "2", DEVICE_AUTH: "hello", HELLO_SECRETS: SECRET, DEVICE_ACK: "seq" },
+      // The steady devices are silent while the commands wait.
+      IDLE_TIMEOUT_MS: String(HOLD_MS),
       ...{ MAX_HELD: String(commands), MAX_HELD_PER_DEVICE: String(commandsEach) },
     },
     brokerOf,

@@ -312,3 +312,23 @@ describe("the messages to systemd", () => {
     expect(systemd({ ...watchdog, WATCHDOG_USEC: "0" })?.watchdogMs).toBeNull()
   })
 })
+
+describe("traces", () => {
+  test("are off by default, and a share of the lines goes to a collector", () => {
+    expect(load({}).traces).toBeNull()
+    expect(load({ TRACE_SAMPLE: "0.01" }).traces).toEqual({
+      ...{ share: 0.01, url: "http://127.0.0.1:4318/v1/traces" },
+    })
+    expect(load({ TRACE_SAMPLE: "1", OTLP_URL: "https://otel.example/v1/traces" }).traces).toEqual({
+      ...{ share: 1, url: "https://otel.example/v1/traces" },
+    })
+  })
+
+  test.each([
+    [{ TRACE_SAMPLE: "1.1" }, 'TRACE_SAMPLE: must be a number from 0 to 1, not "1.1"'],
+    [{ TRACE_SAMPLE: "-0.1" }, 'TRACE_SAMPLE: must be a number from 0 to 1, not "-0.1"'],
+    [{ TRACE_SAMPLE: ".5" }, 'TRACE_SAMPLE: must be a number from 0 to 1, not ".5"'],
+  ])("%j is a fault", (environment, fault) => {
+    expect(faultsOf(environment)).toEqual([fault])
+  })
+})

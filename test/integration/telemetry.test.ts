@@ -6,6 +6,7 @@
 import { afterEach, beforeAll, expect, test } from "bun:test"
 import { X509Certificate } from "node:crypto"
 import { readFileSync } from "node:fs"
+import { BackEnd } from "../support/back-end.ts"
 import { freePorts } from "../support/free-ports.ts"
 import type { TestGateway } from "../support/gateway.ts"
 import { certificateFiles, metricValue, ownQueues, startGateway } from "../support/gateway.ts"
@@ -110,6 +111,58 @@ test(
     const start = startGateway({ METRICS_PORT: String(taken.port) })
     await expect(start).rejects.toThrow("METRICS_HOST, METRICS_PORT: cannot listen")
     taken.stop(true)
+  },
+  LIMIT_MS,
+)
+
+test(
+  "a traced line has the trace context of its span; without a collector lines go on",
+  async () => {
+    const spans: { traceId: string; spanId: string; startTimeUnixNano: string }[] = []
+    const collector = Bun.serve({
+      ...{ hostname: "127.0.0.1", port: 0 },
+      fetch: async (request) => {
+        const { resourceSpans } = JSON.parse(await request.text())
+        spans.push(...resourceSpans[0].scopeSpans[0].spans)
+        return Response.json({})
+      },
+    })
+    let backEnd: BackEnd | undefined
+    try {
+      gateway = await startGateway({
+        ...{ AMQP_URL: broker.url, ...queues, WORKERS: "1", DEVICE_ACK: "seq" },
+        ...{ TRACE_SAMPLE: "1", OTLP_URL: `http://127.0.0.1:${collector.port}/v1/traces` },
+      })
+      await gateway.ready()
+      backEnd = await BackEnd.connect(broker.url, queues)
+      const { lines } = backEnd
+      const { metric } = gateway
+      const device = await connectDevice({ port: gateway.devicePort })
+      await device.send("traced")
+      expect(await device.nextLine()).toBe("ACK 0")
+      const line = await until(() => lines.find(({ body }) => body === "traced"), {
+        what: "the line",
+      })
+      const span = await until(() => spans[0], { what: "the span" })
+      expect(line.headers["traceparent"]).toBe(`00-${span.traceId}-${span.spanId}-01`)
+      const startedAtMs = Number(BigInt(span.startTimeUnixNano) / 1_000_000n)
+      expect(Math.abs(startedAtMs - Date.now())).toBeLessThan(LIMIT_MS)
+      await until(async () => (await metric("owsla_trace_spans_total", "exported")) === 1, {
+        what: "the span to be counted",
+      })
+
+      await collector.stop(true)
+      await device.send("without a collector")
+      expect(await device.nextLine()).toBe("ACK 1")
+      await until(async () => (await metric("owsla_trace_spans_total", "dropped")) === 1, {
+        what: "the span to be dropped",
+      })
+      expect(gateway.log.some(({ msg }) => msg.startsWith("OTLP_URL does not take"))).toBe(true)
+      device.end()
+    } finally {
+      await backEnd?.close()
+      await collector.stop(true)
+    }
   },
   LIMIT_MS,
 )

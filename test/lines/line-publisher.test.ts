@@ -55,6 +55,7 @@ const acknowledged: string[] = []
 interface Options {
   acknowledges?: boolean
   queueOf?: LinesOptions["queueOf"]
+  traces?: LinesOptions["traces"]
   windowLines?: number
   windowBytes?: number
 }
@@ -73,6 +74,7 @@ class Subject {
     windowLines = 100,
     windowBytes = 1e6,
     queueOf = () => QUEUE,
+    traces = null,
   }: Options = {}) {
     this.lines = new LinePublisher(this.broker, {
       queueOf,
@@ -83,6 +85,7 @@ class Subject {
       steadyMs: () => this.nowMs,
       counters: this.counters,
       acknowledges,
+      traces,
       relieved: () => {
         this.relieved += 1
       },
