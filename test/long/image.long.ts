@@ -82,8 +82,8 @@ test(
   async () => {
     const devicePort = freePort()
     const container = await start({ DEVICE_PORT: devicePort })
-    const serving = async () => (await container.logs()).includes('"instance serving"')
-    await until(serving, { what: "the instance to serve", timeoutMs: 60_000 })
+    const started = async () => (await container.logs()).includes('"instance started"')
+    await until(started, { what: "the instance to start", timeoutMs: 60_000 })
     await until(async () => (await container.exec(HEALTH_COMMAND)) === 0, { what: "health" })
     expect(await container.exec(["touch", "/app/file"])).not.toBe(0)
 
