@@ -149,7 +149,7 @@ export class AmqpConnection {
     try {
       const setUp = client.connect().then(() => this.#hooks.setUp(client))
       const either = Promise.race([setUp, notReached])
-      await within(either, CONNECT_TIMEOUT_MS, `no answer within ${CONNECT_TIMEOUT_MS} ms`)
+      await within(either, CONNECT_TIMEOUT_MS, `no answer within ${CONNECT_TIMEOUT_MS / 1_000} s`)
     } catch (error) {
       this.#lose(client, asError(error))
       return
