@@ -50,7 +50,7 @@ export class BrokerSession {
     const reaching = setTimeout(() => {
       if (client.socket?.connecting === true) reject(new NotReached(REACH_MS))
     }, REACH_MS)
-    const opening = setTimeout(() => reject(new Error(`no answer within ${OPEN_MS / 1_000} s`)), OPEN_MS)
+    const opening = setTimeout(() => reject(new Error(`no answer within ${OPEN_MS} ms`)), OPEN_MS)
     try {
       await Promise.race([client.connect(), late])
       return new BrokerSession(client)
