@@ -25,5 +25,7 @@ EXPOSE 8443 8080
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=5s --start-period=30s --retries=3 \
   CMD ["bun", "--no-install", "src/main.ts", "health"]
-# As a list: the signal must reach the supervisor and no shell. A missing package is an error, never a download.
-CMD ["bun", "--no-install", "src/main.ts"]
+# As lists: the signal must reach the supervisor and no shell. A missing package is an error, never a download. The command is one of
+# main.ts, as in `docker run … owsla doctor`.
+ENTRYPOINT ["bun", "--no-install", "src/main.ts"]
+CMD ["start"]

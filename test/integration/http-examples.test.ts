@@ -8,7 +8,8 @@
  */
 
 import { afterAll, beforeAll, describe, expect, test } from "bun:test"
-import { readFileSync } from "node:fs"
+import { mkdtempSync, readFileSync, rmSync } from "node:fs"
+import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { helloLine } from "../../src/device/hello.ts"
 import { DESCRIPTIONS } from "../../src/http/openapi.ts"
@@ -32,13 +33,16 @@ const NOT_RUN: Readonly<Record<string, string>> = {
 }
 
 const documents = [...new Bun.Glob("**/*.md").scanSync({ cwd: ROOT })]
-  .filter((path) => !/^(node_modules|tmp)\//.test(path))
+  // `tour.test.ts` runs the whole tour.
+  .filter((path) => path !== "docs/TOUR.md" && !/^(node_modules|tmp)\//.test(path))
   .sort()
 const examples = documents.flatMap((path) =>
   httpExamplesOf(readFileSync(join(ROOT, path), "utf8")).map((example) => ({ path, ...example })),
 )
 const run = examples.filter(({ command }) => !(command in NOT_RUN))
 
+/** Where examples write their files. */
+const directory = mkdtempSync(join(tmpdir(), "owsla-http-examples-"))
 let gateway: TestGateway
 let device: TestDevice
 
@@ -66,6 +70,7 @@ async function connected(): Promise<TestDevice> {
 afterAll(async () => {
   device?.end()
   await gateway?.stop()
+  rmSync(directory, { recursive: true, force: true })
 }, LIMIT_MS)
 
 /** `get temperature t7` is answered `t7 21.5`. Ends when the connection does. */
@@ -89,6 +94,7 @@ async function runExample(command: string): Promise<HttpAnswer> {
   // Without the user's .curlrc. The log on standard error has the request and the headers.
   const script = `curl() { exec ${curl} --disable --verbose --no-progress-meter "$@"; }\n${here}`
   const shell = Bun.spawn(["sh", "-c", script], {
+    cwd: directory,
     env: { LC_ALL: "C.UTF-8" },
     stdio: ["ignore", "pipe", "pipe"],
   })

@@ -47,7 +47,10 @@ function freePort(): string {
   return String(listener.port)
 }
 
-async function start(environment: Record<string, string> = {}): Promise<Container> {
+async function start(
+  environment: Record<string, string> = {},
+  args: readonly string[] = [],
+): Promise<Container> {
   return await podman.run(
     {
       AMQP_URL: broker.url,
@@ -60,6 +63,7 @@ async function start(environment: Record<string, string> = {}): Promise<Containe
       ...environment,
     },
     [`${certificates}:/app/certs:ro`],
+    args,
   )
 }
 
@@ -69,7 +73,8 @@ test("the image runs as a numeric user, without a shell, and stops by SIGTERM", 
   const config = await podman.config()
   expect(config).toMatchObject({
     User: `${USER}:${USER}`,
-    Cmd: ["bun", "--no-install", "src/main.ts"],
+    Entrypoint: ["bun", "--no-install", "src/main.ts"],
+    Cmd: ["start"],
     StopSignal: "SIGTERM",
     ExposedPorts: { "8443/tcp": {}, "8080/tcp": {} },
     Healthcheck: { Test: ["CMD", ...HEALTH_COMMAND] },
@@ -99,6 +104,18 @@ test(
     const logs = await container.logs()
     expect(logs).toContain('"phase":"done"')
     expect(logs).toContain('"reason":"drained"')
+  },
+  LIMIT_MS,
+)
+
+test(
+  "the doctor runs in a container",
+  async () => {
+    const container = await start({}, ["doctor", "--json"])
+    // 1 is a warning about this machine, 2 a failure.
+    const status = await within(container.exited(), { what: "its end", timeoutMs: 60_000 })
+    expect(status).toBeLessThan(2)
+    expect(await container.logs()).toContain('"check":"broker')
   },
   LIMIT_MS,
 )

@@ -67,6 +67,7 @@ export class Podman {
   async run(
     environment: Readonly<Record<string, string>>,
     mounts: readonly string[],
+    args: readonly string[] = [],
   ): Promise<Container> {
     const settings = Object.entries(environment).map(([name, value]) => `--env=${name}=${value}`)
     const name = `owsla-${crypto.randomUUID().slice(0, 8)}`
@@ -75,6 +76,7 @@ export class Podman {
       ...["--cap-drop=ALL", "--security-opt=no-new-privileges"],
       ...LIMITS.map((limit) => `--ulimit=${limit}`),
       ...[...settings, ...mounts.map((mount) => `--volume=${mount}`), IMAGE],
+      ...args,
     )
     return {
       logs: () => this.podman("logs", name),
