@@ -58,20 +58,20 @@ export class OutboundMessages {
         ordered: false,
       },
       steadyMs,
-      groupOf: (post) => post.message.routingKey,
-      describe: (post) => {
-        if (!post.isBegun) {
-          post.isBegun = true
-          post.begun?.()
+      groupOf: (outbound) => outbound.message.routingKey,
+      describe: (outbound) => {
+        if (!outbound.isBegun) {
+          outbound.isBegun = true
+          outbound.begun?.()
         }
-        return post.message
+        return outbound.message
       },
-      wanted: (post) => post.wanted === undefined || post.wanted(),
-      done: (post, result) => post.done(result),
-      whenReturned: (post) => post.whenReturned,
-      whenNacked: (post) => post.whenNacked ?? "again",
-      failed: (post, result) => {
-        if (result === "returned" && post.whenReturned === "again") broker.redeclare()
+      wanted: (outbound) => outbound.wanted === undefined || outbound.wanted(),
+      done: (outbound, result) => outbound.done(result),
+      whenReturned: (outbound) => outbound.whenReturned,
+      whenNacked: (outbound) => outbound.whenNacked ?? "again",
+      failed: (outbound, result) => {
+        if (result === "returned" && outbound.whenReturned === "again") broker.redeclare()
       },
       repeating: (count) => {
         counters.outboundRepublished += count

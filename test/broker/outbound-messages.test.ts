@@ -105,9 +105,9 @@ describe("a post", () => {
     const properties = { headers: { device_id: "d" }, messageId: "m", correlationId: "c" }
     subject.send("q", "body", "again", properties)
     const [message] = subject.broker.published
-    const postId = message?.properties.headers?.[PUBLISH_ID_HEADER]
+    const publishId = message?.properties.headers?.[PUBLISH_ID_HEADER]
     expect(message).toEqual({
-      id: String(postId),
+      id: String(publishId),
       exchange: "",
       routingKey: "q",
       body: Buffer.from("body"),
@@ -115,7 +115,7 @@ describe("a post", () => {
         messageId: "m",
         correlationId: "c",
         deliveryMode: 2,
-        headers: { device_id: "d", [PUBLISH_ID_HEADER]: postId as string },
+        headers: { device_id: "d", [PUBLISH_ID_HEADER]: publishId as string },
       },
     })
   })
