@@ -132,6 +132,7 @@ export class Commands {
   sweep(atMs: number, connectedMs: number): void {
     this.unacknowledged.pass(connectedMs)
     this.consumer.sweep()
+    this.sender.sweep()
     this.keeper.sweep(atMs)
     this.outcomes.late.sweep(atMs)
   }

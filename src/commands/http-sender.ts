@@ -5,6 +5,9 @@
  *                   ├─ queue ───► forwarded; the receipt comes back on the fleet queue of this worker
  *                   └─ nowhere ─► offline, or forwarded to the keeper that holds it: "held"
  *
+ * While no keeper is known, as in the first second of a worker, a command that is to be held waits
+ * for one as long as its request does.
+ *
  * A command that was not written is copied to the undelivered queue. A command without `ttlMs` is
  * valid for `timeoutMs`, while its request waits. After that this worker neither writes nor
  * forwards it, and in the queue of another worker it expires. Bounds: `MAX_PENDING` requests,
@@ -75,6 +78,8 @@ export class HttpSender {
   readonly #pending = new Map<string, (result: SendResult) => void>()
   /** The number of commands of this worker without an outcome, also of requests that have ended. */
   #unsettled = 0
+  /** Commands to be held while no keeper is known; they count as unsettled. */
+  #unplaced: Unplaced[] = []
   #stopped = false
 
   constructor(
@@ -99,6 +104,17 @@ export class HttpSender {
   /** Answers all later requests "busy". Waiting requests still get their answers. */
   stop(): void {
     this.#stopped = true
+  }
+
+  /** Looks again for keepers that were not known. To be called periodically. */
+  sweep(): void {
+    const unplaced = this.#unplaced
+    this.#unplaced = []
+    this.#unsettled -= unplaced.length
+    for (const { command, outcome, detail } of unplaced) {
+      if (!this.#pending.has(command.correlationId)) command.holdMs = null
+      this.#settled(command, outcome, detail, null)
+    }
   }
 
   /** @param caller aborted when the HTTP client has hung up. */
@@ -199,8 +215,13 @@ export class HttpSender {
     reply: Reply | null = null,
   ): void {
     const { counters, nowMs, steadyMs, keeperQueueOf } = this.#options
-    const keeperQueue = this.#isHeldAfter(command, outcome) ? keeperQueueOf(command.deviceId) : null
-    if (keeperQueue !== null) {
+    if (this.#isHeldAfter(command, outcome)) {
+      const keeperQueue = keeperQueueOf(command.deviceId)
+      if (keeperQueue === null) {
+        this.#unsettled += 1
+        this.#unplaced.push({ command, outcome, detail })
+        return
+      }
       command.holdMs = null
       this.#forward(command, keeperQueue, { [HOLD_HEADER]: true })
       return
@@ -250,6 +271,13 @@ export class HttpSender {
     this.#pending.delete(correlationId)
     answer?.(result)
   }
+}
+
+interface Unplaced {
+  readonly command: HttpCommand
+  /** How it ends when its request ends first. */
+  readonly outcome: Outcome
+  readonly detail: string
 }
 
 class HttpCommand implements Command {

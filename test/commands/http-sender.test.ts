@@ -298,10 +298,38 @@ describe("a command that may be held", () => {
     expect(subject.kept()).toEqual(["closed"])
   })
 
-  test("ends as offline when no keeper is known", async () => {
+  test("waits until its keeper is known", async () => {
     const subject = await new Subject().start()
     const { answers } = await subject.send("lock:1", { options })
-    expect(answers).toMatchObject([{ outcome: "offline" }])
+    subject.sender.sweep()
+    await settled()
+    expect(answers).toEqual([])
+    expect(subject.broker.published).toEqual([])
+    expect(subject.sender.pendingCount).toBe(1)
+    subject.keeperQueue = OTHER_QUEUE
+    subject.sender.sweep()
+    subject.sender.sweep()
+    const [forward, ...more] = subject.broker.published
+    expect(forward?.routingKey).toBe(OTHER_QUEUE)
+    expect(more).toEqual([])
+    const held = { outcome: "held", expires_at: NOW_MS + HOLD_MS }
+    await subject.reply(forward?.properties.correlationId, held)
+    expect(answers).toEqual([held] as SendResult[])
+    expect(subject.sender.pendingCount).toBe(0)
+  })
+
+  test("ends as offline when its request ends before a keeper is known", async () => {
+    const subject = await new Subject().start()
+    const { answers } = await subject.send("lock:1", { options })
+    jest.advanceTimersByTime(TIMEOUT_MS)
+    await settled()
+    expect(answers).toMatchObject([{ outcome: "timeout" }])
+    subject.keeperQueue = OTHER_QUEUE
+    subject.sender.sweep()
+    await settled()
+    expect(subject.kept()).toEqual(["offline"])
+    expect(subject.counters.commandsSettled.offline).toBe(1)
+    expect(subject.sender.pendingCount).toBe(0)
   })
 })
 
