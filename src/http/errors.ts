@@ -50,10 +50,14 @@ export interface HttpEnvironment {
   }
 }
 
-/** Makes `refuse` count. The first of all routes. */
+/**
+ * Makes `refuse` count. The first of all routes. All codes are there from the start: Prometheus sees
+ * no increase of a series that begins.
+ */
 export function countErrors({
   httpErrors,
 }: Pick<Counters, "httpErrors">): MiddlewareHandler<HttpEnvironment> {
+  for (const code of Object.keys(ERROR_STATUS)) httpErrors.set(code, httpErrors.get(code) ?? 0)
   const count = (code: ErrorCode) => httpErrors.set(code, (httpErrors.get(code) ?? 0) + 1)
   return async (c, next) => {
     c.set("refused", count)

@@ -8,6 +8,7 @@ import type { SendRequest } from "../../src/commands/http-sender.ts"
 import { Counters } from "../../src/counters.ts"
 import { TapeReader } from "../../src/fleet/tape/tape-reader.ts"
 import type { AppDependencies } from "../../src/http/app.ts"
+import { countedErrors } from "../support/counted-errors.ts"
 import { DOCUMENT, type Operation } from "../support/described-answers.ts"
 import { localApp } from "../support/local-app.ts"
 import { DEVICE, SERVING } from "./app-harness.ts"
@@ -170,7 +171,12 @@ function subject(given: Pick<AppDependencies, "tokens" | "readTokens">) {
     if (isStream) await response.body?.cancel()
     return { status: response.status, text: isStream ? "" : await response.text() }
   }
-  return { ...app, ask, acts, counted: () => Object.fromEntries(counters.httpErrors) }
+  return {
+    ...app,
+    ask,
+    acts,
+    counted: () => countedErrors(counters),
+  }
 }
 
 const OTHER_STATUS: Readonly<Record<string, number>> = {

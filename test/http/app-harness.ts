@@ -6,6 +6,7 @@ import { Counters } from "../../src/counters.ts"
 import type { DeviceView } from "../../src/fleet/device-view.ts"
 import type { AppDependencies } from "../../src/http/app.ts"
 import type { WorkerReport } from "../../src/process/control.ts"
+import { countedErrors } from "../support/counted-errors.ts"
 import { localApp, NO_PAGE } from "../support/local-app.ts"
 import { NO_HELD } from "./no-held.ts"
 import { NO_LOG } from "./no-log.ts"
@@ -127,7 +128,7 @@ export function sidecar(changes: AppChanges = {}) {
     post,
     postText: (body: Body, path?: string) => post(body, "text/plain", path),
     postJson: (body: unknown) => post(JSON.stringify(body), "application/json"),
-    counted: () => Object.fromEntries(counters.httpErrors),
+    counted: () => countedErrors(counters),
   }
 }
 

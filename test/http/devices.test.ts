@@ -9,6 +9,7 @@ import type { DeviceList, ListRequest } from "../../src/fleet/device-page.ts"
 import type { DeviceView } from "../../src/fleet/device-view.ts"
 import type { FleetQueryFailure } from "../../src/fleet/fleet-query.ts"
 import type { AppDependencies } from "../../src/http/app.ts"
+import { countedErrors } from "../support/counted-errors.ts"
 import { localApp } from "../support/local-app.ts"
 import { DEVICE } from "./app-harness.ts"
 import { NO_HELD } from "./no-held.ts"
@@ -83,7 +84,7 @@ class Subject {
     const body = (await response.json()) as { error: { message: string } }
     expect<number>(response.status).toBe(status)
     expect(body as unknown).toEqual({ error: { code, message: expect.stringMatching(/./) } })
-    expect(Object.fromEntries(this.counters.httpErrors)).toEqual({ [code]: 1 })
+    expect(countedErrors(this.counters)).toEqual({ [code]: 1 })
     expect(response.headers.has("retry-after")).toBe(status === 503)
     return body.error.message
   }
@@ -191,7 +192,7 @@ describe.each([
     expect(response.status).toBe(200)
     expect(await response.json()).toEqual(DEVICE)
     expect(subject.asked).toEqual([[act, "lock:1"]])
-    expect(subject.counters.httpErrors.size).toBe(0)
+    expect(countedErrors(subject.counters)).toEqual({})
   })
 
   test.each([

@@ -7,6 +7,7 @@ import { afterEach, describe, expect, jest, test } from "bun:test"
 import type { MessageProperties } from "../../src/broker/broker.ts"
 import type { Tap } from "../../src/broker/embedded.ts"
 import { Counters } from "../../src/counters.ts"
+import { countedErrors } from "../support/counted-errors.ts"
 import { localApp } from "../support/local-app.ts"
 import { until } from "../support/wait.ts"
 import { NO_HELD } from "./no-held.ts"
@@ -268,7 +269,7 @@ describe("a follower", () => {
     expect(refused.status).toBe(503)
     expect(refused.headers.get("retry-after")).toMatch(/^\d+$/)
     expect(await refused.json()).toMatchObject({ error: { code: "busy" } })
-    expect(Object.fromEntries(gateway.counters.httpErrors)).toEqual({ busy: 1 })
+    expect(countedErrors(gateway.counters)).toEqual({ busy: 1 })
     expect(gateway.taps.size).toBe(MAX_FOLLOWERS)
 
     await all[7]?.leave()

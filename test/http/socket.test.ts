@@ -10,6 +10,7 @@ import type { SendRequest } from "../../src/commands/http-sender.ts"
 import { Counters } from "../../src/counters.ts"
 import { app, maxBodyBytes } from "../../src/http/app.ts"
 import { type HttpServer, serve } from "../../src/http/server.ts"
+import { countedErrors } from "../support/counted-errors.ts"
 import { NO_PAGE } from "../support/local-app.ts"
 import { RawHttp } from "../support/raw-http.ts"
 import { until } from "../support/wait.ts"
@@ -173,7 +174,7 @@ async function expectTooLarge(client: RawHttp): Promise<void> {
     contentType: expect.stringMatching(/^application\/json/),
     body: expect.stringMatching(/^\{"error":\{"code":"too_large","message":".+"\}\}$/),
   })
-  expect(Object.fromEntries(counters.httpErrors)).toEqual({ too_large: 1 })
+  expect(countedErrors(counters)).toEqual({ too_large: 1 })
   expect(sent).toEqual([])
 }
 
