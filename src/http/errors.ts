@@ -51,8 +51,8 @@ export interface HttpEnvironment {
 }
 
 /**
- * Makes `refuse` count. The first of all routes. All codes are there from the start: Prometheus sees
- * no increase of a series that begins.
+ * Makes `refuse` count. The first of all routes. All codes are there from the start: Prometheus
+ * sees no increase of a series that begins.
  */
 export function countErrors({
   httpErrors,
