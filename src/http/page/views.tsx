@@ -325,10 +325,10 @@ function Overview({ hasMessages }: { readonly hasMessages: boolean }) {
           />
         </Panel>
       </div>
-      <Panel id="events-panel" title="Notices and faults" note="newest first">
+      <Panel id="events-panel" title="Warnings and errors" note="the last 50, newest first">
         <Table
           id="events"
-          label="Notices and faults"
+          label="Warnings and errors"
           columns={["Time", "Level", "Message", ["From", "wide"]]}
           empty="None."
         />

@@ -11,7 +11,7 @@ import { follow } from "./streams.js"
 /** @typedef {InstanceState & { findings: Finding[] }} State */
 
 const HISTORY_MS = 900_000
-/** Notices and faults, and what came since the page was opened. */
+/** Warnings and errors, the last ones and those that came since the page was opened. */
 const MAX_EVENTS = 50
 const MAX_MESSAGES = 20
 /** Lines come faster than anybody reads. */
@@ -207,13 +207,14 @@ function showRates(id, counts, empty) {
 let entries = []
 let nextEntry = 0
 
-follow(`/events?last=${MAX_EVENTS}`, { log: showEntry, audit: showEntry }, (state) => {
+follow(`/events?last=${MAX_EVENTS}`, { log: showEntry }, (state) => {
   // The stream begins again with the past ones.
   if (state === "live") entries = []
 })
 
-/** @param {LogEntry} entry */
+/** Of the level info there are so many that they would push the others out. @param {LogEntry} entry */
 function showEntry(entry) {
+  if (entry.level === "info") return
   entries.unshift({ ...entry, key: String(nextEntry) })
   nextEntry += 1
   entries.splice(MAX_EVENTS)
