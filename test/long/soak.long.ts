@@ -43,6 +43,8 @@ test(
     const bed = await FaultBed.start({
       ...COMMAND_LOAD.environment,
       DEVICE_ACK: "seq",
+      // The devices that get commands send nothing.
+      IDLE_TIMEOUT_MS: "86400000",
       TLS_CERT_FILE: join(directory, "server.crt"),
       TLS_KEY_FILE: join(directory, "server.key"),
     })
