@@ -186,14 +186,20 @@ describe("permissions", () => {
     [
       "to write are missing",
       [".*", "^(to_device|owsla\\.(worker|held).*)$", ".*"],
-      ["failure"],
-      "no write permission on amq.default, owsla.fleet, owsla.presence",
+      ["failure", "warning"],
+      "no write permission on amq.default, owsla.fleet, owsla.presence, owsla.fleet.doctor-test.0.doctor",
     ],
     [
       "to read are missing",
       [".*", ".*", "^owsla\\.(worker|fleet)\\..*$"],
-      ["failure", "warning", "warning"],
-      "no read permission on to_device, owsla.dead_letters",
+      ["failure", "warning", "warning", "warning", "warning"],
+      "no read permission on to_device, owsla.dead_letters, owsla.fleet (",
+    ],
+    [
+      "to bind to the optional exchanges are missing",
+      [".*", "^(amq\\.default|owsla\\..*)$", "^(to_device|owsla\\.(?!commands$|broadcast$).*)$"],
+      ["warning", "warning", "warning"],
+      "no write permission on to_device: without it there are no commands through the exchange owsla.commands, unless",
     ],
   ])(
     "%s",
@@ -208,6 +214,24 @@ describe("permissions", () => {
     LIMIT_MS,
   )
 })
+
+test(
+  "the fleet cannot be heard without read permission on its exchange",
+  async () => {
+    const { vhost, url } = await virtualHost(".*", ".*", "^owsla\\.fleet\\..*$")
+    const client = new AMQPClient(url)
+    await client.connect()
+    await (await client.channel()).exchangeDeclare("owsla.fleet", "fanout", { durable: true })
+    await client.close()
+    const before = await contents(vhost)
+    const { of, status } = await doctor({ AMQP_URL: url })
+    expect(of("fleet").levels).toEqual(["failure"])
+    expect(of("fleet").text).toContain("the user has no read permission on owsla.fleet: ")
+    expect(status).toBe(2)
+    expect(await contents(vhost)).toBe(before)
+  },
+  LIMIT_MS,
+)
 
 describe("a broker that cannot be used", () => {
   const free = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data() {} } })

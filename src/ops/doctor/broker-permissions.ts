@@ -8,11 +8,16 @@
  *   write      basic.publish with an invalid `expiration`           406, or 404 without the exchange
  *   read       basic.consume with an invalid `x-priority`           406, or 404 without the queue
  *
+ * A binding needs write on the queue and read on the exchange. `queue.bind` is not used as the
+ * question, because it could make the binding. RabbitMQ's own permissions are patterns of names and
+ * do not distinguish queues from exchanges, so the questions above are asked with these names too.
+ *
  * Other brokers may check in another order, so they are not asked.
  */
 
 import type { AMQPChannel } from "@cloudamqp/amqp-client"
 import {
+  BROADCAST_EXCHANGE,
   BROADCASTS,
   COMMANDS_EXCHANGE,
   DEAD_LETTERS,
@@ -27,7 +32,8 @@ import type { BrokerSession } from "./broker-session.ts"
 import { type Finding, failure, ok, skipped, warning } from "./finding.ts"
 
 const CHECK = "permissions"
-const ADVICE = "give it with rabbitmqctl set_permissions; docs/OPERATING.md has the patterns"
+export const PERMISSION_ADVICE =
+  "give it with rabbitmqctl set_permissions; docs/OPERATING.md has the patterns"
 
 type Permission = "configure" | "write" | "read"
 
@@ -58,19 +64,28 @@ export async function checkPermissions(
       : name === COMMANDS_EXCHANGE
         ? `commands through the exchange ${COMMANDS_EXCHANGE}`
         : null
+  // An operator may make these bindings, and AMQP has no method that shows them.
+  const boundCommands = `commands through the exchange ${COMMANDS_EXCHANGE}, unless an operator makes its bindings`
+  const boundBroadcasts = `broadcasts from the broker, unless an operator binds ${BROADCASTS} to ${BROADCAST_EXCHANGE}`
   const needed: Needed[] = [
     ...[...missing, workerQueue(worker), fleet].map(
       (resource): Needed => ({ permission: "configure", resource, purpose: optional(resource) }),
     ),
     { permission: "configure", resource: held, purpose: "commands with hold_ms" },
-    ...["", FLEET_EXCHANGE, PRESENCE_EXCHANGE].map(
+    ...["", FLEET_EXCHANGE, PRESENCE_EXCHANGE, fleet].map(
       (resource): Needed => ({ permission: "write", resource, purpose: null }),
     ),
-    ...[broker.toDeviceQueue, DEAD_LETTERS, workerQueue(worker), fleet].map(
+    ...[broker.toDeviceQueue, workerQueue(worker)].map(
+      (resource): Needed => ({ permission: "write", resource, purpose: boundCommands }),
+    ),
+    { permission: "write", resource: BROADCASTS, purpose: boundBroadcasts },
+    ...[broker.toDeviceQueue, DEAD_LETTERS, workerQueue(worker), fleet, FLEET_EXCHANGE].map(
       (resource): Needed => ({ permission: "read", resource, purpose: null }),
     ),
     { permission: "read", resource: BROADCASTS, purpose: "broadcasts from the broker" },
     { permission: "read", resource: held, purpose: "commands with hold_ms" },
+    { permission: "read", resource: COMMANDS_EXCHANGE, purpose: boundCommands },
+    { permission: "read", resource: BROADCAST_EXCHANGE, purpose: boundBroadcasts },
   ]
   const findings: Finding[] = []
   const refused: Needed[] = []
@@ -111,8 +126,8 @@ function refusalFindings(refused: readonly Needed[]): Finding[] {
     const names = group.map(({ resource }) => nameOf(resource)).join(", ")
     const message = `the user has no ${permission} permission on ${names}`
     return purpose === null
-      ? failure(CHECK, message, ADVICE)
-      : warning(CHECK, `${message}: without it there are no ${purpose}`, ADVICE)
+      ? failure(CHECK, message, PERMISSION_ADVICE)
+      : warning(CHECK, `${message}: without it there are no ${purpose}`, PERMISSION_ADVICE)
   })
 }
 

@@ -11,15 +11,18 @@
  * `MAX_MEMBERS` workers.
  */
 
+import { readBrokerError } from "../../amqp/errors.ts"
 import type { Delivery } from "../../broker/broker.ts"
 import { FLEET_EXCHANGE } from "../../broker/topology.ts"
 import type { Config } from "../../config/config.ts"
+import { errorText } from "../../errors.ts"
 import { FleetKeys, MAC_HEADER } from "../../fleet/fleet-keys.ts"
 import { MAX_MEMBERS } from "../../fleet/members.ts"
 import { type FleetMessage, parseFleetMessage } from "../../fleet/messages.ts"
+import { PERMISSION_ADVICE } from "./broker-permissions.ts"
 import type { BrokerSession } from "./broker-session.ts"
 import { clockFinding } from "./clock.ts"
-import { type Finding, failure, ok, skipped, warning } from "./finding.ts"
+import { type Finding, failure, ok, warning } from "./finding.ts"
 
 const CHECK = "fleet"
 /** Longer than the interval of `alive` messages. */
@@ -130,8 +133,8 @@ export async function checkFleet(session: BrokerSession, config: Config): Promis
   const queue = await session.temporaryQueue(channel)
   try {
     await channel.queueBind(queue, FLEET_EXCHANGE, "")
-  } catch {
-    return [skipped(CHECK, `the user has no read permission on ${FLEET_EXCHANGE}`)]
+  } catch (error) {
+    return [bindingFailure(errorText(error), queue)]
   }
   await channel.basicConsume(queue, { noAck: true }, ({ body, properties }) => {
     listen(heard, keys, { body: body ?? new Uint8Array(0), properties })
@@ -139,6 +142,21 @@ export async function checkFleet(session: BrokerSession, config: Config): Promis
   await Bun.sleep(LISTEN_MS)
   await channel.close()
   return heard.findings(config)
+}
+
+/** A worker binds its fleet queue with the same permissions, and is not ready without them. */
+function bindingFailure(text: string, queue: string): Finding {
+  const error = readBrokerError(text)
+  if (error.kind !== "access_refused") {
+    const advice = `check the exchange ${FLEET_EXCHANGE} and the connection to the broker`
+    return failure(CHECK, `no queue can be bound to ${FLEET_EXCHANGE}: ${text}`, advice)
+  }
+  const missing =
+    error.resource === queue
+      ? "write permission on owsla.fleet.*, the queues of workers"
+      : `read permission on ${FLEET_EXCHANGE}`
+  const message = `the user has no ${missing}: a worker needs it to bind its queue`
+  return failure(CHECK, message, PERMISSION_ADVICE)
 }
 
 function listen(
