@@ -1,9 +1,9 @@
 /**
  * Checks the time that the platform gives a stopping process against `DRAIN_TIMEOUT_MS`: systemd's
- * `TimeoutStopSec`, Fly.io's `kill_timeout`, the grace period of Kubernetes and Docker. Pure: reads
- * through `Machine`.
+ * `TimeoutStopSec`, Fly.io's `kill_timeout`, the grace period of Kubernetes, Docker and Podman.
+ * Pure: reads through `Machine`.
  *
- * A process cannot read the last two from within, so their defaults are named.
+ * A process cannot read the last three from within, so their defaults are named.
  */
 
 import type { Config, Platform } from "../../config/config.ts"
@@ -17,7 +17,13 @@ const GRACE_MS = 10_000
 const FLY_DEFAULT_MS = 5_000
 const FLY_MAX_MS = 300_000
 const KUBERNETES_DEFAULT_MS = 30_000
-const DOCKER_DEFAULT_MS = 10_000
+/** Docker and Podman have the same default. */
+const CONTAINER_DEFAULT_MS = 10_000
+/** A file that the engine puts into each container. */
+const CONTAINER_FILES = [
+  ["Docker", "/.dockerenv"],
+  ["Podman", "/run/.containerenv"],
+] as const
 const FLY_FILE = "fly.toml"
 
 export interface DrainBudgetOptions {
@@ -40,8 +46,14 @@ export function checkDrainBudget({
   if (platform.isKubernetes) {
     return hidden("Kubernetes", "terminationGracePeriodSeconds", KUBERNETES_DEFAULT_MS, neededMs)
   }
-  if (machine.read("/.dockerenv") !== null) {
-    return hidden("Docker", "the time of docker stop", DOCKER_DEFAULT_MS, neededMs)
+  for (const [engine, file] of CONTAINER_FILES) {
+    if (machine.read(file) === null) continue
+    return hidden(
+      engine,
+      `the time of ${engine.toLowerCase()} stop`,
+      CONTAINER_DEFAULT_MS,
+      neededMs,
+    )
   }
   return [skipped(CHECK, `the platform is not known; ${needs} between SIGTERM and SIGKILL`)]
 }

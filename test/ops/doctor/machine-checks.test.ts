@@ -181,6 +181,7 @@ describe("the drain budget", () => {
     ["Fly.io without its file", { platform: { ...nowhere, isFly: true } }, ["warning"]],
     ["Kubernetes", { platform: { ...nowhere, isKubernetes: true } }, ["warning"]],
     ["Docker", { machine: fakeMachine({ files: { "/.dockerenv": "" } }) }, ["warning"]],
+    ["Podman", { machine: fakeMachine({ files: { "/run/.containerenv": "" } }) }, ["warning"]],
     ["no known platform", {}, ["skipped"]],
   ])("of %s", (_, over, levels) => {
     expect(check(over).map(({ level }) => level)).toEqual(levels)
