@@ -435,19 +435,34 @@ function passwordsOf(urls: readonly string[]): string {
   return [...new Set(passwords)].sort().join("\n")
 }
 
-/** Warnings about a valid configuration, one sentence each. */
-export function risks({ amqp, device }: Config): string[] {
-  const found: string[] = []
+/** A valid setting that is dangerous. Each text is one clause; the log has both. */
+export interface Risk {
+  readonly risk: string
+  /** What to do about it. */
+  readonly advice: string
+}
+
+/** Warnings about a valid configuration. */
+export function risks({ amqp, device }: Config): Risk[] {
+  const found: Risk[] = []
   if (amqp === null) {
-    found.push("embedded broker: nothing is kept, for a first try only; set AMQP_URL")
+    found.push({
+      risk: "embedded broker: nothing is kept, for a first try only",
+      advice: "set AMQP_URL",
+    })
   }
   if (device.auth === "none" && !isLoopback(device.host)) {
-    found.push(`DEVICE_AUTH=none on ${device.host}: every device that reaches the port is admitted`)
+    found.push({
+      risk: `DEVICE_AUTH=none on ${device.host}: every device that reaches the port is admitted`,
+      advice:
+        "set DEVICE_AUTH to hello, mtls or token, or let only trusted networks reach the port",
+    })
   }
   if (device.token !== null && device.token.audience === null) {
-    found.push(
-      "TOKEN_AUDIENCE is not set: tokens that the issuer has made for other services are accepted too",
-    )
+    found.push({
+      risk: "TOKEN_AUDIENCE is not set: tokens that the issuer has made for other services are accepted too",
+      advice: "set TOKEN_AUDIENCE to the audience (aud) that the issuer gives to tokens of devices",
+    })
   }
   return found
 }

@@ -121,7 +121,9 @@ export async function runWorker(options: ProcessOptions): Promise<void> {
     if (channel === null) setInterval(() => void sample(worker, history), SAMPLE_EVERY_MS)
     state = "serving"
     // Before "listening", so that the warnings precede the event that other programs wait for.
-    for (const message of risks(config)) events.emit("notice", { message })
+    for (const { risk, advice } of risks(config)) {
+      events.emit("notice", { message: `${risk}; ${advice}` })
+    }
     events.emit("listening", { ...ports, maxConnections })
     if (channel === null) events.emit("instance_started", addressesOf(config, ports))
     else channel.send({ kind: "listening", ...ports })

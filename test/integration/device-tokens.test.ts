@@ -337,7 +337,7 @@ describe("with the embedded broker", () => {
     replaceKeys(pemOf(EDDSA))
     gateway = await startGateway({ ...settings, TOKEN_AUDIENCE: "", TOKEN_ISSUER: "" })
     expect(gateway.log.map(({ msg }) => msg)).toContain(
-      "TOKEN_AUDIENCE is not set: tokens that the issuer has made for other services are accepted too",
+      "TOKEN_AUDIENCE is not set: tokens that the issuer has made for other services are accepted too; set TOKEN_AUDIENCE to the audience (aud) that the issuer gives to tokens of devices",
     )
     expect(await isAdmitted(firstLine(EDDSA, "any", { iss: undefined, aud: "other" }))).toBe(true)
   }, 90_000)

@@ -85,7 +85,8 @@ async function differenceOf(
   const refusal = await session.attempt((channel) => channel.queueDeclare(name, params, args))
   if (refusal === null || refusal.error.kind === "access_refused") return null
   if (refusal.error.kind !== "precondition_failed") {
-    return failure(CHECK, `queue ${name}: ${refusal.text}`, null)
+    const advice = `check ${name} with rabbitmqctl list_queues, and the log of the broker`
+    return failure(CHECK, `queue ${name}: ${refusal.text}`, advice)
   }
   const { argument } = refusal.error
   const message = `queue ${name} exists with other arguments, and is used as it is: ${refusal.text}`

@@ -43,7 +43,10 @@ export function checkCertificate(config: Config, nowMs: number): Finding[] {
     return [failure(CHECK, errorText(error), "correct TLS_CERT_FILE and TLS_KEY_FILE")]
   }
   const [leaf] = chain
-  if (leaf === undefined) return [failure(CHECK, "TLS_CERT_FILE has no certificate", null)]
+  if (leaf === undefined) {
+    const advice = "put the server certificate and its intermediate certificates into it, as PEM"
+    return [failure(CHECK, "TLS_CERT_FILE has no certificate", advice)]
+  }
   const renew = config.tls.development
     ? "bun run certs server makes a new development certificate"
     : "renew it, then send SIGHUP to the gateway: connections stay open"

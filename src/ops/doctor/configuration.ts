@@ -12,7 +12,7 @@ const SETTINGS_DOCUMENT = "docs/CONFIGURATION.md lists all settings with their r
 export function checkConfiguration({ config, faults, set }: Inspection): Finding[] {
   const findings = [
     ...faults.map((fault) => failure(CHECK, fault, SETTINGS_DOCUMENT)),
-    ...risks(config).map((risk) => warning(CHECK, risk, null)),
+    ...risks(config).map(({ risk, advice }) => warning(CHECK, risk, advice)),
     ...dangers(config),
   ]
   if (faults.length === 0) {

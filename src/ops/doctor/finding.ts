@@ -12,7 +12,10 @@
 import { errorText } from "../../errors.ts"
 
 /** skipped: the message says why it was not checked. It does not count for the exit status. */
-export type Level = "ok" | "skipped" | "warning" | "failure"
+export type Level = Finding["level"]
+
+const TIMEOUT_ADVICE = "check the load of this machine and of the broker, and run the doctor again"
+const ERROR_ADVICE = "correct what the message names, and run the doctor again"
 
 export type CheckName =
   | "configuration"
@@ -35,14 +38,16 @@ export type CheckName =
   | "drain"
   | "cost"
 
-export interface Finding {
+export type Finding = {
   readonly check: CheckName
-  readonly level: Level
   /** What was found, in one sentence. */
   readonly message: string
-  /** What to do; null when there is nothing to do. */
-  readonly advice: string | null
-}
+} & (
+  | { readonly level: "ok"; readonly advice: string | null }
+  | { readonly level: "skipped"; readonly advice: null }
+  /** The advice says what to do. */
+  | { readonly level: "warning" | "failure"; readonly advice: string }
+)
 
 export interface Check {
   readonly name: CheckName
@@ -58,11 +63,11 @@ export const skipped = (check: CheckName, why: string): Finding => ({
   ...{ check, level: "skipped", message: `not checked: ${why}`, advice: null },
 })
 
-export const warning = (check: CheckName, message: string, advice: string | null): Finding => ({
+export const warning = (check: CheckName, message: string, advice: string): Finding => ({
   ...{ check, level: "warning", message, advice },
 })
 
-export const failure = (check: CheckName, message: string, advice: string | null): Finding => ({
+export const failure = (check: CheckName, message: string, advice: string): Finding => ({
   ...{ check, level: "failure", message, advice },
 })
 
@@ -70,11 +75,11 @@ export const failure = (check: CheckName, message: string, advice: string | null
 export async function runCheck({ name, timeoutMs, run }: Check): Promise<readonly Finding[]> {
   const { promise: late, resolve } = Promise.withResolvers<readonly Finding[]>()
   const message = `no result within ${timeoutMs / 1_000} s`
-  const timer = setTimeout(() => resolve([failure(name, message, null)]), timeoutMs)
+  const timer = setTimeout(() => resolve([failure(name, message, TIMEOUT_ADVICE)]), timeoutMs)
   try {
     return await Promise.race([Promise.resolve().then(run), late])
   } catch (error) {
-    return [failure(name, errorText(error), null)]
+    return [failure(name, errorText(error), ERROR_ADVICE)]
   } finally {
     clearTimeout(timer)
   }

@@ -31,6 +31,7 @@ export function secretsOf(config: Config, more: readonly string[] = []): string[
 export function withoutSecrets(finding: Finding, secrets: readonly string[]): Finding {
   const hide = (text: string) =>
     secrets.reduce((hidden, secret) => hidden.replaceAll(secret, HIDDEN), text)
-  const { message, advice } = finding
-  return { ...finding, message: hide(message), advice: advice === null ? null : hide(advice) }
+  const message = hide(finding.message)
+  if (finding.advice === null) return { ...finding, message }
+  return { ...finding, message, advice: hide(finding.advice) }
 }

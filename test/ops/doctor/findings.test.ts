@@ -39,6 +39,7 @@ describe("a check", () => {
     const never = () => new Promise<Finding[]>(() => undefined)
     const [finding] = await runCheck({ name: "broker", timeoutMs: 20, run: never })
     expect(finding).toMatchObject({ level: "failure", message: "no result within 0.02 s" })
+    expect(finding?.advice).toContain("run the doctor again")
   })
 
   test.each<[string, () => Promise<Finding[]> | Finding[]]>([
@@ -51,7 +52,13 @@ describe("a check", () => {
     ],
   ])("that %s is a failure with the reason", async (_, run) => {
     const [finding] = await runCheck({ name: "broker", timeoutMs: 10_000, run })
-    expect(finding).toEqual(failure("broker", "what happened", null))
+    expect(finding).toEqual(
+      failure(
+        "broker",
+        "what happened",
+        "correct what the message names, and run the doctor again",
+      ),
+    )
   })
 })
 
