@@ -155,10 +155,16 @@ test(
     const client = new AMQPClient(url)
     await client.connect()
     const channel = await client.channel()
-    await channel.queueDeclare("from_device", { durable: true }, { "x-queue-type": "classic" })
+    for (const queue of ["from_device", "owsla.held.3"]) {
+      await channel.queueDeclare(queue, { durable: true }, { "x-queue-type": "classic" })
+    }
+    await channel.queueDeclare("owsla.held.0", { durable: true }, { "x-queue-type": "quorum" })
     await client.close()
     const { of } = await doctor({ AMQP_URL: url })
-    expect(of("queues").levels).toEqual(["warning", "ok"])
+    expect(of("queues").levels).toEqual(["ok", "warning", "warning", "ok"])
+    expect(of("queues").text).toContain("1 queue(s) exist as wanted")
+    expect(of("queues").text).toContain("queue owsla.held.3 exists with other arguments")
+    expect(of("queues").text).not.toContain("owsla.held.1")
     expect(of("queues").text).toContain("queue from_device exists with other arguments")
     expect(of("queues").text).toContain("set QUEUE_TYPE to its type")
   },

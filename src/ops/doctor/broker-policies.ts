@@ -8,10 +8,10 @@
  * `consumer-timeout` closes channels on which commands wait.
  */
 
-import { DEAD_LETTERS, heldQueue, lineQueues } from "../../broker/topology.ts"
+import { DEAD_LETTERS, lineQueues } from "../../broker/topology.ts"
 import type { Config } from "../../config/config.ts"
 import { errorText } from "../../errors.ts"
-import { sharedQueues } from "./broker-queues.ts"
+import { heldQueues, sharedQueues } from "./broker-queues.ts"
 import { clockFinding } from "./clock.ts"
 import { type Finding, failure, ok, skipped, warning } from "./finding.ts"
 import { type ManagedQueue, Management, ManagementError } from "./management.ts"
@@ -19,8 +19,6 @@ import { type ManagedQueue, Management, ManagementError } from "./management.ts"
 const CHECK = "policies"
 /** The accuracy of an HTTP date. */
 const DATE_ACCURACY_MS = 1_000
-/** Of the queues of held commands. There are up to FLEET_SHARDS of them, with the same policies. */
-const MAX_HELD_QUEUES = 16
 
 /** @param url of the management plugin; null when it was not given. */
 export async function checkPolicies(config: Config, url: URL | null): Promise<Finding[]> {
@@ -55,12 +53,8 @@ export async function checkPolicies(config: Config, url: URL | null): Promise<Fi
   }
 }
 
-function queuesOf({ broker, fleetShards }: Config): string[] {
-  const held = Array.from({ length: Math.min(fleetShards, MAX_HELD_QUEUES) }, (_, shard) => shard)
-  return [
-    ...sharedQueues(broker).map(({ name }) => name),
-    ...held.map((shard) => heldQueue(broker, shard).name),
-  ]
+function queuesOf(config: Config): string[] {
+  return [...sharedQueues(config.broker), ...heldQueues(config)].map(({ name }) => name)
 }
 
 async function nodeFindings(management: Management): Promise<Finding[]> {

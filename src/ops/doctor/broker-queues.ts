@@ -7,7 +7,10 @@
  *
  * A declaration of a queue that exists changes nothing (AMQP 0-9-1, `queue.declare`). If a queue is
  * deleted between the two questions, it is made, as by the start of an instance. The queues of
- * workers are left out: they exist only while their worker runs.
+ * workers are left out: they exist only while their worker runs. The queues of held commands are
+ * checked if they exist, because each is made when the first command of its shard is held.
+ *
+ * Bound: `MAX_HELD_QUEUES` queues of held commands.
  */
 
 import { argumentsFor, hasDeliveryLimit } from "../../amqp/server-properties.ts"
@@ -15,15 +18,19 @@ import type { QueueDeclaration } from "../../broker/broker.ts"
 import {
   broadcastsQueue,
   EXCHANGES,
+  heldQueue,
   type QueueNames,
   queueDeclarations,
 } from "../../broker/topology.ts"
+import type { Config } from "../../config/config.ts"
 import type { BrokerSession } from "./broker-session.ts"
 import { type Finding, failure, ok, warning } from "./finding.ts"
 
 const CHECK = "queues"
 /** No worker has this name: only the queues that all instances share are used here. */
 const NO_WORKER = { worker: "", incarnation: "" }
+/** There are up to FLEET_SHARDS of them, and each question takes some round trips. */
+const MAX_HELD_QUEUES = 16
 
 /** The queues that all instances share. */
 export function sharedQueues(names: QueueNames): QueueDeclaration[] {
@@ -33,16 +40,19 @@ export function sharedQueues(names: QueueNames): QueueDeclaration[] {
   return [...own, broadcastsQueue(names)]
 }
 
+/** The queues of held commands of the first shards. Any of them may be missing. */
+export function heldQueues({ broker, fleetShards }: Config): QueueDeclaration[] {
+  const count = Math.min(fleetShards, MAX_HELD_QUEUES)
+  return Array.from({ length: count }, (_, shard) => heldQueue(broker, shard))
+}
+
 export interface CheckedQueues {
   readonly findings: readonly Finding[]
-  /** The queues and exchanges that do not exist. */
+  /** The queues and exchanges that do not exist and that the start declares. */
   readonly missing: readonly string[]
 }
 
-export async function checkQueues(
-  session: BrokerSession,
-  names: QueueNames,
-): Promise<CheckedQueues> {
+export async function checkQueues(session: BrokerSession, config: Config): Promise<CheckedQueues> {
   const findings: Finding[] = []
   const missing: string[] = []
   let equal = 0
@@ -52,13 +62,15 @@ export async function checkQueues(
     )
     if (absent !== null) missing.push(name)
   }
-  for (const queue of sharedQueues(names)) {
+  const shared = sharedQueues(config.broker)
+  for (const queue of [...shared, ...heldQueues(config)]) {
     const { name } = queue
     const refusal = await session.attempt((channel) =>
       channel.queueDeclare(name, { passive: true }),
     )
-    if (refusal?.error.kind === "not_found") missing.push(name)
-    else if (refusal !== null) {
+    if (refusal?.error.kind === "not_found") {
+      if (shared.includes(queue)) missing.push(name)
+    } else if (refusal !== null) {
       const advice = "start the broker node that holds it, or wait until it has a leader"
       findings.push(failure(CHECK, `queue ${name} cannot be used: ${refusal.text}`, advice))
     } else {

@@ -111,7 +111,7 @@ function brokerChecks({ inspection }: ChecksOptions): Checks {
     all: [
       { name: "broker", timeoutMs: urls * OPEN_MS + SHORT_MS, run: open },
       connected("queues", QUESTIONS_MS, async (on) => {
-        const checked = await checkQueues(on, config.broker)
+        const checked = await checkQueues(on, config)
         missing = checked.missing
         return [...checked.findings]
       }),
