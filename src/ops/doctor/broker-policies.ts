@@ -5,10 +5,16 @@
  *
  * A policy breaks a promise when it makes the broker delete messages: a length limit that drops, a
  * TTL on a queue that does not dead-letter, a delivery limit, an expiring queue. A short
- * `consumer-timeout` closes channels on which commands wait.
+ * `consumer-timeout` closes channels on which commands wait. Of the workers' queues only those of
+ * this instance are checked.
  */
 
-import { DEAD_LETTERS, lineQueues } from "../../broker/topology.ts"
+import {
+  DEAD_LETTERS,
+  lineQueues,
+  WORKER_QUEUE_TTL_MS,
+  workerQueue,
+} from "../../broker/topology.ts"
 import type { Config } from "../../config/config.ts"
 import { errorText } from "../../errors.ts"
 import { heldQueues, sharedQueues } from "./broker-queues.ts"
@@ -54,7 +60,13 @@ export async function checkPolicies(config: Config, url: URL | null): Promise<Fi
 }
 
 function queuesOf(config: Config): string[] {
-  return [...sharedQueues(config.broker), ...heldQueues(config)].map(({ name }) => name)
+  const durable = [...sharedQueues(config.broker), ...heldQueues(config)].map(({ name }) => name)
+  return [...durable, ...ownWorkerQueues(config)]
+}
+
+/** They exist only while this instance runs, or ran some minutes ago. */
+function ownWorkerQueues({ instanceId, workers }: Config): string[] {
+  return Array.from({ length: workers }, (_, index) => workerQueue(`${instanceId}.${index}`))
 }
 
 async function nodeFindings(management: Management): Promise<Finding[]> {
@@ -107,8 +119,12 @@ export function policyFindings(queue: ManagedQueue, config: Config): Finding[] {
     const message = `${name} deletes ${what} after ${ttlMs} ms${by}`
     findings.push(failure(CHECK, message, 'remove "message-ttl" from the policy'))
   }
-  if (limit("expires") !== null) {
-    const message = `${name} is deleted when it is not used for ${limit("expires")} ms${by}`
+  const expiresMs = limit("expires")
+  const ownQueues = ownWorkerQueues(config)
+  // The queue of a worker expires by its own arguments, and must outlive the commands in it.
+  const mayBeDeleted = ownQueues.includes(name) && (expiresMs ?? 0) > WORKER_QUEUE_TTL_MS
+  if (expiresMs !== null && !mayBeDeleted) {
+    const message = `${name} is deleted when it is not used for ${expiresMs} ms${by}`
     findings.push(failure(CHECK, message, 'remove "expires" from the policy'))
   }
   const deliveries = limit("delivery-limit")
@@ -120,7 +136,9 @@ export function policyFindings(queue: ManagedQueue, config: Config): Finding[] {
   }
   const timeoutMs = limit("consumer-timeout")
   const waitsMs = Math.max(device.maxReplyMs, device.slowDeviceTimeoutMs, device.gapTimeoutMs)
-  const isConsumed = name === broker.toDeviceQueue || name === DEAD_LETTERS
+  // Not the queues of held commands: their keeper publishes an old delivery again, and acknowledges
+  // it, before the shortest timeout that RabbitMQ enforces (`REFRESH_MS` of `held-log.ts`).
+  const isConsumed = [broker.toDeviceQueue, DEAD_LETTERS, ...ownQueues].includes(name)
   if (timeoutMs !== null && isConsumed && timeoutMs < 2 * waitsMs) {
     const message = `${name} has a consumer timeout of ${timeoutMs} ms${by}, and a command may wait ${waitsMs} ms for its device`
     const advice = `set "consumer-timeout" to at least ${2 * waitsMs}`

@@ -100,6 +100,25 @@ describe("a policy", () => {
     ["no delivery limit", "from_device", { "delivery-limit": -1 }, []],
     ["a short consumer timeout", "to_device", { "consumer-timeout": 60_000 }, ["warning"]],
     ["a long consumer timeout", "to_device", { "consumer-timeout": 1_800_000 }, []],
+    [
+      "a short consumer timeout of a worker's queue",
+      "owsla.worker.gw1.1",
+      { "consumer-timeout": 60_000 },
+      ["warning"],
+    ],
+    ["a consumer timeout of held commands", "owsla.held.0", { "consumer-timeout": 60_000 }, []],
+    [
+      "a worker's queue that expires after its commands",
+      "owsla.worker.gw1.0",
+      { expires: 15_001 },
+      [],
+    ],
+    [
+      "a worker's queue that expires with them",
+      "owsla.worker.gw1.0",
+      { expires: 15_000 },
+      ["failure"],
+    ],
     ["a consumer timeout of back-ends", "from_device", { "consumer-timeout": 60_000 }, []],
     ["nothing", "from_device", {}, []],
   ])("with %s", (_, name, policy, levels) => {
