@@ -5,7 +5,7 @@
  */
 
 import { afterAll, beforeAll, expect, test } from "bun:test"
-import { mkdtempSync, rmSync } from "node:fs"
+import { mkdtempSync, readdirSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import manifest from "../../package.json" with { type: "json" }
@@ -60,6 +60,21 @@ test.each<[string[], string]>([
 )
 
 test(
+  "certs makes a certificate",
+  async () => {
+    const made = mkdtempSync(join(tmpdir(), "owsla-binary-certs-"))
+    try {
+      const child = start(["certs", "--dir", made])
+      expect(await child.exited).toBe(0)
+      expect(readdirSync(made)).toContain("server.crt")
+    } finally {
+      rmSync(made, { recursive: true, force: true })
+    }
+  },
+  LIMIT_MS,
+)
+
+test(
   "the doctor checks the broker",
   async () => {
     const child = start(["doctor", "--json"], { AMQP_URL: broker.url, ...certificateFiles() })
@@ -97,6 +112,16 @@ test(
     const listening = () => log.filter(({ msg }) => msg === "listening")
     await until(() => listening().length === 2, { what: "two workers to listen" })
     expect(log.filter(({ msg }) => msg === "instance started")).toHaveLength(1)
+    const http = `http://127.0.0.1:${listening()[0]?.["httpPort"]}`
+    const page = await (await fetch(http)).text()
+    expect(page).toContain("Owsla")
+    const assets = [...page.matchAll(/\/page\/assets\/[^"]+/g)].map(([path]) => path)
+    expect(assets.length).toBeGreaterThan(0)
+    for (const path of assets) {
+      const asset = await fetch(`${http}${path}`)
+      expect({ path, status: asset.status }).toEqual({ path, status: 200 })
+      expect((await asset.text()).length).toBeGreaterThan(0)
+    }
     const port = Number(listening()[0]?.["devicePort"])
     const devices = await Promise.all(Array.from({ length: 8 }, () => connectDevice({ port })))
     await Promise.all(devices.map((device, at) => device.send(`line ${at}`)))
