@@ -35,7 +35,7 @@ import { Keepers } from "./keepers.ts"
 import { LocationCache } from "./location-cache.ts"
 import { Locator } from "./locator.ts"
 import { Members, REJOIN_MS } from "./members.ts"
-import { type FleetMessage, MAX_ROWS } from "./messages.ts"
+import { type FleetMessage, type FleetSettings, MAX_ROWS } from "./messages.ts"
 import { Presence } from "./presence.ts"
 import { RecordsQuery } from "./records-query.ts"
 import { Registrar } from "./registrar.ts"
@@ -62,6 +62,8 @@ export interface FleetOptions {
   readonly self: WorkerProcess
   /** `FLEET_SHARDS`, the same on all instances. */
   readonly shards: number
+  /** Those that the doctor compares between instances. */
+  readonly settings: FleetSettings
   readonly keeping: KeeperHooks
   /**
    * Called once for each named device after its admission, within about a second, with whether
@@ -430,10 +432,11 @@ export class Fleet {
   #alive(asks: boolean) {
     const { of, since, version, shards } = this.keepers.claim
     const keeps = { of, since, version, shards: [...shards] }
-    const { admitsPerS, keeping, nowMs } = this.#options
+    const { admitsPerS, keeping, nowMs, settings } = this.#options
     const held = keeping.count
     const rate = admitsPerS()
-    return { type: "alive", asks, sent_at: nowMs(), admits_per_s: rate, held, keeps } as const
+    const told = { sent_at: nowMs(), admits_per_s: rate, held, keeps, settings }
+    return { type: "alive", asks, ...told } as const
   }
 
   /** Many workers may tell their claims at the same time. */

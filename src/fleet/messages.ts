@@ -116,6 +116,15 @@ const lineCounts = v.pipe(
   v.maxEntries(32),
 )
 
+/** Of a later version, they may have names that are not known here. */
+const settings = v.pipe(
+  v.record(
+    v.pipe(v.string(), v.regex(/^[A-Z_]{1,64}$/)),
+    v.union([v.pipe(v.string(), v.maxLength(255)), v.pipe(v.number(), v.finite())]),
+  ),
+  v.maxEntries(64),
+)
+
 const message = v.variant("type", [
   /** With `asks` each receiver answers with its own `alive`. */
   v.object({
@@ -128,6 +137,11 @@ const message = v.variant("type", [
     admits_per_s: v.optional(v.pipe(v.number(), v.minValue(0), v.maxValue(1e6))),
     /** The number of held commands that the sender keeps. */
     held: v.optional(count),
+    /**
+     * Settings that must be equal on all instances, for the doctor. Earlier versions send none.
+     * Invalid ones are dropped, because membership must not depend on them.
+     */
+    settings: v.fallback(v.optional(settings), undefined),
     /** The shards that the sender keeps. Earlier versions keep none. */
     keeps: v.optional(
       v.object({
@@ -345,6 +359,9 @@ const message = v.variant("type", [
 ])
 
 export type FleetMessage = v.InferOutput<typeof message>
+
+/** Values by the names of the settings. */
+export type FleetSettings = Readonly<v.InferOutput<typeof settings>>
 
 /** A message without its sender, which the channel adds. */
 export type FleetContent = FleetMessage extends infer M

@@ -18,6 +18,7 @@ import { BroadcastConsumer } from "../commands/broadcast-consumer.ts"
 import { Commands } from "../commands/commands.ts"
 import type { CommandIds } from "../commands/forwarding.ts"
 import type { Config } from "../config/config.ts"
+import { fleetSettings } from "../config/fleet-settings.ts"
 import type { Counters } from "../counters.ts"
 import { Admitter } from "../device/admitter.ts"
 import { Authenticator } from "../device/authenticator.ts"
@@ -197,6 +198,7 @@ export class Worker {
     })
     this.fleet = new Fleet(broker, this.#connections, {
       ...{ self, ...clock, counters, keys, warn: notice, shards: config.fleetShards },
+      settings: fleetSettings(config),
       ...{ refusals: this.#refusals, history: this.#history },
       keeping: this.commands.keeper,
       registrationAnswered: (_deviceId, connectionId, hasHeld) =>

@@ -52,6 +52,7 @@ const broker = new AmqpBroker(values.url, self.worker)
 const fleet = new Fleet(broker, connections, {
   self,
   ...noRecords(),
+  settings: {},
   shards: Number(values.shards),
   keeping: NO_HELD_COMMANDS,
   registrationAnswered: () => undefined,

@@ -38,6 +38,7 @@ class Subject {
       self: SELF,
       ...clock,
       ...noRecords(),
+      settings: {},
       counters: new Counters(),
       keys: FLEET_KEYS,
       admitsPerS: () => 0,

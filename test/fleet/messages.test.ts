@@ -176,6 +176,15 @@ describe("fields that an earlier version does not send are optional", () => {
   })
 })
 
+test("settings may be missing, have names of a later version, and are dropped when invalid", () => {
+  const settings = { DEVICE_FRAMING: "line", SETTING_OF_A_LATER_VERSION: 7 }
+  expect(parsed({ ...MESSAGES.alive, settings })).toEqual({ ...MESSAGES.alive, settings })
+  expect(parsed(MESSAGES.alive)).toEqual(MESSAGES.alive)
+  for (const invalid of [null, 1, { DEVICE_FRAMING: null }, { a: 1 }, { A: "x".repeat(256) }]) {
+    expect(parsed({ ...MESSAGES.alive, settings: invalid })).toEqual(MESSAGES.alive)
+  }
+})
+
 describe("an invalid message", () => {
   test.each(Object.values(MESSAGES))("is one with a missing field: %j", (message) => {
     for (const name of Object.keys(message)) {

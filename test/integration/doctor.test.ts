@@ -109,7 +109,8 @@ test(
     const { vhost, url } = await virtualHost()
     const settings = { AMQP_URL: url, WORKERS: "1" }
     const one = await startGateway({ ...settings, INSTANCE_ID: "one" })
-    const two = await startGateway({ ...settings, INSTANCE_ID: "two", FLEET_SHARDS: "4" })
+    const other = { INSTANCE_ID: "two", FLEET_SHARDS: "4", DEVICE_FRAMING: "u16" }
+    const two = await startGateway({ ...settings, ...other })
     await one.ready()
     await two.ready()
     const client = new AMQPClient(url)
@@ -124,7 +125,8 @@ test(
     expect(of("queues").text).toContain("5 queue(s) exist as wanted")
     expect(of("queues").levels).toEqual(["ok"])
     expect(of("permissions").levels).toEqual(["ok"])
-    expect(of("fleet").levels).toEqual(["ok", "failure"])
+    expect(of("fleet").levels).toEqual(["ok", "failure", "failure"])
+    expect(of("fleet").text).toContain("DEVICE_FRAMING is line here and u16 on two (")
     expect(of("fleet").text).toContain("2 worker(s) of 2 instance(s) heard: one, two")
     expect(of("fleet").text).toContain("FLEET_SHARDS is 16 here and 4 on two.0")
     expect(of("clock").text).toContain("the one instance's clock agrees")
@@ -138,9 +140,9 @@ test(
     }
 
     const secret = { FLEET_SECRET: "0123456789abcdefghijklmnopqrstuvwxyz" }
-    const other = await doctor({ AMQP_URL: url, ...secret })
-    expect(other.of("fleet").text).toContain("a different FLEET_SECRET")
-    expect(other.of("fleet").levels[0]).toBe("failure")
+    const unverified = await doctor({ AMQP_URL: url, ...secret })
+    expect(unverified.of("fleet").text).toContain("a different FLEET_SECRET")
+    expect(unverified.of("fleet").levels[0]).toBe("failure")
     await client.close()
     expect(await one.stop()).toBe(0)
     expect(await two.stop()).toBe(0)

@@ -313,6 +313,7 @@ export class NetworkWorker {
     this.fleet = new Fleet(this.#broker, this.#connections, {
       self: this.self,
       ...noRecords(),
+      settings: {},
       shards: network.options.shards,
       keeping: {
         ...NO_HELD_COMMANDS,

@@ -3,22 +3,23 @@
  * `LISTEN_MS`, and sends nothing: each worker announces itself every 2 s in a fleet of up to 100
  * workers.
  *
- *   listening ──LISTEN_MS──► instances, equal FLEET_SHARDS, one process for each worker id, clocks,
+ *   listening ──LISTEN_MS──► instances, equal settings, one process for each worker id, clocks,
  *                            messages that do not verify
  *
- * A worker carries only `FLEET_SHARDS` of the settings in its messages, so no other setting is
- * compared. The difference of clocks contains the time of the message, some milliseconds. Bound:
- * `MAX_MEMBERS` workers.
+ * Of the settings a worker sends `FLEET_SHARDS` and those of `fleet-settings.ts`. A setting that it
+ * does not send, as in earlier versions, is not compared. The difference of clocks contains the
+ * time of the message, some milliseconds. Bound: `MAX_MEMBERS` workers.
  */
 
 import { readBrokerError } from "../../amqp/errors.ts"
 import type { Delivery } from "../../broker/broker.ts"
 import { FLEET_EXCHANGE } from "../../broker/topology.ts"
 import type { Config } from "../../config/config.ts"
+import { fleetSettings, SHOULD_BE_EQUAL } from "../../config/fleet-settings.ts"
 import { errorText } from "../../errors.ts"
 import { FleetKeys, MAC_HEADER } from "../../fleet/fleet-keys.ts"
 import { MAX_MEMBERS } from "../../fleet/members.ts"
-import { type FleetMessage, parseFleetMessage } from "../../fleet/messages.ts"
+import { type FleetMessage, type FleetSettings, parseFleetMessage } from "../../fleet/messages.ts"
 import { PERMISSION_ADVICE } from "./broker-permissions.ts"
 import type { BrokerSession } from "./broker-session.ts"
 import { clockFinding } from "./clock.ts"
@@ -36,6 +37,8 @@ interface Member {
   /** The processes that have used this worker id. */
   readonly incarnations: Set<string>
   shards: number | null
+  /** Empty when its messages have none. */
+  settings: FleetSettings
   /** The sender's clock minus this one, milliseconds; null when its messages have no time. */
   clockDifferenceMs: number | null
 }
@@ -49,17 +52,21 @@ export class HeardFleet {
     this.#unverified += 1
   }
 
-  heard({ from, incarnation, keeps, sent_at }: Alive, nowMs: number): void {
+  heard({ from, incarnation, keeps, sent_at, settings }: Alive, nowMs: number): void {
     const known = this.#members.get(from)
     if (known === undefined && this.#members.size >= MAX_MEMBERS) return
-    const member = known ?? { incarnations: new Set(), shards: null, clockDifferenceMs: null }
+    const member = known ?? {
+      ...{ incarnations: new Set(), shards: null, settings: {}, clockDifferenceMs: null },
+    }
     this.#members.set(from, member)
     member.incarnations.add(incarnation)
     member.shards = keeps?.of ?? member.shards
+    member.settings = settings ?? member.settings
     if (sent_at !== undefined) member.clockDifferenceMs = sent_at - nowMs
   }
 
-  findings({ instanceId, fleetShards }: Config): Finding[] {
+  findings(config: Config): Finding[] {
+    const { instanceId, fleetShards } = config
     const findings: Finding[] = []
     if (this.#unverified > 0) {
       findings.push(
@@ -84,6 +91,7 @@ export class HeardFleet {
         ),
       )
     }
+    findings.push(...this.#settings(fleetSettings(config)))
     const shared = [...this.#members].filter(([, { incarnations }]) => incarnations.size > 1)
     if (shared.length > 0) {
       findings.push(
@@ -106,6 +114,26 @@ export class HeardFleet {
       ? `; ${instanceId} is this machine's INSTANCE_ID and must run nowhere else`
       : ""
     return `${this.#members.size} worker(s) of ${instances.length} instance(s) heard: ${instances.join(", ")}${own}`
+  }
+
+  /** One finding for each setting that differs. The workers of an instance have the same values. */
+  #settings(own: FleetSettings): Finding[] {
+    return Object.entries(own).flatMap(([name, value]) => {
+      const instances = new Map<string | number, Set<string>>()
+      for (const [worker, { settings }] of this.#members) {
+        const theirs = settings[name]
+        if (theirs === undefined || theirs === value) continue
+        const known = instances.get(theirs) ?? new Set()
+        instances.set(theirs, known.add(instanceOf(worker)))
+      }
+      if (instances.size === 0) return []
+      const others = [...instances].map(
+        ([theirs, names]) => `${theirs} on ${[...names].sort().join(", ")}`,
+      )
+      const level = SHOULD_BE_EQUAL.includes(name) ? warning : failure
+      const message = `${name} is ${value} here and ${others.join(" and ")}`
+      return [level(CHECK, message, `set the same ${name} on all instances`)]
+    })
   }
 
   /** One finding for each instance, since its workers share a clock. */

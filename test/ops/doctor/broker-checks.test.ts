@@ -178,12 +178,38 @@ describe("the fleet", () => {
     ],
     ["a clock that is behind", { sent_at: NOW_MS - 5_000 }, ["ok", "warning"]],
     [
-      "an earlier version, without time and shards",
+      "the same settings, and one of a later version",
+      {
+        settings: { DEVICE_FRAMING: "line", MAX_HOLD_MS: config().hold.maxHoldMs, NEW_SETTING: 1 },
+      },
+      ["ok", "ok"],
+    ],
+    [
+      "a setting that must be equal, and one that should be",
+      { settings: { FROM_DEVICE_PARTITIONS: 8, MAX_REPLY_MS: 1_000 } },
+      ["ok", "failure", "warning", "ok"],
+    ],
+    [
+      "an earlier version, without time, shards and settings",
       { sent_at: undefined, keeps: undefined },
       ["ok"],
     ],
   ])("with %s", (_, over, expected) => {
     expect(levels(heard(alive("gw2.0", over)))).toEqual(expected)
+  })
+
+  test("names a setting that differs, its values and the instances", () => {
+    const settings = { TO_DEVICE_QUEUE: "commands" }
+    const other = { settings: { TO_DEVICE_QUEUE: "orders" } }
+    const fleet = heard(
+      ...[alive("gw3.0", { settings }), alive("gw2.0", { settings }), alive("gw2.1", { settings })],
+      ...[alive("gw4.0", other), alive("gw5.0")],
+    )
+    expect(fleet.findings(config())[1]).toMatchObject({
+      level: "failure",
+      message: "TO_DEVICE_QUEUE is to_device here and commands on gw2, gw3 and orders on gw4",
+      advice: "set the same TO_DEVICE_QUEUE on all instances",
+    })
   })
 
   test("with two processes of one worker id is a warning", () => {
