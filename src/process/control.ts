@@ -49,6 +49,11 @@ export interface Snapshot {
 /** What any worker can report for the whole instance. */
 export interface Gathered {
   readonly snapshots: readonly Snapshot[]
+  /**
+   * How often each worker was replaced since the start of the instance, by worker id. A worker that
+   * was never replaced is absent.
+   */
+  readonly restarts: Readonly<Record<string, number>>
   /** The last 15 minutes; null unless they were asked for. */
   readonly history: SampleColumns | null
 }

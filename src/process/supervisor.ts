@@ -18,6 +18,7 @@ import type { Subprocess } from "bun"
 import type { Config } from "../config/config.ts"
 import type { Counters } from "../counters.ts"
 import { Denylist } from "../device/denylist.ts"
+import { workerId } from "../device/ids.ts"
 import type { ListenerTls } from "../device/tls-port.ts"
 import { errorText } from "../errors.ts"
 import type { EventBus } from "../events.ts"
@@ -106,7 +107,8 @@ export class Supervisor {
   readonly #denylist = new DenylistFeed()
   readonly #log: SupervisorLog
   #ports: { devicePort: number; httpPort: number }
-  #restarts = 0
+  /** By slot; a worker that was never replaced is absent. */
+  readonly #restarts = new Map<number, number>()
   #lastGathering = NO_GATHERING
   #nextKey = 0
   #asking: ReturnType<typeof setInterval> | null = null
@@ -330,7 +332,7 @@ export class Supervisor {
       this.#drain(1, reason)
     } else {
       ended("restart")
-      this.#restarts += 1
+      this.#restarts.set(slot, (this.#restarts.get(slot) ?? 0) + 1)
       this.#spawn(slot)
     }
   }
@@ -445,6 +447,7 @@ export class Supervisor {
     const child = this.#slots.get(slot)?.process
     const gathered = {
       snapshots: [...answers.values(), ...unreported],
+      restarts: this.#restartsByWorker(),
       history: history ? this.#history.columns : null,
     }
     if (child) send(child, { kind: "gathered", id, gathered })
@@ -452,8 +455,16 @@ export class Supervisor {
 
   /** The metrics of the supervisor, and the counters of all workers except these. */
   async #metricsBeside(keys: ReadonlySet<number>): Promise<MetricsSnapshot[]> {
-    const own = await supervisorMetrics(this.#restarts, this.#counters.logLinesDropped)
+    const restarts = [...this.#restarts.values()].reduce((sum, count) => sum + count, 0)
+    const own = await supervisorMetrics(restarts, this.#counters.logLinesDropped)
     return [...this.#instanceCounters.beside(keys), own]
+  }
+
+  #restartsByWorker(): Record<string, number> {
+    const { instanceId } = this.#config
+    return Object.fromEntries(
+      [...this.#restarts].map(([slot, count]) => [workerId(instanceId, slot), count]),
+    )
   }
 
   /** Uses the snapshots that the workers have sent last: it asks for none. */

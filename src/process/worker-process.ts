@@ -57,7 +57,7 @@ export async function runWorker(options: ProcessOptions): Promise<void> {
     tokenVerifier,
     gather: async (own, wantsHistory) =>
       channel === null
-        ? { snapshots: [await own()], history: wantsHistory ? history.columns : null }
+        ? { snapshots: [await own()], restarts: {}, history: wantsHistory ? history.columns : null }
         : channel.gather(wantsHistory),
     rulesChanged: (rules) => channel?.send({ kind: "rules", rules }),
     empty: (on) => (channel === null ? worker.empty(on) : channel.send({ kind: "empty", on })),

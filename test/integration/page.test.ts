@@ -339,6 +339,32 @@ describe("the overview", () => {
   )
 
   test(
+    "shows which worker was replaced, and how often",
+    async () => {
+      const own = await startGateway({
+        ...{ AMQP_URL: (await sharedRabbitMq()).url, WORKERS: "2" },
+        ...ownQueues(uniqueNames("replaced")),
+      })
+      const visitor = await browser.visit(`http://127.0.0.1:${own.httpPort}`)
+      try {
+        const { page } = visitor
+        await page.goto("/")
+        const restarts = (slot: number) =>
+          page.locator("#workers tbody tr").nth(slot).locator("td").nth(10)
+        expect(await page.locator("#workers thead th").nth(10).textContent()).toBe("Restarts")
+        await restarts(1).getByText("0", { exact: true }).waitFor()
+        process.kill(Number(own.workers().get(1)), "SIGKILL")
+        await restarts(1).getByText("1", { exact: true }).waitFor()
+        expect(await restarts(0).textContent()).toBe("0")
+      } finally {
+        await visitor.leave()
+        await own.stop()
+      }
+    },
+    LIMIT_MS,
+  )
+
+  test(
     "shows how the queue of a stampede shrinks, and the lines of the embedded broker",
     async () => {
       const small = await startGateway({

@@ -4,7 +4,7 @@
  */
 
 import type { GateState } from "../../fleet/gate.ts"
-import type { Snapshot, WorkerReport } from "../../process/control.ts"
+import type { Gathered, Snapshot, WorkerReport } from "../../process/control.ts"
 import type { LabelledCounts, LabelledSample, Sample } from "../../process/samples.ts"
 import { shownGate } from "../rules.ts"
 
@@ -28,6 +28,8 @@ export interface WorkerState {
   readonly lag_p99_ms: number | null
   /** Milliseconds since 1970: later than the others after it was replaced. */
   readonly started_at: number | null
+  /** How often it was replaced since the start of the instance. */
+  readonly restarts: number
 }
 
 export interface InstanceState {
@@ -69,14 +71,16 @@ const STARTED = "process_start_time_seconds"
 
 /** @param sampleOf the sample of one worker alone. */
 export function instanceState(
-  snapshots: readonly Snapshot[],
+  { snapshots, restarts }: Pick<Gathered, "snapshots" | "restarts">,
   { sample, commands, closed }: LabelledSample,
   sampleOf: (worker: string, metrics: Snapshot["metrics"]) => Sample,
   facts: InstanceFacts,
 ): InstanceState {
-  const workers = snapshots.flatMap(({ report, metrics }) =>
-    report === null ? [] : [workerState(report, metrics, sampleOf(report.worker, metrics))],
-  )
+  const workers = snapshots.flatMap(({ report, metrics }) => {
+    if (report === null) return []
+    const sample = sampleOf(report.worker, metrics)
+    return [workerState(report, metrics, sample, restarts[report.worker] ?? 0)]
+  })
   workers.sort((a, b) => a.worker.localeCompare(b.worker, "en", { numeric: true }))
   const drains = snapshots.flatMap(({ report }) => report?.drain ?? [])
   const ends = snapshots.flatMap((snapshot) => valuesOf(snapshot, CERTIFICATE))
@@ -108,6 +112,7 @@ function workerState(
   report: WorkerReport,
   metrics: Snapshot["metrics"],
   sample: Sample,
+  restarts: number,
 ): WorkerState {
   const { worker, pid, state, broker, connections, admission, refusing, consuming_paused } = report
   const { waiting, handshakes_per_s, estimated_wait_ms } = admission
@@ -118,6 +123,7 @@ function workerState(
     ...{ waiting, handshakes_per_s, estimated_wait_ms },
     ...{ resident_bytes, lines_per_s, cpu, lag_p99_ms },
     started_at: startedS === undefined ? null : startedS * 1_000,
+    restarts,
   }
 }
 

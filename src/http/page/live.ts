@@ -71,7 +71,7 @@ export class LiveFeed {
   async history(): Promise<string | null> {
     const gathered = await this.#gather(true)
     if (gathered === null) return null
-    const { history, snapshots } = gathered
+    const { history } = gathered
     if (this.#timer === null && this.#listeners.size > 0) {
       this.#before = (history?.at ?? []).map((at, index) => ({
         at,
@@ -82,7 +82,7 @@ export class LiveFeed {
       }))
       this.#sampler = new Sampler()
       this.#ofWorkers.clear()
-      this.#stateOf(snapshots)
+      this.#stateOf(gathered)
       this.#lookAfter(FIRST_LOOK_MS)
     }
     return JSON.stringify(history)
@@ -98,22 +98,22 @@ export class LiveFeed {
     // The last follower has gone meanwhile, and perhaps another one has come.
     if (timer !== this.#timer) return
     if (gathered !== null) {
-      const text = JSON.stringify(this.#withFindings(this.#stateOf(gathered.snapshots)))
+      const text = JSON.stringify(this.#withFindings(this.#stateOf(gathered)))
       for (const listener of this.#listeners) listener(text)
     }
     this.#lookAfter(LOOK_EVERY_MS)
   }
 
-  #stateOf(snapshots: Gathered["snapshots"]): InstanceState {
+  #stateOf(gathered: Gathered): InstanceState {
     const facts = this.#facts()
-    const all = snapshots.map(({ metrics }) => metrics)
+    const all = gathered.snapshots.map(({ metrics }) => metrics)
     const sample = this.#sampler.take(facts.atMs, all)
     const sampleOf = (worker: string, metrics: Snapshot["metrics"]) => {
       const sampler = this.#ofWorkers.get(worker) ?? new Sampler()
       this.#ofWorkers.set(worker, sampler)
       return sampler.take(facts.atMs, [metrics]).sample
     }
-    return instanceState(snapshots, sample, sampleOf, facts)
+    return instanceState(gathered, sample, sampleOf, facts)
   }
 
   #withFindings(state: InstanceState): InstanceState & { readonly findings: readonly Finding[] } {

@@ -305,6 +305,7 @@ function Overview({ hasMessages }: { readonly hasMessages: boolean }) {
             ["Memory", "number"],
             ["Lag", "number"],
             ["Up", "number"],
+            ["Restarts", "number"],
             ["Process", "number wide"],
           ]}
         />

@@ -134,7 +134,7 @@ async function startWorker(config: Config): Promise<MeasuredWorker> {
     broker: config.amqp === null ? broker : divertedBroker(broker),
     events: new EventBus(),
     tokenVerifier: null,
-    gather: async (own) => ({ snapshots: [await own()], history: null }),
+    gather: async (own) => ({ snapshots: [await own()], restarts: {}, history: null }),
     rules: [],
     rulesChanged: () => undefined,
     empty: () => undefined,

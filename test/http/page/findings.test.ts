@@ -12,7 +12,7 @@ const DAY = 86_400_000
 const WORKER: InstanceState["workers"][number] = {
   ...{ worker: "gw1.0", pid: 1, state: "serving", broker: { kind: "ready" }, connections: 50 },
   ...{ waiting: 0, handshakes_per_s: 0, estimated_wait_ms: 0, refusing: null },
-  ...{ consuming_paused: false, resident_bytes: 1, started_at: null },
+  ...{ consuming_paused: false, resident_bytes: 1, started_at: null, restarts: 0 },
   ...{ lines_per_s: 0, cpu: 0, lag_p99_ms: null },
 }
 const SAMPLE: InstanceState["sample"] = {

@@ -16,10 +16,18 @@ function subject() {
     looks.push(wantsHistory)
     if (!gathered.answer) return null
     const history = wantsHistory ? new SampleHistory().columns : null
-    return { snapshots: [{ report: SERVING, metrics: [] }], history }
+    const other = { ...SERVING, worker: "gw1.1" }
+    return {
+      snapshots: [
+        { report: other, metrics: [] },
+        { report: SERVING, metrics: [] },
+      ],
+      restarts: { "gw1.1": 3 },
+      history,
+    }
   }
   const facts = () => ({
-    ...{ atMs: Date.now(), startedAtMs: 0, workers: 1, windowLines: 2_000, gate: GATE, bans: 0 },
+    ...{ atMs: Date.now(), startedAtMs: 0, workers: 2, windowLines: 2_000, gate: GATE, bans: 0 },
   })
   return { feed: new LiveFeed({ gather, facts }), looks, gathered }
 }
@@ -55,7 +63,10 @@ describe("the feed", () => {
     await until(() => states.length > 0, { what: "a state" })
     leave()
     const state = JSON.parse(states[0] ?? "")
-    expect(state.workers).toMatchObject([{ worker: "gw1.0", broker: { kind: "ready" } }])
+    expect(state.workers).toMatchObject([
+      { worker: "gw1.0", broker: { kind: "ready" }, restarts: 0 },
+      { worker: "gw1.1", broker: { kind: "ready" }, restarts: 3 },
+    ])
     expect(state.findings[0]).toMatchObject({ part: "broker", level: "ok" })
   })
 
@@ -71,7 +82,11 @@ describe("the feed", () => {
 describe("GET /page/live", () => {
   const page = { instance: "gw1", workers: 1, windowLines: 2_000 }
   const history = new SampleHistory().columns
-  const gather = async () => ({ snapshots: [{ report: SERVING, metrics: [] }], history })
+  const gather = async () => ({
+    snapshots: [{ report: SERVING, metrics: [] }],
+    restarts: {},
+    history,
+  })
 
   test("sends the history, then the state", async () => {
     const { get } = sidecar({ page: { ...page, gather } })

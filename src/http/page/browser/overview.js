@@ -98,6 +98,7 @@ function state(now) {
       bytes(worker.resident_bytes),
       duration(worker.lag_p99_ms),
       duration(worker.started_at === null ? null : now.at - worker.started_at),
+      count(worker.restarts),
       String(worker.pid),
     ],
   })
