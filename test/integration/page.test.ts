@@ -288,9 +288,14 @@ test(
     await scene.device(DENIED).closed
     const refused = await connectNamed(gateway.devicePort, DENIED)
     await refused.closed
+    const { page: other } = await visitAs(READ, devicePath(DENIED))
+    for (const view of [page, other]) {
+      await view.locator("#ban", { hasText: /^banned until .+ \(denied\)$/ }).waitFor()
+    }
     await page.goto("/page/access")
     await row(page, "bans", DENIED).getByRole("button", { name: "Lift" }).click()
     await page.getByText("No device is banned").waitFor()
+    await other.locator("#ban:empty").waitFor({ state: "attached" })
     const again = await connectNamed(gateway.devicePort, DENIED)
     await page.goto(devicePath(DENIED))
     await connected(page)

@@ -498,6 +498,7 @@ function Device({ id, mayAct }: { readonly id: string; readonly mayAct: boolean 
         <span id="state" class="badge" role="status">
           Looking …
         </span>
+        <span id="ban" class="badge" data-state="away" role="status" />
         {mayAct && (
           <div class="acts">
             <button type="button" id="kick" class="danger" disabled>

@@ -101,6 +101,7 @@ if (mayAct) {
       for_ms: forMs,
     })
     setText(byId("deny-note"), ok ? `denied until ${time(data.until, Date.now())}` : fault)
+    void lookAtBans()
   })
   sending()
 }
@@ -169,6 +170,16 @@ async function cancel(messageId) {
   void lookAtHeld()
 }
 find("cancel-all")?.addEventListener("click", () => void cancel(null))
+
+const lookAtBans = poll(async () => {
+  const { ok, data } = await get("/bans")
+  if (!ok) return
+  const ban = /** @type {any[]} */ (data.bans).find((each) => each.id === id)
+  // With the reason for which the device is refused, as Refusals shows it.
+  const reason = ban?.connects === 0 ? "denied" : "flapping"
+  const text = ban === undefined ? "" : `banned until ${time(ban.until, Date.now())} (${reason})`
+  setText(byId("ban"), text)
+}, HELD_EVERY_MS)
 
 const lookAtConnections = poll(async () => {
   const { ok, data } = await get(`${path}/connections`)
