@@ -321,6 +321,9 @@ describe("the overview", () => {
       proxy.meddle = (frame) => [frame]
       proxy.closeConnections()
       await verdict.getByText("All is well").waitFor()
+      await page.locator("#events tbody tr.level-warn").first().waitFor()
+      // The reconnection was logged at level info.
+      expect(await page.locator("#events tbody tr.level-info").count()).toBe(0)
       expect(faults).toEqual([])
     },
     LIMIT_MS,
