@@ -4,6 +4,7 @@
  * its own, so that all are measured in the same way.
  */
 
+import { existsSync } from "node:fs"
 import {
   certificateFiles,
   cpuSeconds,
@@ -111,10 +112,24 @@ export async function untilIdle(
   await until(idle, { what: "the servers to be idle", timeoutMs })
 }
 
+/** Of those that still run: RabbitMQ has helpers that come and go. */
 export function cpuOf(pids: readonly number[]): number {
-  return pids.reduce((sum, pid) => sum + cpuSeconds(pid), 0)
+  return sumOfRunning(pids, cpuSeconds)
 }
 
+/** Of those that still run. */
 export function residentOf(pids: readonly number[]): number {
-  return pids.reduce((sum, pid) => sum + residentBytes(pid), 0)
+  return sumOfRunning(pids, residentBytes)
+}
+
+function sumOfRunning(pids: readonly number[], of: (pid: number) => number): number {
+  let sum = 0
+  for (const pid of pids) {
+    try {
+      sum += of(pid)
+    } catch (error) {
+      if (existsSync(`/proc/${pid}/stat`)) throw error
+    }
+  }
+  return sum
 }
