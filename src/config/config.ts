@@ -56,7 +56,7 @@ export function loadConfig(
 }
 
 export interface Inspection {
-  /** With the defaults of the invalid settings. Use it only when there are no faults. */
+  /** Invalid settings have their defaults in it. Use it only if `faults` is empty. */
   readonly config: Config
   readonly faults: readonly string[]
   /** The names of the settings whose own values are not valid. */

@@ -2,10 +2,10 @@
  * Refused connections in the log, at level info. Anyone who reaches the port can cause any number
  * of them, so the lines are limited.
  *
- *   refused ─┬─ new reason and address, and `LINES_PER_S` allows a line ─► a line
+ *   refused ─┬─ new, and `LINES_PER_S` allows a line ─► a line
  *            └─ otherwise ─► counted by reason ──each minute──► one line with the counts
  *
- * A reason with an address is new when there was no such refusal in this minute and the one before.
+ * A refusal is new when no other with its reason and address came in this minute or the one before.
  * As in the limits by address, an IPv6 /64 counts as one address. So a scanner does not hide a
  * device that fails for another reason or from another address, and a health check that connects
  * all the time is in the counts only. While no line is allowed, a refusal costs a comparison and a
