@@ -10,6 +10,7 @@
  */
 
 import { randomBytes } from "node:crypto"
+import type { Recipient } from "../device/command.ts"
 import type { Line, LinesOptions } from "./line-publisher.ts"
 
 /** What happened to one line. */
@@ -42,19 +43,24 @@ interface TraceIds {
   readonly spanId: string
 }
 
+/** What a trace needs of a line. */
+export type TracedLine = Omit<Line, "connection"> & {
+  readonly connection: { readonly endpoint: { readonly recipient: Recipient } | null }
+}
+
 const TRACE_ID_BYTES = 16
 const SPAN_ID_BYTES = 8
 
 export class LineTraces {
   readonly #options: LineTracesOptions
-  readonly #traced = new Map<Line, TraceIds>()
+  readonly #traced = new Map<TracedLine, TraceIds>()
 
   constructor(options: LineTracesOptions) {
     this.#options = options
   }
 
   /** Call it once for each line, before it is published. */
-  begin(line: Line): void {
+  begin(line: TracedLine): void {
     if (line.answered?.trace?.traceparent !== undefined) return
     if (Math.random() >= this.#options.share) return
     // At random, as the specification asks for, because other systems sample by the trace id.
@@ -64,7 +70,7 @@ export class LineTraces {
   }
 
   /** Null for a line that is not traced. */
-  headersOf(line: Line): { readonly traceparent: string } | null {
+  headersOf(line: TracedLine): { readonly traceparent: string } | null {
     const ids = this.#traced.get(line)
     if (ids === undefined) return null
     // Version 00, and the flag that the trace is recorded.
@@ -72,7 +78,7 @@ export class LineTraces {
   }
 
   /** The broker has confirmed the line. */
-  end(line: Line): void {
+  end(line: TracedLine): void {
     const ids = this.#traced.get(line)
     const recipient = line.connection.endpoint?.recipient
     if (ids === undefined || recipient === undefined) return

@@ -4,8 +4,8 @@
  *
  *   span ─► waiting (`MAX_WAITING`) ─► every `EVERY_MS`, at most `MAX_BATCH` ─► one request at a time
  *
- * A trace is no promise: what the collector does not take is dropped and counted, never sent again,
- * and lines do not wait for it. Rejected: `@opentelemetry/sdk-node`, dozens of packages for one
+ * Spans have no guarantee: those that the collector does not take are dropped and counted. Lines do
+ * not wait for it. Rejected: `@opentelemetry/sdk-node`, dozens of packages for one
  * request.
  *
  * Bounds: `MAX_WAITING` spans, beyond which new ones are dropped; `REQUEST_TIMEOUT_MS` a request.
@@ -18,7 +18,7 @@ import { VERSION } from "../version.ts"
 
 export const MAX_WAITING = 2_048
 export const MAX_BATCH = 512
-export const EVERY_MS = 1_000
+const EVERY_MS = 1_000
 const REQUEST_TIMEOUT_MS = 5_000
 /** Of the last request, while the worker stops. */
 const STOP_TIMEOUT_MS = 1_000

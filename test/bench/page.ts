@@ -4,6 +4,7 @@
  * them. Between them nobody looks, in turn, so the cost is the difference.
  */
 
+import { setTimeout as pause } from "node:timers/promises"
 import type { TestGateway } from "../support/gateway.ts"
 import { connectAll, startCrowds } from "./connections.ts"
 import { type BenchResult, Meter, makeBed, median, round } from "./harness.ts"
@@ -33,7 +34,7 @@ const VIEWS: Readonly<Record<string, Looking>> = {
   "list of devices": async (gateway, signal) => {
     while (!signal.aborted) {
       await read(gateway, LIST, signal)
-      if (!signal.aborted) await Bun.sleep(LIST_EVERY_MS)
+      await pause(LIST_EVERY_MS, undefined, { signal }).catch(() => undefined)
     }
   },
 }

@@ -1,9 +1,7 @@
 /** Which lines begin a trace, the ids that they get, and the spans of those that are confirmed. */
 
 import { describe, expect, test } from "bun:test"
-import type { Connection } from "../../src/device/connection.ts"
-import type { Line } from "../../src/lines/line-publisher.ts"
-import { LineTraces, type Span } from "../../src/lines/traces.ts"
+import { LineTraces, type Span, type TracedLine } from "../../src/lines/traces.ts"
 import { testCommand } from "../support/commands.ts"
 
 const READ_AT_MS = 1_750_000_000_123
@@ -21,9 +19,9 @@ function traces(share: number) {
   return { spans, subject }
 }
 
-function line(seq = 0, answered: Line["answered"] = null): Line {
+function line(seq = 0, answered: TracedLine["answered"] = null): TracedLine {
   const recipient = { connectionId: "gw1.0.a.1", deviceId: "lock:1", epoch: 1 }
-  const connection = { endpoint: { recipient } } as unknown as Connection
+  const connection = { endpoint: { recipient } }
   const body = Buffer.from("a line")
   return { connection, seq, body, readAtMs: READ_AT_MS, receivedAtMs: RECEIVED_AT_MS, answered }
 }

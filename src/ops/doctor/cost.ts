@@ -110,7 +110,7 @@ export async function measureCosts(options: CostOptions): Promise<Costs> {
       waves.push(await measured.lines(lineDevices, linesEach))
     }
     // The first ones are dearer, until the engine has compiled what they use.
-    const [us = Number.NaN] = waves.slice(-MEASURED_WAVES).sort((a, b) => a - b)
+    const us = Math.min(...waves.slice(-MEASURED_WAVES))
     return { connectionUs, lineUs: Math.max(0, us - lineDevices * connectionUs) / lines }
   } finally {
     await measured.stop()
