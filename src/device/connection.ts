@@ -30,6 +30,7 @@ import { HoldBack } from "./hold-back.ts"
 import { Outgoing } from "./outgoing.ts"
 import { type DeviceSocket, type PeerInfo, UNKNOWN_PEER } from "./peer.ts"
 import type { ReorderLimits } from "./reorder-buffer.ts"
+import { LEFT_HANDSHAKE } from "./tls-failure.ts"
 import type { UnfinishedLines } from "./unfinished-lines.ts"
 import { type AskingCommand, WaitingReplies } from "./waiting-replies.ts"
 
@@ -56,9 +57,6 @@ const HANDSHAKE_TIMEOUT: CloseDetails = {
 }
 const IDENTIFY_TIMEOUT: CloseDetails = {
   detail: "the first line was not complete within IDENTIFY_TIMEOUT_MS",
-}
-const LEFT_HANDSHAKE: CloseDetails = {
-  detail: "the peer closed the connection during the TLS handshake",
 }
 const LEFT_EARLY: CloseDetails = {
   detail: "the peer closed the connection before it was admitted",
@@ -536,7 +534,7 @@ export class Connection {
     const handshaking = this.#state === "handshaking"
     this.#reason ??= handshaking ? "handshake_failed" : "peer_closed"
     this.#state = "closed"
-    this.#end(handshaking ? LEFT_HANDSHAKE : LEFT_EARLY)
+    this.#end(handshaking ? { detail: LEFT_HANDSHAKE } : LEFT_EARLY)
   }
 
   /** Unless a command is written in part. A device that takes no bytes gets none. */

@@ -18,8 +18,16 @@ export interface TlsFailure {
 const PACKED = /^error:[0-9a-f]+:[^:]*:[^:]*:([A-Z0-9_]+)/i
 const NO_CERTIFICATE = "PEER_DID_NOT_RETURN_A_CERTIFICATE"
 const NOT_TLS = "the peer did not send TLS"
-const NO_TRUST =
-  "the device does not accept the server certificate: check its CA and the host name it connects to"
+const CHECK_TRUST = "check its CA and the host name it connects to"
+const NO_TRUST = `the device does not accept the server certificate: ${CHECK_TRUST}`
+
+/** Bun's message when the peer has closed the connection before the handshake was complete. */
+const DISCONNECTED =
+  "Client network socket disconnected before secure TLS connection was established"
+
+export const LEFT_HANDSHAKE =
+  "the peer closed the connection during the TLS handshake: a health check, or a device that does " +
+  `not accept the server certificate (${CHECK_TRUST})`
 
 /** The meaning of the reasons that devices cause. */
 const MEANINGS: Readonly<Record<string, string>> = {
@@ -27,7 +35,10 @@ const MEANINGS: Readonly<Record<string, string>> = {
   HTTPS_PROXY_REQUEST: "the peer sent a CONNECT of HTTP, not TLS",
   WRONG_VERSION_NUMBER: NOT_TLS,
   UNEXPECTED_MESSAGE: NOT_TLS,
-  UNSUPPORTED_PROTOCOL: "the device supports no version from TLS_MIN_VERSION on",
+  // In TLS 1.3 OpenSSL sends its alert about the server certificate before it encrypts, and
+  // BoringSSL expects a longer, encrypted record.
+  BAD_PACKET_LENGTH: `most often, ${NO_TRUST}`,
+  UNSUPPORTED_PROTOCOL: "the newest TLS version of the device is older than TLS_MIN_VERSION",
   NO_SHARED_CIPHER: "the device supports none of the cipher suites",
   NO_SHARED_GROUP: "the device supports none of the groups for key exchange",
   NO_COMMON_SIGNATURE_ALGORITHMS:
@@ -44,6 +55,7 @@ const MEANINGS: Readonly<Record<string, string>> = {
 export function tlsFailure(message = "unknown cause"): TlsFailure {
   if (message.includes(NO_CERTIFICATE))
     return { reason: "not_identified", detail: "no certificate" }
+  if (message === DISCONNECTED) return { reason: "handshake_failed", detail: LEFT_HANDSHAKE }
   const code = PACKED.exec(message)?.[1]
   const meaning = code === undefined ? undefined : MEANINGS[code]
   const detail = code === undefined || meaning === undefined ? message : `${code}: ${meaning}`

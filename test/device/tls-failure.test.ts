@@ -1,7 +1,7 @@
 /** What OpenSSL's and BoringSSL's messages say about a peer. */
 
 import { expect, test } from "bun:test"
-import { tlsFailure } from "../../src/device/tls-failure.ts"
+import { LEFT_HANDSHAKE, tlsFailure } from "../../src/device/tls-failure.ts"
 
 const packed = (reason: string) => `error:1000009c:SSL routines:OPENSSL_internal:${reason}`
 
@@ -11,6 +11,11 @@ test.each([
     packed("WRONG_VERSION_NUMBER"),
     "handshake_failed",
     "WRONG_VERSION_NUMBER: the peer did not send TLS",
+  ],
+  [
+    "Client network socket disconnected before secure TLS connection was established",
+    "handshake_failed",
+    LEFT_HANDSHAKE,
   ],
   [packed("A_NEW_ONE"), "handshake_failed", packed("A_NEW_ONE")],
   ["self signed certificate", "handshake_failed", "self signed certificate"],

@@ -5,11 +5,14 @@
 
 import { afterEach, describe, expect, test } from "bun:test"
 import { connect } from "node:net"
+import { connect as connectTls } from "node:tls"
 import { helloLine } from "../../src/device/hello.ts"
+import { LEFT_HANDSHAKE } from "../../src/device/tls-failure.ts"
 import type { ConnectionList, RefusalList, RefusalView } from "../../src/fleet/records-query.ts"
 import { startGateway, type TestGateway } from "../support/gateway.ts"
 import { sharedRabbitMq, uniqueNames } from "../support/rabbitmq.ts"
 import { connectDevice, type TestDevice } from "../support/tls-device.ts"
+import { opensslDevice } from "../support/tools.ts"
 import { until } from "../support/wait.ts"
 
 const LIMIT_MS = 90_000
@@ -65,6 +68,15 @@ function plain({ devicePort }: TestGateway, bytes: string): Promise<void> {
   socket.on("close", () => resolve())
   socket.resume()
   return promise
+}
+
+/** Bun, as Node, closes a connection to a server that it does not trust without an alert. */
+async function silentRefusal({ devicePort }: TestGateway): Promise<void> {
+  const { promise, resolve } = Promise.withResolvers<void>()
+  const socket = connectTls({ port: devicePort, host: "127.0.0.1" })
+  socket.on("error", () => undefined)
+  socket.on("close", () => resolve())
+  await promise
 }
 
 async function list<T>({ fetch }: TestGateway, path: string): Promise<T> {
@@ -124,6 +136,35 @@ describe("a connection that does not become a device", () => {
         [30, "not_identified"],
         [30, "refused"],
       ])
+    },
+    LIMIT_MS,
+  )
+
+  test(
+    "because it does not accept the certificate or is too old is listed as such",
+    async () => {
+      const gateway = await start()
+      const notTrusted =
+        "the device does not accept the server certificate: " +
+        "check its CA and the host name it connects to"
+      const refusing = ["-verify_return_error"]
+      const attempts: [string[], string][] = [
+        [["-tls1_3", ...refusing], `BAD_PACKET_LENGTH: most often, ${notTrusted}`],
+        [["-tls1_2", ...refusing], `TLSV1_ALERT_UNKNOWN_CA: ${notTrusted}`],
+        [
+          ["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"],
+          "UNSUPPORTED_PROTOCOL: the newest TLS version of the device is older than TLS_MIN_VERSION",
+        ],
+      ]
+      for (const [args] of attempts) await opensslDevice({ port: gateway.devicePort, args }).closed
+      await silentRefusal(gateway)
+      const found = await refusals(gateway, attempts.length + 1)
+      expect(found.map(({ reason, detail }) => [reason, detail]).reverse()).toEqual(
+        [...attempts.map(([, detail]) => detail), LEFT_HANDSHAKE].map((detail) => [
+          "handshake_failed",
+          detail,
+        ]),
+      )
     },
     LIMIT_MS,
   )

@@ -4,22 +4,23 @@
  * 2,000 devices send lines and get commands; others come back for held commands; some flap; tapes
  * are recorded. Every 5 minutes the broker is cut off: its connections are closed, it is paused, or
  * it is killed and started again. Every 10 minutes the certificate is renewed. Nothing may be lost.
- * Prints how resident memory and open files change meanwhile; it does not judge them.
+ * Prints how memory and open files change meanwhile; it does not judge them. Memory is looked at
+ * after a collection, once a minute, so that it is what the processes keep (heap-report.ts).
  *
  * `SOAK_MINUTES` shortens it.
  */
 
 import { expect, test } from "bun:test"
-import { mkdtempSync, readdirSync, rmSync } from "node:fs"
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { helloLine } from "../../src/device/hello.ts"
 import { expectKept, FaultBed } from "../faults/bed.ts"
 import { COMMAND_LOAD, CommandLoad } from "../faults/command-load.ts"
-import { residentBytes } from "../support/gateway.ts"
 import type { PrivateBroker } from "../support/rabbitmq.ts"
 import { connectDevice } from "../support/tls-device.ts"
 import { until } from "../support/wait.ts"
+import type { HeapReport } from "./heap-report.ts"
 
 const MINUTES = Number(process.env["SOAK_MINUTES"] ?? 60)
 const HERD = { devices: 2_000, rate: 0.2, flapping: 20 }
@@ -40,6 +41,8 @@ test(
   async () => {
     const directory = mkdtempSync(join(tmpdir(), "owsla-soak-"))
     makeCertificate(directory)
+    const heapReports = join(directory, "heap")
+    mkdirSync(heapReports)
     const bed = await FaultBed.start({
       ...COMMAND_LOAD.environment,
       DEVICE_ACK: "seq",
@@ -47,6 +50,8 @@ test(
       IDLE_TIMEOUT_MS: "86400000",
       TLS_CERT_FILE: join(directory, "server.crt"),
       TLS_KEY_FILE: join(directory, "server.key"),
+      HEAP_REPORTS: heapReports,
+      BUN_OPTIONS: `--preload ${join(import.meta.dir, "heap-report.ts")}`,
     })
     const soak = new Soak(bed, directory)
     try {
@@ -63,7 +68,9 @@ test(
       await bed.ready()
       const kept = expectKept(await herd.end(), HERD.devices, "any")
       const commanded = await commands.end()
-      console.log(JSON.stringify({ minutes: MINUTES, ...kept, ...commanded, ...figures }, null, 2))
+      const memory = memoryOf(heapReports)
+      const all = { minutes: MINUTES, ...kept, ...commanded, ...figures, ...memory }
+      console.log(JSON.stringify(all, null, 2))
       expect(soak.broken).toEqual([])
     } finally {
       await bed.stop()
@@ -75,17 +82,12 @@ test(
 
 type Cut = "closed" | "paused" | "killed"
 
-interface Sample {
-  readonly hours: number
-  readonly megabytes: number
-  readonly files: number
-}
-
 class Soak {
   readonly broken: string[] = []
   readonly #bed: FaultBed
   readonly #directory: string
-  readonly #samples: Sample[] = []
+  /** Open files of all processes, one count for each sample. */
+  readonly #files: number[] = []
   readonly #cuts: Record<Cut, number> = { closed: 0, paused: 0, killed: 0 }
   #renewed = 0
   #held = 0
@@ -100,9 +102,8 @@ class Soak {
   }
 
   async run(seconds: number): Promise<Record<string, unknown>> {
-    const startedAtMs = performance.now()
     const loops = [
-      this.#every(SAMPLE_EVERY_S, async () => this.#sample(startedAtMs)),
+      this.#every(SAMPLE_EVERY_S, async () => this.#countFiles()),
       this.#every(CUT_EVERY_S, () => this.#cut()),
       this.#every(RENEW_EVERY_S, () => this.#renew()),
       this.#every(HOLD_EVERY_S, () => this.#hold()),
@@ -117,7 +118,7 @@ class Soak {
       "held commands written": this.#held,
       "of them twice": this.#heldTwice,
       "tapes recorded": this.#tapes,
-      ...this.#memory(),
+      "open files after the warm-up and at the end": [warm(this.#files)[0], this.#files.at(-1)],
     }
   }
 
@@ -134,14 +135,10 @@ class Soak {
     }
   }
 
-  #sample(startedAtMs: number): void {
+  #countFiles(): void {
     const { gateway } = this.#bed
     const pids = [gateway.pid, ...gateway.workers().values()]
-    this.#samples.push({
-      hours: (performance.now() - startedAtMs) / 3_600_000,
-      megabytes: pids.reduce((sum, pid) => sum + residentBytes(pid) / 1e6, 0),
-      files: pids.reduce((sum, pid) => sum + readdirSync(`/proc/${pid}/fd`).length, 0),
-    })
+    this.#files.push(pids.reduce((sum, pid) => sum + readdirSync(`/proc/${pid}/fd`).length, 0))
   }
 
   async #cut(): Promise<void> {
@@ -225,30 +222,6 @@ class Soak {
     await gateway.fetch(path, { method: "DELETE" })
     this.#tapes += 1
   }
-
-  /** Least squares over the samples after the warm-up. */
-  #memory(): Record<string, unknown> {
-    const samples = this.#samples.slice(Math.floor(this.#samples.length * WARM_UP))
-    const n = samples.length
-    const mean = (of: (sample: Sample) => number) =>
-      samples.reduce((sum, sample) => sum + of(sample), 0) / n
-    const [hours, megabytes] = [mean((each) => each.hours), mean((each) => each.megabytes)]
-    const spread = samples.reduce((sum, each) => sum + (each.hours - hours) ** 2, 0)
-    const slope =
-      samples.reduce((sum, each) => sum + (each.hours - hours) * (each.megabytes - megabytes), 0) /
-      spread
-    const residual = samples.reduce(
-      (sum, each) => sum + (each.megabytes - megabytes - slope * (each.hours - hours)) ** 2,
-      0,
-    )
-    return {
-      "resident memory of all processes, mean, MB": Math.round(megabytes),
-      "its slope, MB an hour": round(slope),
-      "standard error of the slope": round(Math.sqrt(residual / (n - 2) / spread)),
-      "open files after the warm-up and at the end": [samples[0]?.files, samples.at(-1)?.files],
-      samples: n,
-    }
-  }
 }
 
 const CUTS: Readonly<Record<Cut, (broker: PrivateBroker) => Promise<void>>> = {
@@ -278,6 +251,65 @@ function makeCertificate(directory: string): void {
   const words = isNew ? [] : ["server"]
   const made = Bun.spawnSync([process.execPath, command, ...words, "--dir", directory])
   if (!made.success) throw new Error(`no certificate: ${made.stderr}`)
+}
+
+/** The samples after the warm-up. */
+function warm<T>(samples: readonly T[]): readonly T[] {
+  return samples.slice(Math.floor(samples.length * WARM_UP))
+}
+
+/** What each process keeps after a collection, and the kinds of objects that became more. */
+function memoryOf(directory: string): Record<string, unknown> {
+  const names = readdirSync(directory).sort((one, other) => Number(one) - Number(other))
+  return Object.fromEntries(
+    names.map((name) => {
+      const lines = readFileSync(join(directory, name), "utf8").trim().split("\n")
+      const reports = warm(lines.map((line) => JSON.parse(line) as HeapReport))
+      return [
+        `process ${name}`,
+        {
+          "resident, MB": slopeOf(reports, (report) => report.residentBytes / 1e6),
+          "heap, MB": slopeOf(reports, (report) => report.heapBytes / 1e6),
+          "more objects at the end": moreObjects(reports),
+        },
+      ]
+    }),
+  )
+}
+
+/** Mean and, by least squares, the slope per hour with its standard error. */
+function slopeOf(
+  reports: readonly HeapReport[],
+  figure: (report: HeapReport) => number,
+): Record<string, number> {
+  const n = reports.length
+  const points = reports.map((report) => ({ x: report.atMs / 3_600_000, y: figure(report) }))
+  const mean = (values: readonly number[]) => values.reduce((sum, value) => sum + value, 0) / n
+  const [meanX, meanY] = [mean(points.map(({ x }) => x)), mean(points.map(({ y }) => y))]
+  const spread = points.reduce((sum, { x }) => sum + (x - meanX) ** 2, 0)
+  const slope = points.reduce((sum, { x, y }) => sum + (x - meanX) * (y - meanY), 0) / spread
+  const residual = points.reduce((sum, { x, y }) => sum + (y - meanY - slope * (x - meanX)) ** 2, 0)
+  const error = Math.sqrt(residual / (n - 2) / spread)
+  return { mean: round(meanY), "slope an hour": round(slope), error: round(error), samples: n }
+}
+
+/** Means of the first and of the last quarter, of the kinds that grew by the most objects. */
+function moreObjects(reports: readonly HeapReport[]): Record<string, [number, number]> {
+  const quarter = Math.ceil(reports.length / 4)
+  const meanOf = (part: readonly HeapReport[], kind: string) =>
+    Math.round(part.reduce((sum, { objects }) => sum + (objects[kind] ?? 0), 0) / part.length)
+  const kinds = new Set(reports.flatMap(({ objects }) => Object.keys(objects)))
+  const grown = [...kinds].map((kind): [string, [number, number]] => [
+    kind,
+    [meanOf(reports.slice(0, quarter), kind), meanOf(reports.slice(-quarter), kind)],
+  ])
+  const growth = ([, [before, after]]: [string, [number, number]]) => after - before
+  return Object.fromEntries(
+    grown
+      .filter((each) => growth(each) > 0)
+      .sort((one, other) => growth(other) - growth(one))
+      .slice(0, 8),
+  )
 }
 
 function round(value: number): number {
