@@ -4,6 +4,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -50,6 +51,10 @@ func takeLine(channel *amqp.Channel, confirms <-chan amqp.Confirmation, line amq
 			oldest = oldest[1:]
 		}
 		fmt.Printf("line %s %s\n", id, line.Body)
+	}
+	// The device's answer to a command. If it were answered, the two would talk without end.
+	if bytes.HasPrefix(line.Body, []byte("done: ")) {
+		return line.Ack(false)
 	}
 	command := amqp.Publishing{
 		Headers: amqp.Table{"connection_id": line.Headers["connection_id"]},

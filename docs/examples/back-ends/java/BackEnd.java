@@ -32,6 +32,11 @@ public class BackEnd {
         String id = properties.getMessageId();
         String line = new String(delivery.getBody(), StandardCharsets.UTF_8);
         if (seen.add(id)) System.out.println("line " + id + " " + line);
+        // The device's answer to a command. If it were answered, the two would talk without end.
+        if (line.startsWith("done: ")) {
+            channel.basicAck(delivery.getEnvelope().getDeliveryTag(), false);
+            return;
+        }
         AMQP.BasicProperties command = new AMQP.BasicProperties.Builder()
             .headers(Map.of("connection_id", properties.getHeaders().get("connection_id")))
             // The gateway writes a command with the same id once, however often it is published.

@@ -24,6 +24,8 @@ async function takeLine(channel, message) {
     if (seen.size > MAX_SEEN) seen.delete(seen.values().next().value)
     console.log(`line ${messageId} ${message.bodyString()}`)
   }
+  // The device's answer to a command. If it were answered, the two would talk without end.
+  if (message.bodyString().startsWith("done: ")) return await message.ack()
   const command = `thank you for ${message.bodyString()}`
   const properties = {
     headers: { connection_id: headers.connection_id },

@@ -24,6 +24,8 @@ async function takeLine(channel, message) {
     if (seen.size > MAX_SEEN) seen.delete(seen.values().next().value)
     console.log(`line ${messageId} ${message.content}`)
   }
+  // The device's answer to a command. If it were answered, the two would talk without end.
+  if (`${message.content}`.startsWith("done: ")) return channel.ack(message)
   const command = Buffer.from(`thank you for ${message.content}`)
   const options = {
     headers: { connection_id: headers.connection_id },

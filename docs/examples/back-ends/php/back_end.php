@@ -32,6 +32,11 @@ function take_line(AMQPMessage $line): void
         }
         echo "line $id {$line->getBody()}\n";
     }
+    // The device's answer to a command. If it were answered, the two would talk without end.
+    if (str_starts_with($line->getBody(), 'done: ')) {
+        $line->ack();
+        return;
+    }
     $headers = $line->get('application_headers')->getNativeData();
     $command = new AMQPMessage("thank you for {$line->getBody()}", [
         'application_headers' => new AMQPTable(['connection_id' => $headers['connection_id']]),

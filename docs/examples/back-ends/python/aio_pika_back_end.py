@@ -32,6 +32,10 @@ async def take_lines(queue, commands):
                 if len(seen) > MAX_SEEN:
                     del seen[next(iter(seen))]
                 print("line", message_id, message.body.decode(errors="replace"), flush=True)
+            # The device's answer to a command. If it were answered, the two would talk without end.
+            if message.body.startswith(b"done: "):
+                await message.ack()
+                continue
             command = aio_pika.Message(
                 b"thank you for " + message.body,
                 headers={"connection_id": message.headers["connection_id"]},

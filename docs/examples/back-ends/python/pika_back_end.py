@@ -30,6 +30,9 @@ def take_line(channel, delivery, properties, line):
         if len(seen) > MAX_SEEN:
             del seen[next(iter(seen))]
         print("line", message_id, line.decode(errors="replace"), flush=True)
+    # The device's answer to a command. If it were answered, the two would talk without end.
+    if line.startswith(b"done: "):
+        return channel.basic_ack(delivery.delivery_tag)
     command = pika.BasicProperties(
         headers={"connection_id": properties.headers["connection_id"]},
         # The gateway writes a command with the same id once, however often it is published.

@@ -26,6 +26,9 @@ def take_line(channel, delivery, properties, line)
     $seen.shift if $seen.size > MAX_SEEN
     puts "line #{message_id} #{line}"
   end
+  # The device's answer to a command. If it were answered, the two would talk without end.
+  return channel.ack(delivery.delivery_tag) if line.start_with?("done: ")
+
   # `reply_to` of the line is the queue of the worker with the connection.
   channel.basic_publish(
     "thank you for #{line}", "owsla.commands", properties.reply_to,
