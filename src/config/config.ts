@@ -13,6 +13,7 @@ import { readBearerToken } from "../bearer-token.ts"
 import { isPartitionOf } from "../broker/topology.ts"
 import { FRAMINGS, MAX_FRAMED_BYTES, OVERHEAD_BYTES } from "../device/framing.ts"
 import { errorText } from "../errors.ts"
+import { misspelled as findMisspelled } from "./misspelled.ts"
 import { SETTINGS, type Settings, settings } from "./settings.ts"
 
 /** The default of RabbitMQ and of the AMQP client for a URL without a password. */
@@ -24,6 +25,16 @@ const FILES = [
   "TLS_CLIENT_CA_FILE",
   "TOKEN_KEYS_FILE",
   "DENYLIST_FILE",
+]
+/** Settings whose value may be in a file that `<name>_FILE` names. */
+const SECRETS = [
+  ...SETTINGS.filter((setting) => setting.secret).map((setting) => setting.name),
+  "CLOUDAMQP_URL",
+]
+/** All that this module reads. */
+const NAMES = [
+  ...SETTINGS.map(({ name }) => name),
+  ...["CLOUDAMQP_URL", ...SECRETS.map((name) => `${name}_FILE`)],
 ]
 const PEM_CERTIFICATE = /-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----/g
 
@@ -51,8 +62,9 @@ export function loadConfig(
   unreadable: (path: string) => string | null = unreadableFile,
 ): Config {
   const { config, faults } = inspectConfig(environment, unreadable)
-  if (faults.length > 0) throw new ConfigurationError(faults)
-  return config
+  if (faults.length === 0) return config
+  const hints = misspellings(config).map(({ risk, advice }) => `${risk}; ${advice}`)
+  throw new ConfigurationError([...faults, ...hints])
 }
 
 export interface Inspection {
@@ -154,6 +166,10 @@ function relations(settings: Partial<Settings>, values: Environment): string[] {
   const embedded = Array.isArray(AMQP_URL) && AMQP_URL.length === 0
   if (embedded && NODE_ENV === "production") {
     faults.push("AMQP_URL: needed with NODE_ENV=production; the embedded broker keeps nothing")
+  }
+  if (NODE_ENV === "production" && isDevelopment(values)) {
+    const needed = "needed with NODE_ENV=production; no development certificate is made"
+    faults.push(`TLS_CERT_FILE and TLS_KEY_FILE: ${needed}`)
   }
   const workersSet = values["WORKERS"] !== undefined && settings.WORKERS !== 1
   if (embedded && workersSet) {
@@ -266,8 +282,7 @@ function withFiles(environment: Environment, faults: string[]): Record<string, s
   for (const [name, value] of Object.entries(environment)) {
     if (value !== undefined && value !== "") values[name] = value
   }
-  const secrets = SETTINGS.filter((setting) => setting.secret).map((setting) => setting.name)
-  for (const name of [...secrets, "CLOUDAMQP_URL"]) {
+  for (const name of SECRETS) {
     const file = values[`${name}_FILE`]
     if (file === undefined) continue
     if (values[name] !== undefined) faults.push(`${name}: set it or ${name}_FILE, not both`)
@@ -285,11 +300,17 @@ function withFiles(environment: Environment, faults: string[]): Record<string, s
   return values
 }
 
+/** Whether neither file is set, so that development certificates may be made. */
+function isDevelopment(values: Environment): boolean {
+  return values["TLS_CERT_FILE"] === undefined && values["TLS_KEY_FILE"] === undefined
+}
+
 /** Groups the settings for the parts of the gateway. */
 function shape(settings: Settings, values: Environment, ca: string | null) {
   const embedded = settings.AMQP_URL.length === 0
   return {
     instanceId: settings.INSTANCE_ID,
+    misspelled: findMisspelled(Object.keys(values), NAMES),
     /** Null with the embedded broker. */
     amqp: embedded ? null : { urls: settings.AMQP_URL, ca },
     /**
@@ -303,8 +324,7 @@ function shape(settings: Settings, values: Environment, ca: string | null) {
     tls: {
       certFile: settings.TLS_CERT_FILE,
       keyFile: settings.TLS_KEY_FILE,
-      /** True when neither file is set, so that development certificates may be made. */
-      development: values["TLS_CERT_FILE"] === undefined && values["TLS_KEY_FILE"] === undefined,
+      development: isDevelopment(values),
     },
     device: {
       host: settings.DEVICE_HOST,
@@ -443,8 +463,9 @@ export interface Risk {
 }
 
 /** Warnings about a valid configuration. */
-export function risks({ amqp, device }: Config): Risk[] {
-  const found: Risk[] = []
+export function risks(config: Config): Risk[] {
+  const { amqp, device } = config
+  const found = misspellings(config)
   if (amqp === null) {
     found.push({
       risk: "embedded broker: nothing is kept, for a first try only",
@@ -465,6 +486,13 @@ export function risks({ amqp, device }: Config): Risk[] {
     })
   }
   return found
+}
+
+function misspellings({ misspelled }: Config): Risk[] {
+  return misspelled.map(({ name, setting }) => ({
+    risk: `${name} is not a setting and has no effect`,
+    advice: `did you mean ${setting}?`,
+  }))
 }
 
 export function isLoopback(host: string): boolean {

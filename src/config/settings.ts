@@ -555,7 +555,7 @@ export const settings = v.object({
     default: "",
     match: /^.*$/,
     range: "production or another word",
-    text: "production: the embedded broker is a configuration error.",
+    text: "production: the embedded broker is a configuration error, and so is a start without TLS_CERT_FILE and TLS_KEY_FILE.",
   }),
 })
 

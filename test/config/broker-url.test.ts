@@ -49,8 +49,10 @@ describe("the broker's URL", () => {
     expect(urlsOf({ CLOUDAMQP_URL: AMQP_URL })).toEqual([AMQP_URL])
     expect(urlsOf({ CLOUDAMQP_URL: AMQP_URL, AMQP_URL: "" })).toEqual([AMQP_URL])
     expect(urlsOf({ CLOUDAMQP_URL: AMQP_URL, AMQP_URL: other })).toEqual([other])
-    const production = { CLOUDAMQP_URL: AMQP_URL, NODE_ENV: "production" }
-    expect(urlsOf(production)).toEqual([AMQP_URL])
+    const files = { TLS_CERT_FILE: "/a.crt", TLS_KEY_FILE: "/a.key" }
+    expect(urlsOf({ CLOUDAMQP_URL: AMQP_URL, NODE_ENV: "production", ...files })).toEqual([
+      AMQP_URL,
+    ])
   })
 
   test("may be several, separated by commas with or without blanks, under either name", () => {

@@ -120,10 +120,18 @@ describe("rules between settings", () => {
 
   test("production needs a broker", () => {
     const fault = "AMQP_URL: needed with NODE_ENV=production; the embedded broker keeps nothing"
-    expect(faultsOf({ NODE_ENV: "production" })).toEqual([fault])
-    expect(faultsOf({ NODE_ENV: "production", AMQP_URL: "" })).toEqual([fault])
-    expect(faultsOf({ NODE_ENV: "production", AMQP_URL })).toEqual([])
+    const files = { TLS_CERT_FILE: "/a.crt", TLS_KEY_FILE: "/a.key" }
+    expect(faultsOf({ NODE_ENV: "production", ...files })).toEqual([fault])
+    expect(faultsOf({ NODE_ENV: "production", ...files, AMQP_URL: "" })).toEqual([fault])
+    expect(faultsOf({ NODE_ENV: "production", ...files, AMQP_URL })).toEqual([])
     expect(faultsOf({ NODE_ENV: "development" })).toEqual([])
+  })
+
+  test("production needs a certificate", () => {
+    const needed = "needed with NODE_ENV=production; no development certificate is made"
+    const fault = `TLS_CERT_FILE and TLS_KEY_FILE: ${needed}`
+    expect(faultsOf({ NODE_ENV: "production", AMQP_URL })).toEqual([fault])
+    expect(faultsOf({ AMQP_URL })).toEqual([])
   })
 
   test("the embedded broker serves one process", () => {
@@ -222,10 +230,11 @@ describe("all faults together", () => {
       MAX_LINE_BYTES: "1048576",
       LOG_FORMAT: "xml",
     })
-    for (const name of ["HTTP_HOST", "AMQP_URL", "MAX_OUTGOING_BYTES", "LOG_FORMAT"]) {
+    const names = ["HTTP_HOST", "AMQP_URL", "TLS_CERT_FILE and TLS_KEY_FILE"]
+    for (const name of [...names, "MAX_OUTGOING_BYTES", "LOG_FORMAT"]) {
       expect(faults.filter((fault) => fault.startsWith(`${name}:`))).toHaveLength(1)
     }
-    expect(faults).toHaveLength(4)
+    expect(faults).toHaveLength(5)
   })
 
   test("nothing that is made of the error tells a secret", () => {

@@ -43,6 +43,7 @@ describe("the secret of the fleet", () => {
 describe("defaults", () => {
   test("are those of the contract, with nothing in the environment", () => {
     expect(load({})).toEqual({
+      misspelled: [],
       instanceId: defaultInstanceId(hostname()),
       amqp: null,
       fleetSecret: null,
