@@ -5,21 +5,35 @@
 
 import * as v from "valibot"
 
-/** @param entries the fields that the body may have. Another field is not named. */
+/** For a schema of a body. Its members are named by `bodyFaults`. */
+export const NOT_AN_OBJECT = "the body must be a JSON object"
+/** A member with another name may be a whole document. */
+const SHOWN_NAME = /^[A-Za-z_]\w{0,31}$/
+
+/** @param entries the members that the body may have. */
 export function bodyFaults(
   issues: readonly v.BaseIssue<unknown>[],
   entries: Readonly<Record<string, unknown>>,
 ): string {
-  const texts = issues.map((issue) => {
-    const field = v.getDotPath(issue)
-    const isKnown = field !== null && field in entries
-    return isKnown ? `${field}: ${issue.message}` : issue.message
-  })
-  return texts.join("; ")
+  return issues.map((issue) => bodyFault(issue, entries)).join("; ")
+}
+
+function bodyFault(
+  issue: v.BaseIssue<unknown>,
+  entries: Readonly<Record<string, unknown>>,
+): string {
+  const member = v.getDotPath(issue)
+  if (member === null) return issue.message
+  // Of a strict object, whose members themselves have other issues.
+  const isOfObject = issue.type === "strict_object"
+  if (member in entries) return `${member}: ${isOfObject ? "is missing" : issue.message}`
+  if (!isOfObject) return issue.message
+  const known = `the members are ${Object.keys(entries).join(", ")}`
+  return `${SHOWN_NAME.test(member) ? member : "a member"}: is not known; ${known}`
 }
 
 /**
- * @param entries the fields that the body may have.
+ * @param entries the members that the body may have.
  * @returns what the schema makes of the JSON in the body, or why it is not valid.
  */
 export async function readJson<Output extends object>(
@@ -34,6 +48,7 @@ export async function readJson<Output extends object>(
   } catch {
     return "the body is not JSON in UTF-8"
   }
+  if (Array.isArray(parsed)) return NOT_AN_OBJECT
   const checked = v.safeParse(schema, parsed, config)
   return checked.success ? checked.output : bodyFaults(checked.issues, entries)
 }

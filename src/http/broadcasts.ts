@@ -23,7 +23,7 @@ import {
   shownCounts,
 } from "../fleet/broadcast-request.ts"
 import { type AuditAct, audit } from "./audit.ts"
-import { readJson, wellFormed, wholeNumber } from "./body-faults.ts"
+import { NOT_AN_OBJECT, readJson, wellFormed, wholeNumber } from "./body-faults.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
 import type { RouteDescription } from "./route-description.ts"
 
@@ -73,10 +73,7 @@ const entries = {
     ),
   ),
 }
-const jsonRequest = v.strictObject(
-  entries,
-  `the body must be an object with ${Object.keys(entries).join(", ")} and nothing else`,
-)
+const jsonRequest = v.strictObject(entries, NOT_AN_OBJECT)
 
 const count = v.pipe(v.number(), v.integer(), v.minValue(0))
 /** The counts as a caller gets them. */

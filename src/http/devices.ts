@@ -24,7 +24,7 @@ import type { DeviceList } from "../fleet/device-page.ts"
 import { type DeviceView, deviceViewSchema } from "../fleet/device-view.ts"
 import type { FleetQuery, FleetQueryFailure } from "../fleet/fleet-query.ts"
 import { audit } from "./audit.ts"
-import { bodyFaults, readJson, wellFormed, wholeNumber } from "./body-faults.ts"
+import { bodyFaults, NOT_AN_OBJECT, readJson, wellFormed, wholeNumber } from "./body-faults.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
 import { limitOf } from "./query-limit.ts"
 import type { DescribedError, RouteDescription } from "./route-description.ts"
@@ -78,10 +78,7 @@ const entries = {
   reply_next: v.optional(v.literal(true, "must be true")),
   reply_timeout_ms: v.optional(milliseconds("MAX_REPLY_MS")),
 }
-const jsonRequest = v.strictObject(
-  entries,
-  `the body must be an object with ${Object.keys(entries).join(", ")} and nothing else`,
-)
+const jsonRequest = v.strictObject(entries, NOT_AN_OBJECT)
 
 export function devices(dependencies: DevicesDependencies): Hono<HttpEnvironment> {
   const { send } = dependencies

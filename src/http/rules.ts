@@ -15,7 +15,7 @@ import type { AdmissionRules } from "../fleet/admission-rules.ts"
 import type { Ban } from "../fleet/bans.ts"
 import type { GateState } from "../fleet/gate.ts"
 import { audit } from "./audit.ts"
-import { readJson, wholeNumber } from "./body-faults.ts"
+import { NOT_AN_OBJECT, readJson, wholeNumber } from "./body-faults.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
 import type { RouteDescription } from "./route-description.ts"
 
@@ -44,13 +44,10 @@ const gateRequest = v.strictObject(
     ),
     retry_after_ms: v.optional(v.nullable(wholeNumber(0, MAX_RETRY_AFTER_MS)), null),
   },
-  "the body must be an object with open, and may contain only prefix and retry_after_ms besides",
+  NOT_AN_OBJECT,
 )
 
-const banRequest = v.strictObject(
-  { for_ms: wholeNumber(MIN_BAN_MS, MAX_BAN_MS) },
-  "the body must be an object with for_ms and nothing else",
-)
+const banRequest = v.strictObject({ for_ms: wholeNumber(MIN_BAN_MS, MAX_BAN_MS) }, NOT_AN_OBJECT)
 
 /** The gate in the HTTP API. */
 export const shownGateSchema = v.object({

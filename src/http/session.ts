@@ -26,7 +26,7 @@ import { bodyLimit } from "hono/body-limit"
 import { deleteCookie, getCookie, setCookie } from "hono/cookie"
 import * as v from "valibot"
 import { type Caller, isReading, knownTokens, type Tokens } from "./authorization.ts"
-import { readJson } from "./body-faults.ts"
+import { NOT_AN_OBJECT, readJson } from "./body-faults.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
 import type { RouteDescription } from "./route-description.ts"
 
@@ -134,7 +134,7 @@ function isEventStream({ headers }: Response): boolean {
 
 const login = v.strictObject(
   { token: v.pipe(v.string("must be a string"), v.maxLength(1_024, "is too long")) },
-  "the body must be an object with token and nothing else",
+  NOT_AN_OBJECT,
 )
 
 export const SESSION_ROUTES: readonly RouteDescription[] = [

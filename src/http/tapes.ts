@@ -21,7 +21,7 @@ import { PAYLOADS } from "../fleet/tape/entry.ts"
 import type { TapeReader } from "../fleet/tape/tape-reader.ts"
 import { MAX_TAPES, type Tapes } from "../fleet/tape/tapes.ts"
 import { audit } from "./audit.ts"
-import { readJson, wholeNumber } from "./body-faults.ts"
+import { NOT_AN_OBJECT, readJson, wholeNumber } from "./body-faults.ts"
 import { type HttpEnvironment, refuse } from "./errors.ts"
 import type { RouteDescription } from "./route-description.ts"
 
@@ -44,7 +44,7 @@ const tapeRequest = v.strictObject(
     payload: v.optional(v.picklist(PAYLOADS, `must be one of ${PAYLOADS.join(", ")}`), "hidden"),
     max_bytes: v.optional(wholeNumber(MIN_BYTES, MAX_BYTES), MAX_BYTES),
   },
-  "the body must be an object with minutes, and may contain only payload and max_bytes besides",
+  NOT_AN_OBJECT,
 )
 
 const shownTape = {

@@ -65,7 +65,7 @@ describe("an invalid broadcast", () => {
 
   test.each<[string, unknown, string]>([
     ["no JSON", "{", "the body is not JSON"],
-    ["a list", [], "the body must be an object with to, line, per_s, supersede_key"],
+    ["a list", ["secret"], "the body must be a JSON object"],
     ["no audience", { line: "a" }, "to: "],
     ["another audience", { to: "some", line: "a" }, `to: ${AUDIENCES}`],
     ["an empty prefix", { to: { prefix: "" }, line: "a" }, AUDIENCES],
@@ -73,7 +73,7 @@ describe("an invalid broadcast", () => {
     ["prefix and ids", { to: { prefix: "a", ids: ["b"] }, line: "a" }, AUDIENCES],
     ["ids of no devices", { to: { ids: ["a secret"] }, line: "a" }, AUDIENCES],
     ["a tag", { to: { tag: "secret" }, line: "a" }, AUDIENCES],
-    ["no line", { to: "all" }, "line: "],
+    ["no line", { to: "all" }, "line: is missing"],
     ["half a character", { to: "all", line: "\ud800" }, "line: must be well-formed Unicode"],
     ["LF in the line", { to: "all", line: "a\nsecret" }, "the line contains LF or CR"],
     ["no rate", { to: "all", line: "a", per_s: 0 }, "per_s: must be at least 1"],
@@ -81,7 +81,16 @@ describe("an invalid broadcast", () => {
     ["half a line", { to: "all", line: "a", per_s: 1.5 }, "per_s: must be a whole number"],
     ["an empty key", { to: "all", line: "a", supersede_key: "" }, "supersede_key: must not be"],
     ["a long key", { to: "all", line: "a", supersede_key: "é".repeat(65) }, "at most 128 bytes"],
-    ["another field", { to: "all", line: "a", secret: 1 }, "and nothing else"],
+    [
+      "another member",
+      { to: "all", line: "a", lines: "secret" },
+      "lines: is not known; the members",
+    ],
+    [
+      "a member with a long name",
+      { to: "all", line: "a", ["secret".repeat(9)]: 1 },
+      "a member: is",
+    ],
     [
       "too many ids",
       { to: { ids: new Array(10_001).fill("d") }, line: "a" },

@@ -46,11 +46,15 @@ describe("the gate", () => {
 
   test.each<[string, unknown, string]>([
     ["no JSON", "{", "the body is not JSON"],
-    ["nothing", {}, "open: the body must be an object with open"],
+    ["nothing", {}, "open: is missing"],
     ["another type", { open: "no" }, "open: must be true or false"],
-    ["a list", [], "the body must be an object with open"],
-    ["null", null, "the body must be an object with open"],
-    ["an unknown field", { open: true, secret: "abc" }, "the body must be an object with open"],
+    ["a list", [], "the body must be a JSON object"],
+    ["null", null, "the body must be a JSON object"],
+    [
+      "an unknown field",
+      { open: true, secret: "abc" },
+      "secret: is not known; the members are open, prefix, retry_after_ms",
+    ],
     ["a prefix of no id", { open: false, prefix: "a b" }, "prefix: must have characters of"],
     ["a long prefix", { open: false, prefix: "x".repeat(129) }, "prefix: must have at most 128"],
     ["a negative time", { open: false, retry_after_ms: -1 }, "retry_after_ms: must be at least 0"],
