@@ -12,7 +12,7 @@ import * as v from "valibot"
 import { readBearerToken } from "../bearer-token.ts"
 import { isPartitionOf } from "../broker/topology.ts"
 import { FRAMINGS, MAX_FRAMED_BYTES, OVERHEAD_BYTES } from "../device/framing.ts"
-import { errorText } from "../errors.ts"
+import { fileErrorText } from "../errors.ts"
 import { misspelled as findMisspelled } from "./misspelled.ts"
 import { SETTINGS, type Settings, settings } from "./settings.ts"
 
@@ -262,7 +262,7 @@ function readCa(path: string | undefined, faults: string[]): string | null {
     for (const certificate of certificates) new X509Certificate(certificate)
     return certificates.join("\n")
   } catch (error) {
-    faults.push(`AMQP_CA_FILE: ${errorText(error)}`)
+    faults.push(`AMQP_CA_FILE: ${fileErrorText(path, error)}`)
     return null
   }
 }
@@ -272,7 +272,7 @@ function unreadableFile(path: string): string | null {
     accessSync(path, constants.R_OK)
     return null
   } catch (error) {
-    return errorText(error)
+    return fileErrorText(path, error)
   }
 }
 

@@ -8,9 +8,9 @@
  *   a registration ─► that worker        no worker holds it ─► nowhere
  *   the keeper does not know, does not answer within `FIND_TIMEOUT_MS`, or has ended ─► all workers must be asked
  *
- * A registration takes a few milliseconds to reach the keeper. Until then "no worker holds it" is
- * wrong for a device that has just connected. In a fleet of up to `SMALL_FLEET` workers it is
- * checked by asking all. In a larger one the keeper is asked again after `ABSENT_MS`.
+ * A registration takes a few milliseconds to reach the keeper. Until then "not connected to any
+ * worker" is wrong for a device that has just connected. In a fleet of up to `SMALL_FLEET` workers
+ * it is checked by asking all. In a larger one the keeper is asked again after `ABSENT_MS`.
  *
  * Bounds: `MAX_ASKS` unanswered messages with `MAX_ROWS` devices each, beyond which all workers
  * must be asked.
@@ -192,7 +192,7 @@ export class KeeperLookUps {
       const lookUp = left.get(deviceId)
       if (lookUp === undefined || isSmall) continue
       left.delete(deviceId)
-      if (lookUp.wasAbsent) lookUp.found({ kind: "nowhere", detail: "no worker holds it" })
+      if (lookUp.wasAbsent) lookUp.found({ kind: "nowhere", detail: "not connected to any worker" })
       else setTimeout(() => this.#want(deviceId, { ...lookUp, wasAbsent: true }), ABSENT_MS)
     }
     for (const { found } of left.values()) found(null)

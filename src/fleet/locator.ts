@@ -279,7 +279,9 @@ export class Locator {
     const isOld = steadyMs > Math.max(askedAtMs + FRESH_MS, this.#acquaintedAtMs)
     const silent = [...awaited]
     const detail =
-      silent.length === 0 ? "no worker holds it" : `no answer from ${silent.slice(0, 5).join(", ")}`
+      silent.length === 0
+        ? "not connected to any worker"
+        : `no answer from ${silent.slice(0, 5).join(", ")}`
     for (const [deviceId, lookUp] of devices) {
       const { callers, asksLeft } = lookUp
       if (isOld && asksLeft > 1) this.#want(deviceId, { callers, asksLeft: asksLeft - 1 })

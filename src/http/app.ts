@@ -162,8 +162,7 @@ export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
   routes.route("/", records(dependencies))
   routes.route("/", events(dependencies))
   routes.route("/", audits(dependencies))
-  const { messages: lines, stopping } = dependencies
-  if (lines !== null) routes.route("/", messages(lines, stopping))
+  routes.route("/", messages(dependencies.messages, dependencies.stopping))
 
   answerErrors(routes, fault)
   return routes

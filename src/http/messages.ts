@@ -1,6 +1,6 @@
 /**
- * `GET /messages`: the lines of devices as server-sent events, for a first try. Exists with the
- * embedded broker only.
+ * `GET /messages`: the lines of devices as server-sent events, for a first try. With the embedded
+ * broker only.
  *
  * Lines stay in the queue. Bounds: those of `event-stream.ts`. For a client that reads too slowly,
  * lines are skipped, and an event `missed` contains their number.
@@ -10,7 +10,7 @@ import { Hono } from "hono"
 import * as v from "valibot"
 import type { MessageProperties } from "../broker/broker.ts"
 import type { Tap } from "../broker/embedded.ts"
-import type { HttpEnvironment } from "./errors.ts"
+import { type HttpEnvironment, refuse } from "./errors.ts"
 import { EventStreams } from "./event-stream.ts"
 import type { RouteDescription } from "./route-description.ts"
 
@@ -18,6 +18,9 @@ export interface MessagesDependencies {
   /** Calls `tap` for each line from now on. Returns a function that stops this. */
   readonly tap: (tap: Tap) => () => void
 }
+
+const WITH_A_BROKER =
+  "only the embedded broker shows lines here; consume the queue of lines (FROM_DEVICE_QUEUE), or record a tape of the device"
 
 export const MESSAGES_ROUTES: readonly RouteDescription[] = [
   {
@@ -38,21 +41,25 @@ export const MESSAGES_ROUTES: readonly RouteDescription[] = [
   },
 ]
 
-/** @param stopping aborted when the server stops. */
+/**
+ * @param source null without the embedded broker.
+ * @param stopping aborted when the server stops.
+ */
 export function messages(
-  { tap }: MessagesDependencies,
+  source: MessagesDependencies | null,
   stopping: AbortSignal,
 ): Hono<HttpEnvironment> {
   const routes = new Hono<HttpEnvironment>()
   const streams = new EventStreams("the devices' lines", stopping)
 
-  routes.get("/messages", (c) =>
-    streams.answer(c, ({ push }) =>
-      tap((body, properties) =>
+  routes.get("/messages", (c) => {
+    if (source === null) return refuse(c, "not_found", WITH_A_BROKER)
+    return streams.answer(c, ({ push }) =>
+      source.tap((body, properties) =>
         push({ event: "line", data: JSON.stringify(describe(body, properties)) }),
       ),
-    ),
-  )
+    )
+  })
 
   return routes
 }

@@ -7,7 +7,7 @@
  * its devices would be disconnected.
  */
 
-import { type Config, loadConfig } from "../config/config.ts"
+import { type Config, ConfigurationError, loadConfig } from "../config/config.ts"
 import { errorText } from "../errors.ts"
 
 /** Below the time-out of HEALTHCHECK in the Dockerfile, so that the reason is printed. */
@@ -25,13 +25,20 @@ export async function runHealthCommand(args: readonly string[]): Promise<0 | 1 |
     console.error(`Unexpected argument ${JSON.stringify(argument)}\n${USAGE}`)
     return 2
   }
+  let url: string
   try {
-    const url = healthUrl(loadConfig().http)
+    url = healthUrl(loadConfig().http)
+  } catch (error) {
+    const faults = error instanceof ConfigurationError ? error.faults : [errorText(error)]
+    console.error(faults.join("\n"))
+    return 1
+  }
+  try {
     const { status } = await fetch(url, { signal: AbortSignal.timeout(TIMEOUT_MS) })
     if (status === 200) return 0
     console.error(`${url} answers ${status}`)
   } catch (error) {
-    console.error(errorText(error))
+    console.error(`no gateway answers at ${url}: ${errorText(error)}`)
   }
   return 1
 }

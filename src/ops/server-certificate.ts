@@ -6,7 +6,7 @@
 import { createPrivateKey, X509Certificate } from "node:crypto"
 import { readFileSync } from "node:fs"
 import type { ListenerTls } from "../device/tls-port.ts"
-import { errorText } from "../errors.ts"
+import { errorText, fileErrorText } from "../errors.ts"
 import { CertificateError, type PairFiles, type PemPair } from "./certificates.ts"
 
 export const PEM_CERTIFICATE = /-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----/g
@@ -26,8 +26,16 @@ export function readServerCertificate({ certFile, keyFile }: PairFiles): PemPair
       return null
     }
   }
-  const certPem = attempt("TLS_CERT_FILE", () => readFileSync(certFile, "utf8"))
-  const keyPem = attempt("TLS_KEY_FILE", () => readFileSync(keyFile, "utf8"))
+  const read = (name: string, path: string) => {
+    try {
+      return readFileSync(path, "utf8")
+    } catch (error) {
+      faults.push(`${name}: ${fileErrorText(path, error)}`)
+      return null
+    }
+  }
+  const certPem = read("TLS_CERT_FILE", certFile)
+  const keyPem = read("TLS_KEY_FILE", keyFile)
   const certificate =
     certPem === null
       ? null
@@ -96,7 +104,7 @@ export function readClientAuthorities(path: string): string {
   try {
     pem = readFileSync(path, "utf8")
   } catch (error) {
-    throw fault(`cannot be read: ${errorText(error)}`)
+    throw new CertificateError("unusable", `TLS_CLIENT_CA_FILE: ${fileErrorText(path, error)}`)
   }
   const certificates = pem.match(PEM_CERTIFICATE) ?? []
   if (certificates.length === 0) throw fault("contains no PEM certificate")

@@ -10,7 +10,7 @@
  */
 
 import { parseTokenKeys, TokenKeysError } from "../device/token-keys.ts"
-import { errorText } from "../errors.ts"
+import { errorText, fileErrorText } from "../errors.ts"
 import { FollowedFile, TooLargeError } from "./followed-file.ts"
 
 const SETTING = "TOKEN_KEYS_FILE"
@@ -27,7 +27,7 @@ export async function readTokenKeys(path: string): Promise<string> {
     parseTokenKeys(text)
     return text
   } catch (error) {
-    throw new TokenKeysError(`${SETTING}: ${errorText(error)}`)
+    throw new TokenKeysError(`${SETTING}: ${fileErrorText(path, error)}`)
   }
 }
 

@@ -416,7 +416,7 @@ describe("the receipt", () => {
     const subject = await new Subject().start()
     const headers = { connection_id: "gw.9.x.1", device_id: "thermostat:7" }
     const delivery = new TestDelivery({ ...ASKING, headers })
-    subject.settle(delivery, "offline", "no worker holds it", null)
+    subject.settle(delivery, "offline", "not connected to any worker", null)
     await settled()
     expect(subject.receipts()).toEqual([
       {
@@ -425,7 +425,7 @@ describe("the receipt", () => {
         connection_id: "gw.9.x.1",
         epoch: null,
         at: NOW_MS,
-        detail: "no worker holds it",
+        detail: "not connected to any worker",
       },
     ])
   })

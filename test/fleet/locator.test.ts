@@ -23,7 +23,7 @@ const withWorker = (worker: string): Located => ({
   worker,
   connectionId: at(worker),
 })
-const NOWHERE: Located = { kind: "nowhere", detail: "no worker holds it" }
+const NOWHERE: Located = { kind: "nowhere", detail: "not connected to any worker" }
 
 type Where = Extract<FleetContent, { type: "where" }>
 

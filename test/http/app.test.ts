@@ -235,7 +235,6 @@ describe("unknown routes", () => {
     ["POST", "/ready"],
     ["POST", "/metrics"],
     ["DELETE", "/metrics"],
-    ["GET", "/messages"],
     ["GET", `/${"x".repeat(8_000)}`],
     ["GET", "/%00%0a%0d%22%5c%ff"],
     ["GET", "/%zz"],
@@ -244,6 +243,12 @@ describe("unknown routes", () => {
     const gateway = sidecar()
     await expectRefusal(gateway, await gateway.routes.request(path, { method }), 404, "not_found")
     expect(gateway.sent).toEqual([])
+  })
+
+  test("404 not_found with a broker: GET /messages, with what to do instead", async () => {
+    const gateway = sidecar()
+    const response = await gateway.get("/messages")
+    expect(await expectRefusal(gateway, response, 404, "not_found")).toContain("FROM_DEVICE_QUEUE")
   })
 
   test("the query of an unknown route is not repeated, because it may contain a secret", async () => {

@@ -33,8 +33,8 @@ test("a pair is returned unchanged", () => {
 })
 
 test.each([
-  ["missing", "one.key", "TLS_CERT_FILE: ENOENT"],
-  ["one.crt", "missing", "TLS_KEY_FILE: ENOENT"],
+  ["missing", "one.key", "missing does not exist (ENOENT)"],
+  ["one.crt", "missing", "missing does not exist (ENOENT)"],
   ["garbage", "one.key", "garbage is no PEM certificate"],
   ["one.crt", "garbage", "garbage is no PEM private key"],
   ["garbage", "garbage", "garbage is no PEM private key"],

@@ -52,7 +52,7 @@ const TROUBLES: [string, () => void, string][] = [
       rmSync(path, { force: true })
       mkdirSync(path)
     },
-    "Directories cannot be read",
+    "directory|Directories",
   ],
 ]
 

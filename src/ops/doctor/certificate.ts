@@ -5,7 +5,7 @@
  */
 
 import { X509Certificate } from "node:crypto"
-import { existsSync, readFileSync } from "node:fs"
+import { accessSync, constants, readFileSync } from "node:fs"
 import { rootCertificates } from "node:tls"
 import type { Config } from "../../config/config.ts"
 import { isLoopback } from "../../config/config.ts"
@@ -27,10 +27,23 @@ const MAX_SHOWN_NAMES = 5
 /** As OpenSSL writes ::1. */
 const LONG_LOOPBACK = "0:0:0:0:0:0:0:1"
 
-/** Why there are no files to check yet, or null. */
+/** Why there are no files to check, or null. */
 export function missingFiles({ tls }: Config): string | null {
-  if (!tls.development || existsSync(tls.certFile) || existsSync(tls.keyFile)) return null
+  const readable = [tls.certFile, tls.keyFile].filter(isReadable).length
+  if (!tls.development) {
+    return readable === 2 ? null : "the files cannot be read, see the findings about configuration"
+  }
+  if (readable > 0) return null
   return `${tls.certFile} does not exist yet; the first start makes a development certificate`
+}
+
+function isReadable(path: string): boolean {
+  try {
+    accessSync(path, constants.R_OK)
+    return true
+  } catch {
+    return false
+  }
 }
 
 export function checkCertificate(config: Config, nowMs: number): Finding[] {

@@ -150,6 +150,12 @@ describe("the certificate", () => {
     }
     const missing = { ...config, tls: development }
     expect(checkCertificate(missing, Date.now())).toMatchObject([{ level: "skipped" }])
+    // A file that was set and cannot be read is a failure of the configuration, said there once.
+    const set = { certFile: "/nothing/a.crt", keyFile: "/nothing/a.key", development: false }
+    const unreadable = { ...config, tls: set }
+    expect(checkCertificate(unreadable, Date.now())).toMatchObject([
+      { level: "skipped", message: expect.stringContaining("configuration") },
+    ])
   })
 })
 
