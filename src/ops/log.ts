@@ -26,6 +26,11 @@ const MAX_ENTRY_LENGTH = 8_192
 /** A longer message is cut. */
 const MAX_MESSAGE_LENGTH = 2_048
 
+const NOT_READY = {
+  away: "broker away; devices stay connected and their lines wait",
+  blocked: "broker blocks publishers; the lines of devices wait",
+}
+
 /** The field `kind` of lines about what operators have done. */
 const AUDIT = "audit"
 
@@ -123,9 +128,9 @@ export function logEvents(events: EventBus, log: Logger, format: LogOptions["for
     log.info({ heldBytes }, "reading from devices resumed"),
   )
   events.on("broker_state", ({ state }) => {
-    if (state.kind === "ready" || state.kind === "closed")
-      log.info({ broker: state.kind }, "broker")
-    else log.warn({ broker: state.kind, reason: state.reason }, "broker")
+    const { kind } = state
+    if (kind === "ready" || kind === "closed") log.info({ broker: kind }, `broker ${kind}`)
+    else log.warn({ broker: kind, reason: state.reason }, `${NOT_READY[kind]}: ${state.reason}`)
   })
   events.on("broker_warning", ({ message }) => log.warn(message))
   events.on("broker_mute", ({ unconfirmedMs }) => {
@@ -136,8 +141,10 @@ export function logEvents(events: EventBus, log: Logger, format: LogOptions["for
     log.info({ device_id: tape.device_id, reason }, "tape ended")
   })
   events.on("drain", (progress) => {
-    const level = progress.phase === "cut_short" ? "error" : "info"
-    log[level](progress, "drain")
+    if (progress.phase === "cut_short") {
+      const lost = `${progress.unconfirmedLines} lines are not confirmed by the broker`
+      log.error(progress, `drain cut short, longer than DRAIN_TIMEOUT_MS: ${lost} and may be lost`)
+    } else log.info(progress, "drain")
   })
   events.on("fault", ({ error, where }) => {
     // Not the error itself: errors of the AMQP client refer to the client, and so to the password.
@@ -149,7 +156,9 @@ export function logEvents(events: EventBus, log: Logger, format: LogOptions["for
     log.info({ slot, workerPid: pid }, "worker started"),
   )
   events.on("worker_ended", ({ slot, pid, status, action }) => {
-    log.warn({ slot, workerPid: pid, status, action }, "worker ended")
+    // While the instance stops, each worker ends with status 0.
+    const level = action === "none" && status === "status 0" ? "info" : "warn"
+    log[level]({ slot, workerPid: pid, status, action }, "worker ended")
   })
   events.on("instance_started", (addresses) => {
     // A person reads text: fields would be printed with quotes, which are not to be pasted.

@@ -125,6 +125,17 @@ describe("an event", () => {
     })
     expect(closed).toMatchObject({ reason: "slow_device", linesIn: 3, linesOut: 4 })
     expect(drained).toMatchObject({ level: "error", phase: "cut_short", unconfirmedLines: 2 })
+    expect(drained?.["msg"]).toContain("2 lines are not confirmed by the broker and may be lost")
+  })
+
+  test("of a worker's end is a warning, unless it ends because the instance stops", () => {
+    const about = { slot: 1, pid: 7 }
+    const ends = logged((events) => {
+      events.emit("worker_ended", { ...about, status: "status 0", action: "none" })
+      events.emit("worker_ended", { ...about, status: "status 1", action: "none" })
+      events.emit("worker_ended", { ...about, status: "status 0", action: "restart" })
+    })
+    expect(ends.map(({ level }) => level)).toEqual(["info", "warn", "warn"])
   })
 
   test("of a connection that was never admitted is logged too", () => {
@@ -136,13 +147,14 @@ describe("an event", () => {
   })
 
   test("of the broker is a warning until it is ready, or closed by us", () => {
-    const levels = logged((events) => {
+    const lines = logged((events) => {
       events.emit("broker_state", { state: { kind: "away", reason: "lost" } })
       events.emit("broker_state", { state: { kind: "blocked", reason: "memory" } })
       events.emit("broker_state", { state: { kind: "ready" } })
       events.emit("broker_state", { state: { kind: "closed" } })
-    }).map(({ level, broker, reason }) => [level, broker, reason])
-    expect(levels).toEqual([
+    })
+    expect(lines[0]?.["msg"]).toBe("broker away; devices stay connected and their lines wait: lost")
+    expect(lines.map(({ level, broker, reason }) => [level, broker, reason])).toEqual([
       ["warn", "away", "lost"],
       ["warn", "blocked", "memory"],
       ["info", "ready", undefined],
