@@ -441,7 +441,7 @@ export const settings = v.object({
     min: 4,
     max: 65_535,
     unit: "messages",
-    text: "Unacknowledged messages of one worker, divided over its queues. Commands that wait for a missing number count. Shared plans of hosted brokers close a connection at 1,000. Raise it on your own broker.",
+    text: "Unacknowledged messages of one worker on its consuming connection, divided over its queues. Commands that wait for a missing number count. Shared plans of hosted brokers close a connection at 1,000. Raise it on your own broker.",
   }),
   MAX_COMMAND_BYTES: integer({
     default: 67_108_864,

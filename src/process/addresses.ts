@@ -25,6 +25,11 @@ interface Ports {
   readonly httpPort: number
 }
 
+/** Prints the first line of a device that identifies itself by it. */
+const FIRST_LINE: Partial<Record<Config["device"]["auth"], string>> = {
+  hello: "bun run --silent certs hello <device_id>",
+  token: "echo TOKEN <token>",
+}
 const OPENSSL = "openssl s_client -quiet -nocommands -connect"
 
 export function addressesOf(config: Config, { devicePort, httpPort }: Ports): Addresses {
@@ -38,11 +43,14 @@ export function addressesOf(config: Config, { devicePort, httpPort }: Ports): Ad
   // The development certificate is valid for localhost.
   const host = isAnywhere(device.host) && tls.development ? "localhost" : reachable(device.host)
   const ca = tls.development ? ` -CAfile ${join(dirname(tls.certFile), "ca.crt")}` : ""
+  // The first line identifies the device; the person types the others.
+  const first = FIRST_LINE[device.auth]
+  const identified = first === undefined ? "" : `(${first}; cat) | `
   const own = device.auth === "mtls" ? " -cert <device>.crt -key <device>.key" : ""
   return {
     page,
     ...(config.amqp === null ? { lines: `curl -N ${token}${page}messages` } : {}),
-    ...(canType ? { device: `${OPENSSL} ${host}:${devicePort}${ca}${own}` } : {}),
+    ...(canType ? { device: `${identified}${OPENSSL} ${host}:${devicePort}${ca}${own}` } : {}),
     command,
   }
 }

@@ -46,6 +46,18 @@ test("a device shows its certificate with DEVICE_AUTH=mtls", () => {
   expect(addresses(mtls).device).toEndWith(" -cert <device>.crt -key <device>.key")
 })
 
+test("a device sends the line that identifies it before what is typed", () => {
+  const secret = "a-secret-of-the-tests-0123456789"
+  const hello = addresses({ DEVICE_AUTH: "hello", HELLO_SECRETS: secret })
+  expect(hello.device).toBe(
+    "(bun run --silent certs hello <device_id>; cat) | " +
+      "openssl s_client -quiet -nocommands -connect localhost:8443 -CAfile certs/ca.crt",
+  )
+  expect(JSON.stringify(hello)).not.toContain(secret)
+  const token = addresses({ DEVICE_AUTH: "token", TOKEN_KEYS_FILE: "keys.pem" })
+  expect(token.device).toStartWith("(echo TOKEN <token>; cat) | openssl")
+})
+
 test.each<[string, Record<string, string>]>([
   ["lengths before its lines", { DEVICE_FRAMING: "u16" }],
   ["a PROXY header", { PROXY_PROTOCOL: "required", PROXY_FROM: "127.0.0.1/32" }],
