@@ -11,7 +11,7 @@
  * each request, and room for the ids of a broadcast.
  */
 
-import { Hono } from "hono"
+import { type Context, Hono } from "hono"
 import { bodyLimit } from "hono/body-limit"
 import { MAX_OPTION_BYTES } from "../commands/command-options.ts"
 import type { Counters } from "../counters.ts"
@@ -35,6 +35,7 @@ import { type MessagesDependencies, messages } from "./messages.ts"
 import { type MetricsDependencies, metrics } from "./metrics.ts"
 import { openApi } from "./openapi.ts"
 import { refuseOtherSources } from "./other-sources.ts"
+import { followed } from "./page/followed.ts"
 import { type PageDependencies, page, pageLive } from "./page/page.ts"
 import { type RecordsDependencies, records } from "./records.ts"
 import { type RulesDependencies, rules } from "./rules.ts"
@@ -155,6 +156,8 @@ export function app(dependencies: AppDependencies): Hono<HttpEnvironment> {
   routes.route("/", held(dependencies))
   routes.route("/", fleet(dependencies))
   routes.route("/", pageLive(pageParts))
+  const ask = async (request: Request, c: Context<HttpEnvironment>) => routes.fetch(request, c.env)
+  routes.route("/", followed({ ask, stopping: dependencies.stopping }))
   routes.route("/", drain(dependencies))
   routes.route("/", rules(dependencies))
   routes.route("/", openApi(dependencies))

@@ -49,6 +49,8 @@ const gateRequest = v.strictObject(
 
 const banRequest = v.strictObject({ for_ms: wholeNumber(MIN_BAN_MS, MAX_BAN_MS) }, NOT_AN_OBJECT)
 
+const NO_BAN = "the device has no ban"
+
 /** The gate in the HTTP API. */
 export const shownGateSchema = v.object({
   open: v.boolean(),
@@ -98,6 +100,14 @@ export const RULES_ROUTES: readonly RouteDescription[] = [
     errors: ["invalid", "broker_away"],
   },
   {
+    method: "get",
+    path: "/bans/:id",
+    name: "showBan",
+    summary: "The ban of a device",
+    answers: [{ status: 200, text: "The ban.", schema: shownBanSchema }],
+    errors: ["invalid", "not_found"],
+  },
+  {
     method: "delete",
     path: "/bans/:id",
     name: "liftBan",
@@ -130,6 +140,13 @@ export function rules({ rules, reachesFleet }: RulesDependencies): Hono<HttpEnvi
 
   routes.get("/bans", (c) => c.json({ bans: rules.bans().map(shownBan) }))
 
+  routes.get("/bans/:id", (c) => {
+    const id = c.req.param("id")
+    if (!DEVICE_ID.test(id)) return refuse(c, "invalid", `the id must match ${DEVICE_ID.source}`)
+    const ban = rules.bans().find(({ device_id }) => device_id === id)
+    return ban === undefined ? refuse(c, "not_found", NO_BAN) : c.json(shownBan(ban))
+  })
+
   routes.put("/bans/:id", async (c) => {
     const id = c.req.param("id")
     if (!DEVICE_ID.test(id)) return refuse(c, "invalid", `the id must match ${DEVICE_ID.source}`)
@@ -150,7 +167,7 @@ export function rules({ rules, reachesFleet }: RulesDependencies): Hono<HttpEnvi
     if (!DEVICE_ID.test(id)) return refuse(c, "invalid", `the id must match ${DEVICE_ID.source}`)
     if (!reachesFleet()) return away(c)
     const lifted = rules.lift(id)
-    if (lifted === null) return refuse(c, "not_found", "the device has no ban")
+    if (lifted === null) return refuse(c, "not_found", NO_BAN)
     audit(c, { action: "ban_lifted", target: id, detail: `${lifted.connects} connections` })
     return c.json(shownBan(lifted))
   })

@@ -4,7 +4,6 @@
  * them. Between them nobody looks, in turn, so the cost is the difference.
  */
 
-import { setTimeout as pause } from "node:timers/promises"
 import type { TestGateway } from "../support/gateway.ts"
 import { connectAll, startCrowds } from "./connections.ts"
 import { type BenchResult, Meter, makeBed, median, round } from "./harness.ts"
@@ -22,8 +21,7 @@ export interface PageParameters {
 
 /** As in `src/http/page/browser`. */
 const OVERVIEW = ["/page/live", "/events?last=50"]
-const LIST = "/devices?limit=100"
-const LIST_EVERY_MS = 5_000
+const LIST = `/page/follow?${new URLSearchParams({ of: "/devices?limit=100" })}`
 
 /** Looks until the signal is aborted. */
 type Looking = (gateway: TestGateway, signal: AbortSignal) => Promise<unknown>
@@ -31,12 +29,7 @@ type Looking = (gateway: TestGateway, signal: AbortSignal) => Promise<unknown>
 const VIEWS: Readonly<Record<string, Looking>> = {
   nobody: async () => undefined,
   overview: (gateway, signal) => Promise.all(OVERVIEW.map((path) => read(gateway, path, signal))),
-  "list of devices": async (gateway, signal) => {
-    while (!signal.aborted) {
-      await read(gateway, LIST, signal)
-      await pause(LIST_EVERY_MS, undefined, { signal }).catch(() => undefined)
-    }
-  },
+  "list of devices": (gateway, signal) => read(gateway, LIST, signal),
 }
 
 export async function page(parameters: PageParameters): Promise<BenchResult> {

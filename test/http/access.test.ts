@@ -36,6 +36,7 @@ const ROUTES: Readonly<Record<string, "everybody" | "see" | "act">> = {
   "GET /gate": "see",
   "PUT /gate": "act",
   "GET /bans": "see",
+  "GET /bans/:id": "see",
   "PUT /bans/:id": "act",
   "DELETE /bans/:id": "act",
   "POST /broadcasts": "act",
@@ -49,6 +50,7 @@ const ROUTES: Readonly<Record<string, "everybody" | "see" | "act">> = {
   "DELETE /devices/:id/tape": "act",
   "GET /fleet": "see",
   "GET /page/live": "see",
+  "GET /page/follow": "see",
 }
 /** Tested in `session.test.ts`. */
 const OF_SESSION = {
@@ -137,6 +139,7 @@ function subject(given: Pick<AppDependencies, "tokens" | "readTokens">) {
         acts.push(`gate ${request.open}`)
         return NO_RULES.rules.gate
       },
+      bans: () => [{ device_id: "lock:1", at: 1, until: 2, connects: 3 }],
       deny: (id) => {
         acts.push(`deny ${id}`)
         return { device_id: id, at: 1, until: 2, connects: 0 }
@@ -161,7 +164,8 @@ function subject(given: Pick<AppDependencies, "tokens" | "readTokens">) {
     },
   })
   const ask = async (method: string, path: string, headers: Record<string, string> = {}) => {
-    const response = await app.request(path.replace(":id", "lock:1"), {
+    const asked = path === "/page/follow" ? `${path}?of=/gate` : path.replace(":id", "lock:1")
+    const response = await app.request(asked, {
       method,
       headers: { "content-type": "text/plain", ...headers },
       ...(method === "POST" ? { body: path === "/broadcasts" ? BROADCAST : "open" } : {}),
@@ -212,7 +216,7 @@ test("the OpenAPI document has the same access", () => {
     }),
   )
   // Those for browsers are not described.
-  const { "GET /page/live": _, ...others } = ROUTES
+  const { "GET /page/live": _, "GET /page/follow": _followed, ...others } = ROUTES
   expect(Object.fromEntries(described)).toEqual({ ...others, ...OF_SESSION })
 })
 

@@ -113,6 +113,8 @@ describe("the session", () => {
       const { page, faults } = await visitAs(ACT, devicePath(ANSWERING))
       await page.getByLabel("Line", { exact: true }).fill("half of a comma")
       await page.context().clearCookies()
+      // As when somebody comes back to the tab.
+      await page.evaluate('document.dispatchEvent(new Event("visibilitychange"))')
       const dialog = page.getByRole("dialog", { name: "The session has expired" })
       await dialog.waitFor()
       await dialog.getByLabel("Token").fill(ACT)

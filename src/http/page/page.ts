@@ -5,7 +5,8 @@
  *   GET /page/devices            the devices of the fleet
  *   GET /page/devices/:id        one device
  *   GET /page/refusals, /page/access, /page/tapes, /page/fleet, /page/audit
- *   GET /page/live               the state of the instance as server-sent events
+ *   GET /page/live               the state of the instance as server-sent events (`live.ts`)
+ *   GET /page/follow             answers of the JSON API as server-sent events (`followed.ts`)
  *   GET /page/assets/:name       modules, styles
  *
  * The server renders each view without its data, and the view's module fills it through the JSON

@@ -1,19 +1,23 @@
 /** The gate and the bans of the fleet. */
 
-import { get, request } from "./api.js"
+import { request } from "./api.js"
 import { button, byId, deviceLink, find, input, setText, showRows } from "./dom.js"
 import { count, time } from "./format.js"
 import { connection, mayAct } from "./shell.js"
-import { poll } from "./streams.js"
+import { watch } from "./streams.js"
 
-const LOOK_EVERY_MS = 3_000
-
-const look = poll(async () => {
-  const [gate, bans] = await Promise.all([get("/gate"), get("/bans")])
-  connection(gate.ok && bans.ok ? "live" : "away")
-  if (gate.ok) showGate(gate.data)
-  if (bans.ok) showBans(bans.data.bans)
-}, LOOK_EVERY_MS)
+const look = watch(
+  {
+    "/gate": ({ ok, data, fault }) => {
+      if (ok) showGate(data)
+      else setText(byId("gate-state"), fault)
+    },
+    "/bans": ({ ok, data }) => {
+      if (ok) showBans(data.bans)
+    },
+  },
+  connection,
+)
 
 /** @param {{ open: boolean, prefix: string }} gate */
 function showGate({ open, prefix }) {
@@ -65,5 +69,5 @@ function showBans(bans) {
 /** @param {string} id */
 async function lift(id) {
   await request("DELETE", `/bans/${encodeURIComponent(id)}`)
-  void look()
+  void look("/bans")
 }

@@ -51,8 +51,12 @@ export async function send(method, path, body) {
   } catch {
     return { status: 0, ok: false, data: null, fault: "The gateway cannot be reached." }
   }
-  const { status, ok } = response
-  const data = await response.json().catch(() => null)
+  return answerOf(response.status, await response.json().catch(() => null))
+}
+
+/** @param {number} status @param {any} data @returns {Answer} */
+export function answerOf(status, data) {
+  const ok = status >= 200 && status < 300
   return { status, ok, data, fault: ok ? "" : faultOf(status, data) }
 }
 

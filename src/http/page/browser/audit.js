@@ -1,16 +1,12 @@
 /** What operators have done. */
 
-import { get } from "./api.js"
 import { showRows } from "./dom.js"
 import { time, UNKNOWN } from "./format.js"
 import { connection } from "./shell.js"
-import { poll } from "./streams.js"
+import { watch } from "./streams.js"
 
-const LOOK_EVERY_MS = 5_000
-
-poll(async () => {
-  const { ok, data } = await get("/audit")
-  connection(ok ? "live" : "away")
+/** @param {import("./api.js").Answer} answer */
+function show({ ok, data }) {
   if (!ok) return
   showRows("audit", /** @type {any[]} */ (data.audit), {
     key: ({ at, action, target, worker }) => `${at} ${action} ${target} ${worker}`,
@@ -24,4 +20,6 @@ poll(async () => {
       address,
     ],
   })
-}, LOOK_EVERY_MS)
+}
+
+watch({ "/audit": show }, connection)

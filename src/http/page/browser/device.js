@@ -1,15 +1,14 @@
 /** One device: what is known of it, its tape, commands to it, and its connections. */
 
-import { get, request } from "./api.js"
+import { request } from "./api.js"
 import { button, byId, element, find, input, setText, showRows } from "./dom.js"
 import { ago, bytes, count, duration, time, UNKNOWN } from "./format.js"
 import { connection, mayAct } from "./shell.js"
-import { follow, poll } from "./streams.js"
+import { follow, watch } from "./streams.js"
 
 /** @typedef {import("../../../fleet/device-view.ts").DeviceView} DeviceView */
+/** @typedef {import("./api.js").Answer} Answer */
 
-const LOOK_EVERY_MS = 2_000
-const HELD_EVERY_MS = 5_000
 /** Entries of a tape that are kept, and the rows that are shown of them. */
 const MAX_ENTRIES = 2_000
 const MAX_SHOWN = 200
@@ -21,6 +20,13 @@ const DIRECTIONS = { in: "from device", out: "to device" }
 const id = decodeURIComponent(location.pathname.split("/").at(-1) ?? "")
 const path = `/devices/${encodeURIComponent(id)}`
 
+const PATHS = {
+  held: `${path}/held?body=1`,
+  ban: `/bans/${encodeURIComponent(id)}`,
+  connections: `${path}/connections`,
+  tapes: "/tapes",
+}
+
 /** Why a device is not read, and what that means. @type {Record<string, string>} */
 const PAUSES = {
   window: "the publish window is full: the broker confirms more slowly than devices send",
@@ -29,9 +35,8 @@ const PAUSES = {
   rate: "it sends faster than DEVICE_LINES_PER_S or DEVICE_BYTES_PER_S",
 }
 
-poll(async () => {
-  const { ok, status, data, fault } = await get(path)
-  connection(ok || status === 404 ? "live" : "away")
+/** @param {Answer} answer */
+function showDevice({ ok, status, data, fault }) {
   const badge = byId("state")
   badge.dataset["state"] = ok ? "live" : "away"
   if (ok) {
@@ -42,7 +47,7 @@ poll(async () => {
     showAway()
   } else setText(byId("why"), fault)
   if (mayAct) /** @type {HTMLButtonElement} */ (byId("kick")).disabled = !ok
-}, LOOK_EVERY_MS)
+}
 
 /** @param {DeviceView} device */
 function showFacts(device) {
@@ -91,7 +96,7 @@ if (mayAct) {
     if (!confirm(`Close the connection of ${id}? It may connect again at once.`)) return
     const { ok, fault } = await request("DELETE", `${path}/connection`)
     setText(byId("state"), ok ? "closed (kicked)" : fault)
-    void lookAtConnections()
+    void look(PATHS.connections)
   })
   byId("deny").addEventListener("submit", async (event) => {
     event.preventDefault()
@@ -101,7 +106,7 @@ if (mayAct) {
       for_ms: forMs,
     })
     setText(byId("deny-note"), ok ? `denied until ${time(data.until, Date.now())}` : fault)
-    void lookAtBans()
+    void look(PATHS.ban)
   })
   sending()
 }
@@ -127,7 +132,7 @@ function sending() {
     if (!ok) showOutcome("not", `${fault} (after ${took})`)
     else if (data.outcome === "held") {
       showOutcome("held", `held until ${time(data.expires_at, Date.now())}`)
-      void lookAtHeld()
+      void look(PATHS.held)
     } else showOutcome("done", `${data.outcome} after ${took}`, data.reply?.line)
   })
 }
@@ -140,8 +145,8 @@ function showOutcome(kind, text, reply) {
   shown.replaceChildren(text, ...line)
 }
 
-const lookAtHeld = poll(async () => {
-  const { ok, data, fault } = await get(`${path}/held?body=1`)
+/** @param {Answer} answer */
+function showHeld({ ok, data, fault }) {
   setText(byId("held-note"), ok ? "" : fault)
   if (!ok) return
   const now = Date.now()
@@ -160,29 +165,26 @@ const lookAtHeld = poll(async () => {
       mayAct ? button("Cancel", () => void cancel(message_id)) : "",
     ],
   })
-}, HELD_EVERY_MS)
+}
 
 /** @param {string | null} messageId null for all */
 async function cancel(messageId) {
   const one = messageId === null ? "" : `/${encodeURIComponent(messageId)}`
   const { ok, fault } = await request("DELETE", `${path}/held${one}`)
   if (!ok) setText(byId("held-note"), fault)
-  void lookAtHeld()
+  void look(PATHS.held)
 }
 find("cancel-all")?.addEventListener("click", () => void cancel(null))
 
-const lookAtBans = poll(async () => {
-  const { ok, data } = await get("/bans")
-  if (!ok) return
-  const ban = /** @type {any[]} */ (data.bans).find((each) => each.id === id)
+/** @param {Answer} answer 404: the device has no ban */
+function showBan({ ok, data: ban }) {
   // With the reason for which the device is refused, as Refusals shows it.
-  const reason = ban?.connects === 0 ? "denied" : "flapping"
-  const text = ban === undefined ? "" : `banned until ${time(ban.until, Date.now())} (${reason})`
-  setText(byId("ban"), text)
-}, HELD_EVERY_MS)
+  const reason = ok && ban.connects === 0 ? "denied" : "flapping"
+  setText(byId("ban"), ok ? `banned until ${time(ban.until, Date.now())} (${reason})` : "")
+}
 
-const lookAtConnections = poll(async () => {
-  const { ok, data } = await get(`${path}/connections`)
+/** @param {Answer} answer */
+function showConnections({ ok, data }) {
   if (!ok) return
   const now = Date.now()
   showRows("connections", /** @type {any[]} */ (data.connections), {
@@ -197,7 +199,7 @@ const lookAtConnections = poll(async () => {
       worker,
     ],
   })
-}, HELD_EVERY_MS)
+}
 
 /**
  * @typedef {object} Entry of a tape; `dropped` has a count and none of the others
@@ -221,8 +223,8 @@ let stopTape = null
 /** @type {ReturnType<typeof setTimeout> | null} */
 let showing = null
 
-const lookAtTapes = poll(async () => {
-  const { ok, data } = await get("/tapes")
+/** @param {Answer} answer */
+function showTapes({ ok, data }) {
   if (!ok) return
   const tape = /** @type {any[]} */ (data.tapes).find(({ device_id }) => device_id === id)
   const note = tape?.recording ? `records until ${time(tape.until, Date.now())}` : "over"
@@ -238,7 +240,18 @@ const lookAtTapes = poll(async () => {
     file.setAttribute("download", `${id.replaceAll(/[^\w.-]/g, "-")}.jsonl`)
   }
   if (tape !== undefined && stopTape === null) followTape()
-}, HELD_EVERY_MS)
+}
+
+const look = watch(
+  {
+    [path]: showDevice,
+    [PATHS.held]: showHeld,
+    [PATHS.ban]: showBan,
+    [PATHS.connections]: showConnections,
+    [PATHS.tapes]: showTapes,
+  },
+  connection,
+)
 
 function followTape() {
   const events = {
@@ -259,7 +272,7 @@ function followTape() {
     ended: () => {
       stopTape?.()
       stopTape = null
-      void lookAtTapes()
+      void look(PATHS.tapes)
     },
   }
   stopTape = follow(`${path}/tape`, events, (state) => {
@@ -315,10 +328,10 @@ find("tape-form")?.addEventListener("submit", async (event) => {
   }
   stopTape?.()
   stopTape = null
-  await lookAtTapes()
+  await look(PATHS.tapes)
 })
 find("tape-stop")?.addEventListener("click", async () => {
   const { ok, fault } = await request("DELETE", `${path}/tape`)
   if (!ok) setText(byId("tape-note"), fault)
-  else void lookAtTapes()
+  else void look(PATHS.tapes)
 })

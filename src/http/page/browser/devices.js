@@ -5,15 +5,13 @@
  * devices of the page that is shown, which the text above the table says.
  */
 
-import { get } from "./api.js"
 import { byId, deviceLink, input, setText, showRows } from "./dom.js"
 import { ago, bytes, count } from "./format.js"
 import { connection } from "./shell.js"
-import { poll } from "./streams.js"
+import { watch } from "./streams.js"
 
 /** @typedef {import("../../../fleet/device-view.ts").DeviceView} DeviceView */
 
-const LOOK_EVERY_MS = 5_000
 const FIELDS = ["prefix", "address", "silent_ms", "paused_by"]
 
 const query = new URLSearchParams(location.search)
@@ -43,17 +41,20 @@ for (const head of /** @type {NodeListOf<HTMLElement>} */ (
   })
 }
 
-poll(async () => {
-  const { ok, data, fault } = await get(`/devices?${asked()}`)
-  connection(ok ? "live" : "away")
-  if (!ok) {
-    setText(byId("found"), fault)
-    return
-  }
-  devices = data.devices
-  tell(data)
-  show()
-}, LOOK_EVERY_MS)
+watch(
+  {
+    [`/devices?${asked()}`]: ({ ok, data, fault }) => {
+      if (!ok) {
+        setText(byId("found"), fault)
+        return
+      }
+      devices = data.devices
+      tell(data)
+      show()
+    },
+  },
+  connection,
+)
 
 function asked() {
   const wanted = new URLSearchParams({ limit: "100" })

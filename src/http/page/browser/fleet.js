@@ -1,23 +1,24 @@
 /** The members of the fleet and the shards that they keep. */
 
-import { get } from "./api.js"
 import { byId, setText, showRows } from "./dom.js"
 import { count, rate } from "./format.js"
 import { connection } from "./shell.js"
-import { poll } from "./streams.js"
+import { watch } from "./streams.js"
 
 /** @typedef {import("../../../fleet/fleet-view.ts").FleetView} FleetView */
 
-const LOOK_EVERY_MS = 3_000
 /** @type {Record<string, string>} */
 const STATES = { self: "answers", heard_of: "heard of", silent: "silent", left: "left" }
 
-poll(async () => {
-  const { ok, data, fault } = await get("/fleet")
-  connection(ok ? "live" : "away")
-  if (ok) show(data)
-  else setText(byId("fleet-note"), fault)
-}, LOOK_EVERY_MS)
+watch(
+  {
+    "/fleet": ({ ok, data, fault }) => {
+      if (ok) show(data)
+      else setText(byId("fleet-note"), fault)
+    },
+  },
+  connection,
+)
 
 /** @param {FleetView} fleet */
 function show(fleet) {

@@ -1,14 +1,12 @@
 /** The last connections that did not become a device, in the whole fleet. */
 
-import { get } from "./api.js"
 import { button, byId, deviceLink, input, setText, showRows } from "./dom.js"
 import { count, time } from "./format.js"
 import { connection } from "./shell.js"
-import { poll } from "./streams.js"
+import { watch } from "./streams.js"
 
 /** @typedef {{ at: number, address: string, reason: string, detail: string, device_id: string | null, worker: string }} Refusal */
 
-const LOOK_EVERY_MS = 3_000
 const LIMIT = 500
 
 /** @type {Refusal[]} */
@@ -17,14 +15,17 @@ let text = ""
 const filter = input("refusal-filter")
 filter.addEventListener("input", show)
 
-poll(async () => {
-  const { ok, data, fault } = await get(`/refusals?limit=${LIMIT}`)
-  connection(ok ? "live" : "away")
-  if (ok) {
-    refusals = data.refusals
-    show()
-  } else setText(byId("refusals-note"), fault)
-}, LOOK_EVERY_MS)
+watch(
+  {
+    [`/refusals?limit=${LIMIT}`]: ({ ok, data, fault }) => {
+      if (ok) {
+        refusals = data.refusals
+        show()
+      } else setText(byId("refusals-note"), fault)
+    },
+  },
+  connection,
+)
 
 function show() {
   const wanted = filter.value.trim().toLowerCase()

@@ -6,9 +6,10 @@
  *                 └─ ended, error ───► wait, ask for the session ─► open
  */
 
-import { get } from "./api.js"
+import { answerOf, get } from "./api.js"
 
 const AGAIN_MS = 2_000
+const SHOW_EVERY_MS = 2_000
 
 /** @typedef {"live" | "away" | "paused"} StreamState */
 
@@ -67,23 +68,36 @@ export function follow(path, events, changed = () => {}) {
 }
 
 /**
- * Calls `look` now and then every `everyMs` while the page is visible, one call at a time.
- * @param {() => Promise<void>} look
- * @param {number} everyMs
+ * Follows the answers of several GET routes by one stream.
+ * @param {Record<string, (answer: import("./api.js").Answer) => void>} views by path: each gets an answer that
+ *   differs from the last one, and the last one again from time to time, because views show how long ago things were
+ * @param {(state: StreamState) => void} changed
+ * @returns {(path: string) => Promise<void>} looks at one of them now, after the operator has acted
  */
-export function poll(look, everyMs) {
-  /** @type {ReturnType<typeof setTimeout> | undefined} */
-  let timer
-  let isLooking = false
-  const now = async () => {
-    clearTimeout(timer)
-    if (document.hidden || isLooking) return
-    isLooking = true
-    await look()
-    isLooking = false
-    timer = setTimeout(now, everyMs)
+export function watch(views, changed) {
+  /** @type {Map<string, import("./api.js").Answer>} */
+  const answers = new Map()
+  const show = (/** @type {string} */ path) => {
+    const answer = answers.get(path)
+    if (answer !== undefined && !document.hidden) views[path]?.(answer)
   }
-  document.addEventListener("visibilitychange", () => void now())
-  void now()
-  return now
+  const look = async (/** @type {string} */ path) => {
+    answers.set(path, await get(path))
+    show(path)
+  }
+  const paths = Object.keys(views)
+  const query = new URLSearchParams(paths.map((path) => ["of", path]))
+  follow(
+    `/page/follow?${query}`,
+    {
+      answer: ({ of, status, body }) => {
+        answers.set(of, answerOf(status, body))
+        show(of)
+      },
+      missed: () => paths.forEach((path) => void look(path)),
+    },
+    changed,
+  )
+  setInterval(() => paths.forEach(show), SHOW_EVERY_MS)
+  return look
 }

@@ -1,16 +1,12 @@
 /** The tapes of the fleet. */
 
-import { get } from "./api.js"
 import { deviceLink, showRows } from "./dom.js"
 import { time } from "./format.js"
 import { connection } from "./shell.js"
-import { poll } from "./streams.js"
+import { watch } from "./streams.js"
 
-const LOOK_EVERY_MS = 3_000
-
-poll(async () => {
-  const { ok, data } = await get("/tapes")
-  connection(ok ? "live" : "away")
+/** @param {import("./api.js").Answer} answer */
+function show({ ok, data }) {
   if (!ok) return
   const now = Date.now()
   showRows("tapes", /** @type {any[]} */ (data.tapes), {
@@ -23,4 +19,6 @@ poll(async () => {
       worker,
     ],
   })
-}, LOOK_EVERY_MS)
+}
+
+watch({ "/tapes": show }, connection)

@@ -1,0 +1,99 @@
+/**
+ * `GET /page/follow?of=/devices/lock:17&of=/bans/lock:17`: the answers of other routes as
+ * server-sent events, for the operator page.
+ *
+ *   for each path: look ─► changed since the last look ─► event `answer` ─► wait ─► look
+ *
+ * A look is a GET with the headers of the follower, so it may see what the follower may see. All
+ * paths of a view share one stream, because a browser opens six connections to a server at most.
+ *
+ * Bounds: `MAX_PATHS`, one look of each at a time, and those of `event-stream.ts`.
+ */
+
+import { type Context, Hono } from "hono"
+import { type HttpEnvironment, refuse } from "../errors.ts"
+import { type EventSink, EventStreams } from "../event-stream.ts"
+
+const MAX_PATHS = 8
+
+/** The routes that can be followed, and how often each is looked at. */
+const ROUTES: readonly { readonly path: RegExp; readonly everyMs: number }[] = [
+  { path: /^\/devices\/[^/]+$/, everyMs: 2_000 },
+  { path: /^\/(gate|bans|refusals|tapes|fleet)$/, everyMs: 3_000 },
+  // They ask all workers of the fleet.
+  { path: /^\/(devices|audit|bans\/[^/]+|devices\/[^/]+\/(held|connections))$/, everyMs: 5_000 },
+]
+
+export interface FollowedDependencies {
+  /** Answers a request as if it came from outside. */
+  readonly ask: (request: Request, c: Context<HttpEnvironment>) => Promise<Response>
+  /** Aborted when the server stops. */
+  readonly stopping: AbortSignal
+}
+
+export function followed({ ask, stopping }: FollowedDependencies): Hono<HttpEnvironment> {
+  const routes = new Hono<HttpEnvironment>()
+  const streams = new EventStreams("the views of the page", stopping)
+
+  routes.get("/page/follow", (c) => {
+    const paths = [...new Set(c.req.queries("of") ?? [])]
+    if (paths.length === 0 || paths.length > MAX_PATHS) {
+      return refuse(c, "invalid", `of: must be there 1 to ${MAX_PATHS} times`)
+    }
+    const paces = paths.map((of) => paceOf(of, c.req.url))
+    const wrong = paces.indexOf(null)
+    if (wrong !== -1) return refuse(c, "invalid", `of: number ${wrong + 1} cannot be followed`)
+    return streams.answer(c, (sink) => {
+      const leaving = new AbortController()
+      const { signal } = leaving
+      for (const [at, of] of paths.entries()) {
+        const url = new URL(of, c.req.url).href
+        const look = () => ask(new Request(url, { headers: c.req.raw.headers, signal }), c)
+        void follow({ of, look, everyMs: paces[at] ?? 0, signal }, sink)
+      }
+      return () => leaving.abort()
+    })
+  })
+
+  return routes
+}
+
+/** @returns ms between two looks; null for a path that cannot be followed. */
+function paceOf(path: string, base: string): number | null {
+  const url = URL.parse(path, base)
+  // Otherwise it has dots, or names another server.
+  if (url === null || `${url.pathname}${url.search}` !== path) return null
+  return ROUTES.find((route) => route.path.test(url.pathname))?.everyMs ?? null
+}
+
+interface View {
+  readonly of: string
+  readonly look: () => Promise<Response>
+  readonly everyMs: number
+  /** Aborted when the follower has gone. */
+  readonly signal: AbortSignal
+}
+
+async function follow({ of, look, everyMs, signal }: View, { push }: EventSink): Promise<void> {
+  let last = ""
+  while (!signal.aborted) {
+    const response = await look()
+    const body = await response.text()
+    if (signal.aborted) return
+    // Bodies are JSON, also those of errors.
+    const data = `{"of":${JSON.stringify(of)},"status":${response.status},"body":${body}}`
+    if (data !== last) push({ event: "answer", data })
+    last = data
+    await pause(everyMs, signal)
+  }
+}
+
+function pause(ms: number, signal: AbortSignal): Promise<void> {
+  const { promise, resolve } = Promise.withResolvers<void>()
+  const timer = setTimeout(resolve, ms)
+  signal.addEventListener("abort", () => {
+    clearTimeout(timer)
+    resolve()
+  })
+  return promise
+}
