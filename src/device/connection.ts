@@ -29,6 +29,7 @@ import type { Goodbye } from "./goodbye.ts"
 import { HoldBack } from "./hold-back.ts"
 import { Outgoing } from "./outgoing.ts"
 import { type DeviceSocket, type PeerInfo, UNKNOWN_PEER } from "./peer.ts"
+import type { WrittenIds } from "./remembered-ids.ts"
 import type { ReorderLimits } from "./reorder-buffer.ts"
 import { LEFT_HANDSHAKE } from "./tls-failure.ts"
 import type { UnfinishedLines } from "./unfinished-lines.ts"
@@ -79,6 +80,7 @@ export interface ConnectionContext {
   readonly counters: Counters
   readonly backpressure: Backpressure
   readonly unfinishedLines: UnfinishedLines
+  readonly writtenIds: WrittenIds
   /** `BATCH_BYTES` long. Its contents are valid within one call of `flush` only. */
   readonly scratch: Uint8Array
   /** Milliseconds since 1970, for times that are compared with other clocks. It may jump. */
@@ -219,7 +221,8 @@ export class Connection {
     this.#state = "open"
     this.#peer = peer
     this.#lastActivityMs = this.#context.steadyMs()
-    this.#endpoint = new Endpoint({ deviceId, connectionId: this.id, epoch }, this.#context.limits)
+    const { limits, writtenIds } = this.#context
+    this.#endpoint = new Endpoint({ deviceId, connectionId: this.id, epoch }, limits, writtenIds)
     this.#closesAtMs = this.#lastActivityMs + this.#context.lifetimeMs()
     this.#rate = this.#context.rateOf(deviceId, deviceId !== this.id)
     if (this.#context.backpressure.suspended) this.#pausedBy |= PAUSED_BY.memory

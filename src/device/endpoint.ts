@@ -18,7 +18,7 @@
  */
 
 import type { Command, Outcome, Recipient } from "./command.ts"
-import { RememberedIds } from "./remembered-ids.ts"
+import { RememberedIds, type WrittenIds } from "./remembered-ids.ts"
 import {
   MAX_SEQ_AHEAD,
   type NumberedCommand,
@@ -51,6 +51,7 @@ export type Decision =
 export class Endpoint {
   #recipient: Recipient
   readonly #limits: ReorderLimits
+  readonly #writtenIds: WrittenIds
   #state: "open" | "closed" = "open"
   #linesIn = 0
   #linesOut = 0
@@ -60,9 +61,11 @@ export class Endpoint {
   #remembered: RememberedIds | null = null
   #keys: SupersedeKeys | null = null
 
-  constructor(recipient: Recipient, limits: ReorderLimits) {
+  /** @param writtenIds of all connections of the worker. */
+  constructor(recipient: Recipient, limits: ReorderLimits, writtenIds: WrittenIds) {
     this.#recipient = recipient
     this.#limits = limits
+    this.#writtenIds = writtenIds
   }
 
   get recipient(): Recipient {
@@ -117,7 +120,7 @@ export class Endpoint {
     this.#release(released, decisions, superseded)
     if (superseded === command) return decisions
     if (command.messageId !== null) {
-      this.#remembered ??= new RememberedIds()
+      this.#remembered ??= new RememberedIds(this.#writtenIds)
       this.#remembered.waiting(command.messageId, command)
     }
     return decisions
@@ -191,6 +194,7 @@ export class Endpoint {
 
   close(): readonly Decision[] {
     this.#state = "closed"
+    this.#remembered?.clear()
     const held = this.#reorder?.clear() ?? []
     return held.map((command) =>
       settle(

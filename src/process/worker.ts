@@ -37,6 +37,7 @@ import type { Listener, ListenerParts } from "../device/listener.ts"
 import { BATCH_BYTES } from "../device/outgoing.ts"
 import { RefusalLog } from "../device/refusal-log.ts"
 import { Refusals } from "../device/refusals.ts"
+import { WrittenIds } from "../device/remembered-ids.ts"
 import type { ListenerTls } from "../device/tls-port.ts"
 import type { TokenVerifier } from "../device/token-verifier.ts"
 import { UnfinishedLines } from "../device/unfinished-lines.ts"
@@ -448,6 +449,7 @@ export class Worker {
       counters,
       backpressure: this.#backpressure,
       unfinishedLines: this.#unfinishedLines,
+      writtenIds: new WrittenIds(),
       scratch: new Uint8Array(BATCH_BYTES),
       ...clock,
       lines: this.#lines,

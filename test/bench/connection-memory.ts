@@ -12,6 +12,7 @@ import { Connections } from "../../src/device/connections.ts"
 import { ConnectionIds } from "../../src/device/ids.ts"
 import { BATCH_BYTES } from "../../src/device/outgoing.ts"
 import { type DeviceSocket, UNKNOWN_PEER } from "../../src/device/peer.ts"
+import { WrittenIds } from "../../src/device/remembered-ids.ts"
 import { UnfinishedLines } from "../../src/device/unfinished-lines.ts"
 import { testCommand } from "../support/commands.ts"
 import { type BenchResult, round } from "./harness.ts"
@@ -97,6 +98,7 @@ function makeContext(): ConnectionContext {
     counters: new Counters(),
     backpressure: new Backpressure(1e9, { hasRoom: true }, () => undefined),
     unfinishedLines: new UnfinishedLines({ maxPartialBytes: 1e9, lineTimeoutMs: 1e9 }),
+    writtenIds: new WrittenIds(),
     scratch: new Uint8Array(BATCH_BYTES),
     nowMs: () => 0,
     steadyMs: () => 0,

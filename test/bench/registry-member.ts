@@ -15,6 +15,7 @@ import type { Connection } from "../../src/device/connection.ts"
 import { Connections, SWEEP_EVERY_MS } from "../../src/device/connections.ts"
 import { Endpoint } from "../../src/device/endpoint.ts"
 import { ConnectionIds, incarnation } from "../../src/device/ids.ts"
+import { WrittenIds } from "../../src/device/remembered-ids.ts"
 import { Fleet } from "../../src/fleet/fleet.ts"
 import type { Located } from "../../src/fleet/locator.ts"
 import { FLEET_KEYS } from "../support/fleet-keys.ts"
@@ -67,6 +68,7 @@ const fleet = new Fleet(broker, connections, {
   tapes: NO_TAPES,
 })
 const ids = new ConnectionIds(self)
+const writtenIds = new WrittenIds()
 const own = Array.from({ length: devices }, (_, at) => {
   const id = ids.mint()
   const deviceId = nameOf(worker, at)
@@ -75,6 +77,7 @@ const own = Array.from({ length: devices }, (_, at) => {
     endpoint: new Endpoint(
       { deviceId, connectionId: id, epoch: Date.now() },
       { windowCommands: 1, gapTimeoutMs: 1 },
+      writtenIds,
     ),
     close: () => undefined,
   }

@@ -10,6 +10,7 @@ import { type DeviceRateLimits, DeviceRates } from "../../src/device/device-rate
 import type { Goodbye } from "../../src/device/goodbye.ts"
 import { BATCH_BYTES } from "../../src/device/outgoing.ts"
 import { type DeviceSocket, type PeerInfo, UNKNOWN_PEER } from "../../src/device/peer.ts"
+import { WrittenIds } from "../../src/device/remembered-ids.ts"
 import { UnfinishedLines } from "../../src/device/unfinished-lines.ts"
 import { type TestCommand, testCommand } from "../support/commands.ts"
 
@@ -209,6 +210,7 @@ export class Harness {
       counters: this.counters,
       backpressure: this.backpressure,
       unfinishedLines: this.unfinishedLines,
+      writtenIds: new WrittenIds(),
       scratch: this.scratch,
       nowMs: () => this.nowMs,
       steadyMs: () => this.steadyMs,

@@ -2,6 +2,7 @@
 
 import type { Command } from "../../src/device/command.ts"
 import { type Decision, Endpoint } from "../../src/device/endpoint.ts"
+import { WrittenIds } from "../../src/device/remembered-ids.ts"
 import { testCommand } from "../support/commands.ts"
 
 /** One for all, as a queue's consumer is. */
@@ -22,7 +23,8 @@ export function command(about: About = {}): Command {
 }
 
 export function endpointOf(windowCommands = 100): Endpoint {
-  return new Endpoint(RECIPIENT, { windowCommands, gapTimeoutMs: GAP_TIMEOUT_MS })
+  const limits = { windowCommands, gapTimeoutMs: GAP_TIMEOUT_MS }
+  return new Endpoint(RECIPIENT, limits, new WrittenIds())
 }
 
 /** The decisions in short: what is done to whom, as `expect` shows them best. */

@@ -7,6 +7,7 @@ import type { CloseReason } from "../../src/device/close-reason.ts"
 import { Connection, type ConnectionContext } from "../../src/device/connection.ts"
 import { Connections } from "../../src/device/connections.ts"
 import { UNKNOWN_PEER } from "../../src/device/peer.ts"
+import { WrittenIds } from "../../src/device/remembered-ids.ts"
 import { UnfinishedLines } from "../../src/device/unfinished-lines.ts"
 import type { Channel } from "../../src/fleet/channel.ts"
 import type { DeviceView } from "../../src/fleet/device-view.ts"
@@ -76,6 +77,7 @@ export class Subject {
     counters: this.counters,
     backpressure: new Backpressure(1, { hasRoom: true }, () => undefined),
     unfinishedLines: new UnfinishedLines({ maxPartialBytes: 1e9, lineTimeoutMs: 1e9 }),
+    writtenIds: new WrittenIds(),
     scratch: new Uint8Array(10),
     nowMs: () => this.nowMs,
     steadyMs: () => this.steadyMs,
