@@ -196,8 +196,8 @@ export class Outcomes implements CommandKeeper {
   readonly #steadyMs: () => number
   /** Receipts that the broker has refused and that are retried. */
   readonly late: LateReceipts
-  /** The receipts of held commands that have ended here, by copy key. */
-  readonly #ofHeld = new BoundedMap<string, Buffer>(REMEMBERED_ENDS)
+  /** Receipts of held commands that have ended here, by copy key. Text is smaller than buffers. */
+  readonly #ofHeld = new BoundedMap<string, string>(REMEMBERED_ENDS)
 
   constructor(
     outboundMessages: OutboundMessages,
@@ -383,9 +383,10 @@ export class Outcomes implements CommandKeeper {
 
   /** Sends the receipt of a held command again, if it has ended here. */
   answerAgain(command: QueuedCommand): void {
-    const body = this.#ofHeld.get(command.copyKey ?? "")
+    const json = this.#ofHeld.get(command.copyKey ?? "")
     const { properties } = command.delivery
-    if (body === undefined || properties.replyTo === undefined) return
+    if (json === undefined || properties.replyTo === undefined) return
+    const body = Buffer.from(json)
     this.#publishReceipt(properties.replyTo, properties, body, {}, () => undefined)
   }
 
@@ -449,9 +450,9 @@ export class Outcomes implements CommandKeeper {
     }
     const ended = receipt(outcome, detail, recipient, target, this.#nowMs(), reply)
     if (!isHeld(command)) return Buffer.from(JSON.stringify(ended))
-    const body = Buffer.from(JSON.stringify({ ...ended, offered: command.isOffered }))
-    if (command.copyKey !== null) this.#ofHeld.add(command.copyKey, body)
-    return body
+    const json = JSON.stringify({ ...ended, offered: command.isOffered })
+    if (command.copyKey !== null) this.#ofHeld.add(command.copyKey, json)
+    return Buffer.from(json)
   }
 
   #sendReceipt(command: QueuedCommand, replyTo: string, body: Buffer, storing: Storing): void {
