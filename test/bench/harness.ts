@@ -179,7 +179,11 @@ export class BackEnd {
 
   async publishAll(
     queue: string,
-    messages: readonly { body: string; headers: Record<string, string | bigint> }[],
+    messages: readonly {
+      body: string
+      headers: Record<string, string | bigint>
+      messageId?: string
+    }[],
   ): Promise<void> {
     const channel = await this.#client.channel()
     await channel.confirmSelect()
@@ -188,7 +192,15 @@ export class BackEnd {
       await Promise.all(
         messages
           .slice(from, from + window)
-          .map(({ body, headers }) => channel.basicPublish("", queue, body, { headers }, true)),
+          .map(({ body, headers, messageId }) =>
+            channel.basicPublish(
+              "",
+              queue,
+              body,
+              messageId === undefined ? { headers } : { headers, messageId },
+              true,
+            ),
+          ),
       )
     }
   }

@@ -17,6 +17,7 @@ import { type CommandsWay, commands } from "./commands.ts"
 import { connectionMemory } from "./connection-memory.ts"
 import { connections } from "./connections.ts"
 import { draining } from "./draining.ts"
+import { fullTables } from "./full-tables.ts"
 import { goalsTable } from "./goals.ts"
 import { type BenchResult, commit, machine } from "./harness.ts"
 import { heldAtImpatientBroker, heldCommands } from "./held.ts"
@@ -258,6 +259,15 @@ export const BENCHES: Readonly<Record<string, Bench>> = {
       heldAtImpatientBroker({
         ...{ devices: smoke ? 20 : 20_000, commandsEach: smoke ? 3 : 5 },
         ...{ backSeconds: smoke ? 1 : 20, restSeconds: smoke ? 1 : 600, steady: smoke ? 5 : 200 },
+      }),
+  },
+  "full-tables": {
+    what: "What two workers keep after a collection, once all tables that remember the past are full: commands that were written and forwarded, receipts of held commands, ended connections. In each round the same work for other devices; what grows from the second round on is a leak.",
+    run: (smoke) =>
+      fullTables({
+        ...{ devices: smoke ? 20 : 20_000, heldEach: smoke ? 2 : 7, backSeconds: smoke ? 1 : 30 },
+        ...{ steady: smoke ? 2 : 200, commandsEach: smoke ? 10 : 1_000, rounds: smoke ? 1 : 5 },
+        settleMs: smoke ? 1_500 : 15_000,
       }),
   },
   waves: {

@@ -11,16 +11,16 @@
  */
 
 import { expect, test } from "bun:test"
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs"
+import { mkdirSync, mkdtempSync, readdirSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { helloLine } from "../../src/device/hello.ts"
 import { expectKept, FaultBed } from "../faults/bed.ts"
 import { COMMAND_LOAD, CommandLoad } from "../faults/command-load.ts"
+import { type HeapReport, heapReports, readHeapReports } from "../support/heap-report.ts"
 import type { PrivateBroker } from "../support/rabbitmq.ts"
 import { connectDevice } from "../support/tls-device.ts"
 import { until } from "../support/wait.ts"
-import type { HeapReport } from "./heap-report.ts"
 
 const MINUTES = Number(process.env["SOAK_MINUTES"] ?? 60)
 const HERD = { devices: 2_000, rate: 0.2, flapping: 20 }
@@ -32,6 +32,7 @@ const HOLD_EVERY_S = 15
 const HELD = { devices: 10, commands: 5, awayS: 5 }
 const TAPE_EVERY_S = 30
 const SAMPLE_EVERY_S = 10
+const HEAP_EVERY_MS = 60_000
 /** Part of the samples that is left out, while caches and heaps still grow. */
 const WARM_UP = 1 / 6
 const [, , , SECRET] = COMMAND_LOAD.herdFlags
@@ -41,8 +42,8 @@ test(
   async () => {
     const directory = mkdtempSync(join(tmpdir(), "owsla-soak-"))
     makeCertificate(directory)
-    const heapReports = join(directory, "heap")
-    mkdirSync(heapReports)
+    const reports = join(directory, "heap")
+    mkdirSync(reports)
     const bed = await FaultBed.start({
       ...COMMAND_LOAD.environment,
       DEVICE_ACK: "seq",
@@ -50,8 +51,7 @@ test(
       IDLE_TIMEOUT_MS: "86400000",
       TLS_CERT_FILE: join(directory, "server.crt"),
       TLS_KEY_FILE: join(directory, "server.key"),
-      HEAP_REPORTS: heapReports,
-      BUN_OPTIONS: `--preload ${join(import.meta.dir, "heap-report.ts")}`,
+      ...heapReports(reports, HEAP_EVERY_MS),
     })
     const soak = new Soak(bed, directory)
     try {
@@ -68,7 +68,7 @@ test(
       await bed.ready()
       const kept = expectKept(await herd.end(), HERD.devices, "any")
       const commanded = await commands.end()
-      const memory = memoryOf(heapReports)
+      const memory = memoryOf(reports)
       const all = { minutes: MINUTES, ...kept, ...commanded, ...figures, ...memory }
       console.log(JSON.stringify(all, null, 2))
       expect(soak.broken).toEqual([])
@@ -260,11 +260,9 @@ function warm<T>(samples: readonly T[]): readonly T[] {
 
 /** What each process keeps after a collection, and the kinds of objects that became more. */
 function memoryOf(directory: string): Record<string, unknown> {
-  const names = readdirSync(directory).sort((one, other) => Number(one) - Number(other))
   return Object.fromEntries(
-    names.map((name) => {
-      const lines = readFileSync(join(directory, name), "utf8").trim().split("\n")
-      const reports = warm(lines.map((line) => JSON.parse(line) as HeapReport))
+    [...readHeapReports(directory)].map(([name, all]) => {
+      const reports = warm(all)
       return [
         `process ${name}`,
         {
