@@ -506,7 +506,7 @@ export const settings = v.object({
     min: 100,
     max: 280_000,
     unit: "ms",
-    text: "How long a drain may take. Devices are closed evenly over 70 % of it, also after POST /drain. When it is over, the process ends without waiting for confirms. Set the grace period of the platform above it.",
+    text: "How long a drain may take. Devices are closed evenly over 70 % of it, also after POST /drain. When it is over, the process ends without waiting for confirms. Set the grace period of the platform to at least 10 s more.",
   }),
   MAX_RESTARTS: integer({
     default: 5,

@@ -232,7 +232,7 @@ export class WorkerMetrics {
       () => gauges().unacknowledgedCommands,
     )
     gauge(
-      "owsla_commands_held",
+      "owsla_commands_waiting_for_number",
       "Commands that wait for a missing to_device_seq",
       () => gauges().heldCommands,
     )

@@ -271,9 +271,12 @@ fault(
     const numbered = (seq: bigint) => ({ headers: { connection_id, to_device_seq: seq } })
     const publishedAtMs = performance.now()
     await subject.publish(["numbered"], { ...numbered(1n), expiration: "1000" })
-    await until(async () => (await subject.gateway.metric("owsla_commands_held")) === 1, {
-      what: "the command to wait for a number",
-    })
+    await until(
+      async () => (await subject.gateway.metric("owsla_commands_waiting_for_number")) === 1,
+      {
+        what: "the command to wait for a number",
+      },
+    )
     await until(() => performance.now() - publishedAtMs > 1_100, { what: "its time to be over" })
     await subject.loseConnections()
     await subject.calm()

@@ -47,7 +47,7 @@ async function publishHeld(connectionId: string): Promise<void> {
   const headers = { connection_id: connectionId, to_device_seq: 5 }
   const messages = [{ routingKey: queues.TO_DEVICE_QUEUE, body: "held", headers }]
   await pikaPublish({ url: broker.url, messages })
-  await until(async () => (await gateway.metric("owsla_commands_held")) === 1, {
+  await until(async () => (await gateway.metric("owsla_commands_waiting_for_number")) === 1, {
     what: "the command to wait for a number",
   })
 }

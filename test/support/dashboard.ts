@@ -148,7 +148,7 @@ export const STAGES: readonly Stage[] = [
         "Waiting for a missing number",
         "short",
         "commands-out-of-order",
-        now("owsla_commands_held"),
+        now("owsla_commands_waiting_for_number"),
       ),
       panel(
         "Gaps given up",
