@@ -58,6 +58,8 @@ export class Counters {
   commandsPossiblyRepeated = 0
   gapsSkipped = 0
   gapsGivenUpEarly = 0
+  /** Ended before their time, because their queue had no room for others. */
+  commandsGaveWay = 0
   commandBytesOut = 0
   receiptsSent = 0
   outboundRepublished = 0

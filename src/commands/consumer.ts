@@ -73,6 +73,10 @@ export interface ConsumerOptions extends CommandFormat {
 
 /** Bounds the forwards of a command between workers that disagree about the keeper. */
 const MAX_HOLD_HOPS = 16
+/** How long a command may at least wait for a reply, or for a device that takes no bytes. */
+const STUCK_MS = 5_000
+/** In one sweep, one of so many deliveries of the prefetch is ended. */
+const STUCK_PART = 4
 
 export class Consumer {
   readonly #options: ConsumerOptions
@@ -197,10 +201,8 @@ export class Consumer {
   }
 
   /**
-   * To be called periodically. Gives up the oldest gap when as many deliveries of a queue as its
-   * prefetch allows wait for missing numbers, and no queue has had a delivery between two calls.
-   * The missing command cannot be delivered from that queue then, and is not being delivered from
-   * another.
+   * To be called periodically. Makes room in a queue of which as many deliveries as its prefetch
+   * allows wait for something that may not come: they would stop all other commands.
    */
   sweep(): void {
     const unplaced = this.#unplaced
@@ -210,9 +212,8 @@ export class Consumer {
     const received = commandsReceived + deadLettersReceived
     const isIdle = received === this.#receivedBefore
     this.#receivedBefore = received
-    if (!isIdle) return
     for (const [queue, prefetch] of this.#prefetchOf) {
-      if (this.#unacknowledged.countFrom(queue) >= prefetch) this.#makeRoom(queue)
+      if (this.#unacknowledged.countFrom(queue) >= prefetch) this.#makeRoom(queue, prefetch, isIdle)
     }
   }
 
@@ -265,16 +266,26 @@ export class Consumer {
     this.#prefetchOf.set(queue, prefetch)
   }
 
-  #makeRoom(queue: string): void {
+  /**
+   * Gives up the oldest gap when no queue has had a delivery between two calls: the missing command
+   * cannot be delivered from this queue then, and is not being delivered from another. Ends
+   * commands that have waited long for a reply or for a device that takes no bytes.
+   */
+  #makeRoom(queue: string, prefetch: number, isIdle: boolean): void {
     let oldest: QueuedCommand | null = null
+    const stuck: QueuedCommand[] = []
+    const since = this.#options.steadyMs() - STUCK_MS
     for (const command of this.#unacknowledged.all()) {
       if (command.countedFor?.queue !== queue) continue
       const { connection } = command
-      const waits = connection?.endpoint?.isHeld(command) === true || isHeldBack(command)
-      if (!waits) return
-      oldest ??= command
+      if (connection?.endpoint?.isHeld(command) === true || isHeldBack(command)) oldest ??= command
+      else if (connection?.isStuck !== true) return
+      else if (command.arrivedAtMs <= since) stuck.push(command)
     }
-    if (oldest === null) return
+    for (const command of stuck.slice(0, Math.ceil(prefetch / STUCK_PART))) {
+      if (command.connection?.giveWay(command)) this.#options.counters.commandsGaveWay += 1
+    }
+    if (oldest === null || !isIdle) return
     if (isHeldBack(oldest)) {
       oldest.connection?.releaseHeldBack()
       return

@@ -63,6 +63,8 @@ const LEFT_EARLY: CloseDetails = {
   detail: "the peer closed the connection before it was admitted",
 }
 
+const GAVE_WAY = "it made room, since too many commands waited: see PREFETCH"
+
 export type ConnectionState = "handshaking" | "identifying" | "open" | "closing" | "closed"
 
 /** The next stage of a line. */
@@ -417,6 +419,27 @@ export class Connection {
     const { gaps } = endpoint
     this.#perform(endpoint, endpoint.giveUpGap())
     this.#context.counters.gapsSkipped += endpoint.gaps - gaps
+  }
+
+  /** Its commands may wait long: for replies, or because the device takes no bytes. */
+  get isStuck(): boolean {
+    return this.#stalledSinceMs !== null || this.awaitsReplies
+  }
+
+  /**
+   * Ends a command that waits for its reply, or of which a device that takes no bytes was offered
+   * none. @returns false when it does not wait for that.
+   */
+  giveWay(command: Command): boolean {
+    const endpoint = this.#endpoint
+    if (endpoint === null) return false
+    if (asksReply(command) && this.#replies?.giveUp(command) === true) {
+      this.#replied(endpoint, command, "no_reply", GAVE_WAY)
+      return true
+    }
+    if (this.#stalledSinceMs === null || this.#outgoing?.remove(command) !== true) return false
+    this.#settle(endpoint, command, "slow_device", GAVE_WAY)
+    return true
   }
 
   /** Writes outgoing bytes until the socket accepts no more. */

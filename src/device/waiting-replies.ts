@@ -64,6 +64,11 @@ export class WaitingReplies {
     return null
   }
 
+  /** False when the command does not wait for a reply, or was not written yet. */
+  giveUp(command: AskingCommand): boolean {
+    return (this.#untilMs.get(command) ?? null) !== null && this.#untilMs.delete(command)
+  }
+
   /** Removes and returns the commands whose time is over. */
   expire(steadyMs: number): AskingCommand[] {
     const over: AskingCommand[] = []

@@ -211,6 +211,11 @@ export class WorkerMetrics {
       () => c.gapsGivenUpEarly,
     )
     counter(
+      "owsla_commands_gave_way_total",
+      "Commands ended as no_reply or slow_device before their time because commands that wait had taken all of PREFETCH",
+      () => c.commandsGaveWay,
+    )
+    counter(
       "owsla_command_bytes_out_total",
       "Bytes of commands written to device sockets",
       () => c.commandBytesOut,

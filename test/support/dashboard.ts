@@ -158,6 +158,12 @@ export const STAGES: readonly Stage[] = [
         perS("owsla_gaps_given_up_early_total", "{{instance}} early"),
       ),
       panel(
+        "Ended early for others",
+        "cps",
+        "commands-gave-way",
+        perS("owsla_commands_gave_way_total", "{{instance}}"),
+      ),
+      panel(
         "Possibly repeated, forwarded",
         "cps",
         "command-twice",
