@@ -359,8 +359,7 @@ export class Consumer {
   }
 
   #offer(command: QueuedCommand, connection: Connection): void {
-    // By an id or a number the connection recognises a command that it has written.
-    if (command.messageId === null && command.seq === null) this.#countRepeat(command)
+    if (!isRecognised(command, connection)) this.#countRepeat(command)
     command.state = "at_connection"
     command.connection = connection
     connection.offer(command)
@@ -512,6 +511,14 @@ export class Consumer {
       },
     })
   }
+}
+
+/** Whether the connection would know that the command was written before. */
+function isRecognised({ message, messageId, seq }: QueuedCommand, connection: Connection): boolean {
+  // By an id or a number it recognises what it has written itself.
+  if (message?.target.deviceId == null) return messageId !== null || seq !== null
+  // The device may have had another connection.
+  return messageId !== null && connection.endpoint?.remembers(messageId) === true
 }
 
 function isHeldBack(command: QueuedCommand): boolean {

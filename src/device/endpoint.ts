@@ -93,6 +93,11 @@ export class Endpoint {
     return this.#reorder?.gaps ?? 0
   }
 
+  /** Whether a command with this id waits or was written. */
+  remembers(messageId: string): boolean {
+    return this.#remembered?.find(messageId) !== undefined
+  }
+
   /** Takes one line from the device and returns its `from_device_seq`. */
   numberLine(): number {
     const seq = this.#linesIn

@@ -16,8 +16,8 @@
 
 import type { Command } from "./command.ts"
 
-/** Longer than the registrar waits for a slow keeper. */
-const ANSWER_MS = 5_500
+/** Longer than the registrar waits for the answer of a keeper. */
+const ANSWER_MS = 15_500
 /** Longer than the next keeper takes to read the held commands of its shard. */
 const HELD_IDLE_MS = 15_000
 

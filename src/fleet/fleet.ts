@@ -107,6 +107,8 @@ export class Fleet {
   readonly #connections: Connections
   readonly #options: FleetOptions
   #toldAliveAtMs = 0
+  /** Whether the last `alive` message told of held commands. */
+  #toldHeld = false
   #connectedAtMs = Number.NEGATIVE_INFINITY
   #purgedAtMs = 0
   #reviewIsDue = false
@@ -356,7 +358,10 @@ export class Fleet {
       this.#purgedAtMs = steadyMs
       this.#directory.purge((process) => !this.#members.has(process))
     }
-    if (steadyMs - this.#toldAliveAtMs >= this.#members.aliveEveryMs) {
+    // The first command that is held is told at once, for the time after the end of this worker:
+    // see `mayHold` of the members. At most once between two others.
+    const isFirstHeld = this.#options.keeping.count > 0 && !this.#toldHeld
+    if (isFirstHeld || steadyMs - this.#toldAliveAtMs >= this.#members.aliveEveryMs) {
       this.#tellAlive(steadyMs, false)
     }
     if (this.#rulesDropped && this.#channel.hasRoom) this.#broadcastRules()
@@ -426,6 +431,7 @@ export class Fleet {
 
   #tellAlive(steadyMs: number, asks: boolean): void {
     this.#toldAliveAtMs = steadyMs
+    this.#toldHeld = this.#options.keeping.count > 0
     this.#channel.broadcast(this.#alive(asks))
   }
 

@@ -142,6 +142,12 @@ export class Members {
     return sum
   }
 
+  /** Whether any member keeps held commands, or kept some when it was last heard of. */
+  get mayHold(): boolean {
+    for (const { held } of this.#members.values()) if (held > 0) return true
+    return false
+  }
+
   /** Devices that the members in the state `heard_of` can admit in a second, without some. */
   admitPerS(except: (worker: string) => boolean): number {
     let sum = 0

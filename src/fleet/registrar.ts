@@ -35,6 +35,8 @@ const KEPT_TIMEOUT_MS = 300
 const ANSWER_TIMEOUT_MS = 1_000
 /** The same, while its keeper sends other messages: it is slow. */
 const SLOW_ANSWER_TIMEOUT_MS = 5_000
+/** The same, while the fleet has held commands: longer than the replacement of a keeper takes. */
+const HELD_ANSWER_TIMEOUT_MS = 15_000
 
 export interface RegistrarOptions {
   /** Milliseconds of a monotonic clock. */
@@ -196,7 +198,7 @@ export class Registrar {
     for (const [deviceId, { connectionId, sinceMs }] of this.#awaited) {
       const waitedMs = steadyMs - sinceMs
       if (waitedMs < ANSWER_TIMEOUT_MS) break
-      if (waitedMs < SLOW_ANSWER_TIMEOUT_MS && this.#hasKeeper(deviceId)) continue
+      if (waitedMs < this.#answerTimeoutMs(deviceId)) continue
       this.#answered(deviceId, connectionId, false)
     }
     if (!this.#channel.open) return
@@ -229,6 +231,11 @@ export class Registrar {
 
   #shardOf(deviceId: string): number {
     return shardOf(deviceId, this.#keepers.shards)
+  }
+
+  #answerTimeoutMs(deviceId: string): number {
+    if (this.#members.mayHold) return HELD_ANSWER_TIMEOUT_MS
+    return this.#hasKeeper(deviceId) ? SLOW_ANSWER_TIMEOUT_MS : ANSWER_TIMEOUT_MS
   }
 
   #hasKeeper(deviceId: string): boolean {

@@ -201,7 +201,7 @@ export class WorkerMetrics {
     )
     counter(
       "owsla_commands_possibly_repeated_total",
-      "Redelivered commands that got their outcome from this instance and may have been written before; commands whose message_id the connection remembers are not counted",
+      "Redelivered commands that got their outcome from this instance and may have been written before; those that their connection recognises by message_id or number are not counted",
       () => c.commandsPossiblyRepeated,
     )
     counter("owsla_gaps_skipped_total", "Gaps in to_device_seq given up", () => c.gapsSkipped)

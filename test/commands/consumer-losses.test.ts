@@ -10,6 +10,7 @@ import {
   REPLIES,
   Subject,
   settled,
+  TestDelivery,
 } from "./consumer-subject.ts"
 
 beforeEach(() => {
@@ -286,5 +287,53 @@ describe("commands that all wait for missing numbers", () => {
     // One that waits for something else will make room.
     subject.connection.atGap = false
     expect(sweep()).toBe(2)
+  })
+})
+
+describe("commands that all wait for replies or for a device that takes no bytes", () => {
+  test("and fill the prefetch of their queue end after five seconds, a quarter in one sweep", async () => {
+    const subject = await new Subject().start()
+    subject.connection.isStuck = true
+    const deliver = () => subject.deliver({ headers: { connection_id: OWN } })
+    const left = () => subject.connection.offered.length
+    for (let number = 0; number < PREFETCH; number += 1) await deliver()
+    subject.consumer.sweep()
+    expect(left()).toBe(PREFETCH)
+    subject.passedMs = 4_999
+    subject.consumer.sweep()
+    expect(left()).toBe(PREFETCH)
+    subject.passedMs = 5_000
+    subject.consumer.sweep()
+    const ended = Math.ceil(PREFETCH / 4)
+    expect(left()).toBe(PREFETCH - ended)
+    expect(subject.counters.commandsGaveWay).toBe(ended)
+    // There is room again.
+    subject.consumer.sweep()
+    expect(left()).toBe(PREFETCH - ended)
+  })
+
+  test("stay while one of the queue waits for neither: it will make room", async () => {
+    const subject = await new Subject().start()
+    for (let number = 0; number < PREFETCH; number += 1) {
+      await subject.deliver({ headers: { connection_id: OWN } })
+    }
+    subject.passedMs = 60_000
+    subject.consumer.sweep()
+    expect(subject.connection.offered.length).toBe(PREFETCH)
+  })
+})
+
+describe("a redelivered command by device_id", () => {
+  test.each([
+    ["has no id and no number", {}, 1],
+    ["has an id that its connection remembers", { messageId: "known" }, 0],
+    ["has an id, and the device may have had another connection", { messageId: "new" }, 1],
+  ])("counts as possibly repeated when it %s: %j %i", async (_, properties, count) => {
+    const subject = await new Subject().start()
+    subject.connection.remembered.add("known")
+    const delivery = new TestDelivery({ ...properties, headers: { device_id: "thermostat:7" } })
+    await subject.redeliver(delivery)
+    expect(subject.connection.offered.length).toBe(1)
+    expect(subject.counters.commandsPossiblyRepeated).toBe(count)
   })
 })

@@ -72,10 +72,22 @@ export class ScriptedConnection {
   /** A connection whose commands wait for held ones. */
   heldBack = false
   heldBackReleased = 0
-  readonly endpoint = { isHeld: () => this.atGap }
+  /** A connection whose commands wait for replies. */
+  isStuck = false
+  readonly remembered = new Set<string>()
+  readonly endpoint = {
+    isHeld: () => this.atGap,
+    remembers: (messageId: string) => this.remembered.has(messageId),
+  }
 
   offer(command: Command): void {
     this.offered.push(command)
+  }
+
+  giveWay(command: Command): boolean {
+    const at = this.offered.indexOf(command)
+    if (at !== -1) this.offered.splice(at, 1)[0]?.settle("no_reply", "", RECIPIENT)
+    return at !== -1
   }
 
   withdrawLost(): void {
@@ -149,6 +161,7 @@ export class Subject {
   /** The look-up of connections throws. */
   broken = false
   /** Where the fleet says that a device is; null: it says nothing yet. */
+  passedMs = 0
   place: Place | null = { kind: "nowhere", detail: "nobody holds it" }
   readonly #looking: ((place: Place) => void)[] = []
   readonly #ids = new Map([
@@ -193,7 +206,7 @@ export class Subject {
       keeper: { hold: (request) => void this.held.push(request) },
       keeperQueueOf: () => this.keeperQueue,
       nowMs,
-      steadyMs: nowMs,
+      steadyMs: () => NOW_MS + this.passedMs,
       counters,
       mayServe: (worker) => this.heard.has(worker),
       keys: FLEET_KEYS,

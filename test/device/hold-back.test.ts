@@ -4,7 +4,7 @@ import { describe, expect, test } from "bun:test"
 import type { Command } from "../../src/device/command.ts"
 import { Harness, START_MS, textOf } from "./connection-harness.ts"
 
-const ANSWER_MS = 5_500
+const ANSWER_MS = 15_500
 const HELD_IDLE_MS = 15_000
 
 class Subject extends Harness {

@@ -108,6 +108,25 @@ describe("held commands survive", () => {
   )
 
   test(
+    "an instance that is killed, and come before newer commands",
+    async () => {
+      const devices = await away()
+      await fleet.kill(0)
+      const connected = await connectAll(devices, 1)
+      for (const { name } of devices) {
+        await fleet.backEnd.send({ body: `${name} newer`, device: name, headers: {} })
+      }
+      for (const [at, { name, sent }] of devices.entries()) {
+        const lines = await connected[at]?.waitLines(COMMANDS + 1, 60_000)
+        expect(lines).toEqual([...sent.keys(), `${name} newer`])
+      }
+      await fleet.startInstance(0)
+      await fleet.acquainted()
+    },
+    LIMIT_MS,
+  )
+
+  test(
     "an instance that is stopped",
     async () => {
       const devices = await away()
