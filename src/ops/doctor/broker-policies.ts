@@ -113,8 +113,8 @@ export function policyFindings(queue: ManagedQueue, config: Config): Finding[] {
   }
   const ttlMs = limit("message-ttl")
   const deadLetters = text("dead-letter-exchange") !== undefined
-  const mayExpire = name === broker.undeliveredQueue || name === broker.toDeviceQueue
-  if (ttlMs !== null && !(mayExpire || deadLetters)) {
+  // Commands that expire get an outcome only when they are dead-lettered.
+  if (ttlMs !== null && name !== broker.undeliveredQueue && !deadLetters) {
     const what = lines.includes(name) ? "lines" : "messages"
     const message = `${name} deletes ${what} after ${ttlMs} ms${by}`
     findings.push(failure(CHECK, message, 'remove "message-ttl" from the policy'))

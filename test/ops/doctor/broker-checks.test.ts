@@ -88,7 +88,7 @@ describe("a policy", () => {
     ["a limit that refuses", "from_device", { "max-length": 10, overflow: "reject-publish" }, []],
     ["a bounded undelivered queue", "to_device.undelivered", { "max-length": 10 }, []],
     ["a TTL of lines", "from_device", { "message-ttl": 1_000 }, ["failure"]],
-    ["a TTL of commands", "to_device", { "message-ttl": 1_000 }, []],
+    ["a TTL of commands that would get no outcome", "to_device", { "message-ttl": 9 }, ["failure"]],
     [
       "a TTL that dead-letters",
       "from_device",
@@ -128,6 +128,8 @@ describe("a policy", () => {
   test("counts together with the arguments of the queue", () => {
     const overflow = { "x-overflow": "reject-publish" }
     expect(findings("to_device", { "max-length": 10 }, overflow)).toEqual([])
+    const deadLettered = { "x-dead-letter-exchange": "" }
+    expect(findings("to_device", { "message-ttl": 1_000 }, deadLettered)).toEqual([])
     expect(findings("from_device", null, { "x-max-length": 10 })).toMatchObject([
       {
         level: "failure",
