@@ -278,7 +278,7 @@ export function findProgram(name: string, debianPackage: string): string {
 
 let pikaFound = false
 
-function pythonWithPika(): string {
+export function pythonWithPika(): string {
   if (!pikaFound) {
     findProgram("python3", "python3")
     pikaFound = Bun.spawnSync([PYTHON, "-c", "import pika"]).success
