@@ -55,6 +55,8 @@ async function start(
     {
       AMQP_URL: broker.url,
       ...queues,
+      TLS_CERT_FILE: "/app/certs/server.crt",
+      TLS_KEY_FILE: "/app/certs/server.key",
       DEVICE_HOST: "127.0.0.1",
       HTTP_PORT: freePort(),
       DEVICE_PORT: freePort(),
