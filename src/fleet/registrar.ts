@@ -195,10 +195,12 @@ export class Registrar {
   /** To be called periodically. */
   sweep(): void {
     const steadyMs = this.#options.steadyMs()
+    const mayHold = this.#awaited.size > 0 && this.#members.mayHold
     for (const [deviceId, { connectionId, sinceMs }] of this.#awaited) {
       const waitedMs = steadyMs - sinceMs
       if (waitedMs < ANSWER_TIMEOUT_MS) break
-      if (waitedMs < this.#answerTimeoutMs(deviceId)) continue
+      if (waitedMs < HELD_ANSWER_TIMEOUT_MS && mayHold) continue
+      if (waitedMs < SLOW_ANSWER_TIMEOUT_MS && this.#hasKeeper(deviceId)) continue
       this.#answered(deviceId, connectionId, false)
     }
     if (!this.#channel.open) return
@@ -231,11 +233,6 @@ export class Registrar {
 
   #shardOf(deviceId: string): number {
     return shardOf(deviceId, this.#keepers.shards)
-  }
-
-  #answerTimeoutMs(deviceId: string): number {
-    if (this.#members.mayHold) return HELD_ANSWER_TIMEOUT_MS
-    return this.#hasKeeper(deviceId) ? SLOW_ANSWER_TIMEOUT_MS : ANSWER_TIMEOUT_MS
   }
 
   #hasKeeper(deviceId: string): boolean {
