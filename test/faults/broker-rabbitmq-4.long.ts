@@ -1,13 +1,19 @@
 /** Faults of RabbitMQ 4, one node. Needs what `sh test/install long` installs. */
 
-import { afterAll, beforeAll, describe } from "bun:test"
-import { type PrivateBroker, startRabbitMq } from "../support/rabbitmq.ts"
+import { afterAll, beforeAll, describe, expect, test } from "bun:test"
+import { ownQueues, startGateway } from "../support/gateway.ts"
+import { type PrivateBroker, startRabbitMq, uniqueNames } from "../support/rabbitmq.ts"
+import { connectDevice } from "../support/tls-device.ts"
+import { pikaConsume, pikaPublish } from "../support/tools.ts"
+import { until } from "../support/wait.ts"
 import { last, sized } from "./fault.ts"
 import { KEPT, LIMIT_MS, loadedFault } from "./loaded-fault.ts"
 import { streamAsFromDevice } from "./stream-as-from-device.ts"
 
 const EVERY_S = 5
 const TIMES = sized(6, 2)
+/** RabbitMQ 4 removes a message from a quorum queue at its 21st return, unless told otherwise. */
+const RETURNS = 25
 
 describe("RabbitMQ 4", () => {
   let broker: PrivateBroker
@@ -62,6 +68,54 @@ describe("RabbitMQ 4", () => {
       await broker.start()
       return { "confirming again after it answers, ms": await bed.flowsAgain() }
     },
+  )
+
+  test(
+    "a command whose delivery is lost more often than the default delivery limit is still written",
+    async () => {
+      const queues = ownQueues(uniqueNames("returned"))
+      const gateway = await startGateway({
+        ...{ AMQP_URL: broker.url, WORKERS: "1", SEQ_GAP_TIMEOUT_MS: "600000" },
+        ...queues,
+      })
+      try {
+        await gateway.ready()
+        const device = await connectDevice({ port: gateway.devicePort })
+        await device.send("hello")
+        const { url } = broker
+        const [line] = await pikaConsume({ url, queue: queues.FROM_DEVICE_QUEUE, count: 1 })
+        const send = (to_device_seq: number) =>
+          pikaPublish({
+            url,
+            messages: [
+              {
+                routingKey: queues.TO_DEVICE_QUEUE,
+                body: `number ${to_device_seq}`,
+                headers: { connection_id: String(line?.headers["connection_id"]), to_device_seq },
+              },
+            ],
+          })
+        // It waits for the one before, unacknowledged.
+        await send(1)
+        const waits = async () => (await gateway.metric("owsla_commands_waiting_for_number")) === 1
+        for (let returned = 0; returned < RETURNS; returned += 1) {
+          await until(waits, { what: `delivery ${returned + 1}`, timeoutMs: 30_000 })
+          const losses = await gateway.metric("owsla_broker_losses_total")
+          await broker.closeAllConnections("a fault")
+          await until(async () => (await gateway.metric("owsla_broker_losses_total")) > losses, {
+            what: "the loss",
+          })
+          await gateway.ready()
+        }
+        await until(waits, { what: "the last delivery", timeoutMs: 30_000 })
+        await send(0)
+        expect(await device.waitLines(2, 30_000)).toEqual(["number 0", "number 1"])
+        device.end()
+      } finally {
+        await gateway.stop()
+      }
+    },
+    LIMIT_MS,
   )
 
   streamAsFromDevice("RabbitMQ 4: stream as from_device", () => broker, LIMIT_MS)
