@@ -8,7 +8,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { startGateway, testCaFile } from "../support/gateway.ts"
-import { sharedRabbitMq } from "../support/rabbitmq.ts"
+import { startRabbitMq } from "../support/rabbitmq.ts"
 import { pythonWithPika } from "../support/tools.ts"
 import { until } from "../support/wait.ts"
 
@@ -48,11 +48,10 @@ function run(script: string, environment: Record<string, string>): readonly stri
 test(
   "the back-end of the README answers each reading of an example device once",
   async () => {
-    const broker = await sharedRabbitMq()
-    const vhost = "readme-back-end"
-    await broker.ctl("add_vhost", vhost)
-    await broker.ctl("set_permissions", "-p", vhost, "guest", ".*", ".*", ".*")
-    const AMQP_URL = withVhost(broker.url, vhost)
+    // Its queues have the names that the README has, which another test may use on a shared node.
+    const broker = await startRabbitMq()
+    stops.push(() => broker.dispose())
+    const { url: AMQP_URL } = broker
     const gateway = await startGateway({
       ...{ AMQP_URL, WORKERS: "1", DEVICE_ACK: "seq" },
       GOODBYE_LINE: "BYE {reason} {retry_after_ms}",
@@ -78,9 +77,3 @@ test(
   },
   LIMIT_MS,
 )
-
-function withVhost(url: string, vhost: string): string {
-  const changed = new URL(url)
-  changed.pathname = `/${vhost}`
-  return changed.href
-}
