@@ -359,7 +359,7 @@ export class Consumer {
   }
 
   #offer(command: QueuedCommand, connection: Connection): void {
-    if (!isRecognised(command, connection)) this.#countRepeat(command)
+    if (command.redelivered && !isRecognised(command, connection)) this.#countRepeat(command)
     command.state = "at_connection"
     command.connection = connection
     connection.offer(command)

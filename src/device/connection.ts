@@ -59,6 +59,7 @@ const HANDSHAKE_TIMEOUT: CloseDetails = {
 const IDENTIFY_TIMEOUT: CloseDetails = {
   detail: "the first line was not complete within IDENTIFY_TIMEOUT_MS",
 }
+const LEFT_IN_HANDSHAKE: CloseDetails = { detail: LEFT_HANDSHAKE }
 const LEFT_EARLY: CloseDetails = {
   detail: "the peer closed the connection before it was admitted",
 }
@@ -560,7 +561,7 @@ export class Connection {
     const handshaking = this.#state === "handshaking"
     this.#reason ??= handshaking ? "handshake_failed" : "peer_closed"
     this.#state = "closed"
-    this.#end(handshaking ? { detail: LEFT_HANDSHAKE } : LEFT_EARLY)
+    this.#end(handshaking ? LEFT_IN_HANDSHAKE : LEFT_EARLY)
   }
 
   /** Unless a command is written in part. A device that takes no bytes gets none. */

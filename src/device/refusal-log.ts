@@ -5,7 +5,7 @@
  *   refused ─┬─ new, and `LINES_PER_S` allows a line ─► a line
  *            └─ otherwise ─► counted by reason ──each minute──► one line with the counts
  *
- * A refusal is new when no other with its reason and address came in this minute or the one before.
+ * A refusal is new when none with the same reason and address came in this minute or the last.
  * As in the limits by address, an IPv6 /64 counts as one address. So a scanner does not hide a
  * device that fails for another reason or from another address, and a health check that connects
  * all the time is in the counts only. While no line is allowed, a refusal costs a comparison and a

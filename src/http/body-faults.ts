@@ -26,7 +26,8 @@ function bodyFault(
   if (member === null) return issue.message
   // Of a strict object, whose members themselves have other issues.
   const isOfObject = issue.type === "strict_object"
-  if (member in entries) return `${member}: ${isOfObject ? "is missing" : issue.message}`
+  if (Object.hasOwn(entries, member))
+    return `${member}: ${isOfObject ? "is missing" : issue.message}`
   if (!isOfObject) return issue.message
   const known = `the members are ${Object.keys(entries).join(", ")}`
   return `${SHOWN_NAME.test(member) ? member : "a member"}: is not known; ${known}`

@@ -16,8 +16,9 @@ import { helloLine } from "../../src/device/hello.ts"
 import { heapReports, readHeapReports } from "../support/heap-report.ts"
 import { connectDevice, type TestDevice } from "../support/tls-device.ts"
 import { until } from "../support/wait.ts"
-import { startChild } from "./child.ts"
+import type { Child } from "./child.ts"
 import { BackEnd, type BenchResult, makeBed, round } from "./harness.ts"
+import { startHeldDevices } from "./held.ts"
 
 export interface FullTablesParameters {
   /** Devices of a round that are away and then come. */
@@ -37,7 +38,6 @@ export interface FullTablesParameters {
 
 const SECRET = "a-secret-of-the-benches-0123456789"
 const HOLD_MS = 3_600_000
-const DRIVERS = 2
 const LIMIT_MS = 300_000
 const REPORTS_OF_A_SETTLING = 5
 
@@ -95,15 +95,16 @@ export async function fullTables(parameters: FullTablesParameters): Promise<Benc
         async () => (await gateway.metric("owsla_held_commands")) === devices * heldEach,
         { what: "all commands to be held", timeoutMs: LIMIT_MS },
       )
-      await comeAndGo({ port: gateway.devicePort, from, devices, each: heldEach, backSeconds })
+      const { devicePort: port } = gateway
+      const coming = { port, secret: SECRET, from, devices, each: heldEach, backSeconds }
+      await comeAndGo(startHeldDevices(coming), devices)
       await until(async () => (await gateway.metric("owsla_connections")) === steady, {
         what: "the devices to be gone",
         timeoutMs: LIMIT_MS,
       })
       await Bun.sleep(settleMs)
-      const workers = [...gateway.workers().values()].map((pid) =>
-        readHeapReports(directory).get(String(pid))?.at(-1),
-      )
+      const reports = readHeapReports(directory)
+      const workers = [...gateway.workers().values()].map((pid) => reports.get(String(pid))?.at(-1))
       const sum = (of: "heapBytes" | "residentBytes") =>
         round(workers.reduce((total, report) => total + (report?.[of] ?? Number.NaN), 0) / 1e6)
       figures[`heap of both workers after round ${turn}, MB`] = sum("heapBytes")
@@ -119,22 +120,7 @@ export async function fullTables(parameters: FullTablesParameters): Promise<Benc
 }
 
 /** All devices connect, take their held commands, and disconnect. */
-async function comeAndGo(about: {
-  readonly port: number
-  readonly from: number
-  readonly devices: number
-  readonly each: number
-  readonly backSeconds: number
-}): Promise<void> {
-  const { port, from, devices, each, backSeconds } = about
-  const share = Math.ceil(devices / DRIVERS)
-  const drivers = Array.from({ length: DRIVERS }, (_, at) =>
-    startChild("held-devices.ts", {
-      ...{ port, secret: SECRET, from: from + at * share, each },
-      devices: Math.min(share, devices - at * share),
-      rate: Math.max(1, devices / DRIVERS / backSeconds),
-    }),
-  )
+async function comeAndGo(drivers: readonly Child[], devices: number): Promise<void> {
   try {
     await Promise.all(drivers.map((driver) => driver.told("ready")))
     for (const driver of drivers) driver.say("come")

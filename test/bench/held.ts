@@ -10,7 +10,7 @@
 
 import { residentBytes } from "../support/gateway.ts"
 import { until } from "../support/wait.ts"
-import { startChild } from "./child.ts"
+import { type Child, startChild } from "./child.ts"
 import { BackEnd, type BenchResult, benchBroker, Meter, makeBed, round } from "./harness.ts"
 import { processIds } from "./subject.ts"
 
@@ -66,14 +66,8 @@ export async function heldCommands(
   const port = gateway.devicePort
   const identity = { port, auth: "hello", secret: SECRET }
   const crowd = startChild("crowd.ts", { ...identity, connections: steady })
-  const share = Math.ceil(devices / DRIVERS)
-  const drivers = Array.from({ length: DRIVERS }, (_, at) =>
-    startChild("held-devices.ts", {
-      ...{ port, secret: SECRET, from: at * share },
-      ...{ devices: Math.min(share, devices - at * share), each: commandsEach },
-      rate: Math.max(1, devices / DRIVERS / backSeconds),
-    }),
-  )
+  const coming = { port, secret: SECRET, from: 0, devices, each: commandsEach, backSeconds }
+  const drivers = startHeldDevices(coming)
   const resident = () => {
     const bytes = [...gateway.workers().values()].map((pid) => residentBytes(pid) / 1e6)
     return { all: bytes.reduce((sum, each) => sum + each, 0), largest: Math.max(...bytes) }
@@ -161,6 +155,27 @@ export async function heldCommands(
     backEnd.close()
     await bed.stop()
   }
+}
+
+/** Drivers of the devices `away-<from>` and so on, which come within `backSeconds`. */
+export function startHeldDevices(about: {
+  readonly port: number
+  readonly secret: string
+  readonly from: number
+  readonly devices: number
+  /** Held commands of each device. */
+  readonly each: number
+  readonly backSeconds: number
+}): Child[] {
+  const { port, secret, from, devices, each, backSeconds } = about
+  const share = Math.ceil(devices / DRIVERS)
+  return Array.from({ length: DRIVERS }, (_, at) =>
+    startChild("held-devices.ts", {
+      ...{ port, secret, each, from: from + at * share },
+      devices: Math.min(share, devices - at * share),
+      rate: Math.max(1, devices / DRIVERS / backSeconds),
+    }),
+  )
 }
 
 /** The p99 of lines of the steady devices that are acknowledged, one each a second. */

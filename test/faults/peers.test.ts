@@ -316,6 +316,7 @@ async function opening(port: number, bytes: Buffer): Promise<void> {
   socket.on("error", () => undefined)
   socket.on("data", () => socket.destroy())
   socket.on("close", () => resolve())
+  // The scanner's own time-out.
   socket.setTimeout(50, () => socket.destroy())
   await promise
 }

@@ -72,6 +72,7 @@ class Knocker {
     this.#socket = socket
     socket.on("error", () => undefined)
     socket.on("close", () => {
+      // The period of its attempts, not a wait for anything.
       if (!this.#stopped) this.#timer = setTimeout(() => this.#knock(), 1_000)
     })
   }

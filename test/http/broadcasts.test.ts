@@ -65,6 +65,7 @@ describe("an invalid broadcast", () => {
 
   test.each<[string, unknown, string]>([
     ["no JSON", "{", "the body is not JSON"],
+    ["a member of all objects", { to: "all", line: "a", constructor: 1 }, "constructor: is not"],
     ["a list", ["secret"], "the body must be a JSON object"],
     ["no audience", { line: "a" }, "to: "],
     ["another audience", { to: "some", line: "a" }, `to: ${AUDIENCES}`],

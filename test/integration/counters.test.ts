@@ -47,6 +47,7 @@ function startTraffic(port: number): void {
         const device = await connectDevice({ port, connectTimeoutMs: 2_000 })
         while (!isOver) {
           await device.send("a line")
+          // The period of the lines, not a wait for anything.
           await Bun.sleep(1)
         }
         device.end()

@@ -182,6 +182,7 @@ describe("takeover", () => {
           sent.push(
             await fleet.backEnd.send({ body: `flap ${at}`, device: name, messageId: `flap-${at}` }),
           )
+          // The period of the commands, not a wait for anything.
           await Bun.sleep(5)
         }
       })()

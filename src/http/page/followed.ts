@@ -10,6 +10,7 @@
  * Bounds: `MAX_PATHS`, one look of each at a time, and those of `event-stream.ts`.
  */
 
+import { setTimeout as pause } from "node:timers/promises"
 import { type Context, Hono } from "hono"
 import { type HttpEnvironment, refuse } from "../errors.ts"
 import { type EventSink, EventStreams } from "../event-stream.ts"
@@ -40,16 +41,14 @@ export function followed({ ask, stopping }: FollowedDependencies): Hono<HttpEnvi
     if (paths.length === 0 || paths.length > MAX_PATHS) {
       return refuse(c, "invalid", `of: must be there 1 to ${MAX_PATHS} times`)
     }
-    const paces = paths.map((of) => paceOf(of, c.req.url))
-    const wrong = paces.indexOf(null)
-    if (wrong !== -1) return refuse(c, "invalid", `of: number ${wrong + 1} cannot be followed`)
+    const views = paths.flatMap((of) => viewOf(of, c.req.url) ?? [])
+    if (views.length < paths.length) return refuse(c, "invalid", "of: a path cannot be followed")
     return streams.answer(c, (sink) => {
       const leaving = new AbortController()
       const { signal } = leaving
-      for (const [at, of] of paths.entries()) {
-        const url = new URL(of, c.req.url).href
-        const look = () => ask(new Request(url, { headers: c.req.raw.headers, signal }), c)
-        void follow({ of, look, everyMs: paces[at] ?? 0, signal }, sink)
+      for (const view of views) {
+        const look = () => ask(new Request(view.url, { headers: c.req.raw.headers, signal }), c)
+        void follow(view, look, signal, sink)
       }
       return () => leaving.abort()
     })
@@ -58,23 +57,29 @@ export function followed({ ask, stopping }: FollowedDependencies): Hono<HttpEnvi
   return routes
 }
 
-/** @returns ms between two looks; null for a path that cannot be followed. */
-function paceOf(path: string, base: string): number | null {
-  const url = URL.parse(path, base)
-  // Otherwise it has dots, or names another server.
-  if (url === null || `${url.pathname}${url.search}` !== path) return null
-  return ROUTES.find((route) => route.path.test(url.pathname))?.everyMs ?? null
-}
-
 interface View {
   readonly of: string
-  readonly look: () => Promise<Response>
+  readonly url: string
+  /** Between two looks. */
   readonly everyMs: number
-  /** Aborted when the follower has gone. */
-  readonly signal: AbortSignal
 }
 
-async function follow({ of, look, everyMs, signal }: View, { push }: EventSink): Promise<void> {
+/** Null for a path that cannot be followed. */
+function viewOf(of: string, base: string): View | null {
+  const url = URL.parse(of, base)
+  // Otherwise it has dots, or names another server.
+  if (url === null || `${url.pathname}${url.search}` !== of) return null
+  const route = ROUTES.find(({ path }) => path.test(url.pathname))
+  return route === undefined ? null : { of, url: url.href, everyMs: route.everyMs }
+}
+
+/** @param signal aborted when the follower has gone. */
+async function follow(
+  { of, everyMs }: View,
+  look: () => Promise<Response>,
+  signal: AbortSignal,
+  { push }: EventSink,
+): Promise<void> {
   let last = ""
   while (!signal.aborted) {
     const response = await look()
@@ -84,16 +89,7 @@ async function follow({ of, look, everyMs, signal }: View, { push }: EventSink):
     const data = `{"of":${JSON.stringify(of)},"status":${response.status},"body":${body}}`
     if (data !== last) push({ event: "answer", data })
     last = data
-    await pause(everyMs, signal)
+    // Leaves no listener at the signal, which lives as long as the page is open.
+    await pause(everyMs, undefined, { signal }).catch(() => undefined)
   }
-}
-
-function pause(ms: number, signal: AbortSignal): Promise<void> {
-  const { promise, resolve } = Promise.withResolvers<void>()
-  const timer = setTimeout(resolve, ms)
-  signal.addEventListener("abort", () => {
-    clearTimeout(timer)
-    resolve()
-  })
-  return promise
 }

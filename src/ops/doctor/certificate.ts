@@ -27,7 +27,7 @@ const MAX_SHOWN_NAMES = 5
 /** As OpenSSL writes ::1. */
 const LONG_LOOPBACK = "0:0:0:0:0:0:0:1"
 
-/** Why there are no files to check, or null. */
+/** The reason for which the files are not checked; null when they are. */
 export function missingFiles({ tls }: Config): string | null {
   const readable = [tls.certFile, tls.keyFile].filter(isReadable).length
   if (!tls.development) {
