@@ -32,12 +32,6 @@ const SPARE_BUFFERS = 8
  */
 export const PUBLISH_FRAME_MAX = 8_192
 
-/**
- * With few commands a tick, a write in each tick for their acknowledgements would be a seventh of
- * their cost.
- */
-const ACKNOWLEDGEMENTS_MS = 1
-
 const SENT = Promise.resolve()
 
 /**
@@ -55,6 +49,8 @@ export class BatchingClient extends AMQPClient {
   #batch = new FrameWriter(BATCH_BYTES)
   #scheduled = false
   #acknowledging: ReturnType<typeof setTimeout> | null = null
+  /** The wait of that timer, from when it was set. */
+  #acknowledgesWithinMs = Number.POSITIVE_INFINITY
   readonly #gathering: Gathering
   /** Messages wait for later ones. */
   #gatherTimer: ReturnType<typeof setTimeout> | null = null
@@ -169,11 +165,14 @@ export class BatchingClient extends AMQPClient {
     else this.#gatherTimer = setTimeout(this.#flushGathered, waitMs)
   }
 
-  /** Acknowledges with the next write, within `ACKNOWLEDGEMENTS_MS`. */
-  acknowledge(channel: number, deliveryTag: number): void {
+  /** Acknowledges with the next write, which is made within `withinMs`. */
+  acknowledge(channel: number, deliveryTag: number, withinMs: number): void {
     this.#makeRoom(FrameWriter.ACK_BYTES)
     this.#batch.acknowledge(channel, deliveryTag)
-    if (!this.#scheduled) this.#acknowledging ??= setTimeout(this.#flushLate, ACKNOWLEDGEMENTS_MS)
+    if (this.#scheduled || this.#acknowledgesWithinMs <= withinMs) return
+    if (this.#acknowledging !== null) clearTimeout(this.#acknowledging)
+    this.#acknowledging = setTimeout(this.#flushLate, withinMs)
+    this.#acknowledgesWithinMs = withinMs
   }
 
   /**
@@ -215,6 +214,7 @@ export class BatchingClient extends AMQPClient {
 
   readonly #flushLate = (): void => {
     this.#acknowledging = null
+    this.#acknowledgesWithinMs = Number.POSITIVE_INFINITY
     this.#flush()
   }
 

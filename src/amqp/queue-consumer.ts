@@ -150,12 +150,12 @@ export class QueueConsumer {
   }
 
   async #consume(client: BatchingClient, channel: AMQPChannel, prefetch: number) {
-    const { queue, exclusive = false, deliver } = this.subscription
+    const { queue, exclusive = false, mayRepeat = false, deliver } = this.subscription
     await channel.basicQos(prefetch)
     const stale = exclusive && this.#had && this.lockedForLong ? 1 : 0
     if (exclusive) await refuseOthers(channel, queue, stale)
     let cancelled = false
-    const acknowledgements = new Acknowledgements(client, channel, prefetch)
+    const acknowledgements = new Acknowledgements(client, channel, prefetch, mayRepeat)
     this.#subscribed = true
     client.take(channel.id, {
       content: (content) => {

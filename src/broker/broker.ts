@@ -128,6 +128,11 @@ export interface Subscription {
   /** Continues after `stopConsuming`, until the broker is closed. */
   readonly untilClose?: boolean
   /**
+   * A message may come again after a lost connection. So many messages share an acknowledgement,
+   * and `settled` of a delivery stays false.
+   */
+  readonly mayRepeat?: boolean
+  /**
    * Fails, and is retried, while the queue has another consumer. A client that had the queue on an
    * earlier connection ignores one such consumer after some seconds, because it may be its own.
    */

@@ -92,7 +92,10 @@ export function brokerSetup(
     queues: queueDeclarations(names, self),
     subscriptions: [
       // First, since a worker that knows no other workers would report their devices as offline.
-      { queue: fleetName, prefetch: fleetShare, deliver: deliverFromWorker, untilClose: true },
+      {
+        ...{ queue: fleetName, prefetch: fleetShare, deliver: deliverFromWorker },
+        ...{ untilClose: true, mayRepeat: true },
+      },
       { queue: names.toDeviceQueue, prefetch: toDevice, deliver, lost },
       // Exclusive, so that two instances with the same INSTANCE_ID do not consume each other's
       // commands.

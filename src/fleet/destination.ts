@@ -16,6 +16,7 @@ import type { Channel } from "./channel.ts"
 import { Gathered } from "./gathered.ts"
 import { MAX_ROWS } from "./messages.ts"
 import type { Deregistration, Registration } from "./registration.ts"
+import type { SendSchedule } from "./send-schedule.ts"
 
 export type Change = Registration | Deregistration
 
@@ -26,6 +27,7 @@ interface Unanswered {
 }
 
 export interface DestinationOptions {
+  readonly schedule: Pick<SendSchedule, "soon">
   readonly channel: Channel
   /** The keeper; null for all workers. */
   readonly keeper: WorkerProcess | null
@@ -51,7 +53,7 @@ export class Destination {
 
   constructor(options: DestinationOptions) {
     this.#options = options
-    this.#gathered = new Gathered((ended) => this.#send(ended))
+    this.#gathered = new Gathered(options.schedule, (ended) => this.#send(ended))
   }
 
   /** Changes that are not sent yet, and messages that are not answered yet. */

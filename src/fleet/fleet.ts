@@ -40,6 +40,7 @@ import { Presence } from "./presence.ts"
 import { RecordsQuery } from "./records-query.ts"
 import { Registrar } from "./registrar.ts"
 import { isNewer, type Registration } from "./registration.ts"
+import { SendSchedule } from "./send-schedule.ts"
 import { shardOf } from "./shards.ts"
 import { Tapes, type TapesHooks } from "./tape/tapes.ts"
 
@@ -138,14 +139,20 @@ export class Fleet {
     this.#channel = new Channel(broker, opened, { self, steadyMs, nowMs, counters, keys })
     this.keepers = new Keepers(self, options.shards, this.#members)
     this.#directory = new Directory(options.shards)
+    const schedule = new SendSchedule()
     this.#keeper = new Keeper(this.#channel, this.#members, this.#directory, {
-      ...{ self, steadyMs, hasHeld: (registration) => options.keeping.registered(registration) },
+      ...{
+        schedule,
+        self,
+        steadyMs,
+        hasHeld: (registration) => options.keeping.registered(registration),
+      },
       own: (deviceId) => this.#own(deviceId),
       takenOver: (registration) => this.#takenOver(registration),
       connected: (deviceId, epoch) => this.rules.connectedElsewhere(deviceId, epoch),
     })
     this.#registrar = new Registrar(this.#channel, this.#members, this.keepers, this.#keeper, {
-      steadyMs,
+      ...{ schedule, steadyMs },
       isCurrent: ([deviceId, connectionId]) =>
         connections.named().get(deviceId)?.id === connectionId,
       devices: () => this.#registrations(),
@@ -200,7 +207,8 @@ export class Fleet {
         connections.named().get(deviceId)?.close(reason, { retryAfterMs }),
       changed: options.rulesChanged,
     })
-    this.presence = new Presence(broker, { workerId: self.worker, nowMs, steadyMs, counters })
+    const { worker: workerId } = self
+    this.presence = new Presence(broker, { schedule, workerId, nowMs, steadyMs, counters })
   }
 
   /** Whether messages reach the other workers. */
@@ -386,7 +394,7 @@ export class Fleet {
     // Set while the broker was away, or unknown to the workers that started meanwhile.
     this.#broadcastRules()
     this.tapes.connected()
-    this.locator.opened()
+    this.locator.connected()
   }
 
   /** The worker drains: it ends its broadcasts, and other workers stop waiting for its answers. */
@@ -436,8 +444,8 @@ export class Fleet {
   }
 
   #alive(asks: boolean) {
-    const { of, since, version, shards } = this.keepers.claim
-    const keeps = { of, since, version, shards: [...shards] }
+    const { shards, ...claim } = this.keepers.claim
+    const keeps = { ...claim, shards: [...shards] }
     const { admitsPerS, keeping, nowMs, settings } = this.#options
     const held = keeping.count
     const rate = admitsPerS()
@@ -502,6 +510,7 @@ export class Fleet {
             this.#channel.tell(to, content, this.#rulesSettled)
           }
           this.tapes.tell(to)
+          this.locator.rejoined(to)
         }
         break
       case "devices":

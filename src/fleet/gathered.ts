@@ -1,49 +1,41 @@
 /**
- * Gathers what is to be sent, so that much of it shares one message.
+ * Gathers what is to be sent to one destination, so that much of it shares one message.
  *
- *   nothing ──soon──► soon ──end of tick──► sending ──ended, and `GATHER_MS` later──► nothing or soon
+ *   nothing ──soon──► due ──send schedule──► sending ──ended──► nothing or due
  *
- * The first is sent at the end of its tick. What comes within `GATHER_MS`, or before `ended` is
- * called, shares the next message.
+ * One message at a time: what comes before `ended` is called shares the next one.
  */
 
-/** Each message costs time at its sender and at each receiver. */
-export const GATHER_MS = 20
+import type { SendSchedule } from "./send-schedule.ts"
 
 export class Gathered {
+  readonly #schedule: Pick<SendSchedule, "soon">
   readonly #send: (ended: () => void) => boolean
-  #state: "nothing" | "soon" | "sending" = "nothing"
+  readonly #run = () => this.#sendNow()
+  #isSending = false
   #again = false
 
   /**
    * @param send sends one message, and calls `ended` once, not before it returns. False when there
    * was nothing to send.
    */
-  constructor(send: (ended: () => void) => boolean) {
+  constructor(schedule: Pick<SendSchedule, "soon">, send: (ended: () => void) => boolean) {
+    this.#schedule = schedule
     this.#send = send
   }
 
   soon(): void {
-    if (this.#state === "sending") this.#again = true
-    if (this.#state !== "nothing") return
-    this.#state = "soon"
-    setImmediate(() => this.#run())
+    if (this.#isSending) this.#again = true
+    else this.#schedule.soon(this.#run)
   }
 
-  #run(): void {
-    this.#state = "sending"
+  #sendNow(): void {
     this.#again = false
-    let left = 2
-    const done = () => {
-      left -= 1
-      if (left > 0) return
-      this.#state = "nothing"
+    this.#isSending = true
+    const isSent = this.#send(() => {
+      this.#isSending = false
       if (this.#again) this.soon()
-    }
-    if (!this.#send(done)) {
-      this.#state = "nothing"
-      return
-    }
-    setTimeout(done, GATHER_MS)
+    })
+    if (!isSent) this.#isSending = false
   }
 }

@@ -8,9 +8,10 @@
  *   a registration ─► that worker        no worker holds it ─► nowhere
  *   the keeper does not know, does not answer within `FIND_TIMEOUT_MS`, or has ended ─► all workers must be asked
  *
- * A registration takes a few milliseconds to reach the keeper. Until then "not connected to any
- * worker" is wrong for a device that has just connected. In a fleet of up to `SMALL_FLEET` workers
- * it is checked by asking all. In a larger one the keeper is asked again after `ABSENT_MS`.
+ * A registration waits up to `GATHER_MS` and then takes some milliseconds to reach the keeper.
+ * Until then "not connected to any worker" is wrong for a device that has just connected. In a
+ * fleet of up to `SMALL_FLEET` workers it is checked by asking all. In a larger one the keeper is
+ * asked again after `ABSENT_MS`.
  *
  * Bounds: `MAX_ASKS` unanswered messages with `MAX_ROWS` devices each, beyond which all workers
  * must be asked.
@@ -31,7 +32,7 @@ import { shardOf } from "./shards.ts"
 const FIND_TIMEOUT_MS = 250
 const MAX_ASKS = 1_000
 const SMALL_FLEET = 32
-const ABSENT_MS = 100
+const ABSENT_MS = 150
 
 type Found = (place: Located | null) => void
 

@@ -21,11 +21,13 @@ import { Gathered } from "./gathered.ts"
 import type { Members } from "./members.ts"
 import { type FleetMessage, MAX_ROWS } from "./messages.ts"
 import { isNewer, type Registration } from "./registration.ts"
+import type { SendSchedule } from "./send-schedule.ts"
 
 /** More than a registration needs to arrive. */
 const ARRIVAL_MS = 2_000
 
 export interface KeeperOptions {
+  readonly schedule: Pick<SendSchedule, "soon">
   readonly self: WorkerProcess
   /** Milliseconds of a monotonic clock. */
   readonly steadyMs: () => number
@@ -77,13 +79,14 @@ export class Keeper {
   readonly #options: KeeperOptions
   /** By process. */
   readonly #outboxes = new Map<string, Outbox>()
-  readonly #gathered = new Gathered((ended) => this.#send(ended))
+  readonly #gathered: Gathered
 
   constructor(channel: Channel, members: Members, directory: Directory, options: KeeperOptions) {
     this.#channel = channel
     this.#members = members
     this.#directory = directory
     this.#options = options
+    this.#gathered = new Gathered(options.schedule, (ended) => this.#send(ended))
   }
 
   /** Answers and notices that are not sent yet. */

@@ -2,12 +2,18 @@
  * The keepers: which worker process keeps each shard (`shards.ts`).
  *
  * Each worker decides for itself which shards it keeps, and tells all others in its `alive`
- * messages. A shard is claimed by the worker with the highest rank of those that are known to
- * answer. It is given up only when a worker with a higher rank has claimed it, so a shard is never
- * without a keeper because of a worker that comes. Two workers may claim a shard for a moment.
- * Registrations go to all that claim it, look-ups to the one with the highest rank that answers.
+ * messages. A few workers are chosen to keep shards, and of those the one with the highest rank for
+ * a shard claims it, as far as they are known to answer. It is given up only when a worker that
+ * should rather have it has claimed it, so a shard is never without a keeper because of a worker
+ * that comes. Two workers may claim a shard for a moment. Registrations go to all that claim it,
+ * look-ups to the first of those that answer.
  *
  *   not kept ──highest rank──► kept ──claimed by a higher rank, or leaving──► not kept
+ *
+ * `FLEET_SHARDS` decides how many are chosen: one for each 8 shards, at least 4. With more keepers
+ * than that, fewer changes share a message, and each message costs its sender, the broker and the
+ * keeper more than a change does. A worker that comes or goes changes the choice by one at most.
+ * While a worker is known that chooses otherwise, as earlier versions do, all workers are chosen.
  *
  * Workers that use another number of shards, or an earlier version, keep none. While there is one,
  * `hasForeign` is true.
@@ -33,6 +39,8 @@ export interface Claim {
   /** Changes with `shards`. */
   readonly version: number
   readonly shards: readonly number[]
+  /** How many workers are chosen to keep shards; undefined from earlier versions: all. */
+  readonly keepers?: number | undefined
 }
 
 export interface Claimant {
@@ -48,8 +56,14 @@ export interface KeptChange {
 
 interface Other extends Claimant {
   readonly version: number
+  readonly choice: number | undefined
+  /** For each shard, and then the one that decides whether it is chosen. */
   readonly ranks: Uint32Array
+  isChosen: boolean
 }
+
+const SHARDS_OF_KEEPER = 8
+const MIN_KEEPERS = 4
 
 const NO_CHANGE: KeptChange = { gained: [], lost: [] }
 
@@ -58,6 +72,9 @@ export class Keepers {
   readonly shards: number
   readonly #members: Members
   readonly #ownRanks: Uint32Array
+  /** How many workers are chosen to keep shards. */
+  readonly #choice: number
+  #isChosen = true
   readonly #kept = new Set<number>()
   /** Shards that this worker has lost since the last restart. */
   readonly #lost = new Set<number>()
@@ -75,7 +92,8 @@ export class Keepers {
     this.self = self
     this.shards = shards
     this.#members = members
-    this.#ownRanks = ranksOf(self.worker, shards)
+    this.#ownRanks = ranksOf(self.worker, shards + 1)
+    this.#choice = Math.max(MIN_KEEPERS, Math.ceil(shards / SHARDS_OF_KEEPER))
   }
 
   /** The shards that this worker keeps. */
@@ -86,7 +104,8 @@ export class Keepers {
   /** This worker's claim, for its next `alive` message. */
   get claim(): Claim {
     const shards = [...this.#kept]
-    return { of: this.shards, since: this.#since, version: this.#version, shards }
+    const keepers = this.#choice
+    return { of: this.shards, since: this.#since, version: this.#version, shards, keepers }
   }
 
   /** Differs after a change of the claims of other workers. */
@@ -125,10 +144,11 @@ export class Keepers {
       before.since === claim.since &&
       before.version === claim.version
     if (isSame) return false
-    const ranks = before?.ranks ?? ranksOf(worker, this.shards)
+    const ranks = before?.ranks ?? ranksOf(worker, this.shards + 1)
     const shards = new Set(claim.shards.filter((shard) => shard < this.shards))
-    const { since, version } = claim
-    this.#others.set(worker, { process, since, version, shards, ranks })
+    const { since, version, keepers: choice } = claim
+    const isChosen = before?.isChosen ?? false
+    this.#others.set(worker, { process, since, version, shards, choice, ranks, isChosen })
     this.#changed()
     return true
   }
@@ -144,11 +164,13 @@ export class Keepers {
     for (const [worker, incarnation] of this.#foreign) {
       if (!this.#members.knows({ worker, incarnation })) this.#foreign.delete(worker)
     }
+    this.#choose()
     /** Shards that another worker that answers should keep, and those that it keeps. */
     const isBeaten = new Uint8Array(this.shards)
     const isTaken = new Uint8Array(this.shards)
     for (const other of this.#others.values()) {
       if (!this.#members.answers(other.process)) continue
+      if (this.#isChosen && !other.isChosen) continue
       for (let shard = 0; shard < this.shards; shard += 1) {
         if (!this.#isBelow(other, shard)) continue
         isBeaten[shard] = 1
@@ -193,8 +215,30 @@ export class Keepers {
     return other !== undefined && this.#isBelow(other, shard) ? other.process : this.self
   }
 
-  /** Whether this worker's rank is below that of another. */
+  /** Chooses the workers that keep shards, of those that are known to answer. */
+  #choose(): void {
+    const others = [...this.#others.values()]
+    const isMixed = others.some(({ choice }) => choice !== this.#choice)
+    const most = isMixed ? Number.POSITIVE_INFINITY : this.#choice
+    const answering = others.filter(({ process }) => this.#members.answers(process))
+    const above = answering.filter((other) => this.#hasRankBelow(other, this.shards))
+    this.#isChosen = above.length < most
+    const first = answering.toSorted((a, b) => compareRanks(a, b, this.shards))
+    const chosen = new Set(first.slice(0, this.#isChosen ? most - 1 : most))
+    for (const other of others) {
+      if (other.isChosen === chosen.has(other)) continue
+      other.isChosen = chosen.has(other)
+      this.#byShard = null
+    }
+  }
+
+  /** Whether another worker should keep the shard rather than this one. */
   #isBelow(other: Other, shard: number): boolean {
+    if (other.isChosen !== this.#isChosen) return other.isChosen
+    return this.#hasRankBelow(other, shard)
+  }
+
+  #hasRankBelow(other: Other, shard: number): boolean {
     const { worker } = other.process
     return isAbove(other.ranks[shard] ?? 0, worker, this.#ownRanks[shard] ?? 0, this.self.worker)
   }
@@ -208,20 +252,23 @@ export class Keepers {
     this.#changes += 1
   }
 
-  /** The claims of each shard, the highest rank first. */
+  /** The claims of each shard: those of chosen workers first, then the highest rank. */
   #sorted(): Other[][] {
     const byShard: Other[][] = Array.from({ length: this.shards }, () => [])
     for (const other of this.#others.values()) {
       for (const shard of other.shards) byShard[shard]?.push(other)
     }
     for (const [shard, claimants] of byShard.entries()) {
-      claimants.sort((a, b) => {
-        const [rankOfA, rankOfB] = [a.ranks[shard] ?? 0, b.ranks[shard] ?? 0]
-        return isAbove(rankOfA, a.process.worker, rankOfB, b.process.worker) ? -1 : 1
-      })
+      claimants.sort((a, b) => Number(b.isChosen) - Number(a.isChosen) || compareRanks(a, b, shard))
     }
     return byShard
   }
+}
+
+/** The highest rank first. */
+function compareRanks(a: Other, b: Other, shard: number): number {
+  const [rankOfA, rankOfB] = [a.ranks[shard] ?? 0, b.ranks[shard] ?? 0]
+  return isAbove(rankOfA, a.process.worker, rankOfB, b.process.worker) ? -1 : 1
 }
 
 /** Worker ids differ, so one of two workers is always above the other. */

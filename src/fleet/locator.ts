@@ -23,7 +23,7 @@
  */
 
 import type { Counters } from "../counters.ts"
-import { processOfConnection } from "../device/ids.ts"
+import { processOfConnection, type WorkerProcess } from "../device/ids.ts"
 import type { Channel } from "./channel.ts"
 import type { LocationCache } from "./location-cache.ts"
 import { type Members, REJOIN_MS } from "./members.ts"
@@ -145,6 +145,12 @@ export class Locator {
     }
   }
 
+  /** Messages reach the other workers and this one again. Answers were lost meanwhile. */
+  connected(): void {
+    for (const ask of [...this.#questions.keys()]) this.#askAgain(ask, false)
+    this.opened()
+  }
+
   /** The broker connection has returned, and members are about to announce themselves. */
   opened(): void {
     const steadyMs = this.#options.steadyMs()
@@ -168,6 +174,17 @@ export class Locator {
     }
     question.awaited.delete(from)
     this.#conclude(ask, question)
+  }
+
+  /**
+   * A member has connected to the broker again. Its queue may have been lost with the questions in
+   * it, for example when the broker has restarted and this worker was the first to return.
+   */
+  rejoined(member: WorkerProcess): void {
+    for (const [ask, { devices, awaited }] of this.#questions) {
+      if (!awaited.has(member.worker)) continue
+      this.#channel.tell(member, { type: "where", ask, devices: [...devices.keys()] })
+    }
   }
 
   /** Ends questions whose answers are overdue. */

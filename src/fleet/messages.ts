@@ -149,6 +149,8 @@ const message = v.variant("type", [
         since: count,
         version: count,
         shards,
+        /** Earlier versions send none. */
+        keepers: v.optional(v.pipe(v.number(), v.integer(), v.minValue(1))),
       }),
     ),
   }),

@@ -3,7 +3,7 @@
  * or disconnected. Each event contains the epoch of the connection. A subscriber that keeps the
  * largest epoch of each device can ignore late events.
  *
- *   event ─► waiting, `GATHER_MS` ─► publisher (`MAX_IN_FLIGHT`) ─► owsla.presence
+ *   event ─► waiting, send schedule ─► publisher (`MAX_IN_FLIGHT`) ─► owsla.presence
  *
  * Presence has its own publish channel with few messages in flight, so that a storm of events waits
  * here and does not delay lines. Subscribers are optional, so events are not published as
@@ -18,15 +18,11 @@ import type { CloseReason } from "../device/close-reason.ts"
 import type { Connection } from "../device/connection.ts"
 import { Fifo } from "../structures/fifo.ts"
 import { instanceOf } from "./device-view.ts"
+import type { SendSchedule } from "./send-schedule.ts"
 
 const MAX_WAITING = 100_000
 /** The maximum of events that may be published twice after a lost broker connection. */
 const MAX_IN_FLIGHT = 200
-/**
- * Events within this time are sent in one write, because a write and its confirm cost more than an
- * event.
- */
-const GATHER_MS = 20
 
 /** The body of an event. Times are milliseconds since 1970. */
 export interface PresenceEvent {
@@ -49,6 +45,7 @@ interface Entry {
 }
 
 export interface PresenceOptions {
+  readonly schedule: Pick<SendSchedule, "soon">
   readonly workerId: string
   readonly nowMs: () => number
   /** Milliseconds of a monotonic clock. */
@@ -62,7 +59,8 @@ export class Presence {
   readonly #instance: string
   readonly #waiting = new Fifo<Entry>()
   #nextId = 0
-  #gathering = false
+  #isDue = false
+  readonly #run = () => this.#send()
 
   constructor(broker: Broker, options: PresenceOptions) {
     const { counters, steadyMs, workerId } = options
@@ -79,7 +77,7 @@ export class Presence {
       describe: messageOf,
       done: () => {
         counters.presenceSent += 1
-        if (!this.#gathering) this.#send()
+        if (!this.#isDue) this.#send()
       },
       whenReturned: () => "final",
     })
@@ -135,15 +133,12 @@ export class Presence {
   }
 
   #sendSoon(): void {
-    if (this.#gathering) return
-    this.#gathering = true
-    setTimeout(() => {
-      this.#gathering = false
-      this.#send()
-    }, GATHER_MS)
+    this.#isDue = true
+    this.#options.schedule.soon(this.#run)
   }
 
   #send(): void {
+    this.#isDue = false
     while (this.#publisher.window.hasRoom) {
       const entry = this.#waiting.shift()
       if (entry === undefined) return

@@ -26,6 +26,7 @@ import type { Keepers } from "./keepers.ts"
 import type { Members } from "./members.ts"
 import type { FleetMessage } from "./messages.ts"
 import type { Registration } from "./registration.ts"
+import type { SendSchedule } from "./send-schedule.ts"
 import { shardOf } from "./shards.ts"
 
 const REPEAT_MS = 300_000
@@ -39,6 +40,7 @@ const SLOW_ANSWER_TIMEOUT_MS = 5_000
 const HELD_ANSWER_TIMEOUT_MS = 15_000
 
 export interface RegistrarOptions {
+  readonly schedule: Pick<SendSchedule, "soon">
   /** Milliseconds of a monotonic clock. */
   readonly steadyMs: () => number
   readonly isCurrent: DestinationOptions["isCurrent"]
@@ -332,13 +334,14 @@ export class Registrar {
   }
 
   #destination(keeper: WorkerProcess | null, failed: DestinationOptions["failed"]): Destination {
-    const { steadyMs, isCurrent } = this.#options
+    const { schedule, steadyMs, isCurrent } = this.#options
+    const channel = this.#channel
     // One counter for all: a late answer must not count for the messages of a later destination.
     const next = () => {
       this.#next += 1
       return this.#next
     }
-    return new Destination({ channel: this.#channel, keeper, steadyMs, next, isCurrent, failed })
+    return new Destination({ schedule, channel, keeper, steadyMs, next, isCurrent, failed })
   }
 
   #answered(deviceId: string, connectionId: string, hasHeld: boolean): void {

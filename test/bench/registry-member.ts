@@ -3,7 +3,7 @@
  * sockets, and nothing else of it.
  *
  *   stdout {"ready": 1} ─► stdin "acquainted" ─► stdout {"members": n, "shards": kept}
- *                       ─► stdin "come" or "go" ─► stdout {"done": ms}
+ *                       ─► stdin "come", "go" or "nothing" ─► stdout {"done": ms}
  *                       ─► stdin "find" ─► stdout {"p50": ms, "p99": ms, "wrong": n}
  */
 
@@ -148,6 +148,7 @@ broker.start(
     subscriptions: [
       {
         queue,
+        mayRepeat: true,
         prefetch: 180,
         deliver: (delivery) => {
           delivery.acknowledge()
@@ -168,6 +169,7 @@ for await (const line of console) {
   }
   if (line === "come") report({ done: await all(come) })
   if (line === "go") report({ done: await all(go) })
+  if (line === "nothing") report({ done: await all(() => undefined) })
   if (line === "find") report(await find())
 }
 process.exit(0)

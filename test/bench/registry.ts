@@ -25,8 +25,13 @@ export interface RegistryParameters {
 }
 
 interface Costs {
-  /** CPU of all workers for each device that came or went, without what they need when idle, us. */
+  /**
+   * CPU of all workers for each device that came or went, us. Without what they need when idle and
+   * for the wake-ups of this bench: in a gateway, the device's socket has woken the worker.
+   */
   readonly workers: number
+  /** CPU of those wake-ups for each device, us. */
+  readonly wakes: number
   /** CPU of all workers when nothing happens, cores. */
   readonly idle: number
   readonly broker: number
@@ -48,6 +53,7 @@ export async function registry(parameters: RegistryParameters): Promise<BenchRes
     const of = (part: keyof Costs, digits = 1) =>
       round(median(costs.map((each) => each[part])) * digits) / digits
     figures[`${size} workers: CPU of all workers a change, us`] = of("workers")
+    figures[`${size} workers: CPU of the bench's own wake-ups a change, us`] = of("wakes")
     figures[`${size} workers: CPU of all workers when idle, cores`] = of("idle", 1_000)
     figures[`${size} workers: CPU of the broker a change, us`] = of("broker")
     figures[`${size} workers: behind at the end, ms`] = of("behindMs")
@@ -82,6 +88,8 @@ async function once(size: number, parameters: RegistryParameters): Promise<Costs
       const told = await Promise.all(members.map((member) => member.told("done")))
       return Math.max(...told.map(({ done: ms }) => ms ?? 0))
     }
+    await done("nothing")
+    const paced = cpu()
     const cameMs = await done("come")
     const came = cpu()
     for (const member of members) member.say("find")
@@ -90,13 +98,16 @@ async function once(size: number, parameters: RegistryParameters): Promise<Costs
     const wentMs = await done("go")
     const after = cpu()
     const changes = 2 * shares.devices * size
-    const seconds = (came.atMs - before.atMs + after.atMs - finished.atMs) / 1_000
+    const seconds = (came.atMs - paced.atMs + after.atMs - finished.atMs) / 1_000
     const each = (part: "workers" | "broker", idleCores: number) => {
-      const spent = came[part] - before[part] + after[part] - finished[part]
+      const spent = came[part] - paced[part] + after[part] - finished[part]
       return ((spent - idleCores * seconds) / changes) * 1e6
     }
+    const pacedSeconds = (paced.atMs - before.atMs) / 1_000
+    const wakes = ((paced.workers - before.workers - idle * pacedSeconds) / (changes / 2)) * 1e6
     return {
-      workers: each("workers", idle),
+      workers: each("workers", idle) - wakes,
+      wakes,
       idle,
       broker: each("broker", idleBroker),
       behindMs: Math.max(cameMs, wentMs),

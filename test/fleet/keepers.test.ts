@@ -15,6 +15,7 @@ const SECOND = "mb2k3f9zq7x3"
 /** Some workers, each with what it knows. All messages arrive when the test says so. */
 class Workers {
   readonly all = new Map<string, { members: Members; keepers: Keepers }>()
+  #shards = SHARDS
 
   constructor(...names: string[]) {
     for (const name of names) this.add(name)
@@ -22,7 +23,23 @@ class Workers {
 
   add(worker: string): void {
     const members = new Members()
-    this.all.set(worker, { members, keepers: new Keepers(process(worker), SHARDS, members) })
+    this.all.set(worker, { members, keepers: new Keepers(process(worker), this.#shards, members) })
+  }
+
+  /** The same workers with another number of shards. */
+  with(shards: number): this {
+    this.#shards = shards
+    for (const name of [...this.all.keys()]) this.add(name)
+    return this
+  }
+
+  /** Everything that claims change has happened. */
+  settle(): void {
+    for (let round = 0; round < 3; round += 1) {
+      this.tell()
+      this.review()
+    }
+    this.tell()
   }
 
   of(worker: string): Keepers {
@@ -50,7 +67,7 @@ class Workers {
 
   /** The keepers of each shard. */
   get keepersOf(): string[][] {
-    return Array.from({ length: SHARDS }, (_, shard) =>
+    return Array.from({ length: this.#shards }, (_, shard) =>
       [...this.all].flatMap(([worker, { keepers }]) => (keepers.kept.has(shard) ? [worker] : [])),
     )
   }
@@ -60,6 +77,10 @@ class Workers {
     if (found === undefined) throw new Error(`no worker ${worker}`)
     return found
   }
+}
+
+function numbered(count: number): string[] {
+  return Array.from({ length: count }, (_, at) => `gw${at}.0`)
 }
 
 function process(worker: string, incarnation = FIRST): WorkerProcess {
@@ -105,7 +126,7 @@ describe("who keeps a shard", () => {
   })
 
   test("is one worker, and all agree, once each has heard the others", () => {
-    const names = fc.uniqueArray(fc.integer({ min: 0, max: 99 }), { minLength: 1, maxLength: 12 })
+    const names = fc.uniqueArray(fc.integer({ min: 0, max: 99 }), { minLength: 1, maxLength: 24 })
     check(
       fc.property(names, (numbers) => {
         const workers = new Workers(...numbers.map((n) => `gw${n}.0`))
@@ -160,6 +181,67 @@ describe("who keeps a shard", () => {
       expect(others).toHaveLength(1)
       if (before[shard]?.[0] !== "gw3.0") expect(others).toEqual(before[shard] as string[])
     }
+  })
+
+  test("is one of four chosen workers in a larger fleet, and of more with more shards", () => {
+    for (const [shards, most] of [
+      [1, 4],
+      [16, 4],
+      [128, 16],
+    ] as const) {
+      const workers = new Workers(...numbered(20)).with(shards)
+      workers.settle()
+      const keeping = new Set(workers.keepersOf.flat())
+      expect(workers.keepersOf.every((keepers) => keepers.length === 1)).toBe(true)
+      expect(keeping.size).toBeLessThanOrEqual(Math.min(most, shards))
+      expect(keeping.size).toBeGreaterThan(Math.min(most, shards) / 2)
+    }
+  })
+
+  test("changes only to the worker that is chosen instead of one that has ended, but for its shards", () => {
+    const workers = new Workers(...numbered(20))
+    workers.settle()
+    const before = workers.keepersOf
+    const [dead = ""] = before[0] as string[]
+    for (const [name, { members }] of workers.all) if (name !== dead) members.left(dead, FIRST)
+    workers.all.delete(dead)
+    workers.settle()
+    const known = new Set(before.flat())
+    const added = new Set(workers.keepersOf.flat().filter((name) => !known.has(name)))
+    expect(added.size).toBeLessThanOrEqual(1)
+    for (const [shard, keepers] of workers.keepersOf.entries()) {
+      expect(keepers).toHaveLength(1)
+      const isMoved = before[shard]?.[0] === dead || added.has(keepers[0] as string)
+      if (!isMoved) expect(keepers).toEqual(before[shard] as string[])
+    }
+  })
+
+  test("is any worker while one of an earlier version is known, which chooses nobody", () => {
+    const workers = new Workers(...numbered(20))
+    workers.settle()
+    expect(new Set(workers.keepersOf.flat()).size).toBeLessThanOrEqual(4)
+    const { keepers: _, ...claim } = { of: SHARDS, since: 1, version: 1, shards: [], keepers: 4 }
+    const earlier = () => {
+      for (const { members, keepers } of workers.all.values()) {
+        members.heard("old.0", FIRST, 0)
+        keepers.heard(process("old.0"), claim)
+      }
+    }
+    earlier()
+    workers.settle()
+    const mixed = workers.keepersOf
+    expect(new Set(mixed.flat()).size).toBeGreaterThan(4)
+    // As all workers did before: the highest rank, unless that is the earlier one's.
+    const ranks = new Map(
+      [...workers.all.keys(), "old.0"].map((name) => [name, ranksOf(name, SHARDS)]),
+    )
+    for (const [shard, [keeper = ""]] of mixed.entries()) {
+      const best = [...ranks].toSorted(([, a], [, b]) => (b[shard] ?? 0) - (a[shard] ?? 0))
+      if (best[0]?.[0] !== "old.0") expect(keeper).toBe(best[0]?.[0] as string)
+    }
+    for (const { members } of workers.all.values()) members.left("old.0", FIRST)
+    workers.settle()
+    expect(new Set(workers.keepersOf.flat()).size).toBeLessThanOrEqual(4)
   })
 
   test("hears registrations although it is silent, and answers no look-up", () => {

@@ -7,7 +7,7 @@ import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test"
 import { EmbeddedBroker } from "../../src/broker/embedded.ts"
 import { EXCHANGES, PRESENCE_EXCHANGE } from "../../src/broker/topology.ts"
 import { Counters } from "../../src/counters.ts"
-import { CLOSE_REASONS, type CloseReason } from "../../src/device/close-reason.ts"
+import { CLOSE_REASONS } from "../../src/device/close-reason.ts"
 import type { Connection } from "../../src/device/connection.ts"
 import { Presence, type PresenceEvent } from "../../src/fleet/presence.ts"
 import { ScriptedBroker } from "../support/publish-channels.ts"
@@ -19,7 +19,6 @@ const WORKER = "gw.eu.0"
 const MAX_WAITING = 100_000
 const MAX_IN_FLIGHT = 200
 const LONGEST_WAIT_MS = 5_000
-const GATHER_MS = 20
 
 beforeEach(() => {
   jest.useFakeTimers()
@@ -29,24 +28,15 @@ afterEach(() => {
   jest.useRealTimers()
 })
 
-/** Lets the gathering time pass after each event, so that events are published separately. */
-class GatheredPresence extends Presence {
-  override connected(connection: Connection): void {
-    super.connected(connection)
-    jest.advanceTimersByTime(GATHER_MS)
-  }
-
-  override disconnected(connection: Connection, reason: CloseReason): void {
-    super.disconnected(connection, reason)
-    jest.advanceTimersByTime(GATHER_MS)
-  }
-}
+/** Sends at once, so that events are published separately. */
+const AT_ONCE = { soon: (send: () => void) => send() }
 
 class Subject {
   readonly broker = new ScriptedBroker()
   readonly publishChannel = this.broker.scripted
   readonly counters = new Counters()
-  readonly presence = new GatheredPresence(this.broker, {
+  readonly presence = new Presence(this.broker, {
+    schedule: AT_ONCE,
     workerId: WORKER,
     nowMs: () => NOW_MS,
     steadyMs: () => STEADY_MS,
@@ -156,6 +146,7 @@ describe("an event", () => {
     const broker = new EmbeddedBroker()
     const counters = new Counters()
     const presence = new Presence(broker, {
+      schedule: AT_ONCE,
       workerId: WORKER,
       nowMs: () => NOW_MS,
       steadyMs: () => STEADY_MS,
@@ -165,7 +156,6 @@ describe("an event", () => {
     broker.start({ exchanges: EXCHANGES, queues: [], subscriptions: [] }, listener)
     await Promise.resolve()
     presence.connected(connection("lock:1"))
-    jest.advanceTimersByTime(GATHER_MS)
     for (let n = 0; n < 20; n += 1) await Promise.resolve()
     expect([presence.count, counters.presenceSent]).toEqual([0, 1])
     await broker.close()
@@ -173,9 +163,11 @@ describe("an event", () => {
 })
 
 describe("events", () => {
-  test("of a few milliseconds are sent together", () => {
+  test("are sent together when the schedule says so", () => {
     const broker = new ScriptedBroker()
+    const due = new Set<() => void>()
     const presence = new Presence(broker, {
+      schedule: { soon: (send) => due.add(send) },
       workerId: WORKER,
       nowMs: () => NOW_MS,
       steadyMs: () => STEADY_MS,
@@ -184,7 +176,8 @@ describe("events", () => {
     presence.connected(connection("lock:1"))
     presence.connected(connection("bell:2"))
     expect(broker.scripted.published.length).toBe(0)
-    jest.advanceTimersByTime(GATHER_MS)
+    for (const send of due) send()
+    expect(due.size).toBe(1)
     expect(broker.scripted.published.length).toBe(2)
   })
 

@@ -203,7 +203,7 @@ describe("a look-up", () => {
     const network = fleetOf(40)
     const name = keptBy(network, 2)
     const place = located(at(network, 1), name)
-    network.pass(90)
+    network.pass(140)
     expect(place).toEqual([])
     network.pass(60)
     expect(place).toMatchObject([{ kind: "nowhere" }])
@@ -229,6 +229,44 @@ function devicesFrom({ body }: OutgoingMessage, { self }: NetworkWorker) {
   const message = JSON.parse(Buffer.from(body).toString())
   return message.type === "devices" && message.from === self.worker ? message : null
 }
+
+describe("a look-up in all workers", () => {
+  /** Worker 0 is connected again first, when the broker has lost all queues. */
+  function afterRestart(lookUp: (network: FleetNetwork, name: string) => Located[]) {
+    const network = fleetOf(3)
+    at(network, 1).come("lock:1")
+    network.pass(500)
+    return { network, places: lookUp(network, "lock:1") }
+  }
+
+  function restart(network: FleetNetwork): void {
+    network.restartBroker(100)
+    network.pass(101)
+    at(network, 0).connect()
+  }
+
+  test("is put again to a worker whose queue was lost with the question", () => {
+    const { network, places } = afterRestart((restarted, name) => {
+      restart(restarted)
+      return located(at(restarted, 0), name, false)
+    })
+    network.pass(1_000)
+    expect(places).toMatchObject([{ kind: "worker", worker: "gw0.1" }])
+  })
+
+  test("is put again by a worker whose queue was lost with the answers", () => {
+    const { network, places } = afterRestart((cut, name) => {
+      at(cut, 1).pause()
+      const found = located(at(cut, 0), name, false)
+      cut.pass(700)
+      restart(cut)
+      at(cut, 1).resume()
+      return found
+    })
+    network.pass(1_500)
+    expect(places).toMatchObject([{ kind: "worker", worker: "gw0.1" }])
+  })
+})
 
 describe("a message that the broker refuses", () => {
   test("makes no device absent for its keeper, when it is one of many", () => {
@@ -343,12 +381,17 @@ test("a device that connects or goes costs as many messages in a large fleet as 
   const costs = [3, 16, 40].map((workers) => {
     const network = fleetOf(workers)
     const name = keptBy(network, 2)
-    const before = network.routed
+    let deliveries = 0
+    network.refuses = ({ exchange, body }) => {
+      const { type } = JSON.parse(Buffer.from(body).toString())
+      if (["devices", "kept", "newer"].includes(type)) deliveries += exchange === "" ? 1 : workers
+      return false
+    }
     at(network, 0).come(name)
     network.pass(60)
     at(network, 0).go(name)
     network.pass(60)
-    return network.routed - before
+    return deliveries
   })
   // Registered and answered, both times.
   expect(costs).toEqual([4, 4, 4])
