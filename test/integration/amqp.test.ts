@@ -133,6 +133,31 @@ describe("a queue that somebody else consumes exclusively", () => {
   )
 })
 
+describe("a queue whose messages may repeat", () => {
+  test(
+    "gives many more messages than its prefetch, and the broker keeps none of them",
+    async () => {
+      const own = queue("repeating")
+      const user = new User(rabbit.url, name("user"))
+      user.start([own])
+      await user.ready()
+      user.subscribe(own, { prefetch: 8, mayRepeat: true })
+      await Promise.all(Array.from({ length: 200 }, (_, n) => user.publish(own.name, `${n}`)))
+      await user.delivered(200)
+      expect(user.bodies()).toEqual(Array.from({ length: 200 }, (_, n) => `${n}`))
+      const unacknowledged = async () => {
+        const listed = await rabbit.ctl("list_queues", "name", "messages")
+        return listed.split("\n").find((line) => line.startsWith(own.name))
+      }
+      await until(async () => (await unacknowledged())?.endsWith("\t0") === true, {
+        what: "no message to be left",
+        timeoutMs: LIMIT_MS,
+      })
+    },
+    LIMIT_MS,
+  )
+})
+
 /** How many channels RabbitMQ counts on the connections of one client. */
 async function channelsOf(clientName: string): Promise<number> {
   const listed = await rabbit.ctl("list_connections", "channels", "client_properties")
