@@ -9,6 +9,10 @@
  *                                          ├─ some are slow ───────────► nowhere, after `SLOW_TIMEOUT_MS`
  *                                          └─ broker connection lost ──► asked again when it returns
  *
+ * A device is in one question at a time. Who looks for it meanwhile gets the same location, or asks
+ * anew when the answer is "nowhere", which may be older than the call. So commands for a device that
+ * one worker has taken are not reordered by a look-up that takes seconds.
+ *
  * A location is a hint and may be outdated. A caller for whom it was wrong asks all workers.
  * "Nowhere" is not final during the first `ACQUAINT_MS` of a broker connection, because not all
  * members are known yet. During the first `REJOIN_MS` it is not final while a member that was known
@@ -79,6 +83,8 @@ export class Locator {
   readonly #atKeepers = new Map<string, Found[]>()
   readonly #wanted = new Map<string, LookUp>()
   readonly #questions = new Map<number, Question>()
+  /** Callers that wait for the question about a device, by device id. */
+  readonly #following = new Map<string, Found[]>()
   #nextAsk = 0
   #scheduled = false
   #acquaintedAtMs = Number.POSITIVE_INFINITY
@@ -110,6 +116,11 @@ export class Locator {
    * @param found called once, possibly before the call returns.
    */
   locate(deviceId: string, trusting: boolean, found: Found): void {
+    const waitingFor = this.#following.get(deviceId) ?? this.#wanted.get(deviceId)?.callers
+    if (waitingFor !== undefined) {
+      waitingFor.push(found)
+      return
+    }
     if (!trusting) {
       this.#askAll(deviceId, [found])
       return
@@ -137,6 +148,7 @@ export class Locator {
   /** The caller of `locate` does not wait any more. `found` will not be called. */
   forget(deviceId: string, found: Found): void {
     without(this.#atKeepers.get(deviceId), found)
+    without(this.#following.get(deviceId), found)
     const wanted = this.#wanted.get(deviceId)?.callers
     without(wanted, found)
     if (wanted?.length === 0) this.#wanted.delete(deviceId)
@@ -170,7 +182,12 @@ export class Locator {
       const holder = processOfConnection(connectionId)
       if (waiting === undefined || holder === null) continue
       question.devices.delete(deviceId)
-      tell(waiting.callers, { kind: "worker", worker: holder.worker, connectionId })
+      const followers = this.#endFollowing(deviceId)
+      tell([...waiting.callers, ...followers], {
+        kind: "worker",
+        worker: holder.worker,
+        connectionId,
+      })
     }
     question.awaited.delete(from)
     this.#conclude(ask, question)
@@ -207,6 +224,11 @@ export class Locator {
   }
 
   #askAll(deviceId: string, callers: Found[]): void {
+    const following = this.#following.get(deviceId)
+    if (following !== undefined) {
+      following.push(...callers)
+      return
+    }
     this.#want(deviceId, { callers, asksLeft: MAX_ASKS_EACH })
     this.#askSoon()
   }
@@ -217,6 +239,13 @@ export class Locator {
       callers: [...(known?.callers ?? []), ...callers],
       asksLeft: Math.max(known?.asksLeft ?? 0, asksLeft),
     })
+  }
+
+  /** The question about a device has ended. @returns who has looked for it meanwhile. */
+  #endFollowing(deviceId: string): Found[] {
+    const followers = this.#following.get(deviceId) ?? []
+    this.#following.delete(deviceId)
+    return followers
   }
 
   #cached(deviceId: string): Located | null {
@@ -245,6 +274,7 @@ export class Locator {
       if (devices.size === MAX_ROWS) break
       this.#wanted.delete(deviceId)
       devices.set(deviceId, lookUp)
+      this.#following.set(deviceId, [])
     }
     if (devices.size === 0) return
     const ask = this.#nextAsk
@@ -274,8 +304,9 @@ export class Locator {
     const question = this.#questions.get(ask)
     if (question === undefined) return
     this.#questions.delete(ask)
-    for (const [deviceId, lookUp] of question.devices) {
-      if (lookUp.callers.length > 0) this.#want(deviceId, lookUp)
+    for (const [deviceId, { callers, asksLeft }] of question.devices) {
+      const all = [...callers, ...this.#endFollowing(deviceId)]
+      if (all.length > 0) this.#want(deviceId, { callers: all, asksLeft })
     }
     if (soon) this.#askSoon()
   }
@@ -301,8 +332,13 @@ export class Locator {
         : `no answer from ${silent.slice(0, 5).join(", ")}`
     for (const [deviceId, lookUp] of devices) {
       const { callers, asksLeft } = lookUp
-      if (isOld && asksLeft > 1) this.#want(deviceId, { callers, asksLeft: asksLeft - 1 })
-      else tell(lookUp.callers, { kind: "nowhere", detail })
+      const followers = this.#endFollowing(deviceId)
+      if (isOld && asksLeft > 1) {
+        this.#want(deviceId, { callers: [...callers, ...followers], asksLeft: asksLeft - 1 })
+        continue
+      }
+      if (followers.length > 0) this.#askAll(deviceId, followers)
+      tell(callers, { kind: "nowhere", detail })
     }
     this.#askSoon()
   }

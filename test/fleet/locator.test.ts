@@ -608,3 +608,72 @@ describe("a caller that gives up", () => {
     expect(told.places).toEqual([withWorker("gw.1")])
   })
 })
+
+describe("a device that is looked for while the fleet is asked for it", () => {
+  /** Notes the order in which callers are answered. */
+  async function asked(trusting: boolean) {
+    const subject = new Subject("gw.1", "gw.2")
+    const told: [string, Located["kind"]][] = []
+    const locate = (caller: string) =>
+      subject.locator.locate("lock:1", trusting, ({ kind }) => told.push([caller, kind]))
+    subject.locate("lock:1", false)
+    subject.locator.locate("lock:1", false, ({ kind }) => told.push(["first", kind]))
+    await turn()
+    locate("second")
+    await turn()
+    expect([subject.channel.asked.length, subject.atKeeper.size]).toEqual([1, 0])
+    return { subject, told }
+  }
+
+  test.each([true, false])(
+    "has one location for all, in order (trusting: %p)",
+    async (trusting) => {
+      const { subject, told } = await asked(trusting)
+      subject.answer("gw.2", 0, "lock:1")
+      expect(told).toEqual([
+        ["first", "worker"],
+        ["second", "worker"],
+      ])
+      expect(subject.locator.pendingCount).toBe(0)
+    },
+  )
+
+  test("is asked for again for those who came later, since it may have connected", async () => {
+    const { subject, told } = await asked(true)
+    subject.answer("gw.1", 0)
+    subject.answer("gw.2", 0)
+    expect(told).toEqual([["first", "nowhere"]])
+    await turn()
+    expect(subject.channel.asked.length).toBe(2)
+    subject.answer("gw.1", 1, "lock:1")
+    expect(told).toEqual([
+      ["first", "nowhere"],
+      ["second", "worker"],
+    ])
+  })
+
+  test("is not asked for again for somebody who has given up", async () => {
+    const subject = new Subject("gw.1")
+    subject.locate("lock:1", false)
+    await turn()
+    const never = () => expect.unreachable("it does not wait")
+    subject.locator.locate("lock:1", true, never)
+    subject.locator.forget("lock:1", never)
+    subject.answer("gw.1", 0)
+    await turn()
+    expect(subject.channel.asked.length).toBe(1)
+    expect(subject.locator.pendingCount).toBe(0)
+  })
+
+  test("is found by a caller whose keeper has answered meanwhile that all must be asked", async () => {
+    const subject = new Subject("gw.1")
+    const first = subject.locate("lock:1", true)
+    const second = subject.locate("lock:1", false)
+    await turn()
+    subject.atKeeper.get("lock:1")?.(null)
+    await turn()
+    expect(subject.channel.asked.length).toBe(1)
+    subject.answer("gw.1", 0, "lock:1")
+    expect([first, second]).toEqual([[withWorker("gw.1")], [withWorker("gw.1")]])
+  })
+})

@@ -12,19 +12,25 @@ import { HOSTILE_KINDS } from "../../src/simulator/hostile-kinds.ts"
 import type { RunReport } from "../../src/simulator/report.ts"
 import type { Verdict } from "../../src/simulator/verdict.ts"
 import { ownQueues, startGateway, type TestGateway, testCaFile } from "../support/gateway.ts"
-import { sharedRabbitMq, type TestBroker, uniqueNames } from "../support/rabbitmq.ts"
+import { type PrivateBroker, startRabbitMq, uniqueNames } from "../support/rabbitmq.ts"
 import { until } from "../support/wait.ts"
 
 const MAIN_FILE = join(import.meta.dir, "../../src/simulator/main.ts")
 const LIMIT_MS = 60_000
 const SECRET = "a-secret-of-the-devices-0123456789"
 const name = uniqueNames("simulator")
-let broker: TestBroker
+/**
+ * One of its own: gateways of other tests at the same broker would keep held commands, and a killed
+ * one delays look-ups for seconds.
+ */
+let broker: PrivateBroker
 let directory: string
 
 beforeAll(async () => {
-  broker = await sharedRabbitMq()
+  broker = await startRabbitMq()
 }, LIMIT_MS)
+
+afterAll(() => broker?.dispose(), LIMIT_MS)
 
 beforeEach(() => {
   directory = mkdtempSync(join(tmpdir(), "owsla-simulator-"))
