@@ -10,8 +10,8 @@
  *                                          └─ broker connection lost ──► asked again when it returns
  *
  * A device is in one question at a time. Who looks for it meanwhile gets the same location, or asks
- * anew when the answer is "nowhere", which may be older than the call. So commands for a device that
- * one worker has taken are not reordered by a look-up that takes seconds.
+ * anew when the answer is "nowhere", which may be older than the call. So commands for a device
+ * that one worker has taken are not reordered by a look-up that takes seconds.
  *
  * A location is a hint and may be outdated. A caller for whom it was wrong asks all workers.
  * "Nowhere" is not final during the first `ACQUAINT_MS` of a broker connection, because not all

@@ -208,6 +208,13 @@ export class Members {
     return member?.incarnation === incarnation && member.state === "heard_of"
   }
 
+  /** Whether this process is in the state `heard_of` and has sent a message since this time. */
+  wasHeard({ worker, incarnation }: WorkerProcess, sinceMs: number): boolean {
+    const member = this.#members.get(worker)
+    if (member?.incarnation !== incarnation || member.state !== "heard_of") return false
+    return member.heardAtMs > sinceMs
+  }
+
   /** Whether this process has sent a message within `FORGET_AFTER_MS` and has not left. */
   knows({ worker, incarnation }: WorkerProcess): boolean {
     const member = this.#members.get(worker)

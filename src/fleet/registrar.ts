@@ -34,7 +34,7 @@ const REPEAT_MS = 300_000
 const KEPT_TIMEOUT_MS = 300
 /** A device whose keeper does not answer counts as one without held commands after this time. */
 const ANSWER_TIMEOUT_MS = 1_000
-/** The same, while its keeper sends other messages: it is slow. */
+/** The same, while its keeper has sent another message in the past second: it is slow. */
 const SLOW_ANSWER_TIMEOUT_MS = 5_000
 /** The same, while the fleet has held commands: longer than the replacement of a keeper takes. */
 const HELD_ANSWER_TIMEOUT_MS = 15_000
@@ -202,7 +202,7 @@ export class Registrar {
       const waitedMs = steadyMs - sinceMs
       if (waitedMs < ANSWER_TIMEOUT_MS) break
       if (waitedMs < HELD_ANSWER_TIMEOUT_MS && mayHold) continue
-      if (waitedMs < SLOW_ANSWER_TIMEOUT_MS && this.#hasKeeper(deviceId)) continue
+      if (waitedMs < SLOW_ANSWER_TIMEOUT_MS && this.#isKeeperSlow(deviceId)) continue
       this.#answered(deviceId, connectionId, false)
     }
     if (!this.#channel.open) return
@@ -237,9 +237,11 @@ export class Registrar {
     return shardOf(deviceId, this.#keepers.shards)
   }
 
-  #hasKeeper(deviceId: string): boolean {
+  /** Whether a keeper of the device sends other messages. One that has died does not. */
+  #isKeeperSlow(deviceId: string): boolean {
+    const sinceMs = this.#options.steadyMs() - ANSWER_TIMEOUT_MS
     const claimants = this.#keepers.claimants(this.#shardOf(deviceId))
-    return claimants.some(({ process }) => this.#members.answers(process))
+    return claimants.some(({ process }) => this.#members.wasHeard(process, sinceMs))
   }
 
   #place(change: Change): void {

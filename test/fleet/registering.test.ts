@@ -158,12 +158,26 @@ describe("the keeper's answer", () => {
     const network = fleetOf(3)
     const held = keptBy(network, 2)
     network.held.add(held)
+    // The keeper has told that it has held commands.
+    network.pass(500)
     at(network, 2).pause()
     at(network, 0).come(held)
     network.pass(1_500)
     at(network, 2).resume()
     network.pass(500)
     expect(at(network, 0).answered).toMatchObject([{ deviceId: held, hasHeld: true }])
+  })
+
+  test("counts as no after a second when nothing is held and the keeper has died", () => {
+    const network = fleetOf(3)
+    const name = keptBy(network, 2)
+    at(network, 0).come(name)
+    network.pass(1)
+    at(network, 2).kill()
+    const killedAtMs = network.nowMs
+    network.pass(6_000)
+    expect(at(network, 0).answered).toMatchObject([{ deviceId: name, hasHeld: false }])
+    expect((at(network, 0).answered[0]?.atMs ?? 0) - killedAtMs).toBeLessThan(1_500)
   })
 
   test("comes from the next keeper, or counts as no after some seconds", () => {

@@ -29,8 +29,9 @@ import type { Connection, LineHandler } from "../../src/device/connection.ts"
 import type { ConnectionTape } from "../../src/device/connection-tape.ts"
 import { Connections, SWEEP_EVERY_MS } from "../../src/device/connections.ts"
 import { ConnectionIds, incarnation, type WorkerProcess } from "../../src/device/ids.ts"
-import { Fleet } from "../../src/fleet/fleet.ts"
+import { Fleet, type KeeperHooks } from "../../src/fleet/fleet.ts"
 import type { Located } from "../../src/fleet/locator.ts"
+import { shardOf } from "../../src/fleet/shards.ts"
 import { FLEET_KEYS } from "./fleet-keys.ts"
 import { NO_HELD_COMMANDS } from "./no-held-commands.ts"
 import { noRecords } from "./no-records.ts"
@@ -315,12 +316,7 @@ export class NetworkWorker {
       ...noRecords(),
       settings: {},
       shards: network.options.shards,
-      keeping: {
-        ...NO_HELD_COMMANDS,
-        gained: () => undefined,
-        lost: () => undefined,
-        registered: ([deviceId]) => network.held.has(deviceId),
-      },
+      keeping: keepingFor(network, () => this.fleet.keepers.kept),
       registrationAnswered: (deviceId, _connectionId, hasHeld) => {
         this.answered.push({ deviceId, hasHeld, atMs: network.nowMs })
       },
@@ -443,6 +439,18 @@ export class NetworkWorker {
       this.fleet.sweep(this.network.nowMs)
       this.#sweep(SWEEP_EVERY_MS)
     })
+  }
+}
+
+/** The held commands of a worker: one for each device with some whose shard it keeps. */
+function keepingFor(network: FleetNetwork, kept: () => ReadonlySet<number>): KeeperHooks {
+  const { shards } = network.options
+  return {
+    ...NO_HELD_COMMANDS,
+    registered: ([deviceId]) => network.held.has(deviceId),
+    get count() {
+      return [...network.held].filter((name) => kept().has(shardOf(name, shards))).length
+    },
   }
 }
 
