@@ -1,8 +1,8 @@
 /**
  * The send schedule: when a worker sends what it tells the other workers and the subscribers of
  * presence. All of it is sent in the same turn of the event loop, so it shares one write and the
- * confirms come together. In a fleet of 16 workers that halves what a device costs that comes or
- * goes: each worker sends to several keepers, and few changes share a message.
+ * confirms come together. Together with few keepers (`keepers.ts`) that halves what a device costs
+ * that comes or goes, in a fleet of 8 workers: few changes share a message there.
  *
  *   idle ──soon──► soon ──end of tick──► all are sent, resting ──`GATHER_MS`──┬─ nothing is due ─► idle
  *                                              ▲                             └─ otherwise ──┐
