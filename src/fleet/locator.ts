@@ -9,9 +9,10 @@
  *                                          ├─ some are slow ───────────► nowhere, after `SLOW_TIMEOUT_MS`
  *                                          └─ broker connection lost ──► asked again when it returns
  *
- * A device is in one question at a time. Who looks for it meanwhile gets the same location, or asks
- * anew when the answer is "nowhere", which may be older than the call. So commands for a device
- * that one worker has taken are not reordered by a look-up that takes seconds.
+ * A device is in one question at a time. Callers that come meanwhile wait for its answer. When the
+ * device is found, they get its location too. When it is not, all are asked again for them, because
+ * the device may have connected after the question. So a look-up that takes seconds does not
+ * reorder the commands that one worker has taken for a device.
  *
  * A location is a hint and may be outdated. A caller for whom it was wrong asks all workers.
  * "Nowhere" is not final during the first `ACQUAINT_MS` of a broker connection, because not all

@@ -245,14 +245,14 @@ function devicesFrom({ body }: OutgoingMessage, { self }: NetworkWorker) {
 }
 
 describe("a look-up in all workers", () => {
-  /** Worker 0 is connected again first, when the broker has lost all queues. */
-  function afterRestart(lookUp: (network: FleetNetwork, name: string) => Located[]) {
+  function fleetWithDevice(): FleetNetwork {
     const network = fleetOf(3)
     at(network, 1).come("lock:1")
     network.pass(500)
-    return { network, places: lookUp(network, "lock:1") }
+    return network
   }
 
+  /** The broker loses all queues, and worker 0 is connected again first. */
   function restart(network: FleetNetwork): void {
     network.restartBroker(100)
     network.pass(101)
@@ -260,23 +260,20 @@ describe("a look-up in all workers", () => {
   }
 
   test("is put again to a worker whose queue was lost with the question", () => {
-    const { network, places } = afterRestart((restarted, name) => {
-      restart(restarted)
-      return located(at(restarted, 0), name, false)
-    })
+    const network = fleetWithDevice()
+    restart(network)
+    const places = located(at(network, 0), "lock:1", false)
     network.pass(1_000)
     expect(places).toMatchObject([{ kind: "worker", worker: "gw0.1" }])
   })
 
   test("is put again by a worker whose queue was lost with the answers", () => {
-    const { network, places } = afterRestart((cut, name) => {
-      at(cut, 1).pause()
-      const found = located(at(cut, 0), name, false)
-      cut.pass(700)
-      restart(cut)
-      at(cut, 1).resume()
-      return found
-    })
+    const network = fleetWithDevice()
+    at(network, 1).pause()
+    const places = located(at(network, 0), "lock:1", false)
+    network.pass(700)
+    restart(network)
+    at(network, 1).resume()
     network.pass(1_500)
     expect(places).toMatchObject([{ kind: "worker", worker: "gw0.1" }])
   })

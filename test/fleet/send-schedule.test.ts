@@ -1,22 +1,31 @@
 /** The send schedule: what is sent at once, what is gathered, and how long it waits. */
 
-import { describe, expect, test } from "bun:test"
+import { afterEach, beforeEach, describe, expect, jest, test } from "bun:test"
 import { GATHER_MS, SendSchedule } from "../../src/fleet/send-schedule.ts"
-import { until } from "../support/wait.ts"
 
-/** A timer of the runtime counts whole milliseconds of a clock of its own. */
-const TIMER_MS = 2
+// Timers only: a tick of the event loop is a real one.
+beforeEach(() => {
+  jest.useFakeTimers()
+})
+
+afterEach(() => {
+  jest.useRealTimers()
+})
 
 /** Senders that note when they were called. */
 function subject(count: number) {
   const schedule = new SendSchedule()
-  const startedAtMs = performance.now()
-  const sent: { sender: number; atMs: number }[] = []
+  const sent: number[] = []
   const senders = Array.from({ length: count }, (_, sender) => () => {
-    sent.push({ sender, atMs: performance.now() - startedAtMs })
+    sent.push(sender)
   })
   const soon = (sender: number) => schedule.soon(senders[sender] as () => void)
   return { soon, sent }
+}
+
+/** Waits for the end of this tick. */
+function turn(): Promise<void> {
+  return new Promise((done) => setImmediate(done))
 }
 
 describe("the send schedule", () => {
@@ -26,48 +35,46 @@ describe("the send schedule", () => {
     soon(1)
     soon(0)
     expect(sent).toEqual([])
-    await new Promise((done) => setImmediate(done))
-    expect(sent.map(({ sender }) => sender)).toEqual([0, 1])
+    await turn()
+    expect(sent).toEqual([0, 1])
   })
 
   test("sends what comes later together, not before the gathering time has passed", async () => {
     const { soon, sent } = subject(3)
     soon(0)
-    await until(() => sent.length === 1, { what: "the first" })
+    await turn()
     soon(1)
-    await Bun.sleep(1)
+    jest.advanceTimersByTime(GATHER_MS - 1)
     soon(2)
-    await until(() => sent.length === 3, { what: "the others" })
-    const [first, second, third] = sent.map(({ atMs }) => atMs) as [number, number, number]
-    expect(second - first).toBeGreaterThan(GATHER_MS - TIMER_MS)
-    // Nothing runs between the two.
-    expect(third - second).toBeLessThan(GATHER_MS)
-    expect(sent.map(({ sender }) => sender)).toEqual([0, 1, 2])
+    await turn()
+    expect(sent).toEqual([0])
+    jest.advanceTimersByTime(1)
+    expect(sent).toEqual([0, 1, 2])
   })
 
   test("sends at once again after a time without anything due", async () => {
     const { soon, sent } = subject(2)
     soon(0)
-    await until(() => sent.length === 1, { what: "the first" })
-    await Bun.sleep(GATHER_MS + 2 * TIMER_MS)
+    await turn()
+    jest.advanceTimersByTime(GATHER_MS)
     soon(1)
-    await new Promise((done) => setImmediate(done))
-    expect(sent).toHaveLength(2)
+    await turn()
+    expect(sent).toEqual([0, 1])
   })
 
   test("goes on with the others when a sender makes itself due again", async () => {
     const schedule = new SendSchedule()
-    let rounds = 0
-    let others = 0
+    const sent: string[] = []
     const again = () => {
-      rounds += 1
-      if (rounds < 3) schedule.soon(again)
+      sent.push("again")
+      if (sent.length < 4) schedule.soon(again)
     }
     schedule.soon(again)
-    schedule.soon(() => {
-      others += 1
-    })
-    await until(() => rounds === 3, { what: "three rounds" })
-    expect(others).toBe(1)
+    schedule.soon(() => sent.push("other"))
+    await turn()
+    expect(sent).toEqual(["again", "other"])
+    jest.advanceTimersByTime(GATHER_MS)
+    jest.advanceTimersByTime(GATHER_MS)
+    expect(sent).toEqual(["again", "other", "again", "again"])
   })
 })
