@@ -33,6 +33,7 @@ const SHARES = { fleet: 2, toDevice: 4, worker: 3, deadLetters: 1 }
 const HELD_PART = 11
 /** With many shards their logs need more. They leave at least three quarters to the others. */
 const MAX_HELD_PART = 4
+const ON_THE_WAY_PART = 8
 
 /**
  * The prefetch of the log of each shard's held commands. One worker may keep all shards, and their
@@ -40,6 +41,14 @@ const MAX_HELD_PART = 4
  */
 export function heldPrefetch(prefetch: number, shards: number): number {
   return Math.max(1, Math.floor(prefetch / HELD_PART / shards))
+}
+
+/**
+ * The held commands that one keeper may have on the way to one worker: more than it writes in the
+ * time that a command and its receipt need, and few of what it is delivered at once.
+ */
+export function heldOnTheWay(prefetch: number): number {
+  return Math.max(1, Math.floor(prefetch / ON_THE_WAY_PART))
 }
 
 /** The handlers of deliveries. */

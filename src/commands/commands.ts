@@ -18,7 +18,7 @@ import type { FleetKeys } from "../fleet/fleet-keys.ts"
 import type { CommandFormat } from "./command-message.ts"
 import { Consumer } from "./consumer.ts"
 import type { CommandIds } from "./forwarding.ts"
-import { HeldForwards } from "./hold/held-forwards.ts"
+import { HeldForwards, type HeldForwardsOptions } from "./hold/held-forwards.ts"
 import { HoldKeeper, type HoldKeeperOptions } from "./hold/keeper.ts"
 import { HttpSender } from "./http-sender.ts"
 import { Outcomes } from "./outcomes.ts"
@@ -48,7 +48,8 @@ export interface CommandsOptions extends CommandFormat {
     | "heldElsewhere"
     | "locate"
     | "done"
-  >
+  > &
+    Pick<HeldForwardsOptions, "maxOnTheWay" | "waits">
   /** The process that keeps the held commands of a device; null when none is known. */
   readonly keeperOf: (deviceId: string) => WorkerProcess | null
   /** Whether the fleet knows this worker, or may not know it yet. */
@@ -87,7 +88,11 @@ export class Commands {
     const replyQueue = fleetQueue(self)
     const { mayLive } = options
     const times = { nowMs, steadyMs }
-    const forwards = new HeldForwards(router, { replyQueue, maxLineBytes, mayLive, ...times })
+    const forwards = new HeldForwards(router, {
+      ...{ replyQueue, maxLineBytes, mayLive, ...times },
+      maxOnTheWay: options.hold.maxOnTheWay,
+      waits: options.hold.waits,
+    })
     this.keeper = new HoldKeeper(broker, this.outboundMessages, this.outcomes, forwards, {
       ...options.hold,
       ...{ self, queues, keys, counters, nowMs, steadyMs, maxBytes: maxCommandBytes },

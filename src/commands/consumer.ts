@@ -73,7 +73,7 @@ export interface ConsumerOptions extends CommandFormat {
 
 /** Bounds the forwards of a command between workers that disagree about the keeper. */
 const MAX_HOLD_HOPS = 16
-/** How long a command may at least wait for a reply, or for a device that takes no bytes. */
+/** How long a command may at least wait for held ones, a reply, or a device that takes no bytes. */
 const STUCK_MS = 5_000
 /** In one sweep, one of so many deliveries of the prefetch is ended. */
 const STUCK_PART = 4
@@ -268,8 +268,9 @@ export class Consumer {
 
   /**
    * Gives up the oldest gap when no queue has had a delivery between two calls: the missing command
-   * cannot be delivered from this queue then, and is not being delivered from another. Ends
-   * commands that have waited long for a reply or for a device that takes no bytes.
+   * cannot be delivered from this queue then, and is not being delivered from another. Then
+   * commands do not wait for held ones any longer either. Ends commands that have waited long for a
+   * reply or for a device that takes no bytes.
    */
   #makeRoom(queue: string, prefetch: number, isIdle: boolean): void {
     let oldest: QueuedCommand | null = null
@@ -278,9 +279,11 @@ export class Consumer {
     for (const command of this.#unacknowledged.all()) {
       if (command.countedFor?.queue !== queue) continue
       const { connection } = command
-      if (connection?.endpoint?.isHeld(command) === true || isHeldBack(command)) oldest ??= command
+      const hasWaited = command.arrivedAtMs <= since
+      if (connection?.endpoint?.isHeld(command) === true) oldest ??= command
+      else if (isHeldBack(command)) oldest ??= hasWaited ? command : null
       else if (connection?.isStuck !== true) return
-      else if (command.arrivedAtMs <= since) stuck.push(command)
+      else if (hasWaited) stuck.push(command)
     }
     for (const command of stuck.slice(0, Math.ceil(prefetch / STUCK_PART))) {
       if (command.connection?.giveWay(command)) this.#options.counters.commandsGaveWay += 1

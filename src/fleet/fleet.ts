@@ -88,6 +88,12 @@ export interface FleetOptions {
   readonly tapes: TapesHooks
 }
 
+interface HeldNews {
+  readonly to: WorkerProcess
+  readonly type: "held_done" | "held_waits"
+  readonly connections: string[]
+}
+
 export class Fleet {
   readonly locator: Locator
   readonly fleetQuery: FleetQuery
@@ -121,8 +127,8 @@ export class Fleet {
   readonly #rulesSettled = (result: PublishResult): void => {
     if (result === "cut") this.#rulesDropped = true
   }
-  /** Connections whose held commands were written, by process, until they are told. */
-  readonly #heldDone = new Map<string, { to: WorkerProcess; connections: string[] }>()
+  /** What workers are to be told of held commands, by process and type. */
+  readonly #heldNews = new Map<string, HeldNews>()
   /** The value of `fleetMessagesUnverified` at the last warning. */
   #toldUnverified = 0
   #toldUnverifiedAtMs = Number.NEGATIVE_INFINITY
@@ -281,21 +287,21 @@ export class Fleet {
     return this.#members.held
   }
 
-  /** All held commands for a connection were written, which its worker is told. */
-  heldDone(connectionId: string): void {
+  /** Tells the worker of a connection that all held commands for it were written, or still wait. */
+  tellHeld(connectionId: string, type: HeldNews["type"]): void {
     const to = processOfConnection(connectionId)
     if (to === null) return
     const { self } = this.#options
     if (to.worker === self.worker && to.incarnation === self.incarnation) {
-      this.#connections.find(connectionId)?.releaseHeldBack()
+      this.#heardHeld(connectionId, type)
       return
     }
     // After a keeper has read the held commands there may be one for each connection.
-    if (this.#heldDone.size === 0) setImmediate(() => this.#tellHeldDone())
-    const key = `${to.worker} ${to.incarnation}`
-    const waiting = this.#heldDone.get(key)
-    if (waiting === undefined) this.#heldDone.set(key, { to, connections: [connectionId] })
-    else waiting.connections.push(connectionId)
+    if (this.#heldNews.size === 0) setImmediate(() => this.#tellHeldNews())
+    const key = `${to.worker} ${to.incarnation} ${type}`
+    const news = this.#heldNews.get(key)
+    if (news === undefined) this.#heldNews.set(key, { to, type, connections: [connectionId] })
+    else news.connections.push(connectionId)
   }
 
   /** Devices that the workers of other instances can admit in a second. */
@@ -415,14 +421,19 @@ export class Fleet {
     for (const content of this.rules.all()) this.#channel.broadcast(content, this.#rulesSettled)
   }
 
-  #tellHeldDone(): void {
-    for (const { to, connections } of this.#heldDone.values()) {
+  #tellHeldNews(): void {
+    for (const { to, type, connections } of this.#heldNews.values()) {
       for (let from = 0; from < connections.length; from += MAX_ROWS) {
-        const some = connections.slice(from, from + MAX_ROWS)
-        this.#channel.tell(to, { type: "held_done", connections: some })
+        this.#channel.tell(to, { type, connections: connections.slice(from, from + MAX_ROWS) })
       }
     }
-    this.#heldDone.clear()
+    this.#heldNews.clear()
+  }
+
+  #heardHeld(connectionId: string, type: HeldNews["type"]): void {
+    const connection = this.#connections.find(connectionId)
+    if (type === "held_done") connection?.releaseHeldBack()
+    else connection?.heldAnswered(true)
   }
 
   #tellUnverified(steadyMs: number): void {
@@ -547,7 +558,8 @@ export class Fleet {
         this.fleetQuery.asked(message)
         break
       case "held_done":
-        for (const id of message.connections) this.#connections.find(id)?.releaseHeldBack()
+      case "held_waits":
+        for (const id of message.connections) this.#heardHeld(id, message.type)
         break
       case "held_list":
       case "held_cancel":

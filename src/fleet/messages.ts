@@ -12,6 +12,7 @@
  *   describe ──► described          asks for the description of one connection
  *   kick ──► kicked                 asks to close one connection
  *   held_done                       tells a worker that held commands for its connections were written
+ *   held_waits                      tells it that held commands for its connections wait for others
  *   held_list ──► held_listed       asks a keeper for the held commands of one device
  *   held_cancel ──► held_cancelled  asks a keeper to cancel held commands of one device
  *   refusals_list ──► refusals_listed
@@ -236,6 +237,12 @@ const message = v.variant("type", [
   /** All held commands for these connections have been written. */
   v.object({
     type: v.literal("held_done"),
+    ...sender,
+    connections: v.pipe(v.array(id), v.maxLength(MAX_ROWS)),
+  }),
+  /** The held commands for these connections wait for those of others. */
+  v.object({
+    type: v.literal("held_waits"),
     ...sender,
     connections: v.pipe(v.array(id), v.maxLength(MAX_ROWS)),
   }),

@@ -12,7 +12,7 @@
 
 import type { Broker } from "../broker/broker.ts"
 import { BrokerWatch } from "../broker/broker-watch.ts"
-import { brokerSetup, heldPrefetch } from "../broker/setup.ts"
+import { brokerSetup, heldOnTheWay, heldPrefetch } from "../broker/setup.ts"
 import { broadcastsQueue, isGatewayQueue, lineQueues, workerQueue } from "../broker/topology.ts"
 import { BroadcastConsumer } from "../commands/broadcast-consumer.ts"
 import { Commands } from "../commands/commands.ts"
@@ -189,11 +189,13 @@ export class Worker {
       hold: {
         ...config.hold,
         prefetch: heldPrefetch(config.broker.prefetch, config.fleetShards),
+        maxOnTheWay: heldOnTheWay(config.broker.prefetch),
         shardOf: (deviceId) => shardOf(deviceId, config.fleetShards),
         claimOf: (deviceId) => this.fleet.claimOf(deviceId),
         heldElsewhere: () => this.fleet.heldElsewhere,
         locate: (deviceId, trusting, found) => this.#locate(deviceId, trusting, found),
-        done: (connectionId) => this.fleet.heldDone(connectionId),
+        done: (connectionId) => this.fleet.tellHeld(connectionId, "held_done"),
+        waits: (connectionId) => this.fleet.tellHeld(connectionId, "held_waits"),
       },
       fault: (error, where) => this.#fault(error, where),
     })

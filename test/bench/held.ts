@@ -12,7 +12,7 @@ import { residentBytes } from "../support/gateway.ts"
 import { until } from "../support/wait.ts"
 import { type Child, startChild } from "./child.ts"
 import { BackEnd, type BenchResult, benchBroker, Meter, makeBed, round } from "./harness.ts"
-import { processIds } from "./subject.ts"
+import { cpuOf, processIds } from "./subject.ts"
 
 export interface HeldParameters {
   readonly devices: number
@@ -87,6 +87,7 @@ export async function heldCommands(
     const before = resident()
     const pids = processIds(gateway)
     const holding = new Meter(pids)
+    const brokerBefore = cpuOf(bed.broker.processIds())
     for (let number = 0; number < commandsEach; number += 1) {
       const messages = Array.from({ length: devices }, (_, at) => ({
         body: `held ${number}`,
@@ -100,6 +101,7 @@ export async function heldCommands(
     })
     holding.stop()
     const held = { cpuUs: (holding.cpu / commands) * 1e6, perSecond: commands / holding.seconds }
+    const brokerHeld = cpuOf(bed.broker.processIds())
     const after = resident()
     await Bun.sleep(restSeconds * 1_000)
     if ((await gateway.metric("owsla_held_commands")) !== commands) {
@@ -107,6 +109,7 @@ export async function heldCommands(
     }
 
     const writing = new Meter(pids)
+    const brokerRested = cpuOf(bed.broker.processIds())
     for (const driver of drivers) driver.say("come")
     const beside = steadyP99(crowd, steady, backSeconds)
     await Promise.all(drivers.map((driver) => driver.told("came")))
@@ -129,6 +132,7 @@ export async function heldCommands(
     })
     writing.stop()
     const writtenUs = (writing.cpu / commands) * 1e6
+    const brokerWritten = cpuOf(bed.broker.processIds())
     const { disorder, repeated, early } = await status()
     if (disorder + repeated > 0) {
       throw new Error(`${disorder} commands out of order, ${repeated} twice`)
@@ -138,8 +142,10 @@ export async function heldCommands(
       parameters: { ...parameters },
       figures: {
         "CPU to hold a command, us": round(held.cpuUs),
+        "CPU of the broker for it, us": round(((brokerHeld - brokerBefore) / commands) * 1e6),
         "held a second": round(held.perSecond),
         "CPU to write a held command, its part of the admission included, us": round(writtenUs),
+        "CPU of the broker for that, us": round(((brokerWritten - brokerRested) / commands) * 1e6),
         "devices that got a newer command before their held ones": early,
         "all devices have all their commands after the last one came, ms": round(behindMs),
         "broker connections that were lost": await gateway.metric("owsla_broker_losses_total"),

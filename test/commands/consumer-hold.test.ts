@@ -136,11 +136,15 @@ test("a back-end cannot pass a command off as held, or have a worker hold it at 
 })
 
 describe("commands that wait for held ones", () => {
-  test("are released when they fill the prefetch of their queue", async () => {
+  test("are released when they fill the prefetch of their queue for long", async () => {
     const subject = await started(OTHER_QUEUE)
     subject.connection.heldBack = true
     for (let n = 0; n < 4; n += 1) await subject.deliver({ headers: { device_id: "thermostat:7" } })
     subject.consumer.sweep()
+    subject.passedMs = 4_999
+    subject.consumer.sweep()
+    expect(subject.connection.heldBackReleased).toBe(0)
+    subject.passedMs = 5_000
     subject.consumer.sweep()
     expect(subject.connection.heldBackReleased).toBe(1)
   })

@@ -55,6 +55,7 @@ const MESSAGES: { readonly [T in FleetMessage["type"]]: Extract<FleetMessage, { 
   described: { type: "described", ...SENDER, ask: 5, device: { device_id: "lock:1" } },
   kick: { type: "kick", ...SENDER, ask: 6, connection: CONNECTION },
   kicked: { type: "kicked", ...SENDER, ask: 7, device: null },
+  held_waits: { type: "held_waits", ...SENDER, connections: [CONNECTION] },
   held_done: { type: "held_done", ...SENDER, connections: [CONNECTION] },
   held_list: { type: "held_list", ...SENDER, ask: 10, device: "lock:1", lines: true },
   held_listed: { type: "held_listed", ...SENDER, ask: 11, held: [{ message_id: "m" }] },

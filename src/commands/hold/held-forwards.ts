@@ -1,10 +1,15 @@
 /**
  * Held commands on the way to the connections of their devices, and the receipts for them.
  *
- *   send ─► the fleet queue of the connection's process ─┬─ receipt ───────────────► answered
- *                 ▲                                      ├─ the process has ended ─► answered: closed
- *                 │                                      └─ none for `RETRY_MS` ─┐
- *                 └──────────────────────────────────────────────────────────────┘
+ *   send ─► waiting ─► the fleet queue of the connection's process ─┬─ receipt ───────────────► answered
+ *                                  ▲                                ├─ the process has ended ─► answered: closed
+ *                                  │                                └─ none for `RETRY_MS` ─┐
+ *                                  └────────────────────────────────────────────────────────┘
+ *
+ * When many devices return at once, only `maxOnTheWay` commands are on the way to one process.
+ * More of them would wait in its queue, and all other work of both workers with them. One that has
+ * no receipt after `SLOW_MS` does not count any more: its device is slow. Newer commands for the
+ * devices wait too, so their worker is told every `WAITS_MS` that there are held ones still.
  *
  * Fleet queues do not survive a restart of the broker. So a forward is repeated, with the same ids,
  * and the worker that has ended the command sends its receipt again. Rejected: the worker's own
@@ -23,6 +28,11 @@ import type { HeldCommand } from "./held-command.ts"
 
 /** Longer than a worker takes to write a command and to send its receipt, unless it is paused. */
 const RETRY_MS = 5_000
+/** Much longer than a forward and its receipt need with `maxOnTheWay` before them. */
+export const SLOW_MS = 1_000
+
+/** Shorter than newer commands wait without news of held ones (`hold-back.ts`). */
+export const WAITS_MS = 5_000
 
 export interface HeldForward {
   readonly command: HeldCommand
@@ -42,12 +52,27 @@ interface Sending {
 interface Sent extends Sending {
   readonly forward: HeldForward
   readonly correlationId: string
+  /** Null when the connection id names no process. */
+  readonly process: WorkerProcess | null
+  state: "waiting" | "on the way" | "answered or slow"
+  /** While it waits, when that was told. */
   sentAtMs: number
+}
+
+/** The forwards to one process. */
+interface Lane {
+  onTheWay: number
+  /** In the order in which they were sent. */
+  readonly waiting: Set<Sent>
 }
 
 export interface HeldForwardsOptions {
   /** Whether a process may still hold connections. */
   readonly mayLive: (process: WorkerProcess) => boolean
+  /** The commands that may be on the way to one process. */
+  readonly maxOnTheWay: number
+  /** Commands for this connection wait still. */
+  readonly waits: (connectionId: string) => void
   readonly replyQueue: string
   /** Of a line from a device, which a receipt may contain. */
   readonly maxLineBytes: number
@@ -56,52 +81,117 @@ export interface HeldForwardsOptions {
 }
 
 export class HeldForwards {
-  readonly #router: CommandRouter
+  readonly #router: Pick<CommandRouter, "forward" | "forwardedProperties">
   readonly #options: HeldForwardsOptions
-  readonly #sent = new Map<string, Sent>()
-  readonly #correlationIds = new WeakMap<HeldForward, string>()
+  readonly #sent = new Map<HeldForward, Sent>()
+  /** Those that are published, by correlation id, the oldest first. */
+  readonly #published = new Map<string, Sent>()
+  /** By process. */
+  readonly #lanes = new Map<string, Lane>()
 
-  constructor(router: CommandRouter, options: HeldForwardsOptions) {
+  constructor(
+    router: Pick<CommandRouter, "forward" | "forwardedProperties">,
+    options: HeldForwardsOptions,
+  ) {
     this.#router = router
     this.#options = options
   }
 
+  /** @param sending `answered` is not called before this returns. */
   send(command: HeldCommand, connectionId: string, sending: Sending): HeldForward {
     const forward: HeldForward = { command, connectionId, receipt: null }
     // Random, so that a back-end that may publish to the fleet queue cannot forge a receipt.
     const correlationId = crypto.randomUUID()
-    const sent = { ...sending, forward, correlationId, sentAtMs: 0 }
-    this.#sent.set(correlationId, sent)
-    this.#correlationIds.set(forward, correlationId)
-    this.#publish(sent)
+    const process = processOfConnection(connectionId)
+    const sent: Sent = {
+      ...{ ...sending, forward, correlationId, process },
+      ...{ state: "waiting", sentAtMs: this.#options.steadyMs() },
+    }
+    this.#sent.set(forward, sent)
+    const lane = this.#laneOf(process)
+    if (lane.onTheWay < this.#options.maxOnTheWay) this.#start(sent, lane)
+    else lane.waiting.add(sent)
     return forward
   }
 
   /** The forward has its answer, or none is awaited any more. */
   end(forward: HeldForward): void {
-    this.#sent.delete(this.#correlationIds.get(forward) ?? "")
+    const sent = this.#sent.get(forward)
+    if (sent === undefined) return
+    this.#sent.delete(forward)
+    this.#published.delete(sent.correlationId)
+    if (sent.state === "waiting") this.#laneOf(sent.process).waiting.delete(sent)
+    else this.#leave(sent)
   }
 
   /** Handles a receipt. @returns false when it is not for a forward of a held command. */
   deliverReceipt({ properties, body }: Delivery): boolean {
-    const sent = this.#sent.get(properties.correlationId ?? "")
+    const sent = this.#published.get(properties.correlationId ?? "")
     if (sent === undefined) return false
     const read = readReceipt(body, this.#options.maxLineBytes)
     if (read === null) return true
     const { offered = false, ...receipt } = read
-    sent.answered(sent.forward, receipt, offered)
+    this.#answered(sent, receipt, offered)
     return true
   }
 
   /** Repeats forwards without a receipt. To be called periodically. */
   sweep(steadyMs: number): void {
-    for (const sent of this.#sent.values()) {
-      if (sent.forward.receipt === null && steadyMs - sent.sentAtMs >= RETRY_MS) this.#publish(sent)
+    for (const sent of this.#published.values()) {
+      const waitedMs = steadyMs - sent.sentAtMs
+      if (waitedMs >= SLOW_MS) this.#leave(sent)
+      if (sent.forward.receipt === null && waitedMs >= RETRY_MS) this.#publish(sent)
+    }
+    for (const [key, lane] of this.#lanes) {
+      this.#advance(lane)
+      if (lane.onTheWay === 0) this.#lanes.delete(key)
+      for (const sent of lane.waiting) {
+        if (steadyMs - sent.sentAtMs < WAITS_MS) continue
+        sent.sentAtMs = steadyMs
+        this.#options.waits(sent.forward.connectionId)
+      }
     }
   }
 
+  #laneOf(process: WorkerProcess | null): Lane {
+    const key = process === null ? "" : fleetQueue(process)
+    const lane = this.#lanes.get(key) ?? { onTheWay: 0, waiting: new Set() }
+    this.#lanes.set(key, lane)
+    return lane
+  }
+
+  #advance(lane: Lane): void {
+    for (const sent of lane.waiting) {
+      if (lane.onTheWay >= this.#options.maxOnTheWay) return
+      lane.waiting.delete(sent)
+      this.#start(sent, lane)
+    }
+  }
+
+  #start(sent: Sent, lane: Lane): void {
+    lane.onTheWay += 1
+    sent.state = "on the way"
+    this.#published.set(sent.correlationId, sent)
+    this.#publish(sent)
+  }
+
+  /** The forward does not count as on the way any more. */
+  #leave(sent: Sent): void {
+    if (sent.state !== "on the way") return
+    sent.state = "answered or slow"
+    this.#laneOf(sent.process).onTheWay -= 1
+  }
+
+  #answered(sent: Sent, receipt: Receipt, wasOffered: boolean): void {
+    this.#leave(sent)
+    // The next command of the device goes before those of devices that wait. So one device after
+    // the other has all its commands.
+    sent.answered(sent.forward, receipt, wasOffered)
+    this.#advance(this.#laneOf(sent.process))
+  }
+
   #publish(sent: Sent): void {
-    const { forward, correlationId, wanted, answered } = sent
+    const { forward, correlationId, process, wanted } = sent
     const { command, connectionId } = forward
     const { steadyMs, nowMs, replyQueue, mayLive } = this.#options
     sent.sentAtMs = steadyMs()
@@ -112,11 +202,10 @@ export class HeldForwards {
     properties.replyTo = replyQueue
     properties.correlationId = correlationId
     properties.headers = { ...properties.headers, [HELD_HEADER]: true, connection_id: connectionId }
-    const isCurrent = () => this.#sent.get(correlationId) === sent
+    const isCurrent = () => this.#published.get(correlationId) === sent
     const target = { deviceId: command.deviceId, connectionId }
     const failed = (outcome: "closed" | "invalid", detail: string) =>
-      answered(forward, receipt(outcome, detail, null, target, nowMs()), false)
-    const process = processOfConnection(connectionId)
+      this.#answered(sent, receipt(outcome, detail, null, target, nowMs()), false)
     if (process === null || !mayLive(process)) {
       // Not before `send` has returned.
       queueMicrotask(() => {

@@ -47,8 +47,12 @@ import {
 
 /** Shorter than the shortest `consumer_timeout` that RabbitMQ enforces, one minute. */
 export const REFRESH_MS = 20_000
-/** A lap begins when there are more tombstones than commands and these. */
+/**
+ * A lap begins when there are more tombstones than these and `TOMBSTONES_EACH` for each command. It
+ * publishes all commands again, so with more tombstones fewer are published for each that ends.
+ */
 export const SPARE_TOMBSTONES = 64
+export const TOMBSTONES_EACH = 3
 /** More than the entries that the keeper before may have had in flight. */
 const PAST_TOMBSTONES = 10_000
 /** Probes are repeated, and a lap begins again, when there is no delivery for this long. */
@@ -199,7 +203,7 @@ export class HeldLog {
     for (const live of this.#inHand) {
       if (!live.isPublishing && steadyMs - live.inHandSinceMs >= REFRESH_MS) this.#refresh(live)
     }
-    const spare = this.#live.size + SPARE_TOMBSTONES
+    const spare = TOMBSTONES_EACH * this.#live.size + SPARE_TOMBSTONES
     if (this.#lap === null && this.#tombstones.size > spare) this.#beginLap()
   }
 

@@ -7,7 +7,12 @@ import { describe, expect, test } from "bun:test"
 import fc from "fast-check"
 import { OutboundMessages } from "../../../src/broker/outbound-messages.ts"
 import { heldQueue } from "../../../src/broker/topology.ts"
-import { HeldLog, REFRESH_MS, SPARE_TOMBSTONES } from "../../../src/commands/hold/held-log.ts"
+import {
+  HeldLog,
+  REFRESH_MS,
+  SPARE_TOMBSTONES,
+  TOMBSTONES_EACH,
+} from "../../../src/commands/hold/held-log.ts"
 import { Counters } from "../../../src/counters.ts"
 import { FLEET_KEYS } from "../../support/fleet-keys.ts"
 import { check } from "../../support/property.ts"
@@ -214,7 +219,8 @@ describe("a log", () => {
     subject.pass(1_000)
     for (let n = 0; n <= PREFETCH; n += 1) subject.append()
     subject.pass(1_000)
-    for (let n = 0; n <= SPARE_TOMBSTONES + PREFETCH + 1; n += 1) {
+    const enough = SPARE_TOMBSTONES + TOMBSTONES_EACH * (PREFETCH + 1)
+    for (let n = 0; n <= enough; n += 1) {
       const id = subject.append()
       subject.pass(SWEEP_EVERY_MS / 10)
       subject.end(id)
