@@ -63,7 +63,7 @@ export const settings = v.object({
     default: 16,
     min: 1,
     max: MAX_SHARDS,
-    text: "The shards of the fleet's directory. Each shard has one worker as its keeper, who knows where the devices of that shard are and holds commands for them. It must be the same on all instances. One worker for each 8 shards keeps some, at least 4 workers, so more shards divide the work between more workers: 16 serve up to 16 workers, and 1,024 serve 600.",
+    text: "The shards of the fleet's directory. Each shard has one worker as its keeper, who knows where the devices of that shard are and holds commands for them. It must be the same on all instances. One worker for each 8 shards keeps some, at least 2 workers, so more shards divide the work between more workers: 16 serve up to 16 workers, and 1,024 serve 600.",
   }),
   INSTANCE_ID: text({
     default: defaultInstanceId(hostname()),

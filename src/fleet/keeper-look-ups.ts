@@ -32,7 +32,7 @@ import { shardOf } from "./shards.ts"
 const FIND_TIMEOUT_MS = 250
 const MAX_ASKS = 1_000
 const SMALL_FLEET = 32
-const ABSENT_MS = 150
+const ABSENT_MS = 200
 
 type Found = (place: Located | null) => void
 

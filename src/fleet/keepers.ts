@@ -10,7 +10,7 @@
  *
  *   not kept ──highest rank──► kept ──claimed by a higher rank, or leaving──► not kept
  *
- * `FLEET_SHARDS` decides how many are chosen: one for each 8 shards, at least 4. With more keepers
+ * `FLEET_SHARDS` decides how many are chosen: one for each 8 shards, at least 2. With more keepers
  * than that, fewer changes share a message, and each message costs its sender, the broker and the
  * keeper more than a change does. A worker that comes or goes changes the choice by one at most.
  * While a worker is known that chooses otherwise, as earlier versions do, all workers are chosen.
@@ -63,7 +63,7 @@ interface Other extends Claimant {
 }
 
 const SHARDS_OF_KEEPER = 8
-const MIN_KEEPERS = 4
+const MIN_KEEPERS = 2
 
 const NO_CHANGE: KeptChange = { gained: [], lost: [] }
 

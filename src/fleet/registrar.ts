@@ -31,7 +31,7 @@ import { shardOf } from "./shards.ts"
 
 const REPEAT_MS = 300_000
 /** With the interval of sweeps, well below the second within which a takeover must happen. */
-const KEPT_TIMEOUT_MS = 300
+const KEPT_TIMEOUT_MS = 350
 /** A device whose keeper does not answer counts as one without held commands after this time. */
 const ANSWER_TIMEOUT_MS = 1_000
 /** The same, while its keeper has sent another message in the past second: it is slow. */

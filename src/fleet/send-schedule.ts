@@ -1,8 +1,8 @@
 /**
  * The send schedule: when a worker sends what it tells the other workers and the subscribers of
  * presence. All of it is sent in the same turn of the event loop, so it shares one write and the
- * confirms come together. Together with few keepers (`keepers.ts`) that halves what a device costs
- * that comes or goes, in a fleet of 8 workers: few changes share a message there.
+ * confirms come together. In a fleet of many workers few changes share a message, so what a device
+ * costs that comes or goes depends on this and on the number of keepers (`keepers.ts`).
  *
  *   idle ──soon──► soon ──end of tick──► all are sent, resting ──`GATHER_MS`──┬─ nothing is due ─► idle
  *                                              ▲                             └─ otherwise ──┐
@@ -12,8 +12,11 @@
  * one function for each sender.
  */
 
-/** Each message costs time at its sender, at the broker and at each receiver. */
-export const GATHER_MS = 50
+/**
+ * Each message costs time at its sender, at the broker and at each receiver. A takeover takes up to
+ * two of these, and must take less than a second.
+ */
+export const GATHER_MS = 100
 
 export class SendSchedule {
   readonly #due = new Set<() => void>()

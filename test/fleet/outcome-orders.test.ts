@@ -76,7 +76,8 @@ describe("a forwarded command", () => {
     const command = publish(fleet, { deviceId: "a", queue: queueOf(0) })
     fleet.settle(/confirmed: "c0" of lane 1 of gw0.0|"c0" comes from owsla.worker.gw0.1/)
     const device = connect(fleet, 2, "a")
-    fleet.settle(/confirmed: "c0" of lane 1 of gw0.0|"c0" comes from owsla.worker.gw0.1/)
+    // The worker of the older connection is told.
+    fleet.pass(500, /confirmed: "c0" of lane 1 of gw0.0|"c0" comes from owsla.worker.gw0.1/)
     fleet.cut(0, ["publishing"])
     fleet.calm()
     expect(wires(fleet, command)).toEqual([device.id])

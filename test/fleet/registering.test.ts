@@ -6,6 +6,7 @@
 import { describe, expect, test } from "bun:test"
 import type { OutgoingMessage } from "../../src/broker/broker.ts"
 import type { Located } from "../../src/fleet/locator.ts"
+import { GATHER_MS } from "../../src/fleet/send-schedule.ts"
 import { FleetNetwork, type NetworkOptions, type NetworkWorker } from "../support/fleet-network.ts"
 import { mulberry32 } from "../support/random.ts"
 
@@ -80,7 +81,7 @@ describe("a device that connects elsewhere", () => {
       const older = at(network, 0).come(name)
       network.pass(5_000)
       const newer = at(network, 1).come(name)
-      network.pass(100)
+      network.pass(3 * GATHER_MS)
       expect([older.closedBecause, newer.closedBecause]).toEqual(["taken_over", null])
       const epochs = [older, newer].map(
         ({ connection }) => connection.endpoint?.recipient.epoch ?? 0,
@@ -217,7 +218,7 @@ describe("a look-up", () => {
     const network = fleetOf(40)
     const name = keptBy(network, 2)
     const place = located(at(network, 1), name)
-    network.pass(140)
+    network.pass(190)
     expect(place).toEqual([])
     network.pass(60)
     expect(place).toMatchObject([{ kind: "nowhere" }])
