@@ -34,8 +34,9 @@ const { values } = parseArgs({
     devices: { type: "string", default: "0" },
     /** Devices that come, or go, in a second. */
     rate: { type: "string", default: "0" },
-    /** Devices of the next worker that are looked up. */
+    /** Devices of the next worker that are looked up, and how many a second. */
     finds: { type: "string", default: "0" },
+    findRate: { type: "string", default: "1" },
   },
 })
 const [worker, workers, devices, rate] = [
@@ -112,17 +113,20 @@ async function all(act: (connection: Connection) => void): Promise<number> {
   return steadyMs() - lastAtMs
 }
 
-/** Looks up devices of the next worker, one after the other. */
+/** Looks up devices of the next worker at the rate, one after the other. */
 async function find(): Promise<{ p50: number; p99: number; wrong: number }> {
   const tookMs: number[] = []
   let wrong = 0
+  const startedAtMs = steadyMs()
+  // Not all workers at the same moment.
+  const dueMs = (n: number) => ((n + worker / workers) / Number(values.findRate)) * 1_000
   for (let n = 0; n < Number(values.finds); n += 1) {
+    await Bun.sleep(Math.max(1, dueMs(n) - (steadyMs() - startedAtMs)))
     const sinceMs = steadyMs()
     const deviceId = nameOf((worker + 1) % workers, n % devices)
     const place = await new Promise<Located>((found) => fleet.locator.locate(deviceId, true, found))
     tookMs.push(steadyMs() - sinceMs)
     if (place.kind !== "worker") wrong += 1
-    await Bun.sleep(1)
   }
   tookMs.sort((a, b) => a - b)
   const quantile = (q: number) => tookMs[Math.floor(q * (tookMs.length - 1))] ?? 0
