@@ -177,17 +177,20 @@ say("the broker restarts and loses all fleet queues; all workers are back within
   registrations: known,
 })
 
-const victim = at(0)
-const keptBefore = victim.fleet.keepers.kept.size
+const victim = network.workers.find(({ fleet }) => fleet.keepers.kept.size > 0) as NetworkWorker
+const orphaned = [...victim.fleet.keepers.kept]
 victim.kill()
+const live = network.workers.filter((worker) => !worker.isDead)
 const replaced = measured(() =>
   passUntil(() => {
-    const live = network.workers.filter((worker) => !worker.isDead)
-    const shards = live.reduce((sum, { fleet }) => sum + fleet.keepers.kept.size, 0)
-    return shards === network.options.shards && live.every(({ fleet }) => fleet.settled)
+    const keeping = new Set(live.flatMap(({ fleet }) => [...fleet.keepers.kept]))
+    if (orphaned.some((shard) => !keeping.has(shard))) return false
+    const knows = ({ fleet }: NetworkWorker, shard: number) =>
+      live.some(({ self }) => self.worker === fleet.keepers.keeperOf(shard)?.worker)
+    return live.every((worker) => orphaned.every((shard) => knows(worker, shard)))
   }, 300_000),
 )
 say("a keeper is killed and does not come back", {
-  "shards of it": keptBefore,
-  "ms until others keep and know them": replaced.simulatedMs,
+  "shards of it": orphaned.length,
+  "ms until others keep them and all workers know that": replaced.simulatedMs,
 })
