@@ -96,8 +96,8 @@ export class Consumer {
    */
   #notedQueue = ""
   #notedPrefetch = 0
-  /** Deliveries at the last sweep. */
-  #receivedBefore = 0
+  /** A queue has had a delivery since the last sweep. */
+  #hasReceived = false
 
   constructor(
     router: CommandRouter,
@@ -129,12 +129,14 @@ export class Consumer {
    */
   deliver(delivery: Delivery, prefetch: number): void {
     this.#options.counters.commandsReceived += 1
+    this.#hasReceived = true
     this.#handle(delivery, prefetch, readDelivery)
   }
 
   /** Handles a delivery from the queue of dead letters. */
   deliverDeadLetter(delivery: Delivery, prefetch: number): void {
     this.#options.counters.deadLettersReceived += 1
+    this.#hasReceived = true
     this.#handle(delivery, prefetch, readDeadLetter)
   }
 
@@ -208,10 +210,8 @@ export class Consumer {
     const unplaced = this.#unplaced
     this.#unplaced = []
     for (const [command, message] of unplaced) this.#hold(command, message)
-    const { commandsReceived, deadLettersReceived } = this.#options.counters
-    const received = commandsReceived + deadLettersReceived
-    const isIdle = received === this.#receivedBefore
-    this.#receivedBefore = received
+    const isIdle = !this.#hasReceived
+    this.#hasReceived = false
     for (const [queue, prefetch] of this.#prefetchOf) {
       if (this.#unacknowledged.countFrom(queue) >= prefetch) this.#makeRoom(queue, prefetch, isIdle)
     }

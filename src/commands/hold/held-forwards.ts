@@ -1,20 +1,21 @@
 /**
  * Held commands on the way to the connections of their devices, and the receipts for them.
  *
- *   send ─► waiting ─► the fleet queue of the connection's process ─┬─ receipt ───────────────► answered
- *                                  ▲                                ├─ the process has ended ─► answered: closed
- *                                  │                                └─ none for `RETRY_MS` ─┐
- *                                  └────────────────────────────────────────────────────────┘
+ *   wait ─► turn ─► send ─► the fleet queue of the connection's process ─┬─ receipt ───────────────► answered
+ *                                       ▲                                ├─ the process has ended ─► answered: closed
+ *                                       │                                └─ none for `RETRY_MS` ─┐
+ *                                       └────────────────────────────────────────────────────────┘
  *
- * When many devices return at once, only `maxOnTheWay` commands are on the way to one process.
- * More of them would wait in its queue, and all other work of both workers with them. One that has
- * no receipt after `SLOW_MS` does not count any more: its device is slow. Newer commands for the
- * devices wait too, so their worker is told every `WAITS_MS` that there are held ones still.
+ * When many devices return at once, only `maxOnTheWay` commands are on the way to one process, and
+ * the other devices wait for their turn. More commands would wait in its queue, and all other work
+ * of both workers with them. A command without a receipt after `SLOW_MS` does not count any more:
+ * its device is slow. Newer commands for the devices wait too, so their workers are told every
+ * `WAITS_MS` that there are held ones still.
  *
  * Fleet queues do not survive a restart of the broker. So a forward is repeated, with the same ids,
  * and the worker that has ended the command sends its receipt again. Rejected: the worker's own
  * queue. It survives, but newer commands for the same devices, which wait for the held ones, can
- * fill its prefetch. Bound: one forward for each device with held commands.
+ * fill its prefetch. Bound: one forward or turn for each device with held commands.
  */
 
 import type { Delivery } from "../../broker/broker.ts"
@@ -28,8 +29,8 @@ import type { HeldCommand } from "./held-command.ts"
 
 /** Longer than a worker takes to write a command and to send its receipt, unless it is paused. */
 const RETRY_MS = 5_000
-/** Much longer than a forward and its receipt need with `maxOnTheWay` before them. */
-export const SLOW_MS = 1_000
+/** Longer than a forward and its receipt need with `maxOnTheWay` before them. */
+export const SLOW_MS = 250
 
 /** Shorter than newer commands wait without news of held ones (`hold-back.ts`). */
 export const WAITS_MS = 5_000
@@ -54,16 +55,24 @@ interface Sent extends Sending {
   readonly correlationId: string
   /** Null when the connection id names no process. */
   readonly process: WorkerProcess | null
-  state: "waiting" | "on the way" | "answered or slow"
-  /** While it waits, when that was told. */
   sentAtMs: number
+  /** Neither answered nor slow. */
+  isOnTheWay: boolean
 }
 
-/** The forwards to one process. */
+/** A device that waits until a command may go to its connection. */
+export interface Turn {
+  readonly connectionId: string
+  readonly begin: () => void
+  /** When its worker was told that it waits; at first when it began to wait. */
+  toldAtMs: number
+}
+
+/** What goes to one process. */
 interface Lane {
   onTheWay: number
-  /** In the order in which they were sent. */
-  readonly waiting: Set<Sent>
+  /** In the order in which they began to wait. */
+  readonly turns: Set<Turn>
 }
 
 export interface HeldForwardsOptions {
@@ -83,9 +92,8 @@ export interface HeldForwardsOptions {
 export class HeldForwards {
   readonly #router: Pick<CommandRouter, "forward" | "forwardedProperties">
   readonly #options: HeldForwardsOptions
-  readonly #sent = new Map<HeldForward, Sent>()
-  /** Those that are published, by correlation id, the oldest first. */
-  readonly #published = new Map<string, Sent>()
+  readonly #sent = new Map<string, Sent>()
+  readonly #correlationIds = new WeakMap<HeldForward, string>()
   /** By process. */
   readonly #lanes = new Map<string, Lane>()
 
@@ -97,36 +105,48 @@ export class HeldForwards {
     this.#options = options
   }
 
+  /** Whether a command may go to the connection now. */
+  hasRoom(connectionId: string): boolean {
+    return this.#laneOf(connectionId).onTheWay < this.#options.maxOnTheWay
+  }
+
+  /** @param begin called once, when there is room; not before this returns. */
+  wait(connectionId: string, begin: () => void): Turn {
+    const turn = { connectionId, begin, toldAtMs: this.#options.steadyMs() }
+    this.#laneOf(connectionId).turns.add(turn)
+    return turn
+  }
+
+  /** The device does not wait for its turn any more. */
+  leave(turn: Turn): void {
+    this.#laneOf(turn.connectionId).turns.delete(turn)
+  }
+
   /** @param sending `answered` is not called before this returns. */
   send(command: HeldCommand, connectionId: string, sending: Sending): HeldForward {
     const forward: HeldForward = { command, connectionId, receipt: null }
     // Random, so that a back-end that may publish to the fleet queue cannot forge a receipt.
     const correlationId = crypto.randomUUID()
     const process = processOfConnection(connectionId)
-    const sent: Sent = {
-      ...{ ...sending, forward, correlationId, process },
-      ...{ state: "waiting", sentAtMs: this.#options.steadyMs() },
-    }
-    this.#sent.set(forward, sent)
-    const lane = this.#laneOf(process)
-    if (lane.onTheWay < this.#options.maxOnTheWay) this.#start(sent, lane)
-    else lane.waiting.add(sent)
+    const sent = { ...sending, forward, correlationId, process, sentAtMs: 0, isOnTheWay: true }
+    this.#laneOf(connectionId).onTheWay += 1
+    this.#sent.set(correlationId, sent)
+    this.#correlationIds.set(forward, correlationId)
+    this.#publish(sent)
     return forward
   }
 
   /** The forward has its answer, or none is awaited any more. */
   end(forward: HeldForward): void {
-    const sent = this.#sent.get(forward)
-    if (sent === undefined) return
-    this.#sent.delete(forward)
-    this.#published.delete(sent.correlationId)
-    if (sent.state === "waiting") this.#laneOf(sent.process).waiting.delete(sent)
-    else this.#leave(sent)
+    const correlationId = this.#correlationIds.get(forward) ?? ""
+    const sent = this.#sent.get(correlationId)
+    this.#sent.delete(correlationId)
+    if (sent !== undefined) this.#arrived(sent)
   }
 
   /** Handles a receipt. @returns false when it is not for a forward of a held command. */
   deliverReceipt({ properties, body }: Delivery): boolean {
-    const sent = this.#published.get(properties.correlationId ?? "")
+    const sent = this.#sent.get(properties.correlationId ?? "")
     if (sent === undefined) return false
     const read = readReceipt(body, this.#options.maxLineBytes)
     if (read === null) return true
@@ -137,57 +157,51 @@ export class HeldForwards {
 
   /** Repeats forwards without a receipt. To be called periodically. */
   sweep(steadyMs: number): void {
-    for (const sent of this.#published.values()) {
+    for (const sent of this.#sent.values()) {
       const waitedMs = steadyMs - sent.sentAtMs
-      if (waitedMs >= SLOW_MS) this.#leave(sent)
+      if (waitedMs >= SLOW_MS) this.#arrived(sent)
       if (sent.forward.receipt === null && waitedMs >= RETRY_MS) this.#publish(sent)
     }
     for (const [key, lane] of this.#lanes) {
       this.#advance(lane)
-      if (lane.onTheWay === 0) this.#lanes.delete(key)
-      for (const sent of lane.waiting) {
-        if (steadyMs - sent.sentAtMs < WAITS_MS) continue
-        sent.sentAtMs = steadyMs
-        this.#options.waits(sent.forward.connectionId)
+      if (lane.onTheWay + lane.turns.size === 0) this.#lanes.delete(key)
+      for (const turn of lane.turns) {
+        if (steadyMs - turn.toldAtMs < WAITS_MS) continue
+        turn.toldAtMs = steadyMs
+        this.#options.waits(turn.connectionId)
       }
     }
   }
 
-  #laneOf(process: WorkerProcess | null): Lane {
+  #laneOf(connectionId: string): Lane {
+    const process = processOfConnection(connectionId)
     const key = process === null ? "" : fleetQueue(process)
-    const lane = this.#lanes.get(key) ?? { onTheWay: 0, waiting: new Set() }
+    const lane = this.#lanes.get(key) ?? { onTheWay: 0, turns: new Set() }
     this.#lanes.set(key, lane)
     return lane
   }
 
   #advance(lane: Lane): void {
-    for (const sent of lane.waiting) {
+    for (const turn of lane.turns) {
       if (lane.onTheWay >= this.#options.maxOnTheWay) return
-      lane.waiting.delete(sent)
-      this.#start(sent, lane)
+      lane.turns.delete(turn)
+      turn.begin()
     }
   }
 
-  #start(sent: Sent, lane: Lane): void {
-    lane.onTheWay += 1
-    sent.state = "on the way"
-    this.#published.set(sent.correlationId, sent)
-    this.#publish(sent)
-  }
-
-  /** The forward does not count as on the way any more. */
-  #leave(sent: Sent): void {
-    if (sent.state !== "on the way") return
-    sent.state = "answered or slow"
-    this.#laneOf(sent.process).onTheWay -= 1
+  /** The command is at its device, or does not come there. */
+  #arrived(sent: Sent): void {
+    if (!sent.isOnTheWay) return
+    sent.isOnTheWay = false
+    this.#laneOf(sent.forward.connectionId).onTheWay -= 1
   }
 
   #answered(sent: Sent, receipt: Receipt, wasOffered: boolean): void {
-    this.#leave(sent)
+    this.#arrived(sent)
     // The next command of the device goes before those of devices that wait. So one device after
     // the other has all its commands.
     sent.answered(sent.forward, receipt, wasOffered)
-    this.#advance(this.#laneOf(sent.process))
+    this.#advance(this.#laneOf(sent.forward.connectionId))
   }
 
   #publish(sent: Sent): void {
@@ -202,7 +216,7 @@ export class HeldForwards {
     properties.replyTo = replyQueue
     properties.correlationId = correlationId
     properties.headers = { ...properties.headers, [HELD_HEADER]: true, connection_id: connectionId }
-    const isCurrent = () => this.#published.get(correlationId) === sent
+    const isCurrent = () => this.#sent.get(correlationId) === sent
     const target = { deviceId: command.deviceId, connectionId }
     const failed = (outcome: "closed" | "invalid", detail: string) =>
       this.#answered(sent, receipt(outcome, detail, null, target, nowMs()), false)
@@ -220,7 +234,9 @@ export class HeldForwards {
       wanted: () => isCurrent() && wanted(),
       done: (result) => {
         if (result === "confirmed" || !isCurrent()) return
-        if (result === "unencodable") failed("invalid", "its headers are too large")
+        // Not wanted now. One that was published before may have been written.
+        if (result === "withdrawn") sent.sentAtMs = Number.NEGATIVE_INFINITY
+        else if (result === "unencodable") failed("invalid", "its headers are too large")
         else failed("closed", `not forwarded to the worker of ${connectionId}: ${result}`)
       },
     })

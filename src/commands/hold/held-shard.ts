@@ -28,7 +28,7 @@ import { processOfConnection } from "../../device/ids.ts"
 import { isNewer, type Registration } from "../../fleet/registration.ts"
 import { type Receipt, receipt } from "../outcomes.ts"
 import type { HeldCommand } from "./held-command.ts"
-import type { HeldForward, HeldForwards } from "./held-forwards.ts"
+import type { HeldForward, HeldForwards, Turn } from "./held-forwards.ts"
 import { type HeldEntry, HeldIndex, type HeldRoom } from "./held-index.ts"
 import type { HeldLog, HeldLogHooks } from "./held-log.ts"
 
@@ -95,6 +95,8 @@ interface Device {
   /** Null while it is not connected as far as this worker knows. */
   connectionId: string | null
   forward: HeldForward | null
+  /** Set while it waits until a command may go to its connection. */
+  turn: Turn | null
   lookAtMs: number
 }
 
@@ -243,8 +245,9 @@ export class HeldShard {
   close(): void {
     this.#state = "closed"
     this.#log.close()
-    for (const { forward } of this.#devices.values()) {
-      if (forward !== null) this.#options.forwards.end(forward)
+    for (const device of this.#devices.values()) {
+      if (device.forward !== null) this.#options.forwards.end(device.forward)
+      this.#stopWaiting(device)
     }
     this.#devices.clear()
     this.#registrations.clear()
@@ -387,7 +390,7 @@ export class HeldShard {
     const known = this.#devices.get(id)
     if (known !== undefined) return known
     const lookAtMs = Number.POSITIVE_INFINITY
-    const device: Device = { id, connectionId: null, forward: null, lookAtMs }
+    const device: Device = { id, connectionId: null, forward: null, turn: null, lookAtMs }
     this.#devices.set(id, device)
     return device
   }
@@ -404,21 +407,37 @@ export class HeldShard {
     if (device !== undefined) this.#advance(device)
   }
 
-  /** Forwards the next command of a connected device. */
+  /** Forwards the next command of a connected device, when it is its turn. */
   #advance(device: Device): void {
-    const { connectionId, forward } = device
+    const { connectionId, forward, turn } = device
+    const { forwards, nowMs, done } = this.#options
     if (!this.#log.isRead || forward !== null || connectionId === null) return
-    const command = this.index.take(device.id, this.#options.nowMs())
-    if (command === null) {
-      if (this.#hasHeld(device.id)) return
+    if (turn !== null && turn.connectionId !== connectionId) this.#stopWaiting(device)
+    if (!this.#hasHeld(device.id)) {
+      this.#stopWaiting(device)
       this.#devices.delete(device.id)
-      this.#options.done(connectionId)
+      done(connectionId)
       return
     }
-    device.forward = this.#options.forwards.send(command, connectionId, {
+    if (!forwards.hasRoom(connectionId)) {
+      device.turn ??= forwards.wait(connectionId, () => {
+        device.turn = null
+        this.#advance(device)
+      })
+      return
+    }
+    const command = this.index.take(device.id, nowMs())
+    if (command === null) return
+    this.#stopWaiting(device)
+    device.forward = forwards.send(command, connectionId, {
       wanted: () => this.#log.isRead,
       answered: (sent, answer, wasOffered) => this.answered(sent, answer, wasOffered),
     })
+  }
+
+  #stopWaiting(device: Device): void {
+    if (device.turn !== null) this.#options.forwards.leave(device.turn)
+    device.turn = null
   }
 
   /** The connection has ended, or its worker did not take the command. */

@@ -4,6 +4,7 @@ import {
   type HeldForward,
   HeldForwards,
   SLOW_MS,
+  type Turn,
   WAITS_MS,
 } from "../../../src/commands/hold/held-forwards.ts"
 import { type Receipt, receipt } from "../../../src/commands/outcomes.ts"
@@ -22,6 +23,7 @@ describe("HeldForwards", () => {
   let ended: Set<string>
   let answers: string[] = []
   let waits: string[] = []
+  let begun: string[] = []
   let forwards: HeldForwards
   const ids = { near: new ConnectionIds(NEAR), far: new ConnectionIds(FAR) }
 
@@ -30,6 +32,7 @@ describe("HeldForwards", () => {
     published = []
     answers = []
     waits = []
+    begun = []
     ended = new Set()
     forwards = new HeldForwards(
       {
@@ -50,8 +53,8 @@ describe("HeldForwards", () => {
     )
   })
 
-  function send(id: string, to: "near" | "far" = "near"): HeldForward {
-    return forwards.send(heldCommand(id, { deviceId: id }), ids[to].mint(), {
+  function sendTo(connectionId: string, id: string): HeldForward {
+    return forwards.send(heldCommand(id, { deviceId: id }), connectionId, {
       wanted: () => true,
       answered: (forward, { outcome }: Receipt) => {
         answers.push(`${forward.command.id} ${outcome}`)
@@ -60,8 +63,18 @@ describe("HeldForwards", () => {
     })
   }
 
-  const sendMany = (count: number, prefix = "") =>
-    Array.from({ length: count }, (_, n) => send(`${prefix}${n}`))
+  /** What the shard does for a device. */
+  function offer(id: string, to: "near" | "far" = "near"): HeldForward | Turn {
+    const connectionId = ids[to].mint()
+    if (forwards.hasRoom(connectionId)) return sendTo(connectionId, id)
+    return forwards.wait(connectionId, () => {
+      begun.push(id)
+      sendTo(connectionId, id)
+    })
+  }
+
+  const offerMany = (count: number, prefix = "") =>
+    Array.from({ length: count }, (_, n) => offer(`${prefix}${n}`))
 
   const commandsTo = (process: WorkerProcess) =>
     published
@@ -78,79 +91,78 @@ describe("HeldForwards", () => {
   }
 
   test("only so many are on the way to one process, and others go on", () => {
-    sendMany(MAX_ON_THE_WAY + 2)
-    send("other", "far")
+    offerMany(MAX_ON_THE_WAY + 2)
+    offer("other", "far")
     expect(commandsTo(NEAR)).toHaveLength(MAX_ON_THE_WAY)
     expect(commandsTo(FAR)).toEqual(["other"])
   })
 
-  test("each receipt lets the next one go, in order", () => {
-    sendMany(MAX_ON_THE_WAY + 2)
+  test("each receipt begins the next turn, in order", () => {
+    offerMany(MAX_ON_THE_WAY + 2)
     expect(deliverReceipt(published[2])).toBe(true)
     expect(answers).toEqual(["2 written"])
-    expect(commandsTo(NEAR).slice(MAX_ON_THE_WAY)).toEqual([`${MAX_ON_THE_WAY}`])
+    expect(begun).toEqual([`${MAX_ON_THE_WAY}`])
     // It arrives twice when the forward was repeated.
     expect(deliverReceipt(published[2])).toBe(false)
-    expect(commandsTo(NEAR)).toHaveLength(MAX_ON_THE_WAY + 1)
+    expect(begun).toHaveLength(1)
     deliverReceipt(published[0])
-    expect(commandsTo(NEAR).slice(MAX_ON_THE_WAY + 1)).toEqual([`${MAX_ON_THE_WAY + 1}`])
+    expect(begun).toEqual([`${MAX_ON_THE_WAY}`, `${MAX_ON_THE_WAY + 1}`])
   })
 
-  test("one that is ended while it waits is not sent", () => {
-    const sent = sendMany(MAX_ON_THE_WAY + 2)
-    forwards.end(sent[MAX_ON_THE_WAY] as HeldForward)
-    forwards.end(sent[0] as HeldForward)
-    forwards.end(sent[0] as HeldForward)
+  test("one that is ended leaves room, and one that does not wait any more gets no turn", () => {
+    const offered = offerMany(MAX_ON_THE_WAY + 2)
+    forwards.leave(offered[MAX_ON_THE_WAY] as Turn)
+    forwards.end(offered[0] as HeldForward)
+    forwards.end(offered[0] as HeldForward)
     forwards.sweep(nowMs)
-    expect(commandsTo(NEAR).slice(MAX_ON_THE_WAY)).toEqual([`${MAX_ON_THE_WAY + 1}`])
+    expect(begun).toEqual([`${MAX_ON_THE_WAY + 1}`])
   })
 
-  test("the next one of a device goes before those of devices that wait", () => {
+  test("the next one of a device goes before the turns of others", () => {
     const connection = ids.near.mint()
     forwards.send(heldCommand("first"), connection, {
       wanted: () => true,
       answered: (forward) => {
         forwards.end(forward)
-        forwards.send(heldCommand("second"), connection, {
-          wanted: () => true,
-          answered: () => undefined,
-        })
+        expect(forwards.hasRoom(connection)).toBe(true)
+        sendTo(connection, "second")
       },
     })
-    sendMany(MAX_ON_THE_WAY)
+    offerMany(MAX_ON_THE_WAY)
     deliverReceipt(published[0])
     expect(commandsTo(NEAR).slice(MAX_ON_THE_WAY)).toEqual(["second"])
+    expect(begun).toEqual([])
   })
 
   test("the workers of those that wait are told so", () => {
-    const sent = sendMany(7 * MAX_ON_THE_WAY)
+    const rounds = WAITS_MS / SLOW_MS + 2
+    const offered = offerMany(rounds * MAX_ON_THE_WAY)
     // Each time the devices of those on the way are slow, and as many others go.
     for (nowMs = SLOW_MS; nowMs < WAITS_MS; nowMs += SLOW_MS) forwards.sweep(nowMs)
     expect(waits).toEqual([])
     forwards.sweep(nowMs)
     forwards.sweep(nowMs)
-    expect(waits).toEqual(sent.slice(-MAX_ON_THE_WAY).map(({ connectionId }) => connectionId))
+    expect(waits).toEqual(offered.slice(-MAX_ON_THE_WAY).map(({ connectionId }) => connectionId))
   })
 
   test("slow devices hold up those of others for a moment only", () => {
-    sendMany(MAX_ON_THE_WAY, "slow-")
-    send("quick")
+    offerMany(MAX_ON_THE_WAY, "slow-")
+    offer("quick")
     nowMs = SLOW_MS - 1
     forwards.sweep(nowMs)
-    expect(commandsTo(NEAR)).not.toContain("quick")
+    expect(begun).toEqual([])
     nowMs = SLOW_MS
     forwards.sweep(nowMs)
-    expect(commandsTo(NEAR)).toContain("quick")
-    // A late receipt counts, and lets no further one go.
-    sendMany(MAX_ON_THE_WAY, "late-")
-    const before = published.length
+    expect(begun).toEqual(["quick"])
+    // A late receipt counts, and begins no further turn.
+    offerMany(MAX_ON_THE_WAY, "late-")
     deliverReceipt(published[0])
     expect(answers).toEqual(["slow-0 written"])
-    expect(published).toHaveLength(before)
+    expect(begun).toEqual(["quick"])
   })
 
   test("all to a process that has ended are answered", async () => {
-    sendMany(MAX_ON_THE_WAY + 2)
+    offerMany(MAX_ON_THE_WAY + 2)
     ended.add(NEAR.worker)
     for (const forward of published.slice(0, 2)) forward.done("returned")
     await Promise.resolve()
@@ -160,7 +172,7 @@ describe("HeldForwards", () => {
   })
 
   test("one without a receipt is sent again with the same ids", () => {
-    send("lost")
+    offer("lost")
     nowMs = 5_000
     forwards.sweep(nowMs)
     expect(published).toHaveLength(2)
@@ -170,5 +182,15 @@ describe("HeldForwards", () => {
     forwards.sweep(nowMs)
     expect(published).toHaveLength(2)
     expect(answers).toEqual(["lost written"])
+  })
+
+  test("one that was not published, or not again, is sent again and has no outcome before", () => {
+    offer("first")
+    published[0]?.done("withdrawn")
+    expect(answers).toEqual([])
+    forwards.sweep(nowMs)
+    expect(published).toHaveLength(2)
+    deliverReceipt(published[0])
+    expect(answers).toEqual(["first written"])
   })
 })
