@@ -259,16 +259,18 @@ export class Endpoint {
     const bySeq = seq === null ? undefined : this.#waitingUnder(seq)
     if (byId === undefined && (bySeq === undefined || bySeq.messageId !== messageId)) return null
     const duplicate = settle(command, "duplicate", `message_id ${messageId}`)
-    if (byId === "written") return redelivered ? { kind: "acknowledge", command } : duplicate
+    // The keeper of a held command waits for a receipt.
+    const same: Decision = command.wasHeld ? duplicate : { kind: "acknowledge", command }
+    if (byId === "written") return redelivered ? same : duplicate
     if (byId !== undefined && "writtenSeq" in byId) {
-      if (redelivered) return { kind: "acknowledge", command }
+      if (redelivered) return same
       // A worker that forwards a command may lose its delivery. Then the broker redelivers the
       // command. When the redelivery was written here, the forward is the same command, and not
       // another one with the same id.
       const isAlike = byId.writtenSeq === seq && byId.bodyHash === command.bodyHash
       if (!forwarded || !isAlike || messageId === null) return duplicate
       this.#remembered?.forwardCame(messageId)
-      return { kind: "acknowledge", command }
+      return same
     }
     const waiting = byId ?? bySeq
     // The waiting command has its own delivery, which decides the outcome.
@@ -280,7 +282,7 @@ export class Endpoint {
         if (messageId !== null) this.#remembered?.forwardCame(messageId)
         return { kind: "replace", command, waiting }
       }
-      if (redelivered) return { kind: "acknowledge", command }
+      if (redelivered) return same
     }
     return byId === undefined ? null : duplicate
   }

@@ -41,9 +41,21 @@ export interface DestinationOptions {
   readonly failed: (result: Exclude<PublishResult, "confirmed">) => void
 }
 
+/**
+ * A registration that has waited for longer is sent as one that is repeated: the worker was paused,
+ * and the device may have connected elsewhere meanwhile. Less than `ARRIVAL_MS` of the keeper.
+ */
+const FRESH_MS = 1_000
+
+export interface Waiting {
+  readonly change: Change
+  /** Milliseconds of a monotonic clock. */
+  readonly sinceMs: number
+}
+
 export class Destination {
   readonly #options: DestinationOptions
-  readonly #changes = new Map<string, Change>()
+  readonly #changes = new Map<string, Waiting>()
   /** Shards of which this worker begins to tell all its devices. */
   #tells: number[] = []
   /** The same shards, until all those devices are sent. */
@@ -64,7 +76,7 @@ export class Destination {
   /** @returns the changes that were not sent or not answered. */
   clear(): readonly Change[] {
     const unanswered = [...this.#unanswered.values()].flatMap(({ here }) => here)
-    const left = [...unanswered, ...this.#changes.values()]
+    const left = [...unanswered, ...this.#changes.values().map(({ change }) => change)]
     this.#unanswered.clear()
     this.#changes.clear()
     this.#tells = []
@@ -73,9 +85,9 @@ export class Destination {
   }
 
   /** A registration whose connection has closed meanwhile is left out. */
-  add(change: Change): void {
+  add(change: Change, sinceMs = this.#options.steadyMs()): void {
     if (!isDeregistration(change) && !this.#options.isCurrent(change)) return
-    this.#changes.set(change[0], change)
+    this.#changes.set(change[0], { change, sinceMs })
     this.#gathered.soon()
   }
 
@@ -83,8 +95,9 @@ export class Destination {
   tellAll(shards: readonly number[], devices: Iterable<Registration>): void {
     this.#tells.push(...shards)
     this.#told.push(...shards)
+    const sinceMs = this.#options.steadyMs()
     for (const device of devices) {
-      if (!this.#changes.has(device[0])) this.#changes.set(device[0], device)
+      if (!this.#changes.has(device[0])) this.#changes.set(device[0], { change: device, sinceMs })
     }
     this.#gathered.soon()
   }
@@ -135,11 +148,15 @@ export class Destination {
     if (!channel.open) return false
     const here: Registration[] = []
     const gone: Deregistration[] = []
-    for (const [deviceId, change] of this.#changes) {
+    const freshSinceMs = steadyMs() - FRESH_MS
+    for (const [deviceId, { change, sinceMs }] of this.#changes) {
       if (here.length + gone.length === MAX_ROWS) break
       this.#changes.delete(deviceId)
       if (isDeregistration(change)) gone.push(change)
-      else if (isCurrent(change)) here.push(keeper === null ? withoutMark(change) : change)
+      else if (isCurrent(change)) {
+        const isMarked = keeper !== null && sinceMs >= freshSinceMs
+        here.push(isMarked ? change : withoutMark(change))
+      }
     }
     const tells = this.#tells
     const told = this.#changes.size === 0 ? this.#told : []

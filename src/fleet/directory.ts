@@ -81,12 +81,20 @@ export class Directory {
     return { registration: [deviceId, entry.connectionId, entry.epoch], atMs: entry.atMs }
   }
 
-  /** Removes the registration of a device, or only that of one connection. */
-  remove(deviceId: string, connectionId: string | null = null): void {
+  /** Removes the registration of a device. */
+  remove(deviceId: string): void {
+    this.#shardOf(deviceId)?.devices.delete(deviceId)
+  }
+
+  /**
+   * A process has no connection of the device any more. Its last connection need not have been
+   * registered: it may have replaced another one of the process and closed within the same turn.
+   * @param connectionId that last connection.
+   */
+  gone(deviceId: string, connectionId: string): void {
     const devices = this.#shardOf(deviceId)?.devices
-    if (connectionId === null || devices?.get(deviceId)?.connectionId === connectionId) {
-      devices?.delete(deviceId)
-    }
+    const known = devices?.get(deviceId)?.connectionId
+    if (known !== undefined && isSameOrEarlier(known, connectionId)) devices?.delete(deviceId)
   }
 
   /** A process begins to tell all its devices of a shard. */
@@ -136,6 +144,13 @@ export function keyOf({ worker, incarnation }: WorkerProcess): string {
 function processOf(key: string): WorkerProcess {
   const at = key.lastIndexOf(".")
   return { worker: key.slice(0, at), incarnation: key.slice(at + 1) }
+}
+
+/** Whether both are connections of one process, and the first was not made after the second. */
+function isSameOrEarlier(a: string, b: string): boolean {
+  const at = a.lastIndexOf(".")
+  if (at !== b.lastIndexOf(".") || !b.startsWith(a.slice(0, at + 1))) return false
+  return Number.parseInt(a.slice(at + 1), 36) <= Number.parseInt(b.slice(at + 1), 36)
 }
 
 function isOf(connectionId: string, { worker, incarnation }: WorkerProcess): boolean {

@@ -102,7 +102,7 @@ export class Keeper {
   heard({ from, incarnation, here, gone, n, tells = [], told = [] }: Devices): void {
     const sender = { worker: from, incarnation }
     for (const shard of tells) this.#directory.tells(shard, sender)
-    for (const [deviceId, connectionId] of gone) this.#directory.remove(deviceId, connectionId)
+    for (const [deviceId, connectionId] of gone) this.#directory.gone(deviceId, connectionId)
     // An answer has at most as many rows as a message may have.
     const rows = this.#outboxes.get(keyOf(sender))?.rows ?? 0
     if (rows + here.length > MAX_ROWS) this.#sendAll()

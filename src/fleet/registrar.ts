@@ -19,7 +19,7 @@
 
 import type { WorkerProcess } from "../device/ids.ts"
 import type { Channel } from "./channel.ts"
-import { type Change, Destination, type DestinationOptions } from "./destination.ts"
+import { type Change, Destination, type DestinationOptions, type Waiting } from "./destination.ts"
 import { keyOf } from "./directory.ts"
 import type { Keeper } from "./keeper.ts"
 import type { Keepers } from "./keepers.ts"
@@ -88,7 +88,7 @@ export class Registrar {
    * Changes in shards that no worker claims, until it is known that none does, and in those of a
    * keeper that this worker has not begun to tell its devices.
    */
-  readonly #unplaced = new Map<string, Change>()
+  readonly #unplaced = new Map<string, Waiting>()
   /** Devices that have connected and whose keeper has not answered, the oldest first. */
   readonly #awaited = new Map<string, Awaited>()
   /** Numbers the messages to all keepers. */
@@ -230,7 +230,7 @@ export class Registrar {
     if (this.#unplaced.size === 0) return
     const unplaced = [...this.#unplaced.values()]
     this.#unplaced.clear()
-    for (const change of unplaced) this.#place(change)
+    for (const { change, sinceMs } of unplaced) this.#place(change, sinceMs)
   }
 
   #shardOf(deviceId: string): number {
@@ -244,13 +244,15 @@ export class Registrar {
     return claimants.some(({ process }) => this.#members.wasHeard(process, sinceMs))
   }
 
-  #place(change: Change): void {
+  #place(change: Change, sinceMs = this.#options.steadyMs()): void {
     const [deviceId] = change
     // When it opens again, all devices are told.
     if (this.#channel.closed) return
     const shard = this.#shardOf(deviceId)
     const claimants = this.#keepers.claimants(shard)
-    for (const { process } of claimants) this.#told.get(keyOf(process))?.destination.add(change)
+    for (const { process } of claimants) {
+      this.#told.get(keyOf(process))?.destination.add(change, sinceMs)
+    }
     if (this.#keepers.hasForeign) this.#everyone.add(change)
     if (this.#keepers.kept.has(shard)) {
       if (change.length === 2) return
@@ -263,7 +265,7 @@ export class Registrar {
     const answering = claimants.filter(({ process }) => this.#members.answers(process))
     if (answering.some(({ process }) => this.#told.has(keyOf(process)))) return
     const isKept = answering.length > 0 || this.#options.steadyMs() < this.#claimsDueMs
-    if (isKept) this.#unplaced.set(deviceId, change)
+    if (isKept) this.#unplaced.set(deviceId, { change, sinceMs })
     else this.#everyone.add(change)
   }
 

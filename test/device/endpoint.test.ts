@@ -178,6 +178,14 @@ describe("the forward of a command that was written from a redelivery", () => {
   const redelivery = { ...command({ messageId: "m", redelivered: true }), bodyHash }
   const forward = () => ({ ...command({ messageId: "m", forwarded: true }), bodyHash })
 
+  test("has an outcome when it was held, because its keeper waits for one", () => {
+    const endpoint = endpointOf()
+    endpoint.offer(redelivery, 0)
+    endpoint.written(redelivery)
+    const held = { ...forward(), wasHeld: true }
+    expect(brief(endpoint.offer(held, 0))).toEqual([["duplicate", held]])
+  })
+
   test("is the same command: it has no outcome of its own", () => {
     const endpoint = endpointOf()
     endpoint.offer(redelivery, 0)

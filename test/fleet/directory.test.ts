@@ -25,10 +25,28 @@ describe("a registration", () => {
     const directory = keeping(0)
     directory.set([DEVICE, AT_ONE, 5], 100)
     expect(directory.find(DEVICE)).toEqual({ registration: [DEVICE, AT_ONE, 5], atMs: 100 })
-    directory.remove(DEVICE, AT_TWO)
+    directory.remove(OTHER)
     expect(directory.count).toBe(1)
-    directory.remove(DEVICE, AT_ONE)
+    directory.remove(DEVICE)
     expect([directory.find(DEVICE), directory.count]).toEqual([undefined, 0])
+  })
+
+  test("is removed when its process has no connection of the device any more", () => {
+    const directory = keeping(0)
+    directory.set([DEVICE, "gw1.0.mb2k3f9zq7x2.z", 5], 100)
+    // Of another process or incarnation, or reported late.
+    for (const other of [
+      "gw2.0.mb2k3f9zq7x2.10",
+      "gw1.0.mb2k3f9zq7x3.10",
+      "gw1.0.mb2k3f9zq7x2.y",
+    ]) {
+      directory.gone(DEVICE, other)
+      expect([other, directory.count]).toEqual([other, 1])
+    }
+    directory.gone(DEVICE, "gw1.0.mb2k3f9zq7x2.10")
+    expect(directory.count).toBe(0)
+    directory.gone(DEVICE, AT_ONE)
+    directory.gone(OTHER, AT_ONE)
   })
 
   test("keeps the time at which its connection came, also with another epoch", () => {
