@@ -108,7 +108,10 @@ function readReply(headers: Headers, maxReplyMs: number): ReplyRequest | string 
   if (isNext) conditions.push({ kind: "next" })
   const [condition, ...others] = conditions
   if (condition === undefined && timeout === null) return null
-  if (condition === undefined || others.length > 0) {
+  if (condition === undefined) {
+    return "reply_timeout_ms needs one of reply_token, reply_prefix and reply_next"
+  }
+  if (others.length > 0) {
     return "exactly one of reply_token, reply_prefix and reply_next is allowed"
   }
   if (timeout === null) {

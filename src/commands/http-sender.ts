@@ -8,11 +8,11 @@
  * While no keeper is known, as in the first second of a worker, a command that is to be held waits
  * for one as long as its request does.
  *
- * A command that was not written is copied to the undelivered queue. A command without `ttlMs` is
- * valid for `timeoutMs`, while its request waits. After that this worker neither writes nor
- * forwards it, and in the queue of another worker it expires. Bounds: `MAX_PENDING` requests,
- * commands without an outcome, and outbound messages; `timeoutMs` for each request, and the time
- * for its reply.
+ * A command that was not written is copied to the undelivered queue. One without `ttlMs` that is
+ * not to be held is valid for `timeoutMs`, while its request waits. After that this worker neither
+ * writes nor forwards it, and in the queue of another worker it expires. Bounds: `MAX_PENDING`
+ * requests, commands without an outcome, and outbound messages; `timeoutMs` for each request, and
+ * the time for its reply.
  */
 
 import type { Broker, Delivery, MessageProperties } from "../broker/broker.ts"
@@ -132,11 +132,13 @@ export class HttpSender {
     // Random, so that a back-end that may publish to the fleet queue cannot forge a receipt.
     const correlationId = crypto.randomUUID()
     const { holdMs } = request.options
-    const validMs = request.ttlMs ?? holdMs
-    const expiresAtMs = nowMs() + (validMs ?? timeoutMs)
+    const { ttlMs } = request
+    // `hold_ms` counts from when its keeper holds it.
+    const expiresAtMs =
+      nowMs() + (ttlMs ?? (holdMs === null ? timeoutMs : Number.POSITIVE_INFINITY))
     const { promise, resolve } = Promise.withResolvers<SendResult>()
     const giveUp = () => {
-      if (validMs === null) command.expiresAtMs = 0
+      if (ttlMs === null && holdMs === null) command.expiresAtMs = 0
       this.#answer(correlationId, { outcome: "timeout" })
     }
     const timer = setTimeout(giveUp, timeoutMs + (request.options.reply?.timeoutMs ?? 0))

@@ -38,7 +38,7 @@ export class WaitingReplies {
     }
     const nextMs = nextMsOf(command)
     if (nextMs > 0 && this.#nextMs() + nextMs > MAX_NEXT_MS) {
-      return `the commands with reply_next may wait longer than ${MAX_NEXT_MS} ms`
+      return `the reply_timeout_ms of its commands with reply_next add up to more than ${MAX_NEXT_MS} ms`
     }
     this.#untilMs.set(command, null)
     return null

@@ -129,6 +129,8 @@ export class Fleet {
   }
   /** What workers are to be told of held commands, by process and type. */
   readonly #heldNews = new Map<string, HeldNews>()
+  /** Other numbers of shards that were told of; at most `MAX_SHARDS`. */
+  readonly #toldShards = new Set<number>()
   /** The value of `fleetMessagesUnverified` at the last warning. */
   #toldUnverified = 0
   #toldUnverifiedAtMs = Number.NEGATIVE_INFINITY
@@ -502,6 +504,16 @@ export class Fleet {
     this.#registrar.gained(gained)
   }
 
+  #compareShards(worker: string, theirs: number): void {
+    const { shards, warn } = this.#options
+    if (theirs === shards || this.#toldShards.has(theirs)) return
+    this.#toldShards.add(theirs)
+    warn(
+      `FLEET_SHARDS is ${shards} here and ${theirs} on worker ${worker}: ` +
+        "they do not find each other's held commands, so set the same on all instances",
+    )
+  }
+
   #heard(message: FleetMessage): void {
     const { from, incarnation } = message
     if (message.type === "leaving") {
@@ -512,6 +524,7 @@ export class Fleet {
     switch (message.type) {
       case "alive":
         this.#members.admits(from, incarnation, message.admits_per_s ?? 0)
+        if (message.keeps !== undefined) this.#compareShards(from, message.keeps.of)
         if (this.keepers.heard({ worker: from, incarnation }, message.keeps)) this.#reviewSoon()
         this.#members.holds(from, incarnation, message.held ?? 0)
         if (message.asks && !this.#leaving) {

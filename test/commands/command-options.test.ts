@@ -82,7 +82,7 @@ test.each<[string, Headers]>([
   ["exactly one", { reply_token: "a", reply_prefix: "a" }],
   ["exactly one", { reply_token: "a", reply_next: true }],
   ["exactly one", { reply_prefix: "a", reply_next: true }],
-  ["exactly one", { reply_timeout_ms: 100 }],
+  ["needs one of reply_token", { reply_timeout_ms: 100 }],
   ["reply_timeout_ms", { reply_next: true, reply_timeout_ms: 0 }],
   ["reply_timeout_ms", { reply_next: true, reply_timeout_ms: -1 }],
   ["reply_timeout_ms", { reply_next: true, reply_timeout_ms: 1.5 }],

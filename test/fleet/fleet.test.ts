@@ -229,3 +229,14 @@ describe("messages with the fields of the schema and values of any type", () => 
     )
   })
 })
+
+test("a worker with another FLEET_SHARDS is told of once", () => {
+  const subject = new Subject()
+  subject.open()
+  const keeps = { of: 8, since: 1, version: 1, shards: [] }
+  subject.hear({ type: "alive", ...OTHER, asks: false, keeps })
+  subject.hear({ type: "alive", ...OTHER, asks: false, keeps: { ...keeps, version: 2 } })
+  subject.hear({ type: "alive", ...OTHER, asks: false, keeps: { ...keeps, of: 16 } })
+  expect(subject.warnings).toHaveLength(1)
+  expect(subject.warnings[0]).toContain("FLEET_SHARDS is 16 here and 8 on worker gw.1")
+})
