@@ -275,15 +275,17 @@ export class Consumer {
   #makeRoom(queue: string, prefetch: number, isIdle: boolean): void {
     let oldest: QueuedCommand | null = null
     const stuck: QueuedCommand[] = []
-    const since = this.#options.steadyMs() - STUCK_MS
+    const steadyMs = this.#options.steadyMs()
+    const since = steadyMs - STUCK_MS
     for (const command of this.#unacknowledged.all()) {
       if (command.countedFor?.queue !== queue) continue
       const { connection } = command
-      const hasWaited = command.arrivedAtMs <= since
       if (connection?.endpoint?.isHeld(command) === true) oldest ??= command
-      else if (isHeldBack(command)) oldest ??= hasWaited ? command : null
-      else if (connection?.isStuck !== true) return
-      else if (hasWaited) stuck.push(command)
+      else if (isHeldBack(command)) {
+        command.heldBackAtMs = steadyMs
+        if (command.arrivedAtMs <= since) oldest ??= command
+      } else if (connection?.isStuck !== true) return
+      else if (Math.max(command.arrivedAtMs, command.heldBackAtMs) <= since) stuck.push(command)
     }
     for (const command of stuck.slice(0, Math.ceil(prefetch / STUCK_PART))) {
       if (command.connection?.giveWay(command)) this.#options.counters.commandsGaveWay += 1

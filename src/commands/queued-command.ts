@@ -73,6 +73,8 @@ export class QueuedCommand implements Command {
   delivery: Delivery
   /** Of its first delivery here, of the monotonic clock. */
   readonly arrivedAtMs: number
+  /** When it was last seen to wait for held commands, of the monotonic clock. */
+  heldBackAtMs = Number.NEGATIVE_INFINITY
   /** The count of its queue; null before it is counted. */
   countedFor: QueueCount | null = null
   /** Null when the delivery could not be read as a command. */

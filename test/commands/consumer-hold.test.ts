@@ -148,4 +148,20 @@ describe("commands that wait for held ones", () => {
     subject.consumer.sweep()
     expect(subject.connection.heldBackReleased).toBe(1)
   })
+
+  test("wait for their own replies as long as others do once they are released", async () => {
+    const subject = await started(OTHER_QUEUE)
+    subject.connection.heldBack = true
+    for (let n = 0; n < 4; n += 1) await subject.deliver({ headers: { device_id: "thermostat:7" } })
+    subject.passedMs = 5_000
+    subject.consumer.sweep()
+    subject.connection.heldBack = false
+    subject.connection.isStuck = true
+    subject.passedMs = 9_999
+    subject.consumer.sweep()
+    expect(subject.counters.commandsGaveWay).toBe(0)
+    subject.passedMs = 10_000
+    subject.consumer.sweep()
+    expect(subject.counters.commandsGaveWay).toBe(1)
+  })
 })
