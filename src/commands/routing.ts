@@ -33,8 +33,9 @@ export function route<C>(
   const holder = workerOfConnection(id)
   // The two kinds of ids have different forms, so that neither can be taken for the other.
   const isConnection = target.connectionId !== null
-  if (isConnection && holder === null)
+  if (isConnection && holder === null) {
     return { kind: "nowhere", detail: "no connection has this id" }
+  }
   const connection = find(id)
   if (connection !== undefined) return { kind: "here", connection }
   if (holder === workerId) return { kind: "nowhere", detail: "the connection has closed" }

@@ -3,11 +3,11 @@
  * written, so that held commands come first.
  *
  *   unanswered ──held: no───────────────────────────────► released
- *        └──held: yes──► held ──done, or no held command here for `HELD_IDLE_MS`──► released
+ *        └──held: yes──► held ──done, or no news of held ones for `HELD_IDLE_MS`──► released
  *
  * unanswered: the keeper of the device's shard has not told whether it holds commands; at most
- * `ANSWER_MS`. held: it does, and forwards them one after the other. A keeper that ends meanwhile
- * is replaced, and the next one answers again.
+ * `ANSWER_MS`. held: it does, and forwards them one after the other, or says that they wait for
+ * those of other devices. A keeper that ends meanwhile is replaced, and the next one answers again.
  *
  * Pure: the time of a monotonic clock is passed in. Bounds: the commands are unacknowledged
  * deliveries or HTTP requests, which are bounded. When a queue delivers no more because all of its

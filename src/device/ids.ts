@@ -82,3 +82,10 @@ export class ConnectionIds {
     return id
   }
 }
+
+/** Whether both are connections of one process, and the first was not made after the second. */
+export function isSameOrEarlier(a: string, b: string): boolean {
+  const at = a.lastIndexOf(".")
+  if (at !== b.lastIndexOf(".") || !b.startsWith(a.slice(0, at + 1))) return false
+  return Number.parseInt(a.slice(at + 1), 36) <= Number.parseInt(b.slice(at + 1), 36)
+}

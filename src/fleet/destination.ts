@@ -15,7 +15,7 @@ import type { WorkerProcess } from "../device/ids.ts"
 import type { Channel } from "./channel.ts"
 import { Gathered } from "./gathered.ts"
 import { MAX_ROWS } from "./messages.ts"
-import type { Deregistration, Registration } from "./registration.ts"
+import { aged, type Deregistration, type Registration, repeated } from "./registration.ts"
 import type { SendSchedule } from "./send-schedule.ts"
 
 export type Change = Registration | Deregistration
@@ -40,12 +40,6 @@ export interface DestinationOptions {
   /** A message was not confirmed. */
   readonly failed: (result: Exclude<PublishResult, "confirmed">) => void
 }
-
-/**
- * A registration that has waited for longer is sent as one that is repeated: the worker was paused,
- * and the device may have connected elsewhere meanwhile. Less than `ARRIVAL_MS` of the keeper.
- */
-const FRESH_MS = 1_000
 
 export interface Waiting {
   readonly change: Change
@@ -148,14 +142,14 @@ export class Destination {
     if (!channel.open) return false
     const here: Registration[] = []
     const gone: Deregistration[] = []
-    const freshSinceMs = steadyMs() - FRESH_MS
+    const nowMs = steadyMs()
     for (const [deviceId, { change, sinceMs }] of this.#changes) {
       if (here.length + gone.length === MAX_ROWS) break
       this.#changes.delete(deviceId)
       if (isDeregistration(change)) gone.push(change)
       else if (isCurrent(change)) {
-        const isMarked = keeper !== null && sinceMs >= freshSinceMs
-        here.push(isMarked ? change : withoutMark(change))
+        // Earlier versions refuse marked rows in a message to all.
+        here.push(keeper === null ? repeated(change) : aged(change, nowMs - sinceMs))
       }
     }
     const tells = this.#tells
@@ -172,7 +166,7 @@ export class Destination {
     if (keeper === null) channel.broadcast({ type: "devices", here, gone }, settled)
     else {
       const n = this.#options.next()
-      if (here.length > 0) this.#unanswered.set(n, { sentAtMs: steadyMs(), here, isOverdue: false })
+      if (here.length > 0) this.#unanswered.set(n, { sentAtMs: nowMs, here, isOverdue: false })
       const shards = {
         ...(tells.length > 0 ? { tells } : {}),
         ...(told.length > 0 ? { told } : {}),
@@ -186,9 +180,4 @@ export class Destination {
 
 function isDeregistration(change: Change): change is Deregistration {
   return change.length === 2
-}
-
-/** Earlier versions refuse rows with a mark. */
-function withoutMark([deviceId, connectionId, epoch]: Registration): Registration {
-  return [deviceId, connectionId, epoch]
 }

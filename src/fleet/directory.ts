@@ -12,7 +12,7 @@
  * bytes each.
  */
 
-import { processOfConnection, type WorkerProcess } from "../device/ids.ts"
+import { isSameOrEarlier, processOfConnection, type WorkerProcess } from "../device/ids.ts"
 import type { Registration } from "./registration.ts"
 import { shardOf } from "./shards.ts"
 
@@ -144,13 +144,6 @@ export function keyOf({ worker, incarnation }: WorkerProcess): string {
 function processOf(key: string): WorkerProcess {
   const at = key.lastIndexOf(".")
   return { worker: key.slice(0, at), incarnation: key.slice(at + 1) }
-}
-
-/** Whether both are connections of one process, and the first was not made after the second. */
-function isSameOrEarlier(a: string, b: string): boolean {
-  const at = a.lastIndexOf(".")
-  if (at !== b.lastIndexOf(".") || !b.startsWith(a.slice(0, at + 1))) return false
-  return Number.parseInt(a.slice(at + 1), 36) <= Number.parseInt(b.slice(at + 1), 36)
 }
 
 function isOf(connectionId: string, { worker, incarnation }: WorkerProcess): boolean {

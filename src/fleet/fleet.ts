@@ -24,7 +24,7 @@ import { AdmissionRules, type AdmissionRulesOptions } from "./admission-rules.ts
 import { Broadcasts } from "./broadcasts.ts"
 import { Channel } from "./channel.ts"
 import { instanceOf } from "./device-view.ts"
-import { Directory, type Found } from "./directory.ts"
+import { Directory, type Found, keyOf } from "./directory.ts"
 import type { FleetKeys } from "./fleet-keys.ts"
 import { FleetQuery } from "./fleet-query.ts"
 import { type FleetView, fleetView } from "./fleet-view.ts"
@@ -293,14 +293,13 @@ export class Fleet {
   tellHeld(connectionId: string, type: HeldNews["type"]): void {
     const to = processOfConnection(connectionId)
     if (to === null) return
-    const { self } = this.#options
-    if (to.worker === self.worker && to.incarnation === self.incarnation) {
+    if (keyOf(to) === keyOf(this.#options.self)) {
       this.#heardHeld(connectionId, type)
       return
     }
     // After a keeper has read the held commands there may be one for each connection.
     if (this.#heldNews.size === 0) setImmediate(() => this.#tellHeldNews())
-    const key = `${to.worker} ${to.incarnation} ${type}`
+    const key = `${keyOf(to)} ${type}`
     const news = this.#heldNews.get(key)
     if (news === undefined) this.#heldNews.set(key, { to, type, connections: [connectionId] })
     else news.connections.push(connectionId)

@@ -25,7 +25,7 @@ import type { Keeper } from "./keeper.ts"
 import type { Keepers } from "./keepers.ts"
 import type { Members } from "./members.ts"
 import type { FleetMessage } from "./messages.ts"
-import type { Registration } from "./registration.ts"
+import { aged, type Registration } from "./registration.ts"
 import type { SendSchedule } from "./send-schedule.ts"
 import { shardOf } from "./shards.ts"
 
@@ -257,7 +257,9 @@ export class Registrar {
     if (this.#keepers.kept.has(shard)) {
       if (change.length === 2) return
       const [, connectionId] = change
-      const { raised, hasHeld } = this.#keeper.registerOwn(change)
+      const { raised, hasHeld } = this.#keeper.registerOwn(
+        aged(change, this.#options.steadyMs() - sinceMs),
+      )
       if (raised === null) this.#answered(deviceId, connectionId, hasHeld)
       else this.#options.raised([deviceId, connectionId, raised])
       return

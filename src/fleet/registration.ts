@@ -17,6 +17,22 @@ export type Registration = readonly [
 export type Deregistration = readonly [deviceId: string, connectionId: string]
 
 /**
+ * A registration that has waited for longer is not fresh any more: its worker was paused, and the
+ * device may have connected elsewhere meanwhile. Less than `ARRIVAL_MS` of the keeper.
+ */
+const FRESH_MS = 1_000
+
+/** The registration as one that is repeated. */
+export function repeated([deviceId, connectionId, epoch]: Registration): Registration {
+  return [deviceId, connectionId, epoch]
+}
+
+/** The registration after it has waited for this time. */
+export function aged(registration: Registration, waitedMs: number): Registration {
+  return waitedMs > FRESH_MS ? repeated(registration) : registration
+}
+
+/**
  * Whether the first of two connections of one device is the newer one. All workers decide alike.
  */
 export function isNewer(

@@ -136,10 +136,16 @@ test("a back-end cannot pass a command off as held, or have a worker hold it at 
 })
 
 describe("commands that wait for held ones", () => {
-  test("are released when they fill the prefetch of their queue for long", async () => {
+  /** They fill the prefetch of their queue. */
+  async function waiting(): Promise<Awaited<ReturnType<typeof started>>> {
     const subject = await started(OTHER_QUEUE)
     subject.connection.heldBack = true
     for (let n = 0; n < 4; n += 1) await subject.deliver({ headers: { device_id: "thermostat:7" } })
+    return subject
+  }
+
+  test("are released when they fill the prefetch of their queue for long", async () => {
+    const subject = await waiting()
     subject.consumer.sweep()
     subject.passedMs = 4_999
     subject.consumer.sweep()
@@ -150,9 +156,7 @@ describe("commands that wait for held ones", () => {
   })
 
   test("wait for their own replies as long as others do once they are released", async () => {
-    const subject = await started(OTHER_QUEUE)
-    subject.connection.heldBack = true
-    for (let n = 0; n < 4; n += 1) await subject.deliver({ headers: { device_id: "thermostat:7" } })
+    const subject = await waiting()
     subject.passedMs = 5_000
     subject.consumer.sweep()
     subject.connection.heldBack = false

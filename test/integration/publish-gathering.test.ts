@@ -57,6 +57,7 @@ async function readsFor(gatherMs: number): Promise<number> {
   const results: Promise<unknown>[] = []
   for (let n = 0; n < MESSAGES; n += 1) {
     results.push(user.publish(lines.name, String(n)))
+    // The period of the messages, not a wait for anything.
     await Bun.sleep(1)
   }
   expect(new Set(await Promise.all(results))).toEqual(new Set(["confirmed"]))

@@ -31,7 +31,6 @@ import type { HeldCommand } from "./held-command.ts"
 const RETRY_MS = 5_000
 /** Longer than a forward and its receipt need with `maxOnTheWay` before them. */
 export const SLOW_MS = 250
-
 /** Shorter than newer commands wait without news of held ones (`hold-back.ts`). */
 export const WAITS_MS = 5_000
 
@@ -55,6 +54,7 @@ interface Sent extends Sending {
   readonly correlationId: string
   /** Null when the connection id names no process. */
   readonly process: WorkerProcess | null
+  readonly lane: Lane
   sentAtMs: number
   /** Neither answered nor slow. */
   isOnTheWay: boolean
@@ -63,6 +63,7 @@ interface Sent extends Sending {
 /** A device that waits until a command may go to its connection. */
 export interface Turn {
   readonly connectionId: string
+  readonly lane: Lane
   readonly begin: () => void
   /** When its worker was told that it waits; at first when it began to wait. */
   toldAtMs: number
@@ -112,14 +113,15 @@ export class HeldForwards {
 
   /** @param begin called once, when there is room; not before this returns. */
   wait(connectionId: string, begin: () => void): Turn {
-    const turn = { connectionId, begin, toldAtMs: this.#options.steadyMs() }
-    this.#laneOf(connectionId).turns.add(turn)
+    const lane = this.#laneOf(connectionId)
+    const turn = { connectionId, lane, begin, toldAtMs: this.#options.steadyMs() }
+    lane.turns.add(turn)
     return turn
   }
 
   /** The device does not wait for its turn any more. */
   leave(turn: Turn): void {
-    this.#laneOf(turn.connectionId).turns.delete(turn)
+    turn.lane.turns.delete(turn)
   }
 
   /** @param sending `answered` is not called before this returns. */
@@ -128,8 +130,10 @@ export class HeldForwards {
     // Random, so that a back-end that may publish to the fleet queue cannot forge a receipt.
     const correlationId = crypto.randomUUID()
     const process = processOfConnection(connectionId)
-    const sent = { ...sending, forward, correlationId, process, sentAtMs: 0, isOnTheWay: true }
-    this.#laneOf(connectionId).onTheWay += 1
+    const lane = this.#laneOf(connectionId)
+    lane.onTheWay += 1
+    const where = { process, lane, sentAtMs: 0, isOnTheWay: true }
+    const sent = { ...sending, forward, correlationId, ...where }
     this.#sent.set(correlationId, sent)
     this.#correlationIds.set(forward, correlationId)
     this.#publish(sent)
@@ -193,7 +197,7 @@ export class HeldForwards {
   #arrived(sent: Sent): void {
     if (!sent.isOnTheWay) return
     sent.isOnTheWay = false
-    this.#laneOf(sent.forward.connectionId).onTheWay -= 1
+    sent.lane.onTheWay -= 1
   }
 
   #answered(sent: Sent, receipt: Receipt, wasOffered: boolean): void {
@@ -201,7 +205,7 @@ export class HeldForwards {
     // The next command of the device goes before those of devices that wait. So one device after
     // the other has all its commands.
     sent.answered(sent.forward, receipt, wasOffered)
-    this.#advance(this.#laneOf(sent.forward.connectionId))
+    this.#advance(sent.lane)
   }
 
   #publish(sent: Sent): void {
